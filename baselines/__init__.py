@@ -1,0 +1,1 @@
+"""Rival backbones behind the same protocol."""

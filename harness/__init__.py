@@ -1,0 +1,1 @@
+"""One training, sampling, evaluation and measurement protocol for every backbone."""

@@ -1,0 +1,165 @@
+"""The typed configuration of a run. Hydra composes it, a run's identity is its hash, nothing else decides a result."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..kernels.errors import InputError, unknown
+
+PRECISIONS = ("float32", "bfloat16")
+MODES = ("forward", "train")  # of bench
+FEATURES = ("efficientnet_lite0", "inception_v3")
+METRICS = ("fd", "kid", "prc", "isc")
+
+
+def _positive(section: str, values: dict[str, int | float]) -> None:
+    for name, value in values.items():
+        if value <= 0:
+            raise InputError(f"{section}.{name} must be above 0, not {value}")
+
+
+@dataclass
+class DataConfig:
+    """Which images: `kind` names the loader, `path` a file or folder, `size` the side in pixels after resizing.
+
+    A path is not part of a run's identity; `name` is: give it where two paths hold different sets.
+    """
+
+    kind: str = "digits"
+    name: str = ""
+    path: str | None = None
+    size: int = 16
+    channels: int = 1
+    num_classes: int = 10
+    flip: bool = False  # random horizontal flips in training
+
+    def __post_init__(self) -> None:
+        _positive("data", {"size": self.size, "channels": self.channels})
+        if self.num_classes < 0:
+            raise InputError(f"data.num_classes must be 0 (unconditional) or more, not {self.num_classes}")
+
+
+@dataclass
+class TrainConfig:
+    """The papers' protocol by default: AdamW, constant 1e-4, no weight decay, batch 256, EMA 0.9999, bf16 autocast."""
+
+    steps: int = 400_000
+    batch_size: int = 256
+    lr: float = 1e-4
+    weight_decay: float = 0.0
+    ema_decay: float = 0.9999
+    class_dropout: float = 0.1  # how often a label is replaced by the null class
+    precision: str = "bfloat16"
+
+    def __post_init__(self) -> None:
+        _positive("train", {"steps": self.steps, "batch_size": self.batch_size, "lr": self.lr})
+        if self.precision not in PRECISIONS:
+            raise unknown("train.precision", self.precision, PRECISIONS)
+        if not 0 <= self.ema_decay < 1:
+            raise InputError(f"train.ema_decay must be at least 0 and below 1, not {self.ema_decay}")
+        if not 0 <= self.class_dropout < 1:
+            raise InputError(f"train.class_dropout must be at least 0 and below 1, not {self.class_dropout}")
+
+
+@dataclass
+class SampleConfig:
+    """How images are drawn: 250 ancestral steps without guidance by default, the papers' protocol."""
+
+    count: int = 50_000
+    method: str = "ancestral"  # or ddim
+    steps: int = 250
+    guidance: float = 1.0  # 1: none
+    guidance_channels: int | None = None  # the first channels guided; null: all
+    clip: bool = False  # clamp predicted images to [-1, 1]: ADM's rule in pixels; latents have no bounds
+    precision: str = "float32"
+    batch_size: int = 64
+
+    def __post_init__(self) -> None:
+        _positive("sample", {"count": self.count, "batch_size": self.batch_size})
+        if self.method not in ("ancestral", "ddim"):
+            raise unknown("sample.method", self.method, ("ancestral", "ddim"))
+        if not 2 <= self.steps <= 1000:
+            raise InputError(f"sample.steps must be 2 to 1000, not {self.steps}")
+        if self.precision not in PRECISIONS:
+            raise unknown("sample.precision", self.precision, PRECISIONS)
+        if self.guidance_channels is not None and self.guidance_channels < 1:
+            raise InputError(
+                f"sample.guidance_channels must be 1 or more, or null for all, not {self.guidance_channels}"
+            )
+
+
+@dataclass
+class EvaluateConfig:
+    """How samples are scored: `features` names the network, `metrics` what is computed from its features: Fréchet
+    distance (`fd`), kernel distance (`kid`), precision and recall (`prc`), inception score (`isc`)."""
+
+    features: str = "efficientnet_lite0"  # or inception_v3 (the Inception-2015 network that FID means)
+    features_path: str | None = None  # weights of inception_v3; null: torch-fidelity's, downloaded
+    metrics: list[str] = field(default_factory=lambda: ["fd", "kid", "prc"])
+    reference_count: int | None = None  # a fixed random subset of the data; null: all of it
+    batch_size: int = 64
+
+    def __post_init__(self) -> None:
+        if self.reference_count is not None:
+            _positive("evaluate", {"reference_count": self.reference_count})
+        _positive("evaluate", {"batch_size": self.batch_size})
+        if self.features not in FEATURES:
+            raise unknown("evaluate.features", self.features, FEATURES)
+        if not self.metrics:
+            raise InputError(f"evaluate.metrics is empty; choices: {', '.join(METRICS)}")
+        for metric in self.metrics:
+            if metric not in METRICS:
+                raise unknown("evaluate.metrics", metric, METRICS)
+
+
+@dataclass
+class BackendConfig:
+    """The implementation of each operator, by name; `auto` takes the first that runs on the device."""
+
+    selective_scan: str = "auto"
+    window_attention: str = "auto"
+    attention: str = "auto"
+
+
+@dataclass
+class BenchConfig:
+    """What `bench` and the benchmark of a run measure."""
+
+    batch_size: int = 16
+    modes: list[str] = field(default_factory=lambda: ["forward", "train"])
+    repeats: int = 20
+    warmup: int = 3
+    precision: str = "bfloat16"
+
+    def __post_init__(self) -> None:
+        _positive("bench", {"batch_size": self.batch_size, "repeats": self.repeats})
+        for mode in self.modes:
+            if mode not in MODES:
+                raise unknown("bench.modes", mode, MODES)
+        if self.precision not in PRECISIONS:
+            raise unknown("bench.precision", self.precision, PRECISIONS)
+
+
+@dataclass
+class RunConfig:
+    """Where and how, never what: left out of a run's identity."""
+
+    root: str = "runs"
+    device: str = "auto"  # cuda where there is one, else cpu
+    workers: int = 0  # processes that load data
+    log_every: int = 50  # steps between lines of metrics
+    checkpoint_every: int = 1000  # steps
+
+
+@dataclass
+class Config:
+    """Everything that a run is. `model` is the configuration of a registered family."""
+
+    model: Any
+    data: DataConfig
+    train: TrainConfig = field(default_factory=TrainConfig)
+    sample: SampleConfig = field(default_factory=SampleConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    bench: BenchConfig = field(default_factory=BenchConfig)
+    backend: BackendConfig = field(default_factory=BackendConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+    seed: int = 0

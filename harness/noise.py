@@ -1,0 +1,19 @@
+"""Random numbers that depend on a seed and an index alone, never on batch size, order or the number of workers."""
+
+from enum import IntEnum
+
+import numpy as np
+
+
+class Stream(IntEnum):
+    """What the numbers are for; two streams of one seed never overlap."""
+
+    ORDER = 0  # the order of an epoch; index: the epoch
+    TRAIN = 1  # timestep, label drop, flip and noise of one training image; index: images seen before it
+    SAMPLE = 2  # start and noise of one sampled image; index: the image
+    INIT = 3  # synthetic data and weights; index: what the caller counts
+
+
+def generator(seed: int, stream: Stream, index: int) -> np.random.Generator:
+    """The generator of one item: Philox (Salmon et al., 2011), keyed by seed and stream, its counter set to index."""
+    return np.random.Generator(np.random.Philox(key=[seed, int(stream)], counter=[0, 0, 0, index]))

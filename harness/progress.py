@@ -1,0 +1,55 @@
+"""What a long job says while it works: lines for a person, a small file for whoever watches from outside."""
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+
+def clock(seconds: float) -> str:
+    """Seconds as h:mm:ss or m:ss."""
+    whole = int(seconds + 0.5)
+    hours, minutes = divmod(whole // 60, 60)
+    return f"{hours}:{minutes:02d}:{whole % 60:02d}" if hours else f"{minutes}:{whole % 60:02d}"
+
+
+class Progress:
+    """Prints at most one line every `every` seconds and keeps `progress.json` in `folder` up to date."""
+
+    def __init__(self, folder: Path | None = None, every: float = 5.0) -> None:
+        self.folder, self.every = folder, every
+        self._stage, self._began, self._first, self._printed = "", 0.0, 0, 0.0
+
+    def say(self, text: str) -> None:
+        """One line, at once."""
+        print(text, file=sys.stderr, flush=True)
+
+    def update(self, stage: str, done: int, total: int, **facts: Any) -> None:
+        """`done` of `total` units of a stage are through."""
+        now = time.monotonic()
+        if stage != self._stage:
+            self._stage, self._began, self._first, self._printed = stage, now, done, 0.0
+        rate = (done - self._first) / (now - self._began) if now > self._began else 0.0
+        left = (total - done) / rate if rate else None
+        if now - self._printed < self.every and done < total:
+            return
+        self._printed = now
+        state = {"stage": stage, "done": done, "total": total, "rate": rate, "left_s": left, **facts}
+        if self.folder is not None:
+            temporary = self.folder / f".progress.{os.getpid()}.tmp"
+            temporary.write_text(json.dumps(state))
+            os.replace(temporary, self.folder / "progress.json")
+        self.say(describe(state))
+
+
+def describe(state: dict[str, Any]) -> str:
+    """The line for a person: `train 400/1500  12.1/s  1:31 left  loss 0.0812`."""
+    words = [f"{state['stage']} {state['done']}/{state['total']}"]
+    if state["rate"]:
+        words.append(f"{state['rate']:.3g}/s")
+    if state["left_s"]:
+        words.append(f"{clock(state['left_s'])} left")
+    words += [f"{k} {v}" for k, v in state.items() if k not in ("stage", "done", "total", "rate", "left_s")]
+    return "  ".join(words)

@@ -1,0 +1,64 @@
+"""Where a number comes from: the code's commit, the device, the versions."""
+
+import platform
+import subprocess
+from functools import lru_cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def _git(*command: str) -> str | None:
+    folder = Path(__file__).resolve().parent
+    try:
+        done = subprocess.run(["git", "-C", folder, *command], capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def device_name(device: str) -> str:
+    """The name of the GPU, or of the CPU with its core count."""
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name(device)
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _driver() -> str | None:
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.split("\n")[0].strip() or None if done.returncode == 0 else None
+
+
+@lru_cache(maxsize=4)
+def provenance(device: str) -> dict[str, Any]:
+    """Commit and dirty flag of the code that runs (null for an installed wheel), device, driver and versions."""
+    # Only where this very file is tracked: an environment inside somebody's repository is not our commit.
+    tracked = _git("ls-files", "--error-unmatch", Path(__file__).name) is not None
+    return {
+        "commit": _git("rev-parse", "HEAD") if tracked else None,
+        "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")) if tracked else None,
+        "host": platform.node(),
+        "device": device_name(device),
+        "driver": _driver() if device.startswith("cuda") else None,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "lamabench": metadata.version("lamabench"),
+    }
+
+
+def pick_device(request: str) -> str:
+    """`auto` is cuda where there is one, else cpu; anything else is what it says."""
+    if request == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return request

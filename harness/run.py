@@ -1,0 +1,225 @@
+"""A run: its folder, its identity and its stages, each done once and recorded."""
+
+import fcntl
+import json
+import os
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Subset
+
+from ..kernels.errors import InputError, unknown
+from . import backbones
+from .bench import bench
+from .config import Config
+from .cost import cost
+from .data import epoch_order, load
+from .generate import generate
+from .progress import Progress
+from .provenance import pick_device, provenance
+from .record import KINDS, Run, append, entry, identity, read_run, write_atomically
+from .train import Diverged, check_fit, train
+
+STAGES = KINDS  # cost, train, sample, evaluate, bench: in the order in which they run
+
+
+class Busy(RuntimeError):
+    """Another process works on the run."""
+
+
+def config_to_dict(config: Config) -> dict[str, Any]:
+    """A configuration as plain data, with the model's family."""
+    plain = {f.name: getattr(config, f.name) for f in fields(config)}
+    return {
+        name: backbones.to_dict(value) if name == "model" else value if isinstance(value, int) else asdict(value)
+        for name, value in plain.items()
+    }
+
+
+def config_from_dict(data: dict[str, Any]) -> Config:
+    """The configuration that `config_to_dict` wrote."""
+    types: dict[str, Any] = {f.name: f.type for f in fields(Config)}
+    made = {name: value if name in ("model", "seed") else types[name](**value) for name, value in data.items()}
+    return Config(**made | {"model": backbones.from_dict(data["model"])})
+
+
+def describe(config: Config, *, study: str, name: str, model: str, variant: dict, overrides: Sequence[str]) -> dict:
+    """What config.json says of a run; `id` is the hash of its configuration."""
+    plain = config_to_dict(config)
+    return {
+        "id": identity(plain),
+        "study": study,
+        "name": name,
+        "model": model,
+        "family": plain["model"]["family"],
+        "title": backbones.preset(model).title,
+        "variant": variant,
+        "seed": config.seed,
+        "overrides": list(overrides),
+        "config": plain,
+    }
+
+
+def folder_of(info: dict[str, Any]) -> Path:
+    """Where a run lives: ROOT/STUDY/NAME-ID."""
+    return Path(info["config"]["run"]["root"]) / info["study"] / f"{info['name']}-{info['id']}"
+
+
+def create(info: dict[str, Any]) -> Path:
+    """The folder of a run, made if it is not there; a run that exists keeps its records."""
+    folder = folder_of(info)
+    write_atomically(folder / "config.json", json.dumps(info, indent=1).encode())
+    return folder
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the run for this process; the lock goes with the process, however it ends. Raises Busy where it is held."""
+    with open(folder / ".lock", "a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise Busy(f"{folder} is being worked on by process {file.read().strip() or '?'}") from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+def is_locked(folder: Path) -> bool:
+    """Whether a process works on the run now."""
+    if not (folder / ".lock").is_file():
+        return False
+    with open(folder / ".lock") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def check_ready(config: Config) -> None:
+    """Raise InputError for what would stop a training run at its start (model and data that do not fit, data that are
+    not there, a backend that cannot run), before anything is written."""
+    check_fit(config)
+    with torch.device("meta"):
+        net = backbones.build(config.model)
+    backbones.select_backends(net, vars(config.backend), pick_device(config.run.device).split(":")[0])
+    load(config.data)
+
+
+def missing_stages(run: Run, stages: Sequence[str]) -> list[str]:
+    """The stages whose newest record is not `done`, in the order in which they run."""
+    for stage in stages:
+        if stage not in STAGES:
+            raise unknown("stage", stage, STAGES)
+    newest = {stage: run.last(stage) for stage in STAGES}
+    return [s for s in STAGES if s in stages and not ((line := newest[s]) and line["state"] == "done")]
+
+
+def execute(folder: Path, stages: Sequence[str], progress: Progress) -> None:
+    """Do what is missing of `stages`, one after the other, and record each.
+
+    A stage that fails is a record too, with its error, and its exception goes on. Raises Busy where another process
+    holds the run.
+    """
+    with locked(folder):
+        run = read_run(folder)
+        config = config_from_dict(run.info["config"])
+        check_fit(config)
+        for stage in missing_stages(run, stages):
+            origin = {"provenance": provenance(pick_device(config.run.device))}
+            try:
+                rows = _STAGES[stage](folder, run.info, config, progress)
+            except Exception as error:
+                append(folder / "record.jsonl", entry(stage, _state(error), error=_one_line(error), **origin))
+                if not isinstance(error, InputError | Diverged):
+                    (folder / "error.log").write_text(traceback.format_exc())
+                raise
+            for row in rows:
+                append(folder / "record.jsonl", entry(stage, **{"state": "done", **row, **origin}))
+
+
+def _state(error: Exception) -> str:
+    if isinstance(error, Diverged):
+        return "diverged"
+    return "oom" if isinstance(error, torch.cuda.OutOfMemoryError | MemoryError) else "failed"
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return text if isinstance(error, InputError | Diverged) else f"{type(error).__name__}: {text}"[:500]
+
+
+def source_of(info: dict[str, Any], folder: Path) -> Path:
+    """The run whose checkpoint is sampled: `source` in config.json where the run only samples, else the run."""
+    return Path(info["source"]) if info.get("source") else folder
+
+
+def _cost(folder: Path, info: dict, config: Config, progress: Progress) -> list[dict]:
+    return [cost(config.model).as_dict()]
+
+
+def _train(folder: Path, info: dict, config: Config, progress: Progress) -> list[dict]:
+    return [train(folder, config, progress)]
+
+
+def _sample(folder: Path, info: dict, config: Config, progress: Progress) -> list[dict]:
+    return [generate(folder, config, progress, source_of(info, folder))]
+
+
+def read_samples(path: Path) -> np.ndarray:
+    """`images` uint8 [N, H, W, C] of an .npz. Raises InputError where there are none."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            images = file["images"]
+    except FileNotFoundError:
+        raise InputError(f"no samples: {path} does not exist; draw them first (lamabench sample …)") from None
+    except (KeyError, ValueError, OSError, EOFError) as error:
+        raise InputError(f"{path} is not an .npz with an array `images`: {error}") from None
+    if images.dtype != np.uint8 or images.ndim != 4:
+        raise InputError(f"`images` in {path} must be uint8 [N, H, W, C], not {images.dtype} {list(images.shape)}")
+    return images
+
+
+def score(samples: Path, config: Config, cache: Path, progress: Progress) -> list[dict]:
+    """The rows of `evaluate` for a file of samples against the training images of `config.data`."""
+    from .evaluate import evaluate  # slow to import, and only scoring needs it
+
+    images = read_samples(samples)
+    data = load(config.data)
+    reference, fingerprint, count = data, data.fingerprint, config.evaluate.reference_count
+    if count is not None and count != len(data):
+        if count > len(data):
+            raise InputError(f"evaluate.reference_count {count} is more than the {len(data)} images of the data")
+        reference = Subset(data, epoch_order(0, 0, len(data))[:count].tolist())
+        fingerprint = f"{fingerprint}-{count}"
+    return evaluate(
+        images,
+        reference,
+        config.evaluate,
+        reference_name=config.data.name or config.data.kind,
+        reference_fingerprint=fingerprint,
+        cache_dir=cache,
+        device=pick_device(config.run.device),
+        seed=config.seed,
+        progress=lambda done, total: progress.update("evaluate", done, total),
+    )
+
+
+def _evaluate(folder: Path, info: dict, config: Config, progress: Progress) -> list[dict]:
+    return [{"rows": score(folder / "samples.npz", config, Path(config.run.root) / ".cache", progress)}]
+
+
+def _bench(folder: Path, info: dict, config: Config, progress: Progress) -> list[dict]:
+    return bench(config, progress.say)
+
+
+_STAGES = {"cost": _cost, "train": _train, "sample": _sample, "evaluate": _evaluate, "bench": _bench}

@@ -1,0 +1,50 @@
+"""Scan paths: the orders in which a 2-D grid of tokens is read, and their inverses (SPEC.md, section 1)."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..errors import unknown
+
+# How many directions each kind of scan has.
+DIRECTIONS = {"continuous": 4, "cross": 4, "bidirectional": 2, "unidirectional": 1}
+
+
+class ScanPaths(NamedTuple):
+    """`order[k, l]` is the token that path k visits at step l; `inverse[k, order[k, l]] = l`. Both int64 [K, L]."""
+
+    order: Tensor
+    inverse: Tensor
+
+
+def scan_paths(kind: str, height: int, width: int) -> ScanPaths:
+    """The paths of a kind of scan over `height` × `width` tokens, row-major, on the CPU.
+
+    continuous      four snakes without jumps (LaMamba-Diff): over rows from the top left, over rows from the bottom
+                    left, over columns from the bottom left, over columns from the bottom right
+    cross           rows, columns, and both reversed (VMamba)
+    bidirectional   rows and rows reversed (Vision Mamba)
+    unidirectional  rows
+
+    Raises InputError for any other kind.
+    """
+    if kind not in DIRECTIONS:
+        raise unknown("scan", kind, DIRECTIONS)
+    rows = torch.arange(height * width, device="cpu").view(height, width)
+    upwards = rows.flip(0)
+    if kind == "continuous":
+        paths = [_snake(rows), _snake(upwards), _snake(upwards.T), _snake(upwards.flip(1).T)]
+    else:
+        forward, down = rows.flatten(), rows.T.flatten()
+        paths = [forward, down, forward.flip(0), down.flip(0)]
+        paths = {"cross": paths, "bidirectional": [paths[0], paths[2]], "unidirectional": paths[:1]}[kind]
+    order = torch.stack(paths)
+    return ScanPaths(order, order.argsort(dim=1))
+
+
+def _snake(lines: Tensor) -> Tensor:
+    """The lines of a grid one after the other, every second one backwards."""
+    lines = lines.clone()
+    lines[1::2] = lines[1::2].flip(1)
+    return lines.flatten()

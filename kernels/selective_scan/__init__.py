@@ -1,0 +1,63 @@
+"""Mamba's selective scan over several paths through one image (arXiv 2312.00752, section 3.2; VMamba, 2401.10166)."""
+
+from torch import Tensor
+
+from ..backend import Backend, Operator
+from ..cross_scan import ScanPaths
+from . import reference, vectorised
+
+OPERATOR = Operator(
+    "selective_scan", [Backend("torch", vectorised.selective_scan), Backend("reference", reference.selective_scan)]
+)
+
+
+def selective_scan(
+    x: Tensor,
+    dt: Tensor,
+    b: Tensor,
+    c: Tensor,
+    dt_weight: Tensor,
+    dt_bias: Tensor,
+    a: Tensor,
+    skip: Tensor,
+    paths: ScanPaths,
+    backend: str = "auto",
+) -> Tensor:
+    """Scan K paths through every image and add what they give.
+
+    x          [B, L, E]     tokens in image order
+    dt         [B, L, K, r]  low-rank step sizes, b and c [B, L, K, N] input and output projections, all in image order
+    dt_weight  [K, E, r], dt_bias [K, E]
+    a          [K, E, N]     negative; skip [K, E]
+    paths      `scan_paths(…)`, on the device of x
+    returns    [B, L, E], in the type of x
+
+    Along path k: delta = softplus(W_k dt + bias_k), h_l = exp(delta_l A) h_{l-1} + delta_l b_l x_l,
+    y_l = c_l · h_l + skip x_l. The recurrence runs in float32, or in float64 where x is.
+    """
+    run = OPERATOR.resolve(backend, x.device.type).run
+    return run(x, dt, b, c, dt_weight, dt_bias, a, skip, paths.order, paths.inverse)
+
+
+def macs(batch: int, length: int, directions: int, channels: int, rank: int) -> int:
+    """Multiply-adds of the matrix products inside: the step sizes, r -> E."""
+    return batch * length * directions * channels * rank
+
+
+def operations(batch: int, length: int, directions: int, channels: int, states: int) -> int:
+    """Floating-point operations of the scan by the papers' rule: 9·K·E·L·N + K·E·L."""
+    return batch * directions * channels * length * (9 * states + 1)
+
+
+def traced_cost(x: Tensor, dt: Tensor, b: Tensor, *_: Tensor) -> tuple[int, int]:
+    """MACs and operations of one call of the custom operator, from its arguments."""
+    batch, length, channels = x.shape
+    directions, rank = dt.shape[2:]
+    return (
+        macs(batch, length, directions, channels, rank),
+        operations(batch, length, directions, channels, b.shape[3]),
+    )
+
+
+# What a traced count needs to know about the operators registered here.
+TRACED = {"lamabench::selective_scan": traced_cost}

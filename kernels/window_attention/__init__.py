@@ -1,0 +1,52 @@
+"""Shifted-window attention with a relative position bias (Swin, arXiv 2103.14030)."""
+
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from ..backend import Backend, Operator
+from . import reference
+from .windows import merge, partition, relative_position_index, shift_mask
+
+__all__ = ["OPERATOR", "macs", "relative_position_index", "shift_mask", "window_attention"]
+
+
+def _sdpa(
+    qkv: Tensor, heads: int, window: int, shift: int, table: Tensor | None, index: Tensor | None, mask: Tensor | None
+) -> Tensor:
+    q, k, v = partition(qkv, heads, window, shift)
+    bias = None
+    if table is not None and index is not None:
+        bias = table[index].permute(2, 0, 1).to(q.dtype)  # [heads, w², w²]
+    if mask is not None:
+        mask = mask[:, None].to(q.dtype)  # [windows, 1, w², w²]
+        bias = mask if bias is None else mask + bias
+    out = scaled_dot_product_attention(q, k, v, attn_mask=bias)
+    return merge(out, qkv.shape[1], qkv.shape[2], window, shift)
+
+
+OPERATOR = Operator("window_attention", [Backend("sdpa", _sdpa), Backend("reference", reference.window_attention)])
+
+
+def window_attention(
+    qkv: Tensor,
+    heads: int,
+    window: int,
+    shift: int = 0,
+    table: Tensor | None = None,
+    index: Tensor | None = None,
+    mask: Tensor | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """Attention inside windows of `window` × `window` tokens, the grid shifted cyclically by `shift` before.
+
+    qkv    [B, H, W, 3C], queries, then keys, then values, each `heads` × C / heads; H and W divide by `window`
+    table  [(2w - 1)², heads] relative position bias, with index = `relative_position_index(w)`; None: no bias
+    mask   `shift_mask(H, W, w, shift)` [windows, w², w²], needed with a shift; None: no mask
+    returns [B, H, W, C], in the type of qkv
+    """
+    return OPERATOR.resolve(backend, qkv.device.type).run(qkv, heads, window, shift, table, index, mask)
+
+
+def macs(batch: int, height: int, width: int, channels: int, window: int) -> int:
+    """Multiply-adds of both products: every token meets w² keys, then w² values."""
+    return 2 * batch * height * width * window**2 * channels

@@ -1,0 +1,1 @@
+"""The command, its Hydra configuration, run identity and job submission."""

@@ -1,0 +1,148 @@
+"""The command `lamabench`. Bad input is one line and exit code 2."""
+
+import argparse
+import importlib
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from ..ablations.study import StudyError
+from ..harness.record import RecordError
+from ..kernels.errors import InputError
+
+EPILOG = """examples
+  lamabench models                                       every model, with parameters and MACs
+  lamabench cost lamamba_xl dit_xl_2 input_size=64       where the multiply-adds go, at 512 px
+  lamabench train model=lamamba_nano data=digits train.steps=200 train.batch_size=32
+  lamabench sample runs/train/lamamba_nano-digits-ID sample.count=64 sample.method=ddim sample.steps=25
+  lamabench evaluate runs/train/lamamba_nano-digits-ID
+  lamabench bench dit_nano lamamba_nano bench.batch_size=8
+  lamabench sweep run demo                               three backbones from training to a report
+  lamabench report runs/demo --out out/demo
+
+A setting is key=value, as in Hydra: model=NAME and data=NAME choose, train.lr=1e-3 sets. Started again, the same
+command continues where it stopped."""
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The parser of every subcommand."""
+    top = OneLineParser(
+        prog="lamabench",
+        description="What does a diffusion backbone buy for its compute? Train, score, cost and time LaMamba-Diff, "
+        "DiT and the ADM U-Net under one protocol.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
+
+    def add(name: str, text: str, example: str, words: str | None = None, word_help: str = "") -> OneLineParser:
+        sub = commands.add_parser(
+            name,
+            help=text,
+            description=text[0].upper() + text[1:] + ".",
+            epilog=f"example\n  {example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        if words:
+            sub.add_argument("words", nargs="*", metavar=words, help=word_help)
+        assert isinstance(sub, OneLineParser)
+        return sub
+
+    settings = "settings, key=value (lamabench train --help lists the sections)"
+    models = add("models", "list every model with its parameters and MACs", "lamabench models --json")
+    cost = add(
+        "cost",
+        "count parameters, MACs, FLOPs and the paper's own sum, split by part",
+        "lamabench cost lamamba_xl dit_xl_2 input_size=64",
+        "MODEL|key=value",
+        "models, and fields of their configuration such as input_size=64 or window_size=4",
+    )
+    train = add(
+        "train",
+        "train one model; started again, it continues",
+        "lamabench train model=lamamba_nano data=digits train.steps=200",
+        "key=value",
+        "model=NAME, data=NAME, and settings of the sections model, data, train, backend, run; seed=N",
+    )
+    train.add_argument("--defaults", action="store_true", help="print every setting with its default and stop")
+    add(
+        "sample",
+        "draw images from a trained run; with settings, into a run of its own",
+        "lamabench sample runs/train/NAME-ID sample.count=64 sample.steps=25 sample.method=ddim",
+        "RUN|key=value",
+        f"a run folder, and {settings}",
+    )
+    evaluate = add(
+        "evaluate",
+        "score the samples of a run, or an .npz of images, against the data",
+        "lamabench evaluate runs/train/NAME-ID",
+        "RUN|FILE.npz|key=value",
+        f"a run folder or an .npz with `images` uint8 [N, H, W, C], and {settings}",
+    )
+    bench = add(
+        "bench",
+        "measure throughput and peak memory of forward passes and training steps",
+        "lamabench bench lamamba_s dit_s_2 bench.batch_size=8 bench.repeats=10",
+        "MODEL|key=value",
+        "models, fields of their configuration, and settings of the sections bench, backend, run",
+    )
+    sweep = add("sweep", "plan, run or look at a study, all its runs", "lamabench sweep run demo")
+    sweep.add_argument("action", choices=["plan", "run", "status"], help="show the runs, do what is missing, or look")
+    sweep.add_argument("study", metavar="STUDY", help="a study's name, or a path to its .yaml file")
+    sweep.add_argument("words", nargs="*", metavar="key=value", help="settings for every run")
+    sweep.add_argument("--parallel", type=int, metavar="N", help="runs at a time (default: a core each; one on a GPU)")
+    report = add("report", "make tables and figures from records", "lamabench report runs/demo --out out/demo")
+    report.add_argument("paths", nargs="+", type=Path, metavar="RUNS", help="run, study or root folders")
+    report.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder to make")
+    doctor = add("doctor", "say what is installed, which backends run and why others do not", "lamabench doctor")
+    for sub in (models, cost, evaluate, bench, sweep, report, doctor):
+        sub.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    return top
+
+
+def _report(args: argparse.Namespace) -> int:
+    from ..reports.report import build, summary_rows, summary_text
+
+    files = build(args.paths, args.out)
+    if args.json:
+        print(json.dumps(summary_rows(args.paths), indent=1))
+    else:
+        print(summary_text(args.paths))
+        print(f"\n{len(files)} files in {args.out}")
+    return 0
+
+
+def _run(args: argparse.Namespace) -> int:
+    if args.command == "report":
+        return _report(args)
+    if args.command == "doctor":
+        return importlib.import_module("..doctor", __name__).doctor(args)
+    commands = importlib.import_module("..commands", __name__)
+    names = {"cost": "cost_command", "bench": "bench_command", "sweep": "sweep_command"}
+    try:
+        return getattr(commands, names.get(str(args.command), str(args.command)))(args)
+    except commands.STOPPED as error:
+        print(f"lamabench {args.command}: {error}", file=sys.stderr)
+        return 1
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a subcommand; the exit code: 0 done, 1 a run failed, 2 bad input, 130 interrupted."""
+    args = parser().parse_args(argv)
+    try:
+        return _run(args)
+    except (InputError, StudyError, RecordError) as error:
+        print(f"lamabench {args.command}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"lamabench {args.command}: interrupted; the same command continues", file=sys.stderr)
+        return 130

@@ -1,0 +1,241 @@
+"""What the subcommands do, all but `report`, which imports no torch."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+from tabulate import tabulate
+
+from ..ablations import study as studies
+from ..harness.backbones import presets
+from ..harness.bench import WrongOutput, bench
+from ..harness.config import Config, DataConfig
+from ..harness.cost import PARTS, cost
+from ..harness.progress import Progress
+from ..harness.provenance import pick_device, provenance
+from ..harness.record import append, entry, read_run
+from ..harness.run import Busy, check_ready, config_to_dict, create, describe, execute, score
+from ..harness.train import Diverged
+from ..kernels.errors import InputError
+from . import sweep
+from .compose import compose, model_config
+
+# Ends of a command that are not bugs: one line and exit code 1.
+STOPPED = (Busy, Diverged, WrongOutput)
+
+
+def show(rows: Sequence[dict[str, Any]], columns: dict[str, str], as_json: bool) -> None:
+    """Print rows as JSON with every key, or as a table of `columns` {key: heading}."""
+    if as_json:
+        print(json.dumps(list(rows), indent=1))
+        return
+    table = [[_cell(row.get(key)) for key in columns] for row in rows]
+    numeric = [all(isinstance(row.get(key), int | float | None) for row in rows) for key in columns]
+    align = ["right" if number else "left" for number in numeric]
+    print(tabulate(table, headers=list(columns.values()), colalign=align, disable_numparse=True))
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    return (
+        f"{value:.4g}"
+        if isinstance(value, float) and abs(value) < 10
+        else f"{value:,.3f}"
+        if isinstance(value, float)
+        else str(value)
+    )
+
+
+def split_arguments(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Names, and overrides (words with a `=`)."""
+    return [w for w in words if "=" not in w], [w for w in words if "=" in w]
+
+
+def _cost_row(name: str, title: str, config: Any) -> dict[str, Any]:
+    counted = cost(config)
+    return {
+        "model": name,
+        "title": title,
+        "input_size": config.input_size,
+        "in_channels": config.in_channels,
+        **counted.as_dict(),
+        "params_m": counted.params / 1e6,
+        "macs_g": counted.macs / 1e9,
+        "flops_g": counted.flops / 1e9,
+    }
+
+
+def models(args: argparse.Namespace) -> int:
+    """List every preset with its parameters and MACs."""
+    rows = []
+    for index, (name, preset) in enumerate(presets().items(), start=1):
+        if not args.json and sys.stderr.isatty():
+            print(f"\rcounting {index}/{len(presets())} {name:20s}", end="", file=sys.stderr, flush=True)
+        rows.append(_cost_row(name, preset.title, preset.config) | {"source": preset.source})
+    if not args.json and sys.stderr.isatty():
+        print("\r" + " " * 50 + "\r", end="", file=sys.stderr)
+    columns = {"model": "Model", "title": "Name", "input_size": "Input", "in_channels": "Channels"}
+    show(rows, columns | {"params_m": "Params (M)", "macs_g": "MACs (G)", "source": "Source"}, args.json)
+    return 0
+
+
+def cost_command(args: argparse.Namespace) -> int:
+    """Count models, and split their MACs by part."""
+    names, overrides = split_arguments(args.words)
+    if not names:
+        raise InputError(f"cost needs a model; choices: {', '.join(presets())}")
+    configs = [(name, model_config(name, overrides)) for name in names]
+    rows = [_cost_row(name, presets()[name].title, config) for name, config in configs]
+    headings = {"model": "Model", "input_size": "Input", "params_m": "Params (M)", "macs_g": "MACs (G)"}
+    show(rows, headings | {"flops_g": "FLOPs (G)", "paper_gflops": "Paper's Gflops"}, args.json)
+    if not args.json:
+        print("\nMACs (G) by part; the scan multiplies no matrices: its FLOPs (G)")
+        split = [
+            {"model": row["model"]}
+            | {part: row["parts"][part]["flops" if part == "scan" else "macs"] / 1e9 for part in PARTS}
+            for row in rows
+        ]
+        show(split, {"model": "Model"} | {part: part if part != "scan" else "scan (FLOPs)" for part in PARTS}, False)
+    return 0
+
+
+def _info(overrides: Sequence[str], study: str) -> tuple[Config, dict[str, Any]]:
+    config, chosen = compose(overrides)
+    name = f"{chosen['model']}-{chosen['data']}"
+    variant = dict(text.split("=", 1) for text in overrides if not text.startswith(("run.", "data=", "data.path=")))
+    return config, describe(config, study=study, name=name, model=chosen["model"], variant=variant, overrides=overrides)
+
+
+def train(args: argparse.Namespace) -> int:
+    """Train one run, from where it stopped."""
+    if args.defaults:
+        config, _ = compose(args.words)
+        print(yaml.safe_dump(config_to_dict(config), sort_keys=False), end="")
+        return 0
+    config, info = _info(args.words, "train")
+    check_ready(config)
+    folder = create(info)
+    execute(folder, ["train"], Progress(folder))
+    run = read_run(folder)
+    done = run.last("train", state="done")
+    assert done is not None
+    print(f"{folder}: {done['steps']} steps, loss {done['final_loss']:.4f}, {done['images_per_s']:.1f} images/s")
+    print(f"next: lamabench sample {folder}")
+    return 0
+
+
+def _derived(path: Path, overrides: Sequence[str]) -> Path:
+    """The run itself, or with overrides a run of its own that samples the checkpoint of the first."""
+    run = read_run(path)
+    if not overrides:
+        return path
+    for text in overrides:
+        if not text.startswith(("sample.", "evaluate.", "backend.", "run.")):
+            raise InputError(f"{text!r} would change the trained run; only sample., evaluate., backend. and run. can")
+    config, chosen = compose([*run.info["overrides"], *overrides])
+    info = describe(
+        config,
+        study=run.info["study"],
+        name=run.info["name"],
+        model=chosen["model"],
+        variant=run.info["variant"] | dict(text.split("=", 1) for text in overrides if not text.startswith("run.")),
+        overrides=[*run.info["overrides"], *overrides],
+    )
+    source = run.info.get("source") or str(path.resolve())
+    if info["id"] == run.info["id"]:
+        return path
+    return create(info | {"source": source})
+
+
+def sample(args: argparse.Namespace) -> int:
+    """Sample a trained run."""
+    path, overrides = _run_and_overrides(args.words)
+    folder = _derived(path, overrides)
+    execute(folder, ["sample"], Progress(folder))
+    print(f"{folder / 'samples.npz'}: {read_run(folder).info['config']['sample']['count']} images")
+    print(f"next: lamabench evaluate {folder}")
+    return 0
+
+
+def _run_and_overrides(words: Sequence[str]) -> tuple[Path, list[str]]:
+    names, overrides = split_arguments(words)
+    if len(names) != 1:
+        raise InputError(f"name one run folder (such as runs/train/NAME-ID), not {names or 'none'}")
+    return Path(names[0]), overrides
+
+
+def evaluate(args: argparse.Namespace) -> int:
+    """Score the samples of a run, or any .npz of images."""
+    path, overrides = _run_and_overrides(args.words)
+    if path.suffix == ".npz":
+        config, _ = compose(overrides)
+        rows = score(path, config, Path(config.run.root) / ".cache", Progress())
+    else:
+        folder = _derived(path, overrides)
+        execute(folder, ["evaluate"], Progress(folder))
+        record = read_run(folder).last("evaluate", state="done")
+        assert record is not None
+        rows = record["rows"]
+    columns = {"metric": "Metric", "value": "Value", "std": "±", "count": "Images", "reference": "Reference"}
+    show(rows, columns | {"reference_count": "Reference images", "protocol": "Protocol"}, args.json)
+    return 0
+
+
+def bench_command(args: argparse.Namespace) -> int:
+    """Measure models, and keep the records in RUNS/bench."""
+    names, overrides = split_arguments(args.words)
+    if not names:
+        raise InputError(f"bench needs a model; choices: {', '.join(presets())}")
+    sections = ("bench.", "backend.", "run.")
+    base, _ = compose([text for text in overrides if text.startswith(sections)])
+    fields = [text for text in overrides if not text.startswith(sections)]
+    configs = [(name, model_config(name, fields)) for name in names]
+    rows = []
+    for name, model in configs:
+        data = DataConfig(kind="none", size=model.input_size, channels=model.in_channels, num_classes=model.num_classes)
+        config = replace(base, model=model, data=data)
+        variant = dict(text.split("=", 1) for text in overrides if not text.startswith("run."))
+        info = describe(config, study="bench", name=name, model=name, variant=variant, overrides=overrides)
+        print(f"{name}: measuring", file=sys.stderr, flush=True)
+        measured = bench(config, lambda text, name=name: print(f"{name}: {text}", file=sys.stderr, flush=True))
+        folder, origin = create(info), provenance(pick_device(config.run.device))
+        for row in measured:
+            append(folder / "record.jsonl", entry("bench", **{**row, "provenance": origin}))
+            rows.append({"model": name, **row, "device": origin["device"], "run": str(folder)})
+    columns = {"model": "Model", "mode": "Mode", "input_size": "Input", "batch_size": "Batch", "p20_ms": "p20 (ms)"}
+    columns |= {"p50_ms": "p50 (ms)", "p80_ms": "p80 (ms)", "images_per_s": "Images/s"}
+    show(rows, columns | {"peak_memory_gib": "Peak memory (GiB)", "state": "State"}, args.json)
+    if not args.json and rows:
+        print(f"\n{rows[0]['device']}, {rows[0]['threads']} threads, {rows[0]['precision']}")
+    return 0
+
+
+def sweep_command(args: argparse.Namespace) -> int:
+    """Plan, run or look at a study."""
+    from ..reports.report import build, summary_text  # pandas and matplotlib, for this command alone
+
+    study = studies.load(args.study)
+    runs = sweep.plan(study, args.words)
+    columns = {"run": "Run", "id": "Id", "state": "State", "to do": "To do", "progress": "Progress", "error": "Error"}
+    if args.action != "run":
+        if not args.json:
+            print(f"{study.name}: {study.question}" + (f"\nClaim: {study.claim}" if study.claim else "") + "\n")
+        show(sweep.rows(runs), columns, args.json)
+        return 0
+    parallel = args.parallel or sweep.parallelism(len(runs))
+    done = sweep.run_local(runs, parallel)
+    folders = [run.folder for run in runs if run.exists()]
+    out = folders[0].parent / "report"
+    build(folders, out)
+    if args.json:
+        show(sweep.rows(runs), columns, True)
+    else:
+        print(summary_text(folders))
+        print(f"\ntables and figures: {out}")
+    return 0 if done else 1

@@ -1,0 +1,195 @@
+"""Sweeps: what a study's runs are, what is missing of them, and doing that as separate jobs."""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import submitit
+import torch
+
+from ..ablations.study import Study, StudyError
+from ..harness.progress import clock
+from ..harness.progress import describe as describe_progress
+from ..harness.record import read_run
+from ..harness.run import check_fit, create, describe, folder_of, is_locked, missing_stages
+from .compose import compose
+from .job import work
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One run of a study before it runs: what config.json will say, and where."""
+
+    info: dict[str, Any]
+    folder: Path
+    stages: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        return self.info["name"]
+
+    def missing(self) -> list[str]:
+        """The stages that are not done."""
+        return missing_stages(read_run(self.folder), self.stages) if self.exists() else list(self.stages)
+
+    def exists(self) -> bool:
+        return (self.folder / "config.json").is_file()
+
+    def error(self) -> str | None:
+        """The error of the newest record, where the run stopped on one."""
+        records = read_run(self.folder).records if self.exists() else []
+        return records[-1].get("error") if records and records[-1]["state"] != "done" else None
+
+    def state(self) -> str:
+        """planned, running, done, or what the newest record says: failed, oom, diverged; stopped if killed."""
+        if not self.exists():
+            return "planned"
+        if is_locked(self.folder):
+            return "running"
+        if not self.missing():
+            return "done"
+        records = read_run(self.folder).records
+        if records and records[-1]["state"] != "done":
+            return records[-1]["state"]
+        return "stopped" if (self.folder / "metrics.jsonl").exists() or records else "planned"
+
+    def progress(self) -> dict[str, Any]:
+        """What the job last said of its work; empty before it said anything."""
+        try:
+            return json.loads((self.folder / "progress.json").read_text())
+        except (OSError, ValueError):
+            return {}
+
+
+def plan(study: Study, overrides: Sequence[str] = ()) -> list[Planned]:
+    """Every run of a study, each a checked configuration; nothing is written.
+
+    Raises InputError for an override that does not fit, StudyError where two variants are the same run.
+    """
+    runs: dict[str, Planned] = {}
+    for variant in study.expand():
+        config, chosen = compose([*variant.overrides, *overrides])
+        check_fit(config)
+        info = describe(
+            config,
+            study=study.name,
+            name=variant.name,
+            model=chosen["model"],
+            variant=variant.values,
+            overrides=[*variant.overrides, *overrides],
+        )
+        if info["id"] in runs:
+            raise StudyError(f"study {study.name}: {variant.name} and {runs[info['id']].name} are the same run")
+        runs[info["id"]] = Planned(info, folder_of(info), tuple(study.stages))
+    return list(runs.values())
+
+
+def rows(runs: Sequence[Planned]) -> list[dict[str, Any]]:
+    """A row a run: name, id, state, missing stages, progress, error."""
+    made = []
+    for run in runs:
+        state, progress = run.state(), run.progress()
+        made.append(
+            {
+                "run": run.name,
+                "id": run.info["id"],
+                "state": state,
+                "to do": " ".join(run.missing()),
+                "progress": describe_progress(progress) if state == "running" and progress else "",
+                "error": (run.error() or "") if state not in ("running", "done") else "",
+                "folder": str(run.folder),
+            }
+        )
+    return made
+
+
+def parallelism(runs: int) -> int:
+    """How many runs at a time: one where there is a GPU, else one a core."""
+    return 1 if torch.cuda.is_available() else max(1, min(runs, len(os.sched_getaffinity(0))))
+
+
+@contextmanager
+def _job_environment(threads: int):
+    """The environment that a job inherits: no import from the folder it starts in, its share of the cores."""
+    wanted = {"PYTHONSAFEPATH": "1", "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def run_local(runs: Sequence[Planned], parallel: int, every: float = 10.0) -> bool:
+    """Do what is missing of every run, as processes of submitit's local executor, `parallel` at a time.
+
+    A run that another process works on is watched, not started. Says how each stands every `every` seconds. On an
+    interrupt the jobs are cancelled; started again, the runs continue. Returns whether all runs are done.
+    """
+    threads = max(1, len(os.sched_getaffinity(0)) // parallel)
+    waiting = [run for run in runs if run.missing()]
+    jobs: dict[str, tuple[Planned, submitit.Job[None] | None]] = {}
+    started, said = time.monotonic(), time.monotonic()
+
+    def say(text: str) -> None:
+        print(f"[{clock(time.monotonic() - started)}] {text}", file=sys.stderr, flush=True)
+
+    for run in runs:
+        if run not in waiting:
+            say(f"{run.name}: already done")
+    try:
+        while waiting or jobs:
+            while waiting and len(jobs) < parallel:
+                run = waiting.pop(0)
+                jobs[run.info["id"]] = (run, _start(run, threads, say))
+            time.sleep(0.5)
+            for key, (run, job) in list(jobs.items()):
+                if is_locked(run.folder) or (job is not None and not job.done()):
+                    continue
+                del jobs[key]
+                _finish(run, job, say)
+            if time.monotonic() - said >= every:
+                said = time.monotonic()
+                for run, _ in jobs.values():
+                    say(f"{run.name}: {describe_progress(progress) if (progress := run.progress()) else 'starting'}")
+    except KeyboardInterrupt:
+        for _, job in jobs.values():
+            if job is not None:
+                job.cancel(check=False)
+        say("interrupted; the same command continues")
+        raise
+    return not any(run.missing() for run in runs)
+
+
+def _start(run: Planned, threads: int, say: Any) -> "submitit.Job[None] | None":
+    if is_locked(run.folder):
+        say(f"{run.name}: already running, watching it")
+        return None
+    create(run.info)
+    (run.folder / "progress.json").unlink(missing_ok=True)
+    executor = submitit.AutoExecutor(folder=run.folder / "logs", cluster="local")
+    executor.update_parameters(timeout_min=60 * 24 * 30, name=run.name)
+    with _job_environment(threads):
+        job = executor.submit(work, str(run.folder), run.stages, threads)
+    say(f"{run.name}: started ({', '.join(run.missing())}), log {job.paths.stderr}")
+    return job
+
+
+def _finish(run: Planned, job: "submitit.Job[None] | None", say: Any) -> None:
+    if not run.missing():
+        say(f"{run.name}: done")
+        return
+    error = run.error()
+    if error is None and job is not None:
+        error = f"the job ended without a record; its log: {job.paths.stderr}"
+    say(f"{run.name}: {run.state()}: {error or 'stopped'}")

@@ -1,0 +1,359 @@
+"""LaMamba-Diff (arXiv 2408.02615): a U-Net of blocks that mix a 2-D scan, shifted-window attention and an MLP."""
+
+import re
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ..kernels.cross_scan import DIRECTIONS
+from ..kernels.errors import InputError, unknown
+from .layers import LabelEmbedder, TimestepEmbedder, gate, modulate, sincos_positions, xavier_linears
+from .mixers import MIXERS, make_mixer
+from .registry import Backbone, PaperSum, Preset, load_reference, register
+
+SKIPS = ("add", "concat", "none")
+LAYOUTS = ("unet", "isotropic")
+
+
+@dataclass
+class LaMambaConfig:
+    """Widths, depths and the ablations of a LaMamba-Diff.
+
+    Stages have widths D, 2D, 4D, … and sides R, R/2, R/4, … where the last two stages share both; the decoder's
+    have one block more than their twins. `layout="isotropic"` is a stack of sum(depths) blocks of width D at side R,
+    to which `bottleneck_depth` and `skip` mean nothing.
+    """
+
+    input_size: int = 32
+    in_channels: int = 4
+    num_classes: int = 1000
+    dim: int = 320
+    depths: list[int] = field(default_factory=lambda: [2, 2, 2, 2])
+    bottleneck_depth: int = 2
+    num_heads: int = 16
+    window_size: int = 8
+    d_state: int = 16
+    scan: str = "continuous"
+    patch_size: int = 1
+    mixers: list[str] = field(default_factory=lambda: ["ssm", "window"])  # in order; the MLP comes after them
+    parallel: bool = False  # the mixers read the same input and their outputs are added
+    shift: bool = True  # odd blocks shift their windows
+    relative_bias: bool = True
+    skip: str = "add"
+    layout: str = "unet"
+    ssm_ratio: int = 2
+    mlp_ratio: int = 4
+    conv_bias: bool = False  # of the depthwise convolution before the scan
+    zero_init_head: bool = False  # the released code leaves the last Linear at Xavier; DiT zeroes it
+
+    def __post_init__(self) -> None:
+        positive = "input_size in_channels dim num_heads window_size d_state patch_size ssm_ratio mlp_ratio"
+        for name in positive.split():
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be 1 or more, not {getattr(self, name)}")
+        for name in ("num_classes", "bottleneck_depth"):
+            if getattr(self, name) < 0:
+                raise InputError(f"{name} must be 0 or more, not {getattr(self, name)}")
+        if not self.depths or min(self.depths) < 1:
+            raise InputError(f"depths must list one or more stages of 1 or more blocks, not {list(self.depths)}")
+        for what, name, choices in (
+            ("scan", self.scan, DIRECTIONS),
+            ("skip", self.skip, SKIPS),
+            ("layout", self.layout, LAYOUTS),
+            *(("mixer", mixer, MIXERS) for mixer in self.mixers),
+        ):
+            if name not in choices:
+                raise unknown(what, name, choices)
+        if self.dim % self.num_heads:
+            fit = [n for n in range(1, self.dim + 1) if self.dim % n == 0]
+            raise InputError(f"num_heads {self.num_heads} does not divide dim {self.dim}; choices: {fit}")
+        if self.dim % 4:
+            raise InputError(f"dim must divide by 4 for the 2-D sine-cosine positions, not {self.dim}")
+        self._check_grid()
+
+    def _check_grid(self) -> None:
+        cells = self.patch_size * 2**self.merges
+        if self.input_size % cells:
+            raise InputError(
+                f"input_size {self.input_size} does not divide by patch_size · 2^merges = {cells} "
+                f"(patch_size {self.patch_size}, {self.merges} merges)"
+            )
+        for side in dict.fromkeys(self.sides) if "window" in self.mixers else ():
+            if side > self.window_size and side % self.window_size:
+                fit = [w for w in range(1, side + 1) if all(s <= w or s % w == 0 for s in self.sides)]
+                raise InputError(
+                    f"window_size {self.window_size} does not divide the {side} × {side} grid of a stage; "
+                    f"choices: {fit}"
+                )
+
+    @property
+    def merges(self) -> int:
+        """How often the U-Net halves its side."""
+        return max(len(self.depths) - 2, 0) if self.layout == "unet" else 0
+
+    @property
+    def sides(self) -> list[int]:
+        """Side of the token grid in each encoder stage."""
+        return [self.input_size // self.patch_size // 2**level for level in self._levels]
+
+    @property
+    def widths(self) -> list[int]:
+        """Width of each encoder stage."""
+        return [self.dim * 2**level for level in self._levels]
+
+    @property
+    def _levels(self) -> list[int]:
+        return [min(stage, self.merges) for stage in range(len(self.depths))] if self.layout == "unet" else [0]
+
+
+class Conditioning(nn.Sequential):
+    """SiLU, then a Linear from the condition to shifts, scales and gates."""
+
+    part = "conditioning"
+
+    def __init__(self, width: int, out: int) -> None:
+        super().__init__(nn.SiLU(), nn.Linear(width, out))
+
+    def zero_init(self) -> None:
+        for parameter in self.parameters():
+            nn.init.zeros_(parameter)
+
+
+class ConditionProjection(nn.Linear):
+    """The condition, brought to the width of a block."""
+
+    part = "conditioning"
+
+
+class MLP(nn.Sequential):
+    """Linear, exact GELU, Linear."""
+
+    part = "mlp"
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden)
+        self.act = nn.GELU()
+        self.fc2 = nn.Linear(hidden, dim)
+
+
+class Block(nn.Module):
+    """Mixers, then an MLP, each as `x + gate · f(LN(x) · (1 + scale) + shift)`; the vectors come from the condition."""
+
+    def __init__(self, config: LaMambaConfig, dim: int, side: int, cond: int, shift: bool, project: bool) -> None:
+        super().__init__()
+        names = [name for name in config.mixers if name != "none"]
+        self.parallel = config.parallel
+        self.condition_projection = ConditionProjection(cond, dim) if project or cond != dim else nn.Identity()
+        self.adaLN_modulation = Conditioning(dim, 3 * (len(names) + 1) * dim)
+        self.norms = nn.ModuleList(nn.LayerNorm(dim) for _ in range(len(names) + 1))
+        self.mixers = nn.ModuleList(make_mixer(name, config, dim, side, shift) for name in names)
+        self.mlp = MLP(dim, config.mlp_ratio * dim)
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        vectors = self.adaLN_modulation(self.condition_projection(c)).chunk(3 * len(self.norms), dim=-1)
+        source = x
+        for i, mixer in enumerate([*self.mixers, self.mlp]):
+            if not self.parallel or i == len(self.mixers):
+                source = x
+            shift, scale, g = vectors[3 * i : 3 * i + 3]
+            x = x + gate(mixer(modulate(self.norms[i](source), shift, scale)), g)
+        return x
+
+
+class PatchMerging(nn.Module):
+    """[B, H, W, C] -> [B, H/2, W/2, 2C]: the four pixels of a cell, LayerNorm, Linear (Swin)."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(4 * dim)
+        self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        cells = [x[:, row::2, column::2] for row, column in ((0, 0), (1, 0), (0, 1), (1, 1))]
+        return self.reduction(self.norm(torch.cat(cells, dim=-1)))
+
+
+class PatchExpanding(nn.Module):
+    """[B, H, W, C] -> [B, pH, pW, out]: Linear, channels read as (row, column, out), LayerNorm."""
+
+    def __init__(self, dim: int, out: int, patch: int) -> None:
+        super().__init__()
+        self.patch = patch
+        self.expand = nn.Linear(dim, patch * patch * out, bias=False)
+        self.norm = nn.LayerNorm(out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, height, width, _ = x.shape
+        x = self.expand(x).view(batch, height, width, self.patch, self.patch, -1).transpose(2, 3)
+        return self.norm(x.reshape(batch, height * self.patch, width * self.patch, -1))
+
+
+class Stage(nn.Module):
+    """Blocks of one width; every second one shifts its windows. `resample` comes after them in the encoder (merging),
+    before them in the decoder (expanding, then `fuse`, which joins a concatenated skip)."""
+
+    def __init__(
+        self, config: LaMambaConfig, depth: int, dim: int, side: int, resample: nn.Module | None, project: bool = False
+    ) -> None:
+        super().__init__()
+        cond = config.widths[-1]
+        self.blocks = nn.ModuleList(Block(config, dim, side, cond, i % 2 == 1, project) for i in range(depth))
+        self.resample = resample
+        self.fuse = nn.Linear(2 * dim, dim) if project and config.skip == "concat" else None
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = block(x, c)
+        return x
+
+
+class Stem(nn.Module):
+    """Convolution p × p with stride p, then LayerNorm: [B, C, S, S] -> [B, S/p, S/p, D]."""
+
+    def __init__(self, in_channels: int, dim: int, patch: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(in_channels, dim, patch, stride=patch)
+        self.norm = nn.LayerNorm(dim)
+        nn.init.xavier_uniform_(self.proj.weight.view(dim, -1))
+        nn.init.zeros_(self.proj.bias)  # pyright: ignore[reportArgumentType]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.proj(x).permute(0, 2, 3, 1))
+
+
+class LaMamba(Backbone):
+    """LaMamba-Diff as SPEC and the released weights have it, with the ablations of `LaMambaConfig`."""
+
+    paper_sum: ClassVar[PaperSum] = PaperSum(affine_norm=5, plain_norm=4, scan=1)
+
+    def __init__(self, config: LaMambaConfig) -> None:
+        super().__init__()
+        self.config = config
+        dim, sides, widths = config.dim, config.sides, config.widths
+        cond, isotropic = widths[-1], config.layout == "isotropic"
+        self.t_embedder = TimestepEmbedder(cond)
+        self.y_embedder = LabelEmbedder(config.num_classes, cond)
+        self.patch_embed = Stem(config.in_channels, dim, config.patch_size)
+        self.pos_embed = nn.Parameter(sincos_positions(dim, sides[0])[None])
+        depths = [sum(config.depths)] if isotropic else list(config.depths)
+        merging = [PatchMerging(widths[i]) if i < config.merges else None for i in range(len(depths))]
+        self.encoder = nn.ModuleList(
+            Stage(config, depth, widths[i], sides[i], merging[i]) for i, depth in enumerate(depths)
+        )
+        self.middle = nn.ModuleList()
+        self.decoder = nn.ModuleList()
+        if not isotropic:
+            middle = range(config.bottleneck_depth)
+            self.middle.extend(Block(config, cond, sides[-1], cond, i % 2 == 1, False) for i in middle)
+            for i in reversed(range(len(depths))):
+                expanding = PatchExpanding(2 * widths[i], widths[i], 2) if i < config.merges else None
+                self.decoder.append(Stage(config, depths[i] + 1, widths[i], sides[i], expanding, project=True))
+        self.final_up = PatchExpanding(dim, dim, config.patch_size)
+        self.final_norm = nn.LayerNorm(dim, elementwise_affine=False, eps=1e-6)
+        self.final_condition_projection = ConditionProjection(cond, dim)
+        self.final_adaLN_modulation = Conditioning(dim, 2 * dim)
+        self.final_linear = nn.Linear(dim, 2 * config.in_channels)
+        self._init_weights()
+
+    def _init_weights(self) -> None:
+        embedder = {id(layer) for layer in self.t_embedder.modules()}
+        for layer in self.modules():
+            if isinstance(layer, nn.Linear) and id(layer) not in embedder:
+                xavier_linears(layer)
+        for layer in self.modules():
+            if isinstance(layer, Conditioning):
+                layer.zero_init()
+        if self.config.zero_init_head:
+            nn.init.zeros_(self.final_linear.weight)
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        c = self.t_embedder(t) + self.y_embedder(y)
+        x = self.patch_embed(x) + self.pos_embed
+        skips = []
+        for stage in self.encoder:
+            assert isinstance(stage, Stage)
+            x = stage(x, c)
+            skips.append(x)
+            if stage.resample is not None:
+                x = stage.resample(x)
+        if self.middle:
+            m = x
+            for block in self.middle:
+                m = block(m, c)
+            x = x + m
+        for stage in self.decoder:
+            assert isinstance(stage, Stage)
+            if stage.resample is not None:
+                x = stage.resample(x)
+            if self.config.skip == "add":
+                x = x + skips.pop()
+            elif stage.fuse is not None:
+                x = stage.fuse(torch.cat([x, skips.pop()], dim=-1))
+            x = stage(x, c)
+        shift, scale = self.final_adaLN_modulation(self.final_condition_projection(c)).chunk(2, dim=-1)
+        x = self.final_linear(modulate(self.final_norm(self.final_up(x)), shift, scale))
+        return x.permute(0, 3, 1, 2)
+
+
+# Our names in the reference's, in the order in which they are applied.
+RENAMES = (
+    (r"^encoder\.(\d+)\.resample\.", r"layers.\1.downsample."),
+    (r"^encoder\.", "layers."),
+    (r"^middle\.", "mid_layer.blocks."),
+    (r"^decoder\.(\d+)\.resample\.", r"layers_up.\1.upsample."),
+    (r"^decoder\.", "layers_up."),
+    (r"\.norms\.0\.", ".norm."),
+    (r"\.norms\.1\.", ".norm_swin."),
+    (r"\.norms\.2\.", ".norm2."),
+    (r"\.mixers\.0\.", ".op."),
+    (r"\.mixers\.1\.", ".attn."),
+)
+
+
+def reference_name(name: str) -> str:
+    """What the released code calls a parameter of ours, for the mixers ssm, then window."""
+    for pattern, replacement in RENAMES:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def from_reference(state_dict: dict[str, Tensor], config: LaMambaConfig) -> LaMamba:
+    """A LaMamba-Diff with the released code's weights, under its parameter names.
+
+    Raises InputError where a name is missing, unknown or of another shape, or where the mixers are not ssm, window.
+    """
+    if list(config.mixers) != ["ssm", "window"]:
+        raise InputError(f"the released code has mixers [ssm, window], not {list(config.mixers)}")
+    # Index and mask tables are derived, not learned.
+    state = {k: v for k, v in state_dict.items() if not k.endswith(("relative_position_index", "attn_mask"))}
+    return load_reference(LaMamba(config), state, reference_name)
+
+
+def _preset(name: str, title: str, dim: int, heads: int, d_state: int, source: str, **more: object) -> Preset:
+    return Preset(name, title, LaMambaConfig(dim=dim, num_heads=heads, d_state=d_state, **more), source)  # type: ignore[arg-type]
+
+
+_NANO = {
+    "input_size": 16,
+    "in_channels": 1,
+    "num_classes": 10,
+    "depths": [1, 1, 1],
+    "bottleneck_depth": 1,
+    "window_size": 4,
+    "patch_size": 2,
+    "ssm_ratio": 1,
+}
+PRESETS = [
+    #        name                 title                        dim  heads  N   source
+    _preset("lamamba_s",          "LaMamba-Diff-S",             64,     4, 16, "ours, near DiT-S"),
+    _preset("lamamba_b",          "LaMamba-Diff-B",            144,     9, 16, "ours, near DiT-B"),
+    _preset("lamamba_l",          "LaMamba-Diff-L",            272,    17, 16, "ours, near DiT-L"),
+    _preset("lamamba_xl",         "LaMamba-Diff-XL",           320,    16, 16, "arXiv 2408.02615, table 1"),
+    _preset("lamamba_xl_release", "LaMamba-Diff-XL (release)", 320,    16,  1, "the released configuration file"),
+    _preset("lamamba_nano",       "LaMamba-Diff-nano",          28,     4,  1, "ours, for the demo", **_NANO),
+]  # fmt: skip
+
+register("lamamba", LaMambaConfig, LaMamba, PRESETS)

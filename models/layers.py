@@ -1,0 +1,81 @@
+"""Layers that several backbones share."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+def timestep_features(t: Tensor, width: int, max_period: float = 10000.0) -> Tensor:
+    """Sinusoidal features of timesteps: cosines, then sines (DiT; ADM).
+
+    t [B] -> [B, width], float32; an odd width ends in a zero.
+    """
+    half = width // 2
+    frequencies = torch.exp(-math.log(max_period) * torch.arange(half, dtype=torch.float32, device=t.device) / half)
+    angles = t[:, None].float() * frequencies[None]
+    features = torch.cat([angles.cos(), angles.sin()], dim=-1)
+    return nn.functional.pad(features, (0, width % 2))
+
+
+class TimestepEmbedder(nn.Module):
+    """256 sinusoidal features -> Linear -> SiLU -> Linear: t [B] -> [B, width]."""
+
+    part = "conditioning"
+    features = 256
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        first, last = nn.Linear(self.features, width), nn.Linear(width, width)
+        self.mlp = nn.Sequential(first, nn.SiLU(), last)
+        for layer in (first, last):
+            nn.init.normal_(layer.weight, std=0.02)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, t: Tensor) -> Tensor:
+        return self.mlp(timestep_features(t, self.features).to(next(self.parameters()).dtype))
+
+
+class LabelEmbedder(nn.Module):
+    """A table of `num_classes` rows and one more, the null class: y [B] -> [B, width]."""
+
+    part = "conditioning"
+
+    def __init__(self, num_classes: int, width: int) -> None:
+        super().__init__()
+        self.embedding_table = nn.Embedding(num_classes + 1, width)
+        nn.init.normal_(self.embedding_table.weight, std=0.02)
+
+    def forward(self, y: Tensor) -> Tensor:
+        return self.embedding_table(y)
+
+
+def sincos_positions(width: int, side: int) -> Tensor:
+    """The 2-D sine-cosine table of MAE, [side, side, width]: the first half of the channels encodes the column, the
+    second the row; each half is sines, then cosines. `width` must divide by 4."""
+    quarter = width // 4
+    omega = 1.0 / 10000 ** (torch.arange(quarter, dtype=torch.float64) / quarter)
+    angles = torch.arange(side, dtype=torch.float64)[:, None] * omega[None]
+    line = torch.cat([angles.sin(), angles.cos()], dim=1)
+    table = torch.cat([line[None].expand(side, -1, -1), line[:, None].expand(-1, side, -1)], dim=-1)
+    return table.float()
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """`x · (1 + scale) + shift`; x [B, …, C], shift and scale [B, C] (DiT, adaLN)."""
+    lead = (shift.shape[0],) + (1,) * (x.ndim - 2) + (shift.shape[-1],)
+    return x * (1 + scale.view(lead)) + shift.view(lead)
+
+
+def gate(x: Tensor, g: Tensor) -> Tensor:
+    """`g · x`; x [B, …, C], g [B, C] (adaLN-Zero)."""
+    return x * g.view((g.shape[0],) + (1,) * (x.ndim - 2) + (g.shape[-1],))
+
+
+def xavier_linears(module: nn.Module) -> None:
+    """Xavier-uniform weight and zero bias for every Linear below `module` (DiT; LaMamba-Diff)."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear):
+            nn.init.xavier_uniform_(layer.weight)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)

@@ -1,0 +1,153 @@
+"""The registry: every family of backbones, its configuration type and its presets. It is Hydra's `model` group too."""
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar, runtime_checkable
+
+from torch import Tensor, nn
+
+from ..kernels.errors import InputError, unknown
+
+
+@runtime_checkable
+class BackboneConfig(Protocol):
+    """What every family's configuration has: `input_size` (side of the input, in its own pixels or latents),
+    `in_channels` and `num_classes` (0: unconditional)."""
+
+    input_size: int
+    in_channels: int
+    num_classes: int
+
+
+class PaperSum(NamedTuple):
+    """What a paper adds to its multiply-adds before it prints "Gflops" (SPEC.md, section 5)."""
+
+    affine_norm: int  # operations per element of an affine normalisation
+    plain_norm: int  # the same without affine parameters
+    scan: int  # 1 if the scan's operations are added
+
+
+class Backbone(nn.Module):
+    """A denoiser: `net(x, t, y) -> out`.
+
+    x   [B, C, S, S]   noised images, float
+    t   [B]            raw integer timesteps, 0 … 999
+    y   [B]            class labels, `null_class` for "no class"
+    out [B, 2C, S, S]  predicted noise, then the variance interpolation
+
+    Loss, schedule, guidance, label dropout, EMA and precision live outside.
+    """
+
+    config: Any
+    paper_sum: ClassVar[PaperSum]
+
+    @property
+    def null_class(self) -> int | None:
+        """The label that stands for "no class", or None where the table has no such row."""
+        return self.config.num_classes
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Preset:
+    """One row of a preset table: the name on the command line, the name in a paper, the numbers and their source."""
+
+    name: str
+    title: str
+    config: Any
+    source: str
+
+
+@dataclass(frozen=True)
+class Family:
+    """A family of backbones: its name, its configuration type, its module type and its presets by name."""
+
+    name: str
+    config_type: type
+    net_type: type[Backbone]
+    presets: dict[str, Preset]
+
+
+FAMILIES: dict[str, Family] = {}
+
+
+def register(family: str, config_type: type, net_type: type[Backbone], presets: list[Preset]) -> None:
+    """Add a family. Its presets become choices of `model=` in every command. Names must be new."""
+    table = {preset.name: preset for preset in presets}
+    taken = {name for other in FAMILIES.values() for name in other.presets} & table.keys()
+    if family in FAMILIES or len(table) < len(presets) or taken:
+        raise ValueError(f"family {family!r} or one of its presets is registered twice: {sorted(taken) or family}")
+    FAMILIES[family] = Family(family, config_type, net_type, table)
+
+
+def presets() -> dict[str, Preset]:
+    """Every preset by name, in the order of registration."""
+    return {name: preset for family in FAMILIES.values() for name, preset in family.presets.items()}
+
+
+def preset(name: str) -> Preset:
+    """The preset of that name; its configuration is a copy that the caller may change."""
+    known = presets()
+    if name not in known:
+        raise unknown("model", name, known)
+    found = known[name]
+    return Preset(found.name, found.title, copy.deepcopy(found.config), found.source)
+
+
+def family_of(config: Any) -> Family:
+    """The family that a configuration belongs to, by its type."""
+    for family in FAMILIES.values():
+        if type(config) is family.config_type:
+            return family
+    raise InputError(f"{type(config).__name__} is not the configuration of a registered family: {', '.join(FAMILIES)}")
+
+
+def build(config: Any) -> Backbone:
+    """The backbone that a configuration describes, initialised from torch's global generator."""
+    return family_of(config).net_type(config)
+
+
+Net = TypeVar("Net", bound=Backbone)
+
+
+def load_reference(net: Net, state: Mapping[str, Tensor], reference_name: Callable[[str], str] = str) -> Net:
+    """Fill `net` from a reference implementation's state dict; `reference_name` translates our names into its own.
+
+    Raises InputError, with the first few names, where a name is missing, unexpected or of another shape.
+    """
+    own = {reference_name(name): value for name, value in net.state_dict().items()}
+    wrong = {
+        "missing": [name for name in own if name not in state],
+        "unexpected": [name for name in state if name not in own],
+        "misshaped": [
+            f"{name} {list(state[name].shape)} for {list(value.shape)}"
+            for name, value in own.items()
+            if name in state and state[name].shape != value.shape
+        ],
+    }
+    faults = [
+        f"{len(names)} {kind}: {', '.join(names[:3])}{', …' if len(names) > 3 else ''}"
+        for kind, names in wrong.items()
+        if names
+    ]
+    if faults:
+        raise InputError(f"the weights do not fit {type(net).__name__} as configured: {'; '.join(faults)}")
+    net.load_state_dict({name: state[reference_name(name)] for name in net.state_dict()})
+    return net
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A configuration as plain data, with its `family`; `from_dict` reads it back."""
+    return {"family": family_of(config).name, **asdict(config)}
+
+
+def from_dict(data: dict[str, Any]) -> Any:
+    """The configuration that `to_dict` wrote."""
+    fields = dict(data)
+    family = fields.pop("family", None)
+    if family not in FAMILIES:
+        raise unknown("model family", family, FAMILIES)
+    return FAMILIES[family].config_type(**fields)

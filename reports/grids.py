@@ -1,0 +1,116 @@
+"""Sample grids: what the runs drew, a row a class, enlarged by whole pixels."""
+
+import itertools
+import zipfile
+import zlib
+from dataclasses import dataclass
+from math import ceil, prod
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.lib import format as npy
+from numpy.typing import NDArray
+
+from ..harness.record import RecordError, Run
+from .figures import blank, wrapped
+
+CLASSES, PER_CLASS, CELL, GAP = 10, 8, 48, 3  # rows and columns; least side of an enlarged image, space between, pixels
+
+
+@dataclass(frozen=True)
+class Mosaic:
+    """One picture, uint8 [height, width, 3], and the names of its rows; no names where there are no classes."""
+
+    picture: NDArray[np.uint8]
+    names: list[str]
+
+
+def mosaic(run: Run) -> Mosaic | str:
+    """The first images of each of a run's first classes, or why there are none.
+
+    Reads `samples.npz` no further than the last image shown. Raises RecordError, in one line, for a file that is not
+    `images` uint8 [N, H, W, 1 or 3] with `labels` [N].
+    """
+    path = run.path / "samples.npz"
+    if not path.is_file():
+        return "the run has no samples"
+    try:
+        with zipfile.ZipFile(path) as archive, archive.open("labels.npy") as file:
+            labels = npy.read_array(file, allow_pickle=False)
+        with zipfile.ZipFile(path) as archive, archive.open("images.npy") as file:
+            read = npy.read_array_header_1_0 if npy.read_magic(file) == (1, 0) else npy.read_array_header_2_0
+            shape, columns_first, dtype = read(file)
+            fits = len(shape) == 4 and shape[-1] in (1, 3) and labels.shape == shape[:1]
+            if not fits or dtype != np.uint8 or columns_first:
+                raise ValueError(f"images must be uint8 [N, H, W, 1 or 3] with N labels, not {dtype} {list(shape)}")
+            chosen, names = choose(labels)
+            needed = 1 + max((int(row[-1]) for row in chosen), default=-1)
+            images = np.frombuffer(file.read(needed * prod(shape[1:])), np.uint8).reshape(needed, *shape[1:])
+    except (OSError, ValueError, KeyError, EOFError, zlib.error, zipfile.BadZipFile) as error:
+        raise RecordError(f"{path} cannot be read as samples: {' '.join(str(error).split())}") from None
+    return Mosaic(paste(images, chosen), names) if needed else "the run has no samples"
+
+
+def choose(labels: NDArray[np.int64]) -> tuple[list[NDArray[np.int64]], list[str]]:
+    """The indices of each row of a grid and the rows' names; with a single class, simply the first images in rows."""
+    classes = np.unique(labels)[:CLASSES]
+    if len(classes) == 1:
+        first = np.arange(min(len(labels), CLASSES * PER_CLASS))
+        return [first[at : at + PER_CLASS] for at in range(0, len(first), PER_CLASS)], []
+    return [np.flatnonzero(labels == label)[:PER_CLASS] for label in classes], [str(label) for label in classes]
+
+
+def paste(images: NDArray[np.uint8], chosen: list[NDArray[np.int64]]) -> NDArray[np.uint8]:
+    """Rows of images side by side on white, every pixel enlarged to a square of pixels."""
+    if not chosen:
+        return np.empty((0, 0, 3), np.uint8)
+    scale = max(1, ceil(CELL / max(images.shape[1:3])))
+    height, width = (scale * side + GAP for side in images.shape[1:3])
+    picture = np.full((len(chosen) * height - GAP, max(map(len, chosen)) * width - GAP, 3), 255, np.uint8)
+    for down, row in enumerate(chosen):
+        for right, index in enumerate(row):
+            large = images[index].repeat(scale, axis=0).repeat(scale, axis=1)
+            picture[down * height : (down + 1) * height - GAP, right * width : (right + 1) * width - GAP] = large
+    return picture
+
+
+def _show(axes: Axes, grid: Mosaic) -> None:
+    axes.imshow(grid.picture, interpolation="nearest")
+    axes.grid(visible=False)
+    axes.spines[:].set_visible(False)
+    axes.set_xticks([])
+    axes.set_anchor("N")
+    pitch = (grid.picture.shape[0] + GAP) / max(1, len(grid.names))
+    axes.set_yticks([(row + 0.5) * pitch - GAP / 2 for row in range(len(grid.names))], grid.names, fontsize=7)
+    axes.tick_params(length=0, pad=2)
+
+
+def samples(grid: Mosaic | str) -> Figure | str:
+    """A grid of one run's samples."""
+    if isinstance(grid, str):
+        return grid
+    height, width, _ = grid.picture.shape
+    figure = blank(width / 100 + 0.5, height / 100 + 0.3)
+    axes = figure.add_subplot()
+    _show(axes, grid)
+    axes.set_ylabel("Class" if grid.names else "")
+    return figure
+
+
+def all_samples(grids: list[tuple[str, Mosaic | str]]) -> Figure | str:
+    """The grids of two to six runs, each under its label."""
+    panels = [(label, grid) for label, grid in grids if not isinstance(grid, str)]
+    if not 2 <= len(panels) <= 6:
+        return f"{len(panels)} run(s) with samples; the joint figure is for 2 to 6"
+    across = 2 if len(panels) in (2, 4) else 3
+    down = ceil(len(panels) / across)
+    tallest = max(grid.picture.shape[0] / grid.picture.shape[1] for _, grid in panels)
+    figure = blank(3.4 * across, down * (3.2 * tallest + 0.4))
+    for axes, panel in itertools.zip_longest(figure.subplots(down, across, squeeze=False).flat, panels):
+        if panel is None:
+            axes.set_visible(False)
+            continue
+        _show(axes, panel[1])
+        axes.set_title(wrapped(panel[0], 36), fontsize=9)
+    return figure

@@ -1,0 +1,177 @@
+"""The report: every table and figure that the records of some runs give, written as a whole or not at all."""
+
+import json
+import os
+import re
+import shutil
+import tempfile
+import textwrap
+from pathlib import Path
+
+import matplotlib
+from matplotlib.figure import Figure
+from tabulate import tabulate
+
+from ..harness.record import RecordError, Run
+from .facts import Row, load, score_words, scores, setting_words, timings
+from .figures import STYLE, loss, quality_vs_macs, throughput
+from .grids import all_samples, mosaic, samples
+from .layout import Table, filled
+from .tables import TIMED, costs, origins, seeds, summary
+
+KIND, WIDTH = "lamabench report", 120  # what marks index.json as ours; columns of a terminal
+ABOUT = {
+    "summary": "one row a run: cost, speed, quality and state",
+    "cost": "where each model spends its parameters, MACs and FLOPs",
+    "runs": "where the runs come from: commit, machine, versions, settings",
+    "seeds": "mean and sample standard deviation over seeds",
+    "loss": "training loss against images seen, a running median over the raw values",
+    "quality_vs_macs": "the first quality metric against MACs",
+    "throughput": "forward and training throughput",
+    "samples": "samples of every run side by side, a row a class",
+}
+
+
+def summary_rows(paths: list[Path]) -> list[Row]:
+    """The summary table as plain data, keyed like its csv. Raises RecordError where the folders hold no runs."""
+    return summary(load(paths)).records()
+
+
+def summary_text(paths: list[Path]) -> str:
+    """The summary for a terminal of 120 columns; what does not fit is named below. Raises RecordError like `build`."""
+    table = summary(load(paths))
+    shown = [column for column in table.columns if column.title and column.name and filled(table.rows, column)]
+    shown += [column for column in table.columns if column.name == "state"]
+    dropped: list[str] = []
+    while True:
+        heads = [textwrap.fill(column.title or "State", 13, break_long_words=False) for column in shown]
+        cells = [[column.cell(row) for column in shown] for row in table.rows]
+        sides = ["left" if column.digits is None else "right" for column in shown]
+        limits = [34 if column.name == "label" else None for column in shown]
+        text = tabulate(cells, heads, colalign=sides, disable_numparse=True, maxcolwidths=limits)
+        last = max(shown, key=lambda column: column.rank)
+        if max(map(len, text.splitlines())) <= WIDTH or not last.rank:
+            break
+        shown.remove(last)
+        dropped.append(last.title or "")
+    notes = [f"{row['label']}: {row['error']}" for row in table.rows if row["error"]]
+    notes += [f"Left out for want of room: {', '.join(dropped)}"] if dropped else []
+    return "\n".join([text, *(textwrap.fill(note, WIDTH, subsequent_indent="  ") for note in notes)])
+
+
+def build(paths: list[Path], out: Path) -> list[Path]:
+    """Write the report on every run at or below `paths` into the folder `out` and return the files, sorted.
+
+    All of it is rendered in a folder beside `out` first. An earlier report in `out` is replaced file by file.
+    Raises RecordError, with `out` untouched, where there is no run, a record or sample file cannot be read, or `out`
+    is a file or holds something that is not a report.
+    """
+    old = _files_of_report(out)
+    runs = load(paths)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent))
+    except OSError as error:
+        raise RecordError(f"cannot write a report at {out}: {error.strerror}") from None
+    try:
+        _write(runs, temporary)
+        out.mkdir(exist_ok=True)
+        names = sorted(path.name for path in temporary.iterdir())
+        for name in sorted(names, key=lambda name: name == "index.json"):  # the marker last
+            os.replace(temporary / name, out / name)
+        for name in set(old) - set(names):
+            (out / name).unlink(missing_ok=True)
+    finally:
+        shutil.rmtree(temporary)
+    return [out / name for name in names]
+
+
+def _files_of_report(out: Path) -> list[str]:
+    """The files of an earlier report in `out`; none where `out` is empty or not there yet."""
+    if out.exists() and not out.is_dir():
+        raise RecordError(f"{out} is a file; a report needs a folder of its own")
+    if not out.is_dir() or not any(out.iterdir()):
+        return []
+    try:
+        index = json.loads((out / "index.json").read_text())
+        if index["kind"] == KIND:
+            return [Path(name).name for name in index["files"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # whatever it is, it is not our index
+    raise RecordError(f"{out} is neither empty nor an earlier report (no index.json of ours); give another")
+
+
+def _write(runs: list[Run], folder: Path) -> None:
+    overview = summary(runs)
+    tables = [overview, costs(runs), origins(runs), seeds(overview)]
+    absent: dict[str, str] = {}
+    about: dict[str, str] = {}
+    for table in tables:
+        if not table.rows:
+            absent[table.name] = {"seeds": "no variant was run with several seeds"}.get(table.name, "no run has a cost")
+            continue
+        for ending, text in (("md", table.markdown()), ("csv", table.csv()), ("tex", table.latex())):
+            (folder / f"{table.name}.{ending}").write_text(text, encoding="utf-8")
+        about[f"{table.name}.md, .csv, .tex"] = ABOUT[table.name]
+    pictures = {run.path: mosaic(run) for run in runs}
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()  # nobody's own matplotlibrc
+        matplotlib.rcParams.update(STYLE)
+        figures: dict[str, Figure | str] = {
+            draw.__name__: draw(runs, overview) for draw in (loss, quality_vs_macs, throughput)
+        }
+        figures["samples"] = all_samples([(row["label"], pictures[row["folder"]]) for row in overview.rows])
+        figures |= {name: samples(pictures[run.path]) for name, run in _sample_names(runs).items()}
+        for name, figure in figures.items():
+            if isinstance(figure, str):
+                absent[name] = figure
+                continue
+            figure.savefig(folder / f"{name}.png", dpi=150, metadata={"Software": None})
+            figure.savefig(folder / f"{name}.pdf", metadata={"CreationDate": None, "Creator": None, "Producer": None})
+            about[f"{name}.png, .pdf"] = ABOUT.get(name, f"samples of {name.removeprefix('samples_')}, a row a class")
+    (folder / "README.md").write_text(_readme(runs, overview, about, absent), encoding="utf-8")
+    files = sorted([*(path.name for path in folder.iterdir()), "index.json"])
+    ids = [run.info["id"] for run in runs]
+    index = {"kind": KIND, "schema": 1, "runs": ids, "files": files, "absent": absent}
+    (folder / "index.json").write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
+
+
+def _sample_names(runs: list[Run]) -> dict[str, Run]:
+    """A file name for the samples of each run: its own name, with its id and study where names meet."""
+    names: dict[str, Run] = {}
+    for run in runs:
+        info = run.info
+        for name in (info["name"], f"{info['name']}-{info['id']}", f"{info['study']}-{info['name']}-{info['id']}"):
+            file = "samples_" + re.sub(r"[^\w.=-]+", "_", name)
+            if file not in names:
+                break
+        names[file] = run
+    return names
+
+
+def _readme(runs: list[Run], overview: Table, about: dict[str, str], absent: dict[str, str]) -> str:
+    lines = [line for run in runs for line in run.records]
+    origin = [line["provenance"] for line in lines if line.get("provenance")]
+    commits = sorted({f"{where.get('commit') or 'none'}{' + dirty' if where.get('dirty') else ''}" for where in origin})
+    devices = sorted({str(where.get("device")) for where in origin})
+    days = sorted({line["time"][:10] for line in lines})
+    when = " to ".join(dict.fromkeys((days[0], days[-1]))) if days else "no date"
+    text = [f"# Report: {', '.join(dict.fromkeys(run.info['study'] for run in runs))}", ""]
+    text += [f"Commits: {', '.join(commits) or 'none'}. Devices: {', '.join(devices) or 'none'}. Recorded: {when}.", ""]
+    text += [overview.markdown()]
+    notes = []
+    for kind, mode, title, _ in TIMED:
+        for setting in timings(runs, kind, mode):
+            notes.append(f"{title} throughput: {setting_words(kind, setting)}.")
+    for name, found in scores(runs).items():
+        row = next(iter(found.values()))
+        own = ", ± its own standard deviation" if any(row.get("std") is not None for row in found.values()) else ""
+        notes.append(f"{name}: {score_words(row)}, features {row['features']}, protocol {row['protocol']}{own}.")
+    notes.append("MACs: multiply-adds of one forward pass of one image; FLOPs: 2 × MACs and all other operations.")
+    notes.append("Paper Gflops is what the model's paper would print, by its own convention.")
+    text += [f"- {note}" for note in notes]
+    text += ["", "## Files", ""]
+    text += [f"- {files}: {what}" for files, what in about.items()]
+    for reason in dict.fromkeys(absent.values()):
+        text.append(f"- not here: {', '.join(name for name, why in absent.items() if why == reason)} ({reason})")
+    return "\n".join(text) + "\n"

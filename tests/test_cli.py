@@ -1,0 +1,233 @@
+"""The command as a person types it: what it prints, and one clear line for every mistake."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import yaml
+from lamabench.harness.record import read_run
+from lamabench.launch.cli import main
+from PIL import Image
+
+QUICK = [
+    "data=digits", "data.size=8", "train.batch_size=4", "train.precision=float32", "run.log_every=2",
+    "run.checkpoint_every=2", "run.device=cpu", "sample.method=ddim", "sample.steps=3", "sample.count=20",
+    "evaluate.metrics=[fd]",
+]  # fmt: skip
+DIT = ["model=dit_nano", "model.depth=1", "model.hidden_size=16", "model.num_heads=2"]
+
+
+@pytest.fixture(autouse=True)
+def in_an_empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run(capsys, *words):
+    code = main(list(words))
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_help_has_examples(capsys):
+    for words in (["--help"], ["train", "--help"], ["sweep", "--help"]):
+        with pytest.raises(SystemExit) as caught:
+            main(words)
+        assert caught.value.code == 0
+        assert "lamabench " in capsys.readouterr().out.split("example", 1)[1]
+
+
+def test_cost_json(capsys):
+    code, out, _ = run(capsys, "cost", "lamamba_xl", "dit_xl_2", "input_size=64", "--json")
+    ours, theirs = json.loads(out)
+    assert code == 0 and (ours["model"], theirs["model"]) == ("lamamba_xl", "dit_xl_2")
+    assert ours["params"] == pytest.approx(660.725e6, abs=500) and theirs["macs"] == pytest.approx(524.538e9, abs=5e5)
+    assert 100 * (ours["paper_gflops"] / theirs["paper_gflops"] - 1) == pytest.approx(-61.6, abs=0.2)
+    assert list(ours["parts"]) == ["ssm", "scan", "attention", "mlp", "conditioning", "rest"]
+    assert ours["flops"] > 2 * ours["macs"]
+
+
+def test_cost_table(capsys):
+    code, out, _ = run(capsys, "cost", "dit_nano")
+    assert code == 0 and "MACs (G)" in out and "0.730" in out and "attention" in out
+
+
+def test_models_lists_the_registry(capsys):
+    from lamabench.harness.backbones import presets
+
+    _, out, _ = run(capsys, "models", "--json")
+    rows = json.loads(out)
+    assert [row["model"] for row in rows] == list(presets())
+    assert all(row["params"] > 0 and row["macs"] > 0 for row in rows)
+
+
+def test_doctor(capsys):
+    code, out, _ = run(capsys, "doctor")
+    assert code == 0 and "selective_scan=torch" in out and "torchvision" in out
+    _, out, _ = run(capsys, "doctor", "--json")
+    assert json.loads(out)["backends"]["attention"]["sdpa"] == []
+
+
+def test_bench_table_and_record(capsys, tmp_path):
+    small = ["hidden_size=16", "num_heads=2", "bench.batch_size=2", "bench.repeats=2", "bench.precision=float32"]
+    code, out, _ = run(capsys, "bench", "dit_nano", *small, "run.device=cpu", "--json")
+    rows = json.loads(out)
+    assert code == 0 and [row["mode"] for row in rows] == ["forward", "train"]
+    (folder,) = (tmp_path / "runs" / "bench").iterdir()
+    assert read_run(folder).last("bench", mode="train")["images_per_s"] == rows[1]["images_per_s"]
+
+
+def test_train_sample_evaluate_report(capsys, tmp_path):
+    code, out, err = run(capsys, "train", *DIT, *QUICK, "train.steps=4")
+    assert code == 0 and "train 4/4" in err
+    (folder,) = (tmp_path / "runs" / "train").iterdir()
+    assert f"next: lamabench sample {folder.relative_to(tmp_path)}" in out
+    assert run(capsys, "train", *DIT, *QUICK, "train.steps=4")[0] == 0
+    assert len(read_run(folder).records) == 1
+
+    assert run(capsys, "sample", str(folder))[0] == 0
+    with np.load(folder / "samples.npz") as file:
+        assert file["images"].shape == (20, 8, 8, 1)
+    assert run(capsys, "sample", str(folder), "sample.guidance=2", "sample.count=10")[0] == 0
+    guided = [f for f in folder.parent.iterdir() if f != folder]
+    assert len(guided) == 1 and read_run(guided[0]).last("sample")["guidance"] == 2.0
+
+    code, out, err = run(capsys, "evaluate", str(folder / "samples.npz"), *QUICK)
+    assert code == 0 and "FD-EffNetLite0-20" in out
+    code, out, _ = run(capsys, "report", "runs/train", "--out", "out")
+    assert code == 0 and "dit" in out.lower()
+    assert {"summary.md", "summary.csv", "summary.tex"} <= {p.name for p in (tmp_path / "out").rglob("*")}
+
+
+def _folder(tmp_path):
+    (tmp_path / "images" / "a").mkdir(parents=True)
+    Image.new("RGB", (9, 9)).save(tmp_path / "images" / "a" / "fine.png")
+    (tmp_path / "images" / "a" / "broken.png").write_bytes(b"\\x89PNG nothing")
+    (tmp_path / "empty").mkdir()
+
+
+BAD = [
+    (["cost", "lamanba_xl"], r"unknown model 'lamanba_xl' \(did you mean 'lamamba_xl'\?\); choices: .*dit_s_2"),
+    (["cost"], "cost needs a model"),
+    (["cost", "dit_s_2", "inptu_size=3"], r"unknown key 'inptu_size' \(did you mean 'input_size'\?\)"),
+    (["cost", "dit_s_2", "depth=x"], "depth: Value 'x' of type 'str' could not be converted to Integer"),
+    (["cost", "lamamba_s", "window_size=7"], r"window_size 7 does not divide.*choices: \[1, 2, 4, 8"),
+    (["cost", "lamamba_s", "num_heads=5"], "num_heads 5 does not divide dim 64"),
+    (["cost", "dit_s_2", "num_heads=5"], "num_heads"),
+    (["cost", "lamamba_s", "d_state=0"], "d_state must be 1 or more"),
+    (["cost", "lamamba_s", "mixers=[sms]"], r"unknown mixer 'sms' \(did you mean 'ssm'\?\)"),
+    (["cost", "lamamba_s", "scan=zigzag"], "unknown scan 'zigzag'"),
+    (["train", "model=dit"], r"unknown model 'dit'"),
+    (["train", "train.stesp=3"], r"unknown key in train 'stesp' \(did you mean 'steps'\?\)"),
+    (["train", "train.steps=many"], "train.steps: Value 'many'"),
+    (["train", "train.steps"], "is not an override"),
+    (["train", "train.steps=[1"], "cannot read the override"),
+    (["train", "data=folder", "model=dit_nano", "data.num_classes=1", "data.path=nowhere"], "nowhere"),
+    (["train", "data=folder", "model=dit_nano", "data.num_classes=1"], r"data\.path"),
+    (["train", "data=folder", "model=dit_nano", "data.num_classes=1", "data.path=empty"], "empty"),
+    (["train", "data=folder", "model=dit_nano", "data.num_classes=1", "data.path=images"], r"broken\.png"),
+    (["train", "data=cifar10", "model=dit_nano", "data.path=empty"], "cifar"),
+    (["train", "data=npz", "model=dit_nano", "data.path=no.npz"], r"no\.npz"),
+    (["train", "model=lamamba_nano", "backend.selective_scan=cuda"],
+     "unknown selective_scan backend 'cuda'; choices: auto, torch, reference"),
+    (["sample"], "name one run folder"),
+    (["sample", "nowhere"], "nowhere is not a run folder"),
+    (["evaluate", "nowhere.npz", "data=digits"], r"nowhere\.npz does not exist"),
+    (["evaluate", "few.npz", "data=digits", "data.size=8"], r"fd|FD"),
+    (["evaluate", "few.npz", "data=digits", "evaluate.metrics=[fid]"], "fid"),
+    (["report", "nowhere", "--out", "out"], "no such folder: nowhere"),
+    (["sweep", "run", "dmeo"], r"unknown study 'dmeo' \(did you mean 'demo'\?\)"),
+    (["sweep", "plan", "demo", "train.lr=fast"], r"train\.lr"),
+    (["bench", "dit_nano", "backend.attention=flash"], "unknown attention backend 'flash'"),
+    (["bench", "dit_nano", "bench.modes=[fly]"], r"unknown bench.modes 'fly'; choices: forward, train"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("words", "message"), BAD, ids=lambda v: " ".join(v) if isinstance(v, list) else "")
+def test_every_mistake_is_one_line_and_leaves_nothing(words, message, capsys, tmp_path):
+    import re
+
+    _folder(tmp_path)
+    np.savez(tmp_path / "few.npz", images=np.zeros((1, 8, 8, 1), np.uint8))
+    before = sorted(tmp_path.rglob("*"))
+    code, out, err = run(capsys, *words)
+    assert code == 2 and not out
+    line = err.strip().splitlines()[-1]
+    assert err.count("error:") == 1 and line.startswith(f"lamabench {words[0]}: error: ")
+    assert re.search(message, line), line
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("words", [["fly"], ["sweep", "jump", "demo"], ["report", "x"], []])
+def test_usage_mistakes_are_one_line(words, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(words)
+    err = capsys.readouterr().err
+    assert caught.value.code == 2 and err.count("\n") == 1 and "error:" in err
+
+
+def study(tmp_path, steps):
+    path = tmp_path / "tiny.yaml"
+    settings = dict(word.split("=", 1) for word in [*QUICK, "train.steps=" + str(steps), "bench.repeats=2"])
+    settings["evaluate.metrics"] = ["fd"]
+    small = {"model.depth": 1, "model.hidden_size": 16, "model.num_heads": 2}
+    data = {
+        "question": "?",
+        "base": {k: yaml.safe_load(v) if isinstance(v, str) else v for k, v in settings.items()},
+        "variants": {"one": {"model": "dit_nano", **small}, "two": {"model": "dit_nano", **small, "model.depth": 2}},
+        "stages": ["cost", "train", "sample"],
+    }
+    path.write_text(yaml.safe_dump(data))
+    return str(path)
+
+
+def command(*words, **kwargs):
+    code = "import sys; from lamabench.launch.cli import main; sys.exit(main())"
+    return subprocess.Popen([sys.executable, "-c", code, *words], text=True, stderr=subprocess.PIPE,
+                            stdout=subprocess.PIPE, start_new_session=True, **kwargs)  # fmt: skip
+
+
+def test_sweep_killed_with_all_its_jobs_continues(capsys, tmp_path):
+    """SIGKILL of the command and its jobs in mid-training; the same command finishes, and a third does nothing."""
+    name = study(tmp_path, 60)
+    code, out, _ = run(capsys, "sweep", "plan", name, "--json")
+    assert code == 0 and [row["state"] for row in json.loads(out)] == ["planned"] * 2
+    assert not (tmp_path / "runs").exists()
+
+    process = command("sweep", "run", name, "--parallel", "1", cwd=tmp_path)
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("runs/tiny/one-*/checkpoints/*")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    (first,) = tmp_path.glob("runs/tiny/one-*")
+    # submitit starts its jobs in the command's process group, so they are gone as well.
+    assert json.loads(run(capsys, "sweep", "status", name, "--json")[1])[0]["state"] in ("stopped", "running")
+
+    code, out, err = run(capsys, "sweep", "run", name)
+    assert code == 0 and "tables and figures" in out
+    for folder in tmp_path.glob("runs/tiny/*-*"):
+        records = read_run(folder).records
+        assert [line["kind"] for line in records if line["state"] == "done"] == ["cost", "train", "sample"]
+        assert [line["step"] for line in read_run(folder).metrics] == list(range(2, 61, 2))
+    before = {p: p.read_bytes() for p in tmp_path.glob("runs/tiny/*/record.jsonl")}
+    code, _, err = run(capsys, "sweep", "run", name)
+    assert code == 0 and err.count("already done") == 2
+    assert before == {p: p.read_bytes() for p in tmp_path.glob("runs/tiny/*/record.jsonl")}
+    assert first.is_dir()
+
+
+def test_a_run_that_fails_leaves_the_others_alone(capsys, tmp_path):
+    name = study(tmp_path, 4)
+    text = (tmp_path / "tiny.yaml").read_text().replace("two:\n", "two:\n    train.lr: 1.0e+18\n    train.steps: 40\n")
+    (tmp_path / "tiny.yaml").write_text(text)
+    code, out, err = run(capsys, "sweep", "run", name)
+    assert code == 1
+    status = json.loads(run(capsys, "sweep", "status", name, "--json")[1])
+    assert [row["state"] for row in status] == ["done", "diverged"]
+    assert "not finite" in status[1]["error"] and "two: diverged" in err and "diverged" in out

@@ -1,0 +1,284 @@
+"""Training: a killed run continues bit for bit, and every way to go wrong ends in a clear state."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+from lamabench.baselines.dit import DiTConfig
+from lamabench.harness import checkpoint as ckpt
+from lamabench.harness import run as runs
+from lamabench.harness import train as train_module
+from lamabench.harness.backbones import preset, to_dict
+from lamabench.harness.config import BackendConfig, Config, DataConfig, RunConfig, TrainConfig
+from lamabench.harness.progress import Progress
+from lamabench.harness.record import append, read_lines, read_run
+from lamabench.harness.train import Diverged, check_fit, initial_model, train
+from lamabench.kernels.errors import InputError
+from lamabench.models.lamamba import LaMambaConfig
+from safetensors import safe_open
+
+LAMAMBA = LaMambaConfig(
+    input_size=8, in_channels=1, num_classes=10, dim=8, depths=[1, 1, 1], bottleneck_depth=1, num_heads=2,
+    window_size=4, d_state=2, patch_size=2,
+)  # fmt: skip
+DIT = DiTConfig(input_size=8, in_channels=1, num_classes=10, patch_size=2, hidden_size=16, depth=1, num_heads=2)
+ADM = replace(preset("unet_nano").config, input_size=8)
+
+
+def make(model=DIT, steps=6, root="runs", **settings):
+    return Config(
+        model=model,
+        data=DataConfig(kind="digits", size=8, channels=1, num_classes=10),
+        train=TrainConfig(**{"steps": steps, "batch_size": 4, "lr": 1e-3, "ema_decay": 0.9, "precision": "float32",
+                             **settings}),
+        run=RunConfig(root=str(root), device="cpu", log_every=2, checkpoint_every=2),
+    )  # fmt: skip
+
+
+def tensors(folder):
+    with safe_open(ckpt.files(folder / "checkpoints")[0], "pt") as file:
+        return {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+
+
+def metrics(folder):
+    return [{k: v for k, v in line.items() if k != "seconds"} for line in read_lines(folder / "metrics.jsonl")]
+
+
+def create(config):
+    info = runs.describe(config, study="t", name="t", model="dit_nano", variant={}, overrides=[])
+    return runs.create(info)
+
+
+def assert_same(a, b):
+    first, second = tensors(a), tensors(b)
+    assert first.keys() == second.keys() and any(name.startswith("exp_avg_sq/") for name in first)
+    for name, tensor in first.items():
+        assert torch.equal(tensor, second[name]), name
+    assert metrics(a) == metrics(b)
+
+
+@pytest.mark.parametrize("model", [LAMAMBA, DIT, ADM], ids=["lamamba", "dit", "adm"])
+def test_killed_run_continues_bit_for_bit(model, tmp_path):
+    """SIGKILL a training process after its first checkpoint, start again, compare with an unbroken run."""
+    steps = 24
+    whole = create(make(model, steps, tmp_path / "whole"))
+    train(whole, make(model, steps), Progress())
+    broken = create(make(model, steps, tmp_path / "broken"))
+    config = make(model, steps, tmp_path / "broken")
+    code = (
+        f"import sys, time, torch; torch.set_num_threads({torch.get_num_threads()})\n"
+        "from pathlib import Path\n"
+        "from lamabench.harness import train as module\n"
+        "from lamabench.harness.run import config_from_dict\n"
+        "from lamabench.harness.record import read_run\n"
+        "from lamabench.harness.progress import Progress\n"
+        "append = module.append\n"
+        "module.append = lambda *a: (append(*a), time.sleep(0.3))\n"  # time to be killed in
+        "folder = Path(sys.argv[1])\n"
+        "module.train(folder, config_from_dict(read_run(folder).info['config']), Progress())\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, str(broken)], stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 120
+    while len(read_lines(broken / "metrics.jsonl")) < 4 and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, process.communicate()
+    assert 0 < len(ckpt.files(broken / "checkpoints")) <= 2
+    assert len(metrics(broken)) < steps // 2
+    train(broken, config, Progress())
+    assert_same(whole, broken)
+
+
+def test_interruption_between_log_and_checkpoint(tmp_path, monkeypatch):
+    """Stopped at the log of step 6, the newest checkpoint is of step 4: metrics after it are made again, and the
+    window from 3 to 6, cut by that checkpoint, is whole."""
+
+    def config_in(root):
+        made = make(steps=9, root=root)
+        made.run.log_every, made.run.checkpoint_every = 3, 4
+        return made
+
+    def stop_at_six(path, line):
+        append(path, line)
+        if line["step"] == 6:
+            raise KeyboardInterrupt
+
+    whole, broken = create(config_in(tmp_path / "a")), create(config_in(tmp_path / "b"))
+    train(whole, config_in(tmp_path / "a"), Progress())
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(train_module, "append", stop_at_six)
+        train(broken, config_in(tmp_path / "b"), Progress())
+    assert [line["step"] for line in metrics(broken)] == [3, 6]
+    assert [path.stem for path in ckpt.files(broken / "checkpoints")] == ["step-00000004"]
+    train(broken, config_in(tmp_path / "b"), Progress())
+    assert_same(whole, broken)
+
+
+def test_workers_change_nothing(tmp_path):
+    folders = []
+    for workers in (0, 2):
+        config = make(steps=4, root=tmp_path / str(workers))
+        config.run.workers = workers
+        folders.append(create(config))
+        train(folders[-1], config, Progress())
+    assert_same(*folders)
+
+
+def test_average_follows_the_weights(tmp_path):
+    """After one step: ema = 0.9 · start + 0.1 · weights; Adam's first step is lr · sign(gradient) (up to its eps)."""
+    config = make(steps=1, root=tmp_path)
+    folder = create(config)
+    train(folder, config, Progress())
+    saved, start = tensors(folder), initial_model(config).state_dict()
+    for name, before in start.items():
+        after = saved[f"model/{name}"]
+        assert torch.allclose(saved[f"ema/{name}"], 0.9 * before + 0.1 * after, atol=1e-7), name
+    name = "blocks.0.mlp.fc1.bias"
+    moved = saved["model/final_layer.linear.bias"] - start["final_layer.linear.bias"]
+    gradient = saved["exp_avg/final_layer.linear.bias"] / 0.1  # the first moment after one step, beta1 0.9
+    assert torch.allclose(moved, -1e-3 * gradient / (gradient.abs() + 1e-8), atol=1e-8)
+    assert torch.equal(saved[f"model/{name}"], start[name])  # behind a closed gate nothing moves at first
+
+
+@pytest.mark.parametrize("model", [LAMAMBA, DIT, ADM], ids=["lamamba", "dit", "adm"])
+def test_loss_falls(model, tmp_path):
+    config = make(model, steps=30, root=tmp_path, lr=3e-3, batch_size=16)
+    folder = create(config)
+    record = train(folder, config, Progress())
+    losses = [line["loss"] for line in read_lines(folder / "metrics.jsonl")]
+    assert record["final_loss"] == losses[-1] < 0.8 * losses[0]
+    assert record["images"] == 480 and record["backend"]
+
+
+def test_initial_weights_do_not_depend_on_what_was_drawn_before():
+    torch.manual_seed(1)
+    first = initial_model(make()).state_dict()
+    torch.rand(7)
+    assert all(torch.equal(v, first[k]) for k, v in initial_model(make()).state_dict().items())
+    other = initial_model(replace(make(), seed=1)).state_dict()
+    assert not all(torch.equal(v, first[k]) for k, v in other.items())
+
+
+def test_divergence_stops_and_is_recorded(tmp_path):
+    config = make(steps=40, root=tmp_path, lr=1e18)
+    folder = create(config)
+    with pytest.raises(Diverged, match=r"the loss is not finite by step \d+ of 40: loss (nan|inf)"):
+        runs.execute(folder, ["train"], Progress())
+    record = read_run(folder).last("train")
+    assert record["state"] == "diverged" and "not finite" in record["error"]
+    for path in ckpt.files(folder / "checkpoints"):
+        assert all(torch.isfinite(v).all() for v in ckpt.load(path).group("model").values())
+
+
+def finished(tmp_path, steps=6):
+    config = make(steps=steps, root=tmp_path)
+    folder = create(config)
+    train(folder, config, Progress())
+    return folder, config
+
+
+def test_truncated_checkpoint_falls_back_and_says_so(tmp_path, capsys):
+    folder, config = finished(tmp_path)
+    expected = tensors(folder)
+    newest, before = ckpt.files(folder / "checkpoints")
+    with open(newest, "r+b") as file:
+        file.truncate(newest.stat().st_size // 2)
+    with pytest.raises(InputError, match=f"{newest.name} is truncated or damaged"):
+        ckpt.load(newest)
+    train(folder, config, Progress())
+    said = capsys.readouterr().err
+    assert "falling back to the one before" in said and f"continuing at step {int(before.stem[5:])} of 6" in said
+    assert all(torch.equal(v, expected[k]) for k, v in tensors(folder).items())
+
+
+def test_other_files_are_not_checkpoints(tmp_path):
+    path = tmp_path / "step-00000001.safetensors"
+    from safetensors.torch import save_file
+
+    save_file({"x": torch.zeros(1)}, path)
+    with pytest.raises(InputError, match="not a lamabench checkpoint"):
+        ckpt.load(path)
+    with pytest.raises(InputError, match="no such checkpoint"):
+        ckpt.load(tmp_path / "nothing.safetensors")
+
+
+def test_checkpoint_of_another_model_is_refused(tmp_path):
+    folder, config = finished(tmp_path)
+    other = replace(config, model=replace(DIT, depth=2))
+    with pytest.raises(InputError, match="of another model: depth 1 there, 2 here"):
+        train(folder, other, Progress())
+    saved = ckpt.load(ckpt.files(folder / "checkpoints")[0])
+    with pytest.raises(InputError, match="family dit there, lamamba here"):
+        ckpt.check_model(saved, to_dict(LAMAMBA) | {"depth": 1}, folder)
+
+
+def test_other_data_behind_the_same_name_is_refused(tmp_path):
+    folder, config = finished(tmp_path)
+    other = replace(config, data=replace(config.data, kind="synthetic"))
+    with pytest.raises(InputError, match=r"trained on other data.*data\.name"):
+        train(folder, other, Progress())
+
+
+def test_save_leaves_nothing_half_written(tmp_path, monkeypatch):
+    def fail(tensors, path, metadata):
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(ckpt, "save_file", fail)
+    with pytest.raises(OSError, match="No space left"):
+        ckpt.save(tmp_path, ckpt.Checkpoint(1, 0.0, {}, "", {"x": torch.zeros(1)}))
+    assert not list(tmp_path.iterdir())
+
+
+def test_checkpoints_hold_no_pickle(tmp_path):
+    folder, _ = finished(tmp_path, steps=2)
+    head = ckpt.files(folder / "checkpoints")[0].read_bytes()
+    length = int.from_bytes(head[:8], "little")
+    assert "lamabench" in json.loads(head[8 : 8 + length])["__metadata__"]
+    assert {p.suffix for p in folder.rglob("*") if p.is_file() and p.name != ".lock"} <= {".json", ".jsonl",
+                                                                                          ".safetensors"}  # fmt: skip
+
+
+BAD = [
+    (make(replace(DIT, input_size=16)), "model.input_size 16 does not fit data.size 8"),
+    (make(replace(DIT, num_classes=3)), "model.num_classes 3 does not fit data.num_classes 10"),
+    (make(replace(ADM, null_class=False)), "train.class_dropout 0.1 needs a null class"),
+]
+
+
+@pytest.mark.parametrize(("config", "message"), BAD)
+def test_model_and_data_must_fit(config, message):
+    with pytest.raises(InputError, match=message):
+        check_fit(config)
+
+
+def test_reference_backend_trains_alike(tmp_path):
+    """The same few steps with the plain and the fast scan and attention: losses agree to rounding."""
+    losses = []
+    for name in ("auto", "reference"):
+        config = make(LAMAMBA, steps=4, root=tmp_path / name)
+        config.backend = BackendConfig(**dict.fromkeys(("selective_scan", "window_attention", "attention"), name))
+        folder = create(config)
+        record = train(folder, config, Progress())
+        losses.append([line["loss"] for line in metrics(folder)])
+        assert record["backend"]["selective_scan"] == {"auto": "torch", "reference": "reference"}[name]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("model", [LAMAMBA, DIT, ADM], ids=["lamamba", "dit", "adm"])
+def test_gpu_tracks_the_cpu(model, tmp_path):
+    losses = {}
+    for device, precision in (("cpu", "float32"), ("cuda", "float32"), ("cuda", "bfloat16")):
+        config = make(model, steps=40, root=tmp_path / device / precision, precision=precision, batch_size=16)
+        config.run.device = device
+        folder = create(config)
+        train(folder, config, Progress())
+        losses[device, precision] = [line["loss"] for line in metrics(folder)]
+    assert losses["cuda", "float32"] == pytest.approx(losses["cpu", "float32"], rel=2e-3)
+    assert losses["cuda", "bfloat16"] == pytest.approx(losses["cpu", "float32"], rel=5e-2)
