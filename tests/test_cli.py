@@ -17,7 +17,7 @@ from PIL import Image
 QUICK = [
     "data=digits", "data.size=8", "train.batch_size=4", "train.precision=float32", "run.log_every=2",
     "run.checkpoint_every=2", "run.device=cpu", "sample.method=ddim", "sample.steps=3", "sample.count=20",
-    "evaluate.metrics=[fd]",
+    "evaluate.metrics=[fd]", "evaluate.reference_count=50",
 ]  # fmt: skip
 DIT = ["model=dit_nano", "model.depth=1", "model.hidden_size=16", "model.num_heads=2"]
 

@@ -181,3 +181,41 @@ def test_batch_composition_does_not_change_an_image():
     assert noise.shape == (5, 10, 2, 8, 8)  # the start and every step but the last
     assert torch.equal(noise, torch.cat([drawn for drawn, _ in alone]))
     torch.testing.assert_close(together, torch.cat([out for _, out in alone]), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["ddim", "ancestral"])
+def test_clipping_against_a_loop_in_float64(method):
+    """The linear model from far out: predicted images leave [-1, 1], and both rules use the clamped ones."""
+    steps = 10
+    timesteps = [round(i * 999 / (steps - 1)) for i in range(steps)]
+    generator_ = torch.Generator().manual_seed(0)
+    x_T = 3 * torch.randn(2, 1, 4, 4, generator=generator_)
+    noises = torch.randn(steps, 2, 1, 4, 4, generator=generator_)
+    x, left = x_T.double(), False
+    for i in reversed(range(steps)):
+        now = ALPHA_BAR[timesteps[i]]
+        before = ALPHA_BAR[timesteps[i - 1]] if i else torch.tensor(1.0, dtype=torch.float64)
+        eps = 0.8 * (1 - now).sqrt() * x
+        x0 = (x - (1 - now).sqrt() * eps) / now.sqrt()
+        left = left or bool((x0.abs() > 1).any())
+        x0 = x0.clamp(-1, 1)
+        if method == "ddim":
+            x = before.sqrt() * x0 + (1 - before).sqrt() * (x - now.sqrt() * x0) / (1 - now).sqrt()
+            continue
+        beta = 1 - now / before
+        tilde = beta * (1 - before) / (1 - now)
+        first = (
+            tilde
+            if i
+            else (1 - ALPHA_BAR[timesteps[1]] / ALPHA_BAR[0]) * (1 - ALPHA_BAR[0]) / (1 - ALPHA_BAR[timesteps[1]])
+        )
+        mean = before.sqrt() * beta / (1 - now) * x0 + (1 - beta).sqrt() * (1 - before) / (1 - now) * x
+        x = mean + (i > 0) * torch.exp(0.25 * (beta.log() + first.log())) * noises[steps - 1 - i].double()
+    ours = run(linear_net, x_T, torch.zeros(2, dtype=torch.int64), steps, method, clip=True, noise=lambda i: noises[i])
+    assert left and error(ours, x) < 3e-6
+    assert method == "ancestral" or ours.abs().max() <= 1
+
+
+def test_clipping_changes_nothing_inside_the_bounds():
+    x_T, y = 1e-3 * GOLDEN["x_T"], torch.zeros(4, dtype=torch.int64)
+    assert error(run(linear_net, x_T, y, clip=True), run(linear_net, x_T, y)) < 1e-5
