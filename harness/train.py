@@ -22,6 +22,8 @@ from .provenance import pick_device
 from .record import append, read_lines, write_lines
 
 METRICS = ("loss", "mse", "vb")
+# float32 means float32: cuDNN's convolutions would round their inputs to TF32 unasked.
+torch.backends.cudnn.allow_tf32 = False
 _INPUT_ERROR = f"{InputError.__module__}.{InputError.__qualname__}"
 
 
