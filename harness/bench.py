@@ -25,9 +25,10 @@ def bench(config: Config, say: Any = lambda text: None) -> list[dict[str, Any]]:
     """One row for each of `config.bench.modes`: the fields of `bench` records.
 
     Random weights with nothing at zero, random inputs. `forward` is one call without gradients, `train` forward,
-    backward, AdamW and EMA as in training. p20, p50 and p80 are milliseconds a batch over `repeats` calls after
-    `warmup`; `peak_memory_gib` is the most that torch's CUDA allocator held (null on the CPU). An out-of-memory
-    error is a row with `state` "oom". Raises WrongOutput where the outputs do not agree with the reference.
+    backward, AdamW and EMA as in training. Median, quartiles and 20th and 80th percentile are milliseconds a batch,
+    over `repeats` calls after `warmup`; `peak_memory_gib` is the most that torch's CUDA allocator held (null on the
+    CPU). An out-of-memory error is a row with `state` "oom". Raises WrongOutput where the outputs do not agree with
+    the reference.
     """
     device, settings = pick_device(config.run.device), config.bench
     net = build(config.model)
@@ -118,23 +119,19 @@ def _measure(net: Backbone, mode: str, config: Config, device: str) -> dict[str,
             torch.cuda.synchronize()
         if index >= settings.warmup:
             times.append(1e3 * (time.perf_counter() - started))
-    p20, p50, p80 = quantiles(times)
+    spread = quantiles(times)
     return {
-        "p20_ms": p20,
-        "p50_ms": p50,
-        "p80_ms": p80,
-        "images_per_s": 1e3 * settings.batch_size / p50,
+        **spread,
+        "images_per_s": 1e3 * settings.batch_size / spread["p50_ms"],
         "peak_memory_gib": torch.cuda.max_memory_allocated() / 2**30 if cuda else None,
         "repeats": settings.repeats,
     }
 
 
-def quantiles(times: list[float]) -> tuple[float, float, float]:
-    """The 20th, 50th and 80th percentile."""
-    if len(times) == 1:
-        return times[0], times[0], times[0]
-    cuts = statistics.quantiles(times, n=10, method="inclusive")
-    return cuts[1], cuts[4], cuts[7]
+def quantiles(times: list[float]) -> dict[str, float]:
+    """Median, quartiles, and the 20th and 80th percentile of milliseconds, as fields of a record."""
+    cuts = statistics.quantiles(times, n=20, method="inclusive") if len(times) > 1 else times * 19
+    return {f"p{percent}_ms": cuts[percent // 5 - 1] for percent in (20, 25, 50, 75, 80)}
 
 
 def _forward(net: Backbone):

@@ -215,7 +215,10 @@ def score(samples: Path, config: Config, cache: Path, progress: Progress) -> lis
 
 
 def _evaluate(folder: Path, info: dict, config: Config, progress: Progress) -> list[dict]:
-    return [{"rows": score(folder / "samples.npz", config, Path(config.run.root) / ".cache", progress)}]
+    samples, source = folder / "samples.npz", source_of(info, folder)
+    if not samples.exists() and read_run(source).info["config"]["sample"] == info["config"]["sample"]:
+        samples = source / "samples.npz"
+    return [{"rows": score(samples, config, Path(config.run.root) / ".cache", progress)}]
 
 
 def _bench(folder: Path, info: dict, config: Config, progress: Progress) -> list[dict]:

@@ -49,8 +49,9 @@ def initial_model(config: Config) -> Backbone:
 
 
 def check_fit(config: Config) -> None:
-    """Raise InputError where model and data disagree, or label dropout has no null class to drop to."""
-    model, data = config.model, config.data
+    """Raise InputError where model and data disagree, where label dropout or guidance needs a null class that is not
+    there, or where more channels are guided than there are."""
+    model, data, settings = config.model, config.data, config.sample
     for ours, theirs in (("input_size", "size"), ("in_channels", "channels"), ("num_classes", "num_classes")):
         if getattr(model, ours) != getattr(data, theirs):
             raise InputError(
@@ -62,6 +63,13 @@ def check_fit(config: Config) -> None:
             f"train.class_dropout {config.train.class_dropout} needs a null class: set model.null_class=true, "
             "or train.class_dropout=0 to train without one"
         )
+    if settings.guidance != 1 and not getattr(model, "null_class", True):
+        raise InputError(
+            f"sample.guidance {settings.guidance} needs a null class: set model.null_class=true, or 1 for none"
+        )
+    guided = settings.guidance_channels or 0
+    if guided > model.in_channels:
+        raise InputError(f"sample.guidance_channels {guided} is more than the model's {model.in_channels} channels")
 
 
 class State:

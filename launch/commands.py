@@ -14,13 +14,14 @@ from tabulate import tabulate
 from ..ablations import study as studies
 from ..harness.backbones import presets
 from ..harness.bench import WrongOutput, bench
+from ..harness.checkpoint import files
 from ..harness.config import Config, DataConfig
 from ..harness.cost import PARTS, cost
 from ..harness.progress import Progress
 from ..harness.provenance import pick_device, provenance
 from ..harness.record import append, entry, read_run
 from ..harness.run import Busy, check_ready, config_to_dict, create, describe, execute, score
-from ..harness.train import Diverged
+from ..harness.train import Diverged, check_fit
 from ..kernels.errors import InputError
 from . import sweep
 from .compose import compose, model_config
@@ -130,15 +131,21 @@ def train(args: argparse.Namespace) -> int:
     return 0
 
 
-def _derived(path: Path, overrides: Sequence[str]) -> Path:
-    """The run itself, or with overrides a run of its own that samples the checkpoint of the first."""
+def _derived(path: Path, overrides: Sequence[str], sections: Sequence[str]) -> Path:
+    """The run itself, or with overrides a run beside it that samples the checkpoint, or scores the samples, of the
+    first."""
     run = read_run(path)
     if not overrides:
         return path
     for text in overrides:
-        if not text.startswith(("sample.", "evaluate.", "backend.", "run.")):
-            raise InputError(f"{text!r} would change the trained run; only sample., evaluate., backend. and run. can")
-    config, chosen = compose([*run.info["overrides"], *overrides])
+        if text.split(".")[0] not in sections:
+            raise InputError(
+                f"{text!r} would change what is there already; sections to set here: {', '.join(sections)}"
+            )
+    config, chosen = compose([*run.info["overrides"], *overrides, f"run.root={path.resolve().parent.parent}"])
+    check_fit(config)
+    if not files(Path(run.info.get("source") or path) / "checkpoints"):
+        raise InputError(f"{path} has no checkpoint to sample: train it first")
     info = describe(
         config,
         study=run.info["study"],
@@ -156,7 +163,7 @@ def _derived(path: Path, overrides: Sequence[str]) -> Path:
 def sample(args: argparse.Namespace) -> int:
     """Sample a trained run."""
     path, overrides = _run_and_overrides(args.words)
-    folder = _derived(path, overrides)
+    folder = _derived(path, overrides, ("sample", "evaluate", "backend", "run"))
     execute(folder, ["sample"], Progress(folder))
     print(f"{folder / 'samples.npz'}: {read_run(folder).info['config']['sample']['count']} images")
     print(f"next: lamabench evaluate {folder}")
@@ -177,7 +184,7 @@ def evaluate(args: argparse.Namespace) -> int:
         config, _ = compose(overrides)
         rows = score(path, config, Path(config.run.root) / ".cache", Progress())
     else:
-        folder = _derived(path, overrides)
+        folder = _derived(path, overrides, ("evaluate", "run"))
         execute(folder, ["evaluate"], Progress(folder))
         record = read_run(folder).last("evaluate", state="done")
         assert record is not None
@@ -208,8 +215,8 @@ def bench_command(args: argparse.Namespace) -> int:
         for row in measured:
             append(folder / "record.jsonl", entry("bench", **{**row, "provenance": origin}))
             rows.append({"model": name, **row, "device": origin["device"], "run": str(folder)})
-    columns = {"model": "Model", "mode": "Mode", "input_size": "Input", "batch_size": "Batch", "p20_ms": "p20 (ms)"}
-    columns |= {"p50_ms": "p50 (ms)", "p80_ms": "p80 (ms)", "images_per_s": "Images/s"}
+    columns = {"model": "Model", "mode": "Mode", "input_size": "Input", "batch_size": "Batch", "p25_ms": "p25 (ms)"}
+    columns |= {"p50_ms": "Median (ms)", "p75_ms": "p75 (ms)", "images_per_s": "Images/s"}
     show(rows, columns | {"peak_memory_gib": "Peak memory (GiB)", "state": "State"}, args.json)
     if not args.json and rows:
         print(f"\n{rows[0]['device']}, {rows[0]['threads']} threads, {rows[0]['precision']}")

@@ -97,6 +97,10 @@ def test_train_sample_evaluate_report(capsys, tmp_path):
     guided = [f for f in folder.parent.iterdir() if f != folder]
     assert len(guided) == 1 and read_run(guided[0]).last("sample")["guidance"] == 2.0
 
+    code, out, err = run(capsys, "evaluate", str(folder), "evaluate.metrics=[fd]", "evaluate.reference_count=60")
+    assert code == 0 and "60" in out and not read_run(folder).last("evaluate")
+    code, _, err = run(capsys, "evaluate", str(folder), "sample.steps=2")
+    assert code == 2 and "sections to set here: evaluate, run" in err
     code, out, err = run(capsys, "evaluate", str(folder / "samples.npz"), *QUICK)
     assert code == 0 and "FD-EffNetLite0-20" in out
     code, out, _ = run(capsys, "report", "runs/train", "--out", "out")

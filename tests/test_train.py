@@ -14,7 +14,7 @@ from lamabench.harness import checkpoint as ckpt
 from lamabench.harness import run as runs
 from lamabench.harness import train as train_module
 from lamabench.harness.backbones import preset, to_dict
-from lamabench.harness.config import BackendConfig, Config, DataConfig, RunConfig, TrainConfig
+from lamabench.harness.config import BackendConfig, Config, DataConfig, RunConfig, SampleConfig, TrainConfig
 from lamabench.harness.progress import Progress
 from lamabench.harness.record import append, read_lines, read_run
 from lamabench.harness.train import Diverged, check_fit, initial_model, train
@@ -248,6 +248,14 @@ BAD = [
     (make(replace(DIT, input_size=16)), "model.input_size 16 does not fit data.size 8"),
     (make(replace(DIT, num_classes=3)), "model.num_classes 3 does not fit data.num_classes 10"),
     (make(replace(ADM, null_class=False)), "train.class_dropout 0.1 needs a null class"),
+    (
+        replace(make(replace(ADM, null_class=False), class_dropout=0.0), sample=SampleConfig(guidance=2.0)),
+        "sample.guidance 2.0 needs a null class",
+    ),
+    (
+        replace(make(), sample=SampleConfig(guidance_channels=3)),
+        "sample.guidance_channels 3 is more than the model's 1",
+    ),
 ]
 
 

@@ -14,13 +14,18 @@ def _sdpa(
     qkv: Tensor, heads: int, window: int, shift: int, table: Tensor | None, index: Tensor | None, mask: Tensor | None
 ) -> Tensor:
     q, k, v = partition(qkv, heads, window, shift)
+    windows = q.shape[1]
     bias = None
     if table is not None and index is not None:
-        bias = table[index].permute(2, 0, 1).to(q.dtype)  # [heads, w², w²]
+        bias = table[index].permute(2, 0, 1).to(q.dtype).expand(windows, -1, -1, -1)  # [windows, heads, w², w²]
     if mask is not None:
-        mask = mask[:, None].to(q.dtype)  # [windows, 1, w², w²]
+        mask = mask[:, None].to(q.dtype).expand(-1, heads, -1, -1)
         bias = mask if bias is None else mask + bias
-    out = scaled_dot_product_attention(q, k, v, attn_mask=bias)
+    if bias is not None:
+        bias = bias.flatten(0, 1)[None]
+    # Windows count as heads: torch's fused kernels want four axes, and the bias is the same for every image.
+    q, k, v = (x.flatten(1, 2) for x in (q, k, v))
+    out = scaled_dot_product_attention(q, k, v, attn_mask=bias).unflatten(1, (windows, heads))
     return merge(out, qkv.shape[1], qkv.shape[2], window, shift)
 
 
