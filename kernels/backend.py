@@ -17,12 +17,14 @@ class Backend:
     """One implementation of an operator.
 
     `reasons(device_type)` returns every reason why it cannot run on that kind of device here ("cuda", "cpu",
-    "meta"); an empty list means usable.
+    "meta"); an empty list means usable. `auto_on` names the kinds of device on which `auto` may take it (None: all), so
+    that no environment variable decides what `auto` means.
     """
 
     name: str
     run: Callable[..., Any]
     reasons: Callable[[str], list[str]] = always
+    auto_on: tuple[str, ...] | None = None
 
 
 class Operator:
@@ -39,7 +41,7 @@ class Operator:
         """
         if request == "auto":
             for backend in self.backends.values():
-                if not backend.reasons(device_type):
+                if (backend.auto_on is None or device_type in backend.auto_on) and not backend.reasons(device_type):
                     return backend
             raise InputError(f"{self.name}: no backend runs on {device_type}: {self.why_not(device_type)}")
         if request not in self.backends:

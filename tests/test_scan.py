@@ -177,9 +177,23 @@ def test_torch_checks_of_the_operator():
     torch.library.opcheck(torch.ops.lamabench.selective_scan.default, (*inputs, *paths))
 
 
+def test_the_environment_does_not_change_what_auto_means(monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert op.OPERATOR.resolve("auto", "cpu").name == op.OPERATOR.resolve("auto", "meta").name == "torch"
+
+
+def test_the_fused_backend_refuses_float64_in_words(monkeypatch):
+    inputs, paths = make_inputs(1, (2, 2), 2, 1, 1, "cross", torch.float64)
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    with pytest.raises(InputError, match="computes in float32, not in float64; use 'torch' or 'reference'"):
+        op.selective_scan(*inputs, paths, "triton")
+
+
 def test_unknown_backend_lists_the_choices():
     inputs, paths = make_inputs(1, (2, 2), 2, 1, 1, "cross", torch.float32)
-    with pytest.raises(InputError, match="unknown selective_scan backend 'cuda'; choices: auto, torch, reference"):
+    with pytest.raises(
+        InputError, match="unknown selective_scan backend 'cuda'; choices: auto, triton, torch, reference"
+    ):
         op.selective_scan(*inputs, paths, "cuda")
 
 

@@ -4,10 +4,15 @@ from torch import Tensor
 
 from ..backend import Backend, Operator
 from ..cross_scan import ScanPaths
-from . import reference, vectorised
+from . import fused, reference, vectorised
 
 OPERATOR = Operator(
-    "selective_scan", [Backend("torch", vectorised.selective_scan), Backend("reference", reference.selective_scan)]
+    "selective_scan",
+    [
+        Backend("triton", fused.selective_scan, fused.reasons, auto_on=("cuda",)),
+        Backend("torch", vectorised.selective_scan),
+        Backend("reference", reference.selective_scan),
+    ],
 )
 
 
@@ -60,4 +65,4 @@ def traced_cost(x: Tensor, dt: Tensor, b: Tensor, *_: Tensor) -> tuple[int, int]
 
 
 # What a traced count needs to know about the operators registered here.
-TRACED = {"lamabench::selective_scan": traced_cost}
+TRACED = {"lamabench::selective_scan": traced_cost, "lamabench::selective_scan_triton": traced_cost}

@@ -1,0 +1,142 @@
+"""The fused Triton scan against the float64 reference: interpreted on the CPU, and (marked gpu) on a GPU.
+
+Triton decides at import whether it interprets, so the CPU's half runs in a process of its own.
+"""
+
+import importlib.util
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from lamabench.kernels import selective_scan as op
+from lamabench.kernels.cross_scan import scan_paths
+from lamabench.kernels.errors import InputError
+from lamabench.kernels.selective_scan import fused
+
+NAMES = ("y", "x", "dt", "b", "c", "dt_weight", "dt_bias", "a", "skip")
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+here_only = pytest.mark.skipif(not INTERPRETED, reason="run by test_interpreted, in a process of its own")
+
+SMALL = [
+    # batch, grid, channels, states, rank, scan
+    (1, (1, 1), 1, 1, 1, "unidirectional"),
+    (2, (3, 6), 3, 1, 2, "bidirectional"),
+    (1, (1, 5), 17, 3, 5, "unidirectional"),
+    (1, (3, 3), 2, 2, 1, "cross"),
+]
+
+
+def make(batch, grid, channels, states, rank, kind, dtype=torch.float32, device="cpu", seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    paths = scan_paths(kind, *grid)
+    k, length = paths.order.shape
+
+    def normal(*size):
+        return torch.randn(*size, generator=generator)
+
+    tokens = normal(batch, length, k, rank + 2 * states).to(dtype)
+    inputs = [
+        normal(batch, length, channels).to(dtype),
+        *tokens.split([rank, states, states], dim=-1),  # strided, as the model has them
+        normal(k, channels, rank) * rank**-0.5,
+        normal(k, channels) - 2,
+        -torch.rand(k, channels, states, generator=generator) * states - 0.1,
+        normal(k, channels),
+    ]
+    return [v.to(device).detach().requires_grad_() for v in inputs], type(paths)(*(p.to(device) for p in paths))
+
+
+def run(inputs, paths, backend):
+    y = op.selective_scan(*inputs, paths, backend)
+    weights = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(y)
+    return [y.double(), *(g.double() for g in torch.autograd.grad(y, inputs, weights))]
+
+
+def hold(inputs, paths, floor):
+    """DESIGN.md, rule 4: at most twice the error of plain torch in the same precision, plus a floor."""
+    exact = [v.detach().double().requires_grad_() for v in inputs]
+    results = (run(inputs, paths, "triton"), run(inputs, paths, "torch"), run(exact, paths, "torch"))
+    for name, fast, plain, true in zip(NAMES, *results, strict=True):
+        error = (fast - true).norm()
+        assert error <= 2 * (plain - true).norm() + floor * true.norm(), (name, float(error / true.norm()))
+
+
+@pytest.fixture
+def poison(monkeypatch):
+    """Memory that a kernel does not write is NaN."""
+    empty = torch.empty
+
+    def full(*args, **kwargs):
+        out = empty(*args, **kwargs)
+        return out.fill_(float("nan")) if out.is_floating_point() else out
+
+    monkeypatch.setattr(fused.torch, "empty", full)
+
+
+@here_only
+@pytest.mark.parametrize("size", SMALL)
+def test_small(size, poison):
+    hold(*make(*size), floor=2e-6)
+
+
+@here_only
+def test_torch_checks_of_the_operator():
+    inputs, paths = make(*SMALL[0])
+    torch.library.opcheck(torch.ops.lamabench.selective_scan_triton.default, (*inputs, paths.order))
+
+
+@pytest.mark.skipif(INTERPRETED, reason="this is the process of its own")
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+def test_interpreted():
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "small or torch", __file__]
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    environment.pop("PYTEST_XDIST_WORKER", None)
+    done = subprocess.run([*command, "--import-mode=importlib"], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-4000:]
+    assert f"{len(SMALL) + 1} passed" in done.stdout
+
+
+def test_reasons(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    assert any("TRITON_INTERPRET" in reason for reason in fused.reasons("cpu"))
+    assert any("'meta'" in reason for reason in fused.reasons("meta"))
+    assert op.OPERATOR.resolve("auto", "meta").name == op.OPERATOR.resolve("auto", "cpu").name == "torch"
+    with pytest.raises(InputError, match=r"'triton' cannot run on cpu: .*Usable here: torch, reference"):
+        op.OPERATOR.resolve("triton", "cpu")
+    monkeypatch.setattr(fused.importlib.util, "find_spec", lambda name: None)
+    assert "the package triton is not installed" in fused.reasons("cuda")
+
+
+BIG = [
+    *((1, (1, length), 33, 5, 3, "bidirectional") for length in (1, 15, 16, 17, 100, 1000, 4097, 16384)),
+    (2, (16, 16), 640, 1, 20, "continuous"),
+    (2, (16, 16), 640, 16, 20, "cross"),
+    (3, (7, 9), 200, 16, 13, "cross"),
+    (2, (8, 8), 256, 16, 80, "continuous"),
+    (1, (5, 5), 40, 64, 4, "cross"),
+]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("size", BIG)
+def test_on_the_gpu(size, dtype, poison):
+    hold(*make(*size, dtype, "cuda"), floor=3e-6 if dtype == torch.float32 else 2e-5)
+
+
+@pytest.mark.gpu
+def test_results_repeat_to_the_bit():
+    inputs, paths = make(*BIG[-3], torch.bfloat16, "cuda")
+    for one, other in zip(run(inputs, paths, "triton"), run(inputs, paths, "triton"), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("shift", [-30.0, 30.0])
+def test_large_and_tiny_steps_stay_finite(shift):
+    inputs, paths = make(1, (6, 6), 4, 4, 1, "cross", torch.float32, "cuda")
+    with torch.no_grad():
+        inputs[5].fill_(shift)
+    assert all(torch.isfinite(v).all() for v in run(inputs, paths, "triton"))
