@@ -211,7 +211,7 @@ PRESETS = [
     _preset("dit_xl_2", "DiT-XL/2",      2, 1152,  28,  16),
     _preset("dit_xl_4", "DiT-XL/4",      4, 1152,  28,  16),
     _preset("dit_xl_8", "DiT-XL/8",      8, 1152,  28,  16),
-    Preset("dit_nano",  "DiT-nano/2", DiTConfig(16, 1, 10, 2, 68, 8, 4), "ours: 16 x 16 digits on a CPU"),
+    Preset("dit_nano",  "DiT-nano/2", DiTConfig(16, 1, 10, 2, 96, 4, 3), "ours: 16 x 16 digits on a CPU"),
 ]
 # fmt: on
 
