@@ -159,8 +159,11 @@ def _one_line(error: Exception) -> str:
 
 
 def source_of(info: dict[str, Any], folder: Path) -> Path:
-    """The run whose checkpoint is sampled: `source` in config.json where the run only samples, else the run."""
-    return Path(info["source"]) if info.get("source") else folder
+    """The run that was trained: `source` in config.json is the run that another one samples or scores anew."""
+    while info.get("source"):
+        folder = Path(info["source"])
+        info = read_run(folder).info
+    return folder
 
 
 def _cost(folder: Path, info: dict, config: Config, progress: Progress) -> list[dict]:
@@ -215,7 +218,7 @@ def score(samples: Path, config: Config, cache: Path, progress: Progress) -> lis
 
 
 def _evaluate(folder: Path, info: dict, config: Config, progress: Progress) -> list[dict]:
-    samples, source = folder / "samples.npz", source_of(info, folder)
+    samples, source = folder / "samples.npz", Path(info.get("source") or folder)
     if not samples.exists() and read_run(source).info["config"]["sample"] == info["config"]["sample"]:
         samples = source / "samples.npz"
     return [{"rows": score(samples, config, Path(config.run.root) / ".cache", progress)}]

@@ -20,7 +20,7 @@ from ..harness.cost import PARTS, cost
 from ..harness.progress import Progress
 from ..harness.provenance import pick_device, provenance
 from ..harness.record import append, entry, read_run
-from ..harness.run import Busy, check_ready, config_to_dict, create, describe, execute, score
+from ..harness.run import Busy, check_ready, config_to_dict, create, describe, execute, score, source_of
 from ..harness.train import Diverged, check_fit
 from ..kernels.errors import InputError
 from . import sweep
@@ -144,7 +144,7 @@ def _derived(path: Path, overrides: Sequence[str], sections: Sequence[str]) -> P
             )
     config, chosen = compose([*run.info["overrides"], *overrides, f"run.root={path.resolve().parent.parent}"])
     check_fit(config)
-    if not files(Path(run.info.get("source") or path) / "checkpoints"):
+    if "sample" in sections and not files(source_of(run.info, path) / "checkpoints"):
         raise InputError(f"{path} has no checkpoint to sample: train it first")
     info = describe(
         config,
@@ -154,10 +154,9 @@ def _derived(path: Path, overrides: Sequence[str], sections: Sequence[str]) -> P
         variant=run.info["variant"] | dict(text.split("=", 1) for text in overrides if not text.startswith("run.")),
         overrides=[*run.info["overrides"], *overrides],
     )
-    source = run.info.get("source") or str(path.resolve())
     if info["id"] == run.info["id"]:
         return path
-    return create(info | {"source": source})
+    return create(info | {"source": str(path.resolve())})
 
 
 def sample(args: argparse.Namespace) -> int:
@@ -184,6 +183,8 @@ def evaluate(args: argparse.Namespace) -> int:
         config, _ = compose(overrides)
         rows = score(path, config, Path(config.run.root) / ".cache", Progress())
     else:
+        if overrides and not (path / "samples.npz").is_file():
+            raise InputError(f"{path} has no samples to score; draw them first (lamabench sample {path})")
         folder = _derived(path, overrides, ("evaluate", "run"))
         execute(folder, ["evaluate"], Progress(folder))
         record = read_run(folder).last("evaluate", state="done")

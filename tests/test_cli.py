@@ -99,6 +99,10 @@ def test_train_sample_evaluate_report(capsys, tmp_path):
 
     code, out, err = run(capsys, "evaluate", str(folder), "evaluate.metrics=[fd]", "evaluate.reference_count=60")
     assert code == 0 and "60" in out and not read_run(folder).last("evaluate")
+    settings = ("sample.count=12", "sample.guidance=3")
+    assert run(capsys, "sample", str(guided[0]), *settings)[0] == 0  # of a sampled run: the same checkpoint
+    code, out, err = run(capsys, "evaluate", str(guided[0]), "evaluate.reference_count=55")
+    assert code == 0 and "FD-EffNetLite0-10 " in out  # its own samples, not those of the run it came from
     code, _, err = run(capsys, "evaluate", str(folder), "sample.steps=2")
     assert code == 2 and "sections to set here: evaluate, run" in err
     code, out, err = run(capsys, "evaluate", str(folder / "samples.npz"), *QUICK)
