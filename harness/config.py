@@ -7,6 +7,7 @@ from ..kernels.errors import InputError, unknown
 
 PRECISIONS = ("float32", "bfloat16")
 MODES = ("forward", "train")  # of bench
+COMPILE = ("eager", "compile", "max-autotune")  # of bench: plain calls, torch.compile, and its mode without CUDA graphs
 FEATURES = ("efficientnet_lite0", "inception_v3")
 METRICS = ("fd", "kid", "prc", "isc")
 
@@ -15,6 +16,16 @@ def _positive(section: str, values: dict[str, int | float]) -> None:
     for name, value in values.items():
         if value <= 0:
             raise InputError(f"{section}.{name} must be above 0, not {value}")
+
+
+def _check_precision(key: str, precision: str) -> None:
+    if precision == "float16":
+        raise InputError(
+            f"{key}=float16 is not supported: states and outputs of a scan pass float16's largest number (65504), and "
+            f"there is no loss scaling for its smallest; choices: {', '.join(PRECISIONS)}"
+        )
+    if precision not in PRECISIONS:
+        raise unknown(key, precision, PRECISIONS)
 
 
 @dataclass
@@ -49,11 +60,12 @@ class TrainConfig:
     ema_decay: float = 0.9999
     class_dropout: float = 0.1  # how often a label is replaced by the null class
     precision: str = "bfloat16"
+    compile: bool = False  # torch.compile: faster, and other rounding
+    checkpointing: bool = False  # blocks run again in the backward pass: less memory, about a third more time
 
     def __post_init__(self) -> None:
         _positive("train", {"steps": self.steps, "batch_size": self.batch_size, "lr": self.lr})
-        if self.precision not in PRECISIONS:
-            raise unknown("train.precision", self.precision, PRECISIONS)
+        _check_precision("train.precision", self.precision)
         if not 0 <= self.ema_decay < 1:
             raise InputError(f"train.ema_decay must be at least 0 and below 1, not {self.ema_decay}")
         if not 0 <= self.class_dropout < 1:
@@ -79,8 +91,7 @@ class SampleConfig:
             raise unknown("sample.method", self.method, ("ancestral", "ddim"))
         if not 2 <= self.steps <= 1000:
             raise InputError(f"sample.steps must be 2 to 1000, not {self.steps}")
-        if self.precision not in PRECISIONS:
-            raise unknown("sample.precision", self.precision, PRECISIONS)
+        _check_precision("sample.precision", self.precision)
         if self.guidance_channels is not None and self.guidance_channels < 1:
             raise InputError(
                 f"sample.guidance_channels must be 1 or more, or null for all, not {self.guidance_channels}"
@@ -115,6 +126,7 @@ class EvaluateConfig:
 class BackendConfig:
     """The implementation of each operator, by name; `auto` takes the first that runs on the device."""
 
+    depthwise_conv: str = "auto"
     selective_scan: str = "auto"
     window_attention: str = "auto"
     attention: str = "auto"
@@ -122,21 +134,41 @@ class BackendConfig:
 
 @dataclass
 class BenchConfig:
-    """What `bench` and the benchmark of a run measure."""
+    """What `bench` and the benchmark of a run measure: every combination of the lists.
 
-    batch_size: int = 16
+    `batch_size` is a number, a list of them, or `auto`: one image, then larger batches of the eager model until they
+    gain nothing, do not fit or take longer than `seconds`; the other `compile` modes at the best of them and at its
+    double. A measurement takes about `seconds`, at least 5 and at most `repeats` calls.
+    """
+
+    batch_size: Any = 16
     modes: list[str] = field(default_factory=lambda: ["forward", "train"])
+    compile: list[str] = field(default_factory=lambda: ["eager"])
+    input_sizes: list[int] | None = None  # sides of the input, in latents or pixels; null: the model's own
+    checkpointing: list[bool] = field(default_factory=lambda: [False])  # of training: blocks run again going backward
     repeats: int = 20
+    seconds: float = 3.0
     warmup: int = 3
     precision: str = "bfloat16"
 
     def __post_init__(self) -> None:
-        _positive("bench", {"batch_size": self.batch_size, "repeats": self.repeats})
+        _positive("bench", {"repeats": self.repeats, "seconds": self.seconds, "warmup": self.warmup})
+        if self.batch_size != "auto":
+            self.batch_size = list(self.batch_size) if isinstance(self.batch_size, list | tuple) else [self.batch_size]
+            if not all(type(size) is int and size > 0 for size in self.batch_size):
+                raise InputError(f"bench.batch_size must be numbers above 0, or auto, not {self.batch_size}")
+        for name in ("batch_size", "modes", "compile", "input_sizes", "checkpointing"):
+            if getattr(self, name) == []:
+                raise InputError(f"bench.{name} is empty")
         for mode in self.modes:
             if mode not in MODES:
                 raise unknown("bench.modes", mode, MODES)
-        if self.precision not in PRECISIONS:
-            raise unknown("bench.precision", self.precision, PRECISIONS)
+        for kind in self.compile:
+            if kind not in COMPILE:
+                raise unknown("bench.compile", kind, COMPILE)
+        if self.input_sizes is not None and not all(size > 0 for size in self.input_sizes):
+            raise InputError(f"bench.input_sizes must be above 0, not {self.input_sizes}")
+        _check_precision("bench.precision", self.precision)
 
 
 @dataclass

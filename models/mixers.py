@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..kernels import attention, selective_scan, window_attention
+from ..kernels import attention, depthwise_conv, selective_scan, window_attention
 from ..kernels.cross_scan import DIRECTIONS, ScanPaths, scan_paths
 
 
@@ -24,11 +24,11 @@ class SS2D(nn.Module):
 
     def __init__(self, dim: int, side: int, d_state: int, scan: str, ratio: int, conv_bias: bool) -> None:
         super().__init__()
-        self.operators = {"selective_scan": "auto"}
+        self.operators = {"depthwise_conv": "auto", "selective_scan": "auto"}
         inner, self.rank, self.d_state = ratio * dim, math.ceil(dim / 16), d_state
         directions = DIRECTIONS[scan]
         self.in_proj = nn.Linear(dim, 2 * inner, bias=False)
-        self.conv2d = nn.Conv2d(inner, inner, 3, padding=1, groups=inner, bias=conv_bias)
+        self.conv2d = nn.Conv2d(inner, inner, 3, padding=1, groups=inner, bias=conv_bias)  # parameters; not called
         self.x_proj_weight = nn.Parameter(torch.empty(directions, self.rank + 2 * d_state, inner))
         self.dt_projs_weight = nn.Parameter(torch.empty(directions, inner, self.rank))
         self.dt_projs_bias = nn.Parameter(torch.empty(directions, inner))
@@ -51,7 +51,9 @@ class SS2D(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         batch, height, width, _ = x.shape
         x, z = self.in_proj(x).chunk(2, dim=-1)
-        x = F.silu(self.conv2d(x.permute(0, 3, 1, 2))).permute(0, 2, 3, 1).flatten(1, 2)  # [B, L, E]
+        x = depthwise_conv.depthwise_conv_silu(
+            x, self.conv2d.weight, self.conv2d.bias, self.operators["depthwise_conv"]
+        ).flatten(1, 2)  # [B, L, E]
         directions, _, inner = self.x_proj_weight.shape
         # Projected in image order: a token's projection does not depend on the path.
         projected = F.linear(x, self.x_proj_weight.flatten(0, 1)).unflatten(-1, (directions, -1))
@@ -72,11 +74,13 @@ class SS2D(nn.Module):
         return self.out_proj(y)
 
     def own_macs(self, x: Tensor) -> int:
-        """Multiply-adds outside the child modules: the projections to dt, B, C and the step sizes."""
-        batch, length = x.shape[0], x.shape[1] * x.shape[2]
+        """Multiply-adds outside the child modules: the convolution, the projections to dt, B, C and the step sizes."""
+        batch, height, width, _ = x.shape
         directions, _, inner = self.x_proj_weight.shape
-        return batch * length * self.x_proj_weight.numel() + selective_scan.macs(
-            batch, length, directions, inner, self.rank
+        return (
+            depthwise_conv.macs(batch, height, width, inner, self.conv2d.kernel_size[0])
+            + batch * height * width * self.x_proj_weight.numel()
+            + selective_scan.macs(batch, height * width, directions, inner, self.rank)
         )
 
     def scan_operations(self, x: Tensor) -> int:

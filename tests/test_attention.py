@@ -1,14 +1,19 @@
 """Global attention: output and every gradient against float64, cost against torch's counter, backends by name."""
 
+import sys
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
-from lamabench.kernels.attention import OPERATOR, attention, macs
+from lamabench.kernels.attention import OPERATOR, attention, flash, macs
 from lamabench.kernels.attention.reference import reference
 from lamabench.kernels.errors import InputError
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+HERE = [name for name, backend in OPERATOR.backends.items() if not backend.reasons("cpu")]
+ON_CUDA = [name for name, backend in OPERATOR.backends.items() if not backend.reasons("cuda")]
 SIZES = [(1, 1, 1, 1, 8), (2, 3, 17, 17, 24), (1, 2, 5, 33, 72), (2, 1, 64, 7, 40), (1, 4, 130, 130, 1)]
 
 
@@ -31,6 +36,19 @@ def error(got: Tensor, exact: Tensor) -> float:
     return ((got.double() - exact).square().mean() / exact.square().mean().clamp_min(1e-12)).sqrt().item()
 
 
+def plain(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(dim=-1) @ v
+
+
+def hold(call, tensors: list[Tensor]) -> None:
+    """DESIGN.md, rule 4: at most twice the error of plain torch in the same precision, plus a floor."""
+    exact = run(reference, [x.double() for x in tensors])
+    got = run(call, tensors)
+    for name, one, base, true in zip(("out", "dq", "dk", "dv"), got, run(plain, tensors), exact, strict=True):
+        assert one.dtype == tensors[0].dtype and one.shape == true.shape
+        assert error(one, true) <= 2 * error(base, true) + 1e-3, name
+
+
 def test_reference_is_the_written_formula():
     q, k, v, _ = (x.numpy() for x in inputs((2, 3, 5, 4, 8)))
     got = reference(*(torch.from_numpy(x) for x in (q, k, v))).numpy()
@@ -45,7 +63,7 @@ def test_reference_gradient_is_the_numerical_one():
 
 
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("backend", OPERATOR.backends)
+@pytest.mark.parametrize("backend", HERE)
 def test_output_and_gradients_in_float32(backend, size):
     exact = run(reference, inputs(size))
     got = run(lambda *qkv: attention(*qkv, backend=backend), inputs(size, torch.float32))
@@ -55,20 +73,23 @@ def test_output_and_gradients_in_float32(backend, size):
 
 
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("backend", OPERATOR.backends)
+@pytest.mark.parametrize("backend", HERE)
 def test_bfloat16_errs_at_most_twice_as_much_as_the_plain_version(backend, size):
-    def plain(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(dim=-1) @ v
-
-    tensors = inputs(size, torch.bfloat16)
-    exact = run(reference, [x.double() for x in tensors])
-    got = run(lambda *qkv: attention(*qkv, backend=backend), tensors)
-    for name, one, base, true in zip(("out", "dq", "dk", "dv"), got, run(plain, tensors), exact, strict=True):
-        assert one.dtype == torch.bfloat16
-        assert error(one, true) <= 2 * error(base, true) + 1e-3, name
+    hold(lambda *qkv: attention(*qkv, backend=backend), inputs(size, torch.bfloat16))
 
 
-@pytest.mark.parametrize("backend", OPERATOR.backends)
+@pytest.mark.parametrize("backend", HERE)
+def test_autocast_does_not_change_the_type_of_the_products(backend):
+    """What the types of q, k and v say: under autocast too, float32 inputs are multiplied in float32 by the reference,
+    and rounded first by the others."""
+    tensors = inputs((2, 3, 17, 17, 24), torch.float32)
+    exact = reference(*(x.double() for x in tensors[:3]))
+    with torch.autocast("cpu", torch.bfloat16):
+        got = attention(*tensors[:3], backend=backend)
+    assert error(got, exact) <= (1e-6 if backend == "reference" else 1e-2)
+
+
+@pytest.mark.parametrize("backend", HERE)
 def test_strides_do_not_matter(backend):
     q, k, v, _ = inputs((2, 3, 9, 9, 16))
     strided = [x.transpose(-1, -2).contiguous().transpose(-1, -2) for x in (q, k, v)]
@@ -88,5 +109,82 @@ def test_macs_are_what_torch_counts():
 def test_backends_are_asked_for_by_name():
     assert OPERATOR.resolve("auto", "cpu").name == OPERATOR.resolve("auto", "meta").name == "sdpa"
     q, k, v, _ = inputs((1, 1, 2, 2, 4))
-    with pytest.raises(InputError, match=r"unknown attention backend 'sdpaa'.*choices: auto, sdpa, reference"):
+    with pytest.raises(
+        InputError, match=r"unknown attention backend 'sdpaa'.*choices: auto, sdpa, flash2, .*reference"
+    ):
         attention(q, k, v, backend="sdpaa")
+
+
+FLASH = {"flash2": "flash-attn", "flash3": "flash_attn_interface", "flash4": "flash-attn-4"}
+
+
+@pytest.mark.parametrize("name", FLASH)
+def test_flash_attention_says_why_not(name, monkeypatch):
+    backend = OPERATOR.backends[name]
+    monkeypatch.setitem(flash.INSTALLED, name, False)
+    q, k, v, _ = inputs((1, 1, 2, 2, 8), torch.bfloat16)
+    with pytest.raises(
+        InputError, match=f"'{name}' cannot run on cpu: .*{FLASH[name]}.* is not installed; .*GPUs only"
+    ):
+        attention(q, k, v, backend=name)
+    assert len(backend.reasons("cuda")) == 1
+    monkeypatch.setitem(flash.INSTALLED, name, True)
+    assert backend.reasons("meta") == ["it runs on CUDA GPUs only, not on 'meta'"]
+    assert OPERATOR.resolve("auto", "cuda").name == "sdpa"  # whatever is installed
+
+
+def test_flash_attention_3_wants_hopper(monkeypatch):
+    monkeypatch.setitem(flash.INSTALLED, "flash3", True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for capability, found in (((9, 0), []), ((8, 0), ["Hopper"]), ((10, 0), ["Hopper"])):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_, c=capability: c)
+        reasons = OPERATOR.backends["flash3"].reasons("cuda")
+        assert [word in reason for word, reason in zip(found, reasons, strict=True)] == [True] * len(found)
+
+
+@pytest.fixture
+def packages(monkeypatch):
+    """Packages with the interface of each FlashAttention, in plain torch, that hold its rules: tokens before heads, two
+    types, heads of at most 256 channels and a multiple of 8. The fourth gives the sums of its softmax as well."""
+
+    def package(extra: bool) -> SimpleNamespace:
+        def flash_attn_func(q, k, v, softmax_scale=None):
+            assert q.dtype == k.dtype == v.dtype and q.dtype in (torch.bfloat16, torch.float16)
+            assert q.shape[-1] % 8 == 0 and q.shape[-1] <= 256 and softmax_scale is not None
+            assert q.shape[2:] == k.shape[2:] and k.shape == v.shape
+            q, k, v = (x.float().transpose(1, 2) for x in (q, k, v))
+            scores = q @ k.transpose(-1, -2) * softmax_scale
+            out = (scores.softmax(-1) @ v).transpose(1, 2).bfloat16()
+            return (out, scores.logsumexp(-1)) if extra else out
+
+        return SimpleNamespace(flash_attn_func=flash_attn_func)
+
+    for name, extra in (("flash_attn", False), ("flash_attn_interface", False), ("flash_attn.cute", True)):
+        monkeypatch.setitem(sys.modules, name, package(extra))
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("name", FLASH)
+def test_flash_attention_gets_its_layout(name, size, packages):
+    """On the CPU, with stand-ins for the packages: axes, padding of heads and scale."""
+    hold(OPERATOR.backends[name].run, inputs(size, torch.bfloat16))
+
+
+@pytest.mark.parametrize("name", FLASH)
+def test_flash_attention_refuses_types_and_widths_in_words(name, packages):
+    call = OPERATOR.backends[name].run
+    q, k, v, _ = inputs((1, 1, 2, 2, 8), torch.float32)
+    with pytest.raises(InputError, match=f"'{name}' takes .* bfloat16 or float16, not float32; use 'sdpa'"):
+        call(q, k, v)
+    with pytest.raises(InputError, match="of one type, bfloat16 or float16, not bfloat16, float16; use"):
+        call(q.bfloat16(), k.half(), v.half())
+    with pytest.raises(InputError, match=f"'{name}' takes heads of at most 256 channels, not 264"):
+        call(*(x.bfloat16() for x in inputs((1, 1, 2, 2, 264))[:3]))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("size", [*SIZES, (2, 16, 256, 256, 72), (2, 16, 1024, 1024, 20), (1, 2, 100, 100, 128)])
+@pytest.mark.parametrize("backend", ON_CUDA)
+def test_on_the_gpu(backend, size):
+    """Every backend that is installed, in the type that all of them take."""
+    hold(lambda *qkv: attention(*qkv, backend=backend), [x.cuda() for x in inputs(size, torch.bfloat16)])

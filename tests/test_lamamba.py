@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from lamabench.harness.backbones import presets, select_backends
+from lamabench.harness.backbones import OPERATORS, presets, select_backends
 from lamabench.kernels.errors import InputError
 from lamabench.models.lamamba import LaMamba, LaMambaConfig, from_reference, reference_name
 from lamabench.models.layers import sincos_positions
@@ -47,7 +47,7 @@ def test_golden_output_and_every_gradient(name, backend):
     config, state, tensors, params = golden(name)
     net = from_reference(state, config).eval()
     assert sum(p.numel() for p in net.parameters()) == params
-    select_backends(net, dict.fromkeys(("selective_scan", "window_attention", "attention"), backend), "cpu")
+    select_backends(net, dict.fromkeys(OPERATORS, backend), "cpu")
     out = net(tensors["input.x"], tensors["input.t"], tensors["input.y"])
     expected = tensors["output"]
     assert (out - expected).square().mean().sqrt() <= 3e-6 * expected.square().mean().sqrt()

@@ -26,7 +26,7 @@ ARROWS: dict[str, set[str]] = {
 }
 # Other people's packages, for the houses that are held to some. The accelerated kernels of `kernels` are optional.
 ABROAD: dict[str, set[str]] = {
-    "kernels": {"torch", "triton", "mamba_ssm", "flash_attn"},
+    "kernels": {"torch", "triton", "cuda", "selective_scan_cuda", "flash_attn", "flash_attn_interface"},
     "ablations": {"yaml", "omegaconf"},
     "reports": {"numpy", "pandas", "scipy", "matplotlib", "tabulate", "jinja2", "PIL"},
 }

@@ -5,7 +5,7 @@ import torch
 from lamabench.kernels import selective_scan as op
 from lamabench.kernels.cross_scan import DIRECTIONS, scan_paths
 from lamabench.kernels.errors import InputError
-from lamabench.kernels.selective_scan import vectorised
+from lamabench.kernels.selective_scan import mamba_ssm, vectorised
 from torch.autograd import gradcheck
 
 # Written down by hand for a grid of 3 rows and 4 columns:
@@ -80,10 +80,17 @@ def make_inputs(batch, shape, channels, states, rank, kind, dtype, seed=0):
 
 
 def run(inputs, paths, backend):
-    """Output and gradients under a fixed random loss, in float64."""
-    y = op.selective_scan(*inputs, paths, backend)
-    weights = torch.randn(y.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(y.dtype)
+    """Output and gradients under a fixed random loss, in float64; `backend` is a name, or mamba_ssm's function."""
+    call = (lambda: op.selective_scan(*inputs, paths, backend)) if isinstance(backend, str) else None
+    y = call() if call else backend(*inputs, *paths)
+    weights = torch.randn(y.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(y)
     return [y.double(), *(g.double() for g in torch.autograd.grad((y * weights).sum(), inputs))]
+
+
+def compare(got, expected, bound):
+    names = ("y", "x", "dt", "b", "c", "dt_weight", "dt_bias", "a", "skip")
+    for name, fast, slow in zip(names, got, expected, strict=True):
+        assert (fast - slow).norm() <= bound * slow.norm(), (name, float((fast - slow).norm() / slow.norm()))
 
 
 SIZES = [
@@ -105,9 +112,7 @@ def test_vectorised_scan_matches_the_reference(size, dtype, bound):
     with torch.no_grad():
         for a, b in zip(exact, inputs, strict=True):
             a.copy_(b)
-    names = ("y", "x", "dt", "b", "c", "dt_weight", "dt_bias", "a", "skip")
-    for name, fast, slow in zip(names, run(inputs, paths, "torch"), run(exact, paths, "reference"), strict=True):
-        assert (fast - slow).norm() <= bound * slow.norm(), name
+    compare(run(inputs, paths, "torch"), run(exact, paths, "reference"), bound)
 
 
 def test_reference_against_a_closed_form():
@@ -192,19 +197,165 @@ def test_the_fused_backend_refuses_float64_in_words(monkeypatch):
 def test_unknown_backend_lists_the_choices():
     inputs, paths = make_inputs(1, (2, 2), 2, 1, 1, "cross", torch.float32)
     with pytest.raises(
-        InputError, match="unknown selective_scan backend 'cuda'; choices: auto, triton, torch, reference"
+        InputError, match=r"unknown selective_scan backend 'cub'.*; choices: auto, .*triton, .*torch, .*reference"
     ):
-        op.selective_scan(*inputs, paths, "cuda")
+        op.selective_scan(*inputs, paths, "cub")
+
+
+@pytest.mark.parametrize("backend", op.OPERATOR.backends)
+def test_float16_is_refused_in_words(backend):
+    """In one place for every backend: not even the reference may give a float16 run a loss."""
+    inputs, paths = make_inputs(1, (2, 2), 2, 1, 1, "cross", torch.float32)
+    with pytest.raises(InputError, match=r"selective_scan: float16 .*65504.*; use bfloat16 or float32"):
+        op.selective_scan(inputs[0].half(), *inputs[1:], paths, backend)
+    with pytest.raises(InputError, match="selective_scan: float16"):
+        op.selective_scan(inputs[0], inputs[1].half(), *inputs[2:], paths, backend)
+
+
+def test_autocast_does_not_change_the_type_of_the_step_sizes():
+    """The products inside the operator run in float32 under autocast too, forwards and backwards."""
+    inputs, paths = make_inputs(2, (4, 4), 6, 2, 3, "cross", torch.float32)
+    expected = run(inputs, paths, "torch")
+    with torch.autocast("cpu", torch.bfloat16):
+        got = run(inputs, paths, "torch")
+    for one, other in zip(got, expected, strict=True):
+        assert torch.equal(one, other)
+
+
+class Extension:
+    """mamba-ssm's compiled scan in plain torch, with its rules: one type for u, delta, b and c, float32 for the rest,
+    dense time, float32 inside, gradients in the types of what they belong to."""
+
+    def _states(self, u, delta, a, b, bias):
+        """Step sizes [B, K·E, L], decays and states [L + 1, B, K·E, N], states from before the first step on."""
+        delta = torch.nn.functional.softplus(delta.float() + bias[:, None])
+        decay = torch.exp(delta[..., None] * a[:, None]).permute(2, 0, 1, 3)
+        b = b.float().repeat_interleave(u.shape[1] // b.shape[1], dim=1)  # [B, K·E, N, L]
+        states = [torch.zeros_like(decay[0])]
+        for t in range(u.shape[2]):
+            states.append(decay[t] * states[-1] + (delta * u)[..., t, None] * b[..., t])
+        return delta, decay, torch.stack(states)
+
+    @torch.autocast("cpu", enabled=False)  # it is compiled
+    def fwd(self, u, delta, a, b, c, skip, z, bias, softplus):
+        assert z is None and softplus and u.shape == delta.shape and b.shape == c.shape
+        assert u.dtype == delta.dtype == b.dtype == c.dtype in (torch.float32, torch.bfloat16)
+        assert a.dtype == skip.dtype == bias.dtype == torch.float32 and u.shape[1] % b.shape[1] == 0
+        assert all(v.stride(-1) == 1 or v.shape[-1] == 1 for v in (u, delta, b, c, skip, bias))
+        batch, channels, length = u.shape
+        *_, states = self._states(u, delta, a, b, bias)
+        c = c.float().repeat_interleave(channels // c.shape[1], dim=1)
+        y = torch.einsum("lbdn,bdnl->bdl", states[1:], c) + skip[:, None] * u.float()
+        return y.to(u.dtype), a.new_zeros(batch, channels, -(-length // 2048), 2 * a.shape[1])
+
+    def bwd(self, u, delta, a, b, c, skip, z, bias, grad, ends, out, grad_z, softplus, recompute):
+        assert (z, out, grad_z, softplus, recompute) == (None, None, None, True, False)
+        assert grad.dtype == u.dtype and grad.shape == u.shape and grad.stride(-1) in (0, 1)
+        assert ends.shape == (*u.shape[:2], -(-u.shape[2] // 2048), 2 * a.shape[1])
+        inputs = (u, delta, a, b, c, skip, bias)
+        group = b.shape[1]
+        step, decay, states = self._states(u, delta, a, b, bias)
+        u, gy, b, c = (v.float() for v in (u, grad, b, c))
+        b, c = (v.repeat_interleave(u.shape[1] // group, dim=1) for v in (b, c))
+        after, flow = torch.zeros_like(states[0]), []  # what each state gets from its output and from the one after it
+        for t in reversed(range(u.shape[2])):
+            flow.append(gy[..., t, None] * c[..., t] + after)
+            after = decay[t] * flow[-1]
+        g = torch.stack(flow[::-1])
+        g_exponent = g * decay * states[:-1]  # of step · a
+        g_input = torch.einsum("lbdn,bdnl->bdl", g, b)  # of step · u
+        g_pre = (torch.einsum("lbdn,dn->bdl", g_exponent, a) + g_input * u) * -torch.expm1(-step)
+        grads = (
+            g_input * step + skip[:, None] * gy,
+            g_pre,
+            torch.einsum("lbdn,bdl->dn", g_exponent, step),
+            torch.einsum("lbdn,bdl->bdnl", g, step * u).unflatten(1, (group, -1)).sum(2),
+            torch.einsum("lbdn,bdl->bdnl", states[1:], gy).unflatten(1, (group, -1)).sum(2),
+            (gy * u).sum((0, 2)),
+            g_pre.sum((0, 2)),
+        )
+        return [*(one.to(v.dtype).contiguous() for one, v in zip(grads, inputs, strict=True)), None]
+
+
+@pytest.fixture
+def extension(monkeypatch):
+    monkeypatch.setattr(mamba_ssm, "_extension", Extension)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_mamba_ssm_gets_its_layout(size, extension):
+    """On the CPU, with a stand-in for the compiled scan: gather, step sizes, scatter and sum."""
+    inputs, paths = make_inputs(*size, torch.float32)
+    exact = [v.detach().double().requires_grad_() for v in inputs]
+    compare(run(inputs, paths, mamba_ssm.selective_scan), run(exact, paths, "reference"), 3e-6)
+
+
+def test_mamba_ssm_takes_what_autocast_gives(extension):
+    """x, dt, b and c in bfloat16, parameters in float32: the error is that of rounding the step sizes and the outputs
+    of four paths to 8 bits, not that of 64 steps."""
+    inputs, paths = make_inputs(2, (8, 8), 16, 2, 4, "continuous", torch.float32)
+    inputs = [v.detach().to(torch.bfloat16 if i < 4 else torch.float32).requires_grad_() for i, v in enumerate(inputs)]
+    exact = [v.detach().double().requires_grad_() for v in inputs]
+    with torch.autocast("cpu", torch.bfloat16):
+        y = mamba_ssm.selective_scan(*inputs, *paths)
+        assert y.dtype == torch.bfloat16 and y.is_contiguous()
+    got = run(inputs, paths, mamba_ssm.selective_scan)
+    compare(got, run(exact, paths, "reference"), 2**-6)
+    assert torch.equal(got[0], y.double())
+
+
+def test_torch_checks_of_the_mamba_ssm_operator(extension):
+    inputs, paths = make_inputs(2, (3, 5), 4, 2, 2, "cross", torch.float32)
+    torch.library.opcheck(
+        mamba_ssm.scan_forward, tuple(v.detach().clone().requires_grad_() for v in (
+            torch.randn(2, 8, 5), torch.randn(2, 8, 5), -torch.rand(8, 3), torch.randn(2, 4, 3, 5),
+            torch.randn(2, 4, 3, 5), torch.randn(8), torch.randn(8),
+        ))
+    )  # fmt: skip
+    call = torch.compile(mamba_ssm.selective_scan, fullgraph=True, backend="aot_eager")
+    compare(run(inputs, paths, call), run(inputs, paths, mamba_ssm.selective_scan), 1e-6)
+
+
+def test_mamba_ssm_says_why_not(monkeypatch):
+    monkeypatch.setattr(mamba_ssm, "INSTALLED", False)
+    missing, device = mamba_ssm.reasons("cpu")
+    assert "mamba-ssm is not installed" in missing and device == "it runs on CUDA GPUs only, not on 'cpu'"
+    assert mamba_ssm.reasons("cuda") == [missing]
+    monkeypatch.setattr(mamba_ssm, "INSTALLED", True)
+    assert mamba_ssm.reasons("cuda") == [] and mamba_ssm.reasons("meta") == ["it runs on CUDA GPUs only, not on 'meta'"]
+    inputs, paths = make_inputs(1, (2, 2), 2, 1, 1, "cross", torch.float64)
+    with pytest.raises(InputError, match="'mamba_ssm' computes in float32, not in float64; use 'torch' or 'reference'"):
+        mamba_ssm.selective_scan(*inputs, *paths)
+    inputs, paths = make_inputs(1, (2, 2), 2, 257, 1, "cross", torch.float32)
+    with pytest.raises(InputError, match="'mamba_ssm' takes at most 256 states, not 257"):
+        mamba_ssm.selective_scan(*inputs, *paths)
+
+
+def test_mamba_ssm_is_never_auto():
+    backend = op.OPERATOR.backends["mamba_ssm"]
+    assert backend.run is mamba_ssm.selective_scan and backend.auto_on == ()
+
+
+# Every installed backend that has no file of tests of its own.
+ON_CUDA = [
+    ("torch", torch.float32),
+    *((("mamba_ssm", torch.float32), ("mamba_ssm", torch.bfloat16)) if mamba_ssm.INSTALLED else ()),
+]
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("size", SIZES)
-def test_on_the_gpu(size):
+@pytest.mark.parametrize("size", [*SIZES, (2, (16, 16), 640, 16, 20, "continuous"), (1, (50, 50), 40, 1, 3, "cross")])
+@pytest.mark.parametrize(("backend", "dtype"), ON_CUDA)
+def test_on_the_gpu(size, backend, dtype, monkeypatch):
+    """float32 within 3e-5 of float64: a GPU's exponentials have 22 bits, and errors of up to 2500 steps add up.
+    bfloat16 by rule 4, against the same calls with a scan in plain torch; the floor is one rounding."""
     inputs, paths = make_inputs(*size, torch.float32)
-    expected = run(inputs, paths, "reference")
-    there = [v.detach().cuda().requires_grad_() for v in inputs]
-    y = op.selective_scan(*there, type(paths)(*(p.cuda() for p in paths)), "torch")
-    weights = torch.randn(y.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(y)
-    got = [y, *torch.autograd.grad((y * weights).sum(), there)]
-    for fast, slow in zip(got, expected, strict=True):
-        assert (fast.double().cpu() - slow).norm() <= 3e-5 * slow.norm()
+    there = [v.detach().cuda().to(dtype if i < 4 else torch.float32).requires_grad_() for i, v in enumerate(inputs)]
+    paths = type(paths)(*(p.cuda() for p in paths))
+    exact = run([v.detach().double().requires_grad_() for v in there], paths, "torch")
+    got = run(there, paths, backend)
+    if dtype == torch.float32:
+        return compare(got, exact, 3e-5)
+    monkeypatch.setattr(mamba_ssm, "_extension", Extension)
+    for fast, plain, true in zip(got, run(there, paths, backend), exact, strict=True):
+        assert (fast - true).norm() <= 2 * (plain - true).norm() + 2**-8 * true.norm()

@@ -12,7 +12,8 @@ def by_pairs(qkv, heads, window, shift, table):
     dim = channels // (3 * heads)
     q, k, v = qkv.reshape(batch, height * width, 3, heads, dim).permute(2, 0, 3, 1, 4)
     scores = q @ k.transpose(-2, -1) / dim**0.5
-    row, column = torch.arange(height * width) // width, torch.arange(height * width) % width
+    token = torch.arange(height * width, device=qkv.device)
+    row, column = token // width, token % width
 
     def cell(place, side):
         """Window of a token after the shift, and whether it came around the seam."""
@@ -65,6 +66,14 @@ def test_output_and_gradients(size, backend, dtype, bound):
         assert (fast.double() - slow).norm() <= bound * slow.norm(), name
 
 
+def test_the_reference_is_exact_under_autocast():
+    qkv, table = make(1, 8, 8, 2, 16, 4, True, torch.float32)
+    arguments = (qkv, 2, 4, 2, table, op.relative_position_index(4), op.shift_mask(8, 8, 4, 2), "reference")
+    with torch.autocast("cpu", torch.bfloat16):
+        out = op.window_attention(*arguments)
+    assert torch.equal(out, op.window_attention(*arguments))
+
+
 def test_relative_index_by_hand():
     assert op.relative_position_index(2).tolist() == [[4, 3, 1, 0], [5, 4, 2, 1], [7, 6, 4, 3], [8, 7, 5, 4]]
 
@@ -75,5 +84,7 @@ def test_macs_by_hand():
 
 
 def test_unknown_backend_lists_the_choices():
-    with pytest.raises(InputError, match="unknown window_attention backend 'flash'; choices: auto, sdpa, reference"):
+    with pytest.raises(
+        InputError, match="unknown window_attention backend 'flash'; choices: auto, triton, sdpa, reference"
+    ):
         op.window_attention(torch.zeros(1, 2, 2, 6), 1, 2, backend="flash")

@@ -4,6 +4,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from ..backend import Backend, Operator
+from . import flash
 from .reference import reference
 
 
@@ -14,7 +15,17 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return scaled_dot_product_attention(q, k, v)
 
 
-OPERATOR = Operator("attention", [Backend("sdpa", sdpa), Backend("reference", reference)])
+OPERATOR = Operator(
+    "attention",
+    [
+        Backend("sdpa", sdpa),
+        # Never `auto`: what a record says must not depend on which packages happen to be installed.
+        Backend("flash2", flash.flash2, flash.reasons("flash2"), auto_on=()),
+        Backend("flash3", flash.flash3, flash.reasons("flash3"), auto_on=()),
+        Backend("flash4", flash.flash4, flash.reasons("flash4"), auto_on=()),
+        Backend("reference", reference),
+    ],
+)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, backend: str = "auto") -> Tensor:

@@ -1,16 +1,21 @@
 """Mamba's selective scan over several paths through one image (arXiv 2312.00752, section 3.2; VMamba, 2401.10166)."""
 
+import torch
 from torch import Tensor
 
 from ..backend import Backend, Operator
 from ..cross_scan import ScanPaths
-from . import fused, reference, vectorised
+from ..errors import InputError
+from ..triton_available import triton_reasons
+from . import cuda, fused, mamba_ssm, reference, vectorised
 
 OPERATOR = Operator(
     "selective_scan",
     [
-        Backend("triton", fused.selective_scan, fused.reasons, auto_on=("cuda",)),
+        Backend("cuda", cuda.selective_scan, cuda.reasons, auto_on=("cuda",)),
+        Backend("triton", fused.selective_scan, triton_reasons, auto_on=("cuda",)),
         Backend("torch", vectorised.selective_scan),
+        Backend("mamba_ssm", mamba_ssm.selective_scan, mamba_ssm.reasons, auto_on=()),
         Backend("reference", reference.selective_scan),
     ],
 )
@@ -39,7 +44,13 @@ def selective_scan(
 
     Along path k: delta = softplus(W_k dt + bias_k), h_l = exp(delta_l A) h_{l-1} + delta_l b_l x_l,
     y_l = c_l · h_l + skip x_l. The recurrence runs in float32, or in float64 where x is.
+    Raises InputError for float16.
     """
+    if torch.float16 in (x.dtype, dt.dtype, b.dtype, c.dtype):
+        raise InputError(
+            "selective_scan: float16 is not supported: sums along a path pass its largest number (65504); "
+            "use bfloat16 or float32"
+        )
     run = OPERATOR.resolve(backend, x.device.type).run
     return run(x, dt, b, c, dt_weight, dt_bias, a, skip, paths.order, paths.inverse)
 
@@ -65,4 +76,8 @@ def traced_cost(x: Tensor, dt: Tensor, b: Tensor, *_: Tensor) -> tuple[int, int]
 
 
 # What a traced count needs to know about the operators registered here.
-TRACED = {"lamabench::selective_scan": traced_cost, "lamabench::selective_scan_triton": traced_cost}
+TRACED = {
+    "lamabench::selective_scan": traced_cost,
+    "lamabench::selective_scan_cuda": traced_cost,
+    "lamabench::selective_scan_triton": traced_cost,
+}

@@ -4,16 +4,14 @@ Neither the step sizes, nor x along a path, nor a path's output ever reach memor
 program that owns the image and the channels. Sums are in a fixed order, so results repeat to the bit.
 """
 
-import importlib.util
 import math
-import os
-from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..errors import InputError
+from ..triton_available import launched_on
 
 CHANNELS, WARPS = 32, 1  # of a program of the forward pass
 CHANNELS_BACKWARD = 128  # a thread holds one; half as many where the rank is above 64: registers
@@ -21,20 +19,6 @@ INTERPRETED = 16  # channels of a program where Triton is interpreted: every ele
 STEPS = 16
 GROUPS, GROUPS_BACKWARD = 1, 2  # programs that share the paths of an image and block, each with a sum of its own
 UNROLL, UNROLL_BACKWARD = 16, 1  # up to how many states the loop over them is unrolled
-
-
-def reasons(device_type: str) -> list[str]:
-    """Why the kernel cannot run on that kind of device here; empty when it can."""
-    found = []
-    if importlib.util.find_spec("triton") is None:
-        found.append("the package triton is not installed")
-    if device_type == "cuda" and torch.version.hip:
-        found.append("not tried on AMD GPUs")
-    elif device_type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
-        found.append("Triton needs a GPU (TRITON_INTERPRET=1 interprets it on the CPU, for tests)")
-    elif device_type not in ("cpu", "cuda"):
-        found.append(f"no Triton on device type {device_type!r}")
-    return found
 
 
 def _power(n: int, least: int = 1) -> int:
@@ -73,10 +57,6 @@ def _decay(a: Tensor) -> Tensor:
     return (a.float() * math.log2(math.e)).transpose(1, 2).contiguous()
 
 
-def _on(x: Tensor) -> Any:
-    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
-
-
 @torch.library.custom_op("lamabench::selective_scan_triton", mutates_args=())
 def scan_forward(
     x: Tensor,
@@ -106,7 +86,7 @@ def scan_forward(
     weights = (dt_weight.contiguous(), dt_bias.contiguous(), _decay(a), skip.contiguous())
     block = CHANNELS if x.is_cuda else INTERPRETED
     grid = (-(-channels // block), batch, groups)
-    with _on(x):
+    with launched_on(x):
         kernel[grid](
             x, dt, b, c, *weights, order.contiguous(), partial, out, *dt.stride()[:3], *b.stride()[:3],
             length, channels, **constants, UNROLL=UNROLL, BE=block, num_warps=WARPS,
@@ -151,7 +131,7 @@ def scan_backward(
     g_channels, g_weight = room(parts, k, 2 + n, channels), room(parts, k, r, channels)
     starts = room(groups, parts, -(-length // STEPS), n, channels)
     weights = (dt_weight.contiguous(), dt_bias.contiguous(), _decay(a), skip.contiguous())
-    with _on(x):
+    with launched_on(x):
         kernel[(blocks, parts, groups)](
             grad.contiguous(), x, dt, b, c, *weights, order.contiguous(), starts, g_x, g_tokens, g_channels, g_weight,
             *dt.stride()[:3], b.shape[-1], batch, length, channels, images,

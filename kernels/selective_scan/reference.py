@@ -22,7 +22,9 @@ def selective_scan(
     u, dt, b, c, dt_weight, dt_bias, a, skip = (v.to(dtype) for v in (x, dt, b, c, dt_weight, dt_bias, a, skip))
     out = torch.zeros_like(u)
     for k, path in enumerate(order):
-        delta = softplus(dt[:, :, k] @ dt_weight[k].T + dt_bias[k])  # [B, L, E], in image order
+        # Autocast would take the product down to bfloat16; it knows no meta device.
+        with torch.autocast("cpu" if u.is_meta else u.device.type, enabled=False):
+            delta = softplus(dt[:, :, k] @ dt_weight[k].T + dt_bias[k])  # [B, L, E], in image order
         h = u.new_zeros(*u[:, 0].shape, a.shape[-1])  # [B, E, N]
         steps = []
         for token in path.tolist():

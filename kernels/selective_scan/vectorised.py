@@ -95,8 +95,8 @@ def scan_backward(
     g_delta += g_du * u
     g_u = g_du.mul_(delta).add_(skip[:, None] * gy)
     g_pre = g_delta * -torch.expm1(-delta)  # softplus' = sigmoid = 1 - exp(-softplus)
-    g_dt = torch.einsum("lkbe,ker->lkbr", g_pre, dt_weight)
-    g_dt_weight = torch.einsum("lkbe,lkbr->ker", g_pre, dt)
+    g_dt = _einsum("lkbe,ker->lkbr", g_pre, dt_weight)
+    g_dt_weight = _einsum("lkbe,lkbr->ker", g_pre, dt)
     g_skip = (gy * u).sum((0, 2))
     grads = (
         _to_image(g_u, inverse).sum(2),
@@ -123,7 +123,13 @@ def _to_image(v: Tensor, inverse: Tensor) -> Tensor:
 
 
 def _delta(dt: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    return softplus(torch.einsum("lkbr,ker->lkbe", dt, weight) + bias[:, None])
+    return softplus(_einsum("lkbr,ker->lkbe", dt, weight) + bias[:, None])
+
+
+def _einsum(equation: str, *operands: Tensor) -> Tensor:
+    """In the type of the operands, whatever the autocast around the call."""
+    with torch.autocast(operands[0].device.type, enabled=False):
+        return torch.einsum(equation, *operands)
 
 
 def _buffers(state: Tensor, length: int, count: int) -> list[Tensor]:

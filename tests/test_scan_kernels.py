@@ -1,4 +1,4 @@
-"""The fused Triton scan against the float64 reference: interpreted on the CPU, and (marked gpu) on a GPU.
+"""The fused scans against the float64 reference: CUDA C++ and Triton on a GPU (marked gpu), Triton interpreted here.
 
 Triton decides at import whether it interprets, so the CPU's half runs in a process of its own.
 """
@@ -10,10 +10,12 @@ import sys
 
 import pytest
 import torch
+from lamabench.kernels import nvrtc, triton_available
 from lamabench.kernels import selective_scan as op
+from lamabench.kernels.backend import Operator
 from lamabench.kernels.cross_scan import scan_paths
 from lamabench.kernels.errors import InputError
-from lamabench.kernels.selective_scan import fused
+from lamabench.kernels.selective_scan import cuda, fused
 
 NAMES = ("y", "x", "dt", "b", "c", "dt_weight", "dt_bias", "a", "skip")
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -54,10 +56,10 @@ def run(inputs, paths, backend):
     return [y.double(), *(g.double() for g in torch.autograd.grad(y, inputs, weights))]
 
 
-def hold(inputs, paths, floor):
+def hold(inputs, paths, floor, backend="triton"):
     """DESIGN.md, rule 4: at most twice the error of plain torch in the same precision, plus a floor."""
     exact = [v.detach().double().requires_grad_() for v in inputs]
-    results = (run(inputs, paths, "triton"), run(inputs, paths, "torch"), run(exact, paths, "torch"))
+    results = (run(inputs, paths, backend), run(inputs, paths, "torch"), run(exact, paths, "torch"))
     for name, fast, plain, true in zip(NAMES, *results, strict=True):
         error = (fast - true).norm()
         assert error <= 2 * (plain - true).norm() + floor * true.norm(), (name, float(error / true.norm()))
@@ -100,13 +102,14 @@ def test_interpreted():
 
 def test_reasons(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    assert any("TRITON_INTERPRET" in reason for reason in fused.reasons("cpu"))
-    assert any("'meta'" in reason for reason in fused.reasons("meta"))
+    assert any("TRITON_INTERPRET" in reason for reason in triton_available.triton_reasons("cpu"))
+    assert any("'meta'" in reason for reason in triton_available.triton_reasons("meta"))
     assert op.OPERATOR.resolve("auto", "meta").name == op.OPERATOR.resolve("auto", "cpu").name == "torch"
+    asked_anew = Operator("selective_scan", list(op.OPERATOR.backends.values()))
     with pytest.raises(InputError, match=r"'triton' cannot run on cpu: .*Usable here: torch, reference"):
-        op.OPERATOR.resolve("triton", "cpu")
-    monkeypatch.setattr(fused.importlib.util, "find_spec", lambda name: None)
-    assert "the package triton is not installed" in fused.reasons("cuda")
+        asked_anew.resolve("triton", "cpu")
+    monkeypatch.setattr(triton_available.importlib.util, "find_spec", lambda name: None)
+    assert "the package triton is not installed" in triton_available.triton_reasons("cuda")
 
 
 BIG = [
@@ -119,24 +122,85 @@ BIG = [
 ]
 
 
+GPU = pytest.mark.parametrize("backend", ["cuda", "triton"])
+
+
 @pytest.mark.gpu
+@GPU
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("size", BIG)
-def test_on_the_gpu(size, dtype, poison):
-    hold(*make(*size, dtype, "cuda"), floor=3e-6 if dtype == torch.float32 else 2e-5)
+def test_on_the_gpu(size, dtype, backend, poison):
+    hold(*make(*size, dtype, "cuda"), floor=3e-6 if dtype == torch.float32 else 2e-5, backend=backend)
 
 
 @pytest.mark.gpu
-def test_results_repeat_to_the_bit():
+@GPU
+def test_results_repeat_to_the_bit(backend):
     inputs, paths = make(*BIG[-3], torch.bfloat16, "cuda")
-    for one, other in zip(run(inputs, paths, "triton"), run(inputs, paths, "triton"), strict=True):
+    for one, other in zip(run(inputs, paths, backend), run(inputs, paths, backend), strict=True):
         assert torch.equal(one, other)
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("shift", [-30.0, 30.0])
-def test_large_and_tiny_steps_stay_finite(shift):
+@GPU
+@pytest.mark.parametrize("shift", [-30.0, 0.0, 30.0])
+def test_large_and_tiny_steps(backend, shift):
     inputs, paths = make(1, (6, 6), 4, 4, 1, "cross", torch.float32, "cuda")
     with torch.no_grad():
         inputs[5].fill_(shift)
-    assert all(torch.isfinite(v).all() for v in run(inputs, paths, "triton"))
+    hold(inputs, paths, 3e-6, backend)
+
+
+@pytest.mark.gpu
+@GPU
+def test_strided_inputs(backend):
+    """x as a convolution leaves it, channels first in memory; dt, b and c as every second element of something."""
+    inputs, paths = make(2, (4, 6), 40, 4, 5, "cross", torch.bfloat16, "cuda")
+    strided = [inputs[0].detach().transpose(1, 2).contiguous().transpose(1, 2)]
+    strided += [torch.stack([v.detach(), v.detach()], dim=-1)[..., 0] for v in inputs[1:4]]
+    strided = [v.requires_grad_() for v in strided] + inputs[4:]
+    assert not any(v.is_contiguous() for v in strided[:4])
+    for one, other in zip(run(strided, paths, backend), run(inputs, paths, backend), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.gpu
+def test_torch_checks_of_the_cuda_operator():
+    inputs, paths = make(*SMALL[1], torch.float32, "cuda")
+    torch.library.opcheck(torch.ops.lamabench.selective_scan_cuda.default, (*inputs, *paths))
+
+
+KERNELS = {
+    "scan_prepare.cu": ("prepare_tokens", {}),
+    "scan_forward.cu": ("scan_forward", {"W_REGISTERS": 1, "BLOCKS_AN_SM": 2}),
+    "scan_backward.cu": ("scan_backward", {"WARPS": 4}),
+}
+
+
+@pytest.mark.parametrize("file", KERNELS)
+@pytest.mark.parametrize(("capability", "sizes"), [("90", (4, 16, 20, 64, 0)), ("80", (1, 1, 3, 33, 1))])
+def test_cuda_compiles_and_is_kept(file, capability, sizes, tmp_path, monkeypatch):
+    """NVRTC needs no GPU: what a user's GPU would compile is compiled here, once."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    name, more = KERNELS[file]
+    constants = (*zip(("K", "N", "R", "E", "EXACT"), sizes, strict=True), *more.items())
+    compile_source = nvrtc.compile_source.__wrapped__
+    code = compile_source((cuda.COMMON, cuda.FOLDER / file), constants, capability)
+    assert code.startswith(b"\x7fELF") and name.encode() in code
+    monkeypatch.setattr(nvrtc, "_compile", None)
+    assert compile_source((cuda.COMMON, cuda.FOLDER / file), constants, capability) == code
+    assert len(list(tmp_path.rglob("*"))) == 2  # the folder and the code, nothing half-written
+
+
+def test_compiler_errors_are_shown(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with pytest.raises(RuntimeError, match=r"(?s)NVRTC refused scan_prepare.cu.*scan_prepare.cu\(\d+\): error"):
+        nvrtc.compile_source((cuda.FOLDER / "scan_prepare.cu",), (), "90")
+
+
+def test_cuda_refuses_in_words():
+    with pytest.raises(InputError, match=r"'cuda' cannot run on cpu: needs an NVIDIA GPU\. Usable here: torch"):
+        op.OPERATOR.resolve("cuda", "cpu")
+    inputs, paths = make(*SMALL[0], torch.float64)
+    with pytest.raises(InputError, match="'cuda' computes in float32, not in float64"):
+        cuda.selective_scan(*inputs, *paths)

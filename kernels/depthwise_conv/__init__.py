@@ -1,0 +1,59 @@
+"""A depthwise convolution and SiLU, channels last: what comes before Mamba's scan (arXiv 2312.00752, figure 3)."""
+
+from torch import Tensor
+from torch.nn.functional import conv2d, silu
+
+from ..backend import Backend, Operator
+from ..errors import InputError
+from ..triton_available import triton_reasons
+from . import fused, reference
+
+
+def _torch(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    y = conv2d(x.permute(0, 3, 1, 2), weight, bias, padding=weight.shape[-1] // 2, groups=x.shape[-1])
+    return silu(y).permute(0, 2, 3, 1)
+
+
+OPERATOR = Operator(
+    "depthwise_conv",
+    [
+        Backend("triton", fused.depthwise_conv_silu, triton_reasons, auto_on=("cuda",)),
+        Backend("torch", _torch),
+        Backend("reference", reference.depthwise_conv_silu),
+    ],
+)
+
+
+def depthwise_conv_silu(x: Tensor, weight: Tensor, bias: Tensor | None = None, backend: str = "auto") -> Tensor:
+    """SiLU of a k × k convolution of every channel with its own kernel; zeros around the image, sizes unchanged.
+
+    x       [B, H, W, E], may be strided: half of the channels of [B, H, W, 2E], say
+    weight  [E, 1, k, k] with k odd, bias [E] or None, as `nn.Conv2d` has them; may be float32 where x is bfloat16
+    returns [B, H, W, E], in the type of x (under autocast, backend `torch` gives autocast's)
+
+    Raises InputError where the shapes do not fit each other.
+    """
+    channels, k = x.shape[-1], weight.shape[-1]
+    if x.ndim != 4 or weight.shape != (channels, 1, k, k) or k % 2 == 0:
+        raise InputError(
+            f"depthwise_conv: x must be [B, H, W, E] and weight [E, 1, k, k] with k odd, "
+            f"not {list(x.shape)} and {list(weight.shape)}"
+        )
+    if bias is not None and bias.shape != (channels,):
+        raise InputError(f"depthwise_conv: bias must be [{channels}], not {list(bias.shape)}")
+    return OPERATOR.resolve(backend, x.device.type).run(x, weight, bias)
+
+
+def macs(batch: int, height: int, width: int, channels: int, kernel: int) -> int:
+    """Multiply-adds of the convolution: every pixel of every channel meets kernel² weights."""
+    return batch * height * width * channels * kernel**2
+
+
+def traced_cost(x: Tensor, weight: Tensor, *_: Tensor | None) -> tuple[int, int]:
+    """MACs, and operations of a scan (none), of one call of the custom operator, from its arguments."""
+    batch, height, width, channels = x.shape
+    return macs(batch, height, width, channels, weight.shape[-1]), 0
+
+
+# What a traced count needs to know about the operators registered here.
+TRACED = {"lamabench::depthwise_conv_silu": traced_cost}

@@ -1,0 +1,130 @@
+"""CUDA C++ compiled at run time by NVRTC, which comes with torch: no compiler on the user's machine."""
+
+import ctypes
+import hashlib
+import importlib.util
+import os
+from contextlib import suppress
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+LEAST_CAPABILITY = (8, 0)  # cp.async and bfloat16 products on the matrix units
+
+
+def reasons(device_type: str) -> list[str]:
+    """Why kernels compiled here cannot run on that kind of device; empty when they can."""
+    if device_type != "cuda":
+        return ["needs an NVIDIA GPU"]
+    found = []
+    if torch.version.hip:
+        found.append("not for AMD GPUs")
+    if importlib.util.find_spec("cuda.bindings") is None:
+        found.append("the package cuda-bindings is not installed")
+    if not torch.cuda.is_available():
+        found.append("torch sees no GPU")
+    elif not torch.version.hip and torch.cuda.get_device_capability() < LEAST_CAPABILITY:
+        found.append(
+            f"needs compute capability 8.0 or newer, not {'.'.join(map(str, torch.cuda.get_device_capability()))}"
+        )
+    return found
+
+
+def cache_folder() -> Path:
+    """Where compiled kernels are kept from one process to the next: ~/.cache/lamabench, or below XDG_CACHE_HOME."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lamabench"
+
+
+@cache
+def compile_source(files: tuple[Path, ...], constants: tuple[tuple[str, int], ...], capability: str) -> bytes:
+    """The machine code ("cubin") of some source files, joined, with `#define`s, for a compute capability like "90".
+
+    Needs no GPU. Taken from the cache where the same compiler has compiled the same source before. Raises RuntimeError
+    with the compiler's log.
+    """
+    nvrtc = import_module("cuda.bindings.nvrtc")
+    source = "".join(f"#define {name} {value}\n" for name, value in constants)
+    source += "".join(f'#line 1 "{file.name}"\n{file.read_text()}' for file in files)
+    options = [f"--gpu-architecture=sm_{capability}", "--std=c++17"]
+    version = _ok(nvrtc.nvrtcVersion())[1:]
+    key = hashlib.sha256(repr((source, options, version)).encode()).hexdigest()
+    kept = cache_folder() / f"{key}.cubin"
+    with suppress(OSError):
+        return kept.read_bytes()
+    code = _compile(source, files[-1].name, options)
+    with suppress(OSError):  # a cache that cannot be written only costs time
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        whole = kept.with_suffix(f".{os.getpid()}")
+        whole.write_bytes(code)
+        whole.replace(kept)
+    return code
+
+
+def _compile(source: str, name: str, options: list[str]) -> bytes:
+    nvrtc = import_module("cuda.bindings.nvrtc")
+    program = _ok(nvrtc.nvrtcCreateProgram(source.encode(), name.encode(), 0, [], []))[1]
+    failed = nvrtc.nvrtcCompileProgram(program, len(options), [option.encode() for option in options])[0]
+    if int(failed):
+        log = bytes(_ok(nvrtc.nvrtcGetProgramLogSize(program))[1])
+        nvrtc.nvrtcGetProgramLog(program, log)
+        raise RuntimeError(f"NVRTC refused {name}:\n{log.decode(errors='replace')}")
+    code = bytes(_ok(nvrtc.nvrtcGetCUBINSize(program))[1])
+    _ok(nvrtc.nvrtcGetCUBIN(program, code))
+    nvrtc.nvrtcDestroyProgram(program)
+    return code
+
+
+def _ok(result: tuple) -> tuple:
+    if int(result[0]):
+        raise RuntimeError(f"CUDA: {result[0]!r}")
+    return result
+
+
+class Kernel:
+    """A function of compiled code, loaded on one device: `kernel(grid, block, shared_bytes, *arguments)`.
+
+    Arguments are tensors (their address), None (a null pointer), int (32 bits) or `ctypes` values.
+    """
+
+    def __init__(self, code: bytes, name: str, shared: int) -> None:
+        self.driver = driver = import_module("cuda.bindings.driver")
+        self.module = _ok(driver.cuModuleLoadData(code))[1]
+        self.function = _ok(driver.cuModuleGetFunction(self.module, name.encode()))[1]
+        self.shared = shared
+        if shared > 48 * 1024:
+            most = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+            _ok(driver.cuFuncSetAttribute(self.function, most, shared))
+
+    def blocks_at_once(self, threads: int) -> int:
+        """How many blocks of that many threads the whole device runs at a time."""
+        each = _ok(self.driver.cuOccupancyMaxActiveBlocksPerMultiprocessor(self.function, threads, self.shared))[1]
+        return max(1, each) * torch.cuda.get_device_properties().multi_processor_count
+
+    def __call__(self, grid: tuple[int, int], threads: int, *arguments: Any) -> None:
+        packed = tuple(_argument(v) for v in arguments)
+        values, types = zip(*packed, strict=True)
+        stream = torch.cuda.current_stream().cuda_stream
+        _ok(
+            self.driver.cuLaunchKernel(
+                self.function, *grid, 1, threads, 1, 1, self.shared, stream, (values, types), 0
+            )
+        )  # fmt: skip
+
+
+def _argument(v: Any) -> tuple[int, type]:
+    if v is None or isinstance(v, Tensor):
+        return (0 if v is None else v.data_ptr()), ctypes.c_void_p
+    return (v, ctypes.c_int) if isinstance(v, int) else (v.value, type(v))
+
+
+@cache
+def kernel(
+    files: tuple[Path, ...], name: str, constants: tuple[tuple[str, int], ...], shared: int, device: int
+) -> Kernel:
+    """Compile (once a process) and load a kernel on the current device, `device` being its index."""
+    major, minor = torch.cuda.get_device_capability(device)
+    return Kernel(compile_source(files, constants, f"{major}{minor}"), name, shared)

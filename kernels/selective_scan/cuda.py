@@ -1,0 +1,235 @@
+"""The selective scan in CUDA C++ (`scan*.cu`), compiled at run time: README.md says how it works."""
+
+import ctypes
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import nvrtc
+from ..errors import InputError
+
+FOLDER = Path(__file__).parent
+COMMON = FOLDER / "scan.cuh"
+STEPS = 16
+reasons = nvrtc.reasons
+
+
+def _align4(words: int) -> int:
+    return -(-words // 4) * 4
+
+
+class Plan:
+    """Sizes and compiled kernels of a call, by its shapes and types."""
+
+    def __init__(self, x: Tensor, dt: Tensor, a: Tensor) -> None:
+        self.batch, self.length, self.channels = x.shape
+        self.paths, _, self.states = a.shape
+        self.rank = dt.shape[-1]
+        self.exact = int(x.dtype == torch.float32)
+        self.chunks = -(-self.length // STEPS)
+        self.tiles = -(-self.channels // 32)
+        self.halves = -(-self.rank // 16)
+        self.device = x.device.index
+        words = STEPS * self.rank if self.exact else STEPS * (self.halves * 8 + 4)
+        self.dt_block, self.bc_block = _align4(words), self.states * 2 * STEPS
+        self.w_block = self.halves * 128
+
+    def kernel(self, file: str, name: str, shared: int = 0, **more: int) -> nvrtc.Kernel:
+        constants = {
+            "K": self.paths, "N": self.states, "R": self.rank, "E": self.channels, "EXACT": self.exact, **more
+        }  # fmt: skip
+        return nvrtc.kernel((COMMON, FOLDER / file), name, tuple(constants.items()), shared, self.device)
+
+    def empty(self, like: Tensor, *shape: int, dtype: torch.dtype = torch.int32) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device=like.device)
+
+
+def _tokens(plan: Plan, dt: Tensor, b: Tensor, c: Tensor, order: Tensor, inverse: Tensor) -> tuple[Tensor, ...]:
+    """The table of paths and the blocks of dt, b and c along them."""
+    lead = (plan.batch, plan.paths, plan.chunks)
+    table = plan.empty(dt, plan.paths, plan.chunks, STEPS + 4)
+    dt_blocks = plan.empty(dt, *lead, plan.dt_block)
+    bc_blocks = plan.empty(dt, *lead, plan.bc_block, dtype=torch.float32)
+    strides = [ctypes.c_longlong(s) for v in (dt, b, c) for s in v.stride()[:3]]
+    plan.kernel("scan_prepare.cu", "prepare_tokens")(
+        (plan.paths * plan.chunks, plan.batch), 128,
+        dt, b, c, order, inverse, table, dt_blocks, bc_blocks, *strides, plan.length, plan.chunks,
+    )  # fmt: skip
+    return table, dt_blocks, bc_blocks
+
+
+def _weights(plan: Plan, weight: Tensor, turned: bool) -> tuple[Tensor, Tensor | None]:
+    """W as the matrix units want it, and its transpose where asked for."""
+    if plan.exact:
+        return weight, None
+    shape = (plan.paths, plan.tiles, plan.w_block * 4)
+    fragments = plan.empty(weight, *shape)
+    transposed = plan.empty(weight, *shape) if turned else None
+    plan.kernel("scan_prepare.cu", "prepare_weights")((plan.paths, plan.tiles), 128, weight, fragments, transposed)
+    return fragments, transposed
+
+
+def _dense(v: Tensor) -> Tensor:
+    return v if v.stride(-1) == 1 else v.contiguous()
+
+
+def _inputs(x: Tensor, tokens: tuple[Tensor, ...], weights: tuple[Tensor, ...]) -> tuple[Any, ...]:
+    """Everything in float32, or x, dt, b, c in bfloat16; parameters in float32."""
+    dtype = torch.bfloat16 if all(v.dtype == torch.bfloat16 for v in (x, *tokens)) else torch.float32
+    return (
+        x.to(dtype).contiguous(), *(_dense(v.to(dtype)) for v in tokens), *(v.float().contiguous() for v in weights)
+    )  # fmt: skip
+
+
+@torch.library.custom_op("lamabench::selective_scan_cuda", mutates_args=())
+def scan_forward(
+    x: Tensor,
+    dt: Tensor,
+    b: Tensor,
+    c: Tensor,
+    dt_weight: Tensor,
+    dt_bias: Tensor,
+    a: Tensor,
+    skip: Tensor,
+    order: Tensor,
+    inverse: Tensor,
+) -> Tensor:
+    """The output [B, L, E]."""
+    kind = x.dtype
+    x, dt, b, c, dt_weight, dt_bias, a, skip = _inputs(x, (dt, b, c), (dt_weight, dt_bias, a, skip))
+    with torch.cuda.device(x.device):
+        plan = Plan(x, dt, a)
+        table, dt_blocks, bc_blocks = _tokens(plan, dt, b, c, order, inverse)
+        fragments, _ = _weights(plan, dt_weight, turned=False)
+        w_registers, blocks = forward_choices(plan)
+        stage = plan.dt_block + plan.bc_block + STEPS * 32 * x.element_size() // 4
+        warp = 3 * (STEPS + 4) + stage + 32 * 20 + (0 if plan.states <= 4 else plan.states * 64)
+        warp += 0 if plan.exact or w_registers else plan.w_block * 4
+        shared = 4 * plan.paths * warp
+        kernel = plan.kernel(
+            "scan_forward.cu", "scan_forward", shared,
+            W_REGISTERS=int(w_registers), BLOCKS_AN_SM=blocks,
+        )  # fmt: skip
+        items = plan.batch * plan.tiles
+        grid = min(items, kernel.blocks_at_once(32 * plan.paths))
+        scratch = plan.empty(x, grid, plan.length, 32, dtype=torch.float32)
+        out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+        kernel(
+            (grid, 1), 32 * plan.paths, x, dt_blocks, bc_blocks, fragments, dt_bias, a, skip, table, scratch, out,
+            plan.length, plan.chunks, plan.batch, items,
+        )  # fmt: skip
+    return out.to(kind)
+
+
+def forward_choices(plan: Plan) -> tuple[bool, int]:
+    """Whether W lies in registers, and for how many blocks a multiprocessor to compile: as measured (README.md)."""
+    w_registers = plan.states <= 4 or plan.halves <= 2
+    blocks = 2 if w_registers and plan.states > 4 else 3
+    return w_registers, max(1, blocks * 4 // plan.paths)
+
+
+@torch.library.custom_op("lamabench::selective_scan_cuda_backward", mutates_args=())
+def scan_backward(
+    grad: Tensor,
+    x: Tensor,
+    dt: Tensor,
+    b: Tensor,
+    c: Tensor,
+    dt_weight: Tensor,
+    dt_bias: Tensor,
+    a: Tensor,
+    skip: Tensor,
+    order: Tensor,
+    inverse: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The gradients of x, dt, b, c, dt_weight, dt_bias, a and skip."""
+    inputs = (x, dt, b, c, dt_weight, dt_bias, a, skip)
+    x, dt, b, c, dt_weight, dt_bias, a, skip = _inputs(x, (dt, b, c), (dt_weight, dt_bias, a, skip))
+    grad = grad.to(x.dtype).contiguous()
+    with torch.cuda.device(x.device):
+        plan = Plan(x, dt, a)
+        k, n, r, e = plan.paths, plan.states, plan.rank, plan.channels
+        table, dt_blocks, bc_blocks = _tokens(plan, dt, b, c, order, inverse)
+        fragments, turned = _weights(plan, dt_weight, turned=True)
+        warps, groups, parts, shared = backward_choices(plan)
+        kernel = plan.kernel("scan_backward.cu", "scan_backward", shared, WARPS=warps)
+
+        def room(*shape: int) -> Tensor:
+            return plan.empty(x, *shape, dtype=torch.float32)
+
+        starts = room(parts * groups * warps, plan.chunks, n, 32)
+        g_x = room(*x.shape) if k > 1 else None
+        out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+        g_tokens = room(groups, plan.batch, plan.length, k, r + 2 * n)
+        g_weight, g_rows = room(parts, k, e, r), room(parts, k, e, n + 2)
+        kernel(
+            (groups, parts), 32 * warps, grad, x, dt_blocks, bc_blocks, fragments, turned, dt_bias, a, skip, table,
+            starts, g_x, out, g_tokens, g_weight, g_rows, plan.length, plan.chunks, plan.batch,
+        )  # fmt: skip
+        g_dt, g_b, g_c = g_tokens.sum(0).split([r, n, n], dim=-1)
+        g_a, g_bias, g_skip = g_rows.sum(0).split([n, 1, 1], dim=-1)
+    grads = (out, g_dt, g_b, g_c, g_weight.sum(0), g_bias[..., 0], g_a, g_skip[..., 0])
+    return tuple(
+        torch.empty(i.shape, dtype=i.dtype, device=i.device).copy_(v) for v, i in zip(grads, inputs, strict=True)
+    )  # type: ignore[return-value]
+
+
+def backward_choices(plan: Plan) -> tuple[int, int, int, int]:
+    """Warps of a block, blocks for the channels, blocks for the images, and a block's bytes of shared memory."""
+    device = torch.cuda.get_device_properties(plan.device)
+    ranks, columns = -(-plan.rank // 8) * 8, plan.rank + 2 * plan.states
+    stage = plan.dt_block + plan.bc_block
+    warp = (640 if plan.exact else 768) + 4 * STEPS * (32 if plan.exact else 16)
+    warp += 2 * plan.states * 32 + 32 * ranks + _align4(STEPS * columns)
+    best = None
+    for warps in range(min(12, plan.tiles), 0, -1):
+        shared = 4 * (2 * stage + 3 * (STEPS + 4) + warps * warp)
+        if shared > device.shared_memory_per_block_optin:
+            continue
+        groups = -(-plan.tiles // warps)
+        parts = min(plan.batch, max(1, device.multi_processor_count // groups))
+        rounds = -(-plan.batch // parts) * -(-groups * parts // device.multi_processor_count)
+        time = rounds * max(warps, 6)  # a multiprocessor is busy with some 6 warps
+        if best is None or time < best[0]:
+            best = (time, (warps, groups, parts, shared))
+    if best is None:
+        raise InputError(
+            f"selective_scan: backend 'cuda' has no room for d_state {plan.states} and rank {plan.rank} on this GPU; "
+            "use 'triton'"
+        )
+    return best[1]
+
+
+@scan_forward.register_fake
+def _(x, dt, b, c, dt_weight, dt_bias, a, skip, order, inverse):
+    return x.new_empty(x.shape)
+
+
+@scan_backward.register_fake
+def _(grad, x, dt, b, c, dt_weight, dt_bias, a, skip, order, inverse):
+    return tuple(v.new_empty(v.shape) for v in (x, dt, b, c, dt_weight, dt_bias, a, skip))
+
+
+def _setup_context(ctx, inputs, output) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _backward(ctx, grad):
+    return *scan_backward(grad, *ctx.saved_tensors), None, None
+
+
+scan_forward.register_autograd(_backward, setup_context=_setup_context)
+
+
+def selective_scan(*inputs: Tensor) -> Tensor:
+    """See `lamabench.kernels.selective_scan.selective_scan`.
+
+    Raises InputError for float64: the kernel computes in float32.
+    """
+    if torch.float64 in [v.dtype for v in inputs]:
+        raise InputError(
+            "selective_scan: backend 'cuda' computes in float32, not in float64; use 'torch' or 'reference'"
+        )
+    return scan_forward(*inputs)

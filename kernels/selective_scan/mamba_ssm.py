@@ -1,0 +1,122 @@
+"""The compiled scan of the package mamba-ssm behind our operator, as the released codes call it: the rival to beat.
+
+Its extension wants tokens along each path, [B, K·E, L], and finished step sizes before their softplus, so x, the step
+sizes and the paths' outputs all go through memory: gather, scan, scatter, sum. It computes in float32 between inputs
+and outputs of one type, x's: with bfloat16 the step sizes and every path's output are rounded to it.
+"""
+
+import importlib.util
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+
+STEPS = 2048  # of the extension: it keeps two states where each run of as many steps ends
+# Looked up once, at import, for torch.compile traces through `reasons`.
+INSTALLED = importlib.util.find_spec("selective_scan_cuda") is not None
+
+
+def reasons(device_type: str) -> list[str]:
+    """Why the extension cannot run on that kind of device here; empty when it can."""
+    found = []
+    if not INSTALLED:
+        found.append("the package mamba-ssm is not installed (its extension selective_scan_cuda)")
+    if device_type != "cuda":
+        found.append(f"it runs on CUDA GPUs only, not on {device_type!r}")
+    return found
+
+
+def _extension() -> Any:
+    import selective_scan_cuda  # pyright: ignore[reportMissingImports]
+
+    return selective_scan_cuda
+
+
+@torch.library.custom_op("lamabench::selective_scan_mamba_ssm", mutates_args=())
+def scan_forward(
+    u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor, skip: Tensor, bias: Tensor
+) -> tuple[Tensor, Tensor]:
+    """u and delta [B, K·E, L], a [K·E, N], b and c [B, K, N, L], skip and bias [K·E] -> the output, as u, and the
+    states that the backward pass needs."""
+    out, states, *_ = _extension().fwd(u, delta, a, b, c, skip, None, bias, True)
+    return out, states
+
+
+@torch.library.custom_op("lamabench::selective_scan_mamba_ssm_backward", mutates_args=())
+def scan_backward(
+    grad: Tensor,
+    states: Tensor,
+    u: Tensor,
+    delta: Tensor,
+    a: Tensor,
+    b: Tensor,
+    c: Tensor,
+    skip: Tensor,
+    bias: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The gradients of u, delta, a, b, c, skip and bias."""
+    grads = _extension().bwd(u, delta, a, b, c, skip, None, bias, grad, states, None, None, True, False)
+    return tuple(grads[:7])  # type: ignore[return-value]
+
+
+@scan_forward.register_fake
+def _(u, delta, a, b, c, skip, bias):
+    batch, channels, length = u.shape
+    return torch.empty_like(delta), a.new_empty(batch, channels, -(-length // STEPS), 2 * a.shape[1])
+
+
+@scan_backward.register_fake
+def _(grad, states, u, delta, a, b, c, skip, bias):
+    return tuple(torch.empty_like(v) for v in (u, delta, a, b, c, skip, bias))
+
+
+def _setup_context(ctx, inputs, output) -> None:
+    ctx.save_for_backward(output[1], *inputs)
+
+
+def _backward(ctx, grad, _):
+    return scan_backward(grad.contiguous(), *ctx.saved_tensors)
+
+
+scan_forward.register_autograd(_backward, setup_context=_setup_context)
+
+
+def selective_scan(
+    x: Tensor,
+    dt: Tensor,
+    b: Tensor,
+    c: Tensor,
+    dt_weight: Tensor,
+    dt_bias: Tensor,
+    a: Tensor,
+    skip: Tensor,
+    order: Tensor,
+    inverse: Tensor,
+) -> Tensor:
+    """See `lamabench.kernels.selective_scan.selective_scan`.
+
+    Raises InputError for float64, and above 256 states, which the extension does not take.
+    """
+    if torch.float64 in [v.dtype for v in (x, dt, b, c, dt_weight, dt_bias, a, skip)]:
+        raise InputError(
+            "selective_scan: backend 'mamba_ssm' computes in float32, not in float64; use 'torch' or 'reference'"
+        )
+    batch, length, channels = x.shape
+    directions, _, states = a.shape
+    if states > 256:
+        raise InputError(f"selective_scan: backend 'mamba_ssm' takes at most 256 states, not {states}")
+    u = x.transpose(1, 2)[:, None].expand(-1, directions, -1, -1)  # [B, K, E, L]
+    u, dt, b, c = (_along(v, order) for v in (u, *(v.to(x.dtype).permute(0, 2, 3, 1) for v in (dt, b, c))))
+    with torch.autocast(x.device.type, enabled=False):
+        delta = dt_weight.to(x.dtype) @ dt  # [K, E, r] @ [B, K, r, L]
+    flat = (u.flatten(1, 2), delta.flatten(1, 2), a.float().flatten(0, 1).contiguous(), b, c)
+    y, _ = scan_forward(*flat, skip.float().flatten(), dt_bias.float().flatten())
+    y = _along(y.view(batch, directions, channels, length), inverse).sum(1)
+    return y.transpose(1, 2).contiguous()
+
+
+def _along(v: Tensor, index: Tensor) -> Tensor:
+    """Put v [B, K, …, L] in the order of `index` [K, L]: one dense copy."""
+    return v.gather(3, index[None, :, None].expand_as(v))

@@ -1,0 +1,409 @@
+// The backward pass: a block has WARPS warps, each with 32 channels of one image; together they walk one path after the
+// other. A path is walked forwards once to leave the states at the start of every chunk in scratch, then backwards:
+// a chunk's states are computed again from there, for one state dimension at a time, in registers.
+// Sums over channels (the gradients of dt, b, c) are taken by the matrix units within a warp, then over the block.
+// A block takes its images one after the other under each path and adds up the gradients of its parameters.
+
+#define COLUMNS (R + 2 * N)         // gradients of a token and path: dt, b, c
+#define AHEAD 4
+#define RANKS ((R + 7) / 8 * 8)
+#define DW_ROW 12                   // words of a channel's 16 bfloat16 gradients in shared memory: no bank conflicts
+#define DW_WORDS (EXACT ? 32 * 17 : 2 * 32 * DW_ROW)
+#define ROOM (DW_WORDS > 32 * ROW ? DW_WORDS : 32 * ROW)
+#define STAGE (ALIGN4(DT_BLOCK) + BC_BLOCK)
+#define BLOCK_WORDS (2 * STAGE + 3 * TABLE)
+#define SUMS ALIGN4(T * COLUMNS)
+#define WARP_WORDS (ROOM + 4 * X_BLOCK + 2 * N * 32 + 32 * RANKS + SUMS)
+
+__device__ __forceinline__ void matrices4(uint4& v, const u32* at) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"((u32)__cvta_generic_to_shared(at)));
+}
+__device__ __forceinline__ void matrices2(u32& v, u32& w, const u32* at) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0,%1}, [%2];"
+                 : "=r"(v), "=r"(w) : "r"((u32)__cvta_generic_to_shared(at)));
+}
+
+// The same for float32 sums [L, E] whatever the type of x.
+__device__ __forceinline__ void fetch_sums(float* to, const float* image, int tile, const u32* table, int lane) {
+#if E % 4 == 0
+    #pragma unroll
+    for (int i = 0; i < T / 4; i++) {
+        int row = i * 4 + lane / 8, first = tile * 32 + lane % 8 * 4;
+        const float* from = image + (first < E ? first : 0) + (size_t)table[row] * E;
+        copy16(to + row * 32 + lane % 8 * 4, from);
+    }
+#else
+    int channel = min(tile * 32 + lane, E - 1);
+    for (int t = 0; t < T; t++) to[t * 32 + lane] = image[(size_t)table[t] * E + channel];
+#endif
+}
+
+// What a chunk needs of a path but for its table, by the whole block.
+__device__ __forceinline__ void stage(u32* to, const u32* dt, const float* bc, int chunk) {
+    dt += chunk * ALIGN4(DT_BLOCK);
+    bc += chunk * BC_BLOCK;
+    for (int i = threadIdx.x; i < ALIGN4(DT_BLOCK) / 4; i += 32 * WARPS) copy16(to + 4 * i, dt + 4 * i);
+    for (int i = threadIdx.x; i < BC_BLOCK / 4; i += 32 * WARPS) copy16(to + ALIGN4(DT_BLOCK) + 4 * i, bc + 4 * i);
+}
+__device__ __forceinline__ void stage_table(u32* to, const u32* tables, int chunk) {
+    if (threadIdx.x < TABLE / 4) copy16(to + chunk % 3 * TABLE + 4 * threadIdx.x, tables + chunk * TABLE + 4 * threadIdx.x);
+}
+
+#if !EXACT
+// Sums over the 32 lanes of 16 values each of two kinds, packed two and two: lane (row, column) returns value `row` (even
+// column) or `row + 8` (odd) of the first kind (column < 2) or the second.
+__device__ __forceinline__ float sums(const u32* first, const u32* second, const u32* pick, int lane) {
+    float kind[2];
+    #pragma unroll
+    for (int i = 0; i < 2; i++) {
+        const u32* v = i ? second : first;
+        float d[4] = {0.f, 0.f, 0.f, 0.f};
+        float e[4] = {0.f, 0.f, 0.f, 0.f};
+        mma(d, make_uint4(pick[0], 0u, pick[1], 0u), v[0], v[1]);
+        mma(e, make_uint4(pick[2], 0u, pick[3], 0u), v[2], v[3]);
+        mma(d, make_uint4(0u, pick[0], 0u, pick[1]), v[4], v[5]);
+        mma(e, make_uint4(0u, pick[2], 0u, pick[3]), v[6], v[7]);
+        float low = d[0] + d[1] + (e[0] + e[1]), high = d[2] + d[3] + (e[2] + e[3]);
+        float keep = lane & 1 ? high : low, give = lane & 1 ? low : high;
+        kind[i] = keep + __shfl_xor_sync(~0u, give, 1);
+    }
+    float keep = lane & 2 ? kind[1] : kind[0], give = lane & 2 ? kind[0] : kind[1];
+    return keep + __shfl_xor_sync(~0u, give, 2);
+}
+#endif
+
+// Grid (groups of WARPS · 32 channels, parts of the batch). Results in float32:
+// grad_x [B, L, E] (x's type in `out` after the last path), grad_tokens [groups, B, L, K, COLUMNS],
+// grad_weight [parts, K, E, R], grad_rows [parts, K, E, N + 2]: of a, then of the bias, then of the skip.
+extern "C" __global__ void __launch_bounds__(32 * WARPS, 1) scan_backward(
+    const value* __restrict__ grad, const value* __restrict__ x, const u32* __restrict__ dt_blocks,
+    const float* __restrict__ bc_blocks, const void* __restrict__ weight, const uint4* __restrict__ turned,
+    const float* __restrict__ bias, const float* __restrict__ a, const float* __restrict__ skip,
+    const u32* __restrict__ table, float* starts, float* grad_x, value* out, float* grad_tokens, float* grad_weight,
+    float* grad_rows, int length, int chunks, int batch) {
+    extern __shared__ u32 memory[];
+    int warp = threadIdx.x / 32, lane = threadIdx.x % 32, tiles = (E + 31) / 32;
+    int tile = blockIdx.x * WARPS + warp;
+    int fetched = tile;             // may be beyond the last: then all is zero
+    bool there = tile * 32 + lane < E;
+    int channel = min(tile * 32 + lane, E - 1);
+    tile = min(tile, tiles - 1);
+    u32* staged = memory, * near = memory + 2 * STAGE;      // tables of three chunks
+    float* room = (float*)(memory + BLOCK_WORDS + warp * WARP_WORDS);
+    value* x_here = (value*)(room + ROOM), * g_here = (value*)(room + ROOM + 2 * X_BLOCK);      // of two chunks each
+    float* carried = room + ROOM + 4 * X_BLOCK + lane;      // [N][32]: states, then their gradients
+    float* rate_sums = carried + N * 32;                    // [N][32]: gradients of a
+    float* weight_sums = rate_sums + N * 32 - lane;         // [32][RANKS]
+    float* token_sums = weight_sums + 32 * RANKS;           // [T][COLUMNS]
+    float* begun = starts + ((long long)(blockIdx.y * gridDim.x + blockIdx.x) * WARPS + warp) * chunks * N * 32 + lane;
+    int first = (int)((long long)blockIdx.y * batch / gridDim.y), last = (int)((long long)(blockIdx.y + 1) * batch / gridDim.y);
+#if !EXACT
+    int row = lane / 4, column = lane % 4;
+    u32 pick[4];
+    #pragma unroll
+    for (int i = 0; i < 4; i++) pick[i] = row == 2 * i ? 0x3f80u : row == 2 * i + 1 ? 0x3f800000u : 0u;
+#endif
+
+    for (int k = 0; k < K; k++) {
+        float jump = skip[k * E + channel], bias_sum = 0.f, skip_sum = 0.f;
+        const float* rates = a + ((long long)k * E + channel) * N;
+        const u32* tables = table + k * chunks * TABLE;
+#if EXACT
+        const float* w = (const float*)weight + ((long long)k * E + channel) * R;
+        float offset = bias[k * E + channel];
+#else
+        const uint4* w = (const uint4*)weight + ((long long)k * tiles + tile) * W_BLOCK + lane;
+        const uint4* w_turned = turned + ((long long)k * tiles + tile) * W_BLOCK + lane;
+        float offset[4];
+        #pragma unroll
+        for (int i = 0; i < 4; i++) offset[i] = LOG2E * bias[k * E + min(tile * 32 + 8 * i + lane / 4, E - 1)];
+#endif
+        for (int n = 0; n < N; n++) rate_sums[n * 32] = 0.f;
+        for (int i = lane; i < 32 * RANKS; i += 32) weight_sums[i] = 0.f;
+        for (int image = first; image < last; image++) {
+            const u32* dt_image = dt_blocks + ((long long)image * K + k) * chunks * ALIGN4(DT_BLOCK);
+            const float* bc_image = bc_blocks + ((long long)image * K + k) * chunks * BC_BLOCK;
+            const value* x_image = opaque(x + (long long)image * length * E);
+            const value* g_image = opaque(grad + (long long)image * length * E);
+            float* gx_image = opaque(grad_x + (long long)image * length * E);
+            value* out_image = opaque(out + (long long)image * length * E + channel);
+            for (int n = 0; n < N; n++) carried[n * 32] = 0.f;
+            __syncthreads();
+            stage_table(near, tables, 0);
+            if (chunks > 1) stage_table(near, tables, 1);
+            stage(staged, dt_image, bc_image, 0);
+            copies_issued();
+            copies_done<0>();
+            __syncthreads();
+            fetch(x_here, x_image, fetched, near, lane);
+            copies_issued();
+            for (int chunk = 0; chunk < chunks; chunk++) {
+                copies_done<0>();
+                __syncthreads();
+                const u32* dt = staged + chunk % 2 * STAGE;
+                const float* bc = (const float*)(dt + ALIGN4(DT_BLOCK));
+                const value* xs = x_here + chunk % 2 * T * 32;
+                if (chunk + 1 < chunks) {
+                    fetch(x_here + (chunk + 1) % 2 * T * 32, x_image, fetched, near + (chunk + 1) % 3 * TABLE, lane);
+                    stage(staged + (chunk + 1) % 2 * STAGE, dt_image, bc_image, chunk + 1);
+                    if (chunk + 2 < chunks) stage_table(near, tables, chunk + 2);
+                }
+                copies_issued();
+                float d[T], u[T];
+#if EXACT
+                step_sizes(d, dt, w, offset, room, lane);
+#else
+                step_sizes<32>(d, dt, w, offset, room, lane);
+#endif
+                #pragma unroll
+                for (int t = 0; t < T; t++) u[t] = d[t] * widen(xs[t * 32 + lane]);
+                float* from = begun + (long long)chunk * N * 32;
+                #pragma unroll 2
+                for (int n = 0; n < N; n++) {
+                    float rate = rates[n], state = carried[n * 32];
+                    from[n * 32] = state;
+                    #pragma unroll
+                    for (int t = 0; t < T; t += 4) {
+                        float4 b = *(const float4*)(bc + n * 2 * T + t);
+                        state = fmaf(ex2(d[t] * rate), state, u[t] * b.x);
+                        state = fmaf(ex2(d[t + 1] * rate), state, u[t + 1] * b.y);
+                        state = fmaf(ex2(d[t + 2] * rate), state, u[t + 2] * b.z);
+                        state = fmaf(ex2(d[t + 3] * rate), state, u[t + 3] * b.w);
+                    }
+                    carried[n * 32] = state;
+                }
+            }
+            for (int n = 0; n < N; n++) carried[n * 32] = 0.f;
+            __threadfence();            // sums that the path before has stored are read below by other lanes
+            __syncthreads();
+            stage_table(near, tables, chunks - 1);
+            if (chunks > 1) stage_table(near, tables, chunks - 2);
+            stage(staged + (chunks - 1) % 2 * STAGE, dt_image, bc_image, chunks - 1);
+            copies_issued();
+            copies_done<0>();
+            __syncthreads();
+            fetch(x_here + (chunks - 1) % 2 * T * 32, x_image, fetched, near + (chunks - 1) % 3 * TABLE, lane);
+            fetch(g_here + (chunks - 1) % 2 * T * 32, g_image, fetched, near + (chunks - 1) % 3 * TABLE, lane);
+            copies_issued();
+            float coming[AHEAD];
+            #pragma unroll
+            for (int i = 0; i < AHEAD; i++)
+                coming[i] = i < chunks * N ? begun[((chunks - 1 - i / N) * N + i % N) * 32] : 0.f;
+            for (int chunk = chunks - 1; chunk >= 0; chunk--) {
+                copies_done<0>();
+                __syncthreads();
+                const u32* dt = staged + chunk % 2 * STAGE, * tokens = near + chunk % 3 * TABLE;
+                const float* bc = (const float*)(dt + ALIGN4(DT_BLOCK));
+                const value* xs = x_here + chunk % 2 * T * 32, * gs = g_here + chunk % 2 * T * 32;
+                float d[T], u[T], g[T], by_u[T], by_d[T];
+#if EXACT
+                step_sizes(d, dt, w, offset, room, lane);
+#else
+                step_sizes<32>(d, dt, w, offset, room, lane);
+#endif
+                #pragma unroll
+                for (int t = 0; t < T; t++) {
+                    u[t] = d[t] * widen(xs[t * 32 + lane]);
+                    g[t] = widen(gs[t * 32 + lane]);
+                    by_u[t] = by_d[t] = 0.f;
+                }
+                // What the paths before have given for x, needed at the end; then the next chunk.
+                u32 none = tokens[T + 1] >> 16;
+                if (k) fetch_sums(room, gx_image, fetched, tokens, lane);
+                copies_issued();
+                if (chunk) {
+                    fetch(x_here + (chunk - 1) % 2 * T * 32, x_image, fetched, near + (chunk - 1) % 3 * TABLE, lane);
+                    fetch(g_here + (chunk - 1) % 2 * T * 32, g_image, fetched, near + (chunk - 1) % 3 * TABLE, lane);
+                    stage(staged + (chunk - 1) % 2 * STAGE, dt_image, bc_image, chunk - 1);
+                    if (chunk > 1) stage_table(near, tables, chunk - 2);
+                }
+                copies_issued();
+                float rate = rates[0];
+                #pragma unroll 1
+                for (int n = 0; n < N; n++) {
+                    // States are read AHEAD turns of this loop before their use, across chunks.
+                    float h[T], decay[T], before = coming[0], now = rate;
+                    #pragma unroll
+                    for (int i = 0; i + 1 < AHEAD; i++) coming[i] = coming[i + 1];
+                    int further = (chunks - 1 - chunk) * N + n + AHEAD;
+                    if (further < chunks * N) coming[AHEAD - 1] = begun[((chunks - 1 - further / N) * N + further % N) * 32];
+                    if (n + 1 < N) rate = rates[n + 1];
+                    const float* b = bc + n * 2 * T;
+                    const float* c = b + T;
+                    float state = before;
+                    #pragma unroll
+                    for (int t = 0; t < T; t += 4) {
+                        float bs[4];
+                        four(bs, b + t);
+                        #pragma unroll
+                        for (int s = 0; s < 4; s++) {
+                            decay[t + s] = ex2(d[t + s] * now);
+                            h[t + s] = state = fmaf(decay[t + s], state, u[t + s] * bs[s]);
+                        }
+                    }
+                    float back = carried[n * 32], rate_sum = 0.f;
+#if !EXACT
+                    u32 first_kind[T / 2], second_kind[T / 2];
+#endif
+                    #pragma unroll
+                    for (int t = T - 4; t >= 0; t -= 4) {
+                        float bs[4], cs[4], for_b[4], for_c[4];
+                        four(bs, b + t);
+                        four(cs, c + t);
+                        #pragma unroll
+                        for (int s = 3; s >= 0; s--) {
+                            float by_h = fmaf(cs[s], g[t + s], back), w_here;
+                            for_b[s] = by_h * u[t + s];
+                            for_c[s] = g[t + s] * h[t + s];
+                            by_u[t + s] = fmaf(by_h, bs[s], by_u[t + s]);
+                            back = by_h * decay[t + s];
+                            w_here = back * (t + s ? h[(t + s + T - 1) % T] : before);
+                            by_d[t + s] = fmaf(w_here, now, by_d[t + s]);
+                            rate_sum = fmaf(w_here, d[t + s], rate_sum);
+                        }
+#if EXACT
+                        #pragma unroll
+                        for (int s = 0; s < 4; s++) {
+                            for (int lanes = 16; lanes; lanes /= 2) {
+                                for_b[s] += __shfl_xor_sync(~0u, for_b[s], lanes);
+                                for_c[s] += __shfl_xor_sync(~0u, for_c[s], lanes);
+                            }
+                            if (lane == 0) {
+                                token_sums[(t + s) * COLUMNS + R + n] = LN2 * for_b[s];
+                                token_sums[(t + s) * COLUMNS + R + N + n] = for_c[s];
+                            }
+                        }
+#else
+                        first_kind[t / 2] = pack(for_b[0], for_b[1]);
+                        first_kind[t / 2 + 1] = pack(for_b[2], for_b[3]);
+                        second_kind[t / 2] = pack(for_c[0], for_c[1]);
+                        second_kind[t / 2 + 1] = pack(for_c[2], for_c[3]);
+#endif
+                    }
+#if !EXACT
+                    float sum = sums(first_kind, second_kind, pick, lane);
+                    token_sums[(row + 8 * (column % 2)) * COLUMNS + R + n + (column < 2 ? 0 : N)] = column < 2 ? LN2 * sum : sum;
+#endif
+                    carried[n * 32] = back;
+                    rate_sums[n * 32] += LN2 * rate_sum;
+                }
+                // The gradients of x, and of w = log2 e · (W dt + bias).
+                float w_grad[T];
+                #pragma unroll
+                for (int t = 0; t < T; t++) {
+                    float x_t = widen(xs[t * 32 + lane]);
+                    w_grad[t] = fmaf(x_t, by_u[t], LN2 * by_d[t]) * sigmoid_of(d[t]);
+                    bias_sum += w_grad[t];
+                    skip_sum = fmaf(x_t, g[t], skip_sum);
+                    by_u[t] = fmaf(d[t], by_u[t], jump * g[t]);
+                }
+                copies_done<1>();
+                #pragma unroll
+                for (int t = 0; t < T; t++)
+                    if (k) by_u[t] += room[t * 32 + lane];
+                #pragma unroll
+                for (int t = 0; t < T; t += 4) {
+                    u32 token[4];
+                    four(token, tokens + t);
+                    #pragma unroll
+                    for (int s = 0; s < 4; s++) {
+                        bool real = there && !(none >> (t + s) & 1);
+                        if (k + 1 < K) store_if(real, gx_image + channel + (size_t)token[s] * E, by_u[t + s]);
+                        else narrow_if(real, by_u[t + s], out_image + (size_t)token[s] * E);
+                    }
+                }
+                // Its products with dt and with W: sums over time for the weight, over channels for dt.
+#if EXACT
+                #pragma unroll
+                for (int t = 0; t < T; t++) room[lane * 17 + t] = w_grad[t];
+                __syncwarp();
+                for (int j = 0; j < R; j++) {
+                    float sum = 0.f;
+                    #pragma unroll
+                    for (int t = 0; t < T; t++) sum = fmaf(w_grad[t], __uint_as_float(dt[t * R + j]), sum);
+                    weight_sums[lane * RANKS + j] += sum;
+                }
+                for (int i = lane; i < T * R; i += 32) {
+                    const float* rows = (const float*)weight + (long long)k * E * R + i % R;
+                    float sum = 0.f;
+                    for (int other = 0; other < 32; other++)
+                        sum = fmaf(room[other * 17 + i / R], rows[(long long)min(tile * 32 + other, E - 1) * R], sum);
+                    token_sums[i / R * COLUMNS + i % R] = LOG2E * sum;
+                }
+#else
+                u32* tile_high = (u32*)room, * tile_low = tile_high + 32 * DW_ROW;
+                __syncwarp();
+                #pragma unroll
+                for (int t = 0; t < T; t += 8) {
+                    u32 high[4], low[4];
+                    #pragma unroll
+                    for (int s = 0; s < 4; s++) {
+                        high[s] = pack(w_grad[t + 2 * s], w_grad[t + 2 * s + 1]);
+                        low[s] = pack(w_grad[t + 2 * s] - widen((u16)high[s]), w_grad[t + 2 * s + 1] - widen((u16)(high[s] >> 16)));
+                    }
+                    *(uint4*)(tile_high + lane * DW_ROW + t / 2) = make_uint4(high[0], high[1], high[2], high[3]);
+                    *(uint4*)(tile_low + lane * DW_ROW + t / 2) = make_uint4(low[0], low[1], low[2], low[3]);
+                }
+                __syncwarp();
+                uint4 rows_high[2], rows_low[2], columns_high[2];
+                #pragma unroll
+                for (int m = 0; m < 2; m++) {
+                    const u32* at = tile_high + (16 * m + row) * DW_ROW + column;
+                    rows_high[m] = make_uint4(at[0], at[8 * DW_ROW], at[4], at[8 * DW_ROW + 4]);
+                    at = tile_low + (16 * m + row) * DW_ROW + column;
+                    rows_low[m] = make_uint4(at[0], at[8 * DW_ROW], at[4], at[8 * DW_ROW + 4]);
+                    matrices4(columns_high[m], tile_high + (16 * m + lane % 8 + lane / 16 * 8) * DW_ROW + lane / 8 % 2 * 4);
+                }
+                #pragma unroll
+                for (int j = 0; j < RANKS / 8; j++) {
+                    u32 b0, b1;
+                    matrices2(b0, b1, dt + lane % 16 * DTW + 4 * j);
+                    float by_dt[4] = {0.f, 0.f, 0.f, 0.f};
+                    #pragma unroll
+                    for (int m = 0; m < 2; m++) {
+                        float* at = weight_sums + (16 * m + row) * RANKS + 8 * j + 2 * column;
+                        float2 low = *(float2*)at, high = *(float2*)(at + 8 * RANKS);
+                        float sum[4] = {low.x, low.y, high.x, high.y};
+                        mma(sum, rows_high[m], b0, b1);
+                        mma(sum, rows_low[m], b0, b1);
+                        *(float2*)at = make_float2(sum[0], sum[1]);
+                        *(float2*)(at + 8 * RANKS) = make_float2(sum[2], sum[3]);
+                        #pragma unroll
+                        for (int part = 0; part < 2; part++) {
+                            uint4 v = w_turned[((j / 2 * 2 + m) * 2 + part) * 32];
+                            mma(by_dt, columns_high[m], j % 2 ? v.y : v.x, j % 2 ? v.w : v.z);
+                        }
+                    }
+                    #pragma unroll
+                    for (int i = 0; i < 4; i++) {
+                        int rank = 8 * j + 2 * column + i % 2;
+                        if (rank < R) token_sums[(row + i / 2 * 8) * COLUMNS + rank] = by_dt[i];
+                    }
+                }
+#endif
+                __syncthreads();
+                const float* all = (const float*)(memory + BLOCK_WORDS) + WARP_WORDS - SUMS;
+                for (int i = threadIdx.x; i < T * COLUMNS; i += 32 * WARPS) {
+                    float sum = 0.f;
+                    #pragma unroll
+                    for (int other = 0; other < WARPS; other++) sum += all[other * WARP_WORDS + i];
+                    int t = i / COLUMNS;
+                    if (!(tokens[T + 1] & PAD(t)))
+                        grad_tokens[((((long long)blockIdx.x * batch + image) * length + tokens[t]) * K + k) * COLUMNS + i % COLUMNS] = sum;
+                }
+            }
+        }
+        __syncwarp();
+        if (there) {
+            long long at = ((long long)blockIdx.y * K + k) * E + channel;
+            for (int n = 0; n < N; n++) grad_rows[at * (N + 2) + n] = rate_sums[n * 32];
+            grad_rows[at * (N + 2) + N] = LOG2E * bias_sum;
+            grad_rows[at * (N + 2) + N + 1] = skip_sum;
+        }
+        for (int i = lane; i < 32 * R; i += 32) {
+            int other = blockIdx.x * WARPS * 32 + warp * 32 + i / R;
+            if (other < E) grad_weight[(((long long)blockIdx.y * K + k) * E + other) * R + i % R] = LOG2E * weight_sums[i / R * RANKS + i % R];
+        }
+    }
+}
