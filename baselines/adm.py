@@ -194,6 +194,15 @@ class AttentionBlock(nn.Module):
         return macs(batch, self.num_heads, tokens, tokens, channels // self.num_heads)
 
 
+class Layers(nn.ModuleList):
+    """The layers of a block in turn: x [B, C, S, S], emb [B, E]; only a ResBlock reads the conditioning."""
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        for layer in self:
+            x = layer(x, emb) if isinstance(layer, ResBlock) else layer(x)
+        return x
+
+
 class ADM(Backbone):
     """`net(x, t, y) -> out`, shapes in `Backbone`. `y` is not read where there is no label table."""
 
@@ -219,10 +228,10 @@ class ADM(Backbone):
                 updown = config.resblock_updown
                 encoder.append([ResBlock(width, width, emb, scale=0.5) if updown else Downsample(width)])
                 skips.append(width)
-        self.input_blocks = nn.ModuleList(nn.ModuleList(block) for block in encoder)
+        self.input_blocks = nn.ModuleList(Layers(block) for block in encoder)
 
         attention_block = AttentionBlock(channels, config.heads(channels), config.new_attention_order)
-        self.middle_block = nn.ModuleList(
+        self.middle_block = Layers(
             [ResBlock(channels, channels, emb), attention_block, ResBlock(channels, channels, emb)]
         )
 
@@ -234,7 +243,7 @@ class ADM(Backbone):
             if level > 0:
                 updown = config.resblock_updown
                 decoder[-1].append(ResBlock(width, width, emb, scale=2.0) if updown else Upsample(width))
-        self.output_blocks = nn.ModuleList(nn.ModuleList(block) for block in decoder)
+        self.output_blocks = nn.ModuleList(Layers(block) for block in decoder)
 
         last = _zero(nn.Conv2d(channels, 2 * config.in_channels, 3, padding=1))
         self.out = nn.Sequential(nn.GroupNorm(GROUPS, channels), nn.SiLU(), last)
@@ -256,19 +265,12 @@ class ADM(Backbone):
             emb = emb + self.label_emb(y)
         skips = []
         for block in self.input_blocks:
-            x = _run(block, x, emb)
+            x = self.run_block(block, x, emb)
             skips.append(x)
-        x = _run(self.middle_block, x, emb)
+        x = self.run_block(self.middle_block, x, emb)
         for block in self.output_blocks:
-            x = _run(block, torch.cat([x, skips.pop()], dim=1), emb)
+            x = self.run_block(block, torch.cat([x, skips.pop()], dim=1), emb)
         return self.out(x)
-
-
-def _run(block: nn.Module, x: Tensor, emb: Tensor) -> Tensor:
-    """The layers of a block in turn; only a ResBlock reads the conditioning."""
-    for layer in block.children():
-        x = layer(x, emb) if isinstance(layer, ResBlock) else layer(x)
-    return x
 
 
 def from_reference(state_dict: Mapping[str, Tensor], config: ADMConfig) -> ADM:

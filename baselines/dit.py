@@ -173,7 +173,7 @@ class DiT(Backbone):
         tokens = self.x_embedder(x) + self.pos_embed
         c = self.t_embedder(t) + self.y_embedder(y)
         for block in self.blocks:
-            tokens = block(tokens, c)
+            tokens = self.run_block(block, tokens, c)
         pixels = self.final_layer(tokens, c)
         patch, side = self.config.patch_size, self.config.input_size // self.config.patch_size
         out = pixels.view(x.shape[0], side, side, patch, patch, -1).permute(0, 5, 1, 3, 2, 4)

@@ -3,7 +3,7 @@
 import copy
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,16 @@ def autocast(device: str, precision: str) -> torch.autocast:
 def follow(averaged: list[Tensor], live: list[Tensor], weight: float) -> None:
     """Move the exponential moving average towards the weights: averaged += weight · (live - averaged)."""
     torch._foreach_lerp_(averaged, live, weight)  # pyright: ignore[reportPrivateImportUsage]
+
+
+def compiled(net: Backbone) -> Callable[..., Tensor]:
+    """`net` through torch.compile, as one graph for the shapes of its first call.
+
+    `net` stays as it is and keeps the weights; the function returned follows them. What breaks the graph, or fails to
+    compile, is an error at the first call, never a plain call in its place.
+    """
+    torch.compiler.reset()  # torch keeps a bounded number of graphs of a forward method, whichever net it was called on
+    return torch.compile(net, fullgraph=True, dynamic=False)
 
 
 def initial_model(config: Config) -> Backbone:
@@ -140,6 +150,7 @@ def train(folder: Path, config: Config, progress: Progress) -> dict[str, Any]:
         pin_memory=device.startswith("cuda"),
     )
     state.net.train()
+    state.net.checkpointing = settings.checkpointing
     _steps(state, loader, folder, config, device, data.fingerprint, progress)
     last = read_lines(folder / "metrics.jsonl")[-1]
     images = settings.steps * settings.batch_size
@@ -151,6 +162,8 @@ def train(folder: Path, config: Config, progress: Progress) -> dict[str, Any]:
         "final_loss": last["loss"],
         "backend": backend,
         "precision": settings.precision,
+        "compile": "compile" if settings.compile else "eager",
+        "checkpointing": settings.checkpointing,
         "batch_size": settings.batch_size,
         "data_fingerprint": data.fingerprint,
     }
@@ -195,6 +208,7 @@ def _steps(
     settings, diffusion = config.train, Diffusion()
     averaged = [p.detach() for p in state.ema.parameters()]
     live = [p.detach() for p in state.net.parameters()]
+    net = compiled(state.net) if settings.compile else state.net
     started, before = time.perf_counter(), state.seconds
     window_start = state.step - state.step % config.run.log_every
     progress.update("train", state.step, settings.steps)
@@ -202,7 +216,7 @@ def _steps(
         x0, y, t, noise = (batch[key].to(device, non_blocking=True) for key in ("x0", "y", "t", "noise"))
         x_t = diffusion.q_sample(x0, t, noise)
         with autocast(device, settings.precision):
-            out = state.net(x_t, t, y)
+            out = net(x_t, t, y)
         losses = diffusion.losses(out.float(), x0, x_t, t, noise)
         loss = losses["loss"].mean()
         state.optimizer.zero_grad(set_to_none=True)

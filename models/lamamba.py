@@ -1,6 +1,7 @@
 """LaMamba-Diff (arXiv 2408.02615): a U-Net of blocks that mix a 2-D scan, shifted-window attention and an MLP."""
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -204,9 +205,9 @@ class Stage(nn.Module):
         self.resample = resample
         self.fuse = nn.Linear(2 * dim, dim) if project and config.skip == "concat" else None
 
-    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+    def forward(self, x: Tensor, c: Tensor, run_block: Callable[..., Tensor]) -> Tensor:
         for block in self.blocks:
-            x = block(x, c)
+            x = run_block(block, x, c)
         return x
 
 
@@ -275,14 +276,14 @@ class LaMamba(Backbone):
         skips = []
         for stage in self.encoder:
             assert isinstance(stage, Stage)
-            x = stage(x, c)
+            x = stage(x, c, self.run_block)
             skips.append(x)
             if stage.resample is not None:
                 x = stage.resample(x)
         if self.middle:
             m = x
             for block in self.middle:
-                m = block(m, c)
+                m = self.run_block(block, m, c)
             x = x + m
         for stage in self.decoder:
             assert isinstance(stage, Stage)
@@ -292,7 +293,7 @@ class LaMamba(Backbone):
                 x = x + skips.pop()
             elif stage.fuse is not None:
                 x = stage.fuse(torch.cat([x, skips.pop()], dim=-1))
-            x = stage(x, c)
+            x = stage(x, c, self.run_block)
         shift, scale = self.final_adaLN_modulation(self.final_condition_projection(c)).chunk(2, dim=-1)
         x = self.final_linear(modulate(self.final_norm(self.final_up(x)), shift, scale))
         return x.permute(0, 3, 1, 2)

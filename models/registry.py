@@ -3,9 +3,10 @@
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar, runtime_checkable
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar, cast, runtime_checkable
 
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ..kernels.errors import InputError, unknown
 
@@ -41,6 +42,17 @@ class Backbone(nn.Module):
 
     config: Any
     paper_sum: ClassVar[PaperSum]
+    checkpointing = False  # in training, keep a block's inputs alone and run it once more in the backward pass
+
+    def run_block(self, block: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+        """`block(*inputs)`, checkpointed (Chen et al., arXiv 1604.06174) in training where `checkpointing` is set.
+
+        Every family calls each of its blocks through this, and no block holds another: none is checkpointed twice.
+        """
+        if self.checkpointing and self.training:
+            out = checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False)  # no block draws numbers
+            return cast(Tensor, out)
+        return block(*inputs)
 
     @property
     def null_class(self) -> int | None:

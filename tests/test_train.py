@@ -13,11 +13,11 @@ from lamabench.baselines.dit import DiTConfig
 from lamabench.harness import checkpoint as ckpt
 from lamabench.harness import run as runs
 from lamabench.harness import train as train_module
-from lamabench.harness.backbones import preset, to_dict
+from lamabench.harness.backbones import OPERATORS, build, preset, to_dict
 from lamabench.harness.config import BackendConfig, Config, DataConfig, RunConfig, SampleConfig, TrainConfig
 from lamabench.harness.progress import Progress
 from lamabench.harness.record import append, read_lines, read_run
-from lamabench.harness.train import Diverged, check_fit, initial_model, train
+from lamabench.harness.train import Diverged, check_fit, compiled, initial_model, train
 from lamabench.kernels.errors import InputError
 from lamabench.models.lamamba import LaMambaConfig
 from safetensors import safe_open
@@ -117,6 +117,76 @@ def test_interruption_between_log_and_checkpoint(tmp_path, monkeypatch):
     assert [path.stem for path in ckpt.files(broken / "checkpoints")] == ["step-00000004"]
     train(broken, config_in(tmp_path / "b"), Progress())
     assert_same(whole, broken)
+
+
+@pytest.fixture
+def traced(monkeypatch):
+    """torch.compile without its code generation, which takes minutes on a CPU: traced graphs run operator by operator.
+    Lists the arguments of its calls."""
+    compile_, calls = torch.compile, []
+
+    def compile_traced(net, **options):
+        calls.append(options)
+        return compile_(net, backend="aot_eager", **options)
+
+    monkeypatch.setattr(torch, "compile", compile_traced)
+    return calls
+
+
+def test_compiled_training(tmp_path, monkeypatch, traced):
+    """Compiled and checkpointed: the same losses but for rounding, checkpoints that fit a plain run, and a broken run
+    that continues bit for bit."""
+    settings = {"steps": 6, "compile": True, "checkpointing": True}
+    plain = create(make(root=tmp_path / "plain"))
+    record = train(plain, make(), Progress())
+    assert (record["compile"], record["checkpointing"]) == ("eager", False) and not traced
+    whole, broken = (create(make(root=tmp_path / name, **settings)) for name in "ab")
+    record = train(whole, make(**settings), Progress())
+    assert (record["compile"], record["checkpointing"]) == ("compile", True)
+    assert traced == [{"fullgraph": True, "dynamic": False}]
+    losses = [[line["loss"] for line in metrics(folder)] for folder in (whole, plain)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    assert tensors(whole).keys() == tensors(plain).keys()
+
+    def stop_at_four(path, line):
+        append(path, line)
+        if line["step"] == 4:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(train_module, "append", stop_at_four)
+        train(broken, make(**settings), Progress())
+    train(broken, make(**settings), Progress())
+    assert_same(whole, broken)
+
+
+def test_compiling_more_models_than_torch_keeps_graphs_for(traced):
+    """torch keeps a few graphs of a forward method; each of these models needs one of its own."""
+    for width in (16, 20, 24):
+        net = build(replace(DIT, hidden_size=width)).eval()
+        with torch.no_grad(), torch._dynamo.config.patch(recompile_limit=2):
+            assert compiled(net)(torch.randn(1, 1, 8, 8), *torch.zeros(2, 1, dtype=torch.long)).shape == (1, 2, 8, 8)
+
+
+def test_what_breaks_the_graph_is_an_error(traced):
+    """Never a plain call in its place."""
+    net = build(DIT)
+    net.blocks[0].register_forward_hook(lambda *_: torch._dynamo.graph_break())
+    with pytest.raises(torch._dynamo.exc.Unsupported):
+        compiled(net)(torch.randn(1, 1, 8, 8), *torch.zeros(2, 1, dtype=torch.long))
+
+
+def test_compile_and_checkpointing_are_part_of_a_run():
+    ids = {runs.describe(make(**settings), study="t", name="t", model="dit_nano", variant={}, overrides=[])["id"]
+           for settings in ({}, {"compile": True}, {"checkpointing": True})}  # fmt: skip
+    assert len(ids) == 3
+
+
+def test_float16_is_refused_with_the_reason():
+    with pytest.raises(InputError, match=r"train\.precision=float16 .*65504.*no loss scaling.*float32, bfloat16$"):
+        TrainConfig(precision="float16")
+    with pytest.raises(InputError, match=r"unknown train\.precision 'fp16'; choices: float32, bfloat16"):
+        TrainConfig(precision="fp16")
 
 
 def test_workers_change_nothing(tmp_path):
@@ -270,7 +340,7 @@ def test_reference_backend_trains_alike(tmp_path):
     losses = []
     for name in ("auto", "reference"):
         config = make(LAMAMBA, steps=4, root=tmp_path / name)
-        config.backend = BackendConfig(**dict.fromkeys(("selective_scan", "window_attention", "attention"), name))
+        config.backend = BackendConfig(**dict.fromkeys(OPERATORS, name))
         folder = create(config)
         record = train(folder, config, Progress())
         losses.append([line["loss"] for line in metrics(folder)])
