@@ -1,161 +1,200 @@
-"""Speed and memory of a backbone, measured; no number where its outputs do not agree with the reference."""
+"""Speed and memory of a backbone, measured; no number where outputs or gradients do not agree with the reference."""
 
 import gc
-import statistics
 import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .backbones import Backbone, build, called_operators, select_backends
-from .config import BenchConfig, Config
-from .provenance import pick_device
+from ..kernels.errors import InputError
+from .backbones import Backbone, build, select_backends
+from .bench_check import Reference, WrongOutput, batch_of, check, reference, trained
+from .bench_plan import FINISHED, Point, next_point
+from .config import Config
+from .cost import cost
+from .diffusion import Diffusion
+from .provenance import device_name, pick_device
+from .timing import first_line, mfu, out_of_memory, time_calls
 from .train import autocast, follow
 
-# How far the output of the measured backends may lie from the reference backends' float32 (RMS error over RMS).
-TOLERANCE = {"float32": 1e-4, "bfloat16": 6e-2}
+# What torch.compile is given. One graph for one batch: neither a break nor another shape goes by unseen.
+COMPILE: dict[str, dict[str, Any]] = {
+    "compile": {"fullgraph": True, "dynamic": False},
+    "max-autotune": {"fullgraph": True, "dynamic": False, "mode": "max-autotune-no-cudagraphs"},
+}
+Row = dict[str, Any]
 
 
-class WrongOutput(RuntimeError):
-    """The backends to be measured do not compute what the reference does."""
+def model_at(model: Any, input_size: int) -> Any:
+    """A model's configuration at another side of its input. Raises InputError where it does not divide."""
+    return replace(model, input_size=input_size)
 
 
-def bench(config: Config, say: Any = lambda text: None) -> list[dict[str, Any]]:
-    """One row for each of `config.bench.modes`: the fields of `bench` records.
+def check_bench(config: Config) -> None:
+    """Raise InputError where the model cannot have one of `bench.input_sizes` or a named backend cannot run."""
+    for size in config.bench.input_sizes or []:
+        model_at(config.model, size)
+    with torch.device("meta"):
+        net = build(config.model)
+    select_backends(net, vars(config.backend), pick_device(config.run.device).split(":")[0])
 
-    Random weights with nothing at zero, random inputs. `forward` is one call without gradients, `train` forward,
-    backward, AdamW and EMA as in training. Median, quartiles and 20th and 80th percentile are milliseconds a batch,
-    over `repeats` calls after `warmup`; `peak_memory_gib` is the most that torch's CUDA allocator held (null on the
-    CPU). An out-of-memory error is a row with `state` "oom". Raises WrongOutput where the outputs do not agree with
-    the reference.
+
+def bench(config: Config, say: Callable[[str], None] = lambda text: None, rows: Sequence[Row] = ()) -> Iterator[Row]:
+    """Every measurement that `config.bench` asks for and `rows` do not hold, as the fields of `bench` records.
+
+    Random weights with nothing at zero, random inputs. `forward` is one call without gradients, `train` a step of the
+    training loop: forward, loss, backward, AdamW, EMA. Milliseconds are a batch's: median, quartiles, 20th and 80th
+    percentile. `mfu` is null where the device's peak is not known, `peak_memory_gib` on the CPU.
+
+    Before it is measured, a call is held against float32 (see `bench_check`). Where that fails the row has no number
+    but `state` "wrong"; "oom" and "failed" (torch.compile that cannot, for one) are rows too, and the next one
+    follows. After the last one, raises WrongOutput if any was wrong or failed. Raises InputError where a size does not
+    fit the model or a named backend cannot run.
     """
-    device, settings = pick_device(config.run.device), config.bench
-    net = build(config.model)
-    _fill_zeros(net)
-    net = net.to(device)
-    backend = select_backends(net, vars(config.backend), device.split(":")[0])
-    error = check_output(net, config, device)
-    say(f"outputs agree with the reference: relative RMS error {error:.1e}")
-    rows = []
-    for mode in settings.modes:
-        row = {
-            "mode": mode,
-            "batch_size": settings.batch_size,
-            "input_size": config.model.input_size,
-            "precision": settings.precision,
-            "compile": "eager",
-            "backend": backend,
-            "threads": torch.get_num_threads(),
-            "output_error": error,
-        }
+    check_bench(config)
+    known, subject, bad = list(rows), None, []
+    while (point := next_point(config.bench, config.model.input_size, known)) is not None:
+        if subject is None or subject.net.config.input_size != point.input_size:
+            subject = None  # the old one goes before the new one comes
+            release(pick_device(config.run.device))
+            subject = Subject(config, point.input_size, say)
+        row = subject.row(point)
+        say(describe(row))
+        known.append(row)
+        bad += [row] if row["state"] not in FINISHED else []
+        yield row
+    if bad:
+        raise WrongOutput(f"{len(bad)} measurements without a number, the first: {describe(bad[0])}")
+
+
+class Subject:
+    """A model at one input size on the device, and the reference that its calls are held against."""
+
+    def __init__(self, config: Config, input_size: int, say: Callable[[str], None]) -> None:
+        self.settings, self.device = config.bench, pick_device(config.run.device)
+        model = model_at(config.model, input_size)
+        torch.manual_seed(0)
+        with torch.device(self.device):  # a large model is drawn on the GPU in a second
+            self.net = build(model).to(self.device)
+        fill_constants(self.net)
+        self.backend = select_backends(self.net, vars(config.backend), self.device.split(":")[0])
+        counted = cost(model)
+        self.macs, self.flops = counted.macs, counted.flops
+        self.reference: Reference | str
         try:
-            row |= {"state": "done", **_measure(net, mode, config, device)}
-        except torch.cuda.OutOfMemoryError as out:
-            row |= {"state": "oom", "error": str(out).splitlines()[0]}
+            self.reference = reference(self.net, self.settings.precision, self.device)
+            against = ", ".join(f"{operator}={name}" for operator, name in self.reference.backends.items())
+            say(f"input {input_size}: checked against float32, {against or 'no operators'}")
+        except Exception as error:
+            if not out_of_memory(error):
+                raise
+            self.reference = f"no reference for one image: {first_line(error)}"
+        release(self.device)
+
+    def row(self, point: Point) -> Row:
+        """One measurement, or why there is none."""
+        row = {
+            **point._asdict(),
+            "precision": self.settings.precision,
+            "backend": self.backend,
+            "threads": torch.get_num_threads(),
+            "macs": self.macs,
+            "flops": self.flops,
+        }
+        if isinstance(self.reference, str):
+            return row | {"state": "oom", "error": self.reference}
+        try:
+            row |= {"state": "done", "checked_against": self.reference.backends, **self.measure(point, self.reference)}
+        except InputError:
+            raise
+        except WrongOutput as error:
+            row |= {"state": "wrong", "error": str(error)}
+        except Exception as error:
+            row |= {"state": "oom" if out_of_memory(error) else "failed", "error": first_line(error)}
+        self.net.zero_grad(set_to_none=True)
+        release(self.device)
+        return row
+
+    def measure(self, point: Point, made: Reference) -> Row:
+        """Check the call, then time it."""
+        self.net.train(point.mode == "train")
+        self.net.checkpointing = point.checkpointing
+        call: Callable[..., Tensor] = self.net
+        if point.compile != "eager":
+            torch.compiler.reset()  # whatever else was compiled is not counted against this one
+            call = torch.compile(self.net, **COMPILE[point.compile])
+        started = time.perf_counter()
+        errors = check(call, self.net, made, point.batch_size, point.mode, self.settings.precision, self.device)
+        seconds = time.perf_counter() - started  # compilation above all
+        release(self.device)
+        x, t, y = batch_of(made, point.batch_size, self.device)
+        make = train_step if point.mode == "train" else forward
+        step = partial(make(call, self.net, self.device, self.settings.precision), x, t, y)
+        timed = time_calls(step, self.device, self.settings.warmup, self.settings.repeats, self.settings.seconds)
+        speed = 1e3 * point.batch_size / timed["p50_ms"]
+        used = mfu(self.macs, point.mode, speed, device_name(self.device), self.settings.precision)
+        return {**errors, "check_s": seconds, **timed, "images_per_s": speed, "mfu": used}
+
+
+def describe(row: Row) -> str:
+    """A row as a line of progress."""
+    checkpointing = " checkpointed" if row["checkpointing"] else ""
+    where = f"input {row['input_size']}, {row['mode']}{checkpointing}, {row['compile']}, batch {row['batch_size']}: "
+    if row["state"] != "done":
+        return where + f"{row['state']}: {row['error']}"
+    memory = "" if row["peak_memory_gib"] is None else f", {row['peak_memory_gib']:.1f} GiB"
+    return where + f"{row['images_per_s']:.4g} images/s{memory}"
+
+
+def release(device: str) -> None:
+    """Give back the GPU memory that nothing holds, so that the next measurement starts from nothing."""
+    if device.startswith("cuda"):
         gc.collect()
-        if device.startswith("cuda"):
-            torch.cuda.empty_cache()
-        rows.append(row)
-    return rows
+        torch.cuda.empty_cache()
 
 
-def _fill_zeros(net: Backbone) -> None:
-    """Perturb every parameter that starts at a constant: zeros hide work and run faster than real data."""
-    torch.manual_seed(0)
+def fill_constants(net: Backbone) -> None:
+    """Perturb every parameter that starts at a constant: zeros hide work, and gates of zero hide errors.
+
+    Vectors (gates, biases, norms) by 0.5 times normal noise, so that every block takes part; others by 0.02 times.
+    """
     for parameter in net.parameters():
         if bool((parameter == parameter.flatten()[0]).all()):
             with torch.no_grad():
-                parameter.add_(torch.randn_like(parameter) * 0.02)
+                parameter.add_(torch.randn_like(parameter) * (0.5 if parameter.ndim == 1 else 0.02))
 
 
-def inputs(config: Config, batch: int, device: str) -> tuple[Tensor, Tensor, Tensor]:
-    """Random x, t, y for a model."""
-    model = config.model
-    x = torch.randn(batch, model.in_channels, model.input_size, model.input_size, device=device)
-    t = torch.randint(0, 1000, (batch,), device=device)
-    return x, t, torch.randint(0, max(model.num_classes, 1), (batch,), device=device)
-
-
-def check_output(net: Backbone, config: Config, device: str) -> float:
-    """Relative RMS error of the measured backends and precision against the reference backends in float32, one image.
-
-    Raises WrongOutput where it is above `TOLERANCE`.
-    """
-    chosen = [(operators, dict(operators)) for operators in called_operators(net)]
-    x, t, y = inputs(config, 1, device)
-    with torch.no_grad():
-        with autocast(device, config.bench.precision):
-            fast = net(x, t, y).float()
-        every = {name for operators, _ in chosen for name in operators}
-        select_backends(net, dict.fromkeys(every, "reference"), device.split(":")[0])
-        exact = net(x, t, y)
-    for operators, backends in chosen:
-        operators.update(backends)
-    error = ((fast - exact).square().mean().sqrt() / exact.square().mean().sqrt()).item()
-    limit = TOLERANCE[config.bench.precision]
-    if not error <= limit:
-        raise WrongOutput(
-            f"output off by {error:.2e} (relative RMS) from the reference, limit {limit:.0e}: not measured"
-        )
-    return error
-
-
-def _measure(net: Backbone, mode: str, config: Config, device: str) -> dict[str, Any]:
-    settings = config.bench
-    x, t, y = inputs(config, settings.batch_size, device)
-    step = _train_step(net, settings) if mode == "train" else _forward(net)
-    cuda = device.startswith("cuda")
-    if cuda:
-        torch.cuda.reset_peak_memory_stats()
-    times = []
-    for index in range(settings.warmup + settings.repeats):
-        if cuda:
-            torch.cuda.synchronize()
-        started = time.perf_counter()
-        with autocast(device, settings.precision):
-            step(x, t, y)
-        if cuda:
-            torch.cuda.synchronize()
-        if index >= settings.warmup:
-            times.append(1e3 * (time.perf_counter() - started))
-    spread = quantiles(times)
-    return {
-        **spread,
-        "images_per_s": 1e3 * settings.batch_size / spread["p50_ms"],
-        "peak_memory_gib": torch.cuda.max_memory_allocated() / 2**30 if cuda else None,
-        "repeats": settings.repeats,
-    }
-
-
-def quantiles(times: list[float]) -> dict[str, float]:
-    """Median, quartiles, and the 20th and 80th percentile of milliseconds, as fields of a record."""
-    cuts = statistics.quantiles(times, n=20, method="inclusive") if len(times) > 1 else times * 19
-    return {f"p{percent}_ms": cuts[percent // 5 - 1] for percent in (20, 25, 50, 75, 80)}
-
-
-def _forward(net: Backbone):
-    net.eval()
+def forward(call: Callable[..., Tensor], net: Backbone, device: str, precision: str) -> Callable[..., None]:
+    """A forward pass without gradients."""
 
     @torch.no_grad()
     def step(x: Tensor, t: Tensor, y: Tensor) -> None:
-        net(x, t, y)
+        with autocast(device, precision):
+            call(x, t, y)
 
     return step
 
 
-def _train_step(net: Backbone, settings: BenchConfig):
-    net.train()
-    optimizer = torch.optim.AdamW((p for p in net.parameters() if p.requires_grad), lr=1e-6, weight_decay=0.0)
+def train_step(call: Callable[..., Tensor], net: Backbone, device: str, precision: str) -> Callable[..., None]:
+    """A step of the training loop. The learning rate is 0: the same work, and the weights stay what was checked."""
+    optimizer = torch.optim.AdamW(trained(net), lr=0.0, weight_decay=0.0, fused=True)
     live = [p.detach() for p in net.parameters()]
     averaged = [p.clone() for p in live]
+    diffusion = Diffusion()
 
     def step(x: Tensor, t: Tensor, y: Tensor) -> None:
-        loss = net(x, t, y).float().square().mean()
+        noise = torch.randn_like(x)
+        x_t = diffusion.q_sample(x, t, noise)
+        with autocast(device, precision):
+            out = call(x_t, t, y)
+        loss = diffusion.losses(out.float(), x, x_t, t, noise)["loss"].mean()
         optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(x.device.type, enabled=False):
-            loss.backward()
-            optimizer.step()
-            follow(averaged, live, 1e-4)
+        loss.backward()
+        optimizer.step()
+        follow(averaged, live, 1e-4)
 
     return step

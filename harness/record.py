@@ -20,7 +20,7 @@ from typing import Any
 
 SCHEMA = 1
 KINDS = ("cost", "train", "sample", "evaluate", "bench")
-STATES = ("done", "failed", "oom", "diverged")
+STATES = ("done", "failed", "oom", "diverged", "wrong")
 # Where and how, never what: these do not change what a run is.
 OUTSIDE_IDENTITY = ("run", "data.path")
 

@@ -4,7 +4,7 @@ import fcntl
 import json
 import os
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -17,7 +17,8 @@ from torch.utils.data import Subset
 from ..kernels.errors import InputError, unknown
 from . import backbones
 from .bench import bench
-from .config import Config
+from .bench_plan import finished, next_point
+from .config import BenchConfig, Config
 from .cost import cost
 from .data import epoch_order, load
 from .generate import generate
@@ -116,12 +117,21 @@ def check_ready(config: Config) -> None:
 
 
 def missing_stages(run: Run, stages: Sequence[str]) -> list[str]:
-    """The stages whose newest record is not `done`, in the order in which they run."""
+    """The stages that are not done, in the order in which they run: those whose newest record says otherwise, and a
+    benchmark with a measurement left."""
     for stage in stages:
         if stage not in STAGES:
             raise unknown("stage", stage, STAGES)
-    newest = {stage: run.last(stage) for stage in STAGES}
-    return [s for s in STAGES if s in stages and not ((line := newest[s]) and line["state"] == "done")]
+    return [stage for stage in STAGES if stage in stages and not _done(run, stage)]
+
+
+def _done(run: Run, stage: str) -> bool:
+    if stage == "bench":
+        config = run.info["config"]
+        settings, size = BenchConfig(**config["bench"]), config["model"]["input_size"]
+        return next_point(settings, size, finished(run.records)) is None
+    line = run.last(stage)
+    return line is not None and line["state"] == "done"
 
 
 def execute(folder: Path, stages: Sequence[str], progress: Progress) -> None:
@@ -137,14 +147,13 @@ def execute(folder: Path, stages: Sequence[str], progress: Progress) -> None:
         for stage in missing_stages(run, stages):
             origin = {"provenance": provenance(pick_device(config.run.device))}
             try:
-                rows = _STAGES[stage](folder, run.info, config, progress)
+                for row in _STAGES[stage](folder, run.info, config, progress):
+                    append(folder / "record.jsonl", entry(stage, **{"state": "done", **row, **origin}))
             except Exception as error:
                 append(folder / "record.jsonl", entry(stage, _state(error), error=_one_line(error), **origin))
                 if not isinstance(error, InputError | Diverged):
                     (folder / "error.log").write_text(traceback.format_exc())
                 raise
-            for row in rows:
-                append(folder / "record.jsonl", entry(stage, **{"state": "done", **row, **origin}))
 
 
 def _state(error: Exception) -> str:
@@ -224,8 +233,10 @@ def _evaluate(folder: Path, info: dict, config: Config, progress: Progress) -> l
     return [{"rows": score(samples, config, Path(config.run.root) / ".cache", progress)}]
 
 
-def _bench(folder: Path, info: dict, config: Config, progress: Progress) -> list[dict]:
-    return bench(config, progress.say)
+def _bench(folder: Path, info: dict, config: Config, progress: Progress) -> Iterable[dict]:
+    """Rows as they are measured, so that a killed benchmark goes on where it stopped."""
+    here = provenance(pick_device(config.run.device))
+    return bench(config, progress.say, finished(read_run(folder).records, here))
 
 
 _STAGES = {"cost": _cost, "train": _train, "sample": _sample, "evaluate": _evaluate, "bench": _bench}

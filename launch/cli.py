@@ -19,6 +19,7 @@ EPILOG = """examples
   lamabench sample runs/train/lamamba_nano-digits-ID sample.count=64 sample.method=ddim sample.steps=25
   lamabench evaluate runs/train/lamamba_nano-digits-ID
   lamabench bench dit_nano lamamba_nano bench.batch_size=8
+  lamabench bench-kernels lamamba_xl bench.batch_size=64 every backend of the scan, the attention and so on
   lamabench sweep run demo                               three backbones from training to a report
   lamabench report runs/demo --out out/demo
 
@@ -90,11 +91,20 @@ def parser() -> argparse.ArgumentParser:
     )
     bench = add(
         "bench",
-        "measure throughput and peak memory of forward passes and training steps",
-        "lamabench bench lamamba_s dit_s_2 bench.batch_size=8 bench.repeats=10",
+        "measure throughput and peak memory of forward passes and training steps, after checking outputs and gradients",
+        "lamabench bench lamamba_xl dit_xl_2 bench.batch_size=auto bench.compile=[eager,compile] "
+        "bench.input_sizes=[32,64]",
         "MODEL|key=value",
         "models, fields of their configuration, and settings of the sections bench, backend, run",
     )
+    operators = add(
+        "bench-kernels",
+        "measure every backend of the operators that models call, at their shapes, after checking every gradient",
+        "lamabench bench-kernels lamamba_xl bench.batch_size=64",
+        "MODEL|key=value",
+        "models, fields of their configuration, and settings of the sections bench, run",
+    )
+    bench.add_argument("--again", action="store_true", help="measure anew what the records hold already")
     sweep = add("sweep", "plan, run or look at a study, all its runs", "lamabench sweep run demo")
     sweep.add_argument("action", choices=["plan", "run", "status"], help="show the runs, do what is missing, or look")
     sweep.add_argument("study", metavar="STUDY", help="a study's name, or a path to its .yaml file")
@@ -103,8 +113,10 @@ def parser() -> argparse.ArgumentParser:
     report = add("report", "make tables and figures from records", "lamabench report runs/demo --out out/demo")
     report.add_argument("paths", nargs="+", type=Path, metavar="RUNS", help="run, study or root folders")
     report.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder to make")
+    help_text = "whose speed the others' is compared with (default: dit_xl_2 where it was measured)"
+    report.add_argument("--baseline", metavar="MODEL", help=help_text)
     doctor = add("doctor", "say what is installed, which backends run and why others do not", "lamabench doctor")
-    for sub in (models, cost, evaluate, bench, sweep, report, doctor):
+    for sub in (models, cost, evaluate, bench, operators, sweep, report, doctor):
         sub.add_argument("--json", action="store_true", help="print JSON instead of a table")
     return top
 
@@ -112,11 +124,11 @@ def parser() -> argparse.ArgumentParser:
 def _report(args: argparse.Namespace) -> int:
     from ..reports.report import build, summary_rows, summary_text
 
-    files = build(args.paths, args.out)
+    files = build(args.paths, args.out, args.baseline)
     if args.json:
         print(json.dumps(summary_rows(args.paths), indent=1))
     else:
-        print(summary_text(args.paths))
+        print(summary_text(args.paths, args.baseline))
         print(f"\n{len(files)} files in {args.out}")
     return 0
 
@@ -127,9 +139,10 @@ def _run(args: argparse.Namespace) -> int:
     if args.command == "doctor":
         return importlib.import_module("..doctor", __name__).doctor(args)
     commands = importlib.import_module("..commands", __name__)
-    names = {"cost": "cost_command", "bench": "bench_command", "sweep": "sweep_command"}
+    home = importlib.import_module("..bench", __name__) if args.command.startswith("bench") else commands
+    names = {"cost": "cost_command", "bench": "models", "bench-kernels": "kernels", "sweep": "sweep_command"}
     try:
-        return getattr(commands, names.get(str(args.command), str(args.command)))(args)
+        return getattr(home, names.get(str(args.command), str(args.command)))(args)
     except commands.STOPPED as error:
         print(f"lamabench {args.command}: {error}", file=sys.stderr)
         return 1

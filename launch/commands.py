@@ -4,7 +4,6 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +12,11 @@ from tabulate import tabulate
 
 from ..ablations import study as studies
 from ..harness.backbones import presets
-from ..harness.bench import WrongOutput, bench
 from ..harness.checkpoint import files
-from ..harness.config import Config, DataConfig
+from ..harness.config import Config
 from ..harness.cost import PARTS, cost
 from ..harness.progress import Progress
-from ..harness.provenance import pick_device, provenance
-from ..harness.record import append, entry, read_run
+from ..harness.record import read_run
 from ..harness.run import Busy, check_ready, config_to_dict, create, describe, execute, score, source_of
 from ..harness.train import Diverged, check_fit
 from ..kernels.errors import InputError
@@ -27,7 +24,7 @@ from . import sweep
 from .compose import compose, model_config
 
 # Ends of a command that are not bugs: one line and exit code 1.
-STOPPED = (Busy, Diverged, WrongOutput)
+STOPPED = (Busy, Diverged)
 
 
 def show(rows: Sequence[dict[str, Any]], columns: dict[str, str], as_json: bool) -> None:
@@ -192,35 +189,6 @@ def evaluate(args: argparse.Namespace) -> int:
         rows = record["rows"]
     columns = {"metric": "Metric", "value": "Value", "std": "±", "count": "Images", "reference": "Reference"}
     show(rows, columns | {"reference_count": "Reference images", "protocol": "Protocol"}, args.json)
-    return 0
-
-
-def bench_command(args: argparse.Namespace) -> int:
-    """Measure models, and keep the records in RUNS/bench."""
-    names, overrides = split_arguments(args.words)
-    if not names:
-        raise InputError(f"bench needs a model; choices: {', '.join(presets())}")
-    sections = ("bench.", "backend.", "run.")
-    base, _ = compose([text for text in overrides if text.startswith(sections)])
-    fields = [text for text in overrides if not text.startswith(sections)]
-    configs = [(name, model_config(name, fields)) for name in names]
-    rows = []
-    for name, model in configs:
-        data = DataConfig(kind="none", size=model.input_size, channels=model.in_channels, num_classes=model.num_classes)
-        config = replace(base, model=model, data=data)
-        variant = dict(text.split("=", 1) for text in overrides if not text.startswith("run."))
-        info = describe(config, study="bench", name=name, model=name, variant=variant, overrides=overrides)
-        print(f"{name}: measuring", file=sys.stderr, flush=True)
-        measured = bench(config, lambda text, name=name: print(f"{name}: {text}", file=sys.stderr, flush=True))
-        folder, origin = create(info), provenance(pick_device(config.run.device))
-        for row in measured:
-            append(folder / "record.jsonl", entry("bench", **{**row, "provenance": origin}))
-            rows.append({"model": name, **row, "device": origin["device"], "run": str(folder)})
-    columns = {"model": "Model", "mode": "Mode", "input_size": "Input", "batch_size": "Batch", "p25_ms": "p25 (ms)"}
-    columns |= {"p50_ms": "Median (ms)", "p75_ms": "p75 (ms)", "images_per_s": "Images/s"}
-    show(rows, columns | {"peak_memory_gib": "Peak memory (GiB)", "state": "State"}, args.json)
-    if not args.json and rows:
-        print(f"\n{rows[0]['device']}, {rows[0]['threads']} threads, {rows[0]['precision']}")
     return 0
 
 

@@ -11,8 +11,10 @@ from ..harness.record import KINDS, RecordError, Run, identity, read_runs
 Row = dict[str, Any]
 LOWER = ("fd", "fid", "sfid", "kid", "kd", "mmd")  # the first letters of a metric's name say what is better
 HIGHER = ("is", "isc", "precision", "recall", "density", "coverage", "f")
+# What tells the measurements of a benchmark apart, beside the batch and an operator's backend.
+MEASURED = ("mode", "operator", "shape", "pass", "input_size", "checkpointing", "compile", "precision")
 SETTINGS = {  # what two throughputs must have in common to share a column
-    "bench": ("batch_size", "precision", "compile", "threads", "device"),
+    "bench": ("batch_size", "precision", "compile", "checkpointing", "threads", "device"),
     "sample": ("method", "steps", "guidance", "guidance_channels", "device"),
 }
 
@@ -45,32 +47,48 @@ def group_labels(runs: list[Run]) -> dict[str, str]:
         more = [f"{axis}={value}" for axis, value in axes if axis not in ("model", "seed") and value != info["model"]]
         labels[group] = info["title"] + (f" ({', '.join(more)})" if more else "")
     for key in ("study", "name", "id"):
-        taken = Counter(labels.values())
+        taken = {(label, first[group][key]) for group, label in labels.items()}
+        apart = Counter(label for label, _ in taken)
         for group, label in labels.items():
-            labels[group] = f"{label} [{first[group][key]}]" if taken[label] > 1 else label
+            labels[group] = f"{label} [{first[group][key]}]" if apart[label] > 1 else label
     return labels
 
 
 def state_of(run: Run) -> tuple[str, str]:
     """The run's state and, where a stage's newest attempt did not end well, that stage and its error in one line."""
-    newest: dict[tuple[str, Any], Row] = {}
+    newest: dict[tuple[Any, ...], Row] = {}
     for line in run.records:
-        newest.pop((line["kind"], None), None)  # an attempt that named no mode is made good by any later one
-        newest[line["kind"], line.get("mode")] = line
-    bad = [line for line in newest.values() if line["state"] != "done"]
+        # An attempt that names no mode or operator is made good by any later one.
+        for key in [k for k in newest if k[0] == line["kind"] and k[1:3] == (None, None)]:
+            del newest[key]
+        newest[(line["kind"], *measurement_of(line))] = line
+    fits = {key[:-1] for key, line in newest.items() if line["state"] == "done" and key[0] == "bench"}
+    # A batch too large is no failure where another one was measured.
+    bad = [
+        line
+        for key, line in newest.items()
+        if line["state"] != "done" and not (line["state"] == "oom" and key[:-1] in fits)
+    ]
     if bad:
         line = min(bad, key=lambda line: KINDS.index(line["kind"]))
-        stage = " ".join(filter(None, (line["kind"], line.get("mode"))))
+        stage = " ".join(filter(None, (line["kind"], line.get("mode"), line.get("operator"))))
         return line["state"], f"{stage}: {' '.join(str(line.get('error') or 'no reason recorded').split())}"
     if run.metrics and not run.last("train"):
         return "unfinished", ""
     return ("done" if run.records else "not started"), ""
 
 
+def measurement_of(line: Row) -> tuple[Any, ...]:
+    """What a line of a benchmark measured: the fields of MEASURED, an operator's backend, and the batch at the end."""
+    backend = backend_words(line) if "operator" in line else None
+    return *(line.get(field) for field in MEASURED), backend, line.get("batch_size")
+
+
 def setting_of(line: Row) -> tuple[Any, ...]:
     """The circumstances of a throughput, see SETTINGS; the host's threads do not count where a GPU did the work."""
     where = line.get("provenance") or {}
     values = {**line, "device": where.get("device"), "threads": None if where.get("driver") else line.get("threads")}
+    values["checkpointing"] = "checkpointed" if line.get("checkpointing") else None
     return tuple(values.get(field) for field in SETTINGS[line["kind"]])
 
 
@@ -83,16 +101,23 @@ def setting_words(kind: str, setting: tuple[Any, ...], among: Iterable[tuple[Any
     for place, (field, value) in enumerate(zip(SETTINGS[kind], setting, strict=True)):
         told = value is not None if rivals is None else len({rival[place] for rival in rivals}) > 1
         if told:
-            words.append(units.get(field, "{}").format("all" if value is None else value))
+            none = {"checkpointing": "not checkpointed"}.get(field, "all")
+            words.append(units.get(field, "{}").format(none if value is None else value))
     return ", ".join(words)
 
 
 def timings(runs: list[Run], kind: str, mode: str | None = None) -> dict[tuple[Any, ...], dict[Path, Row]]:
-    """The newest finished measurement of each run under each setting: {setting: {run folder: line}}."""
+    """The newest finished measurement of each run under each setting: {setting: {run folder: line}}.
+
+    A run that was timed in several ways, a sweep of batches or sizes, is left to the table `bench`.
+    """
     found: dict[tuple[Any, ...], dict[Path, Row]] = {}
     for run in runs:
-        for line in run.records:
-            if line["kind"] == kind and line["state"] == "done" and line.get("mode") == mode:
+        lines = [line for line in run.records if line["kind"] == kind and line.get("mode") == mode]
+        if kind == "bench" and len({measurement_of(line) for line in lines}) > 1:
+            continue
+        for line in lines:
+            if line["state"] == "done":
                 found.setdefault(setting_of(line), {})[run.path] = line
     return dict(sorted(found.items(), key=lambda item: str(item[0])))
 

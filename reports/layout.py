@@ -11,6 +11,7 @@ from .facts import Row
 
 TEX = {
     "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$",
+    "×": r"$\times$", "÷": r"$\div$",
     "<": r"\textless{}", ">": r"\textgreater{}", **{sign: "\\" + sign for sign in "{}$&#_%"},
 }  # fmt: skip
 

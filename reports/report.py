@@ -17,17 +17,29 @@ from .facts import Row, load, score_words, scores, setting_words, timings
 from .figures import STYLE, loss, quality_vs_macs, throughput
 from .grids import all_samples, mosaic, samples
 from .layout import Table, filled
+from .speed import MODES, bench, kernels
+from .speed_figures import crossover, speed_vs_flops
 from .tables import TIMED, costs, origins, seeds, summary
 
+NOTHING = {  # why a table is not there
+    "seeds": "no variant was run with several seeds",
+    "cost": "no run has a cost",
+    "bench": "no run has been timed",
+    "kernels": "no operator was timed alone",
+}
 KIND, WIDTH = "lamabench report", 120  # what marks index.json as ours; columns of a terminal
 ABOUT = {
     "summary": "one row a run: cost, speed, quality and state",
     "cost": "where each model spends its parameters, MACs and FLOPs",
     "runs": "where the runs come from: commit, machine, versions, settings",
     "seeds": "mean and sample standard deviation over seeds",
+    "bench": "speed and memory of each model at its best batch, and how many of its saved FLOPs became time",
+    "kernels": "operators at the shapes of a model: times, and the floors of the machine",
     "loss": "training loss against images seen, a running median over the raw values",
     "quality_vs_macs": "the first quality metric against MACs",
     "throughput": "forward and training throughput",
+    "speed_vs_flops": "images a second against FLOPs",
+    "crossover": "speed and memory against the size of the image",
     "samples": "samples of every run side by side, a row a class",
 }
 
@@ -37,9 +49,20 @@ def summary_rows(paths: list[Path]) -> list[Row]:
     return summary(load(paths)).records()
 
 
-def summary_text(paths: list[Path]) -> str:
-    """The summary for a terminal of 120 columns; what does not fit is named below. Raises RecordError like `build`."""
-    table = summary(load(paths))
+def summary_text(paths: list[Path], baseline: str | None = None) -> str:
+    """The summary for a terminal of 120 columns, under it the benchmarks of several measurements a model and of
+    operators; what does not fit is named. Raises RecordError like `build`."""
+    runs = load(paths)
+    table = summary(runs)
+    parts = [_for_terminal(table, [f"{row['label']}: {row['error']}" for row in table.rows if row["error"]])]
+    timed = {path for mode in MODES for lines in timings(runs, "bench", mode).values() for path in lines}
+    swept = any(line.get("mode") and run.path not in timed for run in runs for line in run.records)
+    more = [bench(runs, baseline) if swept else None, kernels(runs)]
+    parts += [_for_terminal(table, [table.caption]) for table in more if table is not None and table.rows]
+    return "\n\n".join(parts)
+
+
+def _for_terminal(table: Table, notes: list[str]) -> str:
     shown = [column for column in table.columns if column.title and column.name and filled(table.rows, column)]
     shown += [column for column in table.columns if column.name == "state"]
     dropped: list[str] = []
@@ -47,24 +70,25 @@ def summary_text(paths: list[Path]) -> str:
         heads = [textwrap.fill(column.title or "State", 13, break_long_words=False) for column in shown]
         cells = [[column.cell(row) for column in shown] for row in table.rows]
         sides = ["left" if column.digits is None else "right" for column in shown]
-        limits = [34 if column.name == "label" else None for column in shown]
+        limits = [34 if column.name in ("label", "shape") else None for column in shown]
         text = tabulate(cells, heads, colalign=sides, disable_numparse=True, maxcolwidths=limits)
         last = max(shown, key=lambda column: column.rank)
         if max(map(len, text.splitlines())) <= WIDTH or not last.rank:
             break
         shown.remove(last)
         dropped.append(last.title or "")
-    notes = [f"{row['label']}: {row['error']}" for row in table.rows if row["error"]]
-    notes += [f"Left out for want of room: {', '.join(dropped)}"] if dropped else []
-    return "\n".join([text, *(textwrap.fill(note, WIDTH, subsequent_indent="  ") for note in notes)])
+    notes = notes + ([f"Left out for want of room: {', '.join(dropped)}"] if dropped else [])
+    notes = [textwrap.fill(note, WIDTH, subsequent_indent="  ", break_on_hyphens=False) for note in notes]
+    return "\n".join([text, *notes])
 
 
-def build(paths: list[Path], out: Path) -> list[Path]:
+def build(paths: list[Path], out: Path, baseline: str | None = None) -> list[Path]:
     """Write the report on every run at or below `paths` into the folder `out` and return the files, sorted.
 
-    All of it is rendered in a folder beside `out` first. An earlier report in `out` is replaced file by file.
-    Raises RecordError, with `out` untouched, where there is no run, a record or sample file cannot be read, or `out`
-    is a file or holds something that is not a report.
+    `baseline` is the model whose speed the others' is compared with; None: DiT-XL/2 where it was measured. All of it
+    is rendered in a folder beside `out` first. An earlier report in `out` is replaced file by file. Raises RecordError,
+    with `out` untouched, where there is no run, a record or sample file cannot be read, the baseline was not measured,
+    or `out` is a file or holds something that is not a report.
     """
     old = _files_of_report(out)
     runs = load(paths)
@@ -74,7 +98,7 @@ def build(paths: list[Path], out: Path) -> list[Path]:
     except OSError as error:
         raise RecordError(f"cannot write a report at {out}: {error.strerror}") from None
     try:
-        _write(runs, temporary)
+        _write(runs, temporary, baseline)
         out.mkdir(exist_ok=True)
         names = sorted(path.name for path in temporary.iterdir())
         for name in sorted(names, key=lambda name: name == "index.json"):  # the marker last
@@ -101,14 +125,15 @@ def _files_of_report(out: Path) -> list[str]:
     raise RecordError(f"{out} is neither empty nor an earlier report (no index.json of ours); give another")
 
 
-def _write(runs: list[Run], folder: Path) -> None:
+def _write(runs: list[Run], folder: Path, baseline: str | None) -> None:
     overview = summary(runs)
-    tables = [overview, costs(runs), origins(runs), seeds(overview)]
+    speeds = bench(runs, baseline)
+    tables = [overview, speeds, kernels(runs), costs(runs), origins(runs), seeds(overview)]
     absent: dict[str, str] = {}
     about: dict[str, str] = {}
     for table in tables:
         if not table.rows:
-            absent[table.name] = {"seeds": "no variant was run with several seeds"}.get(table.name, "no run has a cost")
+            absent[table.name] = NOTHING[table.name]
             continue
         for ending, text in (("md", table.markdown()), ("csv", table.csv()), ("tex", table.latex())):
             (folder / f"{table.name}.{ending}").write_text(text, encoding="utf-8")
@@ -120,6 +145,7 @@ def _write(runs: list[Run], folder: Path) -> None:
         figures: dict[str, Figure | str] = {
             draw.__name__: draw(runs, overview) for draw in (loss, quality_vs_macs, throughput)
         }
+        figures |= {draw.__name__: draw(runs, baseline) for draw in (speed_vs_flops, crossover)}
         figures["samples"] = all_samples([(row["label"], pictures[row["folder"]]) for row in overview.rows])
         figures |= {name: samples(pictures[run.path]) for name, run in _sample_names(runs).items()}
         for name, figure in figures.items():
@@ -129,7 +155,7 @@ def _write(runs: list[Run], folder: Path) -> None:
             figure.savefig(folder / f"{name}.png", dpi=150, metadata={"Software": None})
             figure.savefig(folder / f"{name}.pdf", metadata={"CreationDate": None, "Creator": None, "Producer": None})
             about[f"{name}.png, .pdf"] = ABOUT.get(name, f"samples of {name.removeprefix('samples_')}, a row a class")
-    (folder / "README.md").write_text(_readme(runs, overview, about, absent), encoding="utf-8")
+    (folder / "README.md").write_text(_readme(runs, overview, speeds, about, absent), encoding="utf-8")
     files = sorted([*(path.name for path in folder.iterdir()), "index.json"])
     ids = [run.info["id"] for run in runs]
     index = {"kind": KIND, "schema": 1, "runs": ids, "files": files, "absent": absent}
@@ -149,7 +175,7 @@ def _sample_names(runs: list[Run]) -> dict[str, Run]:
     return names
 
 
-def _readme(runs: list[Run], overview: Table, about: dict[str, str], absent: dict[str, str]) -> str:
+def _readme(runs: list[Run], overview: Table, speeds: Table, about: dict[str, str], absent: dict[str, str]) -> str:
     lines = [line for run in runs for line in run.records]
     origin = [line["provenance"] for line in lines if line.get("provenance")]
     commits = sorted({f"{where.get('commit') or 'none'}{' + dirty' if where.get('dirty') else ''}" for where in origin})
@@ -169,6 +195,7 @@ def _readme(runs: list[Run], overview: Table, about: dict[str, str], absent: dic
         notes.append(f"{name}: {score_words(row)}, features {row['features']}, protocol {row['protocol']}{own}.")
     notes.append("MACs: multiply-adds of one forward pass of one image; FLOPs: 2 × MACs and all other operations.")
     notes.append("Paper Gflops is what the model's paper would print, by its own convention.")
+    notes += [f"bench.md: {speeds.caption}"] if speeds.rows else []
     text += [f"- {note}" for note in notes]
     text += ["", "## Files", ""]
     text += [f"- {files}: {what}" for files, what in about.items()]

@@ -141,8 +141,8 @@ BAD = [
     (["train", "data=folder", "model=dit_nano", "data.num_classes=1", "data.path=images"], r"broken\.png"),
     (["train", "data=cifar10", "model=dit_nano", "data.path=empty"], "cifar"),
     (["train", "data=npz", "model=dit_nano", "data.path=no.npz"], r"no\.npz"),
-    (["train", "model=lamamba_nano", "backend.selective_scan=cuda"],
-     "unknown selective_scan backend 'cuda'; choices: auto, triton, torch, reference"),
+    (["train", "model=lamamba_nano", "backend.selective_scan=pallas"],
+     "unknown selective_scan backend 'pallas'; choices: auto, cuda, triton, torch, mamba_ssm, reference"),
     (["sample"], "name one run folder"),
     (["sample", "nowhere"], "nowhere is not a run folder"),
     (["evaluate", "nowhere.npz", "data=digits"], r"nowhere\.npz does not exist"),
@@ -153,6 +153,11 @@ BAD = [
     (["sweep", "plan", "demo", "train.lr=fast"], r"train\.lr"),
     (["bench", "dit_nano", "backend.attention=flash"], "unknown attention backend 'flash'"),
     (["bench", "dit_nano", "bench.modes=[fly]"], r"unknown bench.modes 'fly'; choices: forward, train"),
+    (["bench", "dit_nano", "bench.batch_size=large"], r"bench.batch_size must be numbers above 0, or auto, not"),
+    (["bench", "dit_nano", "bench.compile=[no]"], "unknown bench.compile 'no'; choices: eager, compile, max-autotune"),
+    (["bench", "dit_nano", "bench.input_sizes=[16,7]"], "patch_size 2 does not divide model.input_size 7"),
+    (["bench-kernels"], "bench-kernels needs a model; choices: .*dit_nano"),
+    (["bench-kernels", "dit_nano", "backend.attention=flash"], "unknown attention backend 'flash'"),
 ]  # fmt: skip
 
 

@@ -18,6 +18,8 @@ from lamabench.reports.facts import group_labels, load, state_of
 from lamabench.reports.figures import loss, quality_vs_macs, throughput
 from lamabench.reports.grids import mosaic
 from lamabench.reports.report import build, summary_rows, summary_text
+from lamabench.reports.speed import bench, crossing, kernels
+from lamabench.reports.speed_figures import crossover, speed_vs_flops
 from lamabench.reports.tables import costs, origins, seeds, summary
 
 Row = dict[str, Any]
@@ -68,6 +70,9 @@ def timed(mode: str, speed: float, batch: int = 16, **fields: Any) -> Row:
         "backend": {"attention": "sdpa"},
         "peak_memory_gib": None,
         "threads": 2,
+        "input_size": 8,
+        "checkpointing": False,
+        "flops": 21_000_000,
     }
     steps = {"p20_ms": middle * 0.8, "p50_ms": middle, "p80_ms": middle * 1.25}
     return line("bench", mode=mode, batch_size=batch, images_per_s=speed, **{**same, **steps, **fields})
@@ -209,7 +214,7 @@ def test_best_follows_the_metric(tmp_path: Path) -> None:
 
 def test_latex_is_escaped_and_whole(report: Path) -> None:
     checked = [path.read_text() for path in sorted(report.glob("*.tex"))]
-    assert len(checked) == 3
+    assert len(checked) == 4  # bench, cost, runs, summary
     for text in checked:
         assert text.isascii()
         bare = re.sub(r"\\[\\&%$#_{}]", "", text)  # what is left after escaped signs must be commands and structure
@@ -220,8 +225,8 @@ def test_latex_is_escaped_and_whole(report: Path) -> None:
         sides = re.search(r"\\begin{tabular}{([lr]+)}", text)
         lines = [row for row in text.splitlines() if row.endswith(r" \\")]
         assert sides and {len(re.findall(r"(?<!\\)&", row)) for row in lines} == {len(sides[1]) - 1}
-    assert r"tried 50\% of \{0\} \& a\_b | \#1 \$x \textasciitilde{}\textasciicircum{}\textbackslash{}" in checked[2]
-    assert r"LaMamba\_demo" in checked[2]
+    assert r"tried 50\% of \{0\} \& a\_b | \#1 \$x \textasciitilde{}\textasciicircum{}\textbackslash{}" in checked[3]
+    assert r"LaMamba\_demo" in checked[3]
 
 
 def test_seeds(tmp_path: Path) -> None:
@@ -292,6 +297,15 @@ def test_origins(three: Path, report: Path) -> None:
         ([line("train", "failed", error="killed"), trained()], [1.0], ("done", "")),
         ([line("bench", "oom", mode="train", error="full"), timed("forward", 1.0)], [], ("oom", "bench train: full")),
         ([line("bench", "failed", error="no"), timed("forward", 1.0)], [], ("done", "")),
+        ([timed("train", 1.0), timed("train", 1.0, 64) | {"state": "oom", "error": "x"}], [], ("done", "")),
+        (
+            [
+                timed("train", 1.0, compile=c) | s
+                for c, s in (("eager", {}), ("compile", {"state": "wrong", "error": "x"}))
+            ],
+            [],
+            ("wrong", "bench train: x"),
+        ),
         ([line("sample", "failed", error="x"), line("train", "failed", error="a\n b")], [], ("failed", "train: a b")),
     ],
 )
@@ -306,14 +320,16 @@ def test_the_same_records_give_the_same_bytes(three: Path, report: Path, tmp_pat
     for one, two in zip(first, second, strict=True):
         assert one.read_bytes() == two.read_bytes(), one.name
     index = json.loads((report / "index.json").read_text())
-    assert index["files"] == [path.name for path in first] and set(index["absent"]) == {"seeds", "samples_adm"}
+    assert index["files"] == [path.name for path in first]
+    assert set(index["absent"]) == {"seeds", "samples_adm", "kernels", "crossover"}
     assert not list(tmp_path.glob(".*")) and not list(report.parent.glob(".*"))
     for path in first:
         if path.suffix in (".png", ".pdf"):
             assert path.read_bytes().startswith(b"\x89PNG" if path.suffix == ".png" else b"%PDF")
     figures = {path.stem for path in first if path.suffix == ".png"}
     assert figures == {path.stem for path in first if path.suffix == ".pdf"}
-    assert figures == {"loss", "quality_vs_macs", "throughput", "samples", "samples_dit", "samples_lamamba"}
+    samples = {"samples", "samples_dit", "samples_lamamba"}
+    assert figures == {"loss", "quality_vs_macs", "throughput", "speed_vs_flops", *samples}
 
 
 def test_what_there_is_nothing_to_show_of_is_named(tmp_path: Path) -> None:
@@ -323,7 +339,8 @@ def test_what_there_is_nothing_to_show_of_is_named(tmp_path: Path) -> None:
     tables = [f"{name}.{ending}" for name in ("runs", "summary") for ending in ("csv", "md", "tex")]
     assert [path.name for path in files] == ["README.md", "index.json", *tables]
     absent = json.loads((tmp_path / "out/index.json").read_text())["absent"]
-    assert set(absent) == {"cost", "seeds", "loss", "quality_vs_macs", "throughput", "samples", "samples_bare"}
+    speed = {"throughput", "bench", "kernels", "speed_vs_flops", "crossover"}
+    assert set(absent) == {"cost", "seeds", "loss", "quality_vs_macs", "samples", "samples_bare", *speed}
     readme = (tmp_path / "out/README.md").read_text()
     assert all(name in readme and reason in readme for name, reason in absent.items())
 
@@ -396,7 +413,7 @@ def test_terminal_table_fits(three: Path, tmp_path: Path) -> None:
         write(three, f"wide-{metric}", more, variant={"mixers": "ssm and window and global", "n": place}, seed=place)
     text = summary_text([three])
     assert max(map(len, text.splitlines())) <= 120
-    notes = text[text.index("Left out for want of room:") :]
+    notes = " ".join(text[text.index("Left out for want of room:") :].split())
     assert "FLOPs (G)" in notes and "Density" in notes
     head = text[: text.index("---")]
     assert all(title in head for title in ("Model", "MACs (G)", "State", "FD-"))
@@ -458,3 +475,188 @@ def test_no_torch(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
+
+
+H100 = {**WHERE, "device": "NVIDIA H100 80GB HBM3", "driver": "570.1"}
+
+
+def swept(mode: str, speed: float, batch: int = 64, **fields: Any) -> Row:
+    return {**timed(mode, speed, batch, precision="bfloat16", **fields), "provenance": H100}
+
+
+def write_sweep(root: Path) -> Path:
+    """DiT-XL/2 and a model of a third of its FLOPs at 256 and 512 px, and the latter at 1024 px."""
+
+    def full(mode: str, batch: int, **fields: Any) -> Row:
+        line = {**swept(mode, 1.0, batch, **fields), "state": "oom", "error": "CUDA out of memory"}
+        return {key: value for key, value in line.items() if key not in ("images_per_s", "p50_ms", "peak_memory_gib")}
+
+    small, large = {"input_size": 32, "flops": 240_000}, {"input_size": 64, "flops": 960_000}
+    dit = [
+        swept("forward", 900.0, 8, peak_memory_gib=4.0, mfu=0.25, **small),
+        swept("forward", 1000.0, 64, peak_memory_gib=8.0, mfu=0.3, **small),
+        full("forward", 128, **small),
+        swept("forward", 2000.0, 64, peak_memory_gib=6.0, compile="compile", mfu=0.5, **small),
+        swept("forward", 250.0, 8, peak_memory_gib=9.0, **large),
+        full("train", 1, **large),
+    ]
+    ours = [
+        swept("forward", 1000.0, 8, peak_memory_gib=2.0, input_size=32, flops=80_000),
+        swept("forward", 1200.0, 128, peak_memory_gib=9.0, compile="compile", input_size=32, flops=80_000),
+        swept("forward", 1250.0, 256, peak_memory_gib=17.0, compile="compile", input_size=32, flops=80_000),
+        swept("forward", 999.0, 256, compile="compile", input_size=32, flops=80_000, time="2025-05-31T10:00:00+00:00"),
+        swept("forward", 500.0, 8, input_size=64, flops=320_000),
+        swept("forward", 100.0, 8, input_size=128, flops=1_280_000),
+        {**full("train", 8, input_size=32), "state": "wrong", "error": "gradient off by 1e-1"},
+    ]
+    for place, (name, family, title, records) in enumerate(
+        (("dit_xl_2", "dit", "DiT-XL/2", dit), ("lamamba_xl", "lamamba", "LaMamba-Diff-XL", ours))
+    ):
+        folder = write(root, name, records, family, title, {"model": name}, seed=place, study="bench")
+        info = json.loads((folder / "config.json").read_text()) | {"model": name}
+        info["config"]["model"]["in_channels"] = 4
+        (folder / "config.json").write_text(json.dumps(info))
+    return root
+
+
+def test_bench_table_by_hand(tmp_path: Path) -> None:
+    table = bench(load([write_sweep(tmp_path / "runs")]))
+    rows = {(r["model"], r["input_size"], r["mode"], r["compile"]): r for r in table.rows}
+    assert len(rows) == len(table.rows) == 9
+    eager, compiled = rows["dit_xl_2", 32, "forward", "eager"], rows["dit_xl_2", 32, "forward", "compile"]
+    assert (eager["batch_size"], eager["images_per_s"], eager["oom_batch"], eager["px"]) == (64, 1000.0, 128, 256)
+    assert eager["ms_per_image"] == 1.0 and eager.get("speed_up") is None and eager["memory_ratio"] == 1.0
+    assert (compiled["speed_up"], compiled["flops_ratio"], compiled["realised"]) == (1.0, 1.0, 1.0)
+    ours = rows["lamamba_xl", 32, "forward", "compile"]
+    assert (ours["batch_size"], ours["images_per_s"]) == (256, 1250.0)  # 999.0 is the older line
+    assert (ours["speed_up"], ours["flops_ratio"]) == (0.625, 3.0) and ours["realised"] == pytest.approx(0.625 / 3)
+    assert ours.get("memory_ratio") is None  # no batch in common
+    plain = rows["lamamba_xl", 32, "forward", "eager"]
+    assert (plain["memory_ratio"], plain["memory_batch"], plain.get("speed_up")) == (0.5, 8, None)
+    assert rows["lamamba_xl", 64, "forward", "eager"]["realised"] == pytest.approx(2 / 3)
+    assert rows["lamamba_xl", 128, "forward", "eager"].get("speed_up") is None
+    full = rows["dit_xl_2", 64, "train", "eager"]
+    assert (full["state"], full["oom_batch"], full["batch_size"], full["ms_per_image"]) == ("oom", 1, None, None)
+    assert rows["lamamba_xl", 32, "train", "eager"]["status"] == "wrong (gradient off by 1e-1)"
+    people = markdown(table.markdown())
+    assert [row["Pixels"] for row in people] == sorted(
+        (row["Pixels"] for row in people), key=lambda px: int(px.replace(",", ""))
+    )
+    assert people[0]["Model"] == "DiT-XL/2" and {"MFU (%)", "Realised", "Peak (GiB)", "Backend"} <= people[0].keys()
+    assert {row["MFU (%)"] for row in people[:2]} == {"30.0", "50.0"}
+    # log-log: 0.625 at 256 px, 2 at 512 px
+    px = 256 * 2 ** (np.log(1 / 0.625) / np.log(2 / 0.625))
+    assert f"Forward: LaMamba-Diff-XL overtakes DiT-XL/2 at {px:.0f} px (interpolated)." in table.caption
+    assert "1 where every FLOP that was saved became time" in table.caption
+
+
+@pytest.mark.parametrize(
+    ("ratios", "words"),
+    [
+        ([0.5, 2.0], "overtakes X at 200 px (interpolated)"),
+        ([0.5, 0.5, 1.0], "overtakes X at 400 px (interpolated)"),
+        ([2.0, 0.5, 2.0], "falls behind X at 141 px and overtakes X at 283 px (interpolated)"),
+        ([1.5, 2.0], "is faster than X from 100 to 400 px, no crossing in the measured range"),
+        ([0.5, 0.9], "is slower than X from 100 to 400 px, no crossing in the measured range"),
+    ],
+)
+def test_crossing(ratios: list[float], words: str) -> None:
+    sizes = [100, 400] if len(ratios) == 2 else [100, 200, 400]
+    assert crossing(sizes, ratios, "X") == words
+
+
+def test_baseline_is_named_or_dit_xl_2(tmp_path: Path) -> None:
+    runs = load([write_sweep(tmp_path / "runs")])
+    ours = next(row for row in bench(runs, "lamamba_xl").rows if row.get("speed_up") and row["model"] == "dit_xl_2")
+    assert (ours["speed_up"], ours["flops_ratio"]) == (2000 / 1250, 1 / 3)
+    with pytest.raises(RecordError, match=r"the baseline 'dit_b_2' was not measured; choices: dit_xl_2, lamamba_xl"):
+        build([tmp_path / "runs"], tmp_path / "out", "dit_b_2")
+    assert not (tmp_path / "out").exists()
+    lone = load([tmp_path / "runs" / "bench" / "lamamba_xl-00000001"])
+    assert not any("speed_up" in row for row in bench(lone).rows) and "overtakes" not in bench(lone).caption
+
+
+def test_other_devices_are_not_compared(tmp_path: Path) -> None:
+    root = write_sweep(tmp_path / "runs")
+    path = root / "bench" / "lamamba_xl-00000001" / "record.jsonl"
+    path.write_text(path.read_text().replace("H100", "H200"))
+    assert {row["speed_up"] for row in bench(load([root])).rows if row.get("speed_up")} == {1.0}
+
+
+def test_sweeps_stay_out_of_the_summary(tmp_path: Path) -> None:
+    root = write_sweep(tmp_path / "runs")
+    assert not any("images_per_s" in name for row in summary_rows([root]) for name in row)
+    text = summary_text([root])
+    assert "Realised" in text and max(map(len, text.splitlines())) <= 120 and "overtakes DiT-XL/2" in text
+    assert state_of(load([root / "bench" / "lamamba_xl-00000001"])[0]) == ("wrong", "bench train: gradient off by 1e-1")
+
+
+def test_speed_figures_show_the_best_and_the_memory(tmp_path: Path) -> None:
+    runs = load([write_sweep(tmp_path / "runs")])
+    figure = crossover(runs)
+    assert not isinstance(figure, str)
+    panels: list[Any] = figure.axes
+    speed, memory = panels
+    dit, _, ours, _ = speed.lines  # for each model its line, then its crosses
+    assert (list(dit.get_xdata()), list(dit.get_ydata())) == ([256, 512], [2000.0, 250.0])
+    assert (list(ours.get_xdata()), list(ours.get_ydata())) == ([256, 512, 1024], [1250.0, 500.0, 100.0])
+    assert memory.get_ylabel() == "Peak memory (GiB), batch 8"
+    assert list(memory.lines[0].get_ydata()) == [4.0, 9.0]
+    assert "overtakes DiT-XL/2" in figure.get_supxlabel()
+    figure = speed_vs_flops(runs)
+    assert not isinstance(figure, str)
+    lines = figure.axes[0].lines
+    assert list(np.asarray(lines[0].get_xdata()) * 1e9) == [240_000, 960_000]
+    ends, heights = (np.asarray(values) for values in lines[2].get_data())
+    np.testing.assert_allclose(ends * heights, 2000 * 240_000 / 1e9)  # along it, a FLOP takes what it takes DiT
+
+
+def test_a_model_out_of_memory_is_marked(tmp_path: Path) -> None:
+    lines = [swept("forward", 10.0, 1, input_size=size) for size in (8, 16)]
+    full = {**swept("forward", 1.0, 1, input_size=32), "state": "oom", "error": "full"}
+    del full["images_per_s"]
+    write(tmp_path, "one", [*lines, full])
+    figure = crossover(load([tmp_path]))
+    assert not isinstance(figure, str)
+    assert [list(line.get_xdata()) for line in figure.axes[0].lines] == [[8, 16], [32]]
+
+
+def test_kernel_table(tmp_path: Path) -> None:
+    same = {
+        "operator": "selective_scan",
+        "shape": "x 64×1024×640",
+        "pass": "forward",
+        "batch_size": 64,
+        "input_size": 32,
+    }
+    same |= {"precision": "bfloat16", "threads": 2}
+    rows = [
+        line(
+            "bench",
+            p50_ms=0.4,
+            floor_ms=0.1,
+            floor="bytes",
+            times_floor=4.0,
+            backend={"selective_scan": "triton"},
+            **same,
+        ),
+        line(
+            "bench",
+            p50_ms=0.3,
+            floor_ms=0.1,
+            floor="bytes",
+            times_floor=3.0,
+            backend={"selective_scan": "triton"},
+            **same,
+        ),
+        line("bench", "wrong", error="dt off by 1e-1", backend={"selective_scan": "mamba_ssm"}, **same),
+    ]
+    write(tmp_path, "one", rows)
+    runs = load([tmp_path])
+    made = markdown(kernels(runs).markdown())
+    assert [(row["Median (ms)"], row["Time ÷ floor"], row["State"]) for row in made] == [
+        ("0.300", "3.00", "done"), ("-", "-", "wrong (dt off by 1e-1)")
+    ]  # fmt: skip
+    assert made[0]["Backend"] == "selective_scan=triton" and made[0]["Shape"] == "x 64×1024×640"
+    assert bench(runs).rows == [] and r"64$\times$1024" in kernels(runs).latex()
+    assert state_of(runs[0]) == ("wrong", "bench selective_scan: dt off by 1e-1")

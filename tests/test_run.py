@@ -10,10 +10,8 @@ import numpy as np
 import pytest
 import torch
 from lamabench.baselines.dit import DiTConfig
-from lamabench.harness import bench as bench_module
 from lamabench.harness import generate as generate_module
 from lamabench.harness import run as runs
-from lamabench.harness.backbones import preset
 from lamabench.harness.config import (
     BenchConfig,
     Config,
@@ -261,38 +259,3 @@ def test_bad_sample_files(tmp_path, content):
         np.savez(path, **content)
     with pytest.raises(InputError, match=r"x\.npz"):
         runs.read_samples(path)
-
-
-def test_bench_rows(tmp_path):
-    rows = bench_module.bench(make(tmp_path))
-    assert [row["mode"] for row in rows] == ["forward", "train"]
-    for row in rows:
-        assert 0 < row["p20_ms"] <= row["p50_ms"] <= row["p80_ms"]
-        assert row["images_per_s"] == pytest.approx(2 / (row["p50_ms"] / 1e3))
-    assert rows[1]["p50_ms"] > rows[0]["p50_ms"]
-
-
-def test_bench_prints_no_number_for_a_wrong_output(tmp_path, monkeypatch):
-    from lamabench.kernels import attention
-
-    wrong = replace(attention.OPERATOR.backends["sdpa"], run=lambda q, k, v: v * 1.01)
-    monkeypatch.setitem(attention.OPERATOR.backends, "sdpa", wrong)
-    with pytest.raises(bench_module.WrongOutput, match="not measured"):
-        bench_module.bench(make(tmp_path))
-
-
-def test_quantiles_against_numpy():
-    times = list(np.random.default_rng(0).exponential(size=23))
-    for name, value in bench_module.quantiles(times).items():
-        assert value == pytest.approx(np.quantile(times, int(name[1:3]) / 100))
-    assert set(bench_module.quantiles([3.0]).values()) == {3.0}
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("name", ["dit_nano", "lamamba_nano", "unet_nano"])
-def test_bench_on_the_gpu(name, tmp_path):
-    """float32 is float32 (the check's limit is below TF32's rounding), and memory is counted."""
-    config = replace(make(tmp_path), model=preset(name).config)
-    config.run.device = "cuda"
-    rows = bench_module.bench(config)
-    assert rows[1]["peak_memory_gib"] >= rows[0]["peak_memory_gib"] > 0

@@ -1,0 +1,120 @@
+"""How long calls take, and how close that is to what the machine can do."""
+
+import re
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+
+LEAST = 5  # calls of a measurement, however long they take
+
+
+class GPU(NamedTuple):
+    """Dense peaks of matrix products, 1e12 operations a second, and the clock in GHz, null where it is not known."""
+
+    name: str  # a pattern of torch's name of the device
+    bfloat16: float
+    float32: float
+    clock: float | None
+
+
+# Source: NVIDIA's data sheets, halved where they count sparsity; boost clocks, of the H100 SXM and H200 under load.
+GPUS = (
+    #   name                                             bf16   fp32   GHz
+    GPU(r"A100(-SXM4-..GB|-PCIE-40GB| 80GB PCIe)$",     312.0,  19.5, 1.410),
+    GPU(r"H100 PCIe$",                                  756.0,  51.0, 1.755),
+    GPU(r"H100 NVL$",                                   835.0,  60.0, 1.785),
+    GPU(r"H100 80GB HBM3$",                             989.0,  67.0, 1.755),
+    GPU(r"H200 NVL$",                                   835.0,  60.0, 1.785),
+    GPU(r"H200$",                                       989.0,  67.0, 1.755),
+    GPU(r"B200$",                                      2250.0,  75.0, None),
+    GPU(r"L40S$",                                       362.0,  91.6, 2.520),
+    GPU(r"NVIDIA L4$",                                  121.0,  30.3, 2.040),
+    GPU(r"RTX 4090$",                                   165.2,  82.6, 2.520),
+)  # fmt: skip
+
+
+def gpu(name: str) -> GPU | None:
+    """The row of a device by torch's name of it; None where its peaks are not known (a slice of a GPU among them)."""
+    return next((row for row in GPUS if re.search(row.name, name)), None)
+
+
+def peak_flops(device_name: str, precision: str) -> float | None:
+    """The dense peak of matrix products, FLOP/s; None where it is not known."""
+    row = gpu(device_name)
+    return None if row is None else 1e12 * getattr(row, precision)
+
+
+def mfu(macs: int, mode: str, images_per_s: float, device_name: str, precision: str) -> float | None:
+    """Model FLOPs utilisation (PaLM, arXiv 2204.02311, appendix B): two FLOPs a multiply-add of one image's forward
+    pass, three times that in training, a second, over the device's peak. None where the peak is not known."""
+    peak = peak_flops(device_name, precision)
+    return None if peak is None else 2 * macs * {"forward": 1, "train": 3}[mode] * images_per_s / peak
+
+
+def exponentials_per_s(device_name: str) -> float | None:
+    """What the special-function units give: 16 a clock and multiprocessor. None where the clock is not known."""
+    row = gpu(device_name)
+    if row is None or row.clock is None:
+        return None
+    return 16e9 * row.clock * torch.cuda.get_device_properties(torch.cuda.current_device()).multi_processor_count
+
+
+def quantiles(times: list[float]) -> dict[str, float]:
+    """Median, quartiles, and the 20th and 80th percentile of milliseconds, as fields of a record."""
+    cuts = statistics.quantiles(times, n=20, method="inclusive") if len(times) > 1 else times * 19
+    return {f"p{percent}_ms": cuts[percent // 5 - 1] for percent in (20, 25, 50, 75, 80)}
+
+
+def synchronize(device: str) -> None:
+    """Wait for a GPU; nothing to wait for on a CPU."""
+    if device.startswith("cuda"):
+        torch.cuda.synchronize(device)
+
+
+def time_calls(step: Callable[[], Any], device: str, warmup: int, repeats: int, seconds: float) -> dict[str, Any]:
+    """Call `step` until the time is up and say how long a call takes, as fields of a record.
+
+    The clock is the host's, read when the device has finished. One call and then others, `warmup` in all, but only
+    within `seconds`, go by unmeasured; then at most `repeats` calls, `LEAST` of them (or all, if fewer) whatever they
+    take, the others within `seconds`. On a GPU `peak_memory_gib` is the most that torch's allocator held in the
+    measured calls, else null.
+    """
+
+    def call() -> float:
+        synchronize(device)
+        started = time.perf_counter()
+        step()
+        synchronize(device)
+        return 1e3 * (time.perf_counter() - started)
+
+    started = time.perf_counter()
+    for place in range(warmup):
+        if place == 0 or time.perf_counter() - started < seconds:
+            call()
+    cuda = device.startswith("cuda")
+    if cuda:
+        torch.cuda.reset_peak_memory_stats(device)
+    times, started = [], time.perf_counter()
+    while len(times) < repeats and (len(times) < LEAST or time.perf_counter() - started < seconds):
+        times.append(call())
+    return {
+        **quantiles(times),
+        "repeats": len(times),
+        "peak_memory_gib": torch.cuda.max_memory_allocated(device) / 2**30 if cuda else None,
+    }
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, whichever library found it."""
+    kinds = (torch.cuda.OutOfMemoryError, MemoryError)
+    return isinstance(error, kinds) or "out of memory" in str(error).lower() or "CUBLAS_STATUS_ALLOC" in str(error)
+
+
+def first_line(error: BaseException) -> str:
+    """The kind of an error and the first line of what it says, with the next one where that only announces it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    told = lines[: 2 if lines and lines[0].endswith(":") else 1]
+    return " ".join([f"{type(error).__name__}:", *told])[:400]

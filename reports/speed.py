@@ -1,0 +1,264 @@
+"""Benchmarks to tables: how fast each model is at its best batch, and how much of its saved FLOPs became time."""
+
+from collections import Counter
+from collections.abc import Iterable
+from math import exp, log
+
+from ..harness.record import RecordError, Run, identity
+from .facts import Row, backend_words, measurement_of
+from .layout import Column, Table, shortened
+
+BASELINE = "dit_xl_2"
+CELL = ("input_size", "mode", "checkpointing", "precision", "device")  # what two models must share to be compared
+LATENT_CHANNELS, PIXELS = 4, 8  # an input of four channels is a latent: 8 × 8 pixels each (sd-vae-ft)
+MODES = {"forward": "Forward", "train": "Training"}
+
+
+def measurements(runs: list[Run], what: str = "mode") -> list[Row]:
+    """The newest line of each measurement of each model, of the whole model or with `what` "operator" of its operators.
+
+    `group` is the model as configured and `label` its name, whichever run measured it and at whichever input size.
+    """
+    found: dict[tuple, Row] = {}
+    for run in runs:
+        info, config = run.info, run.info.get("config") or {}
+        model = {key: value for key, value in (config.get("model") or {}).items() if key != "input_size"}
+        label = info["title"] + _variant(info)
+        group = f"{label} {identity({'name': info['model'], 'model': model, 'backend': config.get('backend')})}"
+        scale = PIXELS if model.get("in_channels") == LATENT_CHANNELS else 1
+        for line in run.records:
+            if line["kind"] != "bench" or what not in line or "input_size" not in line:
+                continue
+            where = line.get("provenance") or {}
+            row: Row = {**line, **{key: info[key] for key in ("id", "study", "model", "family", "title")}}
+            row |= {"group": group, "label": label, "px": scale * line["input_size"], "backend": backend_words(line)}
+            row |= {"device": where.get("device"), "commit": where.get("commit")}
+            key = (group, row["device"], *measurement_of(line))
+            if key not in found or found[key]["time"] <= line["time"]:
+                found[key] = row
+    labels = {row["group"]: row for row in found.values()}
+    taken = Counter(row["label"] for row in labels.values())
+    more = {group: f" [{row['id']}]" if taken[row["label"]] > 1 else "" for group, row in labels.items()}
+    return [{**row, "label": row["label"] + more[row["group"]]} for row in found.values()]
+
+
+def _variant(info: Row) -> str:
+    """What was set of the model and its backends, in brackets; its input size stands in a column of its own."""
+    axes = (info.get("variant") or {}).items()
+    words = [
+        f"{axis}={value}"
+        for axis, value in axes
+        if axis.removeprefix("model.") not in ("model", "seed", "input_size") and value != info["model"]
+    ]
+    return f" ({', '.join(words)})" if words else ""
+
+
+def cell_of(row: Row) -> tuple:
+    """Where a measurement can be compared with another model's."""
+    return tuple(row[field] for field in CELL)
+
+
+def baseline_of(rows: list[Row], name: str | None) -> str | None:
+    """The model that others are compared with: as named, else DiT-XL/2 where it is there.
+
+    Raises RecordError for a name that was not measured.
+    """
+    models = sorted({row["model"] for row in rows})
+    if name is not None and name not in models:
+        raise RecordError(f"the baseline {name!r} was not measured; choices: {', '.join(models) or 'none'}")
+    return name or (BASELINE if BASELINE in models else None)
+
+
+def fastest(rows: Iterable[Row]) -> Row | None:
+    """The measurement of the most images a second; None where none was done."""
+    return max((row for row in rows if row["state"] == "done"), key=lambda row: row["images_per_s"], default=None)
+
+
+def bench(runs: list[Run], baseline: str | None = None) -> Table:
+    """One row a model, size, mode and way of compiling: its best batch, and there what became of its saved FLOPs.
+
+    `speed_up` is the model's images per second over the baseline's, each at its best over batches and compile modes;
+    `flops_ratio` the baseline's FLOPs over the model's; `realised` their quotient: 1 where every FLOP that was saved
+    became time. They stand in the row of the model's best compile mode. `memory_ratio` is the peak memory over the
+    baseline's in the same compile mode and at `memory_batch`, the largest that both were measured at.
+
+    Raises RecordError where the named baseline was not measured.
+    """
+    measured = measurements(runs)
+    name = baseline_of(measured, baseline)
+    groups: dict[tuple, list[Row]] = {}
+    for row in measured:
+        groups.setdefault((row["group"], *cell_of(row), row["compile"]), []).append(row)
+    rows = [_at_its_best(members) for members in groups.values()]
+    for row in rows:
+        cell = [other for other in measured if cell_of(other) == cell_of(row)]
+        theirs = [other for other in cell if other["model"] == name]
+        best, rival = fastest(other for other in cell if other["group"] == row["group"]), fastest(theirs)
+        if best and rival and best["compile"] == row["compile"]:
+            row["speed_up"] = best["images_per_s"] / rival["images_per_s"]
+            if best.get("flops") and rival.get("flops"):
+                row["flops_ratio"] = rival["flops"] / best["flops"]
+                row["realised"] = row["speed_up"] / row["flops_ratio"]
+        mine = _memory(other for other in cell if other["group"] == row["group"] and _alike(other, row))
+        others = _memory(other for other in theirs if _alike(other, row))
+        if common := mine.keys() & others.keys():
+            row["memory_batch"] = max(common)
+            row["memory_ratio"] = mine[max(common)] / others[max(common)]
+    order = {mode: place for place, mode in enumerate(MODES)}
+    rows.sort(
+        key=lambda row: (
+            str(row["device"]), row["px"], order.get(row["mode"], 9), bool(row["checkpointing"]),
+            row["model"] != name, row["family"], row["label"], str(row["compile"]),
+        )
+    )  # fmt: skip
+    columns = [Column(name) for name in ("study", "id", "family", "model", "title", "commit")]
+    columns += [
+        Column("label", "Model"),
+        Column("input_size", "Side", digits=0, rank=12),
+        Column("px", "Pixels", digits=0),
+        Column("mode", "Mode"),
+        Column("checkpointed", "Checkpointing"),
+        Column("compile", "Compile"),
+        Column("precision"),
+        Column("device"),
+        Column("batch_size", "Batch", digits=0, rank=2),
+        Column("images_per_s", "Images/s", digits=4),
+        Column("ms_per_image", "ms/image", digits=4, rank=11),
+        *(Column(f"p{percent}_ms") for percent in (20, 25, 50, 75, 80)),
+        Column("peak_memory_gib", "Peak (GiB)", digits=3, rank=3),
+        Column("mfu", "MFU (%)", 0.01, 3, rank=5),
+        Column("macs"),
+        Column("flops"),
+        Column("speed_up", "Speed-up", digits=3, rank=1),
+        Column("flops_ratio", "FLOPs saved, ×", digits=3, rank=8),
+        Column("realised", "Realised", digits=3),
+        Column("memory_ratio", "Memory, ×", digits=3, rank=9),
+        Column("memory_batch", "at batch", digits=0, rank=9),
+        Column("oom_batch", "Out of memory at", digits=0, rank=10),
+        Column("backend", "Backend", rank=13),
+        Column("output_error"),
+        Column("gradient_error"),
+        Column("state"),
+        Column("error"),
+        Column(None, "State", key="status"),
+    ]
+    title = next((row["title"] for row in measured if row["model"] == name), None)
+    return Table("bench", " ".join([*_caption(title), *crossings(measured, name)]), columns, rows)
+
+
+def _at_its_best(members: list[Row]) -> Row:
+    best = fastest(members)
+    too_large = [row["batch_size"] for row in members if row["state"] == "oom"]
+    bad = [row for row in members if row["state"] not in ("done", "oom")]
+    shown = bad[-1] if bad and best is None else best or min(members, key=lambda row: row["batch_size"])
+    row = {**shown, "oom_batch": min(too_large, default=None)}
+    row["checkpointed"] = "yes" if row["checkpointing"] else None
+    row["ms_per_image"] = 1e3 / row["images_per_s"] if best else None
+    row["batch_size"] = row["batch_size"] if best else None
+    state = bad[-1] if bad else shown
+    row |= {"state": state["state"], "error": state.get("error")}
+    row["status"] = row["state"] + (f" ({shortened(row['error'])})" if row["error"] and bad else "")
+    return row
+
+
+def _alike(one: Row, other: Row) -> bool:
+    return one["compile"] == other["compile"]
+
+
+def _memory(rows: Iterable[Row]) -> dict[int, float]:
+    """{batch: peak memory} of what was measured."""
+    return {row["batch_size"]: row["peak_memory_gib"] for row in rows if row.get("peak_memory_gib")}
+
+
+def _caption(baseline: str | None) -> list[str]:
+    words = ["Speed and memory, each row at its best batch."]
+    if baseline is not None:
+        words += [
+            f"Speed-up: images per second over those of {baseline}, each model at its best over batches and compile "
+            "modes; FLOPs saved: those of its forward pass over the model's; realised: their quotient, 1 where every "
+            "FLOP that was saved became time. Memory: peak over its peak, at the largest batch of both."
+        ]
+    return words
+
+
+def crossings(measured: list[Row], baseline: str | None) -> list[str]:
+    """Where each model becomes faster or slower than the baseline as images grow, one sentence a model and mode; none
+    without a baseline or with fewer than two sizes in common. Between sizes, ratios are lines in log-log."""
+    sentences = []
+    cells: dict[tuple, dict[str, dict[int, Row]]] = {}
+    for row in measured:
+        best = fastest(other for other in measured if other["group"] == row["group"] and cell_of(other) == cell_of(row))
+        if best is not None:
+            models = cells.setdefault((row["mode"], *cell_of(row)[2:]), {})
+            models.setdefault(row["group"], {})[row["px"]] = best
+    for (mode, checkpointing, *_), models in cells.items():
+        rivals = [sizes for sizes in models.values() if next(iter(sizes.values()))["model"] == baseline]
+        for sizes in models.values():
+            first = next(iter(sizes.values()))
+            common = sorted(sizes.keys() & rivals[0].keys()) if rivals else []
+            if first["model"] == baseline or len(common) < 2:
+                continue
+            ratios = [sizes[px]["images_per_s"] / rivals[0][px]["images_per_s"] for px in common]
+            title = next(iter(rivals[0].values()))["title"]
+            where = f"{MODES.get(mode, mode)}{', checkpointed' if checkpointing else ''}"
+            sentences.append(f"{where}: {first['label']} {crossing(common, ratios, title)}.")
+    return sentences
+
+
+def crossing(sizes: list[int], ratios: list[float], rival: str) -> str:
+    """What speed-ups over a rival at rising sizes in pixels say: "overtakes DiT-XL/2 at 400 px"."""
+    turns = []
+    for place in range(1, len(sizes)):
+        low, high = log(ratios[place - 1]), log(ratios[place])
+        if (low < 0) != (high < 0):
+            left, right = log(sizes[place - 1]), log(sizes[place])
+            turn = exp(left + (right - left) * low / (low - high))
+            turns.append(f"{'overtakes' if low < 0 else 'falls behind'} {rival} at {turn:.0f} px")
+    if turns:
+        return " and ".join(turns) + " (interpolated)"
+    side = "slower" if ratios[0] < 1 else "faster"
+    return f"is {side} than {rival} from {sizes[0]} to {sizes[-1]} px, no crossing in the measured range"
+
+
+def kernels(runs: list[Run]) -> Table:
+    """One row an operator, shape, backend and pass: its time, and how far that is from what the machine could do."""
+    rows = measurements(runs, "operator")
+    for row in rows:
+        row["status"] = row["state"] + (f" ({shortened(row['error'])})" if row.get("error") else "")
+    rows.sort(key=lambda row: (str(row["device"]), row["label"], row["operator"], _numbers(row["shape"]), row["pass"]))
+    columns = [Column(name) for name in ("study", "id", "family", "model", "commit")]
+    columns += [
+        Column("label", "Model", rank=7),
+        Column("input_size", "Side", digits=0, rank=12),
+        Column("batch_size", "Batch", digits=0, rank=11),
+        Column("precision"),
+        Column("device"),
+        Column("operator", "Operator"),
+        Column("shape", "Shape"),
+        Column("pass", "Pass"),
+        Column("backend", "Backend"),
+        Column("p20_ms"),
+        Column("p50_ms", "Median (ms)", digits=3),
+        Column("p80_ms"),
+        Column("floor_ms", "Floor (ms)", digits=3),
+        Column("floor", "Floor of", rank=9),
+        Column("times_floor", "Time ÷ floor", digits=3),
+        *(Column(f"{name}_floor_ms") for name in ("bytes", "exponentials", "flops")),
+        *(Column(f"{name}_per_s") for name in ("bytes", "exponentials", "flops")),
+        Column("relative_error", "Error", digits=2, rank=8),
+        Column("error_of"),
+        Column("state"),
+        Column("error"),
+        Column(None, "State", key="status"),
+    ]
+    caption = (
+        "Operators at the shapes of a model, held against float64 first. Floor: the least time that inputs and outputs "
+        "once through memory, the exponentials or the products take, the largest of the three."
+    )
+    return Table("kernels", caption, columns, rows)
+
+
+def _numbers(shape: str) -> list[int]:
+    """Larger shapes first, by the tokens of their first tensor."""
+    words = shape.split(",")[0].split(" ")[-1].split("×")
+    return [-int(word) for word in words if word.isdigit()]

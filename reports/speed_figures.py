@@ -1,0 +1,150 @@
+"""Benchmarks to figures: speed against FLOPs, and speed and memory against the size of the image."""
+
+from typing import Any, Literal
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+from ..harness.record import Run
+from .facts import Row
+from .figures import Look, blank, logarithmic, wrapped
+from .layout import Table
+from .speed import MODES, baseline_of, crossings, fastest, measurements
+
+
+def _main_setting(measured: list[Row]) -> tuple[list[Row], str]:
+    """The measurements of the precision and device that most have in common, and those two in words."""
+    settings = [(row["precision"], row["device"]) for row in measured]
+    most = max(settings, key=lambda setting: (settings.count(setting), str(setting)))
+    return [row for row, setting in zip(measured, settings, strict=True) if setting == most], ", ".join(map(str, most))
+
+
+def _panels(measured: list[Row]) -> list[str]:
+    return [mode for mode in MODES if any(row["mode"] == mode and row["state"] == "done" for row in measured)]
+
+
+def _lines(measured: list[Row], mode: str) -> list[dict[int, list[Row]]]:
+    """For each model, in the order of its family and cost, its measurements in a mode by the side of the image."""
+    found: dict[str, dict[int, list[Row]]] = {}
+    for row in sorted(measured, key=lambda row: (row["family"], row.get("flops") or 0, row["label"])):
+        if row["mode"] == mode:
+            found.setdefault(row["group"], {}).setdefault(row["px"], []).append(row)
+    return list(found.values())
+
+
+def speed_vs_flops(runs: list[Run], baseline: str | None = None) -> Figure | str:
+    """The best images a second against FLOPs, a panel a mode; a line a model through the sizes of the image. Along the
+    dotted line a FLOP takes as long as where the baseline makes the most of them."""
+    measured = [row for row in measurements(runs) if row.get("flops")]
+    if not _panels(measured):
+        return "no model was timed with its cost"
+    measured, setting = _main_setting(measured)
+    modes, name, look = _panels(measured), baseline_of(measured, baseline), _look(measured)
+    figure = blank(3.6 * len(modes) + 0.6, 4.0)
+    keys: dict[str, Any] = {}
+    for axes, mode in zip(figure.subplots(1, len(modes), squeeze=False).flat, modes, strict=True):
+        lines = [[row for px in sorted(sizes) if (row := fastest(sizes[px]))] for sizes in _lines(measured, mode)]
+        for best in filter(None, lines):
+            style = _style(look, best[0])
+            axes.plot([row["flops"] / 1e9 for row in best], [row["images_per_s"] for row in best], **style)
+            keys[best[0]["label"]] = Line2D([], [], **style)
+        every = [row for best in lines for row in best]
+        _logarithmic(axes, "x", [row["flops"] / 1e9 for row in every])
+        _logarithmic(axes, "y", [row["images_per_s"] for row in every])
+        rates = [row["images_per_s"] * row["flops"] / 1e9 for row in every if row["model"] == name]
+        if rates:
+            ends = axes.get_xlim()
+            keys["as many FLOPs a second as the baseline's most"] = axes.plot(
+                ends, [max(rates) / end for end in ends], ":", color="0.5", linewidth=1, scalex=False, scaley=False
+            )[0]
+        axes.set(title=MODES[mode], xlabel="GFLOPs of one forward pass of one image")
+        axes.set_ylabel("Images/s at the best batch")
+    _legend_above(figure, keys)
+    figure.supxlabel(wrapped(setting, 110), fontsize=8, color="0.35")
+    return figure
+
+
+def crossover(runs: list[Run], baseline: str | None = None) -> Figure | str:
+    """The best images a second, and the peak memory at the smallest batch, against the side of the image; a column a
+    mode, a line a model. A cross at the foot or the top stands where a model ran out of memory."""
+    measured = measurements(runs)
+    if not any(len(sizes) > 1 for mode in _panels(measured) for sizes in _lines(measured, mode)):
+        return "no model was timed at two sizes"
+    measured, setting = _main_setting(measured)
+    modes, look = _panels(measured), _look(measured)
+    memory = any(row.get("peak_memory_gib") for row in measured)
+    figure = blank(3.6 * len(modes) + 0.6, 3.3 * (1 + memory))
+    grid = figure.subplots(1 + memory, len(modes), squeeze=False)
+    keys: dict[str, Any] = {}
+    for column, mode in enumerate(modes):
+        done = [row for row in measured if row["mode"] == mode and row["state"] == "done"]
+        batch = min(row["batch_size"] for row in done)
+        for sizes in _lines(measured, mode):
+            model = next(iter(sizes.values()))[0]
+            style = _style(look, model)
+            keys[model["label"]] = Line2D([], [], **style)
+            speeds = {px: best["images_per_s"] for px in sorted(sizes) if (best := fastest(sizes[px]))}
+            too_large = [px for px in sizes if px not in speeds]
+            _draw(grid[0, column], speeds, too_large, 0.04, style)
+            if memory:
+                _draw(grid[1, column], _peaks(sizes, batch), too_large, 0.96, style)
+        _logarithmic(grid[0, column], "y", [row["images_per_s"] for row in done])
+        grid[0, column].set(title=MODES[mode], ylabel="Images/s at the best batch")
+        if memory:
+            peaks = [row["peak_memory_gib"] for row in done if row["batch_size"] == batch and row["peak_memory_gib"]]
+            _logarithmic(grid[1, column], "y", peaks or [1.0])
+            grid[1, column].set(ylabel=f"Peak memory (GiB), batch {batch}")
+    sides = sorted({row["px"] for row in measured})
+    for axes in grid.flat:
+        axes.set(xscale="log", xlabel="Side of the image (pixels)", xlim=(sides[0] / 1.2, sides[-1] * 1.2))
+        axes.set_xticks(sides, [str(px) for px in sides])
+        axes.xaxis.set_minor_locator(NullLocator())
+    _legend_above(figure, keys)
+    said = crossings(measured, baseline_of(measured, baseline))
+    figure.supxlabel("\n".join(wrapped(text, 120) for text in [*said, setting]), fontsize=8, color="0.35")
+    return figure
+
+
+def _peaks(sizes: dict[int, list[Row]], batch: int) -> dict[int, float]:
+    """The least peak memory of a batch by the side of the image, over compile modes."""
+    peaks = {}
+    for px in sorted(sizes):
+        rows = [row for row in sizes[px] if row["state"] == "done" and row["batch_size"] == batch]
+        if found := [row["peak_memory_gib"] for row in rows if row["peak_memory_gib"]]:
+            peaks[px] = min(found)
+    return peaks
+
+
+def _look(measured: list[Row]) -> Look:
+    every = [next(iter(sizes.values()))[0] for mode in MODES for sizes in _lines(measured, mode)]
+    return Look(Table("", "", [], every))
+
+
+def _style(look: Look, model: Row) -> dict[str, Any]:
+    group = model["group"]
+    return {"color": look.colour(group), "linestyle": look.dash(group), "marker": look.marker(model["family"])}
+
+
+def _draw(axes: Axes, values: dict[int, float], absent: list[int], height: float, style: dict[str, Any]) -> None:
+    axes.plot(list(values), list(values.values()), **style)
+    axes.plot(absent, [height] * len(absent), "x", color=style["color"], transform=axes.get_xaxis_transform())
+
+
+def _logarithmic(axes: Axes, side: Literal["x", "y"], values: list[float]) -> None:
+    """A logarithmic axis around the values, with few enough ticks to read."""
+    low, high = min(values), max(values)
+    axes.set(**{f"{side}scale": "log", f"{side}lim": (low / 1.5, high * 1.5)})
+    axis = axes.xaxis if side == "x" else axes.yaxis
+    if high < 100 * low:
+        logarithmic(axis, high / low)
+    else:
+        axis.set_major_locator(LogLocator())
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.15g}"))
+        axis.set_minor_locator(NullLocator())
+
+
+def _legend_above(figure: Figure, keys: dict[str, Any]) -> None:
+    figure.set_figheight(figure.get_figheight() + 0.19 * len(keys))
+    figure.legend(list(keys.values()), [wrapped(label, 78) for label in keys], loc="outside upper left")
