@@ -5,17 +5,20 @@ VENV := .venv
 READY := $(VENV)/.ready
 LOG := $(VENV)/install.log
 
-.PHONY: help demo test lint wheel clean
+.PHONY: help demo test slurm-test lint wheel clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
-	@sed -nE 's/^([a-z]+):.*## (.*)/make \1	\2/p' $(MAKEFILE_LIST)
+	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1	\2/p' $(MAKEFILE_LIST)
 
 demo: $(READY)  ## train, score and compare three small backbones on real digits (10 minutes on 2 cores)
 	$(VENV)/bin/lamabench sweep run demo
 
 test: $(READY)  ## run the tests (those that need a GPU: .venv/bin/pytest -m gpu)
 	OMP_NUM_THREADS=1 $(VENV)/bin/pytest -n auto --maxprocesses 4 --dist worksteal
+
+slurm-test: $(READY)  ## run the tests that need SLURM, on a node of their own (2 minutes; root, Debian or Ubuntu)
+	OMP_NUM_THREADS=1 $(VENV)/bin/pytest -m slurm tests/slurm
 
 lint: $(READY)  ## check style, format and types
 	$(VENV)/bin/ruff check

@@ -1,0 +1,77 @@
+"""The fixture `node`: one real SLURM node for the whole test session."""
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+
+class Node:
+    """What tests do to the node, and what they ask of it. Commands are SLURM's own, with SLURM_CONF set for them."""
+
+    def control(self, *words: str) -> subprocess.CompletedProcess[str]:
+        """Run node.py: `up`, `down`, `status`, `crash`, `start`, `stop` or `kill` and a daemon."""
+        script = [sys.executable, str(Path(__file__).with_name("node.py"))]
+        return subprocess.run([*script, *words], capture_output=True, text=True)
+
+    def must(self, *words: str) -> None:
+        """`control` that fails the test where node.py fails."""
+        done = self.control(*words)
+        if done.returncode:
+            pytest.fail(done.stderr.strip(), pytrace=False)
+
+    def run(self, *words: str) -> str:
+        """Standard output of a command that has to succeed."""
+        done = subprocess.run(words, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, f"{' '.join(words)}: {done.stderr}"
+        return done.stdout.strip()
+
+    def submit(self, script: str, output: Path, *options: str) -> str:
+        """Queue a bash script; its output is appended to `output`, also when it is queued again. Returns the job id."""
+        options = ("--parsable", "--open-mode=append", f"--output={output}", f"--chdir={output.parent}", *options)
+        # As a file: `--wrap` runs the script below a second shell, which signals to the batch shell do not reach.
+        file = output.with_suffix(".sh")
+        file.write_text("#!/bin/bash\n" + script)
+        return self.run("sbatch", *options, str(file))
+
+    def sacct(self, job: str, field: str, *options: str) -> list[str]:
+        """One field of sacct, a row a job (an array has several): `State`, `ExitCode`, `ElapsedRaw` …"""
+        return self.run("sacct", "-X", "-n", "-P", "-j", job, f"--format={field}", *options).splitlines()
+
+    def wait(self, seconds: float, condition: Callable[[], object], what: str) -> None:
+        end = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < end, f"after {seconds:g} s still not: {what}"
+            time.sleep(0.2)
+
+    def ended(self, job: str, seconds: float = 30) -> list[str]:
+        """The states that sacct gives the finished job, a row an array task, once all are finished."""
+        busy = {"PENDING", "RUNNING", "REQUEUED", "SUSPENDED"}
+        self.wait(
+            seconds,
+            lambda: (states := self.sacct(job, "State")) and not busy & set(states) and not self.queued(job),
+            f"job {job} ended",
+        )
+        return self.sacct(job, "State")
+
+    def queued(self, job: str) -> bool:
+        """Is it pending, running or completing?"""
+        done = subprocess.run(["squeue", "--noheader", "-j", job], capture_output=True, text=True, timeout=60)
+        return bool(done.stdout.strip())  # an id that slurmctld has forgotten is an error of squeue's, and not queued
+
+
+@pytest.fixture(scope="session")
+def node() -> Iterator[Node]:
+    """The node, idle; a node that was up before the session stays up after it."""
+    found = Node()
+    was_up = found.control("status").returncode == 0
+    found.must("up")
+    folder = found.control("env").stdout.strip().removeprefix("export SLURM_CONF=")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SLURM_CONF", folder)
+        yield found
+    if not was_up:
+        found.must("down")
