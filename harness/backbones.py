@@ -1,7 +1,7 @@
 """Every backbone of the suite, registered: import the registry from here."""
 
 from ..baselines import adm, dit
-from ..kernels import attention, depthwise_conv, selective_scan, window_attention
+from ..kernels import attention, depthwise_conv, gated_norm, selective_scan, window_attention
 from ..models import lamamba
 from ..models.registry import FAMILIES, Backbone, build, family_of, from_dict, preset, presets, to_dict
 
@@ -12,7 +12,9 @@ REGISTERED = (lamamba, dit, adm)
 
 
 # Every operator that backbones call, by name.
-OPERATORS = {op.OPERATOR.name: op.OPERATOR for op in (depthwise_conv, selective_scan, window_attention, attention)}
+OPERATORS = {
+    op.OPERATOR.name: op.OPERATOR for op in (depthwise_conv, selective_scan, gated_norm, window_attention, attention)
+}
 
 
 def called_operators(net: Backbone) -> list[dict[str, str]]:

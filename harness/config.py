@@ -128,6 +128,7 @@ class BackendConfig:
 
     depthwise_conv: str = "auto"
     selective_scan: str = "auto"
+    gated_norm: str = "auto"
     window_attention: str = "auto"
     attention: str = "auto"
 

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 from torch.utils.hooks import RemovableHandle
 
-from ..kernels import depthwise_conv, selective_scan, window_attention
+from ..kernels import depthwise_conv, gated_norm, selective_scan, window_attention
 from ..models.mixers import SS2D
 from .backbones import Backbone, build
 
@@ -112,6 +112,9 @@ def _ask_modules(net: Backbone, parts: dict[str, Part], totals: Counter) -> list
             operations = module.scan_operations(*inputs)
             totals["scan"] += operations
             parts["scan"].flops += operations
+            elements = module.normalised(*inputs)  # by its LayerNorm, which it does not call as a module
+            totals["affine_norm"] += elements
+            part.flops += elements * AFFINE_OPS
 
     hooks = [(m.register_forward_pre_hook(enter), m.register_forward_hook(leave)) for m in net.modules()]
     return [handle for pair in hooks for handle in pair]
@@ -171,6 +174,8 @@ class _Watch(TorchDispatchMode):
             macs, operations = TRACED[name](*args)
             self.totals["macs"] += macs
             self.totals["scan"] += operations
+        elif name in gated_norm.NORMALISED:
+            self.totals["affine_norm"] += gated_norm.NORMALISED[name](*args)
         elif name == "aten::native_layer_norm":
             self.totals["plain_norm" if args[2] is None else "affine_norm"] += args[0].numel()
         elif name == "aten::native_group_norm":

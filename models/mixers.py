@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..kernels import attention, depthwise_conv, selective_scan, window_attention
+from ..kernels import attention, depthwise_conv, gated_norm, selective_scan, window_attention
 from ..kernels.cross_scan import DIRECTIONS, ScanPaths, scan_paths
 
 
@@ -24,7 +24,7 @@ class SS2D(nn.Module):
 
     def __init__(self, dim: int, side: int, d_state: int, scan: str, ratio: int, conv_bias: bool) -> None:
         super().__init__()
-        self.operators = {"depthwise_conv": "auto", "selective_scan": "auto"}
+        self.operators = {"depthwise_conv": "auto", "selective_scan": "auto", "gated_norm": "auto"}
         inner, self.rank, self.d_state = ratio * dim, math.ceil(dim / 16), d_state
         directions = DIRECTIONS[scan]
         self.in_proj = nn.Linear(dim, 2 * inner, bias=False)
@@ -34,7 +34,7 @@ class SS2D(nn.Module):
         self.dt_projs_bias = nn.Parameter(torch.empty(directions, inner))
         self.A_logs = nn.Parameter(torch.arange(1, d_state + 1).float().log().repeat(directions * inner, 1))
         self.Ds = nn.Parameter(torch.ones(directions * inner))
-        self.out_norm = nn.LayerNorm(inner)
+        self.out_norm = nn.LayerNorm(inner)  # parameters; not called
         self.out_proj = nn.Linear(inner, dim, bias=False)
         paths = scan_paths(scan, side, side)
         self.register_buffer("order", paths.order, persistent=False)
@@ -49,7 +49,7 @@ class SS2D(nn.Module):
             self.dt_projs_bias.copy_(step + torch.log(-torch.expm1(-step)))  # softplus of it is the step
 
     def forward(self, x: Tensor) -> Tensor:
-        batch, height, width, _ = x.shape
+        _, height, width, _ = x.shape
         x, z = self.in_proj(x).chunk(2, dim=-1)
         x = depthwise_conv.depthwise_conv_silu(
             x, self.conv2d.weight, self.conv2d.bias, self.operators["depthwise_conv"]
@@ -70,7 +70,14 @@ class SS2D(nn.Module):
             ScanPaths(self.order, self.inverse),
             self.operators["selective_scan"],
         )
-        y = self.out_norm(y).view(batch, height, width, inner) * F.silu(z)
+        y = gated_norm.gated_norm(
+            y.unflatten(1, (height, width)),
+            z,
+            self.out_norm.weight,
+            self.out_norm.bias,
+            self.out_norm.eps,
+            self.operators["gated_norm"],
+        )
         return self.out_proj(y)
 
     def own_macs(self, x: Tensor) -> int:
@@ -82,6 +89,10 @@ class SS2D(nn.Module):
             + batch * height * width * self.x_proj_weight.numel()
             + selective_scan.macs(batch, height * width, directions, inner, self.rank)
         )
+
+    def normalised(self, x: Tensor) -> int:
+        """Elements that the LayerNorm after the scan normalises."""
+        return x[..., 0].numel() * self.out_norm.normalized_shape[0]
 
     def scan_operations(self, x: Tensor) -> int:
         """Floating-point operations of the scan, by the papers' rule."""

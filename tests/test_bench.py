@@ -434,6 +434,8 @@ CALLS = {
     "attention": (tensors(q=(2, 3, 5, 4), k=(2, 3, 7, 4)), 1680, 210),
     # 2·4·4·6 = 192 values of 9 multiply-adds
     "depthwise_conv": (tensors(x=(2, 4, 4, 6), weight=(6, 1, 3, 3)), 1728, 192),
+    # 2·4·4·6 = 192 gates
+    "gated_norm": ({**tensors(y=(2, 4, 4, 6), z=(2, 4, 4, 6), weight=(6,), bias=(6,)), "eps": 1e-5}, 0, 192),
 }
 
 

@@ -11,6 +11,7 @@ from lamabench.harness import cost as module
 from lamabench.harness.backbones import build, preset, presets
 from lamabench.harness.cost import PARTS, cost
 from lamabench.models.lamamba import LaMambaConfig
+from lamabench.models.mixers import SS2D
 from torch import nn
 
 PUBLISHED = yaml.safe_load((Path(__file__).parent / "golden" / "published.yaml").read_text())
@@ -104,6 +105,22 @@ def test_scan_by_hand():
     assert counted.parts["scan"].flops == 9 * k * inner * tokens * states + k * inner * tokens
     per_token = dim * 2 * inner + 9 * inner + k * (rank + 2 * states) * inner + k * rank * inner + inner * dim
     assert counted.parts["ssm"].macs == tokens * per_token
+
+
+def test_norm_after_the_scan_by_hand():
+    """Five operations an element, whether torch's LayerNorm runs or the fused operator."""
+    mixer = SS2D(16, 4, 3, "cross", 2, False).to("meta")
+    parts, asked = {name: module.Part() for name in PARTS}, module.Counter()
+    module._ask_modules(mixer, parts, asked)
+    x = torch.empty(2, 4, 4, 16, device="meta")
+    with torch.no_grad(), module._Watch() as watch:
+        mixer(x)
+    assert asked == watch.totals and asked["affine_norm"] == 2 * 4 * 4 * 32
+    assert parts["ssm"].flops == 2 * parts["ssm"].macs + 5 * 2 * 4 * 4 * 32
+    y, weight = torch.empty(2, 4, 4, 32, device="meta"), torch.empty(32, device="meta")
+    with module._Watch() as watch:
+        torch.ops.lamabench.gated_norm(y, y, weight, weight, 1e-5)
+    assert watch.totals == {"affine_norm": 2 * 4 * 4 * 32}
 
 
 def test_fvcore_counts_the_same_products():

@@ -170,10 +170,12 @@ def scan_backward(
         )  # fmt: skip
         g_dt, g_b, g_c = g_tokens.sum(0).split([r, n, n], dim=-1)
         g_a, g_bias, g_skip = g_rows.sum(0).split([n, 1, 1], dim=-1)
-    grads = (out, g_dt, g_b, g_c, g_weight.sum(0), g_bias[..., 0], g_a, g_skip[..., 0])
-    return tuple(
-        torch.empty(i.shape, dtype=i.dtype, device=i.device).copy_(v) for v, i in zip(grads, inputs, strict=True)
-    )  # type: ignore[return-value]
+    views = (g_dt, g_b, g_c, g_bias[..., 0], g_a, g_skip[..., 0])  # of two tensors: an operator's results share nothing
+    likes = (*inputs[1:4], *inputs[5:])
+    g_dt, g_b, g_c, g_bias, g_a, g_skip = (
+        torch.empty(i.shape, dtype=i.dtype, device=i.device).copy_(v) for v, i in zip(views, likes, strict=True)
+    )
+    return out.to(inputs[0].dtype), g_dt, g_b, g_c, g_weight.sum(0).to(inputs[4].dtype), g_bias, g_a, g_skip
 
 
 def backward_choices(plan: Plan) -> tuple[int, int, int, int]:

@@ -1,0 +1,52 @@
+"""LayerNorm times SiLU of a gate: what follows the scan in SS2D (VMamba, arXiv 2401.10166; SPEC.md, section 1)."""
+
+from torch import Tensor
+from torch.nn.functional import layer_norm, silu
+
+from ..backend import Backend, Operator
+from ..errors import InputError
+from ..triton_available import triton_reasons
+from . import fused, reference
+
+
+def _torch(y: Tensor, z: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    return layer_norm(y, weight.shape, weight, bias, eps) * silu(z)
+
+
+OPERATOR = Operator(
+    "gated_norm",
+    [
+        Backend("torch", _torch),
+        Backend("triton", fused.gated_norm, triton_reasons, auto_on=()),  # by name only: not measured yet
+        Backend("reference", reference.gated_norm),
+    ],
+)
+
+
+def gated_norm(y: Tensor, z: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5, backend: str = "auto") -> Tensor:
+    """LayerNorm of y over its last dimension, with `weight` and `bias`, times SiLU(z).
+
+    y, z    [..., E], may be strided: half of the channels of [B, H, W, 2E], say
+    weight, bias  [E], as `nn.LayerNorm` has them; may be float32 where y is bfloat16
+    eps     added to the variance, above 0
+    returns [..., E], in the type of y (backend `torch`: float32 under CUDA's autocast, whose LayerNorm is)
+
+    Raises InputError where the shapes do not fit each other or eps is not above 0.
+    """
+    if y.ndim == 0 or y.shape[-1] == 0 or y.shape != z.shape or not weight.shape == bias.shape == y.shape[-1:]:
+        shapes = ", ".join(str(list(v.shape)) for v in (y, z, weight, bias))
+        raise InputError(
+            f"gated_norm: y and z must be [..., E], weight and bias [E], with E the same and above 0, not {shapes}"
+        )
+    if not eps > 0:
+        raise InputError(f"gated_norm: eps must be above 0, not {eps}")
+    return OPERATOR.resolve(backend, y.device.type).run(y, z, weight, bias, eps)
+
+
+def normalised(y: Tensor, *_: Tensor | float) -> int:
+    """Elements that one call of the custom operator normalises, from its arguments."""
+    return y.numel()
+
+
+# What a traced count needs to know about the operators registered here: elements of a LayerNorm with parameters.
+NORMALISED = {"lamabench::gated_norm": normalised}
