@@ -2,7 +2,7 @@
 
 import difflib
 import itertools
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,30 @@ import yaml
 
 FOLDER = Path(__file__).parent
 STAGES = ("cost", "train", "sample", "evaluate", "bench")
+# What every study's debug size has: seconds on a CPU, and results that mean nothing.
+DEBUG: dict[str, Any] = {
+    "data": "digits",
+    "data.size": 8,
+    "train.steps": 2,
+    "train.batch_size": 2,
+    "train.precision": "float32",
+    "train.compile": False,
+    "sample.count": 12,
+    "sample.method": "ddim",
+    "sample.steps": 2,
+    "sample.batch_size": 12,
+    "evaluate.features": "efficientnet_lite0",
+    "evaluate.metrics": ["prc"],
+    "evaluate.reference_count": 12,
+    "bench.batch_size": 1,
+    "bench.modes": ["forward"],
+    "bench.compile": ["eager"],
+    "bench.precision": "float32",
+    "bench.repeats": 1,
+    "bench.warmup": 1,
+    "bench.seconds": 0.01,
+    "run.log_every": 1,
+}
 
 
 class StudyError(ValueError):
@@ -35,6 +59,7 @@ class Study:
     variants          … or named variants, {name: {key: value}}; not both
     seeds             one run each
     stages            what a run does, of `STAGES`
+    debug             the same study in seconds on a CPU: settings over `DEBUG`; an axis takes other values
     """
 
     name: str
@@ -45,6 +70,20 @@ class Study:
     variants: dict[str, dict[str, Any]] = field(default_factory=dict)
     seeds: list[int] = field(default_factory=lambda: [0])
     stages: list[str] = field(default_factory=lambda: list(STAGES))
+    debug: dict[str, Any] = field(default_factory=dict)
+
+    def debug_size(self) -> "Study":
+        """The study at its debug size, `NAME-debug`. Raises StudyError where the file gives none."""
+        if not self.debug:
+            raise StudyError(f"study {self.name} has no debug size: its file has no section debug")
+        fixed = {key: value for key, value in {**DEBUG, **self.debug}.items() if key not in self.axes}
+        variants = {
+            name: {key: fixed.get(key, value) for key, value in values.items()}
+            for name, values in self.variants.items()
+        }
+        axes = {key: self.debug.get(key, values) for key, values in self.axes.items()}
+        base = {**self.base, **fixed}
+        return replace(self, name=f"{self.name}-debug", base=base, axes=axes, variants=variants, seeds=self.seeds[:1])
 
     def expand(self) -> list[Variant]:
         """Every run of the study, in the order of the file."""
@@ -85,6 +124,7 @@ def load(name: str) -> Study:
 
 
 _TYPES = {"question": str, "claim": str, "base": dict, "axes": dict, "variants": dict, "seeds": list, "stages": list}
+_TYPES |= {"debug": dict}
 
 
 def _study(path: Path, data: Any) -> Study:
@@ -100,8 +140,9 @@ def _study(path: Path, data: Any) -> Study:
     if bool(data.get("axes")) == bool(data.get("variants")):
         raise StudyError(f"{path}: a study has axes or variants, one of the two")
     for key, values in data.get("axes", {}).items():
-        if not isinstance(values, list) or not values:
-            raise StudyError(f"{path}: axis {key} must list its values, not {values!r}")
+        for wanted in (values, data.get("debug", {}).get(key, values)):
+            if not isinstance(wanted, list) or not wanted:
+                raise StudyError(f"{path}: axis {key} must list its values, not {wanted!r}")
     for key, values in data.get("variants", {}).items():
         if not isinstance(values, dict):
             raise StudyError(f"{path}: variant {key} must map keys to values, not {values!r}")

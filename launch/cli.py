@@ -109,6 +109,7 @@ def parser() -> argparse.ArgumentParser:
     sweep.add_argument("action", choices=["plan", "run", "status"], help="show the runs, do what is missing, or look")
     sweep.add_argument("study", metavar="STUDY", help="a study's name, or a path to its .yaml file")
     sweep.add_argument("words", nargs="*", metavar="key=value", help="settings for every run")
+    sweep.add_argument("--debug", action="store_true", help="the study's debug size: seconds on a CPU, NAME-debug")
     sweep.add_argument("--parallel", type=int, metavar="N", help="runs at a time (default: a core each; one on a GPU)")
     report = add("report", "make tables and figures from records", "lamabench report runs/demo --out out/demo")
     report.add_argument("paths", nargs="+", type=Path, metavar="RUNS", help="run, study or root folders")

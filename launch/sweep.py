@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,12 @@ import torch
 from ..ablations.study import Study, StudyError
 from ..harness.progress import clock
 from ..harness.progress import describe as describe_progress
-from ..harness.record import read_run
+from ..harness.record import identity, read_run
 from ..harness.run import check_fit, create, describe, folder_of, is_locked, missing_stages
 from .compose import compose
 from .job import work
+
+TRAINED = ("model", "data", "train", "backend", "seed")  # all that a checkpoint depends on
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,13 @@ class Planned:
     @property
     def name(self) -> str:
         return self.info["name"]
+
+    def ready(self) -> bool:
+        """Whether the checkpoint that the run takes from another one is there, if it takes one."""
+        if (source := self.info.get("source")) is None:
+            return True
+        trained = read_run(Path(source)).last("train") if (Path(source) / "config.json").is_file() else None
+        return trained is not None and trained["state"] == "done"
 
     def missing(self) -> list[str]:
         """The stages that are not done."""
@@ -70,6 +79,9 @@ class Planned:
 def plan(study: Study, overrides: Sequence[str] = ()) -> list[Planned]:
     """Every run of a study, each a checked configuration; nothing is written.
 
+    Runs that differ in nothing that training sees (`TRAINED`) are trained once: one of them trains, the others have it
+    as their `source`, sample its checkpoint, and wait for it.
+
     Raises InputError for an override that does not fit, StudyError where two variants are the same run.
     """
     runs: dict[str, Planned] = {}
@@ -87,7 +99,28 @@ def plan(study: Study, overrides: Sequence[str] = ()) -> list[Planned]:
         if info["id"] in runs:
             raise StudyError(f"study {study.name}: {variant.name} and {runs[info['id']].name} are the same run")
         runs[info["id"]] = Planned(info, folder_of(info), tuple(study.stages))
-    return list(runs.values())
+    return _train_once(list(runs.values())) if "train" in study.stages else list(runs.values())
+
+
+def _train_once(runs: Sequence[Planned]) -> list[Planned]:
+    groups: dict[str, list[Planned]] = {}
+    for run in runs:
+        groups.setdefault(identity({name: run.info["config"][name] for name in TRAINED}), []).append(run)
+    source: dict[str, Planned] = {}
+    for group in groups.values():
+        # A study that was given another first variant since does not train again.
+        trainer = next((run for run in group if (run.folder / "checkpoints").is_dir()), group[0])
+        source |= {run.info["id"]: trainer for run in group if run is not trainer}
+    return [
+        replace(
+            run,
+            info=run.info | {"source": str(source[run.info["id"]].folder.resolve())},
+            stages=tuple(stage for stage in run.stages if stage != "train"),
+        )
+        if run.info["id"] in source
+        else run
+        for run in runs
+    ]
 
 
 def rows(runs: Sequence[Planned]) -> list[dict[str, Any]]:
@@ -133,8 +166,9 @@ def _job_environment(threads: int):
 def run_local(runs: Sequence[Planned], parallel: int, every: float = 10.0) -> bool:
     """Do what is missing of every run, as processes of submitit's local executor, `parallel` at a time.
 
-    A run that another process works on is watched, not started. Says how each stands every `every` seconds. On an
-    interrupt the jobs are cancelled; started again, the runs continue. Returns whether all runs are done.
+    A run that another process works on is watched, not started; one whose checkpoint another run trains waits for it.
+    Says how each stands every `every` seconds. On an interrupt the jobs are cancelled; started again, the runs
+    continue. Returns whether all runs are done.
     """
     threads = max(1, len(os.sched_getaffinity(0)) // parallel)
     waiting = [run for run in runs if run.missing()]
@@ -149,9 +183,13 @@ def run_local(runs: Sequence[Planned], parallel: int, every: float = 10.0) -> bo
             say(f"{run.name}: already done")
     try:
         while waiting or jobs:
-            while waiting and len(jobs) < parallel:
-                run = waiting.pop(0)
+            while len(jobs) < parallel and (run := next((run for run in waiting if run.ready()), None)):
+                waiting.remove(run)
                 jobs[run.info["id"]] = (run, _start(run, threads, say))
+            if not jobs:
+                for run in waiting:
+                    say(f"{run.name}: not started, the training of {run.info['source']} did not end")
+                break
             time.sleep(0.5)
             for key, (run, job) in list(jobs.items()):
                 if is_locked(run.folder) or (job is not None and not job.done()):

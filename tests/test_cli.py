@@ -244,3 +244,46 @@ def test_a_run_that_fails_leaves_the_others_alone(capsys, tmp_path):
     status = json.loads(run(capsys, "sweep", "status", name, "--json")[1])
     assert [row["state"] for row in status] == ["done", "diverged"]
     assert "not finite" in status[1]["error"] and "two: diverged" in err and "diverged" in out
+
+
+def test_a_study_that_samples_one_checkpoint_often_trains_once(capsys, tmp_path):
+    """A debug size, from the plan to the report."""
+    path = study(tmp_path, 4)
+    data = yaml.safe_load((tmp_path / "tiny.yaml").read_text())
+    one = data["variants"]["one"]
+    data["variants"] = {f"scale-{scale}": one | {"sample.guidance": float(scale)} for scale in (1, 2, 3)}
+    data["debug"] = {"model.depth": 2}
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(data))
+
+    code, out, _ = run(capsys, "sweep", "plan", path)
+    assert code == 0 and not (tmp_path / "runs").exists()
+    assert "3 runs; GPU-hours of training: unknown for 1 runs (no bench record)" in out
+    rows = json.loads(run(capsys, "sweep", "plan", path, "--debug", "--json")[1])
+    assert "no bench record of dit_nano (model.depth=2, model" in rows[0]["gpu_hours"] and rows[1]["gpu_hours"] == {}
+    assert run(capsys, "sweep", "plan", "demo", "--debug")[0] == 2
+
+    code, out, err = run(capsys, "sweep", "run", path, "--debug")
+    assert code == 0 and err.count(": done") == 3 and "tables and figures" in out
+    done = {
+        config.parent.name[:7]: read_run(config.parent) for config in tmp_path.glob("runs/tiny-debug/*/config.json")
+    }
+    assert [name for name, found in done.items() if found.last("train")] == ["scale-1"]
+    assert [name for name, found in done.items() if (found.path / "checkpoints").exists()] == ["scale-1"]
+    assert {name: found.last("sample")["guidance"] for name, found in done.items()} == {
+        "scale-1": 1.0,
+        "scale-2": 2.0,
+        "scale-3": 3.0,
+    }
+    code, _, err = run(capsys, "sweep", "run", path, "--debug")
+    assert code == 0 and err.count("already done") == 3
+
+
+def test_what_waits_for_a_training_that_diverged_is_not_started(capsys, tmp_path):
+    path = study(tmp_path, 40)
+    data = yaml.safe_load((tmp_path / "tiny.yaml").read_text())
+    data["base"]["train.lr"] = 1e18
+    data["variants"]["two"] = data["variants"]["one"] | {"sample.guidance": 2.0}
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(data))
+    code, _, err = run(capsys, "sweep", "run", path)
+    assert code == 1 and "one: diverged" in err
+    assert "two: not started, the training of" in err and not list(tmp_path.glob("runs/tiny/two-*"))

@@ -1,0 +1,91 @@
+"""What a study costs: GPU-hours of training, from committed measurements and from nothing else."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from ..harness.config import Config
+from ..harness.record import RecordError, read_lines
+from ..harness.run import config_from_dict
+from .compose import model_config
+
+# Lines of benchmarks, each with its config.json's `model` and `overrides`. A wheel has none.
+RECORDS = Path(__file__).parent.parent / "reports" / "records"
+Row = dict[str, Any]
+
+
+def measured(folder: Path = RECORDS) -> list[Row]:
+    """The training steps that FOLDER/*.jsonl measured. Raises RecordError for one that does not say of which model."""
+    found = []
+    for path in sorted(folder.glob("*.jsonl")):
+        for number, row in enumerate(read_lines(path), start=1):
+            if row["kind"] != "bench" or row["state"] != "done" or row.get("mode") != "train":
+                continue
+            for key in ("model", "overrides"):
+                if key not in row:
+                    raise RecordError(f"{path} line {number} lacks {key!r}: copy it from the run's config.json")
+            found.append(row)
+    return found
+
+
+def gpu_hours(info: Row, stages: Sequence[str], rows: Sequence[Row]) -> dict[str, float] | str:
+    """Hours of training by the name of the GPU, or why they are not known.
+
+    The fastest batch that was measured of this very model (but for its channels and classes, which move the first and
+    the last layer alone) at this size, precision, compile mode and checkpointing. Sampling is not counted.
+    """
+    if "train" not in stages:
+        return {}
+    config = config_from_dict(info["config"])
+    settings = config.train
+    speeds: dict[str, float] = {}
+    for row in rows:
+        if _same(row, info["model"], config):
+            device = row["provenance"]["device"]
+            speeds[device] = max(speeds.get(device, 0.0), row["images_per_s"])
+    if not speeds:
+        changed = ", ".join(text for text in info["overrides"] if text.startswith("model."))
+        how = f"{settings.precision}, {_compile(config)}" + (", checkpointed" if settings.checkpointing else "")
+        model = f"{info['model']} ({changed})" if changed else info["model"]
+        return f"unknown (no bench record of {model} at side {config.model.input_size}, {how})"
+    return {device: settings.steps * settings.batch_size / speed / 3600 for device, speed in speeds.items()}
+
+
+def _compile(config: Config) -> str:
+    return "compile" if config.train.compile else "eager"
+
+
+def _same(row: Row, model: str, config: Config) -> bool:
+    ours = (model, config.model.input_size, config.train.precision, config.train.checkpointing, _compile(config))
+    if ours != tuple(row[name] for name in ("model", "input_size", "precision", "checkpointing", "compile")):
+        return False
+    shape = {name: getattr(config.model, name) for name in ("input_size", "in_channels", "num_classes")}
+    return replace(_model(model, tuple(row["overrides"])), **shape) == config.model
+
+
+@lru_cache(maxsize=4096)
+def _model(name: str, overrides: tuple[str, ...]) -> Any:
+    """The model that a line of records measured; not to be changed."""
+    return model_config(name, [text for text in overrides if not text.startswith(("bench.", "backend.", "run."))])
+
+
+def words(hours: dict[str, float] | str) -> str:
+    """Hours as a cell of a table."""
+    if isinstance(hours, str):
+        return hours
+    return ", ".join(f"{value:.3g} ({device})" for device, value in hours.items()) or "none: no training"
+
+
+def total(hours: Sequence[dict[str, float] | str]) -> str:
+    """The sum over runs, for each GPU that all of them have, and how many are not known."""
+    known = [found for found in hours if isinstance(found, dict)]
+    devices = dict.fromkeys(device for found in known for device in found)
+    sums = [
+        f"{sum(found.get(device, 0.0) for found in known):.4g} on {device} "
+        f"({sum(device in found for found in known)} runs)"
+        for device in devices
+    ]
+    unknown = len(hours) - len(known)
+    return "; ".join([*sums, *([f"unknown for {unknown} runs (no bench record)"] if unknown else [])]) or "none"
