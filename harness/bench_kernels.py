@@ -206,19 +206,6 @@ def _fresh(call: Call, dtype: torch.dtype | None = None) -> tuple[list[Any], lis
     return args, leaves
 
 
-def check_backend(found: list[Tensor], plain: list[Tensor], exact: list[Tensor], floor: float, names: list[str]) -> Row:
-    """Relative RMS errors against float64 as fields of a row: `error` the largest, `error_of` what has it. With state
-    "wrong" where one is more than twice that of plain torch plus `floor`."""
-    errors = [relative_rms([a.double()], [b]) for a, b in zip(found, exact, strict=True)]
-    rivals = [relative_rms([a.double()], [b]) for a, b in zip(plain, exact, strict=True)]
-    row: Row = {"error": None, "relative_error": max(errors), "error_of": names[errors.index(max(errors))]}
-    wrong = [k for k, error in enumerate(errors) if not error <= 2 * rivals[k] + floor]
-    if wrong:
-        k = wrong[0]
-        row |= {"state": "wrong", "error": f"{names[k]} off by {errors[k]:.1e}, plain torch by {rivals[k]:.1e}"}
-    return row
-
-
 def bench_kernels(config: Config, say: Callable[[str], None] = lambda text: None) -> Iterator[Row]:
     """A row for every operator of the model, shape, usable backend and pass: the fields of `bench` records.
 

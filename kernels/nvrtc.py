@@ -23,7 +23,7 @@ def reasons(device_type: str) -> list[str]:
     found = []
     if torch.version.hip:
         found.append("not for AMD GPUs")
-    if importlib.util.find_spec("cuda.bindings") is None:
+    if importlib.util.find_spec("cuda") is None or importlib.util.find_spec("cuda.bindings") is None:
         found.append("the package cuda-bindings is not installed")
     if not torch.cuda.is_available():
         found.append("torch sees no GPU")
@@ -85,7 +85,7 @@ def _ok(result: tuple) -> tuple:
 
 
 class Kernel:
-    """A function of compiled code, loaded on one device: `kernel(grid, block, shared_bytes, *arguments)`.
+    """A function of compiled code, loaded on one device: `kernel(grid, threads_of_a_block, *arguments)`.
 
     Arguments are tensors (their address), None (a null pointer), int (32 bits) or `ctypes` values.
     """

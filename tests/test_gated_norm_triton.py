@@ -5,8 +5,6 @@ Triton decides at import whether it interprets, so the CPU's half runs in a proc
 
 import importlib.util
 import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -62,18 +60,6 @@ def hold(inputs, floor):
     for name, fast, plain, true in zip(("out", "y", "z", "weight", "bias"), *results, strict=True):
         error = (fast - true).norm()
         assert error <= 2 * (plain - true).norm() + floor * true.norm(), (name, float(error / true.norm()))
-
-
-@pytest.fixture
-def poison(monkeypatch):
-    """Memory that a kernel does not write is NaN."""
-    empty = torch.empty
-
-    def full(*args, **kwargs):
-        out = empty(*args, **kwargs)
-        return out.fill_(float("nan")) if out.is_floating_point() else out
-
-    monkeypatch.setattr(fused.torch, "empty", full)
 
 
 @here_only
@@ -149,13 +135,8 @@ def test_torch_checks_of_the_operators():
 
 @pytest.mark.skipif(INTERPRETED, reason="this is the process of its own")
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
-def test_interpreted():
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "small or torch", __file__]
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    environment.pop("PYTEST_XDIST_WORKER", None)
-    done = subprocess.run([*command, "--import-mode=importlib"], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-4000:]
-    assert f"{len(SMALL) + 7} passed" in done.stdout
+def test_interpreted(interpreted):
+    interpreted(__file__, "small or torch", len(SMALL) + 7)
 
 
 def test_what_it_refuses(monkeypatch):

@@ -279,7 +279,7 @@ class Extension:
 
 @pytest.fixture
 def extension(monkeypatch):
-    monkeypatch.setattr(mamba_ssm, "_extension", Extension)
+    monkeypatch.setattr(mamba_ssm, "extension", Extension)
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -356,6 +356,6 @@ def test_on_the_gpu(size, backend, dtype, monkeypatch):
     got = run(there, paths, backend)
     if dtype == torch.float32:
         return compare(got, exact, 3e-5)
-    monkeypatch.setattr(mamba_ssm, "_extension", Extension)
+    monkeypatch.setattr(mamba_ssm, "extension", Extension)
     for fast, plain, true in zip(got, run(there, paths, backend), exact, strict=True):
         assert (fast - true).norm() <= 2 * (plain - true).norm() + 2**-8 * true.norm()

@@ -5,8 +5,6 @@ Triton decides at import whether it interprets, so the CPU's half runs in a proc
 
 import importlib.util
 import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -15,7 +13,7 @@ from lamabench.kernels import selective_scan as op
 from lamabench.kernels.backend import Operator
 from lamabench.kernels.cross_scan import scan_paths
 from lamabench.kernels.errors import InputError
-from lamabench.kernels.selective_scan import cuda, fused
+from lamabench.kernels.selective_scan import cuda
 
 NAMES = ("y", "x", "dt", "b", "c", "dt_weight", "dt_bias", "a", "skip")
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -65,18 +63,6 @@ def hold(inputs, paths, floor, backend="triton"):
         assert error <= 2 * (plain - true).norm() + floor * true.norm(), (name, float(error / true.norm()))
 
 
-@pytest.fixture
-def poison(monkeypatch):
-    """Memory that a kernel does not write is NaN."""
-    empty = torch.empty
-
-    def full(*args, **kwargs):
-        out = empty(*args, **kwargs)
-        return out.fill_(float("nan")) if out.is_floating_point() else out
-
-    monkeypatch.setattr(fused.torch, "empty", full)
-
-
 @here_only
 @pytest.mark.parametrize("size", SMALL)
 def test_small(size, poison):
@@ -91,13 +77,8 @@ def test_torch_checks_of_the_operator():
 
 @pytest.mark.skipif(INTERPRETED, reason="this is the process of its own")
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
-def test_interpreted():
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "small or torch", __file__]
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    environment.pop("PYTEST_XDIST_WORKER", None)
-    done = subprocess.run([*command, "--import-mode=importlib"], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-4000:]
-    assert f"{len(SMALL) + 1} passed" in done.stdout
+def test_interpreted(interpreted):
+    interpreted(__file__, "small or torch", len(SMALL) + 1)
 
 
 def test_reasons(monkeypatch):
@@ -198,9 +179,24 @@ def test_compiler_errors_are_shown(tmp_path, monkeypatch):
         nvrtc.compile_source((cuda.FOLDER / "scan_prepare.cu",), (), "90")
 
 
-def test_cuda_refuses_in_words():
+def test_cuda_refuses_in_words(monkeypatch):
     with pytest.raises(InputError, match=r"'cuda' cannot run on cpu: needs an NVIDIA GPU\. Usable here: torch"):
         op.OPERATOR.resolve("cuda", "cpu")
     inputs, paths = make(*SMALL[0], torch.float64)
     with pytest.raises(InputError, match="'cuda' computes in float32, not in float64"):
         cuda.selective_scan(*inputs, *paths)
+    monkeypatch.setattr(nvrtc.importlib.util, "find_spec", absent(nvrtc.importlib.util.find_spec, "cuda"))
+    assert "the package cuda-bindings is not installed" in nvrtc.reasons("cuda")
+
+
+def absent(find_spec, package):
+    """find_spec where a package is not installed: None for it, an error for what would be inside."""
+
+    def find(name, *more):
+        if name == package:
+            return None
+        if name.startswith(f"{package}."):
+            raise ModuleNotFoundError(f"No module named {package!r}")
+        return find_spec(name, *more)
+
+    return find

@@ -5,8 +5,6 @@ Triton decides at import whether it interprets, so the CPU's half runs in a proc
 
 import importlib.util
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -76,18 +74,6 @@ def hold(size, dtype, floor, device="cpu"):
 
 
 @pytest.fixture
-def poison(monkeypatch):
-    """Memory that a kernel does not write is NaN."""
-    empty = torch.empty
-
-    def full(*args, **kwargs):
-        out = empty(*args, **kwargs)
-        return out.fill_(float("nan")) if out.is_floating_point() else out
-
-    monkeypatch.setattr(fused.torch, "empty", full)
-
-
-@pytest.fixture
 def two_parts(monkeypatch):
     """Three images go to two programs: one takes two of them, the other one."""
 
@@ -150,13 +136,8 @@ def test_small_and_traced():
 
 @pytest.mark.skipif(INTERPRETED, reason="this is the process of its own")
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
-def test_interpreted():
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "small", __file__]
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    environment.pop("PYTEST_XDIST_WORKER", None)
-    done = subprocess.run([*command, "--import-mode=importlib"], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-4000:]
-    assert f"{2 * len(SMALL) + 2 + 3 + 1} passed" in done.stdout
+def test_interpreted(interpreted):
+    interpreted(__file__, "small", 2 * len(SMALL) + 2 + 3 + 1)
 
 
 @pytest.mark.parametrize("window", [1, 2, 3, 5])

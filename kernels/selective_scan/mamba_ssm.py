@@ -28,7 +28,8 @@ def reasons(device_type: str) -> list[str]:
     return found
 
 
-def _extension() -> Any:
+def extension() -> Any:
+    """The compiled module."""
     import selective_scan_cuda  # pyright: ignore[reportMissingImports]
 
     return selective_scan_cuda
@@ -40,7 +41,7 @@ def scan_forward(
 ) -> tuple[Tensor, Tensor]:
     """u and delta [B, K·E, L], a [K·E, N], b and c [B, K, N, L], skip and bias [K·E] -> the output, as u, and the
     states that the backward pass needs."""
-    out, states, *_ = _extension().fwd(u, delta, a, b, c, skip, None, bias, True)
+    out, states, *_ = extension().fwd(u, delta, a, b, c, skip, None, bias, True)
     return out, states
 
 
@@ -57,7 +58,7 @@ def scan_backward(
     bias: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The gradients of u, delta, a, b, c, skip and bias."""
-    grads = _extension().bwd(u, delta, a, b, c, skip, None, bias, grad, states, None, None, True, False)
+    grads = extension().bwd(u, delta, a, b, c, skip, None, bias, grad, states, None, None, True, False)
     return tuple(grads[:7])  # type: ignore[return-value]
 
 
@@ -107,16 +108,31 @@ def selective_scan(
     directions, _, states = a.shape
     if states > 256:
         raise InputError(f"selective_scan: backend 'mamba_ssm' takes at most 256 states, not {states}")
-    u = x.transpose(1, 2)[:, None].expand(-1, directions, -1, -1)  # [B, K, E, L]
-    u, dt, b, c = (_along(v, order) for v in (u, *(v.to(x.dtype).permute(0, 2, 3, 1) for v in (dt, b, c))))
-    with torch.autocast(x.device.type, enabled=False):
-        delta = dt_weight.to(x.dtype) @ dt  # [K, E, r] @ [B, K, r, L]
-    flat = (u.flatten(1, 2), delta.flatten(1, 2), a.float().flatten(0, 1).contiguous(), b, c)
-    y, _ = scan_forward(*flat, skip.float().flatten(), dt_bias.float().flatten())
-    y = _along(y.view(batch, directions, channels, length), inverse).sum(1)
+    y, _ = scan_forward(*prepare(x, dt, b, c, dt_weight, dt_bias, a, skip, order))
+    y = along(y.view(batch, directions, channels, length), inverse).sum(1)
     return y.transpose(1, 2).contiguous()
 
 
-def _along(v: Tensor, index: Tensor) -> Tensor:
+def prepare(
+    x: Tensor,
+    dt: Tensor,
+    b: Tensor,
+    c: Tensor,
+    dt_weight: Tensor,
+    dt_bias: Tensor,
+    a: Tensor,
+    skip: Tensor,
+    order: Tensor,
+) -> tuple[Tensor, ...]:
+    """What the extension takes (see `scan_forward`): gathered along the paths, with finished step sizes."""
+    u = x.transpose(1, 2)[:, None].expand(-1, order.shape[0], -1, -1)  # [B, K, E, L]
+    u, dt, b, c = (along(v, order) for v in (u, *(v.to(x.dtype).permute(0, 2, 3, 1) for v in (dt, b, c))))
+    with torch.autocast(x.device.type, enabled=False):
+        delta = dt_weight.to(x.dtype) @ dt  # [K, E, r] @ [B, K, r, L]
+    rates = a.float().flatten(0, 1).contiguous()
+    return u.flatten(1, 2), delta.flatten(1, 2), rates, b, c, skip.float().flatten(), dt_bias.float().flatten()
+
+
+def along(v: Tensor, index: Tensor) -> Tensor:
     """Put v [B, K, …, L] in the order of `index` [K, L]: one dense copy."""
     return v.gather(3, index[None, :, None].expand_as(v))

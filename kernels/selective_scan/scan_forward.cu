@@ -5,7 +5,6 @@
 #define STAGE (ALIGN4(DT_BLOCK) + BC_BLOCK + X_BLOCK)
 #define TABLES 3                    // chunks whose table is at hand: this one's, the next one's, and the one under way
 #define STATES_HERE (N <= 4)        // the states are in registers
-#define W_HERE (!EXACT && W_REGISTERS)
 #define W_SHARED (!EXACT && !W_REGISTERS)
 #define WARP_WORDS (TABLES * TABLE + STAGE + 32 * ROW + (STATES_HERE ? 0 : N * 64) + (W_SHARED ? W_BLOCK * 4 : 0))
 

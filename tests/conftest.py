@@ -1,0 +1,35 @@
+"""What the tests of several kernels need."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+
+@pytest.fixture
+def poison(monkeypatch):
+    """Memory that a kernel does not write is NaN."""
+    empty = torch.empty
+
+    def full(*args, **kwargs):
+        out = empty(*args, **kwargs)
+        return out.fill_(float("nan")) if out.is_floating_point() else out
+
+    monkeypatch.setattr(torch, "empty", full)
+
+
+@pytest.fixture
+def interpreted():
+    """Runs the tests of a file that `pick` chooses, in a process in which Triton interprets; so many must pass."""
+
+    def run(file, pick, passed):
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", pick, file]
+        environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+        environment.pop("PYTEST_XDIST_WORKER", None)
+        done = subprocess.run([*command, "--import-mode=importlib"], env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout[-4000:]
+        assert f"{passed} passed" in done.stdout
+
+    return run
