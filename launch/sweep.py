@@ -166,9 +166,9 @@ def _job_environment(threads: int):
 def run_local(runs: Sequence[Planned], parallel: int, every: float = 10.0) -> bool:
     """Do what is missing of every run, as processes of submitit's local executor, `parallel` at a time.
 
-    A run that another process works on is watched, not started; one whose checkpoint another run trains waits for it.
-    Says how each stands every `every` seconds. On an interrupt the jobs are cancelled; started again, the runs
-    continue. Returns whether all runs are done.
+    A run that another process works on is watched, and taken over where that one dies; one whose checkpoint another
+    run trains waits for it. Says how each stands every `every` seconds. On an interrupt the jobs are cancelled;
+    started again, the runs continue. Returns whether all runs are done.
     """
     threads = max(1, len(os.sched_getaffinity(0)) // parallel)
     waiting = [run for run in runs if run.missing()]
@@ -195,7 +195,11 @@ def run_local(runs: Sequence[Planned], parallel: int, every: float = 10.0) -> bo
                 if is_locked(run.folder) or (job is not None and not job.done()):
                     continue
                 del jobs[key]
-                _finish(run, job, say)
+                if job is None and run.missing() and run.error() is None:
+                    say(f"{run.name}: whoever worked on it is gone")
+                    waiting.insert(0, run)
+                else:
+                    _finish(run, job, say)
             if time.monotonic() - said >= every:
                 said = time.monotonic()
                 for run, _ in jobs.values():

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
@@ -203,6 +204,23 @@ def command(*words, **kwargs):
     code = "import sys; from lamabench.launch.cli import main; sys.exit(main())"
     return subprocess.Popen([sys.executable, "-c", code, *words], text=True, stderr=subprocess.PIPE,
                             stdout=subprocess.PIPE, start_new_session=True, **kwargs)  # fmt: skip
+
+
+def test_a_run_whose_worker_dies_is_taken_over(capsys, tmp_path):
+    """Another process holds a run and is killed while the sweep watches it."""
+    name = study(tmp_path, 2)
+    row, _ = json.loads(run(capsys, "sweep", "plan", name, "--json")[1])
+    (folder := tmp_path / "runs" / "tiny" / f"one-{row['id']}").mkdir(parents=True)
+    hold = "import sys, time; from pathlib import Path; from lamabench.harness.run import locked\n"
+    hold += "with locked(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
+    process = subprocess.Popen([sys.executable, "-c", hold, str(folder)], stdout=subprocess.PIPE)
+    assert process.stdout.readline() == b"held\n"
+    timer = threading.Timer(3, process.kill)
+    timer.start()
+    code, _, err = run(capsys, "sweep", "run", name)
+    process.communicate()
+    assert "one: already running, watching it" in err and "one: whoever worked on it is gone" in err
+    assert code == 0 and read_run(folder).last("sample")["state"] == "done"
 
 
 def test_sweep_killed_with_all_its_jobs_continues(capsys, tmp_path):
