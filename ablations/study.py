@@ -17,7 +17,7 @@ DEBUG: dict[str, Any] = {
     "train.steps": 2,
     "train.batch_size": 2,
     "train.precision": "float32",
-    "train.compile": False,
+    "train.compile": "eager",
     "sample.count": 12,
     "sample.method": "ddim",
     "sample.steps": 2,

@@ -7,7 +7,8 @@ from ..kernels.errors import InputError, unknown
 
 PRECISIONS = ("float32", "bfloat16")
 MODES = ("forward", "train")  # of bench
-COMPILE = ("eager", "compile", "max-autotune")  # of bench: plain calls, torch.compile, and its mode without CUDA graphs
+# How a network is called: plainly, through torch.compile, the same with CUDA graphs, the same with kernels tried out.
+COMPILE = ("eager", "compile", "reduce-overhead", "max-autotune")
 FEATURES = ("efficientnet_lite0", "inception_v3")
 METRICS = ("fd", "kid", "prc", "isc")
 
@@ -60,12 +61,14 @@ class TrainConfig:
     ema_decay: float = 0.9999
     class_dropout: float = 0.1  # how often a label is replaced by the null class
     precision: str = "bfloat16"
-    compile: bool = False  # torch.compile: faster, and other rounding
+    compile: str = "eager"  # or compile, reduce-overhead, max-autotune: faster, and other rounding
     checkpointing: bool = False  # blocks run again in the backward pass: less memory, about a third more time
 
     def __post_init__(self) -> None:
         _positive("train", {"steps": self.steps, "batch_size": self.batch_size, "lr": self.lr})
         _check_precision("train.precision", self.precision)
+        if self.compile not in COMPILE:
+            raise unknown("train.compile", self.compile, COMPILE)
         if not 0 <= self.ema_decay < 1:
             raise InputError(f"train.ema_decay must be at least 0 and below 1, not {self.ema_decay}")
         if not 0 <= self.class_dropout < 1:

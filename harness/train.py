@@ -41,14 +41,27 @@ def follow(averaged: list[Tensor], live: list[Tensor], weight: float) -> None:
     torch._foreach_lerp_(averaged, live, weight)  # pyright: ignore[reportPrivateImportUsage]
 
 
-def compiled(net: Backbone) -> Callable[..., Tensor]:
-    """`net` through torch.compile, as one graph for the shapes of its first call.
+# What torch.compile is given. One graph for one batch: neither a break nor another shape goes by unseen.
+COMPILE: dict[str, dict[str, Any]] = {
+    "compile": {"fullgraph": True, "dynamic": False},
+    "reduce-overhead": {"fullgraph": True, "dynamic": False, "mode": "reduce-overhead"},
+    "max-autotune": {"fullgraph": True, "dynamic": False, "mode": "max-autotune-no-cudagraphs"},
+}
+
+
+def compiled(net: Backbone, kind: str) -> Callable[..., Tensor]:
+    """`net` itself (`eager`) or through torch.compile, as one graph for the shapes of its first call.
+
+    `reduce-overhead` replays CUDA graphs from the third call on: nothing of Python is left of a pass. Its result lies
+    where the next call writes, so it must be read before; gradients must be gone before the next forward pass.
 
     `net` stays as it is and keeps the weights; the function returned follows them. What breaks the graph, or fails to
     compile, is an error at the first call, never a plain call in its place.
     """
+    if kind == "eager":
+        return net
     torch.compiler.reset()  # torch keeps a bounded number of graphs of a forward method, whichever net it was called on
-    return torch.compile(net, fullgraph=True, dynamic=False)
+    return torch.compile(net, **COMPILE[kind])
 
 
 def initial_model(config: Config) -> Backbone:
@@ -162,7 +175,7 @@ def train(folder: Path, config: Config, progress: Progress) -> dict[str, Any]:
         "final_loss": last["loss"],
         "backend": backend,
         "precision": settings.precision,
-        "compile": "compile" if settings.compile else "eager",
+        "compile": settings.compile,
         "checkpointing": settings.checkpointing,
         "batch_size": settings.batch_size,
         "data_fingerprint": data.fingerprint,
@@ -208,18 +221,18 @@ def _steps(
     settings, diffusion = config.train, Diffusion()
     averaged = [p.detach() for p in state.ema.parameters()]
     live = [p.detach() for p in state.net.parameters()]
-    net = compiled(state.net) if settings.compile else state.net
+    net = compiled(state.net, settings.compile)
     started, before = time.perf_counter(), state.seconds
     window_start = state.step - state.step % config.run.log_every
     progress.update("train", state.step, settings.steps)
     for batch in _batches(loader):
         x0, y, t, noise = (batch[key].to(device, non_blocking=True) for key in ("x0", "y", "t", "noise"))
         x_t = diffusion.q_sample(x0, t, noise)
+        state.optimizer.zero_grad(set_to_none=True)
         with autocast(device, settings.precision):
             out = net(x_t, t, y)
         losses = diffusion.losses(out.float(), x0, x_t, t, noise)
         loss = losses["loss"].mean()
-        state.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         state.optimizer.step()
         follow(averaged, live, 1 - settings.ema_decay)

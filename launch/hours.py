@@ -47,18 +47,14 @@ def gpu_hours(info: Row, stages: Sequence[str], rows: Sequence[Row]) -> dict[str
             speeds[device] = max(speeds.get(device, 0.0), row["images_per_s"])
     if not speeds:
         changed = ", ".join(text for text in info["overrides"] if text.startswith("model."))
-        how = f"{settings.precision}, {_compile(config)}" + (", checkpointed" if settings.checkpointing else "")
+        how = f"{settings.precision}, {config.train.compile}" + (", checkpointed" if settings.checkpointing else "")
         model = f"{info['model']} ({changed})" if changed else info["model"]
         return f"unknown (no bench record of {model} at side {config.model.input_size}, {how})"
     return {device: settings.steps * settings.batch_size / speed / 3600 for device, speed in speeds.items()}
 
 
-def _compile(config: Config) -> str:
-    return "compile" if config.train.compile else "eager"
-
-
 def _same(row: Row, model: str, config: Config) -> bool:
-    ours = (model, config.model.input_size, config.train.precision, config.train.checkpointing, _compile(config))
+    ours = (model, config.model.input_size, config.train.precision, config.train.checkpointing, config.train.compile)
     if ours != tuple(row[name] for name in ("model", "input_size", "precision", "checkpointing", "compile")):
         return False
     shape = {name: getattr(config.model, name) for name in ("input_size", "in_channels", "num_classes")}

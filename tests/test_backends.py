@@ -69,9 +69,9 @@ def reference_name(net: Any, name: str) -> str:
 FILES = {"attention": ("dit_tiny", "adm_tiny")}
 LAMAMBA_FILES = ("lamamba_tiny_continuous", "lamamba_tiny_cross")
 CHOICES = [
-    *(pytest.param(file, {**PLAIN, op: name}, False, id=f"{file}-{op}={name}")
+    *(pytest.param(file, {**PLAIN, op: name}, "eager", id=f"{file}-{op}={name}")
       for op, name in usable("cuda", *HALF_ONLY) for file in FILES.get(op, LAMAMBA_FILES)),
-    *(pytest.param(file, {}, True, id=f"{file}-compile") for file in (*FILES["attention"], *LAMAMBA_FILES)),
+    *(pytest.param(file, {}, "compile", id=f"{file}-compile") for file in (*FILES["attention"], *LAMAMBA_FILES)),
 ]  # fmt: skip
 
 
@@ -83,7 +83,7 @@ def test_golden_files_hold_on_the_gpu(file, backends, compile):
     net, tensors = golden(file)
     net = net.cuda().train()
     select_backends(net, backends, "cuda")
-    call = compiled(net) if compile else net
+    call = compiled(net, compile)
     out = call(*(tensors[f"input.{name}"].cuda() for name in "xty"))
     expected = tensors["output"].cuda()
     assert (out - expected).norm() <= 1e-5 * expected.norm()
@@ -149,8 +149,9 @@ def test_training_follows_the_reference_on_the_gpu(reference_on_the_gpu, tmp_pat
     precision, expected = reference_on_the_gpu
     without = ("reference", *HALF_ONLY) if precision == "float32" else ("reference",)
     cases = {f"{op}={name}": ({**PLAIN, op: name}, {}) for op, name in usable("cuda", *without)}
-    cases["compile"] = ({}, {"compile": True})
-    cases["compile, checkpointing"] = ({}, {"compile": True, "checkpointing": True})
+    cases["compile"] = ({}, {"compile": "compile"})
+    cases["CUDA graphs"] = ({}, {"compile": "reduce-overhead"})
+    cases["compile, checkpointing"] = ({}, {"compile": "compile", "checkpointing": True})
     off = {}
     for name, (backends, settings) in cases.items():
         got = losses(tmp_path / name, NANO, "cuda", 200, backends, precision=precision, **settings)

@@ -16,6 +16,7 @@ from lamabench.baselines.dit import DiT, DiTConfig
 from lamabench.harness import bench as module
 from lamabench.harness import bench_check, bench_kernels, timing
 from lamabench.harness import run as runs
+from lamabench.harness import train as training
 from lamabench.harness.backbones import OPERATORS, build, preset
 from lamabench.harness.bench import WrongOutput, bench
 from lamabench.harness.bench_plan import Point, best_batch, finished, next_batch, next_point
@@ -369,7 +370,7 @@ def test_no_room_for_the_reference(monkeypatch):
 
 def compile_with(monkeypatch, backend):
     options = {"fullgraph": True, "dynamic": False, "backend": backend}
-    monkeypatch.setattr(module, "COMPILE", {"compile": options, "max-autotune": options})
+    monkeypatch.setattr(training, "COMPILE", dict.fromkeys(training.COMPILE, options))
 
 
 def test_compile_is_what_is_checked_and_measured(monkeypatch):
@@ -685,11 +686,11 @@ def test_crossover_asks_about_both_and_only_measures():
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_every_way_of_compiling_on_the_gpu(name, precision):
     """float32 is float32 (the check's limit is below TF32's rounding), and memory is counted."""
-    kinds = ["eager", "compile"]
+    kinds = ["eager", "compile", "reduce-overhead"]
     rows, error = collect(
         make(preset(name).config, "cuda", compile=kinds, precision=precision, checkpointing=[False, True])
     )
-    assert error is None and len(rows) == 6, error
+    assert error is None and len(rows) == 9, error
     for row in rows:
         assert row["peak_memory_gib"] > 0 and row["state"] == "done"
     by = {(row["mode"], row["compile"], row["checkpointing"]): row for row in rows}

@@ -111,7 +111,7 @@ def test_compiled_for_the_gpu(name, checkpointing):
     wide = copy.deepcopy(net).double()
     select_backends(wide, dict.fromkeys(OPERATORS, "reference"), "cuda")
     net.checkpointing = checkpointing
-    call = compiled(net)
+    call = compiled(net, "compile")
     for step in (train_step, evaluate):
         exact = step(wide, wide, [batch[0].double(), *batch[1:]])
         for dtype, floor in ((torch.float32, 1e-5), (torch.bfloat16, 2**-8)):  # 1e-5: exponentials of 22 bits

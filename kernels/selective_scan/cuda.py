@@ -153,8 +153,8 @@ def scan_backward(
         k, n, r, e = plan.paths, plan.states, plan.rank, plan.channels
         table, dt_blocks, bc_blocks = _tokens(plan, dt, b, c, order, inverse)
         fragments, turned = _weights(plan, dt_weight, turned=True)
-        warps, groups, parts, shared = backward_choices(plan)
-        kernel = plan.kernel("scan_backward.cu", "scan_backward", shared, WARPS=warps)
+        warps, blocks, groups, parts, shared = backward_choices(plan)
+        kernel = plan.kernel("scan_backward.cu", "scan_backward", shared, WARPS=warps, BLOCKS_AN_SM=blocks)
 
         def room(*shape: int) -> Tensor:
             return plan.empty(x, *shape, dtype=torch.float32)
@@ -178,24 +178,27 @@ def scan_backward(
     return out.to(inputs[0].dtype), g_dt, g_b, g_c, g_weight.sum(0).to(inputs[4].dtype), g_bias, g_a, g_skip
 
 
-def backward_choices(plan: Plan) -> tuple[int, int, int, int]:
-    """Warps of a block, blocks for the channels, blocks for the images, and a block's bytes of shared memory."""
+def backward_choices(plan: Plan) -> tuple[int, int, int, int, int]:
+    """Warps of a block, blocks of a multiprocessor, blocks for the channels, blocks for the images, and a block's bytes
+    of shared memory."""
     device = torch.cuda.get_device_properties(plan.device)
     ranks, columns = -(-plan.rank // 8) * 8, plan.rank + 2 * plan.states
     stage = plan.dt_block + plan.bc_block
     warp = (640 if plan.exact else 768) + 4 * STEPS * (32 if plan.exact else 16)
     warp += 2 * plan.states * 32 + 32 * ranks + _align4(STEPS * columns)
     best = None
-    for warps in range(min(12, plan.tiles), 0, -1):
-        shared = 4 * (2 * stage + 3 * (STEPS + 4) + warps * warp)
-        if shared > device.shared_memory_per_block_optin:
-            continue
-        groups = -(-plan.tiles // warps)
-        parts = min(plan.batch, max(1, device.multi_processor_count // groups))
-        rounds = -(-plan.batch // parts) * -(-groups * parts // device.multi_processor_count)
-        time = rounds * max(warps, 6)  # a multiprocessor is busy with some 6 warps
-        if best is None or time < best[0]:
-            best = (time, (warps, groups, parts, shared))
+    for blocks in (2, 1):
+        for warps in range(min(12 // blocks, plan.tiles), 0, -1):
+            shared = 4 * (2 * stage + 4 * (STEPS + 4) + 4 + warps * warp)
+            if blocks * (shared + 1024) > device.shared_memory_per_block_optin + 1024:
+                continue
+            groups = -(-plan.tiles // warps)
+            room = device.multi_processor_count * blocks
+            parts = min(plan.batch, max(1, room // groups))
+            rounds = -(-plan.batch // parts) * -(-groups * parts // room)
+            time = rounds * max(warps * blocks, 6)  # a multiprocessor is busy with some 6 warps
+            if best is None or time < best[0]:
+                best = (time, (warps, blocks, groups, parts, shared))
     if best is None:
         raise InputError(
             f"selective_scan: backend 'cuda' has no room for d_state {plan.states} and rank {plan.rank} on this GPU; "

@@ -11,7 +11,8 @@
 #define DW_WORDS (EXACT ? 32 * 17 : 2 * 32 * DW_ROW)
 #define ROOM (DW_WORDS > 32 * ROW ? DW_WORDS : 32 * ROW)
 #define STAGE (ALIGN4(DT_BLOCK) + BC_BLOCK)
-#define BLOCK_WORDS (2 * STAGE + 3 * TABLE)
+#define TABLES 4                    // chunks whose table is at hand
+#define BLOCK_WORDS (2 * STAGE + TABLES * TABLE + 4)
 #define SUMS ALIGN4(T * COLUMNS)
 #define WARP_WORDS (ROOM + 4 * X_BLOCK + 2 * N * 32 + 32 * RANKS + SUMS)
 
@@ -39,6 +40,23 @@ __device__ __forceinline__ void fetch_sums(float* to, const float* image, int ti
 #endif
 }
 
+// A barrier at which a warp says that it has arrived, and waits for the others only later.
+__device__ __forceinline__ void barrier_made(u32* at) {
+    u32 where = (u32)__cvta_generic_to_shared(at);
+    asm volatile("mbarrier.init.shared.b64 [%0], %1;" :: "r"(where), "r"(WARPS) : "memory");
+}
+__device__ __forceinline__ void barrier_arrived(u32* at, int lane) {
+    u32 where = (u32)__cvta_generic_to_shared(at);
+    __syncwarp();
+    if (lane == 0) asm volatile("{ .reg .b64 state; mbarrier.arrive.shared.b64 state, [%0]; }" :: "r"(where) : "memory");
+}
+__device__ __forceinline__ void barrier_passed(u32* at, u32 parity) {
+    u32 where = (u32)__cvta_generic_to_shared(at), done = 0;
+    while (!done)
+        asm volatile("{ .reg .pred p; mbarrier.test_wait.parity.shared.b64 p, [%1], %2; selp.u32 %0, 1, 0, p; }"
+                     : "=r"(done) : "r"(where), "r"(parity) : "memory");
+}
+
 // What a chunk needs of a path but for its table, by the whole block.
 __device__ __forceinline__ void stage(u32* to, const u32* dt, const float* bc, int chunk) {
     dt += chunk * ALIGN4(DT_BLOCK);
@@ -47,7 +65,7 @@ __device__ __forceinline__ void stage(u32* to, const u32* dt, const float* bc, i
     for (int i = threadIdx.x; i < BC_BLOCK / 4; i += 32 * WARPS) copy16(to + ALIGN4(DT_BLOCK) + 4 * i, bc + 4 * i);
 }
 __device__ __forceinline__ void stage_table(u32* to, const u32* tables, int chunk) {
-    if (threadIdx.x < TABLE / 4) copy16(to + chunk % 3 * TABLE + 4 * threadIdx.x, tables + chunk * TABLE + 4 * threadIdx.x);
+    if (threadIdx.x < TABLE / 4) copy16(to + chunk % TABLES * TABLE + 4 * threadIdx.x, tables + chunk * TABLE + 4 * threadIdx.x);
 }
 
 #if !EXACT
@@ -58,8 +76,7 @@ __device__ __forceinline__ float sums(const u32* first, const u32* second, const
     #pragma unroll
     for (int i = 0; i < 2; i++) {
         const u32* v = i ? second : first;
-        float d[4] = {0.f, 0.f, 0.f, 0.f};
-        float e[4] = {0.f, 0.f, 0.f, 0.f};
+        float d[4] = {0.f, 0.f, 0.f, 0.f}, e[4] = {0.f, 0.f, 0.f, 0.f};
         mma(d, make_uint4(pick[0], 0u, pick[1], 0u), v[0], v[1]);
         mma(e, make_uint4(pick[2], 0u, pick[3], 0u), v[2], v[3]);
         mma(d, make_uint4(0u, pick[0], 0u, pick[1]), v[4], v[5]);
@@ -73,10 +90,23 @@ __device__ __forceinline__ float sums(const u32* first, const u32* second, const
 }
 #endif
 
+// Adds up what the warps have for a chunk's tokens and stores it, by the whole block.
+__device__ __forceinline__ void add_tokens(float* to, const u32* memory, const u32* table) {
+    const float* all = (const float*)(memory + BLOCK_WORDS) + WARP_WORDS - SUMS;
+    u32 none = table[T + 1] >> 16;
+    for (int i = threadIdx.x; i < T * COLUMNS; i += 32 * WARPS) {
+        float sum = 0.f;
+        #pragma unroll
+        for (int other = 0; other < WARPS; other++) sum += all[other * WARP_WORDS + i];
+        int t = i / COLUMNS;
+        if (!(none >> t & 1)) to[(long long)table[t] * K * COLUMNS + i % COLUMNS] = sum;
+    }
+}
+
 // Grid (groups of WARPS · 32 channels, parts of the batch). Results in float32:
 // grad_x [B, L, E] (x's type in `out` after the last path), grad_tokens [groups, B, L, K, COLUMNS],
 // grad_weight [parts, K, E, R], grad_rows [parts, K, E, N + 2]: of a, then of the bias, then of the skip.
-extern "C" __global__ void __launch_bounds__(32 * WARPS, 1) scan_backward(
+extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS_AN_SM) scan_backward(
     const value* __restrict__ grad, const value* __restrict__ x, const u32* __restrict__ dt_blocks,
     const float* __restrict__ bc_blocks, const void* __restrict__ weight, const uint4* __restrict__ turned,
     const float* __restrict__ bias, const float* __restrict__ a, const float* __restrict__ skip,
@@ -89,7 +119,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 1) scan_backward(
     bool there = tile * 32 + lane < E;
     int channel = min(tile * 32 + lane, E - 1);
     tile = min(tile, tiles - 1);
-    u32* staged = memory, * near = memory + 2 * STAGE;      // tables of three chunks
+    u32* staged = memory, * near = memory + 2 * STAGE;      // tables of some chunks
     float* room = (float*)(memory + BLOCK_WORDS + warp * WARP_WORDS);
     value* x_here = (value*)(room + ROOM), * g_here = (value*)(room + ROOM + 2 * X_BLOCK);      // of two chunks each
     float* carried = room + ROOM + 4 * X_BLOCK + lane;      // [N][32]: states, then their gradients
@@ -97,6 +127,8 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 1) scan_backward(
     float* weight_sums = rate_sums + N * 32 - lane;         // [32][RANKS]
     float* token_sums = weight_sums + 32 * RANKS;           // [T][COLUMNS]
     float* begun = starts + ((long long)(blockIdx.y * gridDim.x + blockIdx.x) * WARPS + warp) * chunks * N * 32 + lane;
+    u32* barrier = near + TABLES * TABLE, parity = 0;
+    if (threadIdx.x == 0) barrier_made(barrier);
     int first = (int)((long long)blockIdx.y * batch / gridDim.y), last = (int)((long long)(blockIdx.y + 1) * batch / gridDim.y);
 #if !EXACT
     int row = lane / 4, column = lane % 4;
@@ -145,7 +177,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 1) scan_backward(
                 const float* bc = (const float*)(dt + ALIGN4(DT_BLOCK));
                 const value* xs = x_here + chunk % 2 * T * 32;
                 if (chunk + 1 < chunks) {
-                    fetch(x_here + (chunk + 1) % 2 * T * 32, x_image, fetched, near + (chunk + 1) % 3 * TABLE, lane);
+                    fetch(x_here + (chunk + 1) % 2 * T * 32, x_image, fetched, near + (chunk + 1) % TABLES * TABLE, lane);
                     stage(staged + (chunk + 1) % 2 * STAGE, dt_image, bc_image, chunk + 1);
                     if (chunk + 2 < chunks) stage_table(near, tables, chunk + 2);
                 }
@@ -183,8 +215,8 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 1) scan_backward(
             copies_issued();
             copies_done<0>();
             __syncthreads();
-            fetch(x_here + (chunks - 1) % 2 * T * 32, x_image, fetched, near + (chunks - 1) % 3 * TABLE, lane);
-            fetch(g_here + (chunks - 1) % 2 * T * 32, g_image, fetched, near + (chunks - 1) % 3 * TABLE, lane);
+            fetch(x_here + (chunks - 1) % 2 * T * 32, x_image, fetched, near + (chunks - 1) % TABLES * TABLE, lane);
+            fetch(g_here + (chunks - 1) % 2 * T * 32, g_image, fetched, near + (chunks - 1) % TABLES * TABLE, lane);
             copies_issued();
             float coming[AHEAD];
             #pragma unroll
@@ -193,9 +225,14 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 1) scan_backward(
             for (int chunk = chunks - 1; chunk >= 0; chunk--) {
                 copies_done<0>();
                 __syncthreads();
-                const u32* dt = staged + chunk % 2 * STAGE, * tokens = near + chunk % 3 * TABLE;
+                const u32* dt = staged + chunk % 2 * STAGE, * tokens = near + chunk % TABLES * TABLE;
                 const float* bc = (const float*)(dt + ALIGN4(DT_BLOCK));
                 const value* xs = x_here + chunk % 2 * T * 32, * gs = g_here + chunk % 2 * T * 32;
+                if (chunk + 1 < chunks) {       // what the chunk before has left
+                    add_tokens(grad_tokens + (((long long)blockIdx.x * batch + image) * length * K + k) * COLUMNS, memory,
+                               near + (chunk + 1) % TABLES * TABLE);
+                    barrier_arrived(barrier, lane);
+                }
                 float d[T], u[T], g[T], by_u[T], by_d[T];
 #if EXACT
                 step_sizes(d, dt, w, offset, room, lane);
@@ -213,12 +250,16 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 1) scan_backward(
                 if (k) fetch_sums(room, gx_image, fetched, tokens, lane);
                 copies_issued();
                 if (chunk) {
-                    fetch(x_here + (chunk - 1) % 2 * T * 32, x_image, fetched, near + (chunk - 1) % 3 * TABLE, lane);
-                    fetch(g_here + (chunk - 1) % 2 * T * 32, g_image, fetched, near + (chunk - 1) % 3 * TABLE, lane);
+                    fetch(x_here + (chunk - 1) % 2 * T * 32, x_image, fetched, near + (chunk - 1) % TABLES * TABLE, lane);
+                    fetch(g_here + (chunk - 1) % 2 * T * 32, g_image, fetched, near + (chunk - 1) % TABLES * TABLE, lane);
                     stage(staged + (chunk - 1) % 2 * STAGE, dt_image, bc_image, chunk - 1);
                     if (chunk > 1) stage_table(near, tables, chunk - 2);
                 }
                 copies_issued();
+                if (chunk + 1 < chunks) {       // every warp has read it
+                    barrier_passed(barrier, parity);
+                    parity ^= 1;
+                }
                 float rate = rates[0];
                 #pragma unroll 1
                 for (int n = 0; n < N; n++) {
@@ -382,17 +423,9 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 1) scan_backward(
                     }
                 }
 #endif
-                __syncthreads();
-                const float* all = (const float*)(memory + BLOCK_WORDS) + WARP_WORDS - SUMS;
-                for (int i = threadIdx.x; i < T * COLUMNS; i += 32 * WARPS) {
-                    float sum = 0.f;
-                    #pragma unroll
-                    for (int other = 0; other < WARPS; other++) sum += all[other * WARP_WORDS + i];
-                    int t = i / COLUMNS;
-                    if (!(tokens[T + 1] & PAD(t)))
-                        grad_tokens[((((long long)blockIdx.x * batch + image) * length + tokens[t]) * K + k) * COLUMNS + i % COLUMNS] = sum;
-                }
             }
+            __syncthreads();
+            add_tokens(grad_tokens + (((long long)blockIdx.x * batch + image) * length * K + k) * COLUMNS, memory, near);
         }
         __syncwarp();
         if (there) {
