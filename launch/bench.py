@@ -11,7 +11,7 @@ from ..harness.backbones import presets
 from ..harness.bench import WrongOutput, bench, check_bench
 from ..harness.bench_kernels import bench_kernels
 from ..harness.bench_plan import finished
-from ..harness.config import Config, DataConfig
+from ..harness.config import BenchConfig, Config, DataConfig
 from ..harness.provenance import pick_device, provenance
 from ..harness.record import append, entry, read_run
 from ..harness.run import create, describe, locked
@@ -94,6 +94,8 @@ def _runs(args: argparse.Namespace, study: str) -> list[tuple[Config, dict[str, 
         data = DataConfig(kind="none", size=model.input_size, channels=model.in_channels, num_classes=model.num_classes)
         config = replace(base, model=model, data=data)
         check_bench(config)
-        info = describe(config, study=study, name=name, model=name, variant=variant, overrides=overrides)
-        runs.append((config, info))
+        # A folder for a model and a precision: its lines say their batch, size, mode and way of compiling themselves.
+        subject = replace(config, bench=BenchConfig(precision=base.bench.precision))
+        kept = [text for text in overrides if not text.startswith(("bench.", "run.")) or "bench.precision" in text]
+        runs.append((config, describe(subject, study=study, name=name, model=name, variant=variant, overrides=kept)))
     return runs

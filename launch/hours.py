@@ -2,32 +2,32 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from ..harness.backbones import from_dict
 from ..harness.config import Config
-from ..harness.record import RecordError, read_lines
+from ..harness.record import read_runs
 from ..harness.run import config_from_dict
-from .compose import model_config
 
-# Lines of benchmarks, each with its config.json's `model` and `overrides`. A wheel has none.
+# Run folders of `lamabench bench`. A wheel has none.
 RECORDS = Path(__file__).parent.parent / "reports" / "records"
 Row = dict[str, Any]
 
 
 def measured(folder: Path = RECORDS) -> list[Row]:
-    """The training steps that FOLDER/*.jsonl measured. Raises RecordError for one that does not say of which model."""
-    found = []
-    for path in sorted(folder.glob("*.jsonl")):
-        for number, row in enumerate(read_lines(path), start=1):
-            if row["kind"] != "bench" or row["state"] != "done" or row.get("mode") != "train":
-                continue
-            for key in ("model", "overrides"):
-                if key not in row:
-                    raise RecordError(f"{path} line {number} lacks {key!r}: copy it from the run's config.json")
-            found.append(row)
-    return found
+    """The training steps that runs below FOLDER measured, each with its run's configuration of the model as `model`.
+
+    Raises RecordError for a run that cannot be read.
+    """
+    if not folder.is_dir():
+        return []
+    return [
+        {**row, "model": from_dict(run.info["config"]["model"])}
+        for run in read_runs([folder])
+        for row in run.records
+        if row["kind"] == "bench" and row["state"] == "done" and row.get("mode") == "train"
+    ]
 
 
 def gpu_hours(info: Row, stages: Sequence[str], rows: Sequence[Row]) -> dict[str, float] | str:
@@ -42,7 +42,7 @@ def gpu_hours(info: Row, stages: Sequence[str], rows: Sequence[Row]) -> dict[str
     settings = config.train
     speeds: dict[str, float] = {}
     for row in rows:
-        if _same(row, info["model"], config):
+        if _same(row, config):
             device = row["provenance"]["device"]
             speeds[device] = max(speeds.get(device, 0.0), row["images_per_s"])
     if not speeds:
@@ -53,18 +53,12 @@ def gpu_hours(info: Row, stages: Sequence[str], rows: Sequence[Row]) -> dict[str
     return {device: settings.steps * settings.batch_size / speed / 3600 for device, speed in speeds.items()}
 
 
-def _same(row: Row, model: str, config: Config) -> bool:
-    ours = (model, config.model.input_size, config.train.precision, config.train.checkpointing, config.train.compile)
-    if ours != tuple(row[name] for name in ("model", "input_size", "precision", "checkpointing", "compile")):
+def _same(row: Row, config: Config) -> bool:
+    ours = (config.model.input_size, config.train.precision, config.train.checkpointing, config.train.compile)
+    if ours != tuple(row[name] for name in ("input_size", "precision", "checkpointing", "compile")):
         return False
     shape = {name: getattr(config.model, name) for name in ("input_size", "in_channels", "num_classes")}
-    return replace(_model(model, tuple(row["overrides"])), **shape) == config.model
-
-
-@lru_cache(maxsize=4096)
-def _model(name: str, overrides: tuple[str, ...]) -> Any:
-    """The model that a line of records measured; not to be changed."""
-    return model_config(name, [text for text in overrides if not text.startswith(("bench.", "backend.", "run."))])
+    return type(row["model"]) is type(config.model) and replace(row["model"], **shape) == config.model
 
 
 def words(hours: dict[str, float] | str) -> str:

@@ -55,8 +55,8 @@ def summary_text(paths: list[Path], baseline: str | None = None) -> str:
     runs = load(paths)
     table = summary(runs)
     parts = [_for_terminal(table, [f"{row['label']}: {row['error']}" for row in table.rows if row["error"]])]
-    timed = {path for mode in MODES for lines in timings(runs, "bench", mode).values() for path in lines}
-    swept = any(line.get("mode") and run.path not in timed for run in runs for line in run.records)
+    timed = {(mode, path) for mode in MODES for lines in timings(runs, "bench", mode).values() for path in lines}
+    swept = any((line["mode"], run.path) not in timed for run in runs for line in run.records if line.get("mode"))
     more = [bench(runs, baseline) if swept else None, kernels(runs)]
     parts += [_for_terminal(table, [table.caption]) for table in more if table is not None and table.rows]
     return "\n\n".join(parts)

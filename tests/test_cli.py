@@ -155,7 +155,7 @@ BAD = [
     (["bench", "dit_nano", "backend.attention=flash"], "unknown attention backend 'flash'"),
     (["bench", "dit_nano", "bench.modes=[fly]"], r"unknown bench.modes 'fly'; choices: forward, train"),
     (["bench", "dit_nano", "bench.batch_size=large"], r"bench.batch_size must be numbers above 0, or auto, not"),
-    (["bench", "dit_nano", "bench.compile=[no]"], "unknown bench.compile 'no'; choices: eager, compile, max-autotune"),
+    (["bench", "dit_nano", "bench.compile=[no]"], "unknown bench.compile 'no'; choices: eager, compile, reduce"),
     (["bench", "dit_nano", "bench.input_sizes=[16,7]"], "patch_size 2 does not divide model.input_size 7"),
     (["bench-kernels"], "bench-kernels needs a model; choices: .*dit_nano"),
     (["bench-kernels", "dit_nano", "backend.attention=flash"], "unknown attention backend 'flash'"),

@@ -591,6 +591,15 @@ def test_sweeps_stay_out_of_the_summary(tmp_path: Path) -> None:
     assert state_of(load([root / "bench" / "lamamba_xl-00000001"])[0]) == ("wrong", "bench train: gradient off by 1e-1")
 
 
+def test_one_swept_pass_is_enough_for_the_table_of_benchmarks(tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / "bench" / "lamamba_xl-00000001"
+    write_sweep(tmp_path / "runs")
+    lines = [swept("train", 5.0), swept("forward", 9.0), swept("forward", 12.0, 128)]
+    (folder / "record.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    text = summary_text([folder])
+    assert [line.split() for line in text.splitlines() if " forward " in line and "12.0" in line]
+
+
 def test_speed_figures_show_the_best_and_the_memory(tmp_path: Path) -> None:
     runs = load([write_sweep(tmp_path / "runs")])
     figure = crossover(runs)

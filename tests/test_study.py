@@ -2,6 +2,7 @@
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from hydra import compose as hydra_compose
 from hydra import initialize_config_module
 from lamabench.ablations import study as studies
 from lamabench.ablations.study import Study, StudyError, load
-from lamabench.harness.backbones import build
+from lamabench.harness.backbones import build, preset, to_dict
 from lamabench.harness.progress import Progress
 from lamabench.harness.record import RecordError, append, entry, identity, read_run
 from lamabench.harness.run import STAGES, config_from_dict, config_to_dict, create, execute
@@ -249,12 +250,17 @@ def test_what_training_does_not_see_is_trained_once(tmp_path):
 
 
 def planted(folder: Path, *rows):
-    """A file of records: benchmarks of DiT-S/2 at 100 images/s, but for what each row says."""
+    """Records of benchmarks: DiT-S/2 at 100 images/s, but for what each row says."""
     line = {"mode": "train", "input_size": 32, "precision": "bfloat16", "checkpointing": False, "compile": "eager"}
-    line |= {"model": "dit_s_2", "overrides": [], "images_per_s": 100.0, "batch_size": 8}
+    line |= {"images_per_s": 100.0, "batch_size": 8, "provenance": {"device": "GPU A"}}
     for row in rows:
-        fields = {**line, "provenance": {"device": "GPU A"}, **row}
-        append(folder / "bench.jsonl", entry("bench", fields.pop("state", "done"), **fields))
+        model, fields = row.get("model", "dit_s_2"), {key: value for key, value in row.items() if key != "model"}
+        config = {"model": to_dict(replace(preset(model).config, **fields.pop("overrides", {})))}
+        run = folder / "bench" / f"{model}-{identity(config)}"
+        run.mkdir(parents=True, exist_ok=True)
+        info = {"id": identity(config), "study": "bench", "name": model, "config": config}
+        (run / "config.json").write_text(json.dumps(info))
+        append(run / "record.jsonl", entry("bench", fields.pop("state", "done"), **{**line, **fields}))
     return hours.measured(folder)
 
 
@@ -279,7 +285,7 @@ def test_hours_come_from_records_alone(tmp_path):
         {"images_per_s": 9e9, "input_size": 16},
         {"images_per_s": 9e9, "model": "dit_b_2"},
         {"state": "oom", "error": "x"},
-        {"images_per_s": 400.0, "overrides": ["depth=14", "bench.batch_size=auto"]},
+        {"images_per_s": 400.0, "overrides": {"depth": 14}},
     )
     # 3600 steps of 100 images at 200 images/s are 1800 s.
     assert cost(plain, rows) == {"GPU A": pytest.approx(0.5), "GPU B": pytest.approx(2.0)}
@@ -290,9 +296,9 @@ def test_hours_come_from_records_alone(tmp_path):
     found = [cost(plain, rows), cost(deeper, rows), cost({"model": "unet_s"}, rows), {}]
     assert hours.words(found[0]) == "0.5 (GPU A), 2 (GPU B)" and hours.words({}) == "none: no training"
     assert hours.total(found) == "0.75 on GPU A (2 runs); 2 on GPU B (1 runs); unknown for 1 runs (no bench record)"
-    append(tmp_path / "z.jsonl", entry("bench", mode="train", model="dit_s_2"))
-    with pytest.raises(RecordError, match=r"z\.jsonl line 1 lacks 'overrides'"):
-        hours.measured(tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(RecordError, match=r"empty holds no run"):
+        hours.measured(tmp_path / "empty")
 
 
 def test_hours_of_one_training_are_counted_once():
@@ -310,11 +316,9 @@ def test_a_measurement_of_the_command_is_understood(tmp_path, monkeypatch):
     assert main(["bench", "dit_nano", *small, "bench.precision=float32", "bench.seconds=0.01"]) == 0
     (folder,) = tmp_path.glob("runs/bench/*")
     run = read_run(folder)
-    for line in run.records:
-        append(tmp_path / "records" / "here.jsonl", line | {key: run.info[key] for key in ("model", "overrides")})
     base = {"model": "dit_nano", "train.precision": "float32", "train.steps": 10, "train.batch_size": 36}
     base |= {"model.depth": 1, "model.hidden_size": 16, "model.num_heads": 2}
     (planned,) = plan(Study("s", "?", base=base, variants={"a": {}}))
     speed = run.last("bench", mode="train")["images_per_s"]
-    found = hours.gpu_hours(planned.info, planned.stages, hours.measured(tmp_path / "records"))
+    found = hours.gpu_hours(planned.info, planned.stages, hours.measured(tmp_path / "runs"))
     assert list(found.values()) == [pytest.approx(0.1 / speed)]
