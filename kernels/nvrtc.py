@@ -16,6 +16,10 @@ from torch import Tensor
 LEAST_CAPABILITY = (8, 0)  # cp.async and bfloat16 products on the matrix units
 
 
+# In this order: asking for what is inside a package that is not there is an error.
+INSTALLED = importlib.util.find_spec("cuda") is not None and importlib.util.find_spec("cuda.bindings") is not None
+
+
 def reasons(device_type: str) -> list[str]:
     """Why kernels compiled here cannot run on that kind of device; empty when they can."""
     if device_type != "cuda":
@@ -23,7 +27,7 @@ def reasons(device_type: str) -> list[str]:
     found = []
     if torch.version.hip:
         found.append("not for AMD GPUs")
-    if importlib.util.find_spec("cuda") is None or importlib.util.find_spec("cuda.bindings") is None:
+    if not INSTALLED:
         found.append("the package cuda-bindings is not installed")
     if not torch.cuda.is_available():
         found.append("torch sees no GPU")

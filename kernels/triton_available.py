@@ -8,11 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+INSTALLED = importlib.util.find_spec("triton") is not None
+
 
 def triton_reasons(device_type: str) -> list[str]:
     """Why a Triton kernel cannot run on that kind of device here; empty when it can."""
     found = []
-    if importlib.util.find_spec("triton") is None:
+    if not INSTALLED:
         found.append("the package triton is not installed")
     if device_type == "cuda" and torch.version.hip:
         found.append("not tried on AMD GPUs")

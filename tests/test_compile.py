@@ -12,6 +12,7 @@ from lamabench.baselines.dit import Block as DiTBlock
 from lamabench.baselines.dit import DiTConfig
 from lamabench.harness.backbones import FAMILIES, OPERATORS, build, select_backends
 from lamabench.harness.train import compiled
+from lamabench.kernels.backend import Operator
 from lamabench.models.lamamba import Block as LaMambaBlock
 from lamabench.models.lamamba import LaMambaConfig
 from torch import Tensor, nn
@@ -99,6 +100,18 @@ def test_one_graph_that_computes_what_eager_does(name, step):
         hold(got, step(net, net, batch, dtype), exact, floor)
         step(net, call, [v.clone() for v in batch], dtype)
         assert graphs.count == 1  # the same shapes again are the same graph
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_a_backend_is_found_within_a_traced_call(operator):
+    """As in a network that nobody asked for its backends before: on a GPU, where Triton and NVRTC are asked too."""
+
+    def name_length(x: Tensor) -> Tensor:
+        return x + len(Operator(operator, list(OPERATORS[operator].backends.values())).resolve("auto", "cuda").name)
+
+    torch.compiler.reset()
+    traced = torch.compile(name_length, fullgraph=True, backend="eager")
+    assert torch.equal(traced(torch.zeros(1)), name_length(torch.zeros(1)))
 
 
 @pytest.mark.gpu
