@@ -50,6 +50,11 @@ class DataConfig:
             raise InputError(f"data.num_classes must be 0 (unconditional) or more, not {self.num_classes}")
 
 
+def _check_compile(name: str, value: str) -> None:
+    if value not in COMPILE:
+        raise unknown(name, value, COMPILE)
+
+
 @dataclass
 class TrainConfig:
     """The papers' protocol by default: AdamW, constant 1e-4, no weight decay, batch 256, EMA 0.9999, bf16 autocast."""
@@ -67,8 +72,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         _positive("train", {"steps": self.steps, "batch_size": self.batch_size, "lr": self.lr})
         _check_precision("train.precision", self.precision)
-        if self.compile not in COMPILE:
-            raise unknown("train.compile", self.compile, COMPILE)
+        _check_compile("train.compile", self.compile)
         if not 0 <= self.ema_decay < 1:
             raise InputError(f"train.ema_decay must be at least 0 and below 1, not {self.ema_decay}")
         if not 0 <= self.class_dropout < 1:
@@ -86,6 +90,7 @@ class SampleConfig:
     guidance_channels: int | None = None  # the first channels guided; null: all
     clip: bool = False  # clamp predicted images to [-1, 1]: ADM's rule in pixels; latents have no bounds
     precision: str = "float32"
+    compile: str = "eager"  # or compile, reduce-overhead, max-autotune: faster, and other rounding
     batch_size: int = 64
 
     def __post_init__(self) -> None:
@@ -95,6 +100,7 @@ class SampleConfig:
         if not 2 <= self.steps <= 1000:
             raise InputError(f"sample.steps must be 2 to 1000, not {self.steps}")
         _check_precision("sample.precision", self.precision)
+        _check_compile("sample.compile", self.compile)
         if self.guidance_channels is not None and self.guidance_channels < 1:
             raise InputError(
                 f"sample.guidance_channels must be 1 or more, or null for all, not {self.guidance_channels}"
@@ -168,8 +174,7 @@ class BenchConfig:
             if mode not in MODES:
                 raise unknown("bench.modes", mode, MODES)
         for kind in self.compile:
-            if kind not in COMPILE:
-                raise unknown("bench.compile", kind, COMPILE)
+            _check_compile("bench.compile", kind)
         if self.input_sizes is not None and not all(size > 0 for size in self.input_sizes):
             raise InputError(f"bench.input_sizes must be above 0, not {self.input_sizes}")
         _check_precision("bench.precision", self.precision)

@@ -18,8 +18,8 @@ from .diffusion import Diffusion
 from .progress import Progress
 from .provenance import pick_device
 from .record import write_atomically
-from .sampler import index_noise, sample
-from .train import autocast
+from .sampler import Net, index_noise, sample
+from .train import autocast, compiled
 
 
 def labels_of(indices: range, num_classes: int) -> np.ndarray:
@@ -52,6 +52,7 @@ def generate(folder: Path, config: Config, progress: Progress, source: Path | No
     net.load_state_dict(saved.group("ema"))
     net = net.to(device).eval()
     backend = select_backends(net, vars(config.backend), device.split(":")[0])
+    call = compiled(net, settings.compile)
     parts = folder / "samples.parts" / f"step-{saved.step}"
     parts.mkdir(parents=True, exist_ok=True)
     started, drawn = time.perf_counter(), 0
@@ -60,8 +61,10 @@ def generate(folder: Path, config: Config, progress: Progress, source: Path | No
         indices = range(start, min(start + settings.batch_size, settings.count))
         part = parts / f"{indices.start}-{indices.stop}.npy"
         if not part.is_file():
+            # A compiled network takes whole batches alone: what is too much is not kept.
+            batch = indices if settings.compile == "eager" else range(start, start + settings.batch_size)
             with autocast(device, settings.precision):
-                images = _batch(net, indices, config, device)
+                images = _batch(call, batch, config, net.null_class, device)[: len(indices)]
             if not torch.isfinite(images).all():
                 raise InputError(f"the checkpoint at step {saved.step} gives images that are not finite")
             buffer = io.BytesIO()
@@ -88,12 +91,13 @@ def generate(folder: Path, config: Config, progress: Progress, source: Path | No
         # Only what this call drew; a resumed call that found everything drawn has no speed to tell.
         "images_per_s": drawn / seconds if drawn else None,
         "precision": settings.precision,
+        "compile": settings.compile,
         "batch_size": settings.batch_size,
         "backend": backend,
     }
 
 
-def _batch(net: Any, indices: range, config: Config, device: str) -> torch.Tensor:
+def _batch(net: Net, indices: range, config: Config, null_class: int | None, device: str) -> torch.Tensor:
     settings, model = config.sample, config.model
     shape = (model.in_channels, model.input_size, model.input_size)
     draws = settings.steps if settings.method == "ancestral" else 1
@@ -108,7 +112,7 @@ def _batch(net: Any, indices: range, config: Config, device: str) -> torch.Tenso
         steps=settings.steps,
         guidance=settings.guidance,
         guidance_channels=settings.guidance_channels,
-        null_class=net.null_class,
+        null_class=null_class,
         clip=settings.clip,
         noise=lambda _: next(noise).to(device),
     )

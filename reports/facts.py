@@ -15,7 +15,7 @@ HIGHER = ("is", "isc", "precision", "recall", "density", "coverage", "f")
 MEASURED = ("mode", "operator", "shape", "pass", "input_size", "checkpointing", "compile", "precision")
 SETTINGS = {  # what two throughputs must have in common to share a column
     "bench": ("batch_size", "precision", "compile", "checkpointing", "threads", "device"),
-    "sample": ("method", "steps", "guidance", "guidance_channels", "device"),
+    "sample": ("method", "steps", "guidance", "guidance_channels", "compile", "device"),
 }
 
 
@@ -96,7 +96,7 @@ def setting_words(kind: str, setting: tuple[Any, ...], among: Iterable[tuple[Any
     """A setting in words; given those `among` which it stands, only what tells it from them."""
     rivals = None if among is None else list(among)
     units = {"batch_size": "batch {}", "threads": "{} threads", "steps": "{} steps", "guidance": "guidance {}"}
-    units |= {"guidance_channels": "guided channels {}", "compile": "{} mode" if kind == "bench" else "{}"}
+    units |= {"guidance_channels": "guided channels {}", "compile": "{} mode"}
     words = []
     for place, (field, value) in enumerate(zip(SETTINGS[kind], setting, strict=True)):
         told = value is not None if rivals is None else len({rival[place] for rival in rivals}) > 1

@@ -33,3 +33,17 @@ def interpreted():
         assert f"{passed} passed" in done.stdout
 
     return run
+
+
+@pytest.fixture
+def traced(monkeypatch):
+    """torch.compile without its code generation, which takes minutes on a CPU: traced graphs run operator by operator.
+    Lists the arguments of its calls."""
+    compile_, calls = torch.compile, []
+
+    def compile_traced(net, **options):
+        calls.append(options)
+        return compile_(net, backend="aot_eager", **options)
+
+    monkeypatch.setattr(torch, "compile", compile_traced)
+    return calls

@@ -189,6 +189,20 @@ def test_batch_size_does_not_change_samples(tmp_path):
     assert not (folder / "samples.parts").exists()
 
 
+def test_a_compiled_network_draws_the_same(tmp_path, traced):
+    """Two whole batches and the part of a third: one graph, and no image more than asked for."""
+    folder, config = trained(tmp_path, guidance=2.0)
+    generate(folder, config, Progress())
+    first, _ = images(folder)
+    assert not traced
+    counts = torch._dynamo.utils.counters
+    counts.clear()
+    record = generate(folder, replace(config, sample=replace(config.sample, compile="compile")), Progress())
+    assert record["compile"] == "compile" and traced == [{"fullgraph": True, "dynamic": False}]
+    assert counts["stats"]["unique_graphs"] == 1
+    assert np.abs(images(folder)[0].astype(int) - first).max() <= 1 and len(first) == 10
+
+
 def test_killed_sampling_continues(tmp_path, monkeypatch):
     folder, config = trained(tmp_path, method="ancestral")
     generate(folder, config, Progress())

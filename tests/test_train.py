@@ -119,20 +119,6 @@ def test_interruption_between_log_and_checkpoint(tmp_path, monkeypatch):
     assert_same(whole, broken)
 
 
-@pytest.fixture
-def traced(monkeypatch):
-    """torch.compile without its code generation, which takes minutes on a CPU: traced graphs run operator by operator.
-    Lists the arguments of its calls."""
-    compile_, calls = torch.compile, []
-
-    def compile_traced(net, **options):
-        calls.append(options)
-        return compile_(net, backend="aot_eager", **options)
-
-    monkeypatch.setattr(torch, "compile", compile_traced)
-    return calls
-
-
 def test_compiled_training(tmp_path, monkeypatch, traced):
     """Compiled and checkpointed: the same losses but for rounding, checkpoints that fit a plain run, and a broken run
     that continues bit for bit."""
