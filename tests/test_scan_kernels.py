@@ -154,7 +154,7 @@ def test_torch_checks_of_the_cuda_operator():
 KERNELS = {
     "scan_prepare.cu": ("prepare_tokens", {}),
     "scan_forward.cu": ("scan_forward", {"W_REGISTERS": 1, "BLOCKS_AN_SM": 2}),
-    "scan_backward.cu": ("scan_backward", {"WARPS": 4}),
+    "scan_backward.cu": ("scan_backward", {"WARPS": 4, "BLOCKS_AN_SM": 2}),
 }
 
 
