@@ -17,7 +17,7 @@ demo: $(READY)  ## train, score and compare three small backbones on real digits
 test: $(READY)  ## run the tests (those that need a GPU: .venv/bin/pytest -m gpu)
 	OMP_NUM_THREADS=1 $(VENV)/bin/pytest -n auto --maxprocesses 4 --dist worksteal
 
-slurm-test: $(READY)  ## run the tests that need SLURM, on a node of their own (2 minutes; root, Debian or Ubuntu)
+slurm-test: $(READY)  ## run the tests that need SLURM, on a node of their own (8 minutes; root, Debian or Ubuntu)
 	OMP_NUM_THREADS=1 $(VENV)/bin/pytest -m slurm tests/slurm
 
 lint: $(READY)  ## check style, format and types

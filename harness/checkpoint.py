@@ -1,7 +1,8 @@
 """Checkpoints: tensors and JSON in one safetensors file, never a pickle.
 
-A file appears whole or not at all (write, fsync, rename); the last two are kept. Tensors are named `model/…`, `ema/…`,
-`exp_avg/…`, `exp_avg_sq/…` and `window` (the metrics not yet logged); the header holds the step and the configuration.
+A file appears whole or not at all (write, fsync, rename) and says the sum of its bytes; the last two are kept. Tensors
+are named `model/…`, `ema/…`, `exp_avg/…`, `exp_avg_sq/…` and `window` (the metrics not yet logged); the header holds
+the step and the configuration.
 """
 
 import json
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -46,6 +48,8 @@ def files(folder: Path) -> list[Path]:
 def save(folder: Path, checkpoint: Checkpoint) -> Path:
     """Write a checkpoint atomically and remove all but the newest `KEEP`."""
     folder.mkdir(parents=True, exist_ok=True)
+    for torn in folder.glob(".step-*.tmp"):  # by a kill, perhaps on another machine; a run has one writer
+        torn.unlink()
     path = folder / f"step-{checkpoint.step:08d}.safetensors"
     temporary = folder / f".{path.name}.{os.getpid()}.tmp"
     header = {
@@ -56,6 +60,7 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
     }
     try:
         tensors = {name: tensor.detach().contiguous() for name, tensor in checkpoint.tensors.items()}
+        header["sum"] = _sum(tensors)
         save_file(tensors, temporary, metadata={"lamabench": json.dumps(header)})
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
@@ -67,8 +72,13 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
     return path
 
 
+def _sum(tensors: dict[str, Tensor]) -> int:
+    """The sum of all bytes: quick on any device, and another one where a bit flipped or a block was lost."""
+    return sum(int(tensor.reshape(-1).view(torch.uint8).sum(dtype=torch.int64)) for tensor in tensors.values())
+
+
 def load(path: Path) -> Checkpoint:
-    """Read a checkpoint to the CPU. Raises InputError where the file is missing, truncated or not one of ours."""
+    """Read a checkpoint to the CPU. Raises InputError where the file is missing, truncated, changed or not ours."""
     try:
         with safe_open(path, framework="pt") as file:
             header = json.loads((file.metadata() or {})["lamabench"])
@@ -80,6 +90,8 @@ def load(path: Path) -> Checkpoint:
         raise InputError(f"checkpoint {path} is truncated or damaged: {error}") from None
     except (KeyError, ValueError):
         raise InputError(f"{path} is a safetensors file, but not a lamabench checkpoint") from None
+    if header.pop("sum", None) not in (None, _sum(tensors)):  # None: saved before there was a sum
+        raise InputError(f"checkpoint {path} is truncated or damaged: its bytes are not those that were saved")
     return Checkpoint(**header, tensors=tensors)
 
 

@@ -11,6 +11,7 @@ import torch
 
 from ..kernels.errors import InputError
 from . import checkpoint as ckpt
+from . import stop
 from .backbones import build, select_backends, to_dict
 from .config import Config
 from .data import to_uint8
@@ -44,7 +45,7 @@ def generate(folder: Path, config: Config, progress: Progress, source: Path | No
     `folder`) into `folder/samples.npz`; returns the fields of the `sample` record.
 
     Finished batches wait in `folder/samples.parts`, so a killed call continues. Raises InputError where there is no
-    checkpoint, or it is of another model, or guidance does not fit.
+    checkpoint, or it is of another model, or guidance does not fit; Stopped after a batch in which a signal came.
     """
     settings, device = config.sample, pick_device(config.run.device)
     saved = newest_checkpoint(source or folder, to_dict(config.model), progress.say)
@@ -73,6 +74,7 @@ def generate(folder: Path, config: Config, progress: Progress, source: Path | No
             drawn += len(indices)
         pieces.append(np.load(part, allow_pickle=False))
         progress.update("sample", indices.stop, settings.count)
+        stop.check()
     seconds = time.perf_counter() - started
     buffer = io.BytesIO()
     labels = labels_of(range(settings.count), config.model.num_classes)

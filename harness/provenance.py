@@ -1,5 +1,6 @@
 """Where a number comes from: the code's commit, the device, the versions."""
 
+import json
 import platform
 import subprocess
 from functools import lru_cache
@@ -9,6 +10,8 @@ from typing import Any
 
 import torch
 
+SNAPSHOT = "SNAPSHOT.json"
+
 
 def _git(*command: str) -> str | None:
     folder = Path(__file__).resolve().parent
@@ -17,6 +20,23 @@ def _git(*command: str) -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None
+
+
+def code() -> dict[str, Any]:
+    """`commit` and `dirty` of the code that runs; both None for an installed wheel.
+
+    Jobs import a snapshot of a checkout, in which a file beside the packages says of which commit.
+    """
+    snapshot = Path(__file__).resolve().parents[1] / SNAPSHOT
+    if snapshot.is_file():
+        said = json.loads(snapshot.read_text())
+        return {key: said[key] for key in ("commit", "dirty")}
+    # Only where this very file is tracked: an environment inside somebody's repository is not our commit.
+    tracked = _git("ls-files", "--error-unmatch", Path(__file__).name) is not None
+    return {
+        "commit": _git("rev-parse", "HEAD") if tracked else None,
+        "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")) if tracked else None,
+    }
 
 
 def device_name(device: str) -> str:
@@ -43,11 +63,8 @@ def _driver() -> str | None:
 @lru_cache(maxsize=4)
 def provenance(device: str) -> dict[str, Any]:
     """Commit and dirty flag of the code that runs (null for an installed wheel), device, driver and versions."""
-    # Only where this very file is tracked: an environment inside somebody's repository is not our commit.
-    tracked = _git("ls-files", "--error-unmatch", Path(__file__).name) is not None
     return {
-        "commit": _git("rev-parse", "HEAD") if tracked else None,
-        "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")) if tracked else None,
+        **code(),
         "host": platform.node(),
         "device": device_name(device),
         "driver": _driver() if device.startswith("cuda") else None,

@@ -15,7 +15,7 @@ import torch
 from torch.utils.data import Subset
 
 from ..kernels.errors import InputError, unknown
-from . import backbones
+from . import backbones, stop
 from .bench import bench
 from .bench_plan import finished, next_point
 from .config import BenchConfig, Config
@@ -25,6 +25,7 @@ from .generate import generate
 from .progress import Progress
 from .provenance import pick_device, provenance
 from .record import KINDS, Run, append, entry, identity, read_run, write_atomically
+from .stop import Stopped
 from .train import Diverged, check_fit, train
 
 STAGES = KINDS  # cost, train, sample, evaluate, bench: in the order in which they run
@@ -138,18 +139,24 @@ def execute(folder: Path, stages: Sequence[str], progress: Progress) -> None:
     """Do what is missing of `stages`, one after the other, and record each.
 
     A stage that fails is a record too, with its error, and its exception goes on. Raises Busy where another process
-    holds the run.
+    holds the run, Stopped where a signal asked for it (stop.py): no record, and the same call continues.
     """
     with locked(folder):
         run = read_run(folder)
         config = config_from_dict(run.info["config"])
         check_fit(config)
         for stage in missing_stages(run, stages):
+            stop.check()
             origin = {"provenance": provenance(pick_device(config.run.device))}
             try:
                 for row in _STAGES[stage](folder, run.info, config, progress):
                     append(folder / "record.jsonl", entry(stage, **{"state": "done", **row, **origin}))
+                    stop.check()
+            except Stopped:
+                raise
             except Exception as error:
+                if stop.asked():  # what the signal tore, such as a compiler's process, is not the run's failure
+                    raise Stopped(f"{stop.asked()} during {stage}: {_one_line(error)}") from error
                 append(folder / "record.jsonl", entry(stage, _state(error), error=_one_line(error), **origin))
                 if not isinstance(error, InputError | Diverged):
                     (folder / "error.log").write_text(traceback.format_exc())
@@ -159,7 +166,9 @@ def execute(folder: Path, stages: Sequence[str], progress: Progress) -> None:
 def _state(error: Exception) -> str:
     if isinstance(error, Diverged):
         return "diverged"
-    return "oom" if isinstance(error, torch.cuda.OutOfMemoryError | MemoryError) else "failed"
+    # On a CPU torch has no exception of its own for it.
+    memory = isinstance(error, torch.cuda.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+    return "oom" if memory else "failed"
 
 
 def _one_line(error: Exception) -> str:

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from ..kernels.errors import InputError
 from . import checkpoint as ckpt
+from . import stop
 from .backbones import Backbone, build, select_backends, to_dict
 from .config import Config
 from .data import TrainItems, load
@@ -139,7 +140,8 @@ def train(folder: Path, config: Config, progress: Progress) -> dict[str, Any]:
     """Train to `config.train.steps`, from the newest whole checkpoint of the folder where there is one.
 
     Appends to metrics.jsonl, saves checkpoints, returns the fields of the `train` record. Raises Diverged on a loss
-    that is not finite; the last checkpoint before it stays. Raises InputError for data or a checkpoint that do not fit.
+    that is not finite; the last checkpoint before it stays. Raises InputError for data or a checkpoint that do not fit,
+    Stopped after the step in which a signal came (stop.py), with a checkpoint of that step.
     """
     check_fit(config)
     device = pick_device(config.run.device)
@@ -160,6 +162,7 @@ def train(folder: Path, config: Config, progress: Progress) -> dict[str, Any]:
         batch_size=settings.batch_size,
         sampler=range(state.step * settings.batch_size, settings.steps * settings.batch_size),
         num_workers=config.run.workers,
+        worker_init_fn=stop.ignore,
         pin_memory=device.startswith("cuda"),
     )
     state.net.train()
@@ -239,8 +242,9 @@ def _steps(
         state.window += torch.stack([losses[name].detach().mean() for name in METRICS]).to(state.window)
         state.step += 1
         last = state.step == settings.steps
-        logging, saving = state.step % config.run.log_every == 0, state.step % config.run.checkpoint_every == 0
-        if not (logging or saving or last):
+        logging, stopping = state.step % config.run.log_every == 0, stop.asked() is not None
+        saving = last or stopping or state.step % config.run.checkpoint_every == 0
+        if not (logging or saving):
             continue
         means = (state.window / (state.step - window_start)).tolist()
         state.seconds = before + time.perf_counter() - started
@@ -254,8 +258,11 @@ def _steps(
             window_start = state.step
             state.window.zero_()
             progress.update("train", state.step, settings.steps, loss=f"{means[0]:.4f}")
-        if saving or last:
+        if saving:
             ckpt.save(
                 folder / "checkpoints",
                 ckpt.Checkpoint(state.step, state.seconds, to_dict(config.model), fingerprint, state.tensors()),
             )
+        if stopping and not last:
+            progress.say(f"saved at step {state.step} of {settings.steps}")
+            stop.check()

@@ -26,6 +26,16 @@ EPILOG = """examples
 A setting is key=value, as in Hydra: model=NAME and data=NAME choose, train.lr=1e-3 sets. Started again, the same
 command continues where it stopped."""
 
+QUEUED = ("submit", "status", "retry", "cancel", "collect", "prune")
+SWEEP = """lamabench sweep plan demo                               the runs, nothing is written
+  lamabench sweep run demo                                do what is missing, on this machine
+  lamabench sweep submit demo cluster=slurm --parallel 8  … as job arrays, 8 runs at a time; returns at once
+  lamabench sweep status demo --watch                     how every run stands, here or there
+  lamabench sweep retry demo cluster.mem_gb=64            what failed, with more memory
+  lamabench sweep cancel demo                             end the jobs; what runs saves first
+  lamabench sweep collect demo                            all records of the study's runs in one file
+  lamabench sweep prune demo                              delete folders of runs that are not in the study"""
+
 
 class OneLineParser(argparse.ArgumentParser):
     """An argument parser whose errors are one line."""
@@ -105,12 +115,17 @@ def parser() -> argparse.ArgumentParser:
         "models, fields of their configuration, and settings of the sections bench, run",
     )
     bench.add_argument("--again", action="store_true", help="measure anew what the records hold already")
-    sweep = add("sweep", "plan, run or look at a study, all its runs", "lamabench sweep run demo")
-    sweep.add_argument("action", choices=["plan", "run", "status"], help="show the runs, do what is missing, or look")
+    sweep = add("sweep", "do a study, all its runs, here or on SLURM", SWEEP)
+    sweep.add_argument("action", choices=["plan", "run", *QUEUED], help="plan and run: here; the others: on SLURM")
     sweep.add_argument("study", metavar="STUDY", help="a study's name, or a path to its .yaml file")
-    sweep.add_argument("words", nargs="*", metavar="key=value", help="settings for every run")
+    help_text = "settings for every run; cluster=NAME or cluster=FILE.yaml, and cluster.KEY=… for what a job asks for"
+    sweep.add_argument("words", nargs="*", metavar="key=value", help=help_text)
     sweep.add_argument("--debug", action="store_true", help="the study's debug size: seconds on a CPU, NAME-debug")
     sweep.add_argument("--parallel", type=int, metavar="N", help="runs at a time (default: a core each; one on a GPU)")
+    sweep.add_argument("--dirty", action="store_true", help="submit a tree with changes, and keep their diff")
+    sweep.add_argument("--watch", action="store_true", help="status: look again and again while something runs")
+    sweep.add_argument("--yes", action="store_true", help="prune: do not ask")
+    sweep.add_argument("--out", type=Path, metavar="FILE", help="collect: the file to write (RUNS/STUDY/records.jsonl)")
     report = add("report", "make tables and figures from records", "lamabench report runs/demo --out out/demo")
     report.add_argument("paths", nargs="+", type=Path, metavar="RUNS", help="run, study or root folders")
     report.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder to make")
@@ -140,7 +155,8 @@ def _run(args: argparse.Namespace) -> int:
     if args.command == "doctor":
         return importlib.import_module("..doctor", __name__).doctor(args)
     commands = importlib.import_module("..commands", __name__)
-    home = importlib.import_module("..bench", __name__) if args.command.startswith("bench") else commands
+    homes = {"bench": "..bench", "bench-kernels": "..bench", "sweep": "..sweep_command"}
+    home = importlib.import_module(homes.get(str(args.command), "..commands"), __name__)
     names = {"cost": "cost_command", "bench": "models", "bench-kernels": "kernels", "sweep": "sweep_command"}
     try:
         return getattr(home, names.get(str(args.command), str(args.command)))(args)
@@ -151,7 +167,12 @@ def _run(args: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a subcommand; the exit code: 0 done, 1 a run failed, 2 bad input, 130 interrupted."""
-    args = parser().parse_args(argv)
+    top = parser()
+    args, rest = top.parse_known_args(argv)
+    if any(word.startswith("-") or "=" not in word for word in rest) or (rest and not hasattr(args, "words")):
+        top.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:  # settings after an option
+        args.words += rest
     try:
         return _run(args)
     except (InputError, StudyError, RecordError) as error:

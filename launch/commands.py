@@ -10,7 +10,6 @@ from typing import Any
 import yaml
 from tabulate import tabulate
 
-from ..ablations import study as studies
 from ..harness.backbones import presets
 from ..harness.checkpoint import files
 from ..harness.config import Config
@@ -20,11 +19,11 @@ from ..harness.record import read_run
 from ..harness.run import Busy, check_ready, config_to_dict, create, describe, execute, score, source_of
 from ..harness.train import Diverged, check_fit
 from ..kernels.errors import InputError
-from . import hours, sweep
 from .compose import compose, model_config
+from .slurm import SlurmError
 
 # Ends of a command that are not bugs: one line and exit code 1.
-STOPPED = (Busy, Diverged)
+STOPPED = (Busy, Diverged, SlurmError)
 
 
 def show(rows: Sequence[dict[str, Any]], columns: dict[str, str], as_json: bool) -> None:
@@ -190,40 +189,3 @@ def evaluate(args: argparse.Namespace) -> int:
     columns = {"metric": "Metric", "value": "Value", "std": "±", "count": "Images", "reference": "Reference"}
     show(rows, columns | {"reference_count": "Reference images", "protocol": "Protocol"}, args.json)
     return 0
-
-
-def sweep_command(args: argparse.Namespace) -> int:
-    """Plan, run or look at a study."""
-    study = studies.load(args.study)
-    if args.debug:
-        study = study.debug_size()
-    runs = sweep.plan(study, args.words)
-    columns = {"run": "Run", "id": "Id", "state": "State", "to do": "To do", "progress": "Progress", "error": "Error"}
-    if args.action != "run":
-        if not args.json:
-            print(f"{study.name}: {study.question}" + (f"\nClaim: {study.claim}" if study.claim else "") + "\n")
-        rows, found = sweep.rows(runs), []
-        if args.action == "plan":
-            known = hours.measured()
-            found = [hours.gpu_hours(run.info, run.stages, known) for run in runs]
-            cells = found if args.json else [hours.words(cost) for cost in found]
-            rows = [row | {"gpu_hours": cell} for row, cell in zip(rows, cells, strict=True)]
-            columns = {key: columns[key] for key in ("run", "id", "state", "to do")}
-            columns["gpu_hours"] = "GPU-hours of training"
-        show(rows, columns, args.json)
-        if found and not args.json:
-            print(f"\n{len(runs)} runs; GPU-hours of training: {hours.total(found)}")
-        return 0
-    from ..reports.report import build, summary_text  # pandas and matplotlib, for this command alone
-
-    parallel = args.parallel or sweep.parallelism(len(runs))
-    done = sweep.run_local(runs, parallel)
-    folders = [run.folder for run in runs if run.exists()]
-    out = folders[0].parent / "report"
-    build(folders, out)
-    if args.json:
-        show(sweep.rows(runs), columns, True)
-    else:
-        print(summary_text(folders))
-        print(f"\ntables and figures: {out}")
-    return 0 if done else 1

@@ -76,7 +76,7 @@ def compose(overrides: Sequence[str]) -> tuple[Config, dict[str, str]]:
         try:
             made[field.name] = pickle.loads(_section(field.name, *groups, tuple(texts)))
         except (HydraException, OmegaConfBaseException) as error:
-            raise InputError(_plain(error)) from None
+            raise InputError(plain_error(error)) from None
     return Config(**made), dict(_base(*groups).chosen)
 
 
@@ -121,7 +121,7 @@ def _parse_one(text: str) -> Override:
     try:
         (override,) = OverridesParser.create().parse_overrides([text])
     except HydraException as error:
-        raise InputError(f"cannot read the override {text!r}: {_plain(error)}") from None
+        raise InputError(f"cannot read the override {text!r}: {plain_error(error)}") from None
     if override.is_sweep_override():
         raise InputError(f"{text!r} gives several values: write a list as [a,b]; several runs are a study's axes")
     if override.is_add() or override.is_delete() or override.package is not None:
@@ -129,14 +129,15 @@ def _parse_one(text: str) -> Override:
     return override
 
 
-def _check_key(base: DictConfig, key: str) -> None:
+def _check_key(base: DictConfig, key: str, section: str = "") -> None:
     """Raise InputError, with the keys there are, where the first word of `key` that does not exist stands."""
     node: Any = base
     walked: list[str] = []
     for word in key.split("."):
         known = [str(k) for k in node] if isinstance(node, DictConfig) else []
         if word not in known:
-            where = f"key in {'.'.join(walked)}" if walked else "key"
+            inside = ".".join([section, *walked] if section else walked)
+            where = f"key in {inside}" if inside else "key"
             raise unknown(where, word, known)
         walked.append(word)
         node = node._get_node(word)
@@ -144,7 +145,7 @@ def _check_key(base: DictConfig, key: str) -> None:
         raise InputError(f"{key} is a section; set one of its keys: {', '.join(str(k) for k in node)}")
 
 
-def _plain(error: Exception) -> str:
+def plain_error(error: Exception) -> str:
     """The first telling line of a Hydra or OmegaConf error, and the key where it says one."""
     cause: BaseException = error
     while cause.__cause__ is not None:
@@ -164,11 +165,15 @@ def model_config(name: str, overrides: Sequence[str]) -> Any:
     if name not in known:
         raise unknown("model", name, known)
     base = OmegaConf.structured(known[name].config)
-    parsed = _parse([text.removeprefix("model.") for text in overrides])
-    for override in parsed:
-        _check_key(base, override.key_or_group)
-        try:
-            OmegaConf.update(base, override.key_or_group, override.value())
-        except OmegaConfBaseException as error:
-            raise InputError(_plain(error)) from None
+    apply(base, [text.removeprefix("model.") for text in overrides])
     return OmegaConf.to_object(base)
+
+
+def apply(node: DictConfig, overrides: Sequence[str], section: str = "") -> None:
+    """Set keys of a typed node; `section` is what messages call it. Raises InputError as `compose` does."""
+    for override in _parse(overrides):
+        _check_key(node, override.key_or_group, section)
+        try:
+            OmegaConf.update(node, override.key_or_group, override.value())
+        except OmegaConfBaseException as error:
+            raise InputError(plain_error(error)) from None

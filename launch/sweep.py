@@ -16,8 +16,10 @@ import torch
 from ..ablations.study import Study, StudyError
 from ..harness.progress import clock
 from ..harness.progress import describe as describe_progress
-from ..harness.record import identity, read_run
+from ..harness.record import Run, identity, read_lines, read_run
 from ..harness.run import check_fit, create, describe, folder_of, is_locked, missing_stages
+from .cluster import load as load_cluster
+from .cluster import of_cluster
 from .compose import compose
 from .job import work
 
@@ -31,6 +33,7 @@ class Planned:
     info: dict[str, Any]
     folder: Path
     stages: tuple[str, ...]
+    cluster: tuple[str, ...] = ()  # settings `cluster.KEY=…` of the study or the command; no part of the run
 
     @property
     def name(self) -> str:
@@ -45,14 +48,18 @@ class Planned:
 
     def missing(self) -> list[str]:
         """The stages that are not done."""
-        return missing_stages(read_run(self.folder), self.stages) if self.exists() else list(self.stages)
+        return missing_stages(Run(self.folder, self.info, self.records()), self.stages)
+
+    def records(self) -> list[dict[str, Any]]:
+        """What record.jsonl says; nothing for a run that is not there."""
+        return read_lines(self.folder / "record.jsonl")
 
     def exists(self) -> bool:
         return (self.folder / "config.json").is_file()
 
     def error(self) -> str | None:
         """The error of the newest record, where the run stopped on one."""
-        records = read_run(self.folder).records if self.exists() else []
+        records = self.records()
         return records[-1].get("error") if records and records[-1]["state"] != "done" else None
 
     def state(self) -> str:
@@ -63,7 +70,7 @@ class Planned:
             return "running"
         if not self.missing():
             return "done"
-        records = read_run(self.folder).records
+        records = self.records()
         if records and records[-1]["state"] != "done":
             return records[-1]["state"]
         return "stopped" if (self.folder / "metrics.jsonl").exists() or records else "planned"
@@ -86,7 +93,11 @@ def plan(study: Study, overrides: Sequence[str] = ()) -> list[Planned]:
     """
     runs: dict[str, Planned] = {}
     for variant in study.expand():
-        config, chosen = compose([*variant.overrides, *overrides])
+        words = [*variant.overrides, *overrides]
+        settings = tuple(text for text in words if of_cluster(text))
+        load_cluster("local", settings)
+        words = [text for text in words if not of_cluster(text)]
+        config, chosen = compose(words)
         check_fit(config)
         info = describe(
             config,
@@ -94,11 +105,11 @@ def plan(study: Study, overrides: Sequence[str] = ()) -> list[Planned]:
             name=variant.name,
             model=chosen["model"],
             variant=variant.values,
-            overrides=[*variant.overrides, *overrides],
+            overrides=words,
         )
         if info["id"] in runs:
             raise StudyError(f"study {study.name}: {variant.name} and {runs[info['id']].name} are the same run")
-        runs[info["id"]] = Planned(info, folder_of(info), tuple(study.stages))
+        runs[info["id"]] = Planned(info, folder_of(info), tuple(study.stages), settings)
     return _train_once(list(runs.values())) if "train" in study.stages else list(runs.values())
 
 

@@ -239,12 +239,19 @@ def finished(tmp_path, steps=6):
     return folder, config
 
 
-def test_truncated_checkpoint_falls_back_and_says_so(tmp_path, capsys):
+@pytest.mark.parametrize("damage", ["cut", "flip", "empty"])
+def test_damaged_checkpoint_falls_back_and_says_so(tmp_path, capsys, damage):
     folder, config = finished(tmp_path)
     expected = tensors(folder)
     newest, before = ckpt.files(folder / "checkpoints")
     with open(newest, "r+b") as file:
-        file.truncate(newest.stat().st_size // 2)
+        if damage == "flip":  # one bit of a tensor
+            file.seek(-9, 2)
+            (byte,) = file.read(1)
+            file.seek(-9, 2)
+            file.write(bytes([byte ^ 4]))
+        else:
+            file.truncate(newest.stat().st_size // 2 if damage == "cut" else 0)
     with pytest.raises(InputError, match=f"{newest.name} is truncated or damaged"):
         ckpt.load(newest)
     train(folder, config, Progress())

@@ -1,0 +1,177 @@
+"""SLURM's own commands: the text of a job array, asking what became of it, and patience while slurmctld is away."""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+from .cluster import ClusterConfig
+
+# What passes by itself: slurmctld restarts, or is too busy to answer.
+PASSING = ("Unable to contact slurm controller", "Socket timed out", "Connection refused", "Resource temporarily")
+DELAYS_S = (2.0, 4.0, 8.0, 16.0, 30.0)  # with the commands' own waiting about two minutes
+LIVE = ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED", "REQUEUED", "REQUEUE_HOLD", "STOPPED")
+WAITING = ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD")
+
+
+class SlurmError(RuntimeError):
+    """What a command of SLURM's said, in one line."""
+
+
+class Passing(SlurmError):
+    """What may be over soon."""
+
+
+def call(*words: str) -> str:
+    """Standard output of a command. Raises Passing where slurmctld is away, SlurmError for anything else."""
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, timeout=120)
+    except FileNotFoundError:
+        raise SlurmError(f"{words[0]} is not installed on this machine: use a login node of the cluster") from None
+    except subprocess.TimeoutExpired:
+        raise Passing(f"{words[0]} gave no answer within 120 s") from None
+    if done.returncode:
+        said = " ".join((done.stderr or done.stdout).split()) or f"{words[0]} exited with {done.returncode}"
+        raise (Passing if any(text in said for text in PASSING) else SlurmError)(said)
+    return done.stdout
+
+
+def check_here() -> None:
+    """Raise SlurmError where this machine has no SLURM to submit to."""
+    if shutil.which("sbatch") is None:
+        raise SlurmError("sbatch is not installed on this machine: use a login node of the cluster")
+
+
+def patiently(*words: str) -> str:
+    """`call`, again and again for about two minutes while slurmctld is away."""
+    for delay in DELAYS_S:
+        try:
+            return call(*words)
+        except Passing as error:
+            wait(error, delay)
+    return call(*words)
+
+
+def wait(error: Exception, delay: float) -> None:
+    print(f"{error}; trying again in {delay:g} s", file=sys.stderr, flush=True)
+    time.sleep(delay)
+
+
+def sbatch(script: Path, name: str, after: Sequence[str] = ()) -> str:
+    """Queue an array and return its job id; `name` is its own and nobody else's, `after` are jobs that end first.
+
+    An answer that got lost does not queue it twice: before another try the queue is searched for the name.
+    """
+    words = ["sbatch", "--parsable", *([f"--dependency=afterany:{':'.join(after)}"] if after else []), str(script)]
+    for delay in DELAYS_S:
+        try:
+            return call(*words).strip().split(";")[0]
+        except Passing as error:
+            wait(error, delay)
+        if (found := find(name)) is not None:
+            return found
+    return call(*words).strip().split(";")[0]
+
+
+def find(name: str) -> str | None:
+    """The job id of the array of that name that is pending or running."""
+    listed = patiently("squeue", "--noheader", f"--name={name}", "--format=%A|%F").split()
+    return listed[0].split("|")[1] if listed else None
+
+
+def live(names: Iterable[str], ask: Callable[..., str] = patiently) -> dict[str, tuple[str, str, str]]:
+    """State, reason and array's name of every task that is pending or running, by `JOB_TASK`, of arrays by name."""
+    wanted = ",".join(names)
+    if not wanted:
+        return {}
+    found = {}
+    for line in ask("squeue", "--noheader", "--array", f"--name={wanted}", "--format=%i|%T|%j|%r").splitlines():
+        key, state, name, reason = line.strip().split("|", 3)
+        found[key] = (state, reason, name)
+    return found
+
+
+def accounted(jobs: Sequence[str], since: str) -> dict[str, list[tuple[str, str]]]:
+    """Every state that sacct has of every task, oldest first, with its exit code (`CODE:SIGNAL`), by `JOB_TASK`.
+
+    One call for all `jobs`. A requeued task has a row for each time (-D). `since` is local time: job ids come again.
+    """
+    if not jobs:
+        return {}
+    # An end in the future: by default it leaves out what began in this very second.
+    window = (f"--starttime={since}", "--endtime=now+1days")
+    options = ("--allocations", "--duplicates", "--noheader", "--parsable2", *window)
+    found: dict[str, list[tuple[str, str]]] = {}
+    said = call("sacct", *options, f"--jobs={','.join(jobs)}", "--format=JobID,State,ExitCode")
+    rows = [line.split("|") for line in said.splitlines()]
+    # The row of tasks that did not start, `7_[2-9]`, may still count some that did.
+    for job, state, code in sorted(rows, key=lambda row: "[" in row[0]):
+        for key in tasks_of(job):
+            if "[" not in job or key not in found:
+                found.setdefault(key, []).append((state.split()[0], code))
+    return found
+
+
+def tasks_of(job: str) -> list[str]:
+    """`7_[1,3-5%2]` as `7_1`, `7_3`, `7_4`, `7_5`."""
+    array, _, listed = job.partition("_")
+    if not listed.startswith("["):
+        return [job]
+    found = []
+    for part in listed.strip("[]").split("%")[0].split(","):
+        first, _, last = part.partition("-")
+        found += [f"{array}_{task}" for task in range(int(first), int(last or first) + 1)]
+    return found
+
+
+def largest_array() -> int:
+    """How many tasks an array may have (MaxArraySize)."""
+    said = re.search(r"^MaxArraySize\s*=\s*(\d+)", patiently("scontrol", "show", "config"), re.MULTILINE)
+    return int(said[1]) if said else 1000
+
+
+def script(cluster: ClusterConfig, name: str, count: int, command: str, log: Path, code: str | None) -> str:
+    """The batch file of an array of `count` tasks, each of which runs `command` (for bash) below `srun`.
+
+    `log` may hold sbatch's %A and %a; `code` is the folder of a snapshot to import.
+    """
+    memory = None if cluster.mem_gb is None else f"{round(1024 * cluster.mem_gb)}M"
+    options = {
+        "job-name": name,
+        "array": f"0-{count - 1}" + (f"%{cluster.parallel}" if cluster.parallel else ""),
+        "partition": cluster.partition,
+        "account": cluster.account,
+        "qos": cluster.qos,
+        "constraint": cluster.constraint,
+        "time": cluster.time_min,
+        "nodes": cluster.nodes,
+        "ntasks-per-node": cluster.tasks_per_node,
+        "cpus-per-task": cluster.cpus,
+        "mem": memory,
+        "gpus-per-node": cluster.gpus or None,
+        "signal": f"USR2@{cluster.signal_s}",
+        "output": str(log),
+        "open-mode": "append",  # a requeued task would cut off what it said before
+        "chdir": os.getcwd(),
+    }
+    lines = [f"#SBATCH --{key}={_quoted(str(value))}" for key, value in options.items() if value is not None]
+    lines += ["#SBATCH --requeue" if cluster.requeue else "#SBATCH --no-requeue"]
+    lines += [f"#SBATCH {option}" for option in cluster.options]
+    path = [f"export PYTHONPATH={shlex.quote(code)}${{PYTHONPATH:+:$PYTHONPATH}}"] if code else []
+    environment = [
+        *path,
+        "export PYTHONSAFEPATH=1 PYTHONUNBUFFERED=1 SUBMITIT_EXECUTOR=slurm",
+        "export OMP_NUM_THREADS=$SLURM_CPUS_PER_TASK MKL_NUM_THREADS=$SLURM_CPUS_PER_TASK",
+        "export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK  # srun does not take them over by itself",
+    ]
+    return "\n".join(["#!/bin/bash", *lines, "", *environment, *cluster.setup, f"srun {command}", ""])
+
+
+def _quoted(text: str) -> str:
+    """A value as #SBATCH lines take it: in double quotes where it has blanks."""
+    return f'"{text}"' if re.search(r"\s", text) else text

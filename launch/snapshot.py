@@ -1,0 +1,100 @@
+"""The code that queued jobs import: the committed tree of the moment of submission, which later edits do not reach."""
+
+import json
+import os
+import subprocess
+import tempfile
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from ..harness.provenance import SNAPSHOT, code
+from ..harness.record import write_atomically
+from ..kernels.errors import InputError
+
+ROOT = Path(__file__).resolve().parents[1]
+CODE = ("ablations", "baselines", "harness", "kernels", "launch", "models", "reports")
+SUFFIXES = (".py", ".cu", ".cuh")
+
+
+def _git(*words: str, index: Path | None = None, stdin: str | None = None) -> str:
+    env = {**os.environ, **({"GIT_INDEX_FILE": str(index)} if index else {})}
+    command = ["git", "-C", str(ROOT), *words]
+    done = subprocess.run(command, env=env, input=stdin, capture_output=True, text=True)
+    if done.returncode:
+        raise InputError(f"git {words[0]} failed in {ROOT}: {' '.join(done.stderr.split())}")
+    return done.stdout
+
+
+def changed() -> list[str]:
+    """Files of the checkout that are not as committed; new ones where they are code."""
+    entries = [line for line in _git("status", "--porcelain", "--untracked-files=all", "-z").split("\0") if line]
+    tracked = [line[3:] for line in entries if line[:2] != "??" and line[2:3] == " "]
+    new = [line[3:] for line in entries if line[:2] == "??"]
+    return tracked + [name for name in new if name.split("/")[0] in CODE and name.endswith(SUFFIXES)]
+
+
+def is_checkout() -> bool:
+    """Whether the code that runs is a git checkout; else it is installed, or a snapshot itself."""
+    return code()["commit"] is not None and not (ROOT / SNAPSHOT).is_file()
+
+
+def check(dirty: bool) -> None:
+    """Raise InputError for a checkout with changes, unless `dirty`."""
+    if not dirty and is_checkout() and (names := changed()):
+        raise InputError(
+            f"{ROOT} has changes that are not committed ({', '.join(names[:3])}{', …' if len(names) > 3 else ''}): "
+            "commit them, or give --dirty to run them and keep the diff with the runs"
+        )
+
+
+def freeze(home: Path) -> dict[str, Any]:
+    """Write the code that jobs import below `home`, once for each tree; returns what a manifest says of it.
+
+    `path` goes into PYTHONPATH; it is None where lamabench is installed rather than a checkout: the package is the
+    code, `version` its version. `diff` is a file with the changes of a tree that has some.
+    """
+    version, origin = metadata.version("lamabench"), code()
+    if not is_checkout():
+        return {"path": None, **origin, "version": version, "diff": None}
+    names = changed()
+    home = home.resolve()
+    home.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=home, prefix=".new-") as temporary:
+        index = Path(temporary, "index")
+        _git("read-tree", "HEAD", index=index)
+        if names:
+            _git("add", "--update", index=index)
+            _git("add", "--", *(name for name in CODE if (ROOT / name).is_dir()), index=index)
+        tree = _git("write-tree", index=index).strip()
+        target = home / tree[:12]
+        if not target.exists():
+            new = Path(temporary, "tree")
+            listed = _git("ls-files", "-z", "--", *CODE, index=index)
+            _git("checkout-index", "-z", "--stdin", f"--prefix={new}/lamabench/", index=index, stdin=listed)
+            said = {"commit": origin["commit"], "dirty": bool(names), "tree": tree, "version": version}
+            write_atomically(new / "lamabench" / SNAPSHOT, json.dumps(said, indent=1).encode())
+            if names:
+                write_atomically(new / "changes.diff", _git("diff", "--binary", "HEAD", tree, index=index).encode())
+            try:
+                new.rename(target)
+            except OSError:  # somebody else's submit was first
+                if not target.is_dir():
+                    raise
+    diff = str(target / "changes.diff") if names else None
+    return {
+        "path": str(target),
+        "commit": origin["commit"],
+        "dirty": bool(names),
+        "version": version,
+        "diff": diff,
+    }
+
+
+def words(made: dict[str, Any]) -> str:
+    """The code in a line for a person."""
+    if made["path"] is None:
+        return f"lamabench {made['version']} as installed"
+    if made["dirty"]:
+        return f"commit {made['commit'][:12]} with changes ({made['diff']})"
+    return f"commit {made['commit'][:12]}"

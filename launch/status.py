@@ -1,0 +1,202 @@
+"""How every run of a study stands, from one look at the queue, one at sacct, and the run's own files."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from ..harness.progress import describe
+from ..harness.record import read_lines
+from . import slurm
+from .submissions import Array, arrays
+from .sweep import Planned
+from .task import EXITS
+
+ACTIVE = ("queued", "preempted", "running")  # states in which SLURM has the run
+FAILED = ("failed", "oom", "timeout", "cancelled", "wrong")  # states that `sweep retry` does again
+# The last words that slurmstepd leaves in a log, where there is no sacct to ask.
+LAST_WORDS = {
+    "DUE TO TIME LIMIT": "TIMEOUT",
+    "oom_kill": "OUT_OF_MEMORY",
+    "Out Of Memory": "OUT_OF_MEMORY",
+    "DUE TO NODE FAILURE": "NODE_FAIL",
+    "CANCELLED AT": "CANCELLED",
+}
+ENDS = {
+    "TIMEOUT": ("timeout", "the time limit; sweep retry continues it, cluster.time_min=N gives it more"),
+    "DEADLINE": ("timeout", "the deadline passed"),
+    "OUT_OF_MEMORY": ("oom", "SLURM killed it for the host's memory; cluster.mem_gb=N gives it more"),
+    "CANCELLED": ("cancelled", "cancelled; sweep retry continues it"),
+    "PREEMPTED": ("failed", "preempted and not queued again; sweep retry continues it"),
+    "NODE_FAIL": ("failed", "its node was lost; sweep retry continues it"),
+    "BOOT_FAIL": ("failed", "its node did not boot; sweep retry continues it"),
+}
+
+
+@dataclass(frozen=True)
+class Standing:
+    """A run and how it stands. `job` is `ARRAY_TASK` of its newest submission, `requeued` how often SLURM started that
+    again, `reason` why it waits."""
+
+    run: Planned
+    state: str
+    error: str = ""
+    job: str | None = None
+    requeued: int = 0
+    reason: str = ""
+    log: Path | None = None
+    array: Array | None = None
+
+
+@dataclass(frozen=True)
+class Look:
+    """One look at SLURM: the tasks in the queue (None: it did not answer), the states that sacct has (None: there is no
+    sacct), and what to tell a person about either."""
+
+    live: dict[str, tuple[str, str]] | None
+    accounted: dict[str, list[tuple[str, str]]] | None
+    notes: tuple[str, ...] = ()
+
+
+def look(submitted: Sequence[Array], need_queue: bool = False) -> tuple[list[Array], Look]:
+    """Ask squeue and sacct once each. Raises SlurmError where `need_queue` and the queue does not answer.
+
+    Returns the arrays too, with the job ids of those whose submitter was killed before it could note them.
+    """
+    live, accounted, notes = None, None, []
+    try:
+        live = slurm.live((array.name for array in submitted), slurm.patiently if need_queue else slurm.call)
+    except slurm.SlurmError as error:
+        if need_queue:
+            raise
+        notes.append(f"squeue: {error}; what is queued or running is as old as sacct's news")
+    jobs = {name: key.split("_")[0] for key, (_, _, name) in (live or {}).items()}
+    known = [array if array.job else replace(array, job=jobs.get(array.name)) for array in submitted]
+    known = [array for array in known if array.job]
+    try:
+        if known:
+            first = datetime.fromisoformat(min(array.time for array in known)).astimezone() - timedelta(minutes=5)
+            accounted = slurm.accounted([str(array.job) for array in known], f"{first:%Y-%m-%dT%H:%M:%S}")
+    except slurm.SlurmError as error:
+        notes.append(f"sacct: {error}; how runs ended is told by their own files")
+    states = None if live is None else {key: (state, reason) for key, (state, reason, _) in live.items()}
+    return known, Look(states, accounted, tuple(notes))
+
+
+def standings(runs: Sequence[Planned], home: Path, need_queue: bool = False) -> tuple[list[Standing], Look]:
+    """How every run stands. `need_queue` as in `look`."""
+    submitted, seen = look(list(arrays(home)), need_queue)
+    newest = {task["info"]["id"]: (array, number) for array in submitted for number, task in enumerate(array.tasks)}
+    return [_standing(run, newest.get(run.info["id"]), seen) for run in runs], seen
+
+
+def _standing(run: Planned, task: tuple[Array, int] | None, seen: Look) -> Standing:
+    if task is None:
+        state = run.state()
+        return Standing(run, state, (run.error() or "") if state not in ("running", "done") else "")
+    array, number = task
+    key, log = array.key(number), array.log(number)
+    attempts = [line for line in read_lines(run.folder / "attempts.jsonl") if line["job"] == key]
+    rows = (seen.accounted or {}).get(key, [])
+    starts = sum(line["event"] == "start" for line in attempts)
+    about: dict[str, Any] = {"job": key, "log": log, "array": array}
+    if not run.missing():
+        return Standing(run, "done", requeued=max(len(rows), starts, 1) - 1, **about)
+    state, reason = _queued(key, seen, rows)
+    if state in slurm.LIVE:
+        waiting = state in slurm.WAITING
+        # While it waits, every start so far is one that ended.
+        times = max(len(rows) - 1, starts - (not waiting), 0)
+        word = ("preempted" if times else "queued") if waiting else "running"
+        return Standing(run, word, requeued=times, reason=reason if waiting else "", **about)
+    state, error = _ended(run, rows, attempts, log)
+    return Standing(run, state, error, requeued=max(len(rows), starts, 1) - 1, **about)
+
+
+def _queued(key: str, seen: Look, rows: Sequence[tuple[str, str]]) -> tuple[str, str]:
+    """The state of a task that SLURM still has, and the reason; empty for one that has ended."""
+    if seen.live is not None:
+        return seen.live.get(key, ("", ""))
+    return (rows[-1][0], "") if rows else ("", "")
+
+
+def _ended(run: Planned, rows: Sequence[tuple[str, str]], attempts: Sequence[dict], log: Path) -> tuple[str, str]:
+    """State and error of a run that is not done and that SLURM no longer has."""
+    began = max((place for place, line in enumerate(attempts) if line["event"] == "start"), default=None)
+    now = attempts[began:] if began is not None else []
+    # Only what this attempt wrote: older records are of attempts that were retried.
+    records = run.records()[now[0]["records"] :] if now else []
+    if records and records[-1]["state"] != "done":
+        return records[-1]["state"], records[-1]["error"]
+    last = _last_line(log)
+    for line in reversed(now):
+        if line.get("error"):
+            return "failed", line["error"]
+    state, code = rows[-1] if rows else ("", "")
+    if state in slurm.LIVE or not state:  # sacct lags, or is not there
+        state = next((found for words, found in LAST_WORDS.items() if words in last), "")
+    if state in ENDS:
+        return ENDS[state]
+    if (number := int(code.split(":")[0] or 0) if code else 0) in EXITS:
+        return "failed", EXITS[number]
+    if code.endswith(":9"):
+        return "failed", "killed (signal 9), perhaps for its memory: cluster.mem_gb=N gives it more"
+    stopped = next((line["signal"] for line in now if line["event"] == "stop"), None)
+    if stopped:
+        return "cancelled", f"saved on {stopped} and not queued again; sweep retry continues it"
+    if not last and not now and state in ("", *slurm.LIVE):
+        return "cancelled", "left the queue without a start; sweep retry queues it again"
+    return "failed", last or f"no word of it: {log} is {'empty' if log.is_file() else 'not there'}"
+
+
+def _last_line(log: Path) -> str:
+    """The last line of a log that says something; SLURM's own word on the job's end where there is one."""
+    try:
+        with open(log, "rb") as file:
+            file.seek(max(0, file.seek(0, 2) - 4096))
+            lines = [line.strip() for line in file.read().decode(errors="replace").splitlines()]
+    except OSError:
+        return ""
+    said = [line for line in lines if line]
+    ends = [line for line in said[-4:] if any(words in line for words in LAST_WORDS)]
+    return (ends or said or [""])[-1][:500]
+
+
+def rows(found: Sequence[Standing]) -> list[dict[str, Any]]:
+    """A row a run, for a table or JSON."""
+    made = []
+    for standing in found:
+        run, progress = standing.run, standing.run.progress()
+        times = f" ×{standing.requeued}" if standing.requeued else ""
+        working = describe(progress) if standing.state == "running" and progress else ""
+        if standing.state == "running" and times:
+            working = f"{working}  (preempted{times})".strip()
+        made.append(
+            {
+                "run": run.name,
+                "id": run.info["id"],
+                "state": standing.state,
+                "shown": f"preempted{times}" if standing.state == "preempted" else standing.state,
+                "requeued": standing.requeued,
+                "job": standing.job,
+                "to do": " ".join(run.missing()),
+                "progress": working or standing.reason.replace("None", ""),
+                "error": standing.error,
+                "log": str(standing.log) if standing.log else None,
+                "folder": str(run.folder),
+            }
+        )
+    return made
+
+
+def strays(runs: Sequence[Planned], home: Path) -> list[Path]:
+    """Folders of runs that are not in the study (any more), nor what one of its runs takes its checkpoint from."""
+    kept = {run.folder.resolve() for run in runs} | {Path(s) for run in runs if (s := run.info.get("source"))}
+    found = sorted(path.parent for path in home.parent.glob("*/config.json"))
+    return [folder for folder in found if folder.resolve() not in kept]
+
+
+def info_of(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "config.json").read_text())

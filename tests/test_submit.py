@@ -1,0 +1,395 @@
+"""Sweeps on SLURM as far as they need no SLURM: clusters, batch files, snapshots, stopping, and how runs stand."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+import yaml
+from lamabench.ablations.study import Study
+from lamabench.harness.record import append, entry, read_lines
+from lamabench.harness.run import create
+from lamabench.kernels.errors import InputError
+from lamabench.launch import cluster as clusters
+from lamabench.launch import slurm, snapshot, submissions
+from lamabench.launch.cli import main
+from lamabench.launch.cluster import ClusterConfig, load
+from lamabench.launch.status import Look, Standing, rows, standings
+from lamabench.launch.submit import drafts, load_over, queue_of
+from lamabench.launch.sweep import plan
+from lamabench.launch.task import Attempt
+from safetensors.torch import load_file
+
+SMALL = {"model": "dit_nano", "model.depth": 1, "model.hidden_size": 16, "model.num_heads": 2, "data": "digits",
+         "data.size": 8, "train.batch_size": 4, "train.precision": "float32", "run.device": "cpu"}  # fmt: skip
+
+
+def study(root, axes, **more):
+    return Study("s", "?", base={**SMALL, "run.root": str(root), **more}, axes=axes, stages=["train"])
+
+
+@pytest.mark.parametrize("name", clusters.choices())
+def test_committed_clusters_load(name):
+    assert load(name).kind == ("local" if name == "local" else "slurm")
+
+
+def test_the_example_explains_every_setting_but_those_of_several_gpus():
+    text = (clusters.FOLDER / "example.yaml").read_text()
+    assert {key for key in asdict(ClusterConfig()) if f"\n{key}:" not in text} == {"nodes", "tasks_per_node"}
+
+
+BAD = [
+    ("slrum", [], r"unknown cluster 'slrum' \(did you mean 'slurm'\?\); choices: example, local, slurm, or a path"),
+    ("slurm", ["cluster.mem=4"], r"unknown key in cluster 'mem' \(did you mean 'mem_gb'\?\)"),
+    ("slurm", ["cluster.cpus=many"], "'many'"),
+    ("slurm", ["cluster.time_min=0"], "cluster.time_min must be above 0, not 0"),
+    ("slurm", ["cluster.signal_s=3600"], "cluster.signal_s 3600 is not before the end of cluster.time_min 60"),
+    ("slurm", ["cluster.options=[exclude]"], "options of sbatch such as --exclude=node013"),
+    ("bad.yaml", [], "bad.yaml: unknown key 'partitoin'"),
+    ("list.yaml", [], "list.yaml: a cluster is a mapping"),
+    ("type.yaml", [], "type.yaml: .*'x'"),
+]
+
+
+@pytest.mark.parametrize(("name", "settings", "message"), BAD)
+def test_bad_clusters_are_one_line(name, settings, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("bad.yaml").write_text("partitoin: a")
+    Path("list.yaml").write_text("- a")
+    Path("type.yaml").write_text("cpus: x")
+    with pytest.raises(InputError, match=message) as caught:
+        load(name, settings)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_cluster_is_no_part_of_a_run(tmp_path):
+    plain = plan(study(tmp_path, {"train.lr": [1e-4, 2e-4]}))
+    asked = plan(study(tmp_path, {"train.lr": [1e-4, 2e-4]}, **{"cluster.time_min": 7}), ["cluster.mem_gb=3"])
+    assert [run.info for run in plain] == [run.info for run in asked]
+    assert asked[0].cluster == ("cluster.time_min=7", "cluster.mem_gb=3")
+    with pytest.raises(InputError, match="unknown key in cluster 'men_gb'"):
+        plan(study(tmp_path, {"train.lr": [1e-4]}), ["cluster.men_gb=3"])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["submit"], "name the cluster to submit to"),
+        (["submit", "cluster=local"], "has no queue: lamabench sweep run"),
+        (["submit", "cluster=slurm", "cluster.nodes=2"], "training takes one GPU today"),
+        (["run", "cluster=slurm"], "sweep run works on this machine"),
+        (["retry", "train.batch_size=2"], "would not repeat a run but make another one"),
+        (["plan", "cluster=slrum"], "unknown cluster 'slrum'"),
+    ],
+)
+def test_mistakes_are_one_line_and_leave_nothing(words, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    action, *settings = words
+    assert main(["sweep", action, "demo", "--dirty", *settings]) == 2
+    err = capsys.readouterr().err
+    assert message in err and err.count("\n") == 1 and list(tmp_path.iterdir()) == []
+
+
+def test_a_batch_file_is_bash_and_asks_for_what_the_cluster_says(tmp_path):
+    asked = load("example", ["cluster.mem_gb=0.5", "cluster.parallel=4"])
+    text = slurm.script(asked, "n", 12, "echo ran", tmp_path / "a b" / "%A_%a.log", "/code dir")
+    wanted = (
+        "array=0-11%4 partition=gpu account=my-project qos=normal constraint=a100 time=720 cpus-per-task=8 mem=512M"
+    )
+    wanted += " gpus-per-node=1 signal=USR2@120 requeue open-mode=append exclude=node013"
+    for line in [*wanted.split(), f'output="{tmp_path}/a b/%A_%a.log"']:
+        assert f"\n#SBATCH --{line}\n" in text
+    asked = replace(asked, setup=["export MINE=1"])
+    text = slurm.script(asked, "n", 1, "env", tmp_path / "log", "/code dir")
+    probe = 'srun() { "$@"; }\n' + text
+    env = {"PATH": os.environ["PATH"], "SLURM_CPUS_PER_TASK": "3", "PYTHONPATH": "/mine"}
+    said = subprocess.run(
+        ["bash", "-c", probe], env=env, capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    assert {
+        "PYTHONPATH=/code dir:/mine",
+        "OMP_NUM_THREADS=3",
+        "SRUN_CPUS_PER_TASK=3",
+        "MINE=1",
+        "PYTHONSAFEPATH=1",
+    } <= {*said}
+
+
+def test_plan_prints_the_batch_files(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    base = {**SMALL, "cluster.time_min": 90}
+    data = {"question": "?", "base": base, "variants": {"a": {}, "b": {"model.depth": 2, "cluster.gpus": 2}}}
+    Path("mine.yaml").write_text(yaml.safe_dump(data))
+    assert main(["sweep", "plan", "mine.yaml", "cluster=slurm", "--parallel", "2", "cluster.gpus=1"]) == 0
+    out = capsys.readouterr().out
+    assert "asked for: 2 runs, 3 GPU-hours" in out and out.count("#!/bin/bash") == 1  # the command's word is the last
+    assert "\n#SBATCH --array=0-1%2\n" in out
+    assert main(["sweep", "plan", "mine.yaml", "cluster=slurm"]) == 0
+    out = capsys.readouterr().out
+    assert "asked for: 2 runs, 3 GPU-hours" in out and out.count("--gpus-per-node=2\n") == 1 == out.count("array 1:")
+    assert not Path("runs").exists()
+
+
+def test_arrays_are_of_one_request_and_no_longer_than_allowed(tmp_path):
+    runs = plan(study(tmp_path, {"train.lr": [1e-4, 2e-4, 3e-4], "sample.guidance": [1.0, 2.0]}))
+    found = [Standing(run, "planned") for run in runs]
+    small, large = ClusterConfig(), ClusterConfig(mem_gb=9)
+    asked = {run.info["id"]: large if "0.0003" in run.name else small for run in runs}
+
+    def shape(most, parallel=None):
+        requests = {key: replace(value, parallel=parallel) for key, value in asked.items()}
+        return [
+            (draft.cluster.mem_gb, [task["info"]["name"] for task in draft.tasks], draft.after)
+            for draft in drafts(found, found, requests, most)
+        ]
+
+    assert shape(100) == [
+        (None, ["0.0001-1.0", "0.0002-1.0"], ()),
+        (9, ["0.0003-1.0"], ()),
+        (None, ["0.0001-2.0", "0.0002-2.0"], (0,)),
+        (9, ["0.0003-2.0"], (1,)),
+    ]
+    assert [after for *_, after in shape(1)] == [(), (), (), (0,), (1,), (2,)]
+    assert [after for *_, after in shape(1, parallel=1)] == [(), (0,), (), (0,), (1, 3), (2,)]
+
+
+def test_task_ids():
+    assert slurm.tasks_of("7_3") == ["7_3"] and slurm.tasks_of("7") == ["7"]
+    assert slurm.tasks_of("7_[1,3-5%2]") == ["7_1", "7_3", "7_4", "7_5"]
+
+
+def test_a_retry_keeps_what_was_asked_for():
+    given = replace(load("example"), time_min=33)
+    assert load_over(given, []) == given
+    assert load_over(given, ["cluster.mem_gb=128", "cluster.setup=[]"]) == replace(given, mem_gb=128, setup=[])
+    with pytest.raises(InputError, match="unknown key in cluster 'men'"):
+        load_over(given, ["cluster.men=1"])
+    with pytest.raises(InputError, match="name the cluster"):
+        queue_of(None, [], None)
+
+
+def git(folder, *words):
+    command = ["git", "-C", str(folder), "-c", "user.name=a", "-c", "user.email=a@b", *words]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+@pytest.fixture
+def checkout(tmp_path, monkeypatch):
+    """A small repository in the place of ours."""
+    folder = tmp_path / "checkout"
+    for name in ("kernels/a.py", "harness/provenance.py", "ablations/s.yaml", "README.md"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(f"# {name}\n")
+    git(tmp_path, "init", "-q", str(folder))
+    git(folder, "add", "-A")
+    git(folder, "commit", "-q", "-m", "all")
+    monkeypatch.setattr(snapshot, "ROOT", folder)
+    monkeypatch.setattr(snapshot, "code", lambda: {"commit": git(folder, "rev-parse", "HEAD").strip(), "dirty": False})
+    return folder
+
+
+def test_a_snapshot_is_the_committed_tree(checkout, tmp_path):
+    commit = git(checkout, "rev-parse", "HEAD").strip()
+    snapshot.check(dirty=False)
+    made = snapshot.freeze(tmp_path / "code")
+    code = Path(made["path"]) / "lamabench"
+    assert {path.relative_to(code).as_posix() for path in code.rglob("*") if path.is_file()} == {
+        "kernels/a.py", "harness/provenance.py", "ablations/s.yaml", "SNAPSHOT.json",
+    }  # fmt: skip
+    assert json.loads((code / "SNAPSHOT.json").read_text())["commit"] == commit == made["commit"]
+    assert snapshot.freeze(tmp_path / "code") == made and len(list((tmp_path / "code").iterdir())) == 1
+    (checkout / "notes.txt").write_text("mine")
+    snapshot.check(dirty=False)  # not code
+
+    (checkout / "kernels" / "a.py").write_text("# changed\n")
+    (checkout / "kernels" / "b.py").write_text("# new\n")
+    with pytest.raises(InputError, match=r"kernels/a\.py, kernels/b\.py\): commit them, or give --dirty"):
+        snapshot.check(dirty=False)
+    snapshot.check(dirty=True)
+    dirty = snapshot.freeze(tmp_path / "code")
+    assert dirty["dirty"] and dirty["path"] != made["path"]
+    assert (code / "kernels" / "a.py").read_text() == "# kernels/a.py\n"
+    assert (Path(dirty["path"]) / "lamabench" / "kernels" / "b.py").read_text() == "# new\n"
+    assert git(checkout, "status", "--porcelain").split() == [
+        "M",
+        "kernels/a.py",
+        "??",
+        "kernels/b.py",
+        "??",
+        "notes.txt",
+    ]
+    git(checkout, "stash", "-u")
+    git(checkout, "apply", dirty["diff"])  # what was saved makes the tree again
+    assert (checkout / "kernels" / "a.py").read_text() == "# changed\n" and (checkout / "kernels" / "b.py").exists()
+
+
+def test_an_installed_package_is_its_own_snapshot(tmp_path, monkeypatch):
+    monkeypatch.setattr(snapshot, "code", lambda: {"commit": None, "dirty": None})
+    snapshot.check(dirty=False)
+    made = snapshot.freeze(tmp_path / "code")
+    assert made["path"] is None and made["version"] == "0.1.0" and not list(tmp_path.iterdir())
+    assert snapshot.words(made) == "lamabench 0.1.0 as installed"
+    assert "PYTHONPATH" not in slurm.script(ClusterConfig(), "n", 1, "true", tmp_path / "log", made["path"])
+
+
+WORK = """
+import sys
+from pathlib import Path
+from lamabench.harness import stop
+stop.listen()
+from lamabench.harness.progress import Progress
+from lamabench.harness.run import execute
+print("ready", flush=True)
+try:
+    execute(Path(sys.argv[1]), ["train", "sample"], Progress(Path(sys.argv[1]), every=0.0))
+except stop.Stopped as error:
+    print(error, flush=True)
+"""
+
+
+def test_a_signal_stops_a_run_at_a_step_and_it_goes_on_bit_for_bit(tmp_path):
+    """As SLURM sends it: to every process of the step, those that load data too."""
+    more = {"train.steps": 80, "run.log_every": 7, "run.checkpoint_every": 50, "run.workers": 2}
+    more |= {"sample.count": 12, "sample.method": "ddim", "sample.steps": 3, "sample.batch_size": 1}
+    folders = []
+    for root, signals in (("whole", []), ("stopped", [signal.SIGUSR2, signal.SIGTERM])):
+        (run,) = plan(study(tmp_path / root, {"train.lr": [1e-3]}, **more))
+        folders.append(create(run.info))
+        for number in [*signals, None]:
+            process = subprocess.Popen([sys.executable, "-c", WORK, str(run.folder)], stdout=subprocess.PIPE, text=True,
+                                       stderr=subprocess.DEVNULL, start_new_session=True)  # fmt: skip
+            before = (run.folder / "progress.json").stat().st_mtime_ns if number and run.progress() else 0
+            while number and process.poll() is None:
+                if run.progress() and (run.folder / "progress.json").stat().st_mtime_ns != before:
+                    os.killpg(process.pid, number)
+                    break
+                time.sleep(0.005)
+            out, _ = process.communicate(timeout=120)
+            assert process.returncode == 0 and out.split() == [
+                "ready",
+                *(["stopped", "by", number.name] if number else []),
+            ]
+    whole, stopped = folders
+    assert len(read_lines(stopped / "record.jsonl")) == 2
+    for step in (50, 80):
+        one, two = (load_file(folder / "checkpoints" / f"step-{step:08d}.safetensors") for folder in folders)
+        assert one.keys() == two.keys() and all(one[key].equal(two[key]) for key in one)
+    metrics = [[{**line, "seconds": 0} for line in read_lines(folder / "metrics.jsonl")] for folder in folders]
+    assert metrics[0] == metrics[1]
+    assert (whole / "samples.npz").read_bytes() == (stopped / "samples.npz").read_bytes()
+
+
+def submitted(home, runs, job="7"):
+    made = submissions.Draft(ClusterConfig(), [{"info": run.info, "stages": list(run.stages)} for run in runs])
+    (array,) = submissions.write(home, "s", [made], lambda *_: "#!/bin/bash\n", {"path": None})
+    submissions.job_file(array.folder, 0).write_text(f"{job}\n")
+    return array
+
+
+def test_what_was_submitted_is_read_back(tmp_path):
+    runs = plan(study(tmp_path, {"train.lr": [1e-4, 2e-4]}))
+    home = submissions.home_of(runs[0].folder)
+    first, second = submitted(home, runs[:1]), submitted(home, runs[1:], "8")
+    assert [(array.name, array.job, array.folder.name) for array in submissions.arrays(home)] == [
+        (first.name, "7", "0001"),
+        (second.name, "8", "0002"),
+    ]
+    assert first.name != second.name and next(submissions.arrays(home)).tasks == first.tasks
+    assert submissions.remembered(home) == [] and not list(home.glob(".new*"))
+
+
+def test_states_agree_with_what_slurm_and_the_run_say(tmp_path, monkeypatch):
+    """One run an outcome: what squeue and sacct gave, what the run wrote, and what is to come of it."""
+    start = {"event": "start", "records": 0}
+    killed = ("failed", "killed (signal 9)")
+    cases = [
+        # squeue, sacct, lines of attempts, records, log; state, error, requeued
+        (("PENDING", "Priority"), [("PENDING", "0:0")], [], [], "", "queued", "", 0),
+        (("PENDING", "BeginTime"), [("REQUEUED", "0:0"), ("PENDING", "0:0")], [start], [], "", "preempted", "", 1),
+        (("PENDING", "BeginTime"), [], [start, start], [], "", "preempted", "", 2),
+        (("RUNNING", "None"), [], [start, start, start], [], "", "running", "", 2),
+        (None, [("COMPLETED", "0:0")], [start], ["done"], "", "done", "", 0),
+        (None, [("FAILED", "1:0")], [start], ["oom"], "x", "oom", "why oom", 0),
+        (None, [("FAILED", "1:0")], [start], ["diverged"], "x", "diverged", "why diverged", 0),
+        (None, [], [start], ["failed"], "x", "failed", "why failed", 0),
+        (None, [("FAILED", "1:0")], [], [], "bash: module: not found", "failed", "bash: module: not found", 0),
+        (None, [("FAILED", "0:9")], [start], [], "x", *killed, 0),
+        (None, [("OUT_OF_MEMORY", "0:125")], [start], [], "x", "oom", "SLURM killed it", 0),
+        (None, [("TIMEOUT", "0:0")], [start], [], "x", "timeout", "the time limit", 0),
+        (None, [("RUNNING", "0:0")], [start], [], "*** STEP DUE TO TIME LIMIT ***", "timeout", "the time limit", 0),
+        (None, [], [start], [], "error: *** JOB 7 ON a CANCELLED AT 1 ***", "cancelled", "cancelled", 0),
+        (None, [], [], [], "", "cancelled", "left the queue without a start", 0),
+        (None, [("NODE_FAIL", "1:0")], [start], [], "x", "failed", "its node was lost", 0),
+        (None, [("FAILED", "28:0")], [start], [], "", "failed", "the disk of its folder is full", 0),
+        # Retried: the old record is of another attempt.
+        (None, [("TIMEOUT", "0:0")], [{**start, "records": 1}], ["failed"], "x", "timeout", "the time limit", 0),
+    ]  # fmt: skip
+    runs = plan(study(tmp_path, {"train.lr": [(1 + place) * 1e-4 for place in range(len(cases))]}))
+    home = submissions.home_of(runs[0].folder)
+    array = submitted(home, runs)
+    live, accounted = {}, {}
+    for place, (run, (queue, sacct, attempts, records, log, *_)) in enumerate(zip(runs, cases, strict=True)):
+        if attempts or records:
+            create(run.info)
+        for line in attempts:
+            append(run.folder / "attempts.jsonl", line | {"job": f"7_{place}"})
+        for state in records:
+            append(
+                run.folder / "record.jsonl",
+                entry("train", state, **({} if state == "done" else {"error": f"why {state}"})),
+            )
+        if log:
+            (array.folder / "logs" / f"7_{place}.log").write_text(f"train 1/5\n{log}\n\n")
+        live |= {f"7_{place}": queue} if queue else {}
+        accounted |= {f"7_{place}": sacct} if sacct else {}
+    seen = Look(live, accounted)
+    monkeypatch.setattr("lamabench.launch.status.look", lambda submitted, need_queue: (submitted, seen))
+    found, _ = standings(runs, home)
+    for one, (*_, state, error, requeued) in zip(found, cases, strict=True):
+        assert (one.state, one.requeued) == (state, requeued), one
+        assert one.error.startswith(error) and bool(one.error) == bool(error), one
+    assert [row["shown"] for row in rows(found)][1:3] == ["preempted ×1", "preempted ×2"]
+
+
+def test_a_run_that_gets_nowhere_is_not_queued_again_for_ever(tmp_path, monkeypatch):
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "0")
+    attempt = Attempt(tmp_path)
+    assert not attempt.stuck()
+    for _ in range(2):
+        assert not attempt.stuck()
+        attempt.note("stop", signal="SIGUSR2", mark=attempt.mark())
+    assert attempt.stuck()
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "step-00000001.safetensors").touch()
+    assert not attempt.stuck()
+
+
+def test_collect_and_prune_keep_to_the_study(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    path = Path("mine.yaml")
+
+    def write(rates):
+        path.write_text(
+            yaml.safe_dump({"question": "?", "base": SMALL, "axes": {"train.lr": rates}, "stages": ["cost"]})
+        )
+
+    write([1e-4, 2e-4])
+    for run in plan(Study("mine", "?", base=SMALL, axes={"train.lr": [1e-4, 2e-4]}, stages=["cost"])):
+        append(create(run.info) / "record.jsonl", entry("cost", macs=1))
+    assert main(["sweep", "collect", "mine.yaml", "--out", "both.jsonl"]) == 0
+    assert [line["name"] for line in read_lines(Path("both.jsonl"))] == ["0.0001", "0.0002"]
+    write([1e-4, 3e-4])
+    assert main(["sweep", "collect", "mine.yaml"]) == 1  # one of them is not done
+    (line,) = read_lines(Path("runs/mine/records.jsonl"))
+    assert (line["name"], line["model"], line["kind"]) == ("0.0001", "dit_nano", "cost") and "overrides" in line
+    capsys.readouterr()
+    assert main(["sweep", "prune", "mine.yaml"]) == 2
+    assert "0.0002" in capsys.readouterr().err and len(list(Path("runs/mine").glob("0*"))) == 2
+    assert main(["sweep", "prune", "mine.yaml", "--yes"]) == 0
+    assert [folder.name[:6] for folder in Path("runs/mine").glob("0*")] == ["0.0001"]
