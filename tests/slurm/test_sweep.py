@@ -30,6 +30,7 @@ BASE = {
 }  # fmt: skip
 STEPS = 4000  # more than what is left of a minute after a start
 HALF = str(STEPS // 2)
+COMMAND = (sys.executable, "-c", "import sys; from lamabench.launch.cli import main; sys.exit(main())")
 SLURM = ("cluster=slurm", "cluster.cpus=1", "cluster.mem_gb=1")
 
 
@@ -80,7 +81,7 @@ def long(node, tmp_path_factory):
     folder = tmp_path_factory.mktemp("long")
     write(folder / "long.yaml", axes={"train.steps": [STEPS]})
     for root, *words in (("limited", "cluster.time_min=1", "cluster.signal_s=15"), ("whole", "cluster.time_min=20")):
-        command = [shutil.which("lamabench") or "lamabench", "sweep", "submit", "long.yaml", "--dirty", *SLURM]
+        command = [*COMMAND, "sweep", "submit", "long.yaml", "--dirty", *SLURM]
         subprocess.run([*command, f"run.root={root}", *words], cwd=folder, check=True, stdout=subprocess.DEVNULL)
     return folder
 
@@ -134,7 +135,7 @@ def test_every_task_knows_its_rank(node, tmp_path):
 def test_two_submitters_queue_every_run_once(node, tmp_path, sweep):
     study = write(tmp_path / "two.yaml", axes={"train.lr": [1e-3, 2e-3, 3e-3]})
     command = [
-        shutil.which("lamabench"),
+        *COMMAND,
         "sweep",
         "submit",
         study,
@@ -216,7 +217,7 @@ def test_a_full_disk_is_said_and_mended(node, tmp_path, sweep):
         node.run("scontrol", "release", job)
         assert node.ended(job, 60) == ["FAILED"]
         row = sweep.status(study)["0.001"]
-        assert row["state"] == "failed" and "the disk of its folder is full" in row["error"]
+        assert row["state"] == "failed" and "the disk of its folder is full" in row["error"], row
         (disk / "other").unlink()
         (again,) = sweep.submit(study, "cluster.options=[]", action="retry")
         assert node.ended(again, 60) == ["COMPLETED"]
@@ -245,9 +246,8 @@ def test_jobs_run_the_code_that_was_submitted(node, tmp_path, long):
     study = write(tmp_path / "code.yaml", axes={"train.lr": [1e-3]}, base={**BASE, "train.steps": 10})
 
     def command(*words):
-        program = "import sys; from lamabench.launch.cli import main; sys.exit(main())"
         environment = {**os.environ, "PYTHONPATH": str(clone.parent)}
-        words = [sys.executable, "-c", program, "sweep", *words]
+        words = [*COMMAND, "sweep", *words]
         return subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True)
 
     done = command("submit", study, *SLURM, "cluster.options=[--hold]", "--json")
