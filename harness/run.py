@@ -26,6 +26,7 @@ from .progress import Progress
 from .provenance import pick_device, provenance
 from .record import KINDS, Run, append, entry, identity, read_run, write_atomically
 from .stop import Stopped
+from .timing import out_of_memory
 from .train import Diverged, check_fit, train
 
 STAGES = KINDS  # cost, train, sample, evaluate, bench: in the order in which they run
@@ -166,14 +167,18 @@ def execute(folder: Path, stages: Sequence[str], progress: Progress) -> None:
 def _state(error: Exception) -> str:
     if isinstance(error, Diverged):
         return "diverged"
-    # On a CPU torch has no exception of its own for it.
-    memory = isinstance(error, torch.cuda.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
-    return "oom" if memory else "failed"
+    return "oom" if out_of_memory(error) else "failed"
 
 
 def _one_line(error: Exception) -> str:
     text = " ".join(str(error).split())
     return text if isinstance(error, InputError | Diverged) else f"{type(error).__name__}: {text}"[:500]
+
+
+def is_trained(folder: Path) -> bool:
+    """Whether the run of that folder is there and its training is done."""
+    line = read_run(folder).last("train") if (folder / "config.json").is_file() else None
+    return line is not None and line["state"] == "done"
 
 
 def source_of(info: dict[str, Any], folder: Path) -> Path:

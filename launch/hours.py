@@ -47,7 +47,7 @@ def gpu_hours(info: Row, stages: Sequence[str], rows: Sequence[Row]) -> dict[str
             speeds[device] = max(speeds.get(device, 0.0), row["images_per_s"])
     if not speeds:
         changed = ", ".join(text for text in info["overrides"] if text.startswith("model."))
-        how = f"{settings.precision}, {config.train.compile}" + (", checkpointed" if settings.checkpointing else "")
+        how = f"{settings.precision}, {settings.compile}" + (", checkpointed" if settings.checkpointing else "")
         model = f"{info['model']} ({changed})" if changed else info["model"]
         return f"unknown (no bench record of {model} at side {config.model.input_size}, {how})"
     return {device: settings.steps * settings.batch_size / speed / 3600 for device, speed in speeds.items()}

@@ -1,6 +1,5 @@
 """How every run of a study stands, from one look at the queue, one at sacct, and the run's own files."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -196,7 +195,3 @@ def strays(runs: Sequence[Planned], home: Path) -> list[Path]:
     kept = {run.folder.resolve() for run in runs} | {Path(s) for run in runs if (s := run.info.get("source"))}
     found = sorted(path.parent for path in home.parent.glob("*/config.json"))
     return [folder for folder in found if folder.resolve() not in kept]
-
-
-def info_of(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "config.json").read_text())

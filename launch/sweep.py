@@ -16,8 +16,8 @@ import torch
 from ..ablations.study import Study, StudyError
 from ..harness.progress import clock
 from ..harness.progress import describe as describe_progress
-from ..harness.record import Run, identity, read_lines, read_run
-from ..harness.run import check_fit, create, describe, folder_of, is_locked, missing_stages
+from ..harness.record import Run, identity, read_lines
+from ..harness.run import check_fit, create, describe, folder_of, is_locked, is_trained, missing_stages
 from .cluster import load as load_cluster
 from .cluster import of_cluster
 from .compose import compose
@@ -41,10 +41,8 @@ class Planned:
 
     def ready(self) -> bool:
         """Whether the checkpoint that the run takes from another one is there, if it takes one."""
-        if (source := self.info.get("source")) is None:
-            return True
-        trained = read_run(Path(source)).last("train") if (Path(source) / "config.json").is_file() else None
-        return trained is not None and trained["state"] == "done"
+        source = self.info.get("source")
+        return source is None or is_trained(Path(source))
 
     def missing(self) -> list[str]:
         """The stages that are not done."""

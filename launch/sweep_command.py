@@ -12,7 +12,7 @@ from typing import Any
 
 from ..ablations import study as studies
 from ..ablations.study import Study
-from ..harness.record import read_lines, write_lines
+from ..harness.record import read_run, write_lines
 from ..harness.run import is_locked
 from ..kernels.errors import InputError
 from . import cluster as clusters
@@ -194,11 +194,11 @@ def _prune(args: argparse.Namespace, study: Study, runs: list[Planned], cluster:
     busy = {task["info"]["id"] for one in submitted for n, task in enumerate(one.tasks) if one.key(n) in live}
     folders = []
     for folder in status.strays(runs, home):
-        info = status.info_of(folder)
-        if is_locked(folder) or info["id"] in busy:
+        run = read_run(folder)
+        if is_locked(folder) or run.info["id"] in busy:
             print(f"{folder}: left, it is queued or running (sweep cancel)", file=sys.stderr)
             continue
-        done = [line["kind"] for line in read_lines(folder / "record.jsonl") if line["state"] == "done"]
+        done = [line["kind"] for line in run.records if line["state"] == "done"]
         print(f"{folder}: done {' '.join(done) or 'nothing'}", file=sys.stderr)
         folders.append(folder)
     if not folders:

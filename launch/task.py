@@ -169,13 +169,10 @@ def _attempt(path: Path, index: int, array: dict[str, Any]) -> int:
 
 def _work(folder: Path, info: dict[str, Any], stages: list[str]) -> None:
     from ..harness.progress import Progress
-    from ..harness.record import read_run
-    from ..harness.run import Busy, execute
+    from ..harness.run import Busy, execute, is_trained
 
-    if (source := info.get("source")) is not None:
-        trained = read_run(Path(source)).last("train") if (Path(source) / "config.json").is_file() else None
-        if trained is None or trained["state"] != "done":
-            raise RuntimeError(f"not started: the training of {source} did not end")
+    if (source := info.get("source")) is not None and not is_trained(Path(source)):
+        raise RuntimeError(f"not started: the training of {source} did not end")
     end = time.monotonic() + BUSY_S
     while True:
         try:
