@@ -182,16 +182,19 @@ class AttentionBlock(nn.Module):
         batch, channels = x.shape[:2]
         flat = x.flatten(2)
         lead = (3, self.num_heads) if self.new_order else (self.num_heads, 3)
-        qkv = self.qkv(self.norm(flat)).view(batch, *lead, channels // self.num_heads, -1).transpose(-1, -2)
-        q, k, v = qkv.unbind(1 if self.new_order else 2)
-        out = attention(q, k, v, backend=self.operators["attention"])
-        out = self.proj_out(out.transpose(-1, -2).reshape(batch, channels, -1))
-        return (flat + out).view(x.shape)
+        # Convolutions of width 1 as what they are, matrix products: attention wants channels last, as they leave them.
+        qkv = F.linear(self.norm(flat).transpose(1, 2), self.qkv.weight.squeeze(-1), self.qkv.bias)
+        parts = qkv.view(batch, -1, *lead, channels // self.num_heads).unbind(2 if self.new_order else 3)
+        q, k, v = (part.transpose(1, 2) for part in parts)
+        out = attention(q, k, v, backend=self.operators["attention"]).transpose(1, 2).flatten(2)
+        out = F.linear(out, self.proj_out.weight.squeeze(-1), self.proj_out.bias)
+        return (flat + out.transpose(1, 2)).view(x.shape)
 
     def own_macs(self, x: Tensor) -> int:
         batch, channels, height, width = x.shape
         tokens = height * width
-        return macs(batch, self.num_heads, tokens, tokens, channels // self.num_heads)
+        projections = batch * tokens * (self.qkv.weight.numel() + self.proj_out.weight.numel())
+        return projections + macs(batch, self.num_heads, tokens, tokens, channels // self.num_heads)
 
 
 class Layers(nn.ModuleList):

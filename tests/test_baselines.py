@@ -108,22 +108,28 @@ def test_nano_presets_are_alike(name):
 
 @pytest.mark.parametrize("name", ["dit_nano", "unet_nano", "adm_64"])
 def test_costs_on_the_meta_device(name):
-    """What the attention modules declare is what torch counts in batched products, and all of it, with the parts."""
+    """What an attention module declares is what torch counts within it, but for the modules that it calls."""
     net = on_meta(registry.preset(name).config)
     size = net.config.input_size
-    declared = []
-    for module in net.modules():
+    declared = {}
+    for name, module in net.named_modules():
         if hasattr(module, "own_macs"):
             assert module.part == "attention"
             assert module.operators == {"attention": "auto"}
             module.operators["attention"] = "reference"
-            module.register_forward_hook(lambda module, inputs, out: declared.append(module.own_macs(*inputs)))
+            module.register_forward_hook(
+                lambda module, inputs, out, name=name: declared.update({name: module.own_macs(*inputs)})
+            )
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
         labels = torch.zeros(3, dtype=torch.long)
         out = net(torch.empty(3, net.config.in_channels, size, size), labels, labels)
     assert out.shape == (3, 2 * net.config.in_channels, size, size)
+    counts = {name: sum(operators.values()) for name, operators in counter.get_flop_counts().items()}
     assert declared
-    assert 2 * sum(declared) == counter.get_flop_counts()["Global"][torch.ops.aten.bmm]
+    for name, macs in declared.items():
+        whole = f"{type(net).__name__}.{name}"
+        called = [f"{whole}.{child}" for child, _ in net.get_submodule(name).named_children()]
+        assert 2 * macs == counts[whole] - sum(counts.get(child, 0) for child in called)
 
 
 @pytest.mark.parametrize(("config", "parts"), [(DIT_TINY, {"attention", "mlp", "conditioning"}),

@@ -114,11 +114,21 @@ def test_a_backend_is_found_within_a_traced_call(operator):
     assert torch.equal(traced(torch.zeros(1)), name_length(torch.zeros(1)))
 
 
+def relative_rms(found: list[Tensor], exact: list[Tensor]) -> float:
+    """The root mean square, over tensors, of their relative errors."""
+    errors = [(one - true).norm() / true.norm().clamp_min(1e-9) for one, true in zip(found, exact, strict=True)]
+    return torch.stack(errors).square().mean().sqrt().item()
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("name", CONFIGS)
 def test_compiled_for_the_gpu(name, checkpointing):
-    """What `train.compile` runs: code made by torch for the whole graph, around the backends that `auto` takes."""
+    """What `train.compile` runs: code made by torch for the whole graph, around the backends that `auto` takes.
+
+    Tensor by tensor in float32. Compiled, bfloat16 rounds elsewhere than eager does, equally often, and the error of a
+    gradient of eight numbers is one draw, up to three times that of another: there all tensors are held together.
+    """
     net, batch = network(CONFIGS[name], "cuda")
     select_backends(net, {}, "cuda")
     wide = copy.deepcopy(net).double()
@@ -127,8 +137,9 @@ def test_compiled_for_the_gpu(name, checkpointing):
     call = compiled(net, "compile")
     for step in (train_step, evaluate):
         exact = step(wide, wide, [batch[0].double(), *batch[1:]])
-        for dtype, floor in ((torch.float32, 1e-5), (torch.bfloat16, 2**-8)):  # 1e-5: exponentials of 22 bits
-            hold(step(net, call, batch, dtype), step(net, net, batch, dtype), exact, floor)
+        hold(step(net, call, batch), step(net, net, batch), exact, 1e-5)  # exponentials of 22 bits
+        got, plain = step(net, call, batch, torch.bfloat16), step(net, net, batch, torch.bfloat16)
+        assert relative_rms(got, exact) <= 2 * relative_rms(plain, exact) + 2**-8
 
 
 def measured(net, batch, step=train_step) -> tuple[list[Tensor], int, Counter]:

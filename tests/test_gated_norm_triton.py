@@ -214,5 +214,6 @@ def test_compiled_in_one_graph():
     out = compiled(*inputs)
     results = [out, *torch.autograd.grad(out, inputs, torch.ones_like(out))]
     out = op.gated_norm(*inputs, backend="triton")
-    for one, other in zip(results, [out, *torch.autograd.grad(out, inputs, torch.ones_like(out))], strict=True):
-        assert torch.equal(one, other)
+    eager = [out, *torch.autograd.grad(out, inputs, torch.ones_like(out))]
+    assert all(torch.equal(one, other) for one, other in zip(results[:3], eager[:3], strict=True))
+    torch.testing.assert_close(results[3:], eager[3:], rtol=1e-5, atol=1e-4)  # the last sums are torch's, in its order

@@ -148,13 +148,14 @@ def test_strided_inputs(backend):
 @pytest.mark.gpu
 def test_torch_checks_of_the_cuda_operator():
     inputs, paths = make(*SMALL[1], torch.float32, "cuda")
-    torch.library.opcheck(torch.ops.lamabench.selective_scan_cuda.default, (*inputs, *paths))
+    for keep in (False, True):
+        torch.library.opcheck(torch.ops.lamabench.selective_scan_cuda.default, (*inputs, *paths, keep))
 
 
 KERNELS = {
     "scan_prepare.cu": ("prepare_tokens", {}),
-    "scan_forward.cu": ("scan_forward", {"W_REGISTERS": 1, "BLOCKS_AN_SM": 2}),
-    "scan_backward.cu": ("scan_backward", {"WARPS": 4, "BLOCKS_AN_SM": 2}),
+    "scan_forward.cu": ("scan_forward", {"W_REGISTERS": 1, "BLOCKS_AN_SM": 2, "KEEP": 1}),
+    "scan_backward.cu": ("scan_backward", {"WARPS": 4, "BLOCKS_AN_SM": 2, "KEPT": 0}),
 }
 
 

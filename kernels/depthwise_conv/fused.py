@@ -29,7 +29,7 @@ def _rows(x: Tensor) -> Tensor:
 def _tiles(x: Tensor, channels: int, columns: int) -> tuple[dict[str, int], int, int]:
     """The constants of a kernel, and how many programs share the channels and the columns of an image."""
     tile = {"T": columns, "BE": channels} if x.is_cuda else INTERPRETED
-    threads = -(-x.shape[2] // tile["T"])
+    threads = -(-int(x.shape[2]) // tile["T"])  # a number even where torch.compile has a symbol
     groups = min(GROUPS, 1 << (threads - 1).bit_length())
     constants = {"E": x.shape[3], "XW": x.stride(2), **tile, "G": groups, "num_warps": groups}
     return constants, -(-x.shape[3] // tile["BE"]), -(-threads // groups)
@@ -64,8 +64,9 @@ def rows_of_a_program(height: int, warps: int) -> int:
 
 
 @torch.library.custom_op("lamabench::depthwise_conv_silu_backward", mutates_args=())
-def conv_backward(grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of x and weight, and that of a bias [E] whether there is one or not, in the type of weight."""
+def conv_backward(grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The gradient of x, and float32 parts [parts, k² + 1, E] that add up to those of weight and of a bias, whether
+    there is one or not."""
     from . import fused_kernels
 
     kernel: Any = fused_kernels.backward  # Any: type checkers take a kernel for a function
@@ -81,8 +82,7 @@ def conv_backward(grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) 
             grad.contiguous(), x, weight.contiguous(), bias, g_x, partial, *x.stride()[:2], height, width,
             K=k, **constants, maxnreg=REGISTERS_BACKWARD.get(k), enable_fp_fusion=True,
         )  # fmt: skip
-    sums = partial.sum(0).to(weight.dtype)
-    return g_x, sums[:-1].t().clone(memory_format=torch.contiguous_format).view(weight.shape), sums[-1].clone()
+    return g_x, partial
 
 
 @conv_forward.register_fake
@@ -92,7 +92,9 @@ def _(x, weight, bias):
 
 @conv_backward.register_fake
 def _(grad, x, weight, bias):
-    return x.new_empty(x.shape), weight.new_empty(weight.shape), weight.new_empty(x.shape[-1])
+    k = int(weight.shape[-1])
+    _, _, spans = _tiles(_rows(x), CHANNELS_BACKWARD, COLUMNS_BACKWARD[k])
+    return x.new_empty(x.shape), x.new_empty(x.shape[0] * spans, k * k + 1, x.shape[-1], dtype=torch.float32)
 
 
 def _setup_context(ctx, inputs, output) -> None:
@@ -101,8 +103,10 @@ def _setup_context(ctx, inputs, output) -> None:
 
 def _backward(ctx, grad):
     x, weight, bias = ctx.saved_tensors
-    g_x, g_weight, g_bias = conv_backward(grad, x, weight, bias)
-    return g_x, g_weight, None if bias is None else g_bias.to(bias.dtype)
+    g_x, partial = conv_backward(grad, x, weight, bias)
+    sums = partial.sum(0)  # not in the operator: torch.compile fuses it with what follows
+    g_weight = sums[:-1].t().reshape(weight.shape).to(weight.dtype)
+    return g_x, g_weight, None if bias is None else sums[-1].to(bias.dtype)
 
 
 conv_forward.register_autograd(_backward, setup_context=_setup_context)

@@ -26,14 +26,14 @@ def _rows(x: Tensor) -> Tensor:
 
 def _tiles(y: Tensor, warps_at_a_time: int) -> tuple[dict[str, int], int]:
     """The constants of a kernel for y [rows, E], and how many programs share the rows."""
-    channels = y.shape[1]
+    channels = int(y.shape[1])  # a number even where torch.compile has a symbol
     size = max(32, (1 << (channels - 1).bit_length()) // TILES)
     warps = max(1, size // 64)  # two channels of every tile for a thread
     programs = INTERPRETED
     if y.is_cuda:
         processors = torch.cuda.get_device_properties(y.device).multi_processor_count
         programs = processors * max(1, warps_at_a_time // warps)
-    return {"E": channels, "BE": size, "num_warps": warps}, max(1, min(programs, len(y)))
+    return {"E": channels, "BE": size, "num_warps": warps}, max(1, min(programs, int(y.shape[0])))
 
 
 @torch.library.custom_op("lamabench::gated_norm", mutates_args=())
@@ -57,8 +57,9 @@ def norm_forward(y: Tensor, z: Tensor, weight: Tensor, bias: Tensor, eps: float)
 @torch.library.custom_op("lamabench::gated_norm_backward", mutates_args=())
 def norm_backward(
     grad: Tensor, y: Tensor, z: Tensor, weight: Tensor, bias: Tensor, eps: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The gradients of y, z, weight and bias, contiguous, each in the type of what it belongs to."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of y and z, contiguous, each in the type of what it belongs to; and float32 parts [programs, 2, E]
+    that add up to those of weight and bias."""
     from . import fused_kernels
 
     kernel: Any = fused_kernels.backward  # Any: type checkers take a kernel for a function
@@ -73,9 +74,7 @@ def norm_backward(
             grad, y, z, weight.contiguous(), bias.contiguous(), g_y, g_z, partial,
             grad.stride(0), y.stride(0), z.stride(0), len(y), eps, **constants, enable_fp_fusion=True,
         )  # fmt: skip
-    g_weight, g_bias = partial.sum(0)
-    # Copies: an operator's outputs may not share memory.
-    return g_y, g_z, g_weight.to(weight.dtype, copy=True), g_bias.to(bias.dtype, copy=True)
+    return g_y, g_z, partial
 
 
 @norm_forward.register_fake
@@ -85,7 +84,8 @@ def _(y, z, weight, bias, eps):
 
 @norm_backward.register_fake
 def _(grad, y, z, weight, bias, eps):
-    return tuple(v.new_empty(v.shape) for v in (y, z, weight, bias))
+    programs = _tiles(_rows(y), BACKWARD)[1]
+    return y.new_empty(y.shape), z.new_empty(z.shape), y.new_empty(programs, 2, y.shape[-1], dtype=torch.float32)
 
 
 def _setup_context(ctx, inputs, output) -> None:
@@ -94,7 +94,10 @@ def _setup_context(ctx, inputs, output) -> None:
 
 
 def _backward(ctx, grad):
-    return *norm_backward(grad, *ctx.saved_tensors, ctx.eps), None
+    y, z, weight, bias = ctx.saved_tensors
+    g_y, g_z, partial = norm_backward(grad, y, z, weight, bias, ctx.eps)
+    g_weight, g_bias = partial.sum(0).unbind()  # not in the operator: torch.compile fuses it with what follows
+    return g_y, g_z, g_weight.to(weight.dtype), g_bias.to(bias.dtype), None
 
 
 norm_forward.register_autograd(_backward, setup_context=_setup_context)

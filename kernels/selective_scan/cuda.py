@@ -13,6 +13,7 @@ from ..errors import InputError
 FOLDER = Path(__file__).parent
 COMMON = FOLDER / "scan.cuh"
 STEPS = 16
+MOST_KEPT = 4  # states a channel: those at the start of a chunk are then K·E·L / 4 numbers or fewer
 reasons = nvrtc.reasons
 
 
@@ -35,6 +36,10 @@ class Plan:
         words = STEPS * self.rank if self.exact else STEPS * (self.halves * 8 + 4)
         self.dt_block, self.bc_block = _align4(words), self.states * 2 * STEPS
         self.w_block = self.halves * 128
+
+    def kept(self, keep: bool) -> tuple[int, ...]:
+        """The shape of the states that the forward pass keeps."""
+        return (self.batch, self.paths, self.tiles, self.chunks, self.states, 32) if keep else (0,)
 
     def kernel(self, file: str, name: str, shared: int = 0, **more: int) -> nvrtc.Kernel:
         constants = {
@@ -95,8 +100,10 @@ def scan_forward(
     skip: Tensor,
     order: Tensor,
     inverse: Tensor,
-) -> Tensor:
-    """The output [B, L, E]."""
+    keep: bool,
+) -> tuple[Tensor, Tensor]:
+    """The output [B, L, E]; the states at the start of every chunk if they are to be kept, float32
+    [B, K, tiles of 32 channels, chunks, N, 32], else nothing."""
     kind = x.dtype
     x, dt, b, c, dt_weight, dt_bias, a, skip = _inputs(x, (dt, b, c), (dt_weight, dt_bias, a, skip))
     with torch.cuda.device(x.device):
@@ -110,17 +117,18 @@ def scan_forward(
         shared = 4 * plan.paths * warp
         kernel = plan.kernel(
             "scan_forward.cu", "scan_forward", shared,
-            W_REGISTERS=int(w_registers), BLOCKS_AN_SM=blocks,
+            W_REGISTERS=int(w_registers), BLOCKS_AN_SM=blocks, KEEP=int(keep),
         )  # fmt: skip
         items = plan.batch * plan.tiles
         grid = min(items, kernel.blocks_at_once(32 * plan.paths))
         scratch = plan.empty(x, grid, plan.length, 32, dtype=torch.float32)
         out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+        starts = plan.empty(x, *plan.kept(keep), dtype=torch.float32)
         kernel(
             (grid, 1), 32 * plan.paths, x, dt_blocks, bc_blocks, fragments, dt_bias, a, skip, table, scratch, out,
-            plan.length, plan.chunks, plan.batch, items,
+            starts, plan.length, plan.chunks, plan.batch, items,
         )  # fmt: skip
-    return out.to(kind)
+    return out.to(kind), starts
 
 
 def forward_choices(plan: Plan) -> tuple[bool, int]:
@@ -143,39 +151,40 @@ def scan_backward(
     skip: Tensor,
     order: Tensor,
     inverse: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The gradients of x, dt, b, c, dt_weight, dt_bias, a and skip."""
-    inputs = (x, dt, b, c, dt_weight, dt_bias, a, skip)
+    starts: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The gradient of x, and float32 parts that add up, over the first axis, to the other gradients: those of dt, b
+    and c [groups, B, L, K, R + 2N], of dt_weight [parts, K, E, R], of a, dt_bias and skip [parts, K, E, N + 2]."""
+    kind, keep = x.dtype, starts.numel() > 0
     x, dt, b, c, dt_weight, dt_bias, a, skip = _inputs(x, (dt, b, c), (dt_weight, dt_bias, a, skip))
     grad = grad.to(x.dtype).contiguous()
     with torch.cuda.device(x.device):
         plan = Plan(x, dt, a)
-        k, n, r, e = plan.paths, plan.states, plan.rank, plan.channels
         table, dt_blocks, bc_blocks = _tokens(plan, dt, b, c, order, inverse)
         fragments, turned = _weights(plan, dt_weight, turned=True)
         warps, blocks, groups, parts, shared = backward_choices(plan)
-        kernel = plan.kernel("scan_backward.cu", "scan_backward", shared, WARPS=warps, BLOCKS_AN_SM=blocks)
+        kernel = plan.kernel(
+            "scan_backward.cu", "scan_backward", shared, WARPS=warps, BLOCKS_AN_SM=blocks, KEPT=int(keep)
+        )
 
         def room(*shape: int) -> Tensor:
             return plan.empty(x, *shape, dtype=torch.float32)
 
-        starts = room(parts * groups * warps, plan.chunks, n, 32)
-        g_x = room(*x.shape) if k > 1 else None
+        begun = starts if keep else room(parts * groups * warps, plan.chunks, plan.states, 32)
+        g_x = room(*x.shape) if plan.paths > 1 else None
         out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-        g_tokens = room(groups, plan.batch, plan.length, k, r + 2 * n)
-        g_weight, g_rows = room(parts, k, e, r), room(parts, k, e, n + 2)
+        g_tokens, g_weight, g_rows = (room(*shape) for shape in _parts(plan, groups, parts))
         kernel(
             (groups, parts), 32 * warps, grad, x, dt_blocks, bc_blocks, fragments, turned, dt_bias, a, skip, table,
-            starts, g_x, out, g_tokens, g_weight, g_rows, plan.length, plan.chunks, plan.batch,
+            begun, g_x, out, g_tokens, g_weight, g_rows, plan.length, plan.chunks, plan.batch,
         )  # fmt: skip
-        g_dt, g_b, g_c = g_tokens.sum(0).split([r, n, n], dim=-1)
-        g_a, g_bias, g_skip = g_rows.sum(0).split([n, 1, 1], dim=-1)
-    views = (g_dt, g_b, g_c, g_bias[..., 0], g_a, g_skip[..., 0])  # of two tensors: an operator's results share nothing
-    likes = (*inputs[1:4], *inputs[5:])
-    g_dt, g_b, g_c, g_bias, g_a, g_skip = (
-        torch.empty(i.shape, dtype=i.dtype, device=i.device).copy_(v) for v, i in zip(views, likes, strict=True)
-    )
-    return out.to(inputs[0].dtype), g_dt, g_b, g_c, g_weight.sum(0).to(inputs[4].dtype), g_bias, g_a, g_skip
+    return out.to(kind), g_tokens, g_weight, g_rows
+
+
+def _parts(plan: Plan, groups: int, parts: int) -> list[tuple[int, ...]]:
+    """The shapes of the sums that blocks leave."""
+    k, n, r, e = plan.paths, plan.states, plan.rank, plan.channels
+    return [(groups, plan.batch, plan.length, k, r + 2 * n), (parts, k, e, r), (parts, k, e, n + 2)]
 
 
 def backward_choices(plan: Plan) -> tuple[int, int, int, int, int]:
@@ -208,21 +217,36 @@ def backward_choices(plan: Plan) -> tuple[int, int, int, int, int]:
 
 
 @scan_forward.register_fake
-def _(x, dt, b, c, dt_weight, dt_bias, a, skip, order, inverse):
-    return x.new_empty(x.shape)
+def _(x, dt, b, c, dt_weight, dt_bias, a, skip, order, inverse, keep):
+    return x.new_empty(x.shape), x.new_empty(Plan(x, dt, a).kept(keep), dtype=torch.float32)
 
 
 @scan_backward.register_fake
-def _(grad, x, dt, b, c, dt_weight, dt_bias, a, skip, order, inverse):
-    return tuple(v.new_empty(v.shape) for v in (x, dt, b, c, dt_weight, dt_bias, a, skip))
+def _(grad, x, dt, b, c, dt_weight, dt_bias, a, skip, order, inverse, starts):
+    x, dt, *_ = _inputs(x, (dt, b, c), ())
+    plan = Plan(x, dt, a)
+    _, _, groups, parts, _ = backward_choices(plan)
+    return grad.new_empty(x.shape), *(x.new_empty(shape, dtype=torch.float32) for shape in _parts(plan, groups, parts))
 
 
 def _setup_context(ctx, inputs, output) -> None:
-    ctx.save_for_backward(*inputs)
+    ctx.save_for_backward(*inputs[:-1], output[1])
+    ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)
 
 
-def _backward(ctx, grad):
-    return *scan_backward(grad, *ctx.saved_tensors), None, None
+def _backward(ctx, grad, _):
+    if grad is None:
+        return (None,) * 11
+    dt, b, c, dt_weight, dt_bias, a, skip = ctx.saved_tensors[1:8]
+    n = a.shape[-1]
+    g_x, g_tokens, g_weight, g_rows = scan_backward(grad, *ctx.saved_tensors)
+    # Added here, not in the operator: torch.compile fuses the sums with what follows.
+    g_dt, g_b, g_c = g_tokens.sum(0).split([dt.shape[-1], n, n], dim=-1)
+    g_a, g_bias, g_skip = g_rows.sum(0).split([n, 1, 1], dim=-1)
+    sums = (g_dt, g_b, g_c, g_weight.sum(0), g_bias[..., 0], g_a, g_skip[..., 0])
+    likes = (dt, b, c, dt_weight, dt_bias, a, skip)
+    return g_x, *(v.to(like.dtype) for v, like in zip(sums, likes, strict=True)), None, None, None
 
 
 scan_forward.register_autograd(_backward, setup_context=_setup_context)
@@ -237,4 +261,5 @@ def selective_scan(*inputs: Tensor) -> Tensor:
         raise InputError(
             "selective_scan: backend 'cuda' computes in float32, not in float64; use 'torch' or 'reference'"
         )
-    return scan_forward(*inputs)
+    trained = torch.is_grad_enabled() and any(v.requires_grad for v in inputs)
+    return scan_forward(*inputs, trained and inputs[6].shape[-1] <= MOST_KEPT)[0]

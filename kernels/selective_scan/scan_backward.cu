@@ -1,6 +1,7 @@
 // The backward pass: a block has WARPS warps, each with 32 channels of one image; together they walk one path after the
-// other. A path is walked forwards once to leave the states at the start of every chunk in scratch, then backwards:
-// a chunk's states are computed again from there, for one state dimension at a time, in registers.
+// other. A path is walked forwards once to leave the states at the start of every chunk in scratch (not if KEPT: then the
+// forward pass has left them), then backwards: a chunk's states are computed again from there, for one state dimension at
+// a time, in registers.
 // Sums over channels (the gradients of dt, b, c) are taken by the matrix units within a warp, then over the block.
 // A block takes its images one after the other under each path and adds up the gradients of its parameters.
 
@@ -126,7 +127,9 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS_AN_SM) scan_back
     float* rate_sums = carried + N * 32;                    // [N][32]: gradients of a
     float* weight_sums = rate_sums + N * 32 - lane;         // [32][RANKS]
     float* token_sums = weight_sums + 32 * RANKS;           // [T][COLUMNS]
+#if !KEPT
     float* begun = starts + ((long long)(blockIdx.y * gridDim.x + blockIdx.x) * WARPS + warp) * chunks * N * 32 + lane;
+#endif
     u32* barrier = near + TABLES * TABLE, parity = 0;
     if (threadIdx.x == 0) barrier_made(barrier);
     int first = (int)((long long)blockIdx.y * batch / gridDim.y), last = (int)((long long)(blockIdx.y + 1) * batch / gridDim.y);
@@ -160,6 +163,9 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS_AN_SM) scan_back
             const value* g_image = opaque(grad + (long long)image * length * E);
             float* gx_image = opaque(grad_x + (long long)image * length * E);
             value* out_image = opaque(out + (long long)image * length * E + channel);
+#if KEPT
+            const float* begun = starts + (((long long)image * K + k) * tiles + tile) * chunks * N * 32 + lane;
+#else
             for (int n = 0; n < N; n++) carried[n * 32] = 0.f;
             __syncthreads();
             stage_table(near, tables, 0);
@@ -206,6 +212,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS_AN_SM) scan_back
                     carried[n * 32] = state;
                 }
             }
+#endif
             for (int n = 0; n < N; n++) carried[n * 32] = 0.f;
             __threadfence();            // sums that the path before has stored are read below by other lanes
             __syncthreads();

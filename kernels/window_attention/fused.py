@@ -36,7 +36,7 @@ def _plan(
     qkv: Tensor, table: Tensor | None, heads: int, window: int, shift: int, masked: bool, programs: int
 ) -> tuple[int, int, dict[str, Any]]:
     """How many images a program takes in turn, how many parts of the batch that makes, and the kernels' constants."""
-    batch, height, width, channels = qkv.shape
+    batch, height, width, channels = map(int, qkv.shape)  # numbers even where torch.compile has symbols
     at_once = heads * (height // window) * (width // window)
     each = max(1, -(-batch // -(-programs // at_once)))
     head_dim = channels // (3 * heads)
@@ -97,7 +97,8 @@ def attention_backward(
     shift: int,
     masked: bool,
 ) -> tuple[Tensor, Tensor]:
-    """The gradients of qkv, and of the bias of each pair, float32 [heads, w², w²] ([0, w², w²] without a table)."""
+    """The gradient of qkv, and float32 parts [parts, heads, w², w²] that add up to that of the bias of each pair (no
+    heads without a table)."""
     from . import fused_kernels
 
     one_block: Any = fused_kernels.attend_backward
@@ -117,7 +118,7 @@ def attention_backward(
             one_block[grid](grad, qkv, table, *rest, **constants, **registers)
         else:
             blocks[grid](grad, qkv, table, out, lse, *rest, **constants)
-    return g_qkv, g_bias.sum(0)
+    return g_qkv, g_bias
 
 
 @attention_forward.register_fake
@@ -129,7 +130,8 @@ def _(qkv, table, heads, window, shift, masked):
 @attention_backward.register_fake
 def _(grad, qkv, table, out, lse, heads, window, shift, masked):
     biases = 0 if table is None else heads
-    return qkv.new_empty(qkv.shape), qkv.new_empty(biases, window**2, window**2, dtype=torch.float32)
+    parts = _plan(qkv, table, heads, window, shift, masked, PROGRAMS_BACKWARD)[1] * lse.shape[1]
+    return qkv.new_empty(qkv.shape), qkv.new_empty(parts, biases, window**2, window**2, dtype=torch.float32)
 
 
 def _setup_context(ctx, inputs, output) -> None:
@@ -144,7 +146,8 @@ def _backward(ctx, grad, _):
         return (None,) * 6
     qkv, table, out, lse = ctx.saved_tensors
     g_qkv, g_bias = attention_backward(grad, qkv, table, out, lse, *ctx.numbers)
-    g_table = None if table is None else table_gradient(g_bias, ctx.numbers[1]).to(table.dtype)
+    # Added here, not in the operator: torch.compile fuses the sum with what follows.
+    g_table = None if table is None else table_gradient(g_bias.sum(0), ctx.numbers[1]).to(table.dtype)
     return g_qkv, g_table, None, None, None, None
 
 
