@@ -152,6 +152,35 @@ def test_torch_checks_of_the_cuda_operator():
         torch.library.opcheck(torch.ops.lamabench.selective_scan_cuda.default, (*inputs, *paths, keep))
 
 
+def test_cuda_adds_up_what_blocks_leave(monkeypatch):
+    """Without a GPU: the sums over parts, each cut into the gradients it holds; saved tensors are looked at once."""
+    inputs, paths = make(*SMALL[3], torch.bfloat16)
+    (batch, length, channels), (k, _, n), rank = inputs[0].shape, inputs[6].shape, inputs[1].shape[-1]
+    g_x, tokens = torch.randn(batch, length, channels), torch.randn(3, batch, length, k, rank + 2 * n)
+    weight, rows = torch.randn(5, k, channels, rank), torch.randn(5, k, channels, n + 2)
+    monkeypatch.setattr(cuda, "scan_backward", lambda *_: (g_x, tokens, weight, rows))
+
+    class Saved:
+        looked_at = 0
+
+        @property
+        def saved_tensors(self):
+            self.looked_at += 1
+            return (*inputs, *paths, torch.empty(0))
+
+    saved = Saved()
+    found = cuda._backward(saved, torch.ones(1), None)
+    assert saved.looked_at == 1 and found[8:] == (None, None, None)
+    token, row = tokens.double().sum(0), rows.double().sum(0)
+    true = [
+        g_x, token[..., :rank], token[..., rank : rank + n], token[..., rank + n :],
+        weight.double().sum(0), row[..., n], row[..., :n], row[..., n + 1],
+    ]  # fmt: skip
+    for one, exact, like in zip(found[:8], true, inputs, strict=True):
+        assert one.shape == like.shape and (one is g_x or one.dtype == like.dtype)
+        torch.testing.assert_close(one.double(), exact.double(), rtol=2**-8, atol=1e-5)
+
+
 KERNELS = {
     "scan_prepare.cu": ("prepare_tokens", {}),
     "scan_forward.cu": ("scan_forward", {"W_REGISTERS": 1, "BLOCKS_AN_SM": 2, "KEEP": 1}),

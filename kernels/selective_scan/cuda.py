@@ -238,9 +238,10 @@ def _setup_context(ctx, inputs, output) -> None:
 def _backward(ctx, grad, _):
     if grad is None:
         return (None,) * 11
-    dt, b, c, dt_weight, dt_bias, a, skip = ctx.saved_tensors[1:8]
+    saved = ctx.saved_tensors  # once: checkpointing computes them anew, and allows no second look
+    _, dt, b, c, dt_weight, dt_bias, a, skip, *_ = saved
     n = a.shape[-1]
-    g_x, g_tokens, g_weight, g_rows = scan_backward(grad, *ctx.saved_tensors)
+    g_x, g_tokens, g_weight, g_rows = scan_backward(grad, *saved)
     # Added here, not in the operator: torch.compile fuses the sums with what follows.
     g_dt, g_b, g_c = g_tokens.sum(0).split([dt.shape[-1], n, n], dim=-1)
     g_a, g_bias, g_skip = g_rows.sum(0).split([n, 1, 1], dim=-1)
