@@ -44,6 +44,12 @@ class OneLineParser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
 
 
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"must be a whole number above 0, not {text!r}")
+    return int(text)
+
+
 def parser() -> argparse.ArgumentParser:
     """The parser of every subcommand."""
     top = OneLineParser(
@@ -121,7 +127,8 @@ def parser() -> argparse.ArgumentParser:
     help_text = "settings for every run; cluster=NAME or cluster=FILE.yaml, and cluster.KEY=… for what a job asks for"
     sweep.add_argument("words", nargs="*", metavar="key=value", help=help_text)
     sweep.add_argument("--debug", action="store_true", help="the study's debug size: seconds on a CPU, NAME-debug")
-    sweep.add_argument("--parallel", type=int, metavar="N", help="runs at a time (default: a core each; one on a GPU)")
+    help_text = "runs at a time (default: here a core each, one on a GPU; on SLURM what the cluster says, or all)"
+    sweep.add_argument("--parallel", type=_positive, metavar="N", help=help_text)
     sweep.add_argument("--dirty", action="store_true", help="submit a tree with changes, and keep their diff")
     sweep.add_argument("--watch", action="store_true", help="status: look again and again while something runs")
     sweep.add_argument("--yes", action="store_true", help="prune: do not ask")

@@ -30,6 +30,8 @@ def sweep_command(args: argparse.Namespace) -> int:
     if args.debug:
         study = study.debug_size()
     name, words = clusters.split(args.words)
+    if name is not None:
+        clusters.load(name)  # a typo is an error also where the cluster is of no use, as for status
     again = args.action not in ("plan", "run", "submit")  # of what was submitted: with the settings of then
     settings = words
     if again and all(word.startswith(submit.FREE) for word in words):

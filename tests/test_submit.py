@@ -85,6 +85,7 @@ def test_a_cluster_is_no_part_of_a_run(tmp_path):
         (["run", "cluster=slurm"], "sweep run works on this machine"),
         (["retry", "train.batch_size=2"], "would not repeat a run but make another one"),
         (["plan", "cluster=slrum"], "unknown cluster 'slrum'"),
+        (["cancel", "cluster=slrum"], "unknown cluster 'slrum'"),
     ],
 )
 def test_mistakes_are_one_line_and_leave_nothing(words, message, tmp_path, monkeypatch, capsys):
@@ -93,6 +94,15 @@ def test_mistakes_are_one_line_and_leave_nothing(words, message, tmp_path, monke
     assert main(["sweep", action, "demo", "--dirty", *settings]) == 2
     err = capsys.readouterr().err
     assert message in err and err.count("\n") == 1 and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("number", ["0", "-1", "two"])
+@pytest.mark.parametrize("action", ["submit", "run", "retry"])
+def test_runs_at_a_time_are_one_or_more(action, number, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["sweep", action, "demo", "cluster=slurm", "--parallel", number])
+    err = capsys.readouterr().err
+    assert caught.value.code == 2 and f"must be a whole number above 0, not '{number}'" in err and err.count("\n") == 1
 
 
 def test_a_batch_file_is_bash_and_asks_for_what_the_cluster_says(tmp_path):
