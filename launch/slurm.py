@@ -16,7 +16,7 @@ from .cluster import ClusterConfig
 PASSING = ("Unable to contact slurm controller", "Socket timed out", "Connection refused", "Resource temporarily")
 DELAYS_S = (2.0, 4.0, 8.0, 16.0, 30.0)  # with the commands' own waiting about two minutes
 LIVE = ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED", "REQUEUED", "REQUEUE_HOLD", "STOPPED")
-WAITING = ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD")
+WAITING = ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD")
 
 
 class SlurmError(RuntimeError):

@@ -70,7 +70,7 @@ def look(submitted: Sequence[Array], need_queue: bool = False) -> tuple[list[Arr
     except slurm.SlurmError as error:
         if need_queue:
             raise
-        notes.append(f"squeue: {error}; what is queued or running is as old as sacct's news")
+        notes.append(f"squeue: {error}; what is queued or running is told by sacct, else by the runs' own files")
     jobs = {name: key.split("_")[0] for key, (_, _, name) in (live or {}).items()}
     known = [array if array.job else replace(array, job=jobs.get(array.name)) for array in submitted]
     known = [array for array in known if array.job]
@@ -103,8 +103,8 @@ def _standing(run: Planned, task: tuple[Array, int] | None, seen: Look) -> Stand
     about: dict[str, Any] = {"job": key, "log": log, "array": array}
     if not run.missing():
         return Standing(run, "done", requeued=max(len(rows), starts, 1) - 1, **about)
-    state, reason = _queued(key, seen, rows)
-    if state in slurm.LIVE:
+    if (queued := _queued(key, seen, rows, attempts, log)) is not None:
+        state, reason = queued
         waiting = state in slurm.WAITING
         # While it waits, every start so far is one that ended.
         times = max(len(rows) - 1, starts - (not waiting), 0)
@@ -114,11 +114,20 @@ def _standing(run: Planned, task: tuple[Array, int] | None, seen: Look) -> Stand
     return Standing(run, state, error, requeued=max(len(rows), starts, 1) - 1, **about)
 
 
-def _queued(key: str, seen: Look, rows: Sequence[tuple[str, str]]) -> tuple[str, str]:
-    """The state of a task that SLURM still has, and the reason; empty for one that has ended."""
+def _queued(
+    key: str, seen: Look, rows: Sequence[tuple[str, str]], attempts: Sequence[dict], log: Path
+) -> tuple[str, str] | None:
+    """The state of a task that SLURM still has, and the reason; None for one that has ended."""
     if seen.live is not None:
-        return seen.live.get(key, ("", ""))
-    return (rows[-1][0], "") if rows else ("", "")
+        return seen.live.get(key)  # in whatever state: SLURM has more of them than `slurm.LIVE`
+    if rows:
+        return (rows[-1][0], "") if rows[-1][0] in slurm.LIVE else None
+    if any(words in _last_line(log) for words in LAST_WORDS):
+        return None
+    # Nobody says anything of it: as it was when it last wrote.
+    states = {"start": "RUNNING", "stop": "REQUEUED", "": "PENDING"}
+    state = states.get(attempts[-1]["event"] if attempts else "")
+    return (state, "") if state else None
 
 
 def _ended(run: Planned, rows: Sequence[tuple[str, str]], attempts: Sequence[dict], log: Path) -> tuple[str, str]:
@@ -145,9 +154,10 @@ def _ended(run: Planned, rows: Sequence[tuple[str, str]], attempts: Sequence[dic
     stopped = next((line["signal"] for line in now if line["event"] == "stop"), None)
     if stopped:
         return "cancelled", f"saved on {stopped} and not queued again; sweep retry continues it"
-    if not last and not now and state in ("", *slurm.LIVE):
+    if not log.exists() and not now and (not rows or rows[-1][0] in slurm.WAITING):
         return "cancelled", "left the queue without a start; sweep retry queues it again"
-    return "failed", last or f"no word of it: {log} is {'empty' if log.is_file() else 'not there'}"
+    late = ", and sacct does not know its end yet: look again" if rows and rows[-1][0] in slurm.LIVE else ""
+    return "failed", last or f"no word of it: {log} is {'empty' if log.exists() else 'not there'}{late}"
 
 
 def _last_line(log: Path) -> str:
@@ -159,6 +169,9 @@ def _last_line(log: Path) -> str:
     except OSError:
         return ""
     said = [line for line in lines if line]
+    # A run says so as it starts: what is above is of the times before it was queued again.
+    start = max((place for place, line in enumerate(said) if line.startswith(f"{log.stem} on ")), default=0)
+    said = said[start:]
     ends = [line for line in said[-4:] if any(words in line for words in LAST_WORDS)]
     return (ends or said or [""])[-1][:500]
 

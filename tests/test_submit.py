@@ -323,6 +323,8 @@ def test_states_agree_with_what_slurm_and_the_run_say(tmp_path, monkeypatch):
         (("PENDING", "BeginTime"), [("REQUEUED", "0:0"), ("PENDING", "0:0")], [start], [], "", "preempted", "", 1),
         (("PENDING", "BeginTime"), [], [start, start], [], "", "preempted", "", 2),
         (("RUNNING", "None"), [], [start, start, start], [], "", "running", "", 2),
+        (("SIGNALING", "None"), [], [start], [], "", "running", "", 0),
+        (("RESV_DEL_HOLD", "Reservation"), [], [], [], "", "queued", "", 0),
         (None, [("COMPLETED", "0:0")], [start], ["done"], "", "done", "", 0),
         (None, [("FAILED", "1:0")], [start], ["oom"], "x", "oom", "why oom", 0),
         (None, [("FAILED", "1:0")], [start], ["diverged"], "x", "diverged", "why diverged", 0),
@@ -333,7 +335,11 @@ def test_states_agree_with_what_slurm_and_the_run_say(tmp_path, monkeypatch):
         (None, [("TIMEOUT", "0:0")], [start], [], "x", "timeout", "the time limit", 0),
         (None, [("RUNNING", "0:0")], [start], [], "*** STEP DUE TO TIME LIMIT ***", "timeout", "the time limit", 0),
         (None, [], [start], [], "error: *** JOB 7 ON a CANCELLED AT 1 ***", "cancelled", "cancelled", 0),
+        (None, [], [start], [], "*** JOB 7 CANCELLED AT 1 DUE TO JOB REQUEUE ***\n7_PLACE on a:\nSegmentation fault",
+         "failed", "Segmentation fault", 0),
         (None, [], [], [], "", "cancelled", "left the queue without a start", 0),
+        (None, [("PENDING", "0:0")], [], [], "", "cancelled", "left the queue without a start", 0),
+        (None, [("RUNNING", "0:0")], [], [], "", "failed", "no word of it", 0),
         (None, [("NODE_FAIL", "1:0")], [start], [], "x", "failed", "its node was lost", 0),
         (None, [("FAILED", "28:0")], [start], [], "", "failed", "the disk of its folder is full", 0),
         # Retried: the old record is of another attempt.
@@ -354,7 +360,8 @@ def test_states_agree_with_what_slurm_and_the_run_say(tmp_path, monkeypatch):
                 entry("train", state, **({} if state == "done" else {"error": f"why {state}"})),
             )
         if log:
-            (array.folder / "logs" / f"7_{place}.log").write_text(f"train 1/5\n{log}\n\n")
+            text = f"train 1/5\n{log}\n\n".replace("PLACE", str(place))
+            (array.folder / "logs" / f"7_{place}.log").write_text(text)
         live |= {f"7_{place}": queue} if queue else {}
         accounted |= {f"7_{place}": sacct} if sacct else {}
     seen = Look(live, accounted)
@@ -364,6 +371,32 @@ def test_states_agree_with_what_slurm_and_the_run_say(tmp_path, monkeypatch):
         assert (one.state, one.requeued) == (state, requeued), one
         assert one.error.startswith(error) and bool(one.error) == bool(error), one
     assert [row["shown"] for row in rows(found)][1:3] == ["preempted ×1", "preempted ×2"]
+
+
+def test_states_where_slurm_does_not_answer(tmp_path, monkeypatch):
+    """A run that left no word is not called cancelled where it began, nor ended where nobody says so."""
+    (run,) = plan(study(tmp_path, {"train.lr": [1e-4]}))
+    home = submissions.home_of(run.folder)
+    log = submitted(home, [run]).folder / "logs" / "7_0.log"
+
+    def state(live, accounted):
+        seen = Look(live, accounted)
+        monkeypatch.setattr("lamabench.launch.status.look", lambda submitted, need_queue: (submitted, seen))
+        ((one,), _) = standings([run], home)
+        return one.state, one.error.split(":")[0]
+
+    assert state(None, None) == ("queued", "") == state(None, {})
+    log.touch()  # on a full disk its file is there, and empty
+    assert state({}, None) == ("failed", "no word of it")
+    assert state({}, {"7_0": [("FAILED", "28:0")]})[0] == "failed"
+    lines = ("start", "running"), ("stop", "preempted"), ("start", "running"), ("end", "failed")
+    create(run.info)
+    for event, wanted in lines:
+        append(run.folder / "attempts.jsonl", {"event": event, "job": "7_0", "records": 0, "signal": "SIGUSR2"})
+        assert state(None, None)[0] == wanted
+    append(run.folder / "attempts.jsonl", {"event": "start", "job": "7_0", "records": 0})
+    log.write_text("slurmstepd: error: *** JOB 7 ON a CANCELLED AT 1 DUE TO TIME LIMIT ***\n")
+    assert state(None, None)[0] == "timeout"
 
 
 def test_a_run_that_gets_nowhere_is_not_queued_again_for_ever(tmp_path, monkeypatch):
