@@ -169,7 +169,9 @@ def script(cluster: ClusterConfig, name: str, count: int, command: str, log: Pat
         "export OMP_NUM_THREADS=$SLURM_CPUS_PER_TASK MKL_NUM_THREADS=$SLURM_CPUS_PER_TASK",
         "export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK  # srun does not take them over by itself",
     ]
-    return "\n".join(["#!/bin/bash", *lines, "", *environment, *cluster.setup, f"srun {command}", ""])
+    # Until the task listens for it, the notice would kill it; SIGTERM may, as nothing is lost yet.
+    start = f'srun bash -c \'trap "" USR2; exec "$@"\' task {command}'
+    return "\n".join(["#!/bin/bash", *lines, "", *environment, *cluster.setup, start, ""])
 
 
 def _quoted(text: str) -> str:

@@ -130,6 +130,12 @@ def test_a_batch_file_is_bash_and_asks_for_what_the_cluster_says(tmp_path):
     } <= {*said}
 
 
+def test_a_notice_before_the_task_listens_does_not_kill_it(tmp_path):
+    text = slurm.script(ClusterConfig(), "n", 1, "bash -c 'kill -USR2 $$; echo alive'", tmp_path / "log", None)
+    done = subprocess.run(["bash", "-c", 'srun() { "$@"; }\n' + text], capture_output=True, text=True)
+    assert done.stdout == "alive\n"
+
+
 def test_plan_prints_the_batch_files(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     base = {**SMALL, "cluster.time_min": 90}
