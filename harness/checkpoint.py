@@ -47,7 +47,7 @@ def files(folder: Path) -> list[Path]:
 
 def save(folder: Path, checkpoint: Checkpoint) -> Path:
     """Write a checkpoint atomically and remove all but the newest `KEEP`."""
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(exist_ok=True)
     for torn in folder.glob(".step-*.tmp"):  # by a kill, perhaps on another machine; a run has one writer
         torn.unlink()
     path = folder / f"step-{checkpoint.step:08d}.safetensors"

@@ -213,6 +213,7 @@ def extract(extractor: torch_fidelity.FeatureExtractorBase, batches: Iterable[Te
 
 def write_cache(path: Path, features: Features) -> None:
     """Keep features [N, D] in a file, with their checksum."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, safetensors.numpy.save({"features": features, "sha256": _checksum(features)}))
 
 

@@ -55,7 +55,8 @@ def generate(folder: Path, config: Config, progress: Progress, source: Path | No
     backend = select_backends(net, vars(config.backend), device.split(":")[0])
     call = compiled(net, settings.compile)
     parts = folder / "samples.parts" / f"step-{saved.step}"
-    parts.mkdir(parents=True, exist_ok=True)
+    for made in (parts.parent, parts):  # but not the run's own folder, which may be away
+        made.mkdir(exist_ok=True)
     started, drawn = time.perf_counter(), 0
     pieces = []
     for start in range(0, settings.count, settings.batch_size):

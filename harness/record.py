@@ -43,8 +43,10 @@ def identity(config: dict[str, Any]) -> str:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write `data` so that `path` holds all of it or what it held before, even if the machine dies in between."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write `data` so that `path` holds all of it or what it held before, even if the machine dies in between.
+
+    The folder has to be there: where a shared one went away, making it anew would give a run two homes.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
@@ -57,8 +59,10 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 def append(path: Path, line: dict[str, Any]) -> None:
-    """Append one JSON line and flush it to disk. A last line torn by an earlier kill is dropped first."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Append one JSON line and flush it to disk. A last line torn by an earlier kill is dropped first.
+
+    The folder has to be there, as for `write_atomically`.
+    """
     with open(path, "a+b") as file:
         end = file.seek(0, os.SEEK_END)
         if end:
@@ -139,7 +143,7 @@ def read_runs(paths: Iterable[Path]) -> list[Run]:
     runs = []
     for path in paths:
         if not path.is_dir():
-            raise RecordError(f"no such folder: {path}")
+            raise RecordError(f"{path} is a file: name folders of runs" if path.exists() else f"no such folder: {path}")
         found = sorted(
             {config.parent for pattern in ("", "*/", "*/*/") for config in path.glob(f"{pattern}config.json")}
         )

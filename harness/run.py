@@ -77,6 +77,7 @@ def folder_of(info: dict[str, Any]) -> Path:
 def create(info: dict[str, Any]) -> Path:
     """The folder of a run, made if it is not there; a run that exists keeps its records."""
     folder = folder_of(info)
+    folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "config.json", json.dumps(info, indent=1).encode())
     return folder
 

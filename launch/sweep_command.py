@@ -178,8 +178,8 @@ def _collect(args: argparse.Namespace, study: Study, runs: list[Planned], cluste
     lines = [{**{k: run.info[k] for k in about}, **line} for run in runs for line in run.records()]
     out = args.out or runs[0].folder.parent / "records.jsonl"
     missing = [run.name for run in runs if run.missing()]
-    if args.out and not out.parent.is_dir():
-        raise InputError(f"no such folder: {out.parent}")
+    if not out.parent.is_dir():
+        raise InputError(f"no such folder: {out.parent}" + ("" if args.out else "; nothing of the study ran yet"))
     write_lines(out, lines)
     text = f"{out}: {len(lines)} records of {len(runs)} runs"
     if missing:

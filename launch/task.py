@@ -122,6 +122,8 @@ def main(arguments: list[str]) -> int:
         return _attempt(path, index, manifest["arrays"][index])
     except Exception as error:
         number = next((one.errno for one in _causes(error) if isinstance(one, OSError) and one.errno in EXITS), None)
+        if number is None and not path.exists():  # whatever could not be written, read or imported then
+            number = errno.ESTALE
         if number is None:
             raise
         traceback.print_exc()

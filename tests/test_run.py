@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from lamabench.baselines.dit import DiTConfig
+from lamabench.harness import checkpoint
 from lamabench.harness import generate as generate_module
 from lamabench.harness import run as runs
 from lamabench.harness.config import (
@@ -104,7 +105,23 @@ def test_atomic_write_keeps_the_old_file_when_it_fails(tmp_path, monkeypatch):
     assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
 
 
+def test_nothing_makes_the_folder_of_a_run_anew(tmp_path):
+    """A shared folder that went away, perhaps for a moment: a run that went on elsewhere would have two homes."""
+    away = tmp_path / "study" / "run"
+    with pytest.raises(FileNotFoundError):
+        append(away / "record.jsonl", {"a": 1})
+    with pytest.raises(FileNotFoundError):
+        write_atomically(away / "samples.npz", b"new")
+    with pytest.raises(FileNotFoundError):
+        checkpoint.save(away / "checkpoints", checkpoint.Checkpoint(1, 0.0, {}, "", {"x": torch.zeros(1)}))
+    assert not list(tmp_path.iterdir())
+
+
 def test_read_runs_refuses_folders_without_runs(tmp_path):
+    (tmp_path / "records.jsonl").touch()
+    with pytest.raises(RecordError, match="is a file: name folders of runs"):
+        read_runs([tmp_path / "records.jsonl"])
+    (tmp_path / "records.jsonl").unlink()
     with pytest.raises(RecordError, match="no such folder"):
         read_runs([tmp_path / "nothing"])
     with pytest.raises(RecordError, match="holds no run"):

@@ -422,6 +422,9 @@ def test_a_run_that_gets_nowhere_is_not_queued_again_for_ever(tmp_path, monkeypa
 def test_collect_and_prune_keep_to_the_study(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     path = Path("mine.yaml")
+    path.write_text(yaml.safe_dump({"question": "?", "base": SMALL, "axes": {"train.lr": [1e-4]}}))
+    assert main(["sweep", "collect", "mine.yaml"]) == 2
+    assert "no such folder: runs/mine; nothing of the study ran yet" in capsys.readouterr().err
 
     def write(rates):
         path.write_text(

@@ -226,6 +226,22 @@ def test_a_full_disk_is_said_and_mended(node, tmp_path, sweep):
         node.run("umount", "--lazy", str(disk))
 
 
+def test_a_folder_that_goes_away_is_said_and_nothing_is_lost(node, tmp_path, sweep):
+    study = write(tmp_path / "gone.yaml", axes={"train.steps": [STEPS]}, base={**BASE, "run.checkpoint_every": 100})
+    (job,) = sweep.submit(study, *SLURM)
+    node.wait(60, lambda: list(tmp_path.glob("runs/gone/*/checkpoints/step-*")), "it trains")
+    (tmp_path / "runs").rename(tmp_path / "away")
+    assert node.ended(job, 60) == ["FAILED"] and not (tmp_path / "runs").exists()
+    (tmp_path / "away").rename(tmp_path / "runs")
+    row = sweep.status(study)[str(STEPS)]
+    assert row["state"] == "failed" and "did not see the folder of the submission" in row["error"], row
+    (again,) = sweep.submit(study, action="retry")
+    logs = tmp_path / "runs" / "gone" / ".sweep" / "0002" / "logs"
+    node.wait(60, lambda: any("continuing at step" in log.read_text() for log in logs.glob("*")), "it goes on")
+    sweep("cancel", study)
+    assert node.ended(again) == ["CANCELLED by 0"]
+
+
 def test_jobs_run_the_code_that_was_submitted(node, tmp_path, long):
     """A checkout that is edited while its jobs wait; one with changes is refused before anything is written."""
     clone = tmp_path / "names" / "lamabench"
