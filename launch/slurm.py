@@ -13,7 +13,13 @@ from pathlib import Path
 from .cluster import ClusterConfig
 
 # What passes by itself: slurmctld restarts, or is too busy to answer.
-PASSING = ("Unable to contact slurm controller", "Socket timed out", "Connection refused", "Resource temporarily")
+PASSING = (
+    "Unable to contact slurm controller",
+    "Socket timed out",
+    "Connection refused",
+    "Resource temporarily",
+    "Zero Bytes were transmitted",
+)
 DELAYS_S = (2.0, 4.0, 8.0, 16.0, 30.0)  # with the commands' own waiting about two minutes
 LIVE = ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED", "REQUEUED", "REQUEUE_HOLD", "STOPPED")
 WAITING = ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD")

@@ -8,7 +8,6 @@ import errno
 import json
 import os
 import platform
-import subprocess
 import sys
 import threading
 import time
@@ -96,17 +95,10 @@ class Attempt:
 
 
 def requeue() -> None:
-    """Have SLURM start this task again; while slurmctld is away, again and again. Raises OSError, SubprocessError."""
-    job = os.environ["SLURM_JOB_ID"]
-    for delay in (*DELAYS_S, None):
-        done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True)
-        if done.returncode == 0:
-            return
-        error = " ".join(done.stderr.split())
-        if delay is None:
-            raise subprocess.SubprocessError(f"scontrol requeue {job}: {error}")
-        say(f"scontrol requeue {job}: {error}; trying again in {delay:g} s")
-        time.sleep(delay)
+    """Have SLURM start this task again; while slurmctld is away, again and again. Raises SlurmError."""
+    from .slurm import patiently
+
+    patiently("scontrol", "requeue", os.environ["SLURM_JOB_ID"])
 
 
 def main(arguments: list[str]) -> int:
@@ -192,6 +184,8 @@ def _stopped(attempt: Attempt) -> int:
 
     After SIGTERM it is SLURM's to decide: it queues again what it preempted and not what was cancelled.
     """
+    from .slurm import SlurmError
+
     _ending.acquire()  # never released: whoever comes second waits for the end of the process
     number = stop.asked()
     assert number is not None
@@ -206,7 +200,7 @@ def _stopped(attempt: Attempt) -> int:
         return 1
     try:
         requeue()
-    except (OSError, subprocess.SubprocessError) as error:
+    except SlurmError as error:
         attempt.note("end", error=f"saved, but not queued again: {error}; sweep retry continues it")
         say(str(error))
         return 1

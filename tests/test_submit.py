@@ -22,7 +22,7 @@ from lamabench.launch.cluster import ClusterConfig, load
 from lamabench.launch.status import Look, Standing, rows, standings
 from lamabench.launch.submit import drafts, load_over, queue_of
 from lamabench.launch.sweep import plan
-from lamabench.launch.task import Attempt
+from lamabench.launch.task import Attempt, requeue
 from safetensors.torch import load_file
 
 SMALL = {"model": "dit_nano", "model.depth": 1, "model.hidden_size": 16, "model.num_heads": 2, "data": "digits",
@@ -403,6 +403,20 @@ def test_states_where_slurm_does_not_answer(tmp_path, monkeypatch):
     append(run.folder / "attempts.jsonl", {"event": "start", "job": "7_0", "records": 0})
     log.write_text("slurmstepd: error: *** JOB 7 ON a CANCELLED AT 1 DUE TO TIME LIMIT ***\n")
     assert state(None, None)[0] == "timeout"
+
+
+def test_queueing_again_is_tried_where_that_may_help(tmp_path, monkeypatch):
+    calls, scontrol = tmp_path / "calls", tmp_path / "scontrol"
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setattr(slurm, "DELAYS_S", (0.0, 0.0))
+    scontrol.touch(mode=0o755)
+    for error, times in (("Requested operation is presently disabled", 1), ("Zero Bytes were transmitted", 3)):
+        calls.unlink(missing_ok=True)
+        scontrol.write_text(f"#!/bin/sh\necho $* >> {calls}\necho {error} >&2\nexit 1\n")
+        with pytest.raises(slurm.SlurmError, match=error):
+            requeue()
+        assert calls.read_text().split("\n") == ["requeue 7"] * times + [""]
 
 
 def test_a_run_that_gets_nowhere_is_not_queued_again_for_ever(tmp_path, monkeypatch):
