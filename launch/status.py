@@ -182,7 +182,7 @@ def rows(found: Sequence[Standing]) -> list[dict[str, Any]]:
     for standing in found:
         run, progress = standing.run, standing.run.progress()
         times = f" ×{standing.requeued}" if standing.requeued else ""
-        working = describe(progress) if standing.state == "running" and progress else ""
+        working = (describe(progress) if progress else "starting") if standing.state == "running" else ""
         if standing.state == "running" and times:
             working = f"{working}  (preempted{times})".strip()
         made.append(

@@ -143,8 +143,11 @@ def _status(args: argparse.Namespace, study: Study, runs: list[Planned], cluster
         if args.watch and not args.json and sys.stdout.isatty():
             print("\033[H\033[2J", end="")
         _question(args, study)
-        columns = LOOK | ({"job": "Job"} if any(row["job"] for row in rows) else {})
-        show([row | ({} if args.json else {"state": row["shown"]}) for row in rows], columns, args.json)
+        columns = {key: LOOK[key] for key in LOOK if key != "error"}
+        columns |= ({"job": "Job"} if any(row["job"] for row in rows) else {}) | {"error": LOOK["error"]}
+        if not args.json:  # an error comes last and is cut: the logs below have all of it
+            rows = [row | {"state": row["shown"], "error": _cut(row["error"])} for row in rows]
+        show(rows, columns, args.json)
         for note in seen.notes:
             print(note, file=sys.stderr)
         if not args.json:
@@ -152,6 +155,10 @@ def _status(args: argparse.Namespace, study: Study, runs: list[Planned], cluster
         if not args.watch or not any(one.state in status.ACTIVE for one in found):
             return 0
         time.sleep(EVERY_S)
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= 100 else f"{text[:99]}…"
 
 
 def _print_summary(runs: Sequence[Planned], home: Path, found: Sequence[status.Standing]) -> None:
@@ -166,9 +173,8 @@ def _print_summary(runs: Sequence[Planned], home: Path, found: Sequence[status.S
 
 def _cancel(args: argparse.Namespace, study: Study, runs: list[Planned], cluster: str | None, words: list[str]) -> int:
     jobs = submit.cancel(runs)
-    print(
-        json.dumps(jobs) if args.json else f"cancelled: {', '.join(jobs)}" if jobs else "nothing is queued or running"
-    )
+    text = f"cancelled: job {', '.join(jobs)}" if jobs else "nothing is queued or running"
+    print(json.dumps(jobs) if args.json else text)
     return 0
 
 

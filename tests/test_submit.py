@@ -433,6 +433,24 @@ def test_a_run_that_gets_nowhere_is_not_queued_again_for_ever(tmp_path, monkeypa
     assert not attempt.stuck()
 
 
+def test_a_long_error_keeps_the_table_readable(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    path = Path("mine.yaml")
+    path.write_text(yaml.safe_dump({"question": "?", "base": SMALL, "axes": {"train.lr": [1e-4]}, "stages": ["train"]}))
+    (run,) = plan(Study("mine", "?", base=SMALL, axes={"train.lr": [1e-4]}, stages=["train"]))
+    append(create(run.info) / "record.jsonl", entry("train", "failed", error=f"words {'and more ' * 50}"))
+    submitted(submissions.home_of(run.folder), [run])
+    started = {"event": "start", "job": "7_0", "records": 0}
+    append(run.folder / "attempts.jsonl", started)
+    live = {"7_0": ("RUNNING", "None")}
+    for queue, wanted in ((live, "starting    7_0"), ({}, "7_0    words and more")):
+        seen = Look(queue, {})
+        monkeypatch.setattr("lamabench.launch.status.look", lambda submitted, need_queue, seen=seen: (submitted, seen))
+        assert main(["sweep", "status", "mine.yaml"]) == 0
+        out = capsys.readouterr().out
+        assert wanted in out and max(map(len, out.splitlines())) < 170, out
+
+
 def test_collect_and_prune_keep_to_the_study(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     path = Path("mine.yaml")
