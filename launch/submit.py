@@ -39,9 +39,13 @@ def queue_of(name: str | None, settings: Sequence[str], parallel: int | None) ->
     found = load(name, settings)
     if found.kind != "slurm":
         raise InputError(f"cluster {name} has no queue: lamabench sweep run works on this machine")
-    if found.tasks_per_node * found.nodes > 1:
-        raise InputError("training takes one GPU today: leave cluster.nodes and cluster.tasks_per_node at 1")
+    _check(found)
     return replace(found, parallel=parallel) if parallel else found
+
+
+def _check(asked: ClusterConfig) -> None:
+    if asked.tasks_per_node * asked.nodes > 1:
+        raise InputError("training takes one GPU today: leave cluster.nodes and cluster.tasks_per_node at 1")
 
 
 def submit(
@@ -102,6 +106,7 @@ def load_over(given: ClusterConfig, settings: Sequence[str]) -> ClusterConfig:
     """A cluster with settings `cluster.KEY=…` over it."""
     plain = [f"cluster.{key}={json.dumps(value)}" for key, value in asdict(given).items() if key not in _LISTS]
     made = load("slurm", [*plain, *settings])
+    _check(made)
     changed = {text.removeprefix("cluster.").split("=")[0] for text in settings}
     return replace(made, **{key: getattr(given, key) for key in _LISTS if key not in changed})
 

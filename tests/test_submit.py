@@ -185,6 +185,8 @@ def test_a_retry_keeps_what_was_asked_for():
     assert load_over(given, ["cluster.mem_gb=128", "cluster.setup=[]"]) == replace(given, mem_gb=128, setup=[])
     with pytest.raises(InputError, match="unknown key in cluster 'men'"):
         load_over(given, ["cluster.men=1"])
+    with pytest.raises(InputError, match="training takes one GPU today"):
+        load_over(given, ["cluster.nodes=2"])
     with pytest.raises(InputError, match="name the cluster"):
         queue_of(None, [], None)
 
