@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import tempfile
 from importlib import metadata
@@ -22,7 +23,8 @@ def _git(*words: str, index: Path | None = None, stdin: str | None = None) -> st
     command = ["git", "-C", str(ROOT), *words]
     done = subprocess.run(command, env=env, input=stdin, capture_output=True, text=True)
     if done.returncode:
-        raise InputError(f"git {words[0]} failed in {ROOT}: {' '.join(done.stderr.split())}")
+        said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+        raise InputError(f"git {words[0]} failed in {ROOT}: {said[0]}")  # on a full disk it says so of every file
     return done.stdout
 
 
@@ -71,7 +73,11 @@ def freeze(home: Path) -> dict[str, Any]:
         if not target.exists():
             new = Path(temporary, "tree")
             listed = _git("ls-files", "-z", "--", *CODE, index=index)
-            _git("checkout-index", "-z", "--stdin", f"--prefix={new}/lamabench/", index=index, stdin=listed)
+            try:
+                _git("checkout-index", "-z", "--stdin", f"--prefix={new}/lamabench/", index=index, stdin=listed)
+            except InputError as error:  # git does not say why
+                free = shutil.disk_usage(home).free / 2**20
+                raise InputError(f"{error}; {free:.1f} MiB are free there: is the disk full, or a quota?") from None
             said = {"commit": origin["commit"], "dirty": bool(names), "tree": tree, "version": version}
             write_atomically(new / "lamabench" / SNAPSHOT, json.dumps(said, indent=1).encode())
             if names:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -244,6 +245,17 @@ def test_a_snapshot_is_the_committed_tree(checkout, tmp_path):
     git(checkout, "stash", "-u")
     git(checkout, "apply", dirty["diff"])  # what was saved makes the tree again
     assert (checkout / "kernels" / "a.py").read_text() == "# changed\n" and (checkout / "kernels" / "b.py").exists()
+
+
+def test_a_snapshot_on_a_full_disk_is_one_short_line(checkout, tmp_path, monkeypatch):
+    real = f'[ "$3" = checkout-index ] || exec {shutil.which("git")} "$@"'
+    full = 'for file in $(seq 99); do echo "unable to write $file"; done >&2; exit 1'
+    (tmp_path / "git").write_text(f"#!/bin/bash\n{real}\n{full}\n")
+    (tmp_path / "git").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    with pytest.raises(InputError, match=r"unable to write 1; [\d.]+ MiB are free there: is the disk full") as caught:
+        snapshot.freeze(tmp_path / "code")
+    assert len(str(caught.value)) < 300 and not list((tmp_path / "code").iterdir())
 
 
 def test_an_installed_package_is_its_own_snapshot(tmp_path, monkeypatch):
