@@ -174,6 +174,7 @@ def script(cluster: ClusterConfig, name: str, count: int, command: str, log: Pat
         "export PYTHONSAFEPATH=1 PYTHONUNBUFFERED=1 SUBMITIT_EXECUTOR=slurm",
         "export OMP_NUM_THREADS=$SLURM_CPUS_PER_TASK MKL_NUM_THREADS=$SLURM_CPUS_PER_TASK",
         "export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK  # srun does not take them over by itself",
+        "export SLURM_EXPORT_ENV=ALL  # where sbatch got --export=NONE, srun would pass on none of this",
     ]
     # Until the task listens for it, the notice would kill it; SIGTERM may, as nothing is lost yet.
     start = f'srun bash -c \'trap "" USR2; exec "$@"\' task {command}'

@@ -126,6 +126,7 @@ def test_a_batch_file_is_bash_and_asks_for_what_the_cluster_says(tmp_path):
         "PYTHONPATH=/code dir:/mine",
         "OMP_NUM_THREADS=3",
         "SRUN_CPUS_PER_TASK=3",
+        "SLURM_EXPORT_ENV=ALL",
         "MINE=1",
         "PYTHONSAFEPATH=1",
     } <= {*said}
