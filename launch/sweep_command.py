@@ -186,7 +186,12 @@ def _collect(args: argparse.Namespace, study: Study, runs: list[Planned], cluste
     missing = [run.name for run in runs if run.missing()]
     if not out.parent.is_dir():
         raise InputError(f"no such folder: {out.parent}" + ("" if args.out else "; nothing of the study ran yet"))
-    write_lines(out, lines)
+    if out.is_dir():
+        raise InputError(f"{out} is a folder: --out names a file")
+    try:
+        write_lines(out, lines)
+    except OSError as error:  # a full disk, a folder of somebody else's
+        raise InputError(f"cannot write {out}: {error.strerror}") from None
     text = f"{out}: {len(lines)} records of {len(runs)} runs"
     if missing:
         text += f"; not done: {len(missing)} ({', '.join(missing[:3])}{', …' if len(missing) > 3 else ''})"

@@ -483,6 +483,9 @@ def test_collect_and_prune_keep_to_the_study(tmp_path, monkeypatch, capsys):
         append(create(run.info) / "record.jsonl", entry("cost", macs=1))
     assert main(["sweep", "collect", "mine.yaml", "--out", "both.jsonl"]) == 0
     assert [line["name"] for line in read_lines(Path("both.jsonl"))] == ["0.0001", "0.0002"]
+    for out, message in ((".", ". is a folder"), ("/proc/both.jsonl", "cannot write /proc/both.jsonl: No such file")):
+        assert main(["sweep", "collect", "mine.yaml", "--out", out]) == 2
+        assert message in capsys.readouterr().err
     write([1e-4, 3e-4])
     assert main(["sweep", "collect", "mine.yaml"]) == 1  # one of them is not done
     (line,) = read_lines(Path("runs/mine/records.jsonl"))
