@@ -149,7 +149,7 @@ def _ended(run: Planned, rows: Sequence[tuple[str, str]], attempts: Sequence[dic
         return ENDS[state]
     if (number := int(code.split(":")[0] or 0) if code else 0) in EXITS:
         return "failed", EXITS[number]
-    if code.endswith(":9"):
+    if code.endswith(":9") or number in (9, 137):  # srun's exit code is the signal that killed the task
         return "failed", "killed (signal 9), perhaps for its memory: cluster.mem_gb=N gives it more"
     stopped = next((line["signal"] for line in now if line["event"] == "stop"), None)
     if stopped:
@@ -168,7 +168,7 @@ def _last_line(log: Path) -> str:
             lines = [line.strip() for line in file.read().decode(errors="replace").splitlines()]
     except OSError:
         return ""
-    said = [line for line in lines if line]
+    said = [line for line in lines if line and "srun: Force Terminated" not in line]  # after the line that says why
     # A run says so as it starts: what is above is of the times before it was queued again.
     start = max((place for place, line in enumerate(said) if line.startswith(f"{log.stem} on ")), default=0)
     said = said[start:]

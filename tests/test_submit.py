@@ -352,6 +352,8 @@ def test_states_agree_with_what_slurm_and_the_run_say(tmp_path, monkeypatch):
         (None, [], [start], ["failed"], "x", "failed", "why failed", 0),
         (None, [("FAILED", "1:0")], [], [], "bash: module: not found", "failed", "bash: module: not found", 0),
         (None, [("FAILED", "0:9")], [start], [], "x", *killed, 0),
+        (None, [("FAILED", "9:0")], [start], [], "x", *killed, 0),
+        (None, [], [start], [], "task 0: Killed\nsrun: Force Terminated StepId=7.0", "failed", "task 0: Killed", 0),
         (None, [("OUT_OF_MEMORY", "0:125")], [start], [], "x", "oom", "SLURM killed it", 0),
         (None, [("TIMEOUT", "0:0")], [start], [], "x", "timeout", "the time limit", 0),
         (None, [("RUNNING", "0:0")], [start], [], "*** STEP DUE TO TIME LIMIT ***", "timeout", "the time limit", 0),
