@@ -33,6 +33,7 @@ PASSES = {"forward": "forward", "train": "forward+backward"}
 FLOOR = {"float32": 1e-5, "bfloat16": 1e-4}
 ALONE = "mamba_ssm (scan alone)"
 ALONE_LIMIT = 2e-2  # it rounds step sizes and outputs to bfloat16: a yardstick of time, not of accuracy
+OVERWRITE_S = 5e-4  # about what a GPU takes to overwrite 2 GiB (an H100: 0.7 ms)
 
 
 class Call(NamedTuple):
@@ -173,13 +174,18 @@ def time_queued(step: Callable[[], Any], device: str, repeats: int, seconds: flo
     `repeats` calls, as many as fit into `seconds` and at least 5."""
     if not device.startswith("cuda"):
         return time_calls(step, device, 1, repeats, seconds)
-    other = torch.empty(2**31, dtype=torch.int8, device=device)  # overwritten in 0.7 ms, and more than the caches hold
+    other = torch.empty(2**31, dtype=torch.int8, device=device)  # more than the caches hold
     for _ in range(3):
         step()
+    torch.cuda.synchronize(device)
+    began = time.perf_counter()
+    step()
+    overwrites = 1 + int(2 * (time.perf_counter() - began) / OVERWRITE_S)  # twice as long as the host takes
     times, started = [], time.perf_counter()
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     while len(times) < repeats and (len(times) < LEAST or time.perf_counter() - started < seconds):
-        other.zero_()
+        for _ in range(overwrites):
+            other.zero_()
         start.record()
         step()
         end.record()
