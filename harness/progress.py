@@ -39,8 +39,11 @@ class Progress:
         state = {"stage": stage, "done": done, "total": total, "rate": rate, "left_s": left, **facts}
         if self.folder is not None:
             temporary = self.folder / f".progress.{os.getpid()}.tmp"
-            temporary.write_text(json.dumps(state))
-            os.replace(temporary, self.folder / "progress.json")
+            try:
+                temporary.write_text(json.dumps(state))
+                os.replace(temporary, self.folder / "progress.json")
+            finally:  # on a full disk half of it would stay
+                temporary.unlink(missing_ok=True)
         self.say(describe(state))
 
 

@@ -199,7 +199,8 @@ def _queue(
             queued.append((array, job))
     except slurm.SlurmError as error:
         raise slurm.SlurmError(
-            f"{error}: {len(queued)} of {len(written)} arrays are queued; the same command queues the rest"
+            f"{error}: {len(queued)} of {len(written)} arrays are queued; "
+            "once that is mended, the same command queues the rest"
         ) from None
     return Submission(queued, code, left)
 
