@@ -30,6 +30,7 @@ from .timing import out_of_memory
 from .train import Diverged, check_fit, train
 
 STAGES = KINDS  # cost, train, sample, evaluate, bench: in the order in which they run
+FROM_CHECKPOINT = ("sample", "evaluate")
 
 
 class Busy(RuntimeError):

@@ -129,6 +129,8 @@ def parser() -> argparse.ArgumentParser:
     sweep.add_argument("--debug", action="store_true", help="the study's debug size: seconds on a CPU, NAME-debug")
     help_text = "runs at a time (default: here a core each, one on a GPU; on SLURM what the cluster says, or all)"
     sweep.add_argument("--parallel", type=_positive, metavar="N", help=help_text)
+    help_text = "of the study's stages only these: bench, say, for plan to know what training costs on this GPU"
+    sweep.add_argument("--stages", metavar="STAGE,…", help=help_text)
     sweep.add_argument("--dirty", action="store_true", help="submit a tree with changes, and keep their diff")
     sweep.add_argument("--watch", action="store_true", help="status: look again and again while something runs")
     sweep.add_argument("--yes", action="store_true", help="prune: do not ask")

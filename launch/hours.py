@@ -1,13 +1,13 @@
-"""What a study costs: GPU-hours of training, from committed measurements and from nothing else."""
+"""What a study costs: GPU-hours of training, from measurements, committed or its own, and from nothing else."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ..harness.backbones import from_dict
 from ..harness.config import Config
-from ..harness.record import read_runs
+from ..harness.record import Run, read_runs
 from ..harness.run import config_from_dict
 
 # Run folders of `lamabench bench`. A wheel has none.
@@ -20,11 +20,14 @@ def measured(folder: Path = RECORDS) -> list[Row]:
 
     Raises RecordError for a run that cannot be read.
     """
-    if not folder.is_dir():
-        return []
+    return steps_of(read_runs([folder])) if folder.is_dir() else []
+
+
+def steps_of(runs: Iterable[Run]) -> list[Row]:
+    """The training steps that runs measured, as `measured` has them."""
     return [
         {**row, "model": from_dict(run.info["config"]["model"])}
-        for run in read_runs([folder])
+        for run in runs
         for row in run.records
         if row["kind"] == "bench" and row["state"] == "done" and row.get("mode") == "train"
     ]

@@ -17,7 +17,8 @@ from ..ablations.study import Study, StudyError
 from ..harness.progress import clock
 from ..harness.progress import describe as describe_progress
 from ..harness.record import Run, identity, read_lines
-from ..harness.run import check_fit, create, describe, folder_of, is_locked, is_trained, missing_stages
+from ..harness.run import FROM_CHECKPOINT, check_fit, create, describe, folder_of, is_locked, is_trained, missing_stages
+from ..kernels.errors import unknown
 from .cluster import load as load_cluster
 from .cluster import of_cluster
 from .compose import compose
@@ -40,9 +41,9 @@ class Planned:
         return self.info["name"]
 
     def ready(self) -> bool:
-        """Whether the checkpoint that the run takes from another one is there, if it takes one."""
+        """Whether the checkpoint that the run takes from another one is there, if its stages take one."""
         source = self.info.get("source")
-        return source is None or is_trained(Path(source))
+        return source is None or not set(self.stages) & set(FROM_CHECKPOINT) or is_trained(Path(source))
 
     def missing(self) -> list[str]:
         """The stages that are not done."""
@@ -130,6 +131,18 @@ def _train_once(runs: Sequence[Planned]) -> list[Planned]:
         else run
         for run in runs
     ]
+
+
+def only(runs: Sequence[Planned], stages: Sequence[str], study: Study) -> list[Planned]:
+    """The runs with some of the study's stages, without those that have none of them.
+
+    Raises InputError for a stage that the study does not have.
+    """
+    for stage in stages:
+        if stage not in study.stages:
+            raise unknown(f"stage of {study.name}", stage, study.stages)
+    kept = [replace(run, stages=tuple(stage for stage in run.stages if stage in stages)) for run in runs]
+    return [run for run in kept if run.stages]
 
 
 def rows(runs: Sequence[Planned]) -> list[dict[str, Any]]:

@@ -41,6 +41,10 @@ def sweep_command(args: argparse.Namespace) -> int:
             print(f"with the settings of the newest submit: {' '.join(kept)}", file=sys.stderr)
         settings = [*kept, *words]
     runs = sweep.plan(study, settings)
+    if args.stages and args.action in ("cancel", "collect", "prune"):
+        raise InputError(f"--stages is for plan, run, submit, retry and status, not for {args.action}")
+    if args.stages:
+        runs = sweep.only(runs, args.stages.split(","), study)
     actions = {"plan": _plan, "run": _run, "submit": _submit, "retry": _retry, "status": _status, "cancel": _cancel}
     actions |= {"collect": _collect, "prune": _prune}
     return actions[args.action](args, study, runs, name, words)
@@ -55,7 +59,7 @@ def _plan(args: argparse.Namespace, study: Study, runs: list[Planned], cluster: 
     queue = cluster is not None and clusters.load(cluster).kind != "local"
     requests = {run.info["id"]: submit.queue_of(cluster, run.cluster, args.parallel) for run in runs} if queue else {}
     _question(args, study)
-    known = hours.measured()
+    known = hours.measured() + hours.steps_of(read_run(run.folder) for run in runs if run.exists())
     found = [hours.gpu_hours(run.info, run.stages, known) for run in runs]
     cells = found if args.json else [hours.words(cost) for cost in found]
     rows = [row | {"gpu_hours": cell} for row, cell in zip(sweep.rows(runs), cells, strict=True)]

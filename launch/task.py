@@ -163,9 +163,10 @@ def _attempt(path: Path, index: int, array: dict[str, Any]) -> int:
 
 def _work(folder: Path, info: dict[str, Any], stages: list[str]) -> None:
     from ..harness.progress import Progress
-    from ..harness.run import Busy, execute, is_trained
+    from ..harness.run import FROM_CHECKPOINT, Busy, execute, is_trained
 
-    if (source := info.get("source")) is not None and not is_trained(Path(source)):
+    source = info.get("source") if set(stages) & set(FROM_CHECKPOINT) else None
+    if source is not None and not is_trained(Path(source)):
         raise RuntimeError(f"not started: the training of {source} did not end")
     end = time.monotonic() + BUSY_S
     while True:

@@ -19,7 +19,7 @@ from lamabench.harness.run import STAGES, config_from_dict, config_to_dict, crea
 from lamabench.kernels.errors import InputError
 from lamabench.launch import hours
 from lamabench.launch.compose import compose
-from lamabench.launch.sweep import plan
+from lamabench.launch.sweep import only, plan
 from omegaconf import OmegaConf
 
 QUESTIONS = ["block_mix", "d_state", "guidance", "resolution", "scale", "scan", "unet", "window"]
@@ -322,3 +322,41 @@ def test_a_measurement_of_the_command_is_understood(tmp_path, monkeypatch):
     speed = run.last("bench", mode="train")["images_per_s"]
     found = hours.gpu_hours(planned.info, planned.stages, hours.measured(tmp_path / "runs"))
     assert list(found.values()) == [pytest.approx(0.1 / speed)]
+
+
+def test_some_stages_of_a_study():
+    """Without those that want a checkpoint, no run waits for another's training."""
+    study = load("guidance")
+    runs = plan(study)
+    counted = only(runs, ["cost"], study)
+    assert {run.stages for run in counted} == {("cost",)} and all(run.ready() for run in counted)
+    assert [run.stages for run in only(runs, ["train"], study)] == [("train",)]
+    sampled = only(runs, ["sample", "cost"], study)
+    assert {run.stages for run in sampled} == {("cost", "sample")}
+    assert [run.ready() for run in sampled] == [True] + [False] * (len(runs) - 1)
+    with pytest.raises(InputError, match=r"unknown stage of guidance .smaple. \(did you mean .sample.\?\)"):
+        only(runs, ["smaple"], study)
+
+
+def test_a_study_measures_first_and_then_knows_its_cost(tmp_path, monkeypatch, capsys):
+    from lamabench.launch.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    base = {"model": "dit_nano", "model.depth": 1, "data": "digits", "train.precision": "float32", "train.steps": 10}
+    base |= {"train.batch_size": 36, "bench.batch_size": 2, "bench.repeats": 1, "bench.precision": "float32"}
+    base |= {"bench.seconds": 0.01, "run.device": "cpu"}
+    path = write(tmp_path, question="Is it measured?", base=base, axes={"model.hidden_size": [24, 48]})
+    assert main(["sweep", "plan", path]) == 0 and "unknown for 2 runs" in capsys.readouterr().out
+    assert main(["sweep", "run", path, "--stages", "bench"]) == 0
+    folders = sorted(tmp_path.glob("runs/mine/*/record.jsonl"))
+    records = [read_run(folder.parent).records for folder in folders]
+    assert len(records) == 2 and {line["kind"] for lines in records for line in lines} == {"bench"}
+    capsys.readouterr()
+    assert main(["sweep", "plan", path, "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    speeds = [line["images_per_s"] for lines in records for line in lines if line["mode"] == "train"]
+    found = [cost for row in rows for cost in row["gpu_hours"].values()]
+    assert sorted(found) == pytest.approx(sorted(0.1 / speed for speed in speeds))
+    assert all("train" in row["to do"] for row in rows)
+    assert main(["sweep", "prune", path, "--stages", "bench"]) == 2
+    assert "--stages is for plan, run, submit, retry and status, not for prune" in capsys.readouterr().err
