@@ -110,6 +110,8 @@ def _standing(run: Planned, task: tuple[Array, int] | None, seen: Look) -> Stand
         times = max(len(rows) - 1, starts - (not waiting), 0)
         word = ("preempted" if times else "queued") if waiting else "running"
         return Standing(run, word, requeued=times, reason=reason if waiting else "", **about)
+    if not replace(run, stages=tuple(array.tasks[number]["stages"])).missing():
+        return Standing(run, "planned", **about)  # what was queued is done: the study has got further stages
     state, error = _ended(run, rows, attempts, log)
     return Standing(run, state, error, requeued=max(len(rows), starts, 1) - 1, **about)
 

@@ -422,6 +422,23 @@ def test_states_where_slurm_does_not_answer(tmp_path, monkeypatch):
     assert state(None, None)[0] == "timeout"
 
 
+def test_further_stages_of_a_run_that_is_done_are_planned(tmp_path, monkeypatch):
+    """As of a study that was submitted with some stages, or got more: the next submit queues the rest."""
+    mine = study(tmp_path, {"train.lr": [1e-4]})
+    (run,) = plan(mine)
+    home = submissions.home_of(run.folder)
+    submitted(home, [run])
+    append(create(run.info) / "record.jsonl", entry("train", "done"))
+    append(run.folder / "attempts.jsonl", {"event": "start", "job": "7_0", "records": 0})
+    seen = Look({}, {"7_0": [("COMPLETED", "0:0")]})
+    monkeypatch.setattr("lamabench.launch.status.look", lambda submitted, need_queue: (submitted, seen))
+    (more,) = plan(replace(mine, stages=["cost", "train"]))
+    assert run.stages == ("train",) and more.info["id"] == run.info["id"]
+    for one, state, left in ((run, "done", []), (more, "planned", ["cost"])):
+        ((found,), _) = standings([one], home)
+        assert (found.state, found.error, found.run.missing()) == (state, "", left)
+
+
 def test_queueing_again_is_tried_where_that_may_help(tmp_path, monkeypatch):
     calls, scontrol = tmp_path / "calls", tmp_path / "scontrol"
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
