@@ -70,10 +70,9 @@ def _batches(
         for kind in settings.compile:
             if kind == "eager":
                 continue
-            yield kind, best
-            # What failed at the best batch fails at its double, after as long a compilation.
-            if (row := known.get(Point(*cell, kind, best))) and row["state"] in FINISHED:
-                yield kind, 2 * best
+            rows = {point.batch_size: row for point, row in known.items() if point[:4] == (*cell, kind)}
+            if (batch := next_compiled_batch(rows, best)) is not None:
+                yield kind, batch
 
 
 def best_batch(rows: dict[int, dict[str, Any]]) -> int | None:
@@ -105,6 +104,24 @@ def next_batch(rows: dict[int, dict[str, Any]], seconds: float) -> int | None:
     best = ladder[speeds.index(max(speeds))]
     more = best * 3 // 2
     return more if more not in rows and (too_large is None or more < too_large) else None
+
+
+def next_compiled_batch(rows: dict[int, dict[str, Any]], best: int) -> int | None:
+    """The batch that is compiled next where `best` is that of the eager model, None at the end.
+
+    `best`, then its double; where memory ends, the middle between what fitted and what did not, down to a quarter of
+    the batch. Anything but done or out of memory ends the search: it would fail again, after as long a compilation.
+    """
+    if not rows:
+        return best
+    if any(row["state"] not in FINISHED for row in rows.values()):
+        return None
+    fitted = max((batch for batch, row in rows.items() if row["state"] == "done"), default=0)
+    too_large = min((batch for batch, row in rows.items() if row["state"] == "oom"), default=None)
+    if too_large is None:
+        return 2 * best if 2 * best not in rows else None
+    middle = (fitted + too_large) // 2
+    return middle if too_large - fitted > max(1, fitted // 4) else None
 
 
 def _saturated(speeds: list[float]) -> bool:

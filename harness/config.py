@@ -147,8 +147,9 @@ class BenchConfig:
     """What `bench` and the benchmark of a run measure: every combination of the lists.
 
     `batch_size` is a number, a list of them, or `auto`: one image, then larger batches of the eager model until they
-    gain nothing, do not fit or take longer than `seconds`; the other `compile` modes at the best of them and at its
-    double. A measurement takes about `seconds`, at least 5 and at most `repeats` calls.
+    gain nothing, do not fit or take longer than `seconds`; the other `compile` modes at the best of them, at its
+    double, and between the two where memory ends there. A measurement takes about `seconds`, at least 5 and at most
+    `repeats` calls.
     """
 
     batch_size: Any = 16

@@ -19,7 +19,7 @@ from lamabench.harness import run as runs
 from lamabench.harness import train as training
 from lamabench.harness.backbones import OPERATORS, build, preset
 from lamabench.harness.bench import WrongOutput, bench
-from lamabench.harness.bench_plan import Point, best_batch, finished, next_batch, next_point
+from lamabench.harness.bench_plan import Point, best_batch, finished, next_batch, next_compiled_batch, next_point
 from lamabench.harness.config import BenchConfig, Config, DataConfig, RunConfig
 from lamabench.harness.mamba_scan import ScanAlone
 from lamabench.harness.progress import Progress
@@ -133,10 +133,28 @@ def test_auto_batch_compiles_at_the_best_eager_batch_and_its_double():
     assert [(p.compile, p.batch_size) for p in points] == [
         ("eager", 1), ("eager", 8), ("eager", 16), ("eager", 32), ("eager", 24),
         ("compile", 16),  # its double would fail as well
-        ("max-autotune", 16), ("max-autotune", 32),
+        ("max-autotune", 16), ("max-autotune", 32), ("max-autotune", 24), ("max-autotune", 20),
     ]  # fmt: skip
     for kept in range(len(rows)):  # from whatever a killed sweep left
         assert next_point(settings, 32, rows[:kept]) == points[kept]
+
+
+@pytest.mark.parametrize("best", [1, 2, 7, 16, 100])
+@pytest.mark.parametrize("limit", range(0, 300, 7))
+def test_compiled_batches_end_near_what_memory_holds(best, limit):
+    rows = {}
+    while (batch := next_compiled_batch(rows, best)) is not None:
+        assert batch >= 1 and batch not in rows
+        rows |= measured({batch: 1.0 if batch <= limit else "oom"})
+    fitted = best_batch(rows) and max(batch for batch, row in rows.items() if row["state"] == "done")
+    assert len(rows) <= 8 and (fitted is None) == (limit == 0)
+    if fitted is not None:
+        assert fitted == 2 * best or limit <= fitted + max(1, fitted // 4)
+
+
+def test_a_failed_compilation_ends_the_search_of_a_batch():
+    assert next_compiled_batch(measured({8: "failed"}), 8) is None
+    assert next_compiled_batch(measured({8: 1.0, 16: "wrong"}), 8) is None
 
 
 def test_only_rows_that_stand_are_kept():
