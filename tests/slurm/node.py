@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""One real SLURM node for tests: `node.py up` sets it up, `node.py down` leaves nothing of it.
+"""A real SLURM node for tests: `node.py up` sets it up, `node.py down` leaves nothing of it. `node.py start second`
+starts a second node on the same machine, the other one of the partition `pair`.
 
 All state (configuration, logs, database, key, sockets) is in one folder, `--state`. SLURM's own commands find the node
 through that folder: `eval "$(tests/slurm/node.py env)"; sbatch …`. Needs root, on Debian or Ubuntu, but neither systemd
@@ -23,6 +24,8 @@ from pathlib import Path
 PACKAGES = "slurm-wlm munge slurmdbd mariadb-server".split()
 PROGRAMS = "munged mariadbd mariadb-install-db mariadb-admin slurmdbd slurmctld slurmd sbatch sacct sacctmgr".split()
 DAEMONS = "munged mariadbd slurmdbd slurmctld slurmd".split()  # in the order in which each needs the one before
+SECOND = "second"  # the slurmd of the second node, which only some tests need
+HOST = socket.gethostname().split(".")[0]
 CPUS = 16  # logical: SLURM is told so whatever the machine has, so that small jobs run side by side on two cores
 STATE = Path(os.environ.get("XDG_RUNTIME_DIR") or "/tmp", "lamabench-slurm")
 MARK = "lamabench-slurm-node"  # a folder with this file in it is ours to delete
@@ -41,9 +44,9 @@ CredType=cred/munge
 # cred_expire is also the time that a requeued job waits before it may start again (default 120 s).
 AuthInfo=socket={state}/munge.socket,cred_expire=5
 StateSaveLocation={state}/slurmctld
-SlurmdSpoolDir={state}/slurmd
+SlurmdSpoolDir={state}/slurmd-%n
 SlurmctldPidFile={state}/slurmctld.pid
-SlurmdPidFile={state}/slurmd.pid
+SlurmdPidFile={state}/slurmd-%n.pid
 # Containers have no cgroups to give away: follow processes by their parents, bind and limit nothing.
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
@@ -78,7 +81,9 @@ DefMemPerCPU={mem_per_cpu}
 # Believe CPUs= below; otherwise a node with fewer real ones is drained.
 SlurmdParameters=config_overrides
 NodeName={host} NodeAddr=127.0.0.1 CPUs={cpus} RealMemory={memory}
+NodeName={host}-second NodeHostname={host} NodeAddr=127.0.0.1 Port={second_port} CPUs={cpus} RealMemory={memory}
 PartitionName=test Nodes={host} Default=YES DefaultTime=5 MaxTime=1-0 State=UP
+PartitionName=pair Nodes={host},{host}-second DefaultTime=5 MaxTime=1-0 State=UP
 """
 
 SLURMDBD_CONF = """\
@@ -112,7 +117,8 @@ def commands(state: Path) -> dict[str, list[str]]:
                      "--innodb-flush-log-at-trx-commit=0", "--innodb-lock-wait-timeout=900"],
         "slurmdbd": ["slurmdbd", "-D"],
         "slurmctld": ["slurmctld", "-D", "-f", f"{state}/slurm.conf"],
-        "slurmd": ["slurmd", "-D", "-f", f"{state}/slurm.conf"],
+        "slurmd": ["slurmd", "-D", "-N", HOST, "-f", f"{state}/slurm.conf"],
+        SECOND: ["slurmd", "-D", "-N", f"{HOST}-second", "-f", f"{state}/slurm.conf"],
     }  # fmt: skip
 
 
@@ -182,7 +188,7 @@ def write_state(state: Path) -> None:
         raise NodeError(f"{state} is too long for a socket (100 characters); name another folder with --state")
     state.mkdir(mode=0o755, parents=True, exist_ok=True)
     (state / MARK).touch()
-    for name in ("log", "pid", "slurmctld", "slurmd"):
+    for name in ("log", "pid", "slurmctld", f"slurmd-{HOST}", f"slurmd-{HOST}-second"):
         (state / name).mkdir(mode=0o755)
     key = state / "munge.key"
     key.touch(mode=0o600)
@@ -195,10 +201,9 @@ def write_state(state: Path) -> None:
         (state / "log/mariadbd.log").write_text(done.stdout + done.stderr)
         raise NodeError(f"no database: {last_line(done.stderr)} (log: {state}/log/mariadbd.log)")
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2**20  # MiB, as SLURM counts
-    dbd_port, ctld_port, slurmd_port = free_ports(3)
+    ports = dict(zip(("dbd_port", "ctld_port", "slurmd_port", "second_port"), free_ports(4), strict=True))
     facts = {
-        "state": state, "host": socket.gethostname().split(".")[0], "cpus": CPUS, "memory": memory,
-        "mem_per_cpu": memory // CPUS, "dbd_port": dbd_port, "ctld_port": ctld_port, "slurmd_port": slurmd_port,
+        "state": state, "host": HOST, "cpus": CPUS, "memory": memory, "mem_per_cpu": memory // CPUS, **ports,
     }  # fmt: skip
     private = state / "slurmdbd.conf"
     private.touch(mode=0o600)  # slurmdbd refuses a file that others can read
@@ -212,7 +217,7 @@ def alive(pid: int, name: str) -> bool:
         comm, _, rest = Path(f"/proc/{pid}/stat").read_text().partition("(")[2].rpartition(")")
     except OSError:
         return False
-    return comm == name and rest.split()[0] not in "ZX"
+    return comm == ("slurmd" if name == SECOND else name) and rest.split()[0] not in "ZX"
 
 
 def pid_of(state: Path, name: str) -> int | None:
@@ -239,12 +244,13 @@ def ask(state: Path, name: str) -> str:
         "mariadbd": ["mariadb-admin", "--no-defaults", f"--socket={state}/mariadb.socket", "ping"],
         "slurmdbd": ["sacctmgr", "--noheader", "list", "cluster"],
         "slurmctld": ["scontrol", "ping"],
-        "slurmd": ["sinfo", "--noheader", "--format=%T"],
+        "slurmd": ["sinfo", "--noheader", "--format=%T", "--partition=test"],
+        SECOND: ["sinfo", "--noheader", "--format=%T", f"--nodes={HOST}-second"],
     }[name]
     done = call(state, *words)
     if done.returncode:
         return last_line(done.stderr or done.stdout)
-    if name == "slurmd" and done.stdout.strip() not in ("idle", "mixed", "allocated"):
+    if name in ("slurmd", SECOND) and done.stdout.strip() not in ("idle", "mixed", "allocated"):
         return f"sinfo calls the node {done.stdout.strip()}"  # a trailing * means that slurmd is silent
     return ""
 
@@ -333,7 +339,7 @@ def down(state: Path) -> None:
     if not (state / MARK).exists():
         raise NodeError(f"{state} is no folder of a test node; name another with --state (nothing was touched)")
     crash(state)
-    for name in reversed(DAEMONS):
+    for name in (SECOND, *reversed(DAEMONS)):
         stop(state, name)
     shutil.rmtree(state)
 
@@ -359,7 +365,7 @@ def main() -> int:
     actions.add_parser("env", help='print what SLURM\'s commands need: eval "$(…/node.py env)"')
     actions.add_parser("crash", help="kill slurmd and every job at once, as a power cut does")
     for action, text in (("start", "start"), ("stop", "stop (SIGTERM)"), ("kill", "kill (SIGKILL)")):
-        actions.add_parser(action, help=f"{text} one daemon").add_argument("daemon", choices=DAEMONS)
+        actions.add_parser(action, help=f"{text} one daemon").add_argument("daemon", choices=[*DAEMONS, SECOND])
     args = parser.parse_args()
     os.environ["PATH"] = os.environ.get("PATH", os.defpath) + ":/usr/sbin:/sbin"  # where daemons are, for root by `su`
     state = args.state.resolve()

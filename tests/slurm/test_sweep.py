@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -114,22 +115,30 @@ def trained_once(folder):
     return [line["state"] for line in records if line["state"] == "done"] == ["done"]
 
 
-def test_every_task_knows_its_rank(node, tmp_path):
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_every_task_knows_its_rank(node, tmp_path, nodes):
     """What torch.distributed reads, and the CPUs that srun would not take over by itself."""
     probe = "import json, os; from lamabench.launch.task import environment as e; print(json.dumps({**e(), "
-    probe += "'cpus': os.environ['SLURM_CPUS_PER_TASK'], 'threads': os.environ['OMP_NUM_THREADS']}))"
-    cluster = ClusterConfig(cpus=2, tasks_per_node=2, time_min=5, mem_gb=1)
+    probe += "'cpus': os.environ['SLURM_CPUS_PER_TASK'], 'threads': os.environ['OMP_NUM_THREADS'], "
+    probe += "'node': os.environ['SLURMD_NODENAME']}))"
+    cluster = ClusterConfig(cpus=2, nodes=nodes, tasks_per_node=2 // nodes, time_min=5, mem_gb=1)
+    if nodes == 2:
+        node.must("start", "second")
+        cluster = replace(cluster, partition="pair")
     text = slurm.script(cluster, "ranks", 2, f'{sys.executable} -c "{probe}"', tmp_path / "%a.log", None)
     (tmp_path / "job.sh").write_text(text)
     node.ended(node.run("sbatch", "--parsable", str(tmp_path / "job.sh")))
     ports = []
     for task in range(2):
         rows = [json.loads(line) for line in (tmp_path / f"{task}.log").read_text().splitlines()]
-        assert sorted(row["rank"] for row in rows) == ["0", "1"] == sorted(row["local_rank"] for row in rows)
+        assert sorted(row["rank"] for row in rows) == ["0", "1"] and len({row["node"] for row in rows}) == nodes
+        assert sorted(row["local_rank"] for row in rows) == (["0", "1"] if nodes == 1 else ["0", "0"])
         assert {(row["world_size"], row["cpus"], row["threads"]) for row in rows} == {("2", "2", "2")}
         (place,) = {(row["master_addr"], row["master_port"]) for row in rows}
         ports.append(place[1])
     assert ports[0] != ports[1]  # two tasks of an array may meet on one node
+    if nodes == 2:
+        node.must("stop", "second")
 
 
 def test_two_submitters_queue_every_run_once(node, tmp_path, sweep):
