@@ -154,7 +154,8 @@ def test_plan_prints_the_batch_files(tmp_path, monkeypatch, capsys):
 
 
 def test_arrays_are_of_one_request_and_no_longer_than_allowed(tmp_path):
-    runs = plan(study(tmp_path, {"train.lr": [1e-4, 2e-4, 3e-4], "sample.guidance": [1.0, 2.0]}))
+    axes = {"train.lr": [1e-4, 2e-4, 3e-4], "sample.guidance": [1.0, 2.0]}
+    runs = plan(replace(study(tmp_path, axes), stages=["train", "sample"]))
     found = [Standing(run, "planned") for run in runs]
     small, large = ClusterConfig(), ClusterConfig(mem_gb=9)
     asked = {run.info["id"]: large if "0.0003" in run.name else small for run in runs}
