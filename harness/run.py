@@ -177,8 +177,11 @@ def _one_line(error: Exception) -> str:
     return text if isinstance(error, InputError | Diverged) else f"{type(error).__name__}: {text}"[:500]
 
 
-def is_trained(folder: Path) -> bool:
-    """Whether the run of that folder is there and its training is done."""
+def is_ready(info: dict[str, Any], stages: Sequence[str]) -> bool:
+    """Whether the checkpoint that a run takes from another one, its `source`, is there, if its stages take one."""
+    if not info.get("source") or not set(stages) & set(FROM_CHECKPOINT):
+        return True
+    folder = Path(info["source"])
     line = read_run(folder).last("train") if (folder / "config.json").is_file() else None
     return line is not None and line["state"] == "done"
 

@@ -17,7 +17,7 @@ from ..ablations.study import Study, StudyError
 from ..harness.progress import clock
 from ..harness.progress import describe as describe_progress
 from ..harness.record import Run, identity, read_lines
-from ..harness.run import FROM_CHECKPOINT, check_fit, create, describe, folder_of, is_locked, is_trained, missing_stages
+from ..harness.run import check_fit, create, describe, folder_of, is_locked, is_ready, missing_stages
 from ..kernels.errors import unknown
 from .cluster import load as load_cluster
 from .cluster import of_cluster
@@ -42,8 +42,7 @@ class Planned:
 
     def ready(self) -> bool:
         """Whether the checkpoint that the run takes from another one is there, if its stages take one."""
-        source = self.info.get("source")
-        return source is None or not set(self.stages) & set(FROM_CHECKPOINT) or is_trained(Path(source))
+        return is_ready(self.info, self.stages)
 
     def missing(self) -> list[str]:
         """The stages that are not done."""

@@ -44,9 +44,9 @@ def job_key() -> str:
     return f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
 
 
-def read_manifest(path: Path, tries: int = 6) -> dict[str, Any]:
+def read_manifest(path: Path) -> dict[str, Any]:
     """The manifest; a shared folder that is away is waited for, for about a minute. Raises OSError."""
-    for delay in (*DELAYS_S[: tries - 1], None):
+    for delay in (*DELAYS_S, None):
         try:
             return json.loads(path.read_text())
         except OSError as error:
@@ -79,11 +79,9 @@ class Attempt:
     def mark(self) -> list[Any]:
         """How far the run is on disk: two marks that are alike have nothing between them."""
         newest = sorted(path.name for path in self.folder.glob("checkpoints/step-*"))[-1:]
-        records = (self.folder / "record.jsonl").read_bytes().count(b"\n") if self._recorded() else 0
+        record = self.folder / "record.jsonl"
+        records = record.read_bytes().count(b"\n") if record.is_file() else 0
         return [records, newest, len(list(self.folder.glob("samples.parts/*/*.npy")))]
-
-    def _recorded(self) -> bool:
-        return (self.folder / "record.jsonl").is_file()
 
     def stuck(self) -> bool:
         """Whether the last two starts were stopped by the time limit exactly here."""
@@ -163,11 +161,10 @@ def _attempt(path: Path, index: int, array: dict[str, Any]) -> int:
 
 def _work(folder: Path, info: dict[str, Any], stages: list[str]) -> None:
     from ..harness.progress import Progress
-    from ..harness.run import FROM_CHECKPOINT, Busy, execute, is_trained
+    from ..harness.run import Busy, execute, is_ready
 
-    source = info.get("source") if set(stages) & set(FROM_CHECKPOINT) else None
-    if source is not None and not is_trained(Path(source)):
-        raise RuntimeError(f"not started: the training of {source} did not end")
+    if not is_ready(info, stages):
+        raise RuntimeError(f"not started: the training of {info['source']} did not end")
     end = time.monotonic() + BUSY_S
     while True:
         try:
