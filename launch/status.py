@@ -99,7 +99,8 @@ def _standing(run: Planned, task: tuple[Array, int] | None, seen: Look) -> Stand
     key, log = array.key(number), array.log(number)
     attempts = [line for line in read_lines(run.folder / "attempts.jsonl") if line["job"] == key]
     rows = (seen.accounted or {}).get(key, [])
-    starts = sum(line["event"] == "start" for line in attempts)
+    # SLURM's own count, as the newest start wrote it: a start that was ended before it could write is in it.
+    starts = max((line["restart"] + 1 for line in attempts if line["event"] == "start"), default=0)
     about: dict[str, Any] = {"job": key, "log": log, "array": array}
     if not run.missing():
         return Standing(run, "done", requeued=max(len(rows), starts, 1) - 1, **about)

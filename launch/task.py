@@ -143,8 +143,8 @@ def _attempt(path: Path, index: int, array: dict[str, Any]) -> int:
     attempt = Attempt(folder)
     records = len(read_lines(folder / "record.jsonl"))
     restart = int(os.environ.get("SLURM_RESTART_COUNT", 0))
+    (folder / "progress.json").unlink(missing_ok=True)  # what is there after the note is this start's
     attempt.note("start", restart=restart, host=platform.node(), records=records, **code())
-    (folder / "progress.json").unlink(missing_ok=True)
     threading.Thread(target=_let_go, args=(attempt, array["cluster"]["signal_s"] / 2), daemon=True).start()
     try:
         _work(folder, info, task["stages"])

@@ -337,14 +337,16 @@ def test_what_was_submitted_is_read_back(tmp_path):
 
 def test_states_agree_with_what_slurm_and_the_run_say(tmp_path, monkeypatch):
     """One run an outcome: what squeue and sacct gave, what the run wrote, and what is to come of it."""
-    start = {"event": "start", "records": 0}
+    start, second, fourth = ({"event": "start", "records": 0, "restart": restart} for restart in (0, 1, 3))
     killed = ("failed", "killed (signal 9)")
     cases = [
         # squeue, sacct, lines of attempts, records, log; state, error, requeued
         (("PENDING", "Priority"), [("PENDING", "0:0")], [], [], "", "queued", "", 0),
         (("PENDING", "BeginTime"), [("REQUEUED", "0:0"), ("PENDING", "0:0")], [start], [], "", "preempted", "", 1),
-        (("PENDING", "BeginTime"), [], [start, start], [], "", "preempted", "", 2),
-        (("RUNNING", "None"), [], [start, start, start], [], "", "running", "", 2),
+        (("PENDING", "BeginTime"), [], [start, second], [], "", "preempted", "", 2),
+        # A start that was ended before it could write a line is counted by SLURM alone.
+        (("RUNNING", "None"), [], [start, second, fourth], [], "", "running", "", 3),
+        (None, [], [start, fourth], ["done"], "", "done", "", 3),
         (("SIGNALING", "None"), [], [start], [], "", "running", "", 0),
         (("RESV_DEL_HOLD", "Reservation"), [], [], [], "", "queued", "", 0),
         (None, [("COMPLETED", "0:0")], [start], ["done"], "", "done", "", 0),
@@ -415,10 +417,11 @@ def test_states_where_slurm_does_not_answer(tmp_path, monkeypatch):
     assert state({}, {"7_0": [("FAILED", "28:0")]})[0] == "failed"
     lines = ("start", "running"), ("stop", "preempted"), ("start", "running"), ("end", "failed")
     create(run.info)
+    line = {"event": "start", "job": "7_0", "records": 0, "restart": 0}
     for event, wanted in lines:
-        append(run.folder / "attempts.jsonl", {"event": event, "job": "7_0", "records": 0, "signal": "SIGUSR2"})
+        append(run.folder / "attempts.jsonl", {**line, "event": event, "signal": "SIGUSR2"})
         assert state(None, None)[0] == wanted
-    append(run.folder / "attempts.jsonl", {"event": "start", "job": "7_0", "records": 0})
+    append(run.folder / "attempts.jsonl", line)
     log.write_text("slurmstepd: error: *** JOB 7 ON a CANCELLED AT 1 DUE TO TIME LIMIT ***\n")
     assert state(None, None)[0] == "timeout"
 
@@ -430,7 +433,7 @@ def test_further_stages_of_a_run_that_is_done_are_planned(tmp_path, monkeypatch)
     home = submissions.home_of(run.folder)
     submitted(home, [run])
     append(create(run.info) / "record.jsonl", entry("train", "done"))
-    append(run.folder / "attempts.jsonl", {"event": "start", "job": "7_0", "records": 0})
+    append(run.folder / "attempts.jsonl", {"event": "start", "job": "7_0", "records": 0, "restart": 0})
     seen = Look({}, {"7_0": [("COMPLETED", "0:0")]})
     monkeypatch.setattr("lamabench.launch.status.look", lambda submitted, need_queue: (submitted, seen))
     (more,) = plan(replace(mine, stages=["cost", "train"]))
@@ -475,7 +478,7 @@ def test_a_long_error_keeps_the_table_readable(tmp_path, monkeypatch, capsys):
     (run,) = plan(Study("mine", "?", base=SMALL, axes={"train.lr": [1e-4]}, stages=["train"]))
     append(create(run.info) / "record.jsonl", entry("train", "failed", error=f"words {'and more ' * 50}"))
     submitted(submissions.home_of(run.folder), [run])
-    started = {"event": "start", "job": "7_0", "records": 0}
+    started = {"event": "start", "job": "7_0", "records": 0, "restart": 0}
     append(run.folder / "attempts.jsonl", started)
     live = {"7_0": ("RUNNING", "None")}
     for queue, wanted in ((live, "starting    7_0"), ({}, "7_0    words and more")):

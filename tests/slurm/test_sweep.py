@@ -99,6 +99,13 @@ def progress(folder):
         return 0
 
 
+def trains(folder, start, steps=0):
+    """Whether the run trains in its `start`-th start, more than `steps` steps so far. SLURM says "running" as soon as
+    the batch script begins, and until the run begins its progress is of the start before."""
+    starts = [line for line in read_lines(folder / "attempts.jsonl") if line["event"] == "start"]
+    return len(starts) == start and progress(folder) > steps
+
+
 def same(ours, theirs, step):
     """The checkpoints of a step hold the same bits, and the metrics before it are the same."""
     one, two = (load_file(folder / "checkpoints" / f"step-{step:08d}.safetensors") for folder in (ours, theirs))
@@ -322,8 +329,8 @@ def test_stopped_by_both_signals_it_goes_on_bit_for_bit(node, tmp_path, sweep, l
     (job,) = sweep.submit(study, *SLURM)
     node.wait(40, lambda: list(tmp_path.glob(f"runs/twice/{HALF}-*/progress.json")), "it trains")
     folder, seen = run_folder(tmp_path / "runs", "twice", HALF), []
-    for command in (["scancel", "--signal=USR2"], ["scontrol", "requeue"]):
-        node.wait(60, lambda: progress(folder) > max([0, *seen]) + 50, "a few steps")
+    for start, command in enumerate((["scancel", "--signal=USR2"], ["scontrol", "requeue"]), 1):
+        node.wait(60, lambda start=start: trains(folder, start, max([0, *seen]) + 50), "a few steps")
         seen.append(progress(folder))
         node.run(*command, f"{job}_0")
         node.wait(20, lambda: sweep.states(study)[HALF] == "preempted", "it waits again")
@@ -397,10 +404,11 @@ def test_the_whole_story(node, tmp_path, sweep, monkeypatch):
 
     folder = run_folder(tmp_path / "runs", "story", "long")
     for times in (1, 2):
-        node.wait(60, lambda: sweep.states(study)["long"] == "running" and progress(folder), "it trains")
+        node.wait(60, lambda times=times: trains(folder, times), "it trains")
+        assert sweep.states(study)["long"] == "running"
         node.run("scontrol", "requeue", place["long"])
         node.wait(40, lambda times=times: sweep.status(study)["long"]["requeued"] == times, "queued again")
-    node.wait(60, lambda: sweep.states(study)["long"] == "running" and progress(folder) > 300, "it trains")
+    node.wait(60, lambda: trains(folder, 3, 300), "it trains")
     assert sweep.submit(study, *SLURM) == []  # what runs and what failed is not new
     node.must("crash")
     time.sleep(8)
