@@ -188,8 +188,18 @@ class RunConfig:
     root: str = "runs"
     device: str = "auto"  # cuda where there is one, else cpu
     workers: int = 0  # processes that load data
+    # The most images that a training step passes at a time; null: the batch. Gradients are added up over equal parts,
+    # the largest that divide the batch: the same training but for rounding, in less memory.
+    micro_batch: int | None = None
     log_every: int = 50  # steps between lines of metrics
     checkpoint_every: int = 1000  # steps
+
+    def __post_init__(self) -> None:
+        _positive("run", {"log_every": self.log_every, "checkpoint_every": self.checkpoint_every})
+        if self.micro_batch is not None:
+            _positive("run", {"micro_batch": self.micro_batch})
+        if self.workers < 0:
+            raise InputError(f"run.workers must be 0 or more, not {self.workers}")
 
 
 @dataclass

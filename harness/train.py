@@ -72,9 +72,16 @@ def initial_model(config: Config) -> Backbone:
         return build(config.model)
 
 
+def micro_batch(config: Config) -> int:
+    """How many images a training step passes at a time: the largest divisor of the batch up to `run.micro_batch`."""
+    whole = config.train.batch_size
+    most = min(config.run.micro_batch or whole, whole)
+    return next(size for size in range(most, 0, -1) if whole % size == 0)
+
+
 def check_fit(config: Config) -> None:
     """Raise InputError where model and data disagree, where label dropout or guidance needs a null class that is not
-    there, or where more channels are guided than there are."""
+    there, where more channels are guided than there are, or where CUDA graphs meet a micro-batch."""
     model, data, settings = config.model, config.data, config.sample
     for ours, theirs in (("input_size", "size"), ("in_channels", "channels"), ("num_classes", "num_classes")):
         if getattr(model, ours) != getattr(data, theirs):
@@ -86,6 +93,11 @@ def check_fit(config: Config) -> None:
         raise InputError(
             f"train.class_dropout {config.train.class_dropout} needs a null class: set model.null_class=true, "
             "or train.class_dropout=0 to train without one"
+        )
+    if config.train.compile == "reduce-overhead" and micro_batch(config) < config.train.batch_size:
+        raise InputError(
+            "run.micro_batch adds gradients up over several passes, and train.compile=reduce-overhead (CUDA graphs) "
+            "keeps them until the next pass only: choose train.compile=compile, or run.micro_batch=null"
         )
     if settings.guidance != 1 and not getattr(model, "null_class", True):
         raise InputError(
@@ -181,6 +193,7 @@ def train(folder: Path, config: Config, progress: Progress) -> dict[str, Any]:
         "compile": settings.compile,
         "checkpointing": settings.checkpointing,
         "batch_size": settings.batch_size,
+        "micro_batch": micro_batch(config),
         "data_fingerprint": data.fingerprint,
     }
 
@@ -222,6 +235,8 @@ def _steps(
     progress: Progress,
 ) -> None:
     settings, diffusion = config.train, Diffusion()
+    size = micro_batch(config)
+    passes = settings.batch_size // size
     averaged = [p.detach() for p in state.ema.parameters()]
     live = [p.detach() for p in state.net.parameters()]
     net = compiled(state.net, settings.compile)
@@ -229,17 +244,18 @@ def _steps(
     window_start = state.step - state.step % config.run.log_every
     progress.update("train", state.step, settings.steps)
     for batch in _batches(loader):
-        x0, y, t, noise = (batch[key].to(device, non_blocking=True) for key in ("x0", "y", "t", "noise"))
-        x_t = diffusion.q_sample(x0, t, noise)
         state.optimizer.zero_grad(set_to_none=True)
-        with autocast(device, settings.precision):
-            out = net(x_t, t, y)
-        losses = diffusion.losses(out.float(), x0, x_t, t, noise)
-        loss = losses["loss"].mean()
-        loss.backward()
+        whole = (batch[key].to(device, non_blocking=True) for key in ("x0", "y", "t", "noise"))
+        for x0, y, t, noise in zip(*(tensor.split(size) for tensor in whole), strict=True):
+            x_t = diffusion.q_sample(x0, t, noise)
+            with autocast(device, settings.precision):
+                out = net(x_t, t, y)
+            losses = diffusion.losses(out.float(), x0, x_t, t, noise)
+            loss = losses["loss"].mean() / passes
+            loss.backward()
+            state.window += torch.stack([losses[name].detach().mean() / passes for name in METRICS]).to(state.window)
         state.optimizer.step()
         follow(averaged, live, 1 - settings.ema_decay)
-        state.window += torch.stack([losses[name].detach().mean() for name in METRICS]).to(state.window)
         state.step += 1
         last = state.step == settings.steps
         logging, stopping = state.step % config.run.log_every == 0, stop.asked() is not None

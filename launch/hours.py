@@ -36,8 +36,9 @@ def steps_of(runs: Iterable[Run]) -> list[Row]:
 def gpu_hours(info: Row, stages: Sequence[str], rows: Sequence[Row]) -> dict[str, float] | str:
     """Hours of training by the name of the GPU, or why they are not known.
 
-    The fastest batch that was measured of this very model (but for its channels and classes, which move the first and
-    the last layer alone) at this size, precision, compile mode and checkpointing. Sampling is not counted.
+    The fastest batch that was measured, up to the training's own (`run.micro_batch` passes fewer images at a time), of
+    this very model (but for its channels and classes, which move the first and the last layer alone) at this size,
+    precision, compile mode and checkpointing. Sampling is not counted.
     """
     if "train" not in stages:
         return {}
@@ -45,7 +46,7 @@ def gpu_hours(info: Row, stages: Sequence[str], rows: Sequence[Row]) -> dict[str
     settings = config.train
     speeds: dict[str, float] = {}
     for row in rows:
-        if _same(row, config):
+        if _same(row, config) and row["batch_size"] <= settings.batch_size:
             device = row["provenance"]["device"]
             speeds[device] = max(speeds.get(device, 0.0), row["images_per_s"])
     if not speeds:

@@ -83,8 +83,8 @@ def retry(
         if not word.startswith(FREE):
             raise InputError(
                 f"{word!r} would not repeat a run but make another one, with another id, that the study does not have "
-                "(half a batch is other training, not less memory). Write it into the study and submit that; retry "
-                "takes cluster.*, run.* and data.path"
+                "(half the batch with less memory is run.micro_batch=N). Write it into the study and submit that; "
+                "retry takes cluster.*, run.* and data.path"
             )
     settings = [word for word in words if word.startswith("cluster.")]
     snapshot.check(dirty)

@@ -279,6 +279,7 @@ def test_hours_come_from_records_alone(tmp_path):
         {},
         {"images_per_s": 200.0, "batch_size": 64},
         {"images_per_s": 50.0, "provenance": {"device": "GPU B"}},
+        {"images_per_s": 9e9, "batch_size": 101},  # more than the training passes
         {"images_per_s": 9e9, "mode": "forward"},
         {"images_per_s": 9e9, "compile": "compile"},
         {"images_per_s": 9e9, "precision": "float32"},

@@ -186,6 +186,29 @@ def test_workers_change_nothing(tmp_path):
     assert_same(*folders)
 
 
+@pytest.mark.parametrize("model", [LAMAMBA, DIT, ADM], ids=["lamamba", "dit", "adm"])
+def test_micro_batches_are_the_same_training(model, tmp_path):
+    """At most four images at a time of six, so three: the gradients of the first step, which Adam's moments hold, and
+    the losses of all are those of the whole batch."""
+    whole, parts = (make(model, batch_size=6, root=tmp_path / name) for name in ("whole", "parts"))
+    parts.run.micro_batch = 4
+    whole.run.checkpoint_every = parts.run.checkpoint_every = 1
+    assert create(whole).name == create(parts).name  # one identity: where and how, not what
+    first, losses = [], []
+    for config, size in ((whole, 6), (parts, 3)):
+        folder = create(config)
+        one = replace(config, train=replace(config.train, steps=1))
+        assert train(folder, one, Progress())["micro_batch"] == size
+        first.append(tensors(folder))
+        train(folder, config, Progress())
+        losses.append([line["loss"] for line in metrics(folder)])
+    for name, tensor in first[0].items():
+        if name.startswith("exp_avg/"):
+            error = (first[1][name] - tensor).abs().max().item()
+            assert error <= 1e-5 * tensor.abs().max().item() + 1e-9, name
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4) and len(losses[0]) > 1
+
+
 def test_average_follows_the_weights(tmp_path):
     """After one step: ema = 0.9 · start + 0.1 · weights; Adam's first step is lr · sign(gradient) (up to its eps)."""
     config = make(steps=1, root=tmp_path)
@@ -319,6 +342,10 @@ BAD = [
     (
         replace(make(), sample=SampleConfig(guidance_channels=3)),
         "sample.guidance_channels 3 is more than the model's 1",
+    ),
+    (
+        replace(make(compile="reduce-overhead"), run=RunConfig(micro_batch=2)),
+        "run.micro_batch adds gradients up .*: choose train.compile=compile, or run.micro_batch=null",
     ),
 ]
 

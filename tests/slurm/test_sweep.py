@@ -414,7 +414,7 @@ def test_the_whole_story(node, tmp_path, sweep, monkeypatch):
     time.sleep(8)
     node.must("start", "slurmd")
 
-    again = sweep.submit(study, "cluster.setup=[]", action="retry")
+    again = sweep.submit(study, "run.micro_batch=2000", action="retry")  # with no more memory than before
     sweep("retry", study, "train.batch_size=2", "--dirty", code=2)
     assert "would not repeat a run but make another one" in sweep.err
     assert len(again) == 1 and len(node.run("squeue", "-h", "-r", "-j", again[0]).splitlines()) == 4
