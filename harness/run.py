@@ -27,7 +27,7 @@ from .provenance import pick_device, provenance
 from .record import KINDS, Run, append, entry, identity, read_run, write_atomically
 from .stop import Stopped
 from .timing import out_of_memory
-from .train import Diverged, check_fit, train
+from .train import Diverged, check_fit, micro_batch, train
 
 STAGES = KINDS  # cost, train, sample, evaluate, bench: in the order in which they run
 FROM_CHECKPOINT = ("sample", "evaluate")
@@ -160,7 +160,10 @@ def execute(folder: Path, stages: Sequence[str], progress: Progress) -> None:
             except Exception as error:
                 if stop.asked():  # what the signal tore, such as a compiler's process, is not the run's failure
                     raise Stopped(f"{stop.asked()} during {stage}: {_one_line(error)}") from error
-                append(folder / "record.jsonl", entry(stage, _state(error), error=_one_line(error), **origin))
+                state, words = _state(error), _one_line(error)
+                if (state, stage) == ("oom", "train") and (size := micro_batch(config)) > 1:
+                    words += f"; it passed {size} images at a time, fewer (run.micro_batch=N) take less"
+                append(folder / "record.jsonl", entry(stage, state, error=words, **origin))
                 if not isinstance(error, InputError | Diverged):
                     (folder / "error.log").write_text(traceback.format_exc())
                 raise

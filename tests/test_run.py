@@ -157,7 +157,7 @@ def test_failed_stage_is_a_record_and_is_done_again(tmp_path, monkeypatch):
         patch.setattr(runs, "train", crash)
         runs.execute(folder, ["cost", "train"], Progress())
     record = read_run(folder).last("train")
-    assert record["state"] == "oom" and "Tried to allocate 2 GiB" in record["error"]
+    assert record["state"] == "oom" and "Tried to allocate 2 GiB; it passed 4 images" in record["error"]
     assert runs.missing_stages(read_run(folder), ["cost", "train"]) == ["train"]
     runs.execute(folder, ["train"], Progress())
     assert read_run(folder).last("train")["state"] == "done"
