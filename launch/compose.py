@@ -65,7 +65,7 @@ def compose(overrides: Sequence[str]) -> tuple[Config, dict[str, str]]:
     by_section: dict[str, list[str]] = {}
     for override, text in zip(parsed, overrides, strict=True):
         if (key := override.key_or_group) not in GROUPS:
-            _check_key(_base(*groups).node, key)
+            _check_known(*groups, key)
             by_section.setdefault(key.split(".")[0], []).append(text)
     made = {}
     for field in fields(Config):
@@ -127,6 +127,11 @@ def _parse_one(text: str) -> Override:
     if override.is_add() or override.is_delete() or override.package is not None:
         raise InputError(f"{text!r} is not an override; write key=value, such as train.steps=200")
     return override
+
+
+@lru_cache(maxsize=4096)
+def _check_known(model: str | None, data: str | None, key: str) -> None:
+    _check_key(_base(model, data).node, key)
 
 
 def _check_key(base: DictConfig, key: str, section: str = "") -> None:
