@@ -61,7 +61,8 @@ class Planned:
         return records[-1].get("error") if records and records[-1]["state"] != "done" else None
 
     def state(self) -> str:
-        """planned, running, done, or what the newest record says: failed, oom, diverged; stopped if killed."""
+        """planned, running, done, or what the newest record says: failed, oom, diverged; stopped if its training was
+        begun and more is to do."""
         if not self.exists():
             return "planned"
         if is_locked(self.folder):
@@ -71,7 +72,7 @@ class Planned:
         records = self.records()
         if records and records[-1]["state"] != "done":
             return records[-1]["state"]
-        return "stopped" if (self.folder / "metrics.jsonl").exists() or records else "planned"
+        return "stopped" if (self.folder / "metrics.jsonl").exists() else "planned"
 
     def progress(self) -> dict[str, Any]:
         """What the job last said of its work; empty before it said anything."""

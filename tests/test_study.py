@@ -358,6 +358,6 @@ def test_a_study_measures_first_and_then_knows_its_cost(tmp_path, monkeypatch, c
     speeds = [line["images_per_s"] for lines in records for line in lines if line["mode"] == "train"]
     found = [cost for row in rows for cost in row["gpu_hours"].values()]
     assert sorted(found) == pytest.approx(sorted(0.1 / speed for speed in speeds))
-    assert all("train" in row["to do"] for row in rows)
+    assert all("train" in row["to do"] and row["state"] == "planned" for row in rows)
     assert main(["sweep", "prune", path, "--stages", "bench"]) == 2
     assert "--stages is for plan, run, submit, retry and status, not for prune" in capsys.readouterr().err
