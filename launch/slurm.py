@@ -176,8 +176,8 @@ def script(cluster: ClusterConfig, name: str, count: int, command: str, log: Pat
         "export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK  # srun does not take them over by itself",
         "export SLURM_EXPORT_ENV=ALL  # where sbatch got --export=NONE, srun would pass on none of this",
     ]
-    # Until the task listens for it, the notice would kill it; SIGTERM may, as nothing is lost yet.
-    start = f'srun bash -c \'trap "" USR2; exec "$@"\' task {command}'
+    # Until the task listens for signals, they would end it, and SLURM queues nothing again that ended by itself.
+    start = f'srun bash -c \'trap "" USR2 TERM; exec "$@"\' task {command}'
     return "\n".join(["#!/bin/bash", *lines, "", *environment, *cluster.setup, start, ""])
 
 

@@ -8,6 +8,7 @@ import errno
 import json
 import os
 import platform
+import re
 import sys
 import threading
 import time
@@ -99,6 +100,18 @@ def requeue() -> None:
     patiently("scontrol", "requeue", os.environ["SLURM_JOB_ID"])
 
 
+def preempted() -> bool:
+    """Whether SLURM takes the place of this task for another job and still waits for its end (a partition's GraceTime).
+
+    It queues again what it had to kill, not what ended by itself. Raises SlurmError.
+    """
+    from .slurm import patiently
+
+    said = patiently("scontrol", "show", "job", "--oneliner", os.environ["SLURM_JOB_ID"])
+    since = re.search(r"\bPreemptTime=(\d\S*)", said)
+    return since is not None and "JobState=RUNNING" in said
+
+
 def main(arguments: list[str]) -> int:
     """Do what is missing of one run; the exit code: 0 done or queued again, a key of `EXITS`, 1 otherwise."""
     stop.listen()
@@ -180,7 +193,8 @@ def _work(folder: Path, info: dict[str, Any], stages: list[str]) -> None:
 def _stopped(attempt: Attempt) -> int:
     """After a stop: on the notice before the time limit, queue the run again, unless it gets no further that way.
 
-    After SIGTERM it is SLURM's to decide: it queues again what it preempted and not what was cancelled.
+    After SIGTERM too where it makes room for another job. Else that is SLURM's to decide: it queues again what it
+    requeued, and not what was cancelled.
     """
     from .slurm import SlurmError
 
@@ -189,14 +203,14 @@ def _stopped(attempt: Attempt) -> int:
     assert number is not None
     stuck = number.name == "SIGUSR2" and attempt.stuck()
     attempt.note("stop", signal=number.name, mark=attempt.mark())
-    if number.name != "SIGUSR2":
-        return 1
     if stuck:
         error = "nothing new was saved between three time limits: give it more with cluster.time_min=N"
         attempt.note("end", error=error)
         say(error)
         return 1
     try:
+        if number.name != "SIGUSR2" and not preempted():
+            return 1
         requeue()
     except SlurmError as error:
         attempt.note("end", error=f"saved, but not queued again: {error}; sweep retry continues it")

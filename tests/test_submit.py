@@ -133,7 +133,9 @@ def test_a_batch_file_is_bash_and_asks_for_what_the_cluster_says(tmp_path):
 
 
 def test_a_notice_before_the_task_listens_does_not_kill_it(tmp_path):
-    text = slurm.script(ClusterConfig(), "n", 1, "bash -c 'kill -USR2 $$; echo alive'", tmp_path / "log", None)
+    text = slurm.script(
+        ClusterConfig(), "n", 1, "bash -c 'kill -USR2 $$; kill -TERM $$; echo alive'", tmp_path / "log", None
+    )
     done = subprocess.run(["bash", "-c", 'srun() { "$@"; }\n' + text], capture_output=True, text=True)
     assert done.stdout == "alive\n"
 

@@ -82,7 +82,11 @@ DefMemPerCPU={mem_per_cpu}
 SlurmdParameters=config_overrides
 NodeName={host} NodeAddr=127.0.0.1 CPUs={cpus} RealMemory={memory}
 NodeName={host}-second NodeHostname={host} NodeAddr=127.0.0.1 Port={second_port} CPUs={cpus} RealMemory={memory}
-PartitionName=test Nodes={host} Default=YES DefaultTime=5 MaxTime=1-0 State=UP
+# A job of the partition `urgent` takes the place of others: they are told so, and queued again after GraceTime at most.
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+PartitionName=test Nodes={host} Default=YES DefaultTime=5 MaxTime=1-0 GraceTime=15 State=UP
+PartitionName=urgent Nodes={host} PriorityTier=2 DefaultTime=5 MaxTime=1-0 State=UP
 PartitionName=pair Nodes={host},{host}-second DefaultTime=5 MaxTime=1-0 State=UP
 """
 
