@@ -1,5 +1,6 @@
 """A run: its folder, its identity and its stages, each done once and recorded."""
 
+import errno
 import fcntl
 import json
 import os
@@ -8,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -85,13 +86,12 @@ def create(info: dict[str, Any]) -> Path:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold the run for this process; the lock goes with the process, however it ends. Raises Busy where it is held."""
+    """Hold the run for this process; the lock goes with the process, however it ends. Raises Busy where it is held,
+    InputError on a file system without locks."""
     with open(folder / ".lock", "a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not _lock(file, fcntl.LOCK_EX):
             file.seek(0)
-            raise Busy(f"{folder} is being worked on by process {file.read().strip() or '?'}") from None
+            raise Busy(f"{folder} is being worked on by process {file.read().strip() or '?'}")
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
@@ -103,11 +103,23 @@ def is_locked(folder: Path) -> bool:
     if not (folder / ".lock").is_file():
         return False
     with open(folder / ".lock") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
+        return not _lock(file, fcntl.LOCK_SH)
+
+
+def _lock(file: IO[str], kind: int) -> bool:
+    """Lock an open file; False where another process holds it."""
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK):
+            raise
+        raise InputError(
+            f"the file system of {file.name} has no locks ({error.strerror}), so a run could be done twice: "
+            "give a run.root on one that has (Lustre: mounted with -o flock)"
+        ) from None
+    return True
 
 
 def check_ready(config: Config) -> None:

@@ -1,6 +1,8 @@
 """Records, identities and stages: the same run twice is one run, and what went wrong is written down."""
 
+import errno
 import json
+import os
 import subprocess
 import sys
 import time
@@ -194,6 +196,21 @@ def trained(tmp_path, **sample):
 def images(folder):
     with np.load(folder / "samples.npz") as file:
         return file["images"], file["labels"]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK])
+def test_a_file_system_without_locks_is_refused_in_words(tmp_path, monkeypatch, number):
+    """As Lustre mounted without -o flock, or NFS without its lock daemon."""
+    folder = create(make(tmp_path))
+
+    def refuse(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with pytest.raises(InputError, match=r"file system of .*/\.lock has no locks \(.*\).*: give a run\.root on one"):
+        runs.execute(folder, ["cost"], Progress())
+    with pytest.raises(InputError, match="has no locks"):
+        runs.is_locked(folder)
 
 
 def test_batch_size_does_not_change_samples(tmp_path):
