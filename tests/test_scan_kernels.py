@@ -1,11 +1,14 @@
-"""The fused scans against the float64 reference: CUDA C++ and Triton on a GPU (marked gpu), Triton interpreted here.
+"""The fused scans against the float64 reference, on a GPU (marked gpu) and here: Triton interpreted, CUDA C++ by g++.
 
 Triton decides at import whether it interprets, so the CPU's half runs in a process of its own.
 """
 
 import importlib.util
 import os
+from contextlib import nullcontext
+from types import SimpleNamespace
 
+import cuda_on_cpu
 import pytest
 import torch
 from lamabench.kernels import nvrtc, triton_available
@@ -79,6 +82,49 @@ def test_torch_checks_of_the_operator():
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 def test_interpreted(interpreted):
     interpreted(__file__, "small or torch", len(SMALL) + 1)
+
+
+@pytest.fixture(scope="session")
+def libraries(tmp_path_factory):
+    return tmp_path_factory.mktemp("libraries")
+
+
+@pytest.fixture
+def without_gpu(monkeypatch, libraries):
+    """The backend `cuda` takes tensors on the CPU; gives the class of its kernels, which has settings."""
+
+    def kernel(files, name, constants, shared, device):
+        return cuda_on_cpu.Kernel(cuda_on_cpu.compiled(files, constants, libraries), name)
+
+    gpu = SimpleNamespace(multi_processor_count=2, shared_memory_per_block_optin=227 * 1024)
+    monkeypatch.setattr(nvrtc, "kernel", kernel)
+    monkeypatch.setattr(torch.cuda, "device", lambda _: nullcontext())
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: gpu)
+    monkeypatch.setitem(op.OPERATOR._resolved, ("cuda", "cpu"), op.OPERATOR.backends["cuda"])
+    monkeypatch.setattr(cuda_on_cpu.Kernel, "late", True)
+    monkeypatch.setattr(cuda_on_cpu.Kernel, "seed", 0)
+    return cuda_on_cpu.Kernel
+
+
+WITHOUT_GPU = [
+    ((2, (3, 6), 3, 1, 2, "bidirectional"), torch.float32),  # channels that no 16 bytes hold
+    ((3, (3, 7), 40, 2, 3, "cross"), torch.float32),  # several images a block; 32 channels and 8
+    ((3, (3, 7), 40, 2, 3, "cross"), torch.bfloat16),
+    ((2, (4, 5), 72, 16, 20, "continuous"), torch.bfloat16),  # states in shared memory, walked forwards a second time
+    ((1, (1, 17), 33, 5, 40, "unidirectional"), torch.bfloat16),  # W in shared memory; a last chunk of one token
+]
+
+
+@pytest.mark.skipif(cuda_on_cpu.COMPILER is None, reason="g++ is not installed")
+@pytest.mark.parametrize(("size", "dtype"), WITHOUT_GPU)
+def test_cuda_without_a_gpu(size, dtype, without_gpu, poison):
+    """Whenever copies land, and in whatever order threads run: the same bits each time."""
+    inputs, paths = make(*size, dtype)
+    hold(inputs, paths, floor=3e-6 if dtype == torch.float32 else 2e-5, backend="cuda")
+    first = run(inputs, paths, "cuda")
+    without_gpu.late, without_gpu.seed = False, 1
+    for name, one, other in zip(NAMES, first, run(inputs, paths, "cuda"), strict=True):
+        assert torch.equal(one, other), name
 
 
 def test_reasons(monkeypatch):

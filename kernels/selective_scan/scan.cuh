@@ -92,6 +92,11 @@ __device__ __forceinline__ void copy16(void* to, const void* from) {
     u32 at = (u32)__cvta_generic_to_shared(to);
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" :: "r"(at), "l"(from) : "memory");
 }
+// Zeros if not `there`.
+__device__ __forceinline__ void copy16_if(bool there, void* to, const void* from) {
+    u32 at = (u32)__cvta_generic_to_shared(to), bytes = there ? 16 : 0;
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" :: "r"(at), "l"(from), "r"(bytes) : "memory");
+}
 __device__ __forceinline__ void copies_issued() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 // Waits until at most `pending` of the groups issued are on their way, for the whole warp.
 template <int pending> __device__ __forceinline__ void copies_done() {
@@ -117,8 +122,7 @@ __device__ __forceinline__ void fetch(value* to, const value* image, int tile, c
         int row = i * PIECE + lane / (32 / PIECE), first = lane % (32 / PIECE) * PIECE;
         bool there = tile * 32 + first < E;
         const value* from = image + (there ? tile * 32 + first : 0) + (size_t)table[row] * E;
-        u32 at = (u32)__cvta_generic_to_shared(to + row * 32 + first), bytes = there && !(none >> row & 1) ? 16 : 0;
-        asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" :: "r"(at), "l"(from), "r"(bytes) : "memory");
+        copy16_if(there && !(none >> row & 1), to + row * 32 + first, from);
     }
 #else
     bool there = tile * 32 + lane < E;
@@ -187,14 +191,18 @@ __device__ __forceinline__ void step_sizes(
 }
 #endif
 
+// A barrier of two warps: one waits for the other, which only says that it has come.
+__device__ __forceinline__ void await_other(int barrier) { asm volatile("bar.sync %0, 64;" :: "r"(barrier) : "memory"); }
+__device__ __forceinline__ void release_other(int barrier) { asm volatile("bar.arrive %0, 64;" :: "r"(barrier) : "memory"); }
+
 // The warps of a program add to the same tokens in turn: warp 0, 1, … for a chunk, then again for the next chunk.
 // So every sum has one order, whatever the timing.
 __device__ __forceinline__ void wait_turn(int warp, bool very_first) {
-    if (K > 1 && !(warp == 0 && very_first)) asm volatile("bar.sync %0, 64;" :: "r"(warp) : "memory");
+    if (K > 1 && !(warp == 0 && very_first)) await_other(warp);
 }
 __device__ __forceinline__ void pass_turn(int warp, bool very_last) {
     if (K > 1 && !(warp == K - 1 && very_last)) {
         __threadfence_block();
-        asm volatile("bar.arrive %0, 64;" :: "r"((warp + 1) % K) : "memory");
+        release_other((warp + 1) % K);
     }
 }

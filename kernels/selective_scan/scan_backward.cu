@@ -42,9 +42,9 @@ __device__ __forceinline__ void fetch_sums(float* to, const float* image, int ti
 }
 
 // A barrier at which a warp says that it has arrived, and waits for the others only later.
-__device__ __forceinline__ void barrier_made(u32* at) {
+__device__ __forceinline__ void barrier_made(u32* at, int warps) {
     u32 where = (u32)__cvta_generic_to_shared(at);
-    asm volatile("mbarrier.init.shared.b64 [%0], %1;" :: "r"(where), "r"(WARPS) : "memory");
+    asm volatile("mbarrier.init.shared.b64 [%0], %1;" :: "r"(where), "r"(warps) : "memory");
 }
 __device__ __forceinline__ void barrier_arrived(u32* at, int lane) {
     u32 where = (u32)__cvta_generic_to_shared(at);
@@ -131,7 +131,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS_AN_SM) scan_back
     float* begun = starts + ((long long)(blockIdx.y * gridDim.x + blockIdx.x) * WARPS + warp) * chunks * N * 32 + lane;
 #endif
     u32* barrier = near + TABLES * TABLE, parity = 0;
-    if (threadIdx.x == 0) barrier_made(barrier);
+    if (threadIdx.x == 0) barrier_made(barrier, WARPS);
     int first = (int)((long long)blockIdx.y * batch / gridDim.y), last = (int)((long long)(blockIdx.y + 1) * batch / gridDim.y);
 #if !EXACT
     int row = lane / 4, column = lane % 4;
@@ -362,6 +362,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS_AN_SM) scan_back
                     }
                 }
                 // Its products with dt and with W: sums over time for the weight, over channels for dt.
+                __syncwarp();
 #if EXACT
                 #pragma unroll
                 for (int t = 0; t < T; t++) room[lane * 17 + t] = w_grad[t];
@@ -381,7 +382,6 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS_AN_SM) scan_back
                 }
 #else
                 u32* tile_high = (u32*)room, * tile_low = tile_high + 32 * DW_ROW;
-                __syncwarp();
                 #pragma unroll
                 for (int t = 0; t < T; t += 8) {
                     u32 high[4], low[4];
@@ -445,5 +445,6 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS_AN_SM) scan_back
             int other = blockIdx.x * WARPS * 32 + warp * 32 + i / R;
             if (other < E) grad_weight[(((long long)blockIdx.y * K + k) * E + other) * R + i % R] = LOG2E * weight_sums[i / R * RANKS + i % R];
         }
+        __syncwarp();
     }
 }

@@ -1,0 +1,73 @@
+"""CUDA C++ kernels without a GPU: compiled by g++, the threads of a block taking turns (cuda_on_cpu.h)."""
+
+import ctypes
+import itertools
+import re
+import shutil
+import subprocess
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from lamabench.kernels.nvrtc import _argument
+
+HEADER = Path(__file__).with_suffix(".h")
+COMPILER = shutil.which("g++")
+INCLUDES = "algorithm cmath cstdint cstring deque functional map random vector ucontext.h".split()
+DEFINITION = re.compile(r"^(?:template <[^>]*> )?__device__ [^;{]*\{", re.MULTILINE)
+KERNEL = re.compile(r'extern "C" __global__ void (?:__launch_bounds__\([^)]*\) )?(\w+)\(([^)]*)\)')
+
+
+def without_ptx(source: str) -> str:
+    """The source less the functions that hold inline PTX: cuda_on_cpu.h has them."""
+    kept, place = [], 0
+    for found in DEFINITION.finditer(source):
+        depth = itertools.accumulate({"{": 1, "}": -1}.get(letter, 0) for letter in source[found.end() - 1 :])
+        end = found.end() + next(index for index, open_ in enumerate(depth) if open_ == 0)
+        if re.search(r"\basm\b", source[found.start() : end]):
+            kept.append(source[place : found.start()])
+            place = end
+    return "".join([*kept, source[place:]])
+
+
+@cache
+def compiled(files: tuple[Path, ...], constants: tuple[tuple[str, int], ...], folder: Path) -> ctypes.CDLL:
+    """A library with `run_NAME(arguments, columns, rows, threads, late, seed)` for every kernel of the joined files."""
+    source = without_ptx("".join(file.read_text() for file in files))
+    lines = [f"#include <{name}>" for name in INCLUDES] + [f"#define {name} {value}" for name, value in constants]
+    calls = []
+    for name, parameters in KERNEL.findall(source):
+        types = [re.sub(r"__restrict__|\w+$", "", one.strip()) for one in parameters.split(",")]
+        values = ", ".join(f"*({kind}*)arguments[{place}]" for place, kind in enumerate(types))
+        calls.append(
+            f'extern "C" int run_{name}(void** arguments, int columns, int rows, int threads, int late, unsigned seed) '
+            f"{{ return launch([&] {{ {name}({values}); }}, columns, rows, threads, late, seed); }}"
+        )
+    text = "\n".join([*lines, HEADER.read_text(), source, *calls])
+    path = folder / f"{files[-1].stem}-{abs(hash(constants)):x}"
+    path.with_suffix(".cpp").write_text(text)
+    assert COMPILER is not None
+    command = [COMPILER, "-std=c++17", "-Og", "-w", "-shared", "-fPIC", path.with_suffix(".cpp"), "-o"]
+    done = subprocess.run([*command, path.with_suffix(".so")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[:4000]
+    return ctypes.CDLL(str(path.with_suffix(".so")))
+
+
+class Kernel:
+    """As `nvrtc.Kernel`, for tensors on the CPU. `late`: copies to shared memory land as late as they may; `seed`: in
+    which order the threads run."""
+
+    late, seed = True, 0
+
+    def __init__(self, library: ctypes.CDLL, name: str) -> None:
+        self.call, self.name = getattr(library, f"run_{name}"), name
+
+    def blocks_at_once(self, threads: int) -> int:
+        """Few: a block has several pieces of work."""
+        return 3
+
+    def __call__(self, grid: tuple[int, int], threads: int, *arguments: Any) -> None:
+        values = [kind(value) for value, kind in map(_argument, arguments)]
+        packed = (ctypes.c_void_p * len(values))(*(ctypes.addressof(value) for value in values))
+        failed = self.call(packed, *grid, threads, int(self.late), self.seed)
+        assert not failed, f"{self.name}: its threads wait in vain"
