@@ -82,9 +82,9 @@ inline u32 pack(float low, float high) { return bfloat16(low) | (u32)bfloat16(hi
 inline float ex2(float v) { return exp2f(v); }
 inline float lg2(float v) { return log2f(v); }
 template <class P> P* opaque(P* p) { return p; }
-inline float load_if(bool condition, const float* at) { return condition ? *at : 0.f; }
-inline void store_if(bool condition, float* at, float v) { if (condition) *at = v; }
-inline void narrow_if(bool condition, float v, u16* at) { if (condition) *at = bfloat16(v); }
+inline float load_if(u32 condition, const float* at) { return condition ? *at : 0.f; }
+inline void store_if(u32 condition, float* at, float v) { if (condition) *at = v; }
+inline void narrow_if(u32 condition, float v, u16* at) { if (condition) *at = bfloat16(v); }
 
 static const uint4 ZEROS = {0, 0, 0, 0};
 inline void copy16(void* to, const void* from) {

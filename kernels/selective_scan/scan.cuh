@@ -49,8 +49,8 @@ __device__ __forceinline__ float softplus2(float w) {
     return w > 60.f ? w : LOG2E * log1pf(exp2f(w));
 #else
     float e = ex2(fminf(w, 126.f));
-    float series = e * (LOG2E + e * (-0.5f * LOG2E + e * (LOG2E / 3.f)));
-    return e < 0.03f ? series : fmaxf(lg2(1.f + e), w);
+    float series = e * (LOG2E - 0.5f * LOG2E * e);
+    return e < 0.004f ? series : fmaxf(lg2(1.f + e), w);        // either is exact to 1.5e-5 there, and better elsewhere
 #endif
 }
 
@@ -60,27 +60,27 @@ __device__ __forceinline__ float sigmoid_of(float sp2) {
     return -expm1f(-LN2 * sp2);
 #else
     float s = LN2 * sp2;
-    return s < 0.02f ? s * (1.f + s * (-0.5f + s * (1.f / 6.f))) : 1.f - ex2(-sp2);
+    return s < 0.003f ? s * (1.f - 0.5f * s) : 1.f - ex2(-sp2);
 #endif
 }
 
 // Keeps the compiler from taking an address apart: base + constant · index is then one instruction.
 template <class P> __device__ __forceinline__ P* opaque(P* p) { asm volatile("" : "+l"(p)); return p; }
 
-// Loads and stores under a condition, without a branch.
-__device__ __forceinline__ float load_if(bool condition, const float* at) {
+// Loads and stores under a condition (not 0), without a branch.
+__device__ __forceinline__ float load_if(u32 condition, const float* at) {
     float v = 0.f;
-    asm volatile("{ .reg .pred p; setp.ne.u32 p, %1, 0; @p ld.f32 %0, [%2]; }" : "+f"(v) : "r"((u32)condition), "l"(at));
+    asm volatile("{ .reg .pred p; setp.ne.u32 p, %1, 0; @p ld.f32 %0, [%2]; }" : "+f"(v) : "r"(condition), "l"(at));
     return v;
 }
-__device__ __forceinline__ void store_if(bool condition, float* at, float v) {
+__device__ __forceinline__ void store_if(u32 condition, float* at, float v) {
     asm volatile("{ .reg .pred p; setp.ne.u32 p, %0, 0; @p st.f32 [%1], %2; }"
-                 :: "r"((u32)condition), "l"(at), "f"(v) : "memory");
+                 :: "r"(condition), "l"(at), "f"(v) : "memory");
 }
-__device__ __forceinline__ void narrow_if(bool condition, float v, float* at) { store_if(condition, at, v); }
-__device__ __forceinline__ void narrow_if(bool condition, float v, u16* at) {
+__device__ __forceinline__ void narrow_if(u32 condition, float v, float* at) { store_if(condition, at, v); }
+__device__ __forceinline__ void narrow_if(u32 condition, float v, u16* at) {
     asm volatile("{ .reg .pred p; setp.ne.u32 p, %0, 0; @p st.global.u16 [%1], %2; }"
-                 :: "r"((u32)condition), "l"(at), "h"((u16)pack(v, 0.f)) : "memory");
+                 :: "r"(condition), "l"(at), "h"((u16)pack(v, 0.f)) : "memory");
 }
 
 __device__ __forceinline__ void mma(float* d, const uint4& a, u32 b0, u32 b1) {

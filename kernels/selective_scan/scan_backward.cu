@@ -161,7 +161,8 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS_AN_SM) scan_back
             const float* bc_image = bc_blocks + ((long long)image * K + k) * chunks * BC_BLOCK;
             const value* x_image = opaque(x + (long long)image * length * E);
             const value* g_image = opaque(grad + (long long)image * length * E);
-            float* gx_image = opaque(grad_x + (long long)image * length * E);
+            const float* gx_image = opaque(grad_x + (long long)image * length * E);
+            float* gx_channel = opaque(grad_x + (long long)image * length * E + channel);
             value* out_image = opaque(out + (long long)image * length * E + channel);
 #if KEPT
             const float* begun = starts + (((long long)image * K + k) * tiles + tile) * chunks * N * 32 + lane;
@@ -279,7 +280,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS_AN_SM) scan_back
                     if (n + 1 < N) rate = rates[n + 1];
                     const float* b = bc + n * 2 * T;
                     const float* c = b + T;
-                    float state = before;
+                    float state = before, now_ln2 = LN2 * now;
                     #pragma unroll
                     for (int t = 0; t < T; t += 4) {
                         float bs[4];
@@ -307,7 +308,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS_AN_SM) scan_back
                             by_u[t + s] = fmaf(by_h, bs[s], by_u[t + s]);
                             back = by_h * decay[t + s];
                             w_here = back * (t + s ? h[(t + s + T - 1) % T] : before);
-                            by_d[t + s] = fmaf(w_here, now, by_d[t + s]);
+                            by_d[t + s] = fmaf(w_here, now_ln2, by_d[t + s]);
                             rate_sum = fmaf(w_here, d[t + s], rate_sum);
                         }
 #if EXACT
@@ -341,7 +342,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS_AN_SM) scan_back
                 #pragma unroll
                 for (int t = 0; t < T; t++) {
                     float x_t = widen(xs[t * 32 + lane]);
-                    w_grad[t] = fmaf(x_t, by_u[t], LN2 * by_d[t]) * sigmoid_of(d[t]);
+                    w_grad[t] = fmaf(x_t, by_u[t], by_d[t]) * sigmoid_of(d[t]);
                     bias_sum += w_grad[t];
                     skip_sum = fmaf(x_t, g[t], skip_sum);
                     by_u[t] = fmaf(d[t], by_u[t], jump * g[t]);
@@ -350,15 +351,22 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS_AN_SM) scan_back
                 #pragma unroll
                 for (int t = 0; t < T; t++)
                     if (k) by_u[t] += room[t * 32 + lane];
-                #pragma unroll
-                for (int t = 0; t < T; t += 4) {
-                    u32 token[4];
-                    four(token, tokens + t);
+                u32 real = there ? ~none : 0u;
+                if (k + 1 < K) {
                     #pragma unroll
-                    for (int s = 0; s < 4; s++) {
-                        bool real = there && !(none >> (t + s) & 1);
-                        if (k + 1 < K) store_if(real, gx_image + channel + (size_t)token[s] * E, by_u[t + s]);
-                        else narrow_if(real, by_u[t + s], out_image + (size_t)token[s] * E);
+                    for (int t = 0; t < T; t += 4) {
+                        u32 token[4];
+                        four(token, tokens + t);
+                        #pragma unroll
+                        for (int s = 0; s < 4; s++) store_if(real & (1u << (t + s)), gx_channel + (size_t)token[s] * E, by_u[t + s]);
+                    }
+                } else {
+                    #pragma unroll
+                    for (int t = 0; t < T; t += 4) {
+                        u32 token[4];
+                        four(token, tokens + t);
+                        #pragma unroll
+                        for (int s = 0; s < 4; s++) narrow_if(real & (1u << (t + s)), by_u[t + s], out_image + (size_t)token[s] * E);
                     }
                 }
                 // Its products with dt and with W: sums over time for the weight, over channels for dt.

@@ -109,7 +109,7 @@ extern "C" __global__ void __launch_bounds__(32 * K, BLOCKS_AN_SM) scan_forward(
                 four(token, tokens + t);
                 #pragma unroll
                 for (int s = 0; s < 4; s++) {
-                    out_here[t + s] = load_if(!(later & (1u << (t + s))), y + (size_t)token[s] * 32);
+                    out_here[t + s] = load_if(~later & (1u << (t + s)), y + (size_t)token[s] * 32);
                 }
             }
 #if EXACT
@@ -192,7 +192,7 @@ extern "C" __global__ void __launch_bounds__(32 * K, BLOCKS_AN_SM) scan_forward(
                 u32 token[4];
                 four(token, tokens + t);
                 #pragma unroll
-                for (int s = 0; s < 4; s++) store_if(!(elsewhere & (1u << (t + s))), y + (size_t)token[s] * 32, out_here[t + s]);
+                for (int s = 0; s < 4; s++) store_if(~elsewhere & (1u << (t + s)), y + (size_t)token[s] * 32, out_here[t + s]);
             }
             pass_turn(warp, item + 1 == end && chunk + 1 == chunks);
             if (this_live && (visits & 0xffff0000u)) {
