@@ -9,6 +9,7 @@ from ..harness.backbones import from_dict
 from ..harness.config import Config
 from ..harness.record import Run, read_runs
 from ..harness.run import config_from_dict
+from ..harness.train import micro_batch
 
 # Run folders of `lamabench bench`. A wheel has none.
 RECORDS = Path(__file__).parent.parent / "reports" / "records"
@@ -36,19 +37,19 @@ def steps_of(runs: Iterable[Run]) -> list[Row]:
 def gpu_hours(info: Row, stages: Sequence[str], rows: Sequence[Row]) -> dict[str, float] | str:
     """Hours of training by the name of the GPU, or why they are not known.
 
-    The fastest batch that was measured, up to the training's own (`run.micro_batch` passes fewer images at a time), of
-    this very model (but for its channels and classes, which move the first and the last layer alone) at this size,
-    precision, compile mode and checkpointing. Sampling is not counted.
+    The fastest batch that was measured, up to what a step of the training passes at a time (`run.micro_batch`) where
+    such a one was, of this very model at this size, precision, compile mode and checkpointing. Channels and classes may
+    differ: they move the first and the last layer alone. Sampling is not counted.
     """
     if "train" not in stages:
         return {}
     config = config_from_dict(info["config"])
     settings = config.train
     speeds: dict[str, float] = {}
-    for row in rows:
-        if _same(row, config) and row["batch_size"] <= settings.batch_size:
-            device = row["provenance"]["device"]
-            speeds[device] = max(speeds.get(device, 0.0), row["images_per_s"])
+    same = [row for row in rows if _same(row, config)]
+    for row in [row for row in same if row["batch_size"] <= micro_batch(config)] or same:
+        device = row["provenance"]["device"]
+        speeds[device] = max(speeds.get(device, 0.0), row["images_per_s"])
     if not speeds:
         changed = ", ".join(text for text in info["overrides"] if text.startswith("model."))
         how = f"{settings.precision}, {settings.compile}" + (", checkpointed" if settings.checkpointing else "")

@@ -291,6 +291,8 @@ def test_hours_come_from_records_alone(tmp_path):
     # 3600 steps of 100 images at 200 images/s are 1800 s.
     assert cost(plain, rows) == {"GPU A": pytest.approx(0.5), "GPU B": pytest.approx(2.0)}
     assert cost(deeper, rows) == {"GPU A": pytest.approx(0.25)}
+    assert cost({**plain, "run.micro_batch": 50}, rows) == {"GPU A": pytest.approx(1.0), "GPU B": pytest.approx(2.0)}
+    assert cost({**deeper, "run.micro_batch": 4}, rows) == {"GPU A": pytest.approx(0.25)}  # measured at 8 alone
     assert cost(deeper | {"model.depth": 15}, rows) == (
         "unknown (no bench record of dit_s_2 (model.depth=15) at side 32, bfloat16, eager)"
     )
