@@ -36,7 +36,7 @@ class Passing(SlurmError):
 def call(*words: str) -> str:
     """Standard output of a command. Raises Passing where slurmctld is away, SlurmError for anything else."""
     try:
-        done = subprocess.run(words, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(words, env=_environment(), capture_output=True, text=True, timeout=120)
     except FileNotFoundError:
         raise SlurmError(f"{words[0]} is not installed on this machine: use a login node of the cluster") from None
     except subprocess.TimeoutExpired:
@@ -45,6 +45,11 @@ def call(*words: str) -> str:
         said = " ".join((done.stderr or done.stdout).split()) or f"{words[0]} exited with {done.returncode}"
         raise (Passing if any(text in said for text in PASSING) else SlurmError)(said)
     return done.stdout
+
+
+def _environment() -> dict[str, str]:
+    """Ours for SLURM's commands."""
+    return {**os.environ, "SLURM_BITSTR_LEN": "0"}  # sacct says which tasks did not start to the last one
 
 
 def check_here() -> None:
@@ -124,14 +129,15 @@ def accounted(jobs: Sequence[str], since: str) -> dict[str, list[tuple[str, str]
 
 
 def tasks_of(job: str) -> list[str]:
-    """`7_[1,3-5%2]` as `7_1`, `7_3`, `7_4`, `7_5`."""
+    """`7_[1,3-5%2]` as `7_1`, `7_3`, `7_4`, `7_5`; `7_[0-4:2]` as `7_0`, `7_2`, `7_4`."""
     array, _, listed = job.partition("_")
     if not listed.startswith("["):
         return [job]
     found = []
     for part in listed.strip("[]").split("%")[0].split(","):
-        first, _, last = part.partition("-")
-        found += [f"{array}_{task}" for task in range(int(first), int(last or first) + 1)]
+        tasks, _, step = part.partition(":")
+        first, _, last = tasks.partition("-")
+        found += [f"{array}_{task}" for task in range(int(first), int(last or first) + 1, int(step or 1))]
     return found
 
 

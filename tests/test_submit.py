@@ -182,6 +182,16 @@ def test_arrays_are_of_one_request_and_no_longer_than_allowed(tmp_path):
 def test_task_ids():
     assert slurm.tasks_of("7_3") == ["7_3"] and slurm.tasks_of("7") == ["7"]
     assert slurm.tasks_of("7_[1,3-5%2]") == ["7_1", "7_3", "7_4", "7_5"]
+    assert slurm.tasks_of("7_[0-4:2%2]") == ["7_0", "7_2", "7_4"]
+
+
+def test_sacct_says_every_task_that_did_not_start(tmp_path, monkeypatch):
+    """By default it cuts a long list off, as `7_[1,3,…,51-...]`."""
+    (tmp_path / "sacct").write_text('#!/bin/sh\necho "7_[1,3-4]|PENDING|$SLURM_BITSTR_LEN:0"\n')
+    (tmp_path / "sacct").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    found = slurm.accounted(["7"], "2026-01-01T00:00:00")
+    assert found == {f"7_{task}": [("PENDING", "0:0")] for task in (1, 3, 4)}
 
 
 def test_a_retry_keeps_what_was_asked_for():
