@@ -23,6 +23,7 @@ PASSING = (
 DELAYS_S = (2.0, 4.0, 8.0, 16.0, 30.0)  # with the commands' own waiting about two minutes
 LIVE = ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED", "REQUEUED", "REQUEUE_HOLD", "STOPPED")
 WAITING = ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD")
+REACH = ("SLURM_CONF", "SLURM_JWT", "SLURM_CLUSTERS")  # how commands find slurmctld
 
 
 class SlurmError(RuntimeError):
@@ -48,8 +49,11 @@ def call(*words: str) -> str:
 
 
 def _environment() -> dict[str, str]:
-    """Ours for SLURM's commands."""
-    return {**os.environ, "SLURM_BITSTR_LEN": "0"}  # sacct says which tasks did not start to the last one
+    """Ours without what would give another answer than was asked for (SQUEUE_STATES …) and, in an interactive job,
+    without what is about that job: a batch job would take it over, and its srun obey it (SLURM_MEM_PER_CPU …)."""
+    left = ("SQUEUE_", "SCANCEL_", "SLURM_TIME_FORMAT", *(("SLURM_",) if "SLURM_JOB_ID" in os.environ else ()))
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(left) or key in REACH}
+    return {**kept, "SLURM_BITSTR_LEN": "0"}  # sacct says which tasks did not start to the last one
 
 
 def check_here() -> None:
@@ -78,7 +82,8 @@ def sbatch(script: Path, name: str, after: Sequence[str] = ()) -> str:
 
     An answer that got lost does not queue it twice: before another try the queue is searched for the name.
     """
-    words = ["sbatch", "--parsable", *([f"--dependency=afterany:{':'.join(after)}"] if after else []), str(script)]
+    order = [f"--dependency=afterany:{':'.join(after)}"] if after else []
+    words = ["sbatch", "--parsable", *_options(script), *order, str(script)]
     for delay in DELAYS_S:
         try:
             return call(*words).strip().split(";")[0]
@@ -87,6 +92,12 @@ def sbatch(script: Path, name: str, after: Sequence[str] = ()) -> str:
         if (found := find(name)) is not None:
             return found
     return call(*words).strip().split(";")[0]
+
+
+def _options(script: Path) -> list[str]:
+    """What the #SBATCH lines say, for the command: SBATCH_PARTITION and the like have more say than the lines."""
+    lines = [line for line in script.read_text().splitlines() if line.startswith("#SBATCH ")]
+    return [word for line in lines for word in shlex.split(line.removeprefix("#SBATCH "), comments=True)]
 
 
 def find(name: str) -> str | None:
