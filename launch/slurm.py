@@ -199,5 +199,6 @@ def script(cluster: ClusterConfig, name: str, count: int, command: str, log: Pat
 
 
 def _quoted(text: str) -> str:
-    """A value as #SBATCH lines take it: in double quotes where it has blanks."""
-    return f'"{text}"' if re.search(r"\s", text) else text
+    """A value as #SBATCH lines take it: in double quotes where it has blanks, quotes, or what begins a comment."""
+    escaped = re.sub(r'(["\\])', r"\\\1", text)
+    return f'"{escaped}"' if re.search(r"""[\s'"\\#]""", text) else text

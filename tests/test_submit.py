@@ -132,6 +132,18 @@ def test_a_batch_file_is_bash_and_asks_for_what_the_cluster_says(tmp_path):
     } <= {*said}
 
 
+@pytest.mark.parametrize(
+    ("folder", "line"),
+    [("/a", "/a/%A"), ("/o'brien", '"/o\'brien/%A"'), ("/a#2", '"/a#2/%A"'), ('/a "b"', '"/a \\"b\\"/%A"')],
+)
+def test_folders_of_any_name_reach_sbatch_whole(folder, line, tmp_path):
+    """An open quote in a #SBATCH line is an error of sbatch's, and # begins a comment."""
+    text = slurm.script(ClusterConfig(), "n", 1, "true", Path(folder, "%A"), None)
+    assert f"\n#SBATCH --output={line}\n" in text
+    (tmp_path / "a.sh").write_text(text)
+    assert f"--output={folder}/%A" in slurm._options(tmp_path / "a.sh")
+
+
 def test_a_notice_before_the_task_listens_does_not_kill_it(tmp_path):
     text = slurm.script(
         ClusterConfig(), "n", 1, "bash -c 'kill -USR2 $$; kill -TERM $$; echo alive'", tmp_path / "log", None
