@@ -100,16 +100,19 @@ def requeue() -> None:
     patiently("scontrol", "requeue", os.environ["SLURM_JOB_ID"])
 
 
-def preempted() -> bool:
-    """Whether SLURM takes the place of this task for another job and still waits for its end (a partition's GraceTime).
+def ours(notice: bool) -> bool:
+    """Whether it is this task that has to queue itself again: on the notice before the time limit, and where SLURM
+    takes its place for another job and still waits for its end (a partition's GraceTime).
 
-    It queues again what it had to kill, not what ended by itself. Raises SlurmError.
+    SLURM queues again what it had to kill, not what ended by itself. What was cancelled would come back, and must not.
+    Raises SlurmError.
     """
     from .slurm import patiently
 
     said = patiently("scontrol", "show", "job", "--oneliner", os.environ["SLURM_JOB_ID"])
-    since = re.search(r"\bPreemptTime=(\d\S*)", said)
-    return since is not None and "JobState=RUNNING" in said
+    if "JobState=RUNNING" not in said:
+        return notice and "Reason=TimeLimit" in said
+    return notice or re.search(r"\bPreemptTime=\d", said) is not None
 
 
 def main(arguments: list[str]) -> int:
@@ -194,7 +197,7 @@ def _stopped(attempt: Attempt) -> int:
     """After a stop: on the notice before the time limit, queue the run again, unless it gets no further that way.
 
     After SIGTERM too where it makes room for another job. Else that is SLURM's to decide: it queues again what it
-    requeued, and not what was cancelled.
+    requeued, and not what was cancelled, be it after the notice.
     """
     from .slurm import SlurmError
 
@@ -209,7 +212,7 @@ def _stopped(attempt: Attempt) -> int:
         say(error)
         return 1
     try:
-        if number.name != "SIGUSR2" and not preempted():
+        if not ours(notice=number.name == "SIGUSR2"):
             return 1
         requeue()
     except SlurmError as error:

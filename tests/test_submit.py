@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -13,11 +14,12 @@ from pathlib import Path
 import pytest
 import yaml
 from lamabench.ablations.study import Study
+from lamabench.harness import stop
 from lamabench.harness.record import append, entry, read_lines
 from lamabench.harness.run import create
 from lamabench.kernels.errors import InputError
 from lamabench.launch import cluster as clusters
-from lamabench.launch import slurm, snapshot, submissions
+from lamabench.launch import slurm, snapshot, submissions, task
 from lamabench.launch.cli import main
 from lamabench.launch.cluster import ClusterConfig, load
 from lamabench.launch.status import Look, Standing, rows, standings
@@ -501,6 +503,31 @@ def test_queueing_again_is_tried_where_that_may_help(tmp_path, monkeypatch):
         with pytest.raises(slurm.SlurmError, match=error):
             requeue()
         assert calls.read_text().split("\n") == ["requeue 7"] * times + [""]
+
+
+@pytest.mark.parametrize(
+    ("said", "notice", "preempted"),
+    [
+        ("JobState=RUNNING Reason=None PreemptTime=None", True, False),
+        ("JobState=RUNNING Reason=None PreemptTime=2026-11-22T10:34:23", True, True),
+        ("JobState=COMPLETING Reason=None PreemptTime=None", False, False),  # cancelled, or requeued by somebody
+        ("JobState=COMPLETING Reason=None PreemptTime=2026-11-22T10:34:23", False, False),
+        ("JobState=COMPLETING Reason=TimeLimit PreemptTime=None", True, False),
+    ],
+)
+def test_what_was_cancelled_does_not_queue_itself_again(said, notice, preempted, tmp_path, monkeypatch):
+    calls = tmp_path / "calls"
+    (tmp_path / "scontrol").write_text(f"#!/bin/sh\necho $1 >> {calls}\necho JobId=7 {said}\n")
+    (tmp_path / "scontrol").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    for key in ("SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID"):
+        monkeypatch.setenv(key, "7")
+    for number, queued in ((signal.SIGUSR2, notice), (signal.SIGTERM, preempted)):
+        calls.unlink(missing_ok=True)
+        monkeypatch.setattr(task, "_ending", threading.Lock())
+        monkeypatch.setattr(stop, "_noted", [number])
+        assert task._stopped(Attempt(tmp_path)) == (0 if queued else 1)
+        assert calls.read_text().split() == ["show", "requeue"][: 1 + queued]
 
 
 def test_a_run_that_gets_nowhere_is_not_queued_again_for_ever(tmp_path, monkeypatch):
