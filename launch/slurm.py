@@ -86,12 +86,19 @@ def sbatch(script: Path, name: str, after: Sequence[str] = ()) -> str:
     words = ["sbatch", "--parsable", *_options(script), *order, str(script)]
     for delay in DELAYS_S:
         try:
-            return call(*words).strip().split(";")[0]
+            return _job(call(*words))
         except Passing as error:
             wait(error, delay)
         if (found := find(name)) is not None:
             return found
-    return call(*words).strip().split(";")[0]
+    return _job(call(*words))
+
+
+def _job(said: str) -> str:
+    """The job id in what sbatch says, `7` or `7;CLUSTER`; some sites greet with lines of their own before it."""
+    if (found := re.findall(r"^(\d+)(?:;.*)?$", said, re.MULTILINE)) == []:
+        raise SlurmError(f"sbatch gave no job id: {' '.join(said.split())!r}")
+    return found[-1]
 
 
 def _options(script: Path) -> list[str]:

@@ -211,7 +211,10 @@ def test_sacct_says_every_task_that_did_not_start(tmp_path, monkeypatch):
 def test_variables_of_slurm_change_nothing_that_was_asked_for(tmp_path, monkeypatch):
     """Those that a profile exports, and those of an interactive job from which a study is submitted."""
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    for name, text in (("sbatch", 'printf "%s\\n" "$@"; env'), ("squeue", "env | grep -c ^SQUEUE_STATES || true")):
+    for name, text in (
+        ("sbatch", f'(printf "%s\\n" "$@"; env) > {tmp_path}/got; echo 7'),
+        ("squeue", "env | grep -c ^SQUEUE_STATES || true"),
+    ):
         (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
         (tmp_path / name).chmod(0o755)
     given = {"SQUEUE_STATES": "all", "SLURM_CONF": "/etc/a", "SLURM_MEM_PER_CPU": "100", "SBATCH_ACCOUNT": "other"}
@@ -220,14 +223,31 @@ def test_variables_of_slurm_change_nothing_that_was_asked_for(tmp_path, monkeypa
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
     asked = ClusterConfig(account="ours", options=["--comment='a b'  # why", "-w node1"])
     (tmp_path / "a.sh").write_text(slurm.script(asked, "n", 2, "true", tmp_path / "a b" / "%A", None))
-    words = slurm.sbatch(tmp_path / "a.sh", "n", ["7"]).splitlines()
+
+    def got(*after):
+        slurm.sbatch(tmp_path / "a.sh", "n", after)
+        return (tmp_path / "got").read_text().splitlines()
+
+    words = got("7")
     wanted = {"--account=ours", "--requeue", "--comment=a b", "-w", "node1", f"--output={tmp_path}/a b/%A"}
     assert wanted <= {*words} and words.index("--dependency=afterany:7") + 1 == words.index(str(tmp_path / "a.sh"))
     assert "SLURM_CONF=/etc/a" in words and "SLURM_MEM_PER_CPU=100" in words
     monkeypatch.setenv("SLURM_JOB_ID", "3")
-    words = slurm.sbatch(tmp_path / "a.sh", "n").splitlines()
+    words = got()
     assert "SLURM_CONF=/etc/a" in words and "SLURM_MEM_PER_CPU=100" not in words
     assert slurm.call("squeue") == "0\n"
+
+
+def test_what_sbatch_says(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    (tmp_path / "a.sh").touch()
+    (tmp_path / "sbatch").touch(mode=0o755)
+    for said, job in (("7", "7"), ("7;here", "7"), ("-----\n Welcome to 2 nodes\n\n7", "7")):
+        (tmp_path / "sbatch").write_text(f"#!/bin/sh\nprintf '%s\\n' '{said}'\n")
+        assert slurm.sbatch(tmp_path / "a.sh", "n") == job
+    (tmp_path / "sbatch").write_text("#!/bin/sh\necho welcome\n")
+    with pytest.raises(slurm.SlurmError, match="sbatch gave no job id: 'welcome'"):
+        slurm.sbatch(tmp_path / "a.sh", "n")
 
 
 def test_a_retry_keeps_what_was_asked_for():
