@@ -20,6 +20,7 @@ PASSING = (
     "Resource temporarily",
     "Zero Bytes were transmitted",
 )
+ANSWER_S = 120.0  # how long a command may take
 DELAYS_S = (2.0, 4.0, 8.0, 16.0, 30.0)  # with the commands' own waiting about two minutes
 LIVE = ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED", "REQUEUED", "REQUEUE_HOLD", "STOPPED")
 WAITING = ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD")
@@ -37,11 +38,13 @@ class Passing(SlurmError):
 def call(*words: str) -> str:
     """Standard output of a command. Raises Passing where slurmctld is away, SlurmError for anything else."""
     try:
-        done = subprocess.run(words, env=_environment(), capture_output=True, text=True, timeout=120)
+        done = subprocess.run(words, env=_environment(), capture_output=True, text=True, timeout=ANSWER_S)
     except FileNotFoundError:
         raise SlurmError(f"{words[0]} is not installed on this machine: use a login node of the cluster") from None
-    except subprocess.TimeoutExpired:
-        raise Passing(f"{words[0]} gave no answer within 120 s") from None
+    except subprocess.TimeoutExpired as error:
+        # sbatch waits where the cluster has no room for more jobs, and says so.
+        said = " ".join((error.stderr or b"").decode(errors="replace").split())
+        raise Passing(f"{words[0]} gave no answer within {ANSWER_S:g} s{said and f' ({said})'}") from None
     if done.returncode:
         said = " ".join((done.stderr or done.stdout).split()) or f"{words[0]} exited with {done.returncode}"
         raise (Passing if any(text in said for text in PASSING) else SlurmError)(said)

@@ -248,6 +248,10 @@ def test_what_sbatch_says(tmp_path, monkeypatch):
     (tmp_path / "sbatch").write_text("#!/bin/sh\necho welcome\n")
     with pytest.raises(slurm.SlurmError, match="sbatch gave no job id: 'welcome'"):
         slurm.sbatch(tmp_path / "a.sh", "n")
+    monkeypatch.setattr(slurm, "ANSWER_S", 0.5)
+    (tmp_path / "sbatch").write_text("#!/bin/sh\necho no room for more >&2\nexec sleep 60\n")
+    with pytest.raises(slurm.Passing, match=r"sbatch gave no answer within 0.5 s \(no room for more\)"):
+        slurm.call("sbatch")
 
 
 def test_a_retry_keeps_what_was_asked_for():
