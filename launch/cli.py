@@ -3,6 +3,8 @@
 import argparse
 import importlib
 import json
+import os
+import select
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -174,8 +176,17 @@ def _run(args: argparse.Namespace) -> int:
         return 1
 
 
+def _unread() -> bool:
+    """Whether nobody reads our output any more, as below `| head -1`; what is left of it goes nowhere then."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    if closed := any(event & select.POLLERR for _, event in poll.poll(0)):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return closed
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a subcommand; the exit code: 0 done, 1 a run failed, 2 bad input, 130 interrupted."""
+    """Run a subcommand; the exit code: 0 done, 1 a run failed, 2 bad input, 130 interrupted, 141 unread."""
     top = parser()
     args, rest = top.parse_known_args(argv)
     if any(word.startswith("-") or "=" not in word for word in rest) or (rest and not hasattr(args, "words")):
@@ -183,7 +194,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if rest:  # settings after an option
         args.words += rest
     try:
-        return _run(args)
+        code = _run(args)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        if not _unread():
+            raise
+        return 141
     except (InputError, StudyError, RecordError) as error:
         print(f"lamabench {args.command}: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

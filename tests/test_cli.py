@@ -58,6 +58,14 @@ def test_cost_table(capsys):
     assert code == 0 and "MACs (G)" in out and "dit_nano" in out and "attention" in out
 
 
+def test_output_that_nobody_reads_is_no_traceback():
+    script = "import sys; from lamabench.launch.cli import main; sys.exit(main(['sweep', 'plan', 'demo']))"
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.close()
+    assert process.wait() == 141 and process.stderr.read() == b""
+
+
 def test_models_lists_the_registry(capsys):
     from lamabench.harness.backbones import presets
 
