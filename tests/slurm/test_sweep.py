@@ -223,19 +223,19 @@ def test_slurmctld_is_away_for_a_moment(node, tmp_path, sweep):
 def test_what_makes_room_for_another_job_is_queued_again(node, tmp_path, sweep):
     """Preempted by a partition of higher priority. Within its GraceTime a run ends by itself: SLURM queues only what it
     killed."""
-    study = write(tmp_path / "room.yaml", axes={"train.steps": [1000]})
+    study = write(tmp_path / "room.yaml", axes={"train.steps": [2000]})
     (job,) = sweep.submit(study, *SLURM)
     node.wait(60, lambda: list(tmp_path.glob("runs/room/*/attempts.jsonl")), "it starts")
-    folder = run_folder(tmp_path / "runs", "room", "1000")
+    folder = run_folder(tmp_path / "runs", "room", "2000")
     node.wait(60, lambda: trains(folder, 1, 50), "it trains")
     other = node.submit("sleep 3", tmp_path / "other.log", "--partition=urgent", "--cpus-per-task=16", "--mem=1G")
-    node.wait(30, lambda: sweep.states(study)["1000"] == "preempted", "it makes room")
+    node.wait(30, lambda: sweep.states(study)["2000"] == "preempted", "it makes room")
     (saved,) = (folder / "checkpoints").iterdir()
-    assert 50 <= int(saved.stem[5:]) < 1000
+    assert 50 <= int(saved.stem[5:]) < 2000
     assert node.ended(other) == ["COMPLETED"]
-    sweep.until(node, 60, study, **{"1000": "done"})
+    sweep.until(node, 90, study, **{"2000": "done"})
     assert node.ended(job) == ["COMPLETED"] and node.sacct(job, "State", "-D") == ["REQUEUED", "COMPLETED"]
-    assert sweep.status(study)["1000"]["requeued"] == 1 and trained_once(folder)
+    assert sweep.status(study)["2000"]["requeued"] == 1 and trained_once(folder)
     (log,) = tmp_path.glob("runs/room/.sweep/0001/logs/*")
     assert f"continuing at step {int(saved.stem[5:])}" in log.read_text()
 
