@@ -44,7 +44,7 @@ def bench(config: Config, say: Callable[[str], None] = lambda text: None, rows: 
     Random weights with nothing at zero, random inputs. `forward` is one call without gradients, `train` a step of the
     training loop: forward, loss, backward, AdamW, EMA. Milliseconds are a batch's: median, quartiles, 20th and 80th
     percentile. `mfu` is null where the device's peak is not known, `peak_memory_gib` on the CPU; for CUDA graphs that
-    is all memory that torch holds.
+    is all memory that torch holds. `disturbed` says what else kept the host busy: the times may then be too long.
 
     Before it is measured, a call is held against float32 (see `bench_check`). Where that fails the row has no number
     but `state` "wrong"; "oom" and "failed" (torch.compile that cannot, for one) are rows too, and the next one
@@ -148,7 +148,8 @@ def describe(row: Row) -> str:
     if row["state"] != "done":
         return where + f"{row['state']}: {row['error']}"
     memory = "" if row["peak_memory_gib"] is None else f", {row['peak_memory_gib']:.1f} GiB"
-    return where + f"{row['images_per_s']:.4g} images/s{memory}"
+    disturbed = f" (disturbed: {row['disturbed']})" if row.get("disturbed") else ""
+    return where + f"{row['images_per_s']:.4g} images/s{memory}{disturbed}"
 
 
 def release(device: str) -> None:

@@ -1,14 +1,19 @@
 """How long calls take, and how close that is to what the machine can do."""
 
+import os
 import re
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
 LEAST = 5  # calls of a measurement, however long they take
+BUSY = 0.25  # more of the host's cores than this at work for others, and a measurement says so
+COUNTED_S = 0.3  # in less, the kernel's count of processor time (in hundredths of a second) says little
+CPU_TIMES = Path("/proc/stat")
 
 
 class GPU(NamedTuple):
@@ -74,13 +79,36 @@ def synchronize(device: str) -> None:
         torch.cuda.synchronize(device)
 
 
+def others_busy() -> Callable[[], str | None]:
+    """Start to watch the host. The call returned says, by then, "other processes kept 12.3 of 16 cores busy"; None
+    where they kept a quarter or less, after less than 0.3 s, and where Linux's /proc/stat is missing."""
+
+    def busy() -> float | None:
+        try:
+            user, nice, system, _, _, *interrupts = CPU_TIMES.read_text().splitlines()[0].split()[1:9]
+        except (OSError, IndexError, ValueError):
+            return None
+        ticks = sum(map(int, (user, nice, system, *interrupts)))
+        return ticks / os.sysconf("SC_CLK_TCK") - time.process_time()
+
+    before, started = busy(), time.perf_counter()
+
+    def said() -> str | None:
+        after, seconds, cores = busy(), time.perf_counter() - started, os.cpu_count() or 1
+        if before is None or after is None or seconds < COUNTED_S or after - before <= BUSY * cores * seconds:
+            return None
+        return f"other processes kept {(after - before) / seconds:.1f} of {cores} cores busy"
+
+    return said
+
+
 def time_calls(step: Callable[[], Any], device: str, warmup: int, repeats: int, seconds: float) -> dict[str, Any]:
     """Call `step` until the time is up and say how long a call takes, as fields of a record.
 
     The clock is the host's, read when the device has finished. One call and then others, `warmup` in all, but only
     within `seconds`, go by unmeasured; then at most `repeats` calls, `LEAST` of them (or all, if fewer) whatever they
     take, the others within `seconds`. On a GPU `peak_memory_gib` is the most that torch's allocator held in the
-    measured calls, else null.
+    measured calls, else null. `disturbed` says that others worked on the host meanwhile (`others_busy`), else null.
     """
 
     def call() -> float:
@@ -90,7 +118,7 @@ def time_calls(step: Callable[[], Any], device: str, warmup: int, repeats: int, 
         synchronize(device)
         return 1e3 * (time.perf_counter() - started)
 
-    started = time.perf_counter()
+    disturbed, started = others_busy(), time.perf_counter()
     for place in range(warmup):
         if place == 0 or time.perf_counter() - started < seconds:
             call()
@@ -104,6 +132,7 @@ def time_calls(step: Callable[[], Any], device: str, warmup: int, repeats: int, 
         **quantiles(times),
         "repeats": len(times),
         "peak_memory_gib": torch.cuda.max_memory_allocated(device) / 2**30 if cuda else None,
+        "disturbed": disturbed(),
     }
 
 

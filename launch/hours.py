@@ -14,6 +14,7 @@ from ..harness.train import micro_batch
 # Run folders of `lamabench bench`. A wheel has none.
 RECORDS = Path(__file__).parent.parent / "reports" / "records"
 Row = dict[str, Any]
+BUSY = ", busy host"
 
 
 def measured(folder: Path = RECORDS) -> list[Row]:
@@ -39,7 +40,8 @@ def gpu_hours(info: Row, stages: Sequence[str], rows: Sequence[Row]) -> dict[str
 
     The fastest batch that was measured, up to what a step of the training passes at a time (`run.micro_batch`) where
     such a one was, of this very model at this size, precision, compile mode and checkpointing. Channels and classes may
-    differ: they move the first and the last layer alone. Sampling is not counted.
+    differ: they move the first and the last layer alone. Sampling is not counted. A name that ends in ", busy host"
+    says that others worked on the measuring host: fewer hours may do. It is there where no better was measured.
     """
     if "train" not in stages:
         return {}
@@ -47,8 +49,13 @@ def gpu_hours(info: Row, stages: Sequence[str], rows: Sequence[Row]) -> dict[str
     settings = config.train
     speeds: dict[str, float] = {}
     same = [row for row in rows if _same(row, config)]
-    for row in [row for row in same if row["batch_size"] <= micro_batch(config)] or same:
+    fitting = [row for row in same if row["batch_size"] <= micro_batch(config)] or same
+    for row in sorted(fitting, key=lambda row: bool(row.get("disturbed"))):
         device = row["provenance"]["device"]
+        if row.get("disturbed"):
+            if device in speeds:
+                continue
+            device += BUSY
         speeds[device] = max(speeds.get(device, 0.0), row["images_per_s"])
     if not speeds:
         changed = ", ".join(text for text in info["overrides"] if text.startswith("model."))
@@ -82,5 +89,8 @@ def total(hours: Sequence[dict[str, float] | str]) -> str:
         f"({sum(device in found for found in known)} runs)"
         for device in devices
     ]
-    unknown = len(hours) - len(known)
-    return "; ".join([*sums, *([f"unknown for {unknown} runs (no bench record)"] if unknown else [])]) or "none"
+    if unknown := len(hours) - len(known):
+        sums.append(f"unknown for {unknown} runs (no bench record)")
+    if any(device.endswith(BUSY) for device in devices):
+        sums.append("busy host: measured beside other work, fewer hours may do")
+    return "; ".join(sums) or "none"

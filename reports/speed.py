@@ -140,10 +140,14 @@ def bench(runs: list[Run], baseline: str | None = None) -> Table:
         Column("gradient_error"),
         Column("state"),
         Column("error"),
+        Column("disturbed"),
         Column(None, "State", key="status"),
     ]
     title = next((row["title"] for row in measured if row["model"] == name), None)
-    return Table("bench", " ".join([*_caption(title), *crossings(measured, name)]), columns, rows)
+    caption = [*_caption(title), *crossings(measured, name)]
+    if any("disturbed" in row["status"] for row in rows):
+        caption.append("Disturbed: other work kept the host busy meanwhile; the times may be too long.")
+    return Table("bench", " ".join(caption), columns, rows)
 
 
 def _at_its_best(members: list[Row]) -> Row:
@@ -158,6 +162,7 @@ def _at_its_best(members: list[Row]) -> Row:
     state = bad[-1] if bad else shown
     row |= {"state": state["state"], "error": state.get("error")}
     row["status"] = row["state"] + (f" ({shortened(row['error'])})" if row["error"] and bad else "")
+    row["status"] += ", disturbed" if best and row.get("disturbed") else ""
     return row
 
 

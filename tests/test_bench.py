@@ -3,9 +3,14 @@
 import importlib.util
 import json
 import math
+import os
+import re
+import subprocess
 import sys
+import time
 import types
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -232,6 +237,44 @@ def test_calls_are_bounded_by_number_and_time():
     assert timed(10.0, 20) == (3, 20, None)
     assert timed(1e-9, 20) == (1, 5, None)  # one call to warm up and five to measure, whatever they take
     assert timed(1e-9, 2) == (1, 2, None)
+
+
+@pytest.mark.skipif(not timing.CPU_TIMES.exists(), reason="needs Linux's /proc/stat")
+def test_a_busy_host_is_told():
+    cores = os.cpu_count() or 1
+    others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(cores // 2 + 1)]
+    try:
+        row = timing.time_calls(lambda: time.sleep(0.1), "cpu", 1, 10, 10.0)
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
+    found = re.fullmatch(rf"other processes kept ([0-9.]+) of {cores} cores busy", row["disturbed"] or "")
+    assert found and cores / 4 < float(found[1]) <= cores + 0.1
+
+
+@pytest.mark.parametrize(
+    ("others", "seconds", "words"),
+    [(2.0, 1.0, "2.0 of 4"), (1.1, 1.0, "1.1 of 4"), (0.9, 1.0, None), (2.0, 0.2, None), (None, 1.0, None)],
+)
+def test_work_of_others_is_what_is_neither_idle_nor_ours(others, seconds, words, tmp_path, monkeypatch):
+    """In hundredths of a second: user, nice, system, idle, waiting, two kinds of interrupts, other machines, guests."""
+    monkeypatch.setattr(timing, "CPU_TIMES", tmp_path / "stat")
+    monkeypatch.setattr(timing, "os", types.SimpleNamespace(cpu_count=lambda: 4, sysconf=lambda name: 100))
+    clocks = {"perf_counter": 0.0, "process_time": 0.0}
+    monkeypatch.setattr(timing, "time", types.SimpleNamespace(**{name: partial(clocks.get, name) for name in clocks}))
+
+    def written(user, nice, system, steal):
+        if others is not None:
+            (tmp_path / "stat").write_text(f"cpu  {user} {nice} {system} 999 888 0 0 {steal} 77 66\ncpu0 1 2 3\n")
+
+    written(100, 0, 50, 0)
+    said = timing.others_busy()
+    clocks.update(perf_counter=seconds, process_time=1.5 * seconds)
+    work = round(100 * ((others or 0) + 1.5) * seconds)  # ours and theirs
+    written(100 + work - 60, 20, 50 + 30, 10)
+    told = said()
+    assert told is None if words is None else told == f"other processes kept {words} cores busy"
 
 
 @pytest.mark.parametrize(

@@ -505,7 +505,7 @@ def write_sweep(root: Path) -> Path:
         swept("forward", 1200.0, 128, peak_memory_gib=9.0, compile="compile", input_size=32, flops=80_000),
         swept("forward", 1250.0, 256, peak_memory_gib=17.0, compile="compile", input_size=32, flops=80_000),
         swept("forward", 999.0, 256, compile="compile", input_size=32, flops=80_000, time="2025-05-31T10:00:00+00:00"),
-        swept("forward", 500.0, 8, input_size=64, flops=320_000),
+        swept("forward", 500.0, 8, input_size=64, flops=320_000, disturbed="others kept 9 of 16 cores busy"),
         swept("forward", 100.0, 8, input_size=128, flops=1_280_000),
         {**full("train", 8, input_size=32), "state": "wrong", "error": "gradient off by 1e-1"},
     ]
@@ -538,6 +538,9 @@ def test_bench_table_by_hand(tmp_path: Path) -> None:
     full = rows["dit_xl_2", 64, "train", "eager"]
     assert (full["state"], full["oom_batch"], full["batch_size"], full["ms_per_image"]) == ("oom", 1, None, None)
     assert rows["lamamba_xl", 32, "train", "eager"]["status"] == "wrong (gradient off by 1e-1)"
+    assert rows["lamamba_xl", 64, "forward", "eager"]["status"] == "done, disturbed"
+    assert plain["status"] == "done" and table.caption.endswith("the times may be too long.")
+    assert "others kept 9 of 16 cores busy" in table.csv()
     people = markdown(table.markdown())
     assert [row["Pixels"] for row in people] == sorted(
         (row["Pixels"] for row in people), key=lambda px: int(px.replace(",", ""))

@@ -299,6 +299,14 @@ def test_hours_come_from_records_alone(tmp_path):
     found = [cost(plain, rows), cost(deeper, rows), cost({"model": "unet_s"}, rows), {}]
     assert hours.words(found[0]) == "0.5 (GPU A), 2 (GPU B)" and hours.words({}) == "none: no training"
     assert hours.total(found) == "0.75 on GPU A (2 runs); 2 on GPU B (1 runs); unknown for 1 runs (no bench record)"
+    # What was measured beside others' work says so, and gives way to what was not.
+    rows = planted(tmp_path / "busy", {"disturbed": "x"}, {"images_per_s": 50.0, "provenance": {"device": "GPU B"}})
+    assert cost(plain, rows) == {"GPU A, busy host": pytest.approx(1.0), "GPU B": pytest.approx(2.0)}
+    assert hours.total([cost(plain, rows)]) == (
+        "2 on GPU B (1 runs); 1 on GPU A, busy host (1 runs); busy host: measured beside other work, fewer hours may do"
+    )
+    rows = planted(tmp_path / "quiet", {"images_per_s": 400.0, "disturbed": "x"}, {}, {"disturbed": None})
+    assert cost(plain, rows) == {"GPU A": pytest.approx(1.0)}
     (tmp_path / "empty").mkdir()
     with pytest.raises(RecordError, match=r"empty holds no run"):
         hours.measured(tmp_path / "empty")
