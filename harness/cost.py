@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 from torch.utils.hooks import RemovableHandle
 
-from ..kernels import depthwise_conv, gated_norm, selective_scan, window_attention
+from ..kernels import attention, depthwise_conv, gated_norm, selective_scan, window_attention
 from ..models.mixers import SS2D
 from .backbones import Backbone, build
 
@@ -155,7 +155,7 @@ SILENT_OPERATORS = frozenset(
 )
 
 
-TRACED = {**depthwise_conv.TRACED, **selective_scan.TRACED, **window_attention.TRACED}
+TRACED = {**attention.TRACED, **depthwise_conv.TRACED, **selective_scan.TRACED, **window_attention.TRACED}
 
 
 class _Watch(TorchDispatchMode):

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from lamabench.kernels.attention import OPERATOR, attention, flash, macs
+from lamabench.kernels.attention import OPERATOR, TRACED, attention, flash, macs
 from lamabench.kernels.attention.reference import reference
 from lamabench.kernels.errors import InputError
 from torch import Tensor
@@ -145,22 +145,38 @@ def test_flash_attention_3_wants_hopper(monkeypatch):
 @pytest.fixture
 def packages(monkeypatch):
     """Packages with the interface of each FlashAttention, in plain torch, that hold its rules: tokens before heads, two
-    types, heads of at most 256 channels and a multiple of 8. The fourth gives the sums of its softmax as well."""
+    types, heads of at most 256 channels and a multiple of 8. Of the fourth, what torch's own adapter calls."""
 
-    def package(extra: bool) -> SimpleNamespace:
-        def flash_attn_func(q, k, v, softmax_scale=None):
-            assert q.dtype == k.dtype == v.dtype and q.dtype in (torch.bfloat16, torch.float16)
-            assert q.shape[-1] % 8 == 0 and q.shape[-1] <= 256 and softmax_scale is not None
-            assert q.shape[2:] == k.shape[2:] and k.shape == v.shape
-            q, k, v = (x.float().transpose(1, 2) for x in (q, k, v))
-            scores = q @ k.transpose(-1, -2) * softmax_scale
-            out = (scores.softmax(-1) @ v).transpose(1, 2).bfloat16()
-            return (out, scores.logsumexp(-1)) if extra else out
+    def passed(q, k, v, softmax_scale):
+        assert q.dtype == k.dtype == v.dtype and q.dtype in (torch.bfloat16, torch.float16)
+        assert q.shape[-1] % 8 == 0 and q.shape[-1] <= 256
+        assert q.shape[2:] == k.shape[2:] and k.shape == v.shape
+        q, k, v = (x.float().transpose(1, 2) for x in (q, k, v))
+        return q, k, v, q @ k.transpose(-1, -2) * softmax_scale
 
-        return SimpleNamespace(flash_attn_func=flash_attn_func)
+    def function(q, k, v, softmax_scale):
+        _, _, v, scores = passed(q, k, v, softmax_scale)
+        return (scores.softmax(-1) @ v).transpose(1, 2).bfloat16()
 
-    for name, extra in (("flash_attn", False), ("flash_attn_interface", False), ("flash_attn.cute", True)):
-        monkeypatch.setitem(sys.modules, name, package(extra))
+    def forward(q, k, v, softmax_scale, return_lse):
+        assert return_lse
+        sums = passed(q, k, v, softmax_scale)[3].logsumexp(-1)
+        return function(q, k, v, softmax_scale), sums, None, None, None
+
+    def backward(q, k, v, out, grad, sums, softmax_scale):
+        """FlashAttention 2 (arXiv 2307.08691), algorithm 2, in one block."""
+        dtype, (out, grad) = q.dtype, (x.float().transpose(1, 2) for x in (out, grad))
+        q, k, v, scores = passed(q, k, v, softmax_scale)
+        weights = (scores - sums[..., None]).exp()
+        g_scores = weights * (grad @ v.transpose(-1, -2) - (grad * out).sum(-1, keepdim=True)) * softmax_scale
+        gradients = (g_scores @ k, g_scores.transpose(-1, -2) @ q, weights.transpose(-1, -2) @ grad)
+        return tuple(x.transpose(1, 2).to(dtype) for x in gradients)
+
+    for name in ("flash_attn", "flash_attn_interface"):
+        monkeypatch.setitem(sys.modules, name, SimpleNamespace(flash_attn_func=function))
+    fourth = SimpleNamespace(_flash_attn_fwd=forward, _flash_attn_bwd=backward)
+    for name in ("flash_attn.cute", "flash_attn.cute.interface"):
+        monkeypatch.setitem(sys.modules, name, fourth)
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -168,6 +184,20 @@ def packages(monkeypatch):
 def test_flash_attention_gets_its_layout(name, size, packages):
     """On the CPU, with stand-ins for the packages: axes, padding of heads and scale."""
     hold(OPERATOR.backends[name].run, inputs(size, torch.bfloat16))
+
+
+def test_flash_attention_4_keeps_one_graph(packages):
+    """Its passes as operators of torch: results, gradients, fakes and cost, and a compiled call is one graph."""
+    tensors = inputs((2, 3, 17, 17, 24), torch.bfloat16)
+    compiled = torch.compile(lambda q, k, v: flash.flash4(q, k, v) * 2, fullgraph=True, backend="aot_eager")
+    hold(lambda *qkv: compiled(*qkv) / 2, tensors)
+
+    q, k, v, grad = (x.transpose(1, 2) for x in tensors)
+    leaves = [x.detach().requires_grad_() for x in (q, k, v)]
+    torch.library.opcheck(torch.ops.lamabench.flash4.default, (*leaves, 0.2), rtol=2e-2, atol=2e-2)
+    saved = (grad, q, k, v, *torch.ops.lamabench.flash4(q, k, v, 0.2), 0.2)
+    torch.library.opcheck(torch.ops.lamabench.flash4_backward.default, saved)
+    assert TRACED["lamabench::flash4"](q, k, v, 0.2) == (macs(2, 3, 17, 17, 24), 0)
 
 
 @pytest.mark.parametrize("name", FLASH)

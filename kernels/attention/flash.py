@@ -62,9 +62,55 @@ def flash3(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 def flash4(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """FlashAttention 4; shapes as in `attention`. Raises InputError for other types and for heads above 256 (128 on
     GPUs after Hopper)."""
-    from flash_attn.cute import flash_attn_func  # pyright: ignore[reportMissingImports]
+    return _run("flash4", flash4_forward, q, k, v)
 
-    return _run("flash4", flash_attn_func, q, k, v)
+
+# The package's passes as operators of torch. Its own function runs its compiler where torch.compile would trace it, and
+# breaks the graph. These names are the ones that torch's own adapter (`torch.nn.attention`) calls.
+@torch.library.custom_op("lamabench::flash4", mutates_args=())
+def flash4_forward(q: Tensor, k: Tensor, v: Tensor, softmax_scale: float) -> tuple[Tensor, Tensor]:
+    """The output [B, L, heads, d], and the log-sum-exp of the scores [B, heads, L] in float32, from q, k and v
+    [B, L, heads, d]."""
+    interface = importlib.import_module("flash_attn.cute.interface")
+    out, sums, *_ = interface._flash_attn_fwd(q, k, v, softmax_scale=softmax_scale, return_lse=True)
+    return out.contiguous(), sums.contiguous()
+
+
+@torch.library.custom_op("lamabench::flash4_backward", mutates_args=())
+def flash4_backward(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, sums: Tensor, softmax_scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of q, k and v [B, L, heads, d]."""
+    interface = importlib.import_module("flash_attn.cute.interface")
+    g_q, g_k, g_v, *_ = interface._flash_attn_bwd(q, k, v, out, grad.contiguous(), sums, softmax_scale=softmax_scale)
+    return g_q.contiguous(), g_k.contiguous(), g_v.contiguous()
+
+
+@flash4_forward.register_fake
+def _(q, k, v, softmax_scale):
+    batch, length, heads, _ = q.shape
+    return v.new_empty(batch, length, heads, v.shape[-1]), q.new_empty(batch, heads, length, dtype=torch.float32)
+
+
+@flash4_backward.register_fake
+def _(grad, q, k, v, out, sums, softmax_scale):
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+
+
+def _setup_context(ctx, inputs, output) -> None:
+    q, k, v, ctx.softmax_scale = inputs
+    ctx.save_for_backward(q, k, v, *output)
+    ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx, grad, _):
+    if grad is None:
+        return (None,) * 4
+    return *flash4_backward(grad, *ctx.saved_tensors, ctx.softmax_scale), None
+
+
+flash4_forward.register_autograd(_backward, setup_context=_setup_context)
 
 
 def _run(backend: str, call: Callable[..., Any], q: Tensor, k: Tensor, v: Tensor) -> Tensor:
