@@ -73,6 +73,8 @@ def _end(args: argparse.Namespace, rows: Sequence[dict[str, Any]], wrong: Sequen
     if rows and not args.json:
         where = rows[0]["provenance"]
         print(f"\n{where['device']}, {rows[0]['threads']} threads, {rows[0]['precision']}")
+        if disturbed := sum(bool(row.get("disturbed")) for row in rows):
+            print(f"other processes kept the host busy during {disturbed} of {len(rows)}: these times may be too long")
         print(f"next: lamabench report {Path(rows[0]['run']).parent} --out out/{args.command}")
     for line in wrong:
         print(f"lamabench {args.command}: {line}", file=sys.stderr)

@@ -657,6 +657,15 @@ def test_a_killed_sweep_continues(folder, monkeypatch, capsys):
     assert "next: lamabench report runs/bench" in capsys.readouterr().out
 
 
+def test_a_disturbed_measurement_is_told_and_kept(folder, monkeypatch, capsys):
+    monkeypatch.setattr(timing, "others_busy", lambda: lambda: "other processes kept 3.0 of 4 cores busy")
+    assert main(["bench", "dit_nano", *WORDS]) == 0
+    captured = capsys.readouterr()
+    assert captured.err.count("(disturbed: other processes kept 3.0 of 4 cores busy)") == 4
+    assert "other processes kept the host busy during 4 of 4: these times may be too long" in captured.out
+    assert {row["disturbed"] for row in records(folder)} == {"other processes kept 3.0 of 4 cores busy"}
+
+
 def test_wrong_rows_are_recorded_and_the_command_fails(folder, monkeypatch, capsys):
     with monkeypatch.context() as patch:
         planted(patch, lambda right: lambda *args: right(*args) * 1.01)
