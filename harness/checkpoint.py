@@ -46,7 +46,10 @@ def files(folder: Path) -> list[Path]:
 
 
 def save(folder: Path, checkpoint: Checkpoint) -> Path:
-    """Write a checkpoint atomically and remove all but the newest `KEEP`."""
+    """Write a checkpoint atomically and remove all but it and the `KEEP` - 1 before it.
+
+    One of a later step goes too: training would have gone on from it, were it not damaged.
+    """
     folder.mkdir(exist_ok=True)
     for torn in folder.glob(".step-*.tmp"):  # by a kill, perhaps on another machine; a run has one writer
         torn.unlink()
@@ -67,8 +70,10 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-    for old in files(folder)[KEEP:]:
-        old.unlink()
+    found = files(folder)
+    first = found.index(path)
+    for other in found[:first] + found[first + KEEP :]:
+        other.unlink()
     return path
 
 

@@ -213,6 +213,9 @@ def _resume(state: State, folder: Path, config: Config, fingerprint: str, progre
         state.restore(saved)
         progress.say(f"continuing at step {state.step} of {config.train.steps}")
         break
+    else:
+        if ckpt.files(checkpoints):
+            progress.say(f"no checkpoint before it: training begins anew at step 0 of {config.train.steps}")
     metrics = folder / "metrics.jsonl"
     write_lines(metrics, [line for line in read_lines(metrics) if line["step"] <= state.step])
 

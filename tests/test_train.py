@@ -283,6 +283,20 @@ def test_damaged_checkpoint_falls_back_and_says_so(tmp_path, capsys, damage):
     assert all(torch.equal(v, expected[k]) for k, v in tensors(folder).items())
 
 
+def test_damaged_checkpoints_do_not_take_the_place_of_whole_ones(tmp_path, capsys):
+    """Training that begins anew below damaged files keeps its last two checkpoints, not theirs."""
+    folder, config = finished(tmp_path)
+    expected = tensors(folder)
+    for path in ckpt.files(folder / "checkpoints"):
+        path.write_bytes(b"")
+    train(folder, replace(config, train=replace(config.train, steps=2)), Progress())
+    assert "training begins anew at step 0 of 2" in capsys.readouterr().err
+    assert [path.name for path in ckpt.files(folder / "checkpoints")] == ["step-00000002.safetensors"]
+    train(folder, config, Progress())
+    assert "continuing at step 2 of 6" in capsys.readouterr().err and len(ckpt.files(folder / "checkpoints")) == 2
+    assert all(torch.equal(v, expected[k]) for k, v in tensors(folder).items())
+
+
 def test_other_files_are_not_checkpoints(tmp_path):
     path = tmp_path / "step-00000001.safetensors"
     from safetensors.torch import save_file
