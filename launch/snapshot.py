@@ -21,7 +21,10 @@ SUFFIXES = (".py", ".cu", ".cuh")
 def _git(*words: str, index: Path | None = None, stdin: str | None = None) -> str:
     env = {**os.environ, **({"GIT_INDEX_FILE": str(index)} if index else {})}
     command = ["git", "-C", str(ROOT), *words]
-    done = subprocess.run(command, env=env, input=stdin, capture_output=True, text=True)
+    try:
+        done = subprocess.run(command, env=env, input=stdin, capture_output=True, text=True)
+    except FileNotFoundError:
+        raise InputError(f"git is not installed on this machine, and {ROOT} is a checkout") from None
     if done.returncode:
         said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
         raise InputError(f"git {words[0]} failed in {ROOT}: {said[0]}")  # on a full disk it says so of every file
@@ -37,13 +40,23 @@ def changed() -> list[str]:
 
 
 def is_checkout() -> bool:
-    """Whether the code that runs is a git checkout; else it is installed, or a snapshot itself."""
-    return code()["commit"] is not None and not (ROOT / SNAPSHOT).is_file()
+    """Whether the code that runs is a git checkout; else it is installed, or a snapshot itself.
+
+    Raises InputError for a checkout of which git says nothing: edits would reach jobs that wait.
+    """
+    if (ROOT / SNAPSHOT).is_file():
+        return False
+    if code()["commit"] is not None:
+        return True
+    if (ROOT / ".git").exists():
+        _git("rev-parse", "HEAD")  # says why, such as a folder of somebody else's that is no safe.directory
+        raise InputError(f"{ROOT} is a git repository that does not track lamabench: which code would jobs import?")
+    return False
 
 
 def check(dirty: bool) -> None:
     """Raise InputError for a checkout with changes, unless `dirty`."""
-    if not dirty and is_checkout() and (names := changed()):
+    if is_checkout() and not dirty and (names := changed()):
         raise InputError(
             f"{ROOT} has changes that are not committed ({', '.join(names[:3])}{', …' if len(names) > 3 else ''}): "
             "commit them, or give --dirty to run them and keep the diff with the runs"

@@ -321,6 +321,20 @@ def test_a_snapshot_is_the_committed_tree(checkout, tmp_path):
     assert (checkout / "kernels" / "a.py").read_text() == "# changed\n" and (checkout / "kernels" / "b.py").exists()
 
 
+@pytest.mark.parametrize("dirty", [False, True])
+def test_a_checkout_that_git_refuses_is_not_taken_for_an_installed_package(dirty, checkout, tmp_path, monkeypatch):
+    """As git refuses a folder of another user: jobs would import what is edited while they wait."""
+    monkeypatch.setattr(snapshot, "code", lambda: {"commit": None, "dirty": None})
+    (tmp_path / "git").write_text("#!/bin/sh\necho 'fatal: detected dubious ownership in repository' >&2; exit 128\n")
+    (tmp_path / "git").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    with pytest.raises(InputError, match=r"git rev-parse failed in .*: fatal: detected dubious ownership"):
+        snapshot.check(dirty)
+    monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
+    with pytest.raises(InputError, match="git is not installed on this machine"):
+        snapshot.check(dirty)
+
+
 def test_a_snapshot_on_a_full_disk_is_one_short_line(checkout, tmp_path, monkeypatch):
     real = f'[ "$3" = checkout-index ] || exec {shutil.which("git")} "$@"'
     full = 'for file in $(seq 99); do echo "unable to write $file"; done >&2; exit 1'
@@ -333,6 +347,7 @@ def test_a_snapshot_on_a_full_disk_is_one_short_line(checkout, tmp_path, monkeyp
 
 
 def test_an_installed_package_is_its_own_snapshot(tmp_path, monkeypatch):
+    monkeypatch.setattr(snapshot, "ROOT", tmp_path)
     monkeypatch.setattr(snapshot, "code", lambda: {"commit": None, "dirty": None})
     snapshot.check(dirty=False)
     made = snapshot.freeze(tmp_path / "code")
