@@ -120,6 +120,8 @@ def load(name: str) -> Study:
         data = yaml.safe_load(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise StudyError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    except OSError as error:
+        raise StudyError(f"cannot read {path}: {error.strerror}") from None
     return _study(path, data)
 
 

@@ -50,6 +50,9 @@ class ClusterConfig:
                 f"cluster.signal_s {self.signal_s} is not before the end of cluster.time_min {self.time_min}: "
                 "the run would be told to save as it starts"
             )
+        for text in (*self.setup, *self.options):
+            if not isinstance(text, str):  # YAML reads `- echo "a: b"` as a mapping
+                raise InputError(f"cluster.setup and cluster.options are lines of text, not {text!r}: put it in quotes")
         for text in self.options:
             if not text.startswith("-") or "\n" in text:
                 raise InputError(f"cluster.options are options of sbatch such as --exclude=node013, not {text!r}")
@@ -89,6 +92,8 @@ def _load(name: str, settings: tuple[str, ...]) -> ClusterConfig:
         data = yaml.safe_load(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from None
     node = OmegaConf.structured(ClusterConfig)
     known = [str(key) for key in node]
     if not isinstance(data, dict):

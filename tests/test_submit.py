@@ -56,6 +56,8 @@ BAD = [
     ("bad.yaml", [], "bad.yaml: unknown key 'partitoin'"),
     ("list.yaml", [], "list.yaml: a cluster is a mapping"),
     ("type.yaml", [], "type.yaml: .*'x'"),
+    ("setup.yaml", [], "cluster.setup .* are lines of text, not {'echo \"a': 'b\"'}: put it in quotes"),
+    ("unread.yaml", [], "cannot read unread.yaml: "),
 ]
 
 
@@ -65,6 +67,8 @@ def test_bad_clusters_are_one_line(name, settings, message, tmp_path, monkeypatc
     Path("bad.yaml").write_text("partitoin: a")
     Path("list.yaml").write_text("- a")
     Path("type.yaml").write_text("cpus: x")
+    Path("setup.yaml").write_text('setup:\n  - echo "a: b"')
+    Path("unread.yaml").symlink_to("/proc/self/mem")  # whose first page even root cannot read
     with pytest.raises(InputError, match=message) as caught:
         load(name, settings)
     assert "\n" not in str(caught.value)
