@@ -148,6 +148,8 @@ def _study(path: Path, data: Any) -> Study:
     for key, values in data.get("variants", {}).items():
         if not isinstance(values, dict):
             raise StudyError(f"{path}: variant {key} must map keys to values, not {values!r}")
+        if "/" in str(key):
+            raise StudyError(f"{path}: variant {key!r} names a folder, and must have no / in it")
     for seed in data.get("seeds", []):
         if not isinstance(seed, int) or isinstance(seed, bool):
             raise StudyError(f"{path}: seeds are whole numbers, not {seed!r}")

@@ -112,6 +112,7 @@ BAD = [
     ({"question": "?", "axes": AXES, "stages": ["fly"]}, "unknown stage 'fly'; choices: cost, train"),
     ({"question": "?", "axes": [1]}, "axes must be a dict"),
     ({"question": "?", "axes": AXES, "debug": {"model": "dit_s_2"}}, "axis model must list its values, not 'dit_s_2'"),
+    ({"question": "?", "variants": {"a/b": {}}}, "variant 'a/b' names a folder, and must have no / in it"),
 ]
 
 
