@@ -150,6 +150,10 @@ def _study(path: Path, data: Any) -> Study:
             raise StudyError(f"{path}: variant {key} must map keys to values, not {values!r}")
         if "/" in str(key):
             raise StudyError(f"{path}: variant {key!r} names a folder, and must have no / in it")
+    settings = [data.get(key, {}) for key in ("base", "axes", "debug")]
+    for place in (*settings, *data.get("variants", {}).values()):
+        if "seed" in place:
+            raise StudyError(f"{path}: seed is no setting of a study's runs: list it in seeds, such as seeds: [0, 1]")
     for seed in data.get("seeds", []):
         if not isinstance(seed, int) or isinstance(seed, bool):
             raise StudyError(f"{path}: seeds are whole numbers, not {seed!r}")

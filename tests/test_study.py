@@ -79,7 +79,7 @@ def test_debug_sizes_run_to_the_end(name, tmp_path, monkeypatch):
 def test_debug_size_replaces_settings_and_axes(tmp_path):
     axes = {"model": ["dit_s_2"], "train.steps": [5, 6]}
     debug = {"model": ["dit_nano"], "train.lr": 0.5}
-    study = load(write(tmp_path, question="?", base={"train.lr": 1, "seed": 3}, axes=axes, seeds=[1, 2], debug=debug))
+    study = load(write(tmp_path, question="?", base={"train.lr": 1}, axes=axes, seeds=[1, 2], debug=debug))
     small = study.debug_size()
     assert small.name == "mine-debug" and small.axes == axes | {"model": ["dit_nano"]} and small.seeds == [1]
     assert small.base["train.lr"] == 0.5 and small.base["data"] == "digits" and "train.steps" not in small.base
@@ -112,6 +112,9 @@ BAD = [
     ({"question": "?", "axes": AXES, "stages": ["fly"]}, "unknown stage 'fly'; choices: cost, train"),
     ({"question": "?", "axes": [1]}, "axes must be a dict"),
     ({"question": "?", "axes": AXES, "debug": {"model": "dit_s_2"}}, "axis model must list its values, not 'dit_s_2'"),
+    ({"question": "?", "axes": AXES, "base": {"seed": 3}}, r"list it in seeds, such as seeds: \[0, 1\]"),
+    ({"question": "?", "axes": {"seed": [1, 2]}}, "list it in seeds"),
+    ({"question": "?", "variants": {"a": {"seed": 1}}}, "list it in seeds"),
     ({"question": "?", "variants": {"a/b": {}}}, "variant 'a/b' names a folder, and must have no / in it"),
 ]
 
