@@ -1,5 +1,6 @@
 """How every run of a study stands, from one look at the queue, one at sacct, and the run's own files."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -23,6 +24,8 @@ LAST_WORDS = {
     "DUE TO NODE FAILURE": "NODE_FAIL",
     "CANCELLED AT": "CANCELLED",
 }
+# What srun says after the line that says why.
+SRUN_AFTER = re.compile(r"srun: (Force Terminated|error: .*: Exited with exit code)")
 ENDS = {
     "TIMEOUT": ("timeout", "the time limit; sweep retry continues it, cluster.time_min=N gives it more"),
     "DEADLINE": ("timeout", "the deadline passed"),
@@ -171,7 +174,7 @@ def _last_line(log: Path) -> str:
             lines = [line.strip() for line in file.read().decode(errors="replace").splitlines()]
     except OSError:
         return ""
-    said = [line for line in lines if line and "srun: Force Terminated" not in line]  # after the line that says why
+    said = [line for line in lines if line and not SRUN_AFTER.match(line)]
     # A run says so as it starts: what is above is of the times before it was queued again.
     start = max((place for place, line in enumerate(said) if line.startswith(f"{log.stem} on ")), default=0)
     said = said[start:]

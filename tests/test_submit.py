@@ -445,6 +445,8 @@ def test_states_agree_with_what_slurm_and_the_run_say(tmp_path, monkeypatch):
         (None, [("FAILED", "1:0")], [start], ["diverged"], "x", "diverged", "why diverged", 0),
         (None, [], [start], ["failed"], "x", "failed", "why failed", 0),
         (None, [("FAILED", "1:0")], [], [], "bash: module: not found", "failed", "bash: module: not found", 0),
+        (None, [("FAILED", "1:0")], [], [], "No module named 'x'\nsrun: error: a: task 0: Exited with exit code 1",
+         "failed", "No module named 'x'", 0),
         (None, [("FAILED", "0:9")], [start], [], "x", *killed, 0),
         (None, [("FAILED", "9:0")], [start], [], "x", *killed, 0),
         (None, [], [start], [], "task 0: Killed\nsrun: Force Terminated StepId=7.0", "failed", "task 0: Killed", 0),
