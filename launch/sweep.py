@@ -19,6 +19,7 @@ from ..harness.progress import describe as describe_progress
 from ..harness.record import Run, identity, read_lines
 from ..harness.run import check_fit, create, describe, folder_of, is_locked, is_ready, missing_stages
 from ..kernels.errors import unknown
+from . import submissions
 from .cluster import load as load_cluster
 from .cluster import of_cluster
 from .compose import compose
@@ -116,10 +117,17 @@ def _train_once(runs: Sequence[Planned]) -> list[Planned]:
     groups: dict[str, list[Planned]] = {}
     for run in runs:
         groups.setdefault(identity({name: run.info["config"][name] for name in TRAINED}), []).append(run)
+    if len(groups) == len(runs):
+        return list(runs)
+    tasks = [task for array in submissions.arrays(submissions.home_of(runs[0].folder)) for task in array.tasks]
+    submitted = {task["info"]["id"]: place for place, task in enumerate(tasks) if "train" in task["stages"]}
     source: dict[str, Planned] = {}
     for group in groups.values():
-        # A study that was given another first variant since does not train again.
-        trainer = next((run for run in group if (run.folder / "checkpoints").is_dir()), group[0])
+        # A study that was given another first variant since does not train again, nor while the first training waits.
+        trainer = next(
+            (run for run in group if (run.folder / "checkpoints").is_dir()),
+            max(group, key=lambda run: submitted.get(run.info["id"], -1)),  # the first, where none was submitted
+        )
         source |= {run.info["id"]: trainer for run in group if run is not trainer}
     return [
         replace(

@@ -426,6 +426,21 @@ def test_what_was_submitted_is_read_back(tmp_path):
     assert submissions.remembered(home) == [] and not list(home.glob(".new*"))
 
 
+def test_a_training_that_waits_in_the_queue_stays_that_of_its_run(tmp_path):
+    """A study that is given another first variant before the first checkpoint does not train the same twice."""
+
+    def planned(scales):
+        axes = {"sample.guidance": scales}
+        made = Study("s", "?", base={**SMALL, "run.root": str(tmp_path)}, axes=axes, stages=["train", "sample"])
+        return {run.name: run for run in plan(made)}
+
+    before = planned([1.0, 2.0])
+    submitted(submissions.home_of(before["1.0"].folder), list(before.values()))
+    after = planned([1.5, 1.0, 2.0])
+    assert [name for name, run in after.items() if "train" in run.stages] == ["1.0"]
+    assert after["1.5"].info["source"] == after["2.0"].info["source"] == str(before["1.0"].folder.resolve())
+
+
 def test_states_agree_with_what_slurm_and_the_run_say(tmp_path, monkeypatch):
     """One run an outcome: what squeue and sacct gave, what the run wrote, and what is to come of it."""
     start, second, fourth = ({"event": "start", "records": 0, "restart": restart} for restart in (0, 1, 3))
