@@ -59,7 +59,7 @@ def submit(
     requests = {run.info["id"]: queue_of(cluster, run.cluster, parallel) for run in runs}
     snapshot.check(dirty)
     slurm.check_here()
-    with _alone(runs) as home:
+    with _alone(runs, new=True) as home:
         found, _ = standings(runs, home, need_queue=True)
         chosen = [one for one in found if one.state in ("planned", "stopped")]
         most = slurm.largest_array()
@@ -115,9 +115,14 @@ _LISTS = ("setup", "options")  # free text, which an override would have to quot
 
 
 @contextmanager
-def _alone(runs: Sequence[Planned]) -> Iterator[Path]:
-    """Hold the study for this process; gives the folder of its submissions."""
+def _alone(runs: Sequence[Planned], new: bool = False) -> Iterator[Path]:
+    """Hold the study for this process; gives the folder of its submissions. Raises InputError where there is nothing
+    of the study, unless it may be `new`."""
     home = submissions.home_of(runs[0].folder)
+    if not new and not home.parent.is_dir():
+        raise InputError(
+            f"no such folder: {home.parent.absolute()}; nothing of the study ran yet (run.root says where)"
+        )
     try:
         home.mkdir(parents=True, exist_ok=True)
         with locked(home):

@@ -93,6 +93,7 @@ def test_a_cluster_is_no_part_of_a_run(tmp_path):
         (["retry", "train.batch_size=2"], "would not repeat a run but make another one"),
         (["plan", "cluster=slrum"], "unknown cluster 'slrum'"),
         (["cancel", "cluster=slrum"], "unknown cluster 'slrum'"),
+        (["cancel"], "no such folder: {here}/runs/demo; nothing of the study ran yet"),
     ],
 )
 def test_mistakes_are_one_line_and_leave_nothing(words, message, tmp_path, monkeypatch, capsys):
@@ -100,7 +101,7 @@ def test_mistakes_are_one_line_and_leave_nothing(words, message, tmp_path, monke
     action, *settings = words
     assert main(["sweep", action, "demo", "--dirty", *settings]) == 2
     err = capsys.readouterr().err
-    assert message in err and err.count("\n") == 1 and list(tmp_path.iterdir()) == []
+    assert message.format(here=tmp_path) in err and err.count("\n") == 1 and list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("number", ["0", "-1", "two"])
