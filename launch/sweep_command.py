@@ -155,7 +155,8 @@ def _status(args: argparse.Namespace, study: Study, runs: list[Planned], cluster
         for note in seen.notes:
             print(note, file=sys.stderr)
         if not args.json:
-            _print_summary(runs, home, found)
+            # With --stages, runs that have none of them are not among `runs`, but in the study.
+            _print_summary(found, [] if args.stages else status.strays(runs, home))
         if not args.watch or not any(one.state in status.ACTIVE for one in found):
             return 0
         time.sleep(EVERY_S)
@@ -165,14 +166,14 @@ def _cut(text: str) -> str:
     return text if len(text) <= 100 else f"{text[:99]}…"
 
 
-def _print_summary(runs: Sequence[Planned], home: Path, found: Sequence[status.Standing]) -> None:
+def _print_summary(found: Sequence[status.Standing], strays: Sequence[Path]) -> None:
     counts = Counter(one.state for one in found)
     print(f"\n{len(found)} runs: {', '.join(f'{count} {state}' for state, count in counts.items())}")
     for one in found:
         if one.state in (*status.FAILED, "diverged") and one.log and one.log.is_file():
             print(f"{one.run.name}: {one.log}")
-    if folders := status.strays(runs, home):
-        print(f"{len(folders)} folders of runs that are not in the study; sweep prune lists them")
+    if strays:
+        print(f"{len(strays)} folders of runs that are not in the study; sweep prune lists them")
 
 
 def _cancel(args: argparse.Namespace, study: Study, runs: list[Planned], cluster: str | None, words: list[str]) -> int:

@@ -623,6 +623,17 @@ def test_a_long_error_keeps_the_table_readable(tmp_path, monkeypatch, capsys):
         assert wanted in out and max(map(len, out.splitlines())) < 170, out
 
 
+def test_status_of_some_stages_calls_no_run_of_the_study_a_stray(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    made = {"question": "?", "base": SMALL, "axes": {"sample.guidance": [1.0, 2.0]}, "stages": ["train", "sample"]}
+    Path("mine.yaml").write_text(yaml.safe_dump(made))
+    for run in plan(Study("mine", "?", base=SMALL, axes=made["axes"], stages=made["stages"])):
+        create(run.info)
+    assert main(["sweep", "status", "mine.yaml", "--stages", "train"]) == 0  # the second one has none
+    out = capsys.readouterr().out
+    assert "1 runs: 1 planned" in out and "not in the study" not in out
+
+
 def test_collect_and_prune_keep_to_the_study(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     path = Path("mine.yaml")
@@ -644,6 +655,9 @@ def test_collect_and_prune_keep_to_the_study(tmp_path, monkeypatch, capsys):
         assert main(["sweep", "collect", "mine.yaml", "--out", out]) == 2
         assert message in capsys.readouterr().err
     write([1e-4, 3e-4])
+    capsys.readouterr()
+    assert main(["sweep", "status", "mine.yaml"]) == 0
+    assert "1 folders of runs that are not in the study" in capsys.readouterr().out
     assert main(["sweep", "collect", "mine.yaml"]) == 1  # one of them is not done
     (line,) = read_lines(Path("runs/mine/records.jsonl"))
     assert (line["name"], line["model"], line["kind"]) == ("0.0001", "dit_nano", "cost") and "overrides" in line
