@@ -1,5 +1,6 @@
 """Clusters: where a run is done and what it gets there. Apart from experiments: no part of a run's identity."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -41,8 +42,10 @@ class ClusterConfig:
         if self.kind not in KINDS:
             raise unknown("cluster.kind", self.kind, KINDS)
         for name in ("time_min", "cpus", "mem_gb", "nodes", "tasks_per_node", "parallel", "signal_s"):
-            if (value := getattr(self, name)) is not None and value <= 0:
-                raise InputError(f"cluster.{name} must be above 0, not {value}")
+            if (value := getattr(self, name)) is not None and not 0 < value < math.inf:
+                raise InputError(f"cluster.{name} must be above 0 and finite, not {value}")
+        if self.mem_gb is not None and 1024 * self.mem_gb < 1:
+            raise InputError(f"cluster.mem_gb is in GiB: {self.mem_gb} is less than a MiB")  # 0 is all to SLURM
         if self.gpus < 0:
             raise InputError(f"cluster.gpus must be 0 or more, not {self.gpus}")
         if self.signal_s >= 60 * self.time_min:

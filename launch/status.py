@@ -214,3 +214,10 @@ def strays(runs: Sequence[Planned], home: Path) -> list[Path]:
     kept = {run.folder.resolve() for run in runs} | {Path(s) for run in runs if (s := run.info.get("source"))}
     found = sorted(path.parent for path in home.parent.glob("*/config.json"))
     return [folder for folder in found if folder.resolve() not in kept]
+
+
+def strays_in_queue(runs: Sequence[Planned], home: Path, seen: Look) -> dict[str, str]:
+    """{job: name} of tasks in the queue whose runs are not in the study (any more)."""
+    ids = {run.info["id"] for run in runs}
+    tasks = [(array.key(n), task["info"]) for array in arrays(home) for n, task in enumerate(array.tasks)]
+    return {job: info["name"] for job, info in tasks if job in (seen.live or {}) and info["id"] not in ids}

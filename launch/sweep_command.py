@@ -6,7 +6,7 @@ import shutil
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -155,8 +155,9 @@ def _status(args: argparse.Namespace, study: Study, runs: list[Planned], cluster
         for note in seen.notes:
             print(note, file=sys.stderr)
         if not args.json:
-            # With --stages, runs that have none of them are not among `runs`, but in the study.
-            _print_summary(found, [] if args.stages else status.strays(runs, home))
+            _print_summary(found)
+            if not args.stages:  # runs that have none of them are not among `runs`, but in the study
+                _print_strays(status.strays(runs, home), status.strays_in_queue(runs, home, seen))
         if not args.watch or not any(one.state in status.ACTIVE for one in found):
             return 0
         time.sleep(EVERY_S)
@@ -166,14 +167,21 @@ def _cut(text: str) -> str:
     return text if len(text) <= 100 else f"{text[:99]}…"
 
 
-def _print_summary(found: Sequence[status.Standing], strays: Sequence[Path]) -> None:
+def _print_summary(found: Sequence[status.Standing]) -> None:
     counts = Counter(one.state for one in found)
     print(f"\n{len(found)} runs: {', '.join(f'{count} {state}' for state, count in counts.items())}")
     for one in found:
         if one.state in (*status.FAILED, "diverged") and one.log and one.log.is_file():
             print(f"{one.run.name}: {one.log}")
-    if strays:
-        print(f"{len(strays)} folders of runs that are not in the study; sweep prune lists them")
+
+
+def _print_strays(folders: Sequence[Path], queued: Mapping[str, str]) -> None:
+    if folders:
+        print(f"{len(folders)} folders of runs that are not in the study; sweep prune lists them")
+    if queued:
+        jobs = ", ".join(f"{job} ({name})" for job, name in list(queued.items())[:5])
+        more = ", …" if len(queued) > 5 else ""
+        print(f"{len(queued)} runs that are not in the study are in the queue: {jobs}{more}; scancel JOB ends one")
 
 
 def _cancel(args: argparse.Namespace, study: Study, runs: list[Planned], cluster: str | None, words: list[str]) -> int:

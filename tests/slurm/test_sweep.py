@@ -401,6 +401,19 @@ def address_space():
     return int(done.stdout)
 
 
+def test_what_waits_but_left_the_study_is_told(node, tmp_path, sweep):
+    study = write(tmp_path / "edited.yaml", axes={"train.steps": [1, 22]})
+    (job,) = sweep.submit(study, *SLURM, "cluster.options=[--hold]")
+    assert "not in the study" not in sweep("status", study)
+    write(tmp_path / "edited.yaml", axes={"train.steps": [1, 2]})
+    assert f"1 runs that are not in the study are in the queue: {job}_1 (22); scancel JOB ends one" in sweep(
+        "status", study
+    )
+    assert "not in the study" not in sweep("status", study, "--stages", "train")
+    node.run("scancel", job)
+    node.wait(20, lambda: "not in the study" not in sweep("status", study), "the queue is empty")
+
+
 def test_the_whole_story(node, tmp_path, sweep, monkeypatch):
     """A typo; two preemptions, a lost node, a crash, three runs out of memory; mended and submitted again."""
     large = {"train.batch_size": 20000, "train.steps": 1}
