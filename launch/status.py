@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -55,11 +55,12 @@ class Standing:
 @dataclass(frozen=True)
 class Look:
     """One look at SLURM: the tasks in the queue (None: it did not answer), the states that sacct has (None: there is no
-    sacct), and what to tell a person about either."""
+    sacct), what to tell a person about either, and which runs the tasks in the queue are ("info" as in manifests)."""
 
     live: dict[str, tuple[str, str]] | None
     accounted: dict[str, list[tuple[str, str]]] | None
     notes: tuple[str, ...] = ()
+    queued: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 def look(submitted: Sequence[Array], need_queue: bool = False) -> tuple[list[Array], Look]:
@@ -84,7 +85,9 @@ def look(submitted: Sequence[Array], need_queue: bool = False) -> tuple[list[Arr
     except slurm.SlurmError as error:
         notes.append(f"sacct: {error}; how runs ended is told by their own files")
     states = None if live is None else {key: (state, reason) for key, (state, reason, _) in live.items()}
-    return known, Look(states, accounted, tuple(notes))
+    tasks = {array.key(number): task["info"] for array in known for number, task in enumerate(array.tasks)}
+    queued = {job: info for job, info in tasks.items() if job in (states or {})}
+    return known, Look(states, accounted, tuple(notes), queued)
 
 
 def standings(runs: Sequence[Planned], home: Path, need_queue: bool = False) -> tuple[list[Standing], Look]:
@@ -214,10 +217,3 @@ def strays(runs: Sequence[Planned], home: Path) -> list[Path]:
     kept = {run.folder.resolve() for run in runs} | {Path(s) for run in runs if (s := run.info.get("source"))}
     found = sorted(path.parent for path in home.parent.glob("*/config.json"))
     return [folder for folder in found if folder.resolve() not in kept]
-
-
-def strays_in_queue(runs: Sequence[Planned], home: Path, seen: Look) -> dict[str, str]:
-    """{job: name} of tasks in the queue whose runs are not in the study (any more)."""
-    ids = {run.info["id"] for run in runs}
-    tasks = [(array.key(n), task["info"]) for array in arrays(home) for n, task in enumerate(array.tasks)]
-    return {job: info["name"] for job, info in tasks if job in (seen.live or {}) and info["id"] not in ids}

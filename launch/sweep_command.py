@@ -157,7 +157,9 @@ def _status(args: argparse.Namespace, study: Study, runs: list[Planned], cluster
         if not args.json:
             _print_summary(found)
             if not args.stages:  # runs that have none of them are not among `runs`, but in the study
-                _print_strays(status.strays(runs, home), status.strays_in_queue(runs, home, seen))
+                ids = {run.info["id"] for run in runs}
+                queued = {job: info["name"] for job, info in seen.queued.items() if info["id"] not in ids}
+                _print_strays(status.strays(runs, home), queued)
         if not args.watch or not any(one.state in status.ACTIVE for one in found):
             return 0
         time.sleep(EVERY_S)
@@ -215,9 +217,8 @@ def _collect(args: argparse.Namespace, study: Study, runs: list[Planned], cluste
 def _prune(args: argparse.Namespace, study: Study, runs: list[Planned], cluster: str | None, words: list[str]) -> int:
     """Delete the folders of runs that are not in the study; done work only after its name was shown."""
     home = submissions.home_of(runs[0].folder)
-    submitted, seen = status.look(list(submissions.arrays(home)), need_queue=True)
-    live = seen.live or {}
-    busy = {task["info"]["id"] for one in submitted for n, task in enumerate(one.tasks) if one.key(n) in live}
+    _, seen = status.look(list(submissions.arrays(home)), need_queue=True)
+    busy = {info["id"] for info in seen.queued.values()}
     folders = []
     for folder in status.strays(runs, home):
         run = read_run(folder)
