@@ -164,7 +164,9 @@ def packages(monkeypatch):
         return function(q, k, v, softmax_scale), sums, None, None, None
 
     def backward(q, k, v, out, grad, sums, softmax_scale):
-        """FlashAttention 2 (arXiv 2307.08691), algorithm 2, in one block."""
+        """FlashAttention 2 (arXiv 2307.08691), algorithm 2, in one block; heads as wide as the package takes them
+        without a mistake."""
+        assert q.shape[-1] % 32 == out.shape[-1] % 32 == grad.shape[-1] % 32 == 0
         dtype, (out, grad) = q.dtype, (x.float().transpose(1, 2) for x in (out, grad))
         q, k, v, scores = passed(q, k, v, softmax_scale)
         weights = (scores - sums[..., None]).exp()

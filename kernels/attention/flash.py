@@ -80,10 +80,17 @@ def flash4_forward(q: Tensor, k: Tensor, v: Tensor, softmax_scale: float) -> tup
 def flash4_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, sums: Tensor, softmax_scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of q, k and v [B, L, heads, d]."""
+    """The gradients of q, k and v [B, L, heads, d].
+
+    With zeros up to a multiple of 32 channels: for heads of other widths, 72 for one, the package reads a part of dq on
+    Hopper GPUs that it has never written (4.0.0b36, Dao-AILab/flash-attention #2896).
+    """
     interface = importlib.import_module("flash_attn.cute.interface")
-    g_q, g_k, g_v, *_ = interface._flash_attn_bwd(q, k, v, out, grad.contiguous(), sums, softmax_scale=softmax_scale)
-    return g_q.contiguous(), g_k.contiguous(), g_v.contiguous()
+    width = q.shape[-1]
+    q, k, v, out, grad = (_padded(x, 32) for x in (q, k, v, out, grad.contiguous()))
+    gradients = interface._flash_attn_bwd(q, k, v, out, grad, sums, softmax_scale=softmax_scale)[:3]
+    g_q, g_k, g_v = (x[..., :width].contiguous() for x in gradients)
+    return g_q, g_k, g_v
 
 
 @flash4_forward.register_fake
@@ -126,9 +133,12 @@ def _run(backend: str, call: Callable[..., Any], q: Tensor, k: Tensor, v: Tensor
     if width > widest:
         raise InputError(f"attention: backend {backend!r} takes heads of at most {widest} channels, not {width}")
     # [B, heads, L, d] -> [B, L, heads, d]; d must divide by 8, and zeros change no score.
-    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    if width % 8:
-        q, k, v = (pad(x, (0, -width % 8)) for x in (q, k, v))
+    q, k, v = (_padded(x.transpose(1, 2), 8) for x in (q, k, v))
     out = call(q, k, v, softmax_scale=width**-0.5)
     out = out[0] if isinstance(out, tuple) else out  # some versions give the sums of the softmax as well
     return out[..., :width].transpose(1, 2)
+
+
+def _padded(x: Tensor, multiple: int) -> Tensor:
+    """With zeros behind its last axis up to a multiple of so many channels."""
+    return pad(x, (0, -x.shape[-1] % multiple)) if x.shape[-1] % multiple else x
