@@ -17,6 +17,7 @@ from .bench_plan import FINISHED, Point, next_point
 from .config import Config
 from .cost import cost
 from .diffusion import Diffusion
+from .operator_check import check_operators
 from .provenance import device_name, pick_device
 from .timing import first_line, mfu, out_of_memory, time_calls
 from .train import autocast, compiled, follow
@@ -46,8 +47,10 @@ def bench(config: Config, say: Callable[[str], None] = lambda text: None, rows: 
     percentile. `mfu` is null where the device's peak is not known, `peak_memory_gib` on the CPU; for CUDA graphs that
     is all memory that torch holds. `disturbed` says what else kept the host busy: the times may then be too long.
 
-    Before it is measured, a call is held against float32 (see `bench_check`). Where that fails the row has no number
-    but `state` "wrong"; "oom" and "failed" (torch.compile that cannot, for one) are rows too, and the next one
+    Before anything is measured, every operator that the model calls is held against the reference alone, for one image
+    (see `operator_check`): `operator_error` is the largest relative RMS error of an output or a gradient, null where it
+    calls none. Then each call of the model is held against float32 (see `bench_check`). Where that fails the row has no
+    number but `state` "wrong"; "oom" and "failed" (torch.compile that cannot, for one) are rows too, and the next one
     follows. After the last one, raises WrongOutput if any was wrong or failed. Raises InputError where a size does not
     fit the model or a named backend cannot run.
     """
@@ -68,7 +71,8 @@ def bench(config: Config, say: Callable[[str], None] = lambda text: None, rows: 
 
 
 class Subject:
-    """A model at one input size on the device, and the reference that its calls are held against."""
+    """A model at one input size on the device, its operators checked, and the reference that its calls are held
+    against, or what every row says instead of a number."""
 
     def __init__(self, config: Config, input_size: int, say: Callable[[str], None]) -> None:
         self.settings, self.device = config.bench, pick_device(config.run.device)
@@ -80,15 +84,22 @@ class Subject:
         self.backend = select_backends(self.net, vars(config.backend), self.device.split(":")[0])
         counted = cost(model)
         self.macs, self.flops = counted.macs, counted.flops
-        self.reference: Reference | str
+        self.reference: Reference | Row
+        self.operator_error: float | None = None
         try:
-            self.reference = reference(self.net, self.settings.precision, self.device)
-            against = ", ".join(f"{operator}={name}" for operator, name in self.reference.backends.items())
-            say(f"input {input_size}: checked against float32, {against or 'no operators'}")
+            made = reference(self.net, self.settings.precision, self.device)
+            exact = made.backends
+            self.operator_error = check_operators(self.net, self.backend, exact, self.settings.precision, self.device)
+            self.reference = made
+            against = ", ".join(f"{operator}={name}" for operator, name in exact.items())
+            alone = "" if self.operator_error is None else f"; operators alone off by {self.operator_error:.1e} at most"
+            say(f"input {input_size}: checked against float32, {against or 'no operators'}{alone}")
+        except InputError:
+            raise
         except Exception as error:
-            if not out_of_memory(error):
-                raise
-            self.reference = f"no reference for one image: {first_line(error)}"
+            self.reference = no_number(error)
+            if self.reference["state"] == "oom":
+                self.reference["error"] = f"no reference for one image: {self.reference['error']}"
         release(self.device)
 
     def row(self, point: Point) -> Row:
@@ -101,16 +112,15 @@ class Subject:
             "macs": self.macs,
             "flops": self.flops,
         }
-        if isinstance(self.reference, str):
-            return row | {"state": "oom", "error": self.reference}
+        if isinstance(self.reference, dict):
+            return row | self.reference
+        checked = {"checked_against": self.reference.backends, "operator_error": self.operator_error}
         try:
-            row |= {"state": "done", "checked_against": self.reference.backends, **self.measure(point, self.reference)}
+            row |= {"state": "done", **checked, **self.measure(point, self.reference)}
         except InputError:
             raise
-        except WrongOutput as error:
-            row |= {"state": "wrong", "error": str(error)}
         except Exception as error:
-            row |= {"state": "oom" if out_of_memory(error) else "failed", "error": first_line(error)}
+            row |= no_number(error)
         self.net.zero_grad(set_to_none=True)
         if point.compile != "eager":
             torch.compiler.reset()  # CUDA graphs keep their memory
@@ -139,6 +149,13 @@ class Subject:
         speed = 1e3 * point.batch_size / timed["p50_ms"]
         used = mfu(self.macs, point.mode, speed, device_name(self.device), self.settings.precision)
         return {**errors, "check_s": seconds, **timed, "images_per_s": speed, "mfu": used}
+
+
+def no_number(error: Exception) -> Row:
+    """State and error of a row that has no number."""
+    if isinstance(error, WrongOutput):
+        return {"state": "wrong", "error": str(error)}
+    return {"state": "oom" if out_of_memory(error) else "failed", "error": first_line(error)}
 
 
 def describe(row: Row) -> str:

@@ -48,8 +48,9 @@ def trained(net: Backbone) -> list[Tensor]:
 
 
 @contextmanager
-def _plainly(net: Backbone, backends: dict[str, str]) -> Iterator[None]:
-    """Other backends, and checkpointed blocks so that a large image fits; afterwards everything is as before."""
+def with_backends(net: Backbone, backends: dict[str, str]) -> Iterator[None]:
+    """These backends, in training and with checkpointed blocks so that a large image fits; afterwards all is as
+    before."""
     before = [(operators, dict(operators)) for operators in called_operators(net)]
     flags = net.checkpointing, net.training
     for operators, _ in before:
@@ -77,7 +78,7 @@ def reference(net: Backbone, precision: str, device: str) -> Reference:
     weights = torch.randn(2 * config.in_channels, config.input_size, config.input_size, generator=draw)
     weights = weights.bfloat16()  # exact in every precision
     made = Reference(image, 500, 0, weights, image, [], 0.0, 0.0, {k: v for k, v in backends.items() if k in called})
-    with _plainly(net, backends):
+    with with_backends(net, backends):
         output, gradients = _one_image(net, made, "float32", device)
         made.output, made.gradients = _to_host(output), [_to_host(gradient) for gradient in gradients]
         del output, gradients
@@ -151,10 +152,11 @@ def check(
 
 
 def relative_rms(found: list[Tensor], exact: list[Tensor]) -> float:
-    """The norm of the differences over the norm of the exact values, all tensors together."""
+    """The norm of the differences over the norm of the exact values, all tensors together; the former alone where the
+    exact values are all zero (of queries that see one key, for one)."""
     sums = torch.zeros(2, dtype=torch.float64, device=found[0].device)
     for ours, theirs in zip(found, exact, strict=True):
         true = theirs.to(ours.device, non_blocking=True).double()
         sums += torch.stack([(ours - true).square().sum(), true.square().sum()])
     wrong, size = sums.tolist()
-    return math.sqrt(wrong / size)
+    return math.sqrt(wrong / (size or 1.0))

@@ -138,6 +138,7 @@ def bench(runs: list[Run], baseline: str | None = None) -> Table:
         Column("backend", "Backend", rank=13),
         Column("output_error"),
         Column("gradient_error"),
+        Column("operator_error"),
         Column("state"),
         Column("error"),
         Column("disturbed"),

@@ -19,7 +19,7 @@ import yaml
 from lamabench.ablations import study as studies
 from lamabench.baselines.dit import DiT, DiTConfig
 from lamabench.harness import bench as module
-from lamabench.harness import bench_check, bench_kernels, timing
+from lamabench.harness import bench_check, bench_kernels, operator_check, timing
 from lamabench.harness import run as runs
 from lamabench.harness import train as training
 from lamabench.harness.backbones import OPERATORS, build, preset
@@ -342,6 +342,8 @@ def test_relative_rms_by_hand():
     exact = [torch.tensor([3.0, 0.0]), torch.tensor([4.0])]
     assert bench_check.relative_rms([torch.tensor([3.0, 0.3]), torch.tensor([4.4])], exact) == pytest.approx(0.1)
     assert math.isnan(bench_check.relative_rms([torch.tensor([math.nan, 0.0]), exact[1]], exact))
+    zero = [torch.zeros(2)]
+    assert bench_check.relative_rms([torch.tensor([3.0, 4.0])], zero) == 5 and bench_check.relative_rms(zero, zero) == 0
 
 
 def planted(monkeypatch, run, operator="attention", backend="sdpa", **more):
@@ -503,9 +505,9 @@ CALLS = {
 
 def call(operator):
     given = CALLS[operator][0]
-    names = bench_kernels._names(operator)
+    names = operator_check.argument_names(operator)
     args = tuple(given.get(name) for name in names)
-    return bench_kernels.Call(operator, args, tuple(isinstance(arg, torch.Tensor) for arg in args))
+    return operator_check.Call(operator, args, tuple(isinstance(arg, torch.Tensor) for arg in args))
 
 
 @pytest.mark.parametrize("operator", list(OPERATORS))
@@ -607,8 +609,8 @@ def test_the_scan_alone_is_the_operator(monkeypatch):
     shapes = ((2, 8, 5), (2, 8, 4, 3), (2, 8, 4, 2), (2, 8, 4, 2), (4, 5, 3), (4, 5), (4, 5, 2), (4, 5))
     args = [torch.randn(shape) for shape in shapes]
     args[6] = -args[6].exp()
-    one = bench_kernels.Call("selective_scan", (*args, *paths), (True,) * 8 + (False,) * 2)
-    exact = bench_kernels.results(scan_reference.selective_scan, one, torch.float64)
+    one = operator_check.Call("selective_scan", (*args, *paths), (True,) * 8 + (False,) * 2)
+    exact = operator_check.results(scan_reference.selective_scan, one, torch.float64)
     for ours, theirs in zip(ScanAlone(*one.args).output_and_gradient(), exact[:2], strict=True):
         torch.testing.assert_close(ours.double(), theirs, rtol=1e-5, atol=1e-5)
 
@@ -737,6 +739,7 @@ def test_crossover_runs_to_its_figure(folder):
     build_report([run.folder for run in planned], folder / "out", "dit_nano")
     names = {path.name for path in (folder / "out").iterdir()}
     assert {"bench.md", "crossover.png", "crossover.pdf", "speed_vs_flops.png"} <= names
+    assert "gradient_error,operator_error" in (folder / "out" / "bench.csv").read_text()
     assert "LaMamba-Diff-nano" in (folder / "out" / "README.md").read_text()
 
 
