@@ -20,7 +20,7 @@ from .bench_check import WrongOutput, relative_rms
 from .bench_plan import FINISHED
 from .config import Config
 from .mamba_scan import ScanAlone
-from .operator_check import Call, Held, argument_names, as_in_the_model, calls_of, fresh
+from .operator_check import FLOOR, Call, Held, argument_names, as_in_the_model, calls_of, fresh
 from .provenance import device_name, pick_device
 from .timing import LEAST, exponentials_per_s, peak_flops, quantiles, time_calls
 
@@ -179,7 +179,7 @@ class Subject:
         for backend in operator.backends.values():
             if backend.name != "reference" and not backend.reasons(device_type):
                 run = as_in_the_model(backend.run, self.settings.precision, self.device)
-                compare, steps = partial(held.compare, run), partial(_steps, run, many)
+                compare, steps = partial(held.compare, run, FLOOR[self.settings.precision]), partial(_steps, run, many)
                 yield from self.passes(backend.name, compare, steps, many, result)
         if operator.name == "selective_scan" and device_type == "cuda" and mamba_ssm.INSTALLED:
             alone = partial(_compare_alone, one, held.exact)
