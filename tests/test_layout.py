@@ -178,9 +178,11 @@ def test_a_python_started_in_the_checkout_finds_no_house_at_top_level():
         assert {name: inside_the_checkout(origins) for name, origins in found.items()} == {name: [] for name in ARROWS}
 
 
-def test_pytest_itself_finds_no_house_at_top_level(monkeypatch: pytest.MonkeyPatch):
-    if sys.path[0] == os.getcwd():  # `python -m pytest` puts it there, not pytest's import mode
-        monkeypatch.setattr(sys, "path", sys.path[1:])
+def test_pytest_itself_finds_no_house_at_top_level(monkeypatch: pytest.MonkeyPatch, pytestconfig: pytest.Config):
+    command = getattr(pytestconfig, "workerinput", {}).get("mainargv", sys.argv)
+    if Path(command[0]).name == "__main__.py":  # `python -m pytest` puts the folder there, not pytest's import mode
+        place = sys.path.index(os.getcwd())
+        monkeypatch.setattr(sys, "path", sys.path[:place] + sys.path[place + 1 :])
     for name in ARROWS:
         spec = importlib.util.find_spec(name)
         places = [] if spec is None else [spec.origin] if spec.origin else list(spec.submodule_search_locations or [])
