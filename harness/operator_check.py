@@ -16,13 +16,10 @@ from torch import Tensor
 
 from ..kernels.backend import Operator
 from .backbones import OPERATORS, Backbone
-from .bench_check import FLOOR as MODEL_FLOOR
-from .bench_check import WrongOutput, relative_rms, with_backends
+from .bench_check import FLOOR, WrongOutput, relative_rms, with_backends
 from .mamba_scan import output_weights
 from .train import autocast
 
-# Relative errors that are allowed on top of twice those of plain torch in the same precision.
-FLOOR = {"float32": 1e-5, "bfloat16": 1e-4}
 SMALL = 2**20  # bytes: up to here torch's allocator takes a tensor from blocks of their own
 
 
@@ -150,6 +147,11 @@ def as_in_the_model(run: Callable[..., Tensor], precision: str, device: str) -> 
     return wrapped
 
 
+def or_null(error: float) -> float | None:
+    """What a record can hold."""
+    return error if math.isfinite(error) else None
+
+
 class Held:
     """What backends are held against at one call: `exact`, by the backend `reference` in float64 if no other is named,
     and `plain`, what the backend that `auto` takes on a CPU gives in the model's precision; see `results`."""
@@ -174,9 +176,8 @@ class Held:
         errors = [relative_rms([a.double()], [b]) for a, b in zip(found, self.exact, strict=True)]
         rivals = [relative_rms([a.double()], [b]) for a, b in zip(self.plain, self.exact, strict=True)]
         names = self.call.names
-        worst = max(range(len(errors)), key=lambda place: errors[place] if math.isfinite(errors[place]) else math.inf)
-        finite = errors[worst] if math.isfinite(errors[worst]) else None
-        row = {"state": "done", "relative_error": finite, "error_of": names[worst]}
+        worst = max(range(len(errors)), key=lambda place: math.inf if math.isnan(errors[place]) else errors[place])
+        row = {"state": "done", "relative_error": or_null(errors[worst]), "error_of": names[worst]}
         for name, error, rival in zip(names, errors, rivals, strict=True):
             if not error <= 2 * rival + floor:
                 return row | {"state": "wrong", "error": f"{name} off by {error:.1e}, plain torch by {rival:.1e}"}
@@ -198,7 +199,7 @@ def check_operators(
     for call in calls:
         name = backends[call.operator]
         run = as_in_the_model(OPERATORS[call.operator].backends[name].run, precision, device)
-        row = Held(call, precision, device, exact[call.operator]).compare(run, MODEL_FLOOR[precision])
+        row = Held(call, precision, device, exact[call.operator]).compare(run, FLOOR[precision])
         if row["state"] != "done":
             raise WrongOutput(f"{call.operator}={name}: {row['error']}: not measured")
         errors.append(row["relative_error"])

@@ -613,6 +613,10 @@ def test_the_scan_alone_is_the_operator(monkeypatch):
     exact = operator_check.results(scan_reference.selective_scan, one, torch.float64)
     for ours, theirs in zip(ScanAlone(*one.args).output_and_gradient(), exact[:2], strict=True):
         torch.testing.assert_close(ours.double(), theirs, rtol=1e-5, atol=1e-5)
+    assert bench_kernels._compare_alone(one, exact)["state"] == "done"
+    monkeypatch.setattr(extension, "fwd", lambda u, *_: (torch.full_like(u, math.nan), torch.empty(0)))
+    row = bench_kernels._compare_alone(one, exact)
+    assert row["state"] == "wrong" and json.dumps(row, allow_nan=False)  # a record holds no NaN
 
 
 # The command, and the stage of a run
