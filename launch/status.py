@@ -166,7 +166,8 @@ def _ended(run: Planned, rows: Sequence[tuple[str, str]], attempts: Sequence[dic
     if not log.exists() and not now and (not rows or rows[-1][0] in slurm.WAITING):
         return "cancelled", "left the queue without a start; sweep retry queues it again"
     late = ", and sacct does not know its end yet: look again" if rows and rows[-1][0] in slurm.LIVE else ""
-    return "failed", last or f"no word of it: {log} is {'empty' if log.exists() else 'not there'}{late}"
+    exit_code = f" (exit code {code})" if code else ""
+    return "failed", last or f"no word of it{exit_code}: {log} is {'empty' if log.exists() else 'not there'}{late}"
 
 
 def _last_line(log: Path) -> str:

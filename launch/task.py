@@ -14,6 +14,7 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,9 @@ def read_manifest(path: Path) -> dict[str, Any]:
 
 
 def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    """Into the log, where that can be written: a full disk may hold it too, and then srun reads no more."""
+    with suppress(OSError):
+        print(text, file=sys.stderr, flush=True)
 
 
 _ending = threading.Lock()
@@ -132,7 +135,7 @@ def main(arguments: list[str]) -> int:
             number = errno.ESTALE
         if number is None:
             raise
-        traceback.print_exc()
+        say(traceback.format_exc())
         return number
 
 

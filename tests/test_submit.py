@@ -1,5 +1,6 @@
 """Sweeps on SLURM as far as they need no SLURM: clusters, batch files, snapshots, stopping, and how runs stand."""
 
+import errno
 import json
 import os
 import shutil
@@ -198,6 +199,28 @@ def test_arrays_are_of_one_request_and_no_longer_than_allowed(tmp_path):
     ]
     assert [after for *_, after in shape(1)] == [(), (), (), (0,), (1,), (2,)]
     assert [after for *_, after in shape(1, parallel=1)] == [(), (0,), (), (0,), (1, 3), (2,)]
+
+
+class NoReader:
+    """An stderr at whose other end nobody reads any more: srun's, whose own log is on a full disk."""
+
+    def write(self, text):
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    flush = close = lambda self: None
+
+
+def test_a_full_disk_is_told_without_words(tmp_path, monkeypatch):
+    (manifest := tmp_path / "manifest.json").write_text('{"arrays": [{}]}')
+
+    def full(*_):
+        task.say("started")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(stop, "listen", lambda: None)
+    monkeypatch.setattr(task, "_attempt", full)
+    monkeypatch.setattr(sys, "stderr", NoReader())
+    assert task.main([str(manifest), "0"]) == errno.ENOSPC
 
 
 def test_task_ids():
