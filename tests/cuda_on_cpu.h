@@ -80,7 +80,6 @@ inline u16 bfloat16(float v) {                      // to the nearest, ties to e
 inline float float32(u16 v) { return __uint_as_float((u32)v << 16); }
 inline u32 pack(float low, float high) { return bfloat16(low) | (u32)bfloat16(high) << 16; }
 inline float ex2(float v) { return exp2f(v); }
-inline float lg2(float v) { return log2f(v); }
 template <class P> P* opaque(P* p) { return p; }
 inline float load_if(u32 condition, const float* at) { return condition ? *at : 0.f; }
 inline void store_if(u32 condition, float* at, float v) { if (condition) *at = v; }

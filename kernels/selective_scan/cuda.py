@@ -133,9 +133,16 @@ def scan_forward(
 
 def forward_choices(plan: Plan) -> tuple[bool, int]:
     """Whether W lies in registers, and for how many blocks a multiprocessor to compile: as measured (README.md)."""
-    w_registers = plan.states <= 4 or plan.halves <= 2
-    blocks = 2 if w_registers and plan.states > 4 else 3
-    return w_registers, max(1, blocks * 4 // plan.paths)
+    if plan.states <= 4:
+        return True, max(1, 12 // plan.paths)
+    processors = torch.cuda.get_device_properties(plan.device).multi_processor_count
+
+    def time(choice: tuple[bool, int, float]) -> float:
+        """Rounds of blocks, each of the time that so many blocks of a multiprocessor take."""
+        return -(-plan.batch * plan.tiles // (choice[1] * processors)) * choice[2]
+
+    choices = [(True, max(1, 8 // plan.paths), 2.0), (False, max(1, 12 // plan.paths), 2.87)]
+    return min(choices[plan.halves > 5 :], key=time)[:2]
 
 
 @torch.library.custom_op("lamabench::selective_scan_cuda_backward", mutates_args=())
@@ -174,8 +181,9 @@ def scan_backward(
         g_x = room(*x.shape) if plan.paths > 1 else None
         out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
         g_tokens, g_weight, g_rows = (room(*shape) for shape in _parts(plan, groups, parts))
+        rates = a.mT.contiguous()
         kernel(
-            (groups, parts), 32 * warps, grad, x, dt_blocks, bc_blocks, fragments, turned, dt_bias, a, skip, table,
+            (groups, parts), 32 * warps, grad, x, dt_blocks, bc_blocks, fragments, turned, dt_bias, rates, skip, table,
             begun, g_x, out, g_tokens, g_weight, g_rows, plan.length, plan.chunks, plan.batch,
         )  # fmt: skip
     return out.to(kind), g_tokens, g_weight, g_rows
@@ -193,8 +201,8 @@ def backward_choices(plan: Plan) -> tuple[int, int, int, int, int]:
     device = torch.cuda.get_device_properties(plan.device)
     ranks, columns = -(-plan.rank // 8) * 8, plan.rank + 2 * plan.states
     stage = plan.dt_block + plan.bc_block
-    warp = (640 if plan.exact else 768) + 4 * STEPS * (32 if plan.exact else 16)
-    warp += 2 * plan.states * 32 + 32 * ranks + _align4(STEPS * columns)
+    warp = (640 if plan.exact else 768) + 3 * STEPS * (32 if plan.exact else 16)
+    warp += 2 * plan.states * 32 + 32 * ranks + _align4(STEPS * (columns | 1))
     best = None
     for blocks in (2, 1):
         for warps in range(min(12 // blocks, plan.tiles), 0, -1):
@@ -205,7 +213,10 @@ def backward_choices(plan: Plan) -> tuple[int, int, int, int, int]:
             room = device.multi_processor_count * blocks
             parts = min(plan.batch, max(1, room // groups))
             rounds = -(-plan.batch // parts) * -(-groups * parts // room)
-            time = rounds * max(warps * blocks, 6)  # a multiprocessor is busy with some 6 warps
+            resident = max(warps * blocks, 6)  # fewer warps take no less time
+            pairs = plan.states % 2 == 0 and not plan.exact and resident <= 8  # two states at a time
+            slower = 1.05 if blocks == 1 else 1.0  # all warps of a multiprocessor wait for each other
+            time = rounds * slower * (6 + resident / 4 if pairs else resident + 1.5)  # as measured (README.md)
             if best is None or time < best[0]:
                 best = (time, (warps, blocks, groups, parts, shared))
     if best is None:

@@ -28,7 +28,6 @@ typedef u16 value;
 #define ALIGN4(n) (((n) + 3) / 4 * 4)
 
 __device__ __forceinline__ float ex2(float v) { float r; asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(v)); return r; }
-__device__ __forceinline__ float lg2(float v) { float r; asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(v)); return r; }
 __device__ __forceinline__ float widen(float v) { return v; }
 __device__ __forceinline__ float widen(u16 v) { return __uint_as_float((u32)v << 16); }
 __device__ __forceinline__ u32 pack(float low, float high) {
@@ -43,14 +42,18 @@ __device__ __forceinline__ void four(float* to, const float* from) {
     to[0] = v.x; to[1] = v.y; to[2] = v.z; to[3] = v.w;
 }
 
-// log2(1 + 2^w); for small 2^w by its series, for which 1 + 2^w would round too much away.
+// log2(1 + 2^w) = max(w, 0) + log2(1 + e), e = 2^-|w|; the latter is e times a polynomial for 0 < e <= 1 (9e-6 off, relative).
 __device__ __forceinline__ float softplus2(float w) {
 #if EXACT
     return w > 60.f ? w : LOG2E * log1pf(exp2f(w));
 #else
-    float e = ex2(fminf(w, 126.f));
-    float series = e * (LOG2E - 0.5f * LOG2E * e);
-    return e < 0.008f ? series : fmaxf(lg2(1.f + e), w);        // either is off by 3e-5 there, less elsewhere
+    float e = ex2(-fabsf(w)), q = -0.0344303399f;
+    q = fmaf(q, e, 0.146020994f);
+    q = fmaf(q, e, -0.303028792f);
+    q = fmaf(q, e, 0.469173461f);
+    q = fmaf(q, e, -0.720426619f);
+    q = fmaf(q, e, 1.44268298f);
+    return fmaf(e, q, fmaxf(w, 0.f));
 #endif
 }
 
@@ -67,14 +70,14 @@ __device__ __forceinline__ float sigmoid_of(float sp2) {
 // Keeps the compiler from taking an address apart: base + constant · index is then one instruction.
 template <class P> __device__ __forceinline__ P* opaque(P* p) { asm volatile("" : "+l"(p)); return p; }
 
-// Loads and stores under a condition (not 0), without a branch.
+// Loads from and stores to global memory under a condition (not 0), without a branch.
 __device__ __forceinline__ float load_if(u32 condition, const float* at) {
     float v = 0.f;
-    asm volatile("{ .reg .pred p; setp.ne.u32 p, %1, 0; @p ld.f32 %0, [%2]; }" : "+f"(v) : "r"(condition), "l"(at));
+    asm volatile("{ .reg .pred p; setp.ne.u32 p, %1, 0; @p ld.global.f32 %0, [%2]; }" : "+f"(v) : "r"(condition), "l"(at));
     return v;
 }
 __device__ __forceinline__ void store_if(u32 condition, float* at, float v) {
-    asm volatile("{ .reg .pred p; setp.ne.u32 p, %0, 0; @p st.f32 [%1], %2; }"
+    asm volatile("{ .reg .pred p; setp.ne.u32 p, %0, 0; @p st.global.f32 [%1], %2; }"
                  :: "r"(condition), "l"(at), "f"(v) : "memory");
 }
 __device__ __forceinline__ void narrow_if(u32 condition, float v, float* at) { store_if(condition, at, v); }

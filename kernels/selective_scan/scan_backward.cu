@@ -14,8 +14,10 @@
 #define STAGE (ALIGN4(DT_BLOCK) + BC_BLOCK)
 #define TABLES 4                    // chunks whose table is at hand
 #define BLOCK_WORDS (2 * STAGE + TABLES * TABLE + 4)
-#define SUMS ALIGN4(T * COLUMNS)
-#define WARP_WORDS (ROOM + 4 * X_BLOCK + 2 * N * 32 + 32 * RANKS + SUMS)
+#define SUMS_ROW (COLUMNS | 1)      // an odd number: no bank conflicts
+#define SUMS ALIGN4(T * SUMS_ROW)
+#define WARP_WORDS (ROOM + 3 * X_BLOCK + 2 * N * 32 + 32 * RANKS + SUMS)
+#define S (!EXACT && N % 2 == 0 && WARPS * BLOCKS_AN_SM <= 8 ? 2 : 1)      // states at a time, as registers allow
 
 __device__ __forceinline__ void matrices4(uint4& v, const u32* at) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
@@ -70,43 +72,52 @@ __device__ __forceinline__ void stage_table(u32* to, const u32* tables, int chun
 }
 
 #if !EXACT
-// Sums over the 32 lanes of 16 values each of two kinds, packed two and two: lane (row, column) returns value `row` (even
-// column) or `row + 8` (odd) of the first kind (column < 2) or the second.
-__device__ __forceinline__ float sums(const u32* first, const u32* second, const u32* pick, int lane) {
-    float kind[2];
-    #pragma unroll
-    for (int i = 0; i < 2; i++) {
-        const u32* v = i ? second : first;
-        float d[4] = {0.f, 0.f, 0.f, 0.f}, e[4] = {0.f, 0.f, 0.f, 0.f};
-        mma(d, make_uint4(pick[0], 0u, pick[1], 0u), v[0], v[1]);
-        mma(e, make_uint4(pick[2], 0u, pick[3], 0u), v[2], v[3]);
-        mma(d, make_uint4(0u, pick[0], 0u, pick[1]), v[4], v[5]);
-        mma(e, make_uint4(0u, pick[2], 0u, pick[3]), v[6], v[7]);
-        float low = d[0] + d[1] + (e[0] + e[1]), high = d[2] + d[3] + (e[2] + e[3]);
-        float keep = lane & 1 ? high : low, give = lane & 1 ? low : high;
-        kind[i] = keep + __shfl_xor_sync(~0u, give, 1);
-    }
-    float keep = lane & 2 ? kind[1] : kind[0], give = lane & 2 ? kind[0] : kind[1];
-    return keep + __shfl_xor_sync(~0u, give, 2);
+// Sums over the 32 lanes of two kinds of 16 values each, packed two and two. The matrix units add up four lanes at once
+// (of lane (row, column) those of its row) and put values 4 · column to 4 · column + 3 of both kinds there, which go, as
+// bfloat16, to `bucket` [32, 8], its lines in an order without bank conflicts.
+__device__ __forceinline__ void give(u32* bucket, const u32* first, const u32* second, const u32* pick, int lane) {
+    float d[4] = {0.f, 0.f, 0.f, 0.f}, e[4] = {0.f, 0.f, 0.f, 0.f};
+    mma(d, make_uint4(first[0], first[1], first[2], first[3]), pick[0], pick[1]);
+    mma(e, make_uint4(second[0], second[1], second[2], second[3]), pick[0], pick[1]);
+    mma(d, make_uint4(first[4], first[5], first[6], first[7]), pick[2], pick[3]);
+    mma(e, make_uint4(second[4], second[5], second[6], second[7]), pick[2], pick[3]);
+    int line = lane % 4 * 8 + (lane / 4 ^ 2 * (lane % 4));
+    *(uint4*)(bucket + 4 * line) = make_uint4(pack(d[0], d[1]), pack(d[2], d[3]), pack(e[0], e[1]), pack(e[2], e[3]));
+}
+// Their sums over the rows: lane (row, column) returns that of value row % 4 + 8 · (column % 2) + 4 · (column / 2), of the
+// first kind where row < 4.
+__device__ __forceinline__ float taken(const u32* bucket, int lane) {
+    float d[4] = {0.f, 0.f, 0.f, 0.f};
+    uint4 v;
+    matrices4(v, bucket + 4 * (lane / 8 * 8 + (lane % 8 ^ lane / 8 * 2)));
+    mma(d, v, lane & 8 ? 0u : 0x3f803f80u, lane & 8 ? 0x3f803f80u : 0u);
+    return lane & 2 ? d[2] : d[0];
 }
 #endif
 
-// Adds up what the warps have for a chunk's tokens and stores it, by the whole block.
-__device__ __forceinline__ void add_tokens(float* to, const u32* memory, const u32* table) {
-    const float* all = (const float*)(memory + BLOCK_WORDS) + WARP_WORDS - SUMS;
+// Adds up what the warps have for a chunk's tokens and stores it, by the whole block, a token a warp.
+__device__ __forceinline__ void add_tokens(float* to, const u32* memory, const u32* table, int warp, int lane) {
+    const float* all = (const float*)(memory + BLOCK_WORDS) + WARP_WORDS - SUMS + lane;
     u32 none = table[T + 1] >> 16;
-    for (int i = threadIdx.x; i < T * COLUMNS; i += 32 * WARPS) {
-        float sum = 0.f;
+    #pragma unroll
+    for (int t = warp; t < T; t += WARPS) {
+        if (none >> t & 1) continue;
+        float* row = to + (long long)table[t] * K * COLUMNS + lane;
         #pragma unroll
-        for (int other = 0; other < WARPS; other++) sum += all[other * WARP_WORDS + i];
-        int t = i / COLUMNS;
-        if (!(none >> t & 1)) to[(long long)table[t] * K * COLUMNS + i % COLUMNS] = sum;
+        for (int j = 0; j < COLUMNS; j += 32) {
+            if (j + lane >= COLUMNS) break;
+            float sum = 0.f;
+            #pragma unroll
+            for (int other = 0; other < WARPS; other++) sum += all[other * WARP_WORDS + t * SUMS_ROW + j];
+            row[j] = R <= j + lane && j + lane < R + N ? LN2 * sum : sum;
+        }
     }
 }
 
 // Grid (groups of WARPS · 32 channels, parts of the batch). Results in float32:
 // grad_x [B, L, E] (x's type in `out` after the last path), grad_tokens [groups, B, L, K, COLUMNS],
 // grad_weight [parts, K, E, R], grad_rows [parts, K, E, N + 2]: of a, then of the bias, then of the skip.
+// a comes as [K, N, E], so that a warp reads it in one piece.
 extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS_AN_SM) scan_backward(
     const value* __restrict__ grad, const value* __restrict__ x, const u32* __restrict__ dt_blocks,
     const float* __restrict__ bc_blocks, const void* __restrict__ weight, const uint4* __restrict__ turned,
@@ -122,11 +133,16 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS_AN_SM) scan_back
     tile = min(tile, tiles - 1);
     u32* staged = memory, * near = memory + 2 * STAGE;      // tables of some chunks
     float* room = (float*)(memory + BLOCK_WORDS + warp * WARP_WORDS);
-    value* x_here = (value*)(room + ROOM), * g_here = (value*)(room + ROOM + 2 * X_BLOCK);      // of two chunks each
-    float* carried = room + ROOM + 4 * X_BLOCK + lane;      // [N][32]: states, then their gradients
+    value* x_here = (value*)(room + ROOM), * gs = (value*)(room + ROOM + 2 * X_BLOCK);         // of two chunks, of one
+    float* carried = room + ROOM + 3 * X_BLOCK + lane;      // [N][32]: states, then their gradients
     float* rate_sums = carried + N * 32;                    // [N][32]: gradients of a
     float* weight_sums = rate_sums + N * 32 - lane;         // [32][RANKS]
-    float* token_sums = weight_sums + 32 * RANKS;           // [T][COLUMNS]
+    float* token_sums = weight_sums + 32 * RANKS;           // [T][SUMS_ROW]
+#if !EXACT
+    u32* bucket = (u32*)room + T * 32;                      // [S][32, 4 words], beyond what fetch_sums brings
+    int summed = lane / 4 % 4 + 8 * (lane % 2) + 4 * (lane / 2 % 2);
+    float* state_sums = token_sums + summed * SUMS_ROW + R + (lane < 16 ? 0 : N);
+#endif
 #if !KEPT
     float* begun = starts + ((long long)(blockIdx.y * gridDim.x + blockIdx.x) * WARPS + warp) * chunks * N * 32 + lane;
 #endif
@@ -142,7 +158,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS_AN_SM) scan_back
 
     for (int k = 0; k < K; k++) {
         float jump = skip[k * E + channel], bias_sum = 0.f, skip_sum = 0.f;
-        const float* rates = a + ((long long)k * E + channel) * N;
+        const float* rates = a + (long long)k * N * E + channel;
         const u32* tables = table + k * chunks * TABLE;
 #if EXACT
         const float* w = (const float*)weight + ((long long)k * E + channel) * R;
@@ -177,6 +193,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS_AN_SM) scan_back
             __syncthreads();
             fetch(x_here, x_image, fetched, near, lane);
             copies_issued();
+            float next = rates[0];
             for (int chunk = 0; chunk < chunks; chunk++) {
                 copies_done<0>();
                 __syncthreads();
@@ -198,9 +215,10 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS_AN_SM) scan_back
                 #pragma unroll
                 for (int t = 0; t < T; t++) u[t] = d[t] * widen(xs[t * 32 + lane]);
                 float* from = begun + (long long)chunk * N * 32;
-                #pragma unroll 2
+                #pragma unroll 4
                 for (int n = 0; n < N; n++) {
-                    float rate = rates[n], state = carried[n * 32];
+                    float rate = next, state = carried[n * 32];
+                    next = rates[(n + 1 < N ? n + 1 : 0) * E];
                     from[n * 32] = state;
                     #pragma unroll
                     for (int t = 0; t < T; t += 4) {
@@ -224,9 +242,11 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS_AN_SM) scan_back
             copies_done<0>();
             __syncthreads();
             fetch(x_here + (chunks - 1) % 2 * T * 32, x_image, fetched, near + (chunks - 1) % TABLES * TABLE, lane);
-            fetch(g_here + (chunks - 1) % 2 * T * 32, g_image, fetched, near + (chunks - 1) % TABLES * TABLE, lane);
+            fetch(gs, g_image, fetched, near + (chunks - 1) % TABLES * TABLE, lane);
             copies_issued();
-            float coming[AHEAD];
+            float coming[AHEAD], rate[S];
+            #pragma unroll
+            for (int s = 0; s < S; s++) rate[s] = rates[s * E];
             #pragma unroll
             for (int i = 0; i < AHEAD; i++)
                 coming[i] = i < chunks * N ? begun[((chunks - 1 - i / N) * N + i % N) * 32] : 0.f;
@@ -235,10 +255,10 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS_AN_SM) scan_back
                 __syncthreads();
                 const u32* dt = staged + chunk % 2 * STAGE, * tokens = near + chunk % TABLES * TABLE;
                 const float* bc = (const float*)(dt + ALIGN4(DT_BLOCK));
-                const value* xs = x_here + chunk % 2 * T * 32, * gs = g_here + chunk % 2 * T * 32;
+                const value* xs = x_here + chunk % 2 * T * 32;
                 if (chunk + 1 < chunks) {       // what the chunk before has left
                     add_tokens(grad_tokens + (((long long)blockIdx.x * batch + image) * length * K + k) * COLUMNS, memory,
-                               near + (chunk + 1) % TABLES * TABLE);
+                               near + (chunk + 1) % TABLES * TABLE, warp, lane);
                     barrier_arrived(barrier, lane);
                 }
                 float d[T], u[T], g[T], by_u[T], by_d[T];
@@ -255,11 +275,12 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS_AN_SM) scan_back
                 }
                 // What the paths before have given for x, needed at the end; then the next chunk.
                 u32 none = tokens[T + 1] >> 16;
+                __syncwarp();                   // every lane has read the gradient: its place is free
                 if (k) fetch_sums(room, gx_image, fetched, tokens, lane);
                 copies_issued();
                 if (chunk) {
                     fetch(x_here + (chunk - 1) % 2 * T * 32, x_image, fetched, near + (chunk - 1) % TABLES * TABLE, lane);
-                    fetch(g_here + (chunk - 1) % 2 * T * 32, g_image, fetched, near + (chunk - 1) % TABLES * TABLE, lane);
+                    fetch(gs, g_image, fetched, near + (chunk - 1) % TABLES * TABLE, lane);
                     stage(staged + (chunk - 1) % 2 * STAGE, dt_image, bc_image, chunk - 1);
                     if (chunk > 1) stage_table(near, tables, chunk - 2);
                 }
@@ -268,81 +289,110 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS_AN_SM) scan_back
                     barrier_passed(barrier, parity);
                     parity ^= 1;
                 }
-                float rate = rates[0];
                 #pragma unroll 1
-                for (int n = 0; n < N; n++) {
-                    // States are read AHEAD turns of this loop before their use, across chunks.
-                    float h[T], decay[T], before = coming[0], now = rate;
-                    #pragma unroll
-                    for (int i = 0; i + 1 < AHEAD; i++) coming[i] = coming[i + 1];
+                for (int n = 0; n < N; n += S) {
+                    // States are read AHEAD before their use, across chunks.
+                    float h[S][T], decay[S][T], bs[S][T], before[S], state[S], now[S], back[S], rate_sum[S];
                     int further = (chunks - 1 - chunk) * N + n + AHEAD;
-                    if (further < chunks * N) coming[AHEAD - 1] = begun[((chunks - 1 - further / N) * N + further % N) * 32];
-                    if (n + 1 < N) rate = rates[n + 1];
+                    #pragma unroll
+                    for (int s = 0; s < S; s++) {
+                        state[s] = before[s] = coming[s];
+                        now[s] = rate[s];
+                        back[s] = carried[(n + s) * 32];
+                        rate_sum[s] = 0.f;
+                    }
+                    #pragma unroll
+                    for (int i = 0; i + S < AHEAD; i++) coming[i] = coming[i + S];
+                    if (further < chunks * N) {
+                        const float* from = begun + ((chunks - 1 - further / N) * N + further % N) * 32;
+                        #pragma unroll
+                        for (int s = 0; s < S; s++) coming[AHEAD - S + s] = from[s * 32];
+                    }
+                    int next = n + S < N ? n + S : 0;
+                    #pragma unroll
+                    for (int s = 0; s < S; s++) rate[s] = rates[(next + s) * E];
                     const float* b = bc + n * 2 * T;
-                    const float* c = b + T;
-                    float state = before, now_ln2 = LN2 * now;
+#if !EXACT
+                    #pragma unroll
+                    for (int s = 0; s < S; s++) {   // of the states before
+                        float sum = taken(bucket + s * 128, lane);
+                        if (n) state_sums[n - S + s] = sum;
+                    }
+                    __syncwarp();
+                    u32 first_kind[S][T / 2], second_kind[S][T / 2];
+#endif
                     #pragma unroll
                     for (int t = 0; t < T; t += 4) {
-                        float bs[4];
-                        four(bs, b + t);
                         #pragma unroll
-                        for (int s = 0; s < 4; s++) {
-                            decay[t + s] = ex2(d[t + s] * now);
-                            h[t + s] = state = fmaf(decay[t + s], state, u[t + s] * bs[s]);
-                        }
+                        for (int s = 0; s < S; s++) four(bs[s] + t, b + s * 2 * T + t);
+                        #pragma unroll
+                        for (int i = t; i < t + 4; i++)
+                            #pragma unroll
+                            for (int s = 0; s < S; s++) {
+                                decay[s][i] = ex2(d[i] * now[s]);
+                                h[s][i] = state[s] = fmaf(decay[s][i], state[s], u[i] * bs[s][i]);
+                            }
                     }
-                    float back = carried[n * 32], rate_sum = 0.f;
-#if !EXACT
-                    u32 first_kind[T / 2], second_kind[T / 2];
-#endif
                     #pragma unroll
                     for (int t = T - 4; t >= 0; t -= 4) {
-                        float bs[4], cs[4], for_b[4], for_c[4];
-                        four(bs, b + t);
-                        four(cs, c + t);
+                        float cs[S][4], for_b[S][4], for_c[S][4];
                         #pragma unroll
-                        for (int s = 3; s >= 0; s--) {
-                            float by_h = fmaf(cs[s], g[t + s], back), w_here;
-                            for_b[s] = by_h * u[t + s];
-                            for_c[s] = g[t + s] * h[t + s];
-                            by_u[t + s] = fmaf(by_h, bs[s], by_u[t + s]);
-                            back = by_h * decay[t + s];
-                            w_here = back * (t + s ? h[(t + s + T - 1) % T] : before);
-                            by_d[t + s] = fmaf(w_here, now_ln2, by_d[t + s]);
-                            rate_sum = fmaf(w_here, d[t + s], rate_sum);
-                        }
+                        for (int s = 0; s < S; s++) four(cs[s], b + (s * 2 + 1) * T + t);
+                        #pragma unroll
+                        for (int i = t + 3; i >= t; i--)
+                            #pragma unroll
+                            for (int s = 0; s < S; s++) {
+                                float by_h = fmaf(cs[s][i - t], g[i], back[s]), w_here;
+                                for_b[s][i - t] = by_h * u[i];
+                                for_c[s][i - t] = g[i] * h[s][i];
+                                by_u[i] = fmaf(by_h, bs[s][i], by_u[i]);
+                                back[s] = by_h * decay[s][i];
+                                w_here = back[s] * (i ? h[s][(i + T - 1) % T] : before[s]);
+                                by_d[i] = fmaf(w_here, now[s], by_d[i]);
+                                rate_sum[s] = fmaf(w_here, d[i], rate_sum[s]);
+                            }
+                        #pragma unroll
+                        for (int s = 0; s < S; s++) {
 #if EXACT
-                        #pragma unroll
-                        for (int s = 0; s < 4; s++) {
-                            for (int lanes = 16; lanes; lanes /= 2) {
-                                for_b[s] += __shfl_xor_sync(~0u, for_b[s], lanes);
-                                for_c[s] += __shfl_xor_sync(~0u, for_c[s], lanes);
+                            #pragma unroll
+                            for (int i = 0; i < 4; i++) {
+                                for (int lanes = 16; lanes; lanes /= 2) {
+                                    for_b[s][i] += __shfl_xor_sync(~0u, for_b[s][i], lanes);
+                                    for_c[s][i] += __shfl_xor_sync(~0u, for_c[s][i], lanes);
+                                }
+                                if (lane == 0) {
+                                    token_sums[(t + i) * SUMS_ROW + R + n + s] = for_b[s][i];
+                                    token_sums[(t + i) * SUMS_ROW + R + N + n + s] = for_c[s][i];
+                                }
                             }
-                            if (lane == 0) {
-                                token_sums[(t + s) * COLUMNS + R + n] = LN2 * for_b[s];
-                                token_sums[(t + s) * COLUMNS + R + N + n] = for_c[s];
-                            }
-                        }
 #else
-                        first_kind[t / 2] = pack(for_b[0], for_b[1]);
-                        first_kind[t / 2 + 1] = pack(for_b[2], for_b[3]);
-                        second_kind[t / 2] = pack(for_c[0], for_c[1]);
-                        second_kind[t / 2 + 1] = pack(for_c[2], for_c[3]);
+                            first_kind[s][t / 2] = pack(for_b[s][0], for_b[s][1]);
+                            first_kind[s][t / 2 + 1] = pack(for_b[s][2], for_b[s][3]);
+                            second_kind[s][t / 2] = pack(for_c[s][0], for_c[s][1]);
+                            second_kind[s][t / 2 + 1] = pack(for_c[s][2], for_c[s][3]);
 #endif
+                        }
                     }
+                    #pragma unroll
+                    for (int s = 0; s < S; s++) {
 #if !EXACT
-                    float sum = sums(first_kind, second_kind, pick, lane);
-                    token_sums[(row + 8 * (column % 2)) * COLUMNS + R + n + (column < 2 ? 0 : N)] = column < 2 ? LN2 * sum : sum;
+                        give(bucket + s * 128, first_kind[s], second_kind[s], pick, lane);
 #endif
-                    carried[n * 32] = back;
-                    rate_sums[n * 32] += LN2 * rate_sum;
+                        carried[(n + s) * 32] = back[s];
+                        rate_sums[(n + s) * 32] += LN2 * rate_sum[s];
+                    }
+                    __syncwarp();
                 }
+#if !EXACT
+                #pragma unroll
+                for (int s = 0; s < S; s++) state_sums[N - S + s] = taken(bucket + s * 128, lane);
+#endif
                 // The gradients of x, and of w = log2 e · (W dt + bias).
                 float w_grad[T];
                 #pragma unroll
                 for (int t = 0; t < T; t++) {
                     float x_t = widen(xs[t * 32 + lane]);
-                    w_grad[t] = fmaf(x_t, by_u[t], by_d[t]) * sigmoid_of(d[t]);
+                    w_grad[t] = fmaf(x_t, by_u[t], LN2 * by_d[t]) * sigmoid_of(d[t]);
                     bias_sum += w_grad[t];
                     skip_sum = fmaf(x_t, g[t], skip_sum);
                     by_u[t] = fmaf(d[t], by_u[t], jump * g[t]);
@@ -386,7 +436,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS_AN_SM) scan_back
                     float sum = 0.f;
                     for (int other = 0; other < 32; other++)
                         sum = fmaf(room[other * 17 + i / R], rows[(long long)min(tile * 32 + other, E - 1) * R], sum);
-                    token_sums[i / R * COLUMNS + i % R] = LOG2E * sum;
+                    token_sums[i / R * SUMS_ROW + i % R] = LOG2E * sum;
                 }
 #else
                 u32* tile_high = (u32*)room, * tile_low = tile_high + 32 * DW_ROW;
@@ -434,13 +484,13 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS_AN_SM) scan_back
                     #pragma unroll
                     for (int i = 0; i < 4; i++) {
                         int rank = 8 * j + 2 * column + i % 2;
-                        if (rank < R) token_sums[(row + i / 2 * 8) * COLUMNS + rank] = by_dt[i];
+                        if (rank < R) token_sums[(row + i / 2 * 8) * SUMS_ROW + rank] = by_dt[i];
                     }
                 }
 #endif
             }
             __syncthreads();
-            add_tokens(grad_tokens + (((long long)blockIdx.x * batch + image) * length * K + k) * COLUMNS, memory, near);
+            add_tokens(grad_tokens + (((long long)blockIdx.x * batch + image) * length * K + k) * COLUMNS, memory, near, warp, lane);
         }
         __syncwarp();
         if (there) {

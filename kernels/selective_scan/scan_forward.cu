@@ -96,11 +96,8 @@ extern "C" __global__ void __launch_bounds__(32 * K, BLOCKS_AN_SM) scan_forward(
         int this_image = image, this_channel = channel;
         bool this_live = live;
         for (int chunk = 0; chunk < chunks; chunk++) {
-            float u[T], d[T], out_here[T];
-            copies_done<1>();           // x and dt
-            #pragma unroll
-            for (int t = 0; t < T; t++) u[t] = widen(x_here[t * 32 + lane]);
-            // What other paths have added so far, but for the tokens where they may not have finished.
+            float u[T], d[T], out_here[T], sums[T];
+            // What other paths have added so far, but for the tokens where they may not have finished: needed at the end.
             const u32* tokens = entries + slot * TABLE;
             u32 visits = tokens[T], exceptions = tokens[T + 1], later = visits | exceptions | exceptions >> 16;
             #pragma unroll
@@ -109,9 +106,12 @@ extern "C" __global__ void __launch_bounds__(32 * K, BLOCKS_AN_SM) scan_forward(
                 four(token, tokens + t);
                 #pragma unroll
                 for (int s = 0; s < 4; s++) {
-                    out_here[t + s] = load_if(~later & (1u << (t + s)), y + (size_t)token[s] * 32);
+                    sums[t + s] = load_if(~later & (1u << (t + s)), y + (size_t)token[s] * 32);
                 }
             }
+            copies_done<1>();           // x and dt
+            #pragma unroll
+            for (int t = 0; t < T; t++) u[t] = widen(x_here[t * 32 + lane]);
 #if EXACT
             step_sizes(d, dt_here, w, offset, room, lane);
 #else
@@ -141,14 +141,14 @@ extern "C" __global__ void __launch_bounds__(32 * K, BLOCKS_AN_SM) scan_forward(
             copies_issued();
             #pragma unroll
             for (int t = 0; t < T; t++) {
-                out_here[t] = fmaf(jump, u[t], out_here[t]);
+                out_here[t] = jump * u[t];
                 u[t] *= d[t];
             }
             copies_done<1>();           // b and c
 #if STATES_HERE
             #pragma unroll
 #else
-            #pragma unroll 2
+            #pragma unroll 4
 #endif
             for (int n = 0; n < N; n++) {
 #if STATES_HERE
@@ -180,6 +180,8 @@ extern "C" __global__ void __launch_bounds__(32 * K, BLOCKS_AN_SM) scan_forward(
             __syncwarp();
             if (more) copy<BC_BLOCK>(bc, bc_blocks + block * BC_BLOCK, lane);
             copies_issued();
+            #pragma unroll
+            for (int t = 0; t < T; t++) out_here[t] += sums[t];
             wait_turn(warp, item == begin && chunk == 0);
             if (exceptions & 0xffffu) {
                 #pragma unroll
