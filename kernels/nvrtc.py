@@ -88,6 +88,14 @@ def _ok(result: tuple) -> tuple:
     return result
 
 
+def _need_context(driver: Any) -> None:
+    """Gives this thread the current device's context: a thread that has called nothing of CUDA yet, as autograd's may
+    be, has none."""
+    if not int(_ok(driver.cuCtxGetCurrent())[1]):
+        device = _ok(driver.cuDeviceGet(torch.cuda.current_device()))[1]
+        _ok(driver.cuCtxSetCurrent(_ok(driver.cuDevicePrimaryCtxRetain(device))[1]))
+
+
 class Kernel:
     """A function of compiled code, loaded on one device: `kernel(grid, threads_of_a_block, *arguments)`.
 
@@ -96,6 +104,7 @@ class Kernel:
 
     def __init__(self, code: bytes, name: str, shared: int) -> None:
         self.driver = driver = import_module("cuda.bindings.driver")
+        _need_context(driver)
         self.module = _ok(driver.cuModuleLoadData(code))[1]
         self.function = _ok(driver.cuModuleGetFunction(self.module, name.encode()))[1]
         self.shared = shared
@@ -109,6 +118,7 @@ class Kernel:
         return max(1, each) * torch.cuda.get_device_properties().multi_processor_count
 
     def __call__(self, grid: tuple[int, int], threads: int, *arguments: Any) -> None:
+        _need_context(self.driver)
         packed = tuple(_argument(v) for v in arguments)
         values, types = zip(*packed, strict=True)
         stream = torch.cuda.current_stream().cuda_stream

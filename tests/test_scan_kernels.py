@@ -6,6 +6,8 @@ Triton decides at import whether it interprets, so the CPU's half runs in a proc
 import importlib.util
 import os
 from contextlib import nullcontext
+from functools import partial
+from threading import Thread
 from types import SimpleNamespace
 
 import cuda_on_cpu
@@ -112,6 +114,7 @@ WITHOUT_GPU = [
     ((3, (3, 7), 40, 2, 3, "cross"), torch.bfloat16),
     ((2, (4, 5), 72, 16, 20, "continuous"), torch.bfloat16),  # states in shared memory, walked forwards a second time
     ((1, (1, 17), 33, 5, 40, "unidirectional"), torch.bfloat16),  # W in shared memory; a last chunk of one token
+    ((4, (2, 3), 160, 2, 3, "bidirectional"), torch.bfloat16),  # ten warps a multiprocessor: one state at a time
 ]
 
 
@@ -189,6 +192,20 @@ def test_strided_inputs(backend):
     assert not any(v.is_contiguous() for v in strided[:4])
     for one, other in zip(run(strided, paths, backend), run(inputs, paths, backend), strict=True):
         assert torch.equal(one, other)
+
+
+@pytest.mark.gpu
+def test_a_thread_that_has_called_nothing_of_cuda():
+    """As autograd's is where the scan's backward pass is the first to run."""
+    inputs, paths = make(*SMALL[3], torch.float32, "cuda")
+    results = []
+    with torch.no_grad():
+        expected = cuda.selective_scan(*inputs, *paths)
+        call = partial(torch.ops.lamabench.selective_scan_cuda.default, *[v.detach() for v in inputs], *paths, False)
+        thread = Thread(target=lambda: results.append(call()[0]))
+        thread.start()
+        thread.join()
+    assert results and torch.equal(results[0], expected)
 
 
 @pytest.mark.gpu
