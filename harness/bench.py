@@ -1,5 +1,6 @@
 """Speed and memory of a backbone, measured; no number where outputs or gradients do not agree with the reference."""
 
+import copy
 import gc
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +21,7 @@ from .diffusion import Diffusion
 from .operator_check import check_operators
 from .provenance import device_name, pick_device
 from .timing import first_line, mfu, out_of_memory, time_calls
-from .train import autocast, compiled, follow
+from .train import autocast, compiled, follow, round_weights
 
 Row = dict[str, Any]
 
@@ -42,10 +43,11 @@ def check_bench(config: Config) -> None:
 def bench(config: Config, say: Callable[[str], None] = lambda text: None, rows: Sequence[Row] = ()) -> Iterator[Row]:
     """Every measurement that `config.bench` asks for and `rows` do not hold, as the fields of `bench` records.
 
-    Random weights with nothing at zero, random inputs. `forward` is one call without gradients, `train` a step of the
-    training loop: forward, loss, backward, AdamW, EMA. Milliseconds are a batch's: median, quartiles, 20th and 80th
-    percentile. `mfu` is null where the device's peak is not known, `peak_memory_gib` on the CPU; for CUDA graphs that
-    is all memory that torch holds. `disturbed` says what else kept the host busy: the times may then be too long.
+    Random weights with nothing at zero, random inputs. `forward` is one call without gradients, its weights rounded
+    beforehand as sampling does (`train.round_weights`); `train` a step of the training loop: forward, loss, backward,
+    AdamW, EMA. Milliseconds are a batch's: median, quartiles, 20th and 80th percentile. `mfu` is null where the
+    device's peak is not known, `peak_memory_gib` on the CPU; for CUDA graphs that is all memory that torch holds.
+    `disturbed` says what else kept the host busy: the times may then be too long.
 
     Before anything is measured, every operator that the model calls is held against the reference alone, for one image
     (see `operator_check`): `operator_error` is the largest relative RMS error of an output or a gradient, null where it
@@ -125,16 +127,22 @@ class Subject:
         if point.compile != "eager":
             torch.compiler.reset()  # CUDA graphs keep their memory
         release(self.device)
+        self.net.to(self.device)
         return row
 
     def measure(self, point: Point, made: Reference) -> Row:
         """Check the call, then time it."""
+        net = self.net
+        if point.mode == "forward" and self.settings.precision == "bfloat16":
+            net = copy.deepcopy(self.net)
+            round_weights(net, self.settings.precision)
+            self.net.to("cpu")  # until this is measured
         graphs = point.compile == "reduce-overhead"
-        self.net.train(point.mode == "train")
-        self.net.checkpointing = point.checkpointing
-        call = compiled(self.net, point.compile)
+        net.train(point.mode == "train")
+        net.checkpointing = point.checkpointing
+        call = compiled(net, point.compile)
         started = time.perf_counter()
-        against = (call, self.net, made, point.batch_size, point.mode, self.settings.precision, self.device)
+        against = (call, net, made, point.batch_size, point.mode, self.settings.precision, self.device)
         for _ in range(2 if graphs else 0):  # a plain call and the recording; what follows are replays
             check(*against)
         errors = check(*against)
@@ -142,7 +150,7 @@ class Subject:
         release(self.device)
         x, t, y = batch_of(made, point.batch_size, self.device)
         make = train_step if point.mode == "train" else forward
-        step = partial(make(call, self.net, self.device, self.settings.precision), x, t, y)
+        step = partial(make(call, net, self.device, self.settings.precision), x, t, y)
         timed = time_calls(step, self.device, self.settings.warmup, self.settings.repeats, self.settings.seconds)
         if graphs and self.device.startswith("cuda"):  # a replay allocates nothing: it has what the graphs hold
             timed["peak_memory_gib"] = torch.cuda.memory_reserved(self.device) / 2**30

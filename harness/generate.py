@@ -20,7 +20,7 @@ from .progress import Progress
 from .provenance import pick_device
 from .record import write_atomically
 from .sampler import Net, index_noise, sample
-from .train import autocast, compiled
+from .train import autocast, compiled, round_weights
 
 
 def labels_of(indices: range, num_classes: int) -> np.ndarray:
@@ -52,6 +52,7 @@ def generate(folder: Path, config: Config, progress: Progress, source: Path | No
     net = build(config.model)
     net.load_state_dict(saved.group("ema"))
     net = net.to(device).eval()
+    round_weights(net, settings.precision)
     backend = select_backends(net, vars(config.backend), device.split(":")[0])
     call = compiled(net, settings.compile)
     parts = folder / "samples.parts" / f"step-{saved.step}"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from ..kernels.errors import InputError
@@ -35,6 +35,18 @@ class Diverged(RuntimeError):
 def autocast(device: str, precision: str) -> torch.autocast:
     """bfloat16 autocast, or none for float32."""
     return torch.autocast(device.split(":")[0], dtype=torch.bfloat16, enabled=precision == "bfloat16")
+
+
+def round_weights(net: nn.Module, precision: str) -> None:
+    """Give a net that is trained no further the bfloat16 weights that autocast would make of them at every call.
+
+    Those of linear layers and of convolutions over all channels, in place; nothing for float32. Outputs under autocast
+    stay the same to the bit, a pass no longer reads and writes every weight before it multiplies.
+    """
+    if precision == "bfloat16":
+        for module in net.modules():
+            if isinstance(module, nn.Linear) or (isinstance(module, nn.Conv1d | nn.Conv2d) and module.groups == 1):
+                module.to(torch.bfloat16)
 
 
 def follow(averaged: list[Tensor], live: list[Tensor], weight: float) -> None:

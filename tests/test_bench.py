@@ -353,6 +353,26 @@ def planted(monkeypatch, run, operator="attention", backend="sdpa", **more):
     monkeypatch.setattr(OPERATORS[operator], "_resolved", {})  # what it has answered so far
 
 
+def test_forward_passes_have_rounded_weights_and_training_has_not(monkeypatch):
+    seen = []
+
+    def watch(right):
+        def made(call, net, *more):
+            seen.append({parameter.dtype for parameter in net.parameters()})
+            return right(call, net, *more)
+
+        return made
+
+    for name in ("forward", "train_step"):
+        monkeypatch.setattr(module, name, watch(getattr(module, name)))
+    modes = {"modes": ["forward", "train"], "batch_size": [1, 2]}
+    assert collect(make(precision="bfloat16", **modes))[1] is None
+    both, full = {torch.bfloat16, torch.float32}, {torch.float32}
+    assert seen == [both, both, full, full]
+    seen.clear()
+    assert collect(make(precision="float32", **modes))[1] is None and seen == [full] * 4
+
+
 def test_no_number_for_a_wrong_output(monkeypatch):
     planted(monkeypatch, lambda right: lambda *args: right(*args) * 1.01)
     rows, error = collect(make())
@@ -385,6 +405,7 @@ def test_a_wrong_gradient_stops_training_alone(monkeypatch):
             return grad_outputs[0] * 1.01
 
     planted(monkeypatch, lambda right: lambda *args: Tilted.apply(right(*args)))
+    monkeypatch.setattr(module, "check_operators", lambda *_: None)  # which would find it first, in every row
     rows, error = collect(make())
     assert [row["state"] for row in rows] == ["done", "wrong"] and "gradient off by" in rows[1]["error"]
     assert error is not None and "images_per_s" in rows[0] and "images_per_s" not in rows[1]

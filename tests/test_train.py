@@ -14,10 +14,11 @@ from lamabench.harness import checkpoint as ckpt
 from lamabench.harness import run as runs
 from lamabench.harness import train as train_module
 from lamabench.harness.backbones import OPERATORS, build, preset, to_dict
+from lamabench.harness.bench import fill_constants
 from lamabench.harness.config import BackendConfig, Config, DataConfig, RunConfig, SampleConfig, TrainConfig
 from lamabench.harness.progress import Progress
 from lamabench.harness.record import append, read_lines, read_run
-from lamabench.harness.train import Diverged, check_fit, compiled, initial_model, train
+from lamabench.harness.train import Diverged, autocast, check_fit, compiled, initial_model, round_weights, train
 from lamabench.kernels.errors import InputError
 from lamabench.models.lamamba import LaMambaConfig
 from safetensors import safe_open
@@ -381,6 +382,25 @@ def test_reference_backend_trains_alike(tmp_path):
         losses.append([line["loss"] for line in metrics(folder)])
         assert record["backend"]["selective_scan"] == {"auto": "torch", "reference": "reference"}[name]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["lamamba_nano", "dit_nano", "unet_nano"])
+def test_weights_rounded_beforehand_give_the_same_bits(name):
+    config = preset(name).config
+    torch.manual_seed(0)
+    net = build(config).eval()
+    fill_constants(net)
+    rounded, kept = (build(config).eval() for _ in range(2))
+    for other, precision in ((rounded, "bfloat16"), (kept, "float32")):
+        other.load_state_dict(net.state_dict())
+        round_weights(other, precision)
+    assert all(parameter.dtype == torch.float32 for parameter in kept.parameters())
+    smaller = [name for name, parameter in rounded.named_parameters() if parameter.dtype == torch.bfloat16]
+    assert sum(rounded.get_parameter(one).numel() for one in smaller) > 0.6 * sum(p.numel() for p in net.parameters())
+    x = torch.randn(3, config.in_channels, config.input_size, config.input_size)
+    t, y = torch.tensor([1, 500, 999]), torch.zeros(3, dtype=torch.int64)
+    with torch.no_grad(), autocast("cpu", "bfloat16"):
+        assert torch.equal(net(x, t, y), rounded(x, t, y))
 
 
 @pytest.mark.gpu
