@@ -67,7 +67,7 @@ def speed_vs_flops(runs: list[Run], baseline: str | None = None) -> Figure | str
 
 
 def crossover(runs: list[Run], baseline: str | None = None) -> Figure | str:
-    """The best images a second, and the peak memory at the smallest batch, against the side of the image; a column a
+    """The best images a second, and the peak memory (see `_common_batches`), against the side of the image; a column a
     mode, a line a model. A cross at the foot or the top stands where a model ran out of memory."""
     measured = measurements(runs)
     if not any(len(sizes) > 1 for mode in _panels(measured) for sizes in _lines(measured, mode)):
@@ -77,10 +77,16 @@ def crossover(runs: list[Run], baseline: str | None = None) -> Figure | str:
     memory = any(row.get("peak_memory_gib") for row in measured)
     figure = blank(3.6 * len(modes) + 0.6, 3.3 * (1 + memory))
     grid = figure.subplots(1 + memory, len(modes), squeeze=False)
+    sides = sorted({row["px"] for row in measured})
+    for axes in grid.flat:
+        axes.set(xscale="log", xlabel="Side of the image (pixels)", xlim=(sides[0] / 1.2, sides[-1] * 1.2))
+        axes.set_xticks(sides, [str(px) for px in sides])
+        axes.xaxis.set_minor_locator(NullLocator())
     keys: dict[str, Any] = {}
     for column, mode in enumerate(modes):
         done = [row for row in measured if row["mode"] == mode and row["state"] == "done"]
-        batch = min(row["batch_size"] for row in done)
+        batches = _common_batches(_lines(measured, mode))
+        differ = len(set(batches.values())) > 1
         for sizes in _lines(measured, mode):
             model = next(iter(sizes.values()))[0]
             style = _style(look, model)
@@ -89,29 +95,44 @@ def crossover(runs: list[Run], baseline: str | None = None) -> Figure | str:
             too_large = [px for px in sizes if px not in speeds]
             _draw(grid[0, column], speeds, too_large, 0.04, style)
             if memory:
-                _draw(grid[1, column], _peaks(sizes, batch), too_large, 0.96, style)
+                line = {"linestyle": "none"} if differ else {}  # no curve through batches
+                _draw(grid[1, column], _peaks(sizes, batches), too_large, 0.96, style | line)
         _logarithmic(grid[0, column], "y", [row["images_per_s"] for row in done])
         grid[0, column].set(title=MODES[mode], ylabel="Images/s at the best batch")
         if memory:
-            peaks = [row["peak_memory_gib"] for row in done if row["batch_size"] == batch and row["peak_memory_gib"]]
+            peaks = [peak for sizes in _lines(measured, mode) for peak in _peaks(sizes, batches).values()]
             _logarithmic(grid[1, column], "y", peaks or [1.0])
-            grid[1, column].set(ylabel=f"Peak memory (GiB), batch {batch}")
-    sides = sorted({row["px"] for row in measured})
-    for axes in grid.flat:
-        axes.set(xscale="log", xlabel="Side of the image (pixels)", xlim=(sides[0] / 1.2, sides[-1] * 1.2))
-        axes.set_xticks(sides, [str(px) for px in sides])
-        axes.xaxis.set_minor_locator(NullLocator())
+            one = "" if differ or not batches else f", batch {max(batches.values())}"
+            grid[1, column].set_ylabel(f"Peak memory (GiB){one}")
+            if differ:
+                grid[1, column].set_xlabel("Side of the image (pixels), × batch")
+                grid[1, column].set_xticks(
+                    sides, [f"{px}\n×{batches[px]}" if px in batches else str(px) for px in sides]
+                )
     _legend_above(figure, keys)
     said = crossings(measured, baseline_of(measured, baseline))
     figure.supxlabel("\n".join(wrapped(text, 120) for text in [*said, setting]), fontsize=8, color="0.35")
     return figure
 
 
-def _peaks(sizes: dict[int, list[Row]], batch: int) -> dict[int, float]:
-    """The least peak memory of a batch by the side of the image, over compile modes."""
+def _common_batches(lines: list[dict[int, list[Row]]]) -> dict[int, int]:
+    """For each side the batch at which memory is compared: the smallest that every model has on every side, or else, on
+    each side, the largest that the models there have in common."""
+    common: dict[int, set[int]] = {}
+    for sizes in lines:
+        for px, rows in sizes.items():
+            batches = {row["batch_size"] for row in rows if row["state"] == "done" and row["peak_memory_gib"]}
+            if batches:
+                common[px] = common.get(px, batches) & batches
+    everywhere = set.intersection(*common.values()) if common else set()
+    return {px: min(everywhere) if everywhere else max(batches) for px, batches in common.items() if batches}
+
+
+def _peaks(sizes: dict[int, list[Row]], batches: dict[int, int]) -> dict[int, float]:
+    """The least peak memory at a side's batch by the side of the image, over compile modes."""
     peaks = {}
     for px in sorted(sizes):
-        rows = [row for row in sizes[px] if row["state"] == "done" and row["batch_size"] == batch]
+        rows = [row for row in sizes[px] if row["state"] == "done" and row["batch_size"] == batches.get(px)]
         if found := [row["peak_memory_gib"] for row in rows if row["peak_memory_gib"]]:
             peaks[px] = min(found)
     return peaks

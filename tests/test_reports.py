@@ -623,6 +623,26 @@ def test_speed_figures_show_the_best_and_the_memory(tmp_path: Path) -> None:
     np.testing.assert_allclose(ends * heights, 2000 * 240_000 / 1e9)  # along it, a FLOP takes what it takes DiT
 
 
+def test_memory_is_compared_at_a_batch_that_all_have(tmp_path: Path) -> None:
+    """One on every side where there is one, else the largest on each, and then no line through them."""
+
+    def drawn(where: Path, batches: dict[str, dict[int, list[int]]]) -> tuple[Any, list[list[float]]]:
+        for name, sizes in batches.items():
+            lines = [swept("forward", 10.0, batch, input_size=size) for size, found in sizes.items() for batch in found]
+            lines = [{**line, "peak_memory_gib": 1.0 * line["batch_size"]} for line in lines]
+            write(where, name, lines, title=name, variant={"model": name})
+        figure = crossover(load([where]))
+        assert not isinstance(figure, str)
+        memory = figure.axes[1]
+        return memory, [list(map(float, line.get_ydata())) for line in memory.lines if len(line.get_ydata())]
+
+    memory, peaks = drawn(tmp_path / "a", {"one": {8: [2, 4, 8], 16: [4, 8]}, "two": {8: [4, 16, 8], 16: [8, 4]}})
+    assert memory.get_ylabel() == "Peak memory (GiB), batch 4" and peaks == [[4.0, 4.0]] * 2
+    memory, peaks = drawn(tmp_path / "b", {"one": {8: [8, 16, 32], 16: [2, 4]}, "two": {8: [8, 16], 16: [4]}})
+    assert peaks == [[16.0, 4.0]] * 2 and {line.get_linestyle() for line in memory.lines} == {"None"}
+    assert [label.get_text() for label in memory.get_xticklabels()] == ["8\n×16", "16\n×4"]
+
+
 def test_a_model_out_of_memory_is_marked(tmp_path: Path) -> None:
     lines = [swept("forward", 10.0, 1, input_size=size) for size in (8, 16)]
     full = {**swept("forward", 1.0, 1, input_size=32), "state": "oom", "error": "full"}
