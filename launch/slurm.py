@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from .cluster import ClusterConfig
@@ -128,10 +128,11 @@ def live(names: Iterable[str], ask: Callable[..., str] = patiently) -> dict[str,
     return found
 
 
-def accounted(jobs: Sequence[str], since: str) -> dict[str, list[tuple[str, str]]]:
+def accounted(jobs: Mapping[str, int], since: str) -> dict[str, list[tuple[str, str]]]:
     """Every state that sacct has of every task, oldest first, with its exit code (`CODE:SIGNAL`), by `JOB_TASK`.
 
-    One call for all `jobs`. A requeued task has a row for each time (-D). `since` is local time: job ids come again.
+    One call for all `jobs`, arrays by the number of their tasks. A requeued task has a row for each time (-D). `since`
+    is local time: job ids come again.
     """
     if not jobs:
         return {}
@@ -143,15 +144,21 @@ def accounted(jobs: Sequence[str], since: str) -> dict[str, list[tuple[str, str]
     rows = [line.split("|") for line in said.splitlines()]
     # The row of tasks that did not start, `7_[2-9]`, may still count some that did.
     for job, state, code in sorted(rows, key=lambda row: "[" in row[0]):
-        for key in tasks_of(job):
+        for key in tasks_of(job, jobs.get(job, 0)):
             if "[" not in job or key not in found:
                 found.setdefault(key, []).append((state.split()[0], code))
     return found
 
 
-def tasks_of(job: str) -> list[str]:
-    """`7_[1,3-5%2]` as `7_1`, `7_3`, `7_4`, `7_5`; `7_[0-4:2]` as `7_0`, `7_2`, `7_4`."""
+def tasks_of(job: str, count: int) -> list[str]:
+    """`7_[1,3-5%2]` as `7_1`, `7_3`, `7_4`, `7_5`; `7_[0-4:2]` as `7_0`, `7_2`, `7_4`.
+
+    Where tasks end soon, sacct knows them for some seconds as one job `7`: in an array of `count` 1 that is `7_0`, in
+    a larger one it could be any.
+    """
     array, _, listed = job.partition("_")
+    if not listed:
+        return [f"{array}_0"] if count == 1 else []
     if not listed.startswith("["):
         return [job]
     found = []

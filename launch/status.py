@@ -81,7 +81,8 @@ def look(submitted: Sequence[Array], need_queue: bool = False) -> tuple[list[Arr
     try:
         if known:
             first = datetime.fromisoformat(min(array.time for array in known)).astimezone() - timedelta(minutes=5)
-            accounted = slurm.accounted([str(array.job) for array in known], f"{first:%Y-%m-%dT%H:%M:%S}")
+            sizes = {str(array.job): len(array.tasks) for array in known}
+            accounted = slurm.accounted(sizes, f"{first:%Y-%m-%dT%H:%M:%S}")
     except slurm.SlurmError as error:
         notes.append(f"sacct: {error}; how runs ended is told by their own files")
     states = None if live is None else {key: (state, reason) for key, (state, reason, _) in live.items()}
@@ -119,7 +120,7 @@ def _standing(run: Planned, task: tuple[Array, int] | None, seen: Look) -> Stand
         return Standing(run, word, requeued=times, reason=reason if waiting else "", **about)
     if not replace(run, stages=tuple(array.tasks[number]["stages"])).missing():
         return Standing(run, "planned", **about)  # what was queued is done: the study has got further stages
-    state, error = _ended(run, rows, attempts, log)
+    state, error = _ended(run, rows, attempts, log, sacct=seen.accounted is not None)
     return Standing(run, state, error, requeued=max(len(rows), starts, 1) - 1, **about)
 
 
@@ -139,8 +140,10 @@ def _queued(
     return (state, "") if state else None
 
 
-def _ended(run: Planned, rows: Sequence[tuple[str, str]], attempts: Sequence[dict], log: Path) -> tuple[str, str]:
-    """State and error of a run that is not done and that SLURM no longer has."""
+def _ended(
+    run: Planned, rows: Sequence[tuple[str, str]], attempts: Sequence[dict], log: Path, sacct: bool
+) -> tuple[str, str]:
+    """State and error of a run that is not done and that SLURM no longer has; `sacct`: whether that answers."""
     began = max((place for place, line in enumerate(attempts) if line["event"] == "start"), default=None)
     now = attempts[began:] if began is not None else []
     # Only what this attempt wrote: older records are of attempts that were retried.
@@ -165,7 +168,8 @@ def _ended(run: Planned, rows: Sequence[tuple[str, str]], attempts: Sequence[dic
         return "cancelled", f"saved on {stopped} and not queued again; sweep retry continues it"
     if not log.exists() and not now and (not rows or rows[-1][0] in slurm.WAITING):
         return "cancelled", "left the queue without a start; sweep retry queues it again"
-    late = ", and sacct does not know its end yet: look again" if rows and rows[-1][0] in slurm.LIVE else ""
+    unknown = rows[-1][0] in slurm.LIVE if rows else sacct
+    late = ", and sacct does not know its end yet: look again" if unknown else ""
     exit_code = f" (exit code {code})" if code else ""
     return "failed", last or f"no word of it{exit_code}: {log} is {'empty' if log.exists() else 'not there'}{late}"
 

@@ -3,6 +3,7 @@
 What stops slurmctld comes first, what crashes the node last: in between, long trainings run in the background.
 """
 
+import errno
 import json
 import os
 import shutil
@@ -260,6 +261,14 @@ def test_a_full_disk_is_said_and_mended(node, tmp_path, sweep):
         assert sweep.states(study) == {"0.001": "done"} and trained_once(run_folder(disk, "full", "0.001"))
     finally:
         node.run("umount", "--lazy", str(disk))
+
+
+def test_the_exit_code_of_a_task_that_ends_at_once_is_known_at_once(node, tmp_path, sweep):
+    """For some seconds sacct has the row of an array's only task as that of a job: `7` in place of `7_0`."""
+    study = write(tmp_path / "soon.yaml", axes={"train.lr": [1e-3]})
+    (job,) = sweep.submit(study, *SLURM, f"cluster.setup=[exit {errno.ENOSPC}]")
+    assert node.ended(job, 60) == ["FAILED"]
+    assert "the disk of its folder is full" in sweep.status(study)["0.001"]["error"]
 
 
 def test_a_folder_that_goes_away_is_said_and_nothing_is_lost(node, tmp_path, sweep):
