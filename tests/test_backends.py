@@ -118,11 +118,12 @@ TINY = LaMambaConfig(
     input_size=8, in_channels=1, num_classes=10, dim=8, depths=[2], num_heads=2, window_size=2, d_state=2,
     patch_size=2, layout="isotropic", mixers=["ssm", "window", "global"],
 )  # fmt: skip
-NANO = replace(preset("lamamba_nano").config, mixers=["ssm", "window", "global"])
+# Two blocks: the reference scan, a token after the other, is what takes long on a GPU.
+NANO = replace(preset("lamamba_nano").config, layout="isotropic", depths=[2], mixers=["ssm", "window", "global"])
 REFERENCE = dict.fromkeys(OPERATORS, "reference")
-# How far a mean loss may lie from the reference backends'. Rounding grows while the loss falls fast: on a CPU,
-# attention by `sdpa` and by `reference` differ by 1e-5 within 200 steps in float32, by 2e-2 in bfloat16.
-BOUNDS = {"float32": 1e-3, "bfloat16": 5e-2}
+# How far a mean loss may lie from the reference backends'. On a CPU, plain torch is 5e-7 off within 200 steps in
+# float32, 1e-3 in bfloat16.
+BOUNDS = {"float32": 1e-3, "bfloat16": 2e-2}
 
 
 @pytest.fixture(scope="module")
