@@ -15,7 +15,6 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-import yaml
 from lamabench.ablations import study as studies
 from lamabench.baselines.adm import ADMConfig
 from lamabench.baselines.dit import DiT, DiTConfig
@@ -748,15 +747,7 @@ def test_a_stage_with_a_wrong_row_is_not_done(tmp_path, monkeypatch):
 
 
 def test_crossover_runs_to_its_figure(folder):
-    """The committed study with small models, sizes and times."""
-    study = studies.load("crossover")
-    data = {
-        "question": study.question, "stages": study.stages, "axes": {"model": ["dit_nano", "lamamba_nano"]},
-        "base": {**study.base, "bench.input_sizes": [8, 16], "bench.compile": ["eager"], "bench.precision": "float32",
-                 "bench.seconds": 1e-3, "bench.repeats": 1, "data.num_classes": 10, "run.device": "cpu"},
-    }  # fmt: skip
-    (folder / "crossover.yaml").write_text(yaml.safe_dump(data))
-    planned = plan(studies.load("crossover.yaml"))
+    planned = plan(studies.load("crossover").debug_size(), ["run.device=cpu"])
     assert [run.name for run in planned] == ["dit_nano", "lamamba_nano"]
     for run in planned:
         runs.create(run.info)
