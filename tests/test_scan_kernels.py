@@ -114,6 +114,8 @@ WITHOUT_GPU = [
     ((3, (3, 7), 40, 2, 3, "cross"), torch.bfloat16),
     ((2, (4, 5), 72, 16, 20, "continuous"), torch.bfloat16),  # states in shared memory, walked forwards a second time
     ((1, (1, 17), 33, 5, 40, "unidirectional"), torch.bfloat16),  # W in shared memory; a last chunk of one token
+    ((2, (1, 70), 40, 6, 3, "bidirectional"), torch.bfloat16),  # the walk forwards goes through four chunks of five
+    ((2, (1, 9), 40, 6, 3, "bidirectional"), torch.bfloat16),  # and through none of one
     ((4, (2, 3), 160, 2, 3, "bidirectional"), torch.bfloat16),  # ten warps a multiprocessor: one state at a time
 ]
 

@@ -185,25 +185,28 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS_AN_SM) scan_back
 #else
             for (int n = 0; n < N; n++) carried[n * 32] = 0.f;
             __syncthreads();
-            stage_table(near, tables, 0);
-            if (chunks > 1) stage_table(near, tables, 1);
-            stage(staged, dt_image, bc_image, 0);
-            copies_issued();
-            copies_done<0>();
-            __syncthreads();
-            fetch(x_here, x_image, fetched, near, lane);
-            copies_issued();
+            int walked = chunks - 1;            // not the last, for only the state at its start is needed
+            if (walked) {
+                stage_table(near, tables, 0);
+                stage_table(near, tables, 1);
+                stage(staged, dt_image, bc_image, 0);
+                copies_issued();
+                copies_done<0>();
+                __syncthreads();
+                fetch(x_here, x_image, fetched, near, lane);
+                copies_issued();
+            }
             float next = rates[0];
-            for (int chunk = 0; chunk < chunks; chunk++) {
+            for (int chunk = 0; chunk < walked; chunk++) {
                 copies_done<0>();
                 __syncthreads();
                 const u32* dt = staged + chunk % 2 * STAGE;
                 const float* bc = (const float*)(dt + ALIGN4(DT_BLOCK));
                 const value* xs = x_here + chunk % 2 * T * 32;
-                if (chunk + 1 < chunks) {
+                if (chunk + 1 < walked) {
                     fetch(x_here + (chunk + 1) % 2 * T * 32, x_image, fetched, near + (chunk + 1) % TABLES * TABLE, lane);
                     stage(staged + (chunk + 1) % 2 * STAGE, dt_image, bc_image, chunk + 1);
-                    if (chunk + 2 < chunks) stage_table(near, tables, chunk + 2);
+                    if (chunk + 2 < walked) stage_table(near, tables, chunk + 2);
                 }
                 copies_issued();
                 float d[T], u[T];
@@ -231,6 +234,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS_AN_SM) scan_back
                     carried[n * 32] = state;
                 }
             }
+            for (int n = 0; n < N; n++) begun[((long long)walked * N + n) * 32] = carried[n * 32];
 #endif
             for (int n = 0; n < N; n++) carried[n * 32] = 0.f;
             __threadfence();            // sums that the path before has stored are read below by other lanes

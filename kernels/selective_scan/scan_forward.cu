@@ -148,7 +148,7 @@ extern "C" __global__ void __launch_bounds__(32 * K, BLOCKS_AN_SM) scan_forward(
 #if STATES_HERE
             #pragma unroll
 #else
-            #pragma unroll 4
+            #pragma unroll 8
 #endif
             for (int n = 0; n < N; n++) {
 #if STATES_HERE
