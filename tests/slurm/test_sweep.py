@@ -25,14 +25,14 @@ from safetensors.torch import load_file
 pytestmark = pytest.mark.slurm
 ROOT = Path(__file__).resolve().parents[2]
 
-BASE = {
-    "model": "dit_nano", "model.depth": 1, "model.hidden_size": 16, "model.num_heads": 2, "data": "digits",
-    "data.size": 8, "train.batch_size": 4, "train.precision": "float32", "run.device": "cpu",
-    "run.checkpoint_every": 2000,
-}  # fmt: skip
 # More than what is left of a minute after a start: one core takes 200 a second, or 90 beside other work.
 STEPS = 8000
 HALF = str(STEPS // 2)
+BASE = {
+    "model": "dit_nano", "model.depth": 1, "model.hidden_size": 16, "model.num_heads": 2, "data": "digits",
+    "data.size": 8, "train.batch_size": 4, "train.precision": "float32", "run.device": "cpu",
+    "run.checkpoint_every": STEPS // 2,
+}  # fmt: skip
 COMMAND = (sys.executable, "-c", "import sys; from lamabench.launch.cli import main; sys.exit(main())")
 SLURM = ("cluster=slurm", "cluster.cpus=1", "cluster.mem_gb=1")
 
