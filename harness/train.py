@@ -258,6 +258,7 @@ def _steps(
     started, before = time.perf_counter(), state.seconds
     window_start = state.step - state.step % config.run.log_every
     progress.update("train", state.step, settings.steps)
+    logged: dict[str, str] = {}
     for batch in _batches(loader):
         state.optimizer.zero_grad(set_to_none=True)
         whole = (batch[key].to(device, non_blocking=True) for key in ("x0", "y", "t", "noise"))
@@ -276,6 +277,7 @@ def _steps(
         logging, stopping = state.step % config.run.log_every == 0, stop.asked() is not None
         saving = last or stopping or state.step % config.run.checkpoint_every == 0
         if not (logging or saving):
+            progress.update("train", state.step, settings.steps, **logged)
             continue
         means = (state.window / (state.step - window_start)).tolist()
         state.seconds = before + time.perf_counter() - started
@@ -288,7 +290,8 @@ def _steps(
             append(folder / "metrics.jsonl", line | {"seconds": round(state.seconds, 3)})
             window_start = state.step
             state.window.zero_()
-            progress.update("train", state.step, settings.steps, loss=f"{means[0]:.4f}")
+            logged = {"loss": f"{means[0]:.4f}"}
+            progress.update("train", state.step, settings.steps, **logged)
         if saving:
             ckpt.save(
                 folder / "checkpoints",

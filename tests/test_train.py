@@ -210,6 +210,20 @@ def test_micro_batches_are_the_same_training(model, tmp_path):
     assert losses[0] == pytest.approx(losses[1], rel=1e-4) and len(losses[0]) > 1
 
 
+def test_every_step_is_progress(tmp_path):
+    """Also where the next line of the log is minutes away; the loss is that of the last one."""
+    seen = []
+
+    class Watched(Progress):
+        def update(self, stage, done, total, **facts):
+            seen.append((done, facts.get("loss")))
+
+    folder = create(make(DIT, 5, tmp_path))
+    train(folder, make(DIT, 5, tmp_path), Watched())
+    first, second, last = (f"{line['loss']:.4f}" for line in metrics(folder))
+    assert seen == [(0, None), (1, None), (2, first), (3, first), (4, second), (5, last)]
+
+
 def test_average_follows_the_weights(tmp_path):
     """After one step: ema = 0.9 · start + 0.1 · weights; Adam's first step is lr · sign(gradient) (up to its eps)."""
     config = make(steps=1, root=tmp_path)
