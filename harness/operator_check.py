@@ -108,11 +108,15 @@ def results(
     run: Callable[..., Tensor], call: Call, dtype: torch.dtype | None = None, spoil: Callable[[], None] = lambda: None
 ) -> list[Tensor]:
     """The output and every wanted gradient, of the output times fixed random weights; `dtype` for all float tensors.
-    `spoil` is called before each of the two passes."""
+    `spoil` is called before each of the two passes.
+
+    The output's gradient lies in memory as the output does, like the one that attention gets in our models: of cuDNN's
+    attention, that layout must not change within a process (see `kernels/attention/README.md`).
+    """
     args, leaves = fresh(call, dtype)
     spoil()
     out = run(*args)
-    weights = output_weights(out.shape).to(out)
+    weights = torch.empty_like(out).copy_(output_weights(out.shape))
     spoil()
     return [out.detach(), *torch.autograd.grad(out, leaves, weights)]
 

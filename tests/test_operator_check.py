@@ -229,6 +229,28 @@ def test_plain_attention_rounds_as_flash_attention_does():
     assert all(other <= 1.25 * one for one, other in zip(plain, flash, strict=True)), (plain, flash)
 
 
+def test_the_outputs_gradient_lies_as_the_output_does():
+    seen = []
+
+    class Watched(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            seen.append(x.stride())
+            return x.view_as(x)
+
+        @staticmethod
+        def backward(ctx, *grad_outputs):
+            seen.append(grad_outputs[0].stride())
+            return grad_outputs[0]
+
+    call = a_call(tokens=6)
+    operator_check.results(lambda q, k, v: Watched.apply(sdpa(q, k, v)), call)
+    tokens_first = operator_check.results(lambda q, k, v: Watched.apply(sdpa(q, k, v).mT.contiguous().mT), call)
+    assert seen[0] == seen[1] and seen[2] == seen[3] != seen[0]
+    exact = operator_check.results(PlainAttention.apply, call, torch.float64)
+    assert all(bench_check.relative_rms([a], [b]) < 1e-5 for a, b in zip(tokens_first, exact, strict=True))
+
+
 def test_torchs_own_attention_is_not_its_own_rival(monkeypatch):
     backends = OPERATORS["attention"].backends
     monkeypatch.setitem(backends, "sdpa", replace(backends["sdpa"], run=wrong_gradient))
@@ -373,3 +395,17 @@ def test_gaps_are_spoilt_on_the_gpu():
     assert places & {block.data_ptr() for block in found}
     assert all(bool(block.isnan().all()) for block in found)
     assert not any(bool(block.any()) for block in blocks)
+
+
+@pytest.mark.gpu
+def test_the_check_finds_attention_as_the_model_left_it_on_the_gpu():
+    """The reference of many tokens has been through torch's attention, in the model, by the time it is checked alone:
+    what cuDNN keeps of the former must fit the latter."""
+    model = DiTConfig(input_size=64, in_channels=4, num_classes=10, patch_size=2, hidden_size=144, depth=1, num_heads=2)
+    torch.manual_seed(0)
+    net = build(model).to("cuda")
+    module.fill_constants(net)
+    backends = select_backends(net, {}, "cuda")
+    made = bench_check.reference(net, "bfloat16", "cuda")
+    assert made.backends == backends == {"attention": "sdpa"}
+    assert (check_operators(net, backends, made.backends, "bfloat16", "cuda") or 0) < 0.3
