@@ -20,7 +20,7 @@ from .cost import cost
 from .diffusion import Diffusion
 from .operator_check import check_operators
 from .provenance import device_name, pick_device
-from .timing import first_line, mfu, out_of_memory, time_calls
+from .timing import first_line, mfu, one_at_a_time, out_of_memory, time_calls
 from .train import autocast, compiled, follow, round_weights
 
 Row = dict[str, Any]
@@ -47,7 +47,8 @@ def bench(config: Config, say: Callable[[str], None] = lambda text: None, rows: 
     beforehand as sampling does (`train.round_weights`); `train` a step of the training loop: forward, loss, backward,
     AdamW, EMA. Milliseconds are a batch's: median, quartiles, 20th and 80th percentile. `mfu` is null where the
     device's peak is not known, `peak_memory_gib` on the CPU; for CUDA graphs that is all memory that torch holds.
-    `disturbed` says what else kept the host busy: the times may then be too long.
+    `disturbed` says what else kept the host busy: the times may then be too long. On a GPU that another process
+    measures on, waits until that has ended (`one_at_a_time`).
 
     Before anything is measured, every operator that the model calls is held against the reference alone, for one image
     (see `operator_check`): `operator_error` is the largest relative RMS error of an output or a gradient, null where it
@@ -57,17 +58,21 @@ def bench(config: Config, say: Callable[[str], None] = lambda text: None, rows: 
     fit the model or a named backend cannot run.
     """
     check_bench(config)
+    device = pick_device(config.run.device)
     known, subject, bad = list(rows), None, []
-    while (point := next_point(config.bench, config.model.input_size, known)) is not None:
-        if subject is None or subject.net.config.input_size != point.input_size:
-            subject = None  # the old one goes before the new one comes
-            release(pick_device(config.run.device))
-            subject = Subject(config, point.input_size, say)
-        row = subject.row(point)
-        say(describe(row))
-        known.append(row)
-        bad += [row] if row["state"] not in FINISHED else []
-        yield row
+    with one_at_a_time(device, say):
+        while (point := next_point(config.bench, config.model.input_size, known)) is not None:
+            if subject is None or subject.net.config.input_size != point.input_size:
+                subject = None  # the old one goes before the new one comes
+                release(device)
+                subject = Subject(config, point.input_size, say)
+            row = subject.row(point)
+            say(describe(row))
+            known.append(row)
+            bad += [row] if row["state"] not in FINISHED else []
+            yield row
+        subject = None
+        release(device)
     if bad:
         raise WrongOutput(f"{len(bad)} measurements without a number, the first: {describe(bad[0])}")
 

@@ -22,7 +22,7 @@ from .config import Config
 from .mamba_scan import ScanAlone
 from .operator_check import Call, Held, argument_names, as_in_the_model, calls_of, fresh, or_null
 from .provenance import device_name, pick_device
-from .timing import LEAST, exponentials_per_s, peak_flops, quantiles, time_calls
+from .timing import LEAST, exponentials_per_s, one_at_a_time, peak_flops, quantiles, time_calls
 
 # Relative errors that are allowed on top of twice those of plain torch in the same precision: less than in a model.
 FLOOR = {"float32": 1e-5, "bfloat16": 1e-4}
@@ -140,28 +140,29 @@ def bench_kernels(config: Config, say: Callable[[str], None] = lambda text: None
     and is not timed. Times are the device's (see `time_queued`), in ms; `floor_ms` is the largest of three floors (see
     `floors`), `floor` its name. `state` "wrong" stands where a backend does not pass its check, "oom" or "failed"
     where it cannot run; such rows have no time, and after the last one WrongOutput is raised where any was wrong or
-    failed.
+    failed. On a GPU that another process measures on, waits until that has ended.
     """
     device, settings = pick_device(config.run.device), config.bench
     batch = 64 if settings.batch_size == "auto" else settings.batch_size[0]
-    torch.manual_seed(0)
-    with torch.device(device):
-        net = build(config.model).to(device)
-    fill_constants(net)
-    select_backends(net, vars(config.backend), device.split(":")[0])
-    calls = pairs_of(net.train(), batch, settings.precision, device)
-    del net
-    release(device)
-    for name in dict.fromkeys(one.operator for one, _ in calls):
-        say(f"{name} left out: {OPERATORS[name].why_not(device.split(':')[0]) or 'none'}")
-    bad, subject = [], Subject(config, device, batch, limits(device, settings.precision))
-    for one, many in calls:
-        for row in subject.rows(one, many):
-            told = f"{row['p50_ms']:.3f} ms" if row["state"] == "done" else f"{row['state']}: {row['error']}"
-            text = f"{row['operator']}={row['backend'][row['operator']]}, {row['shape']}, {row['pass']}: {told}"
-            say(text)
-            bad += [text] if row["state"] not in FINISHED else []
-            yield row
+    with one_at_a_time(device, say):
+        torch.manual_seed(0)
+        with torch.device(device):
+            net = build(config.model).to(device)
+        fill_constants(net)
+        select_backends(net, vars(config.backend), device.split(":")[0])
+        calls = pairs_of(net.train(), batch, settings.precision, device)
+        del net
+        release(device)
+        for name in dict.fromkeys(one.operator for one, _ in calls):
+            say(f"{name} left out: {OPERATORS[name].why_not(device.split(':')[0]) or 'none'}")
+        bad, subject = [], Subject(config, device, batch, limits(device, settings.precision))
+        for one, many in calls:
+            for row in subject.rows(one, many):
+                told = f"{row['p50_ms']:.3f} ms" if row["state"] == "done" else f"{row['state']}: {row['error']}"
+                text = f"{row['operator']}={row['backend'][row['operator']]}, {row['shape']}, {row['pass']}: {told}"
+                say(text)
+                bad += [text] if row["state"] not in FINISHED else []
+                yield row
     if bad:
         raise WrongOutput(f"{len(bad)} measurements without a number, the first: {bad[0]}")
 

@@ -1,10 +1,12 @@
 """How long calls take, and how close that is to what the machine can do."""
 
+import fcntl
 import os
 import re
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +16,7 @@ LEAST = 5  # calls of a measurement, however long they take
 BUSY = 0.25  # more of the host's cores than this at work for others, and a measurement says so
 COUNTED_S = 0.3  # in less, the kernel's count of processor time (in hundredths of a second) says little
 CPU_TIMES = Path("/proc/stat")
+LOCKS = Path("/tmp")  # not TMPDIR, which may be a job's own: other jobs on the same GPU have to find the lock
 
 
 class GPU(NamedTuple):
@@ -100,6 +103,32 @@ def others_busy() -> Callable[[], str | None]:
         return f"other processes kept {(after - before) / seconds:.1f} of {cores} cores busy"
 
     return said
+
+
+@contextmanager
+def one_at_a_time(device: str, say: Callable[[str], None]) -> Iterator[None]:
+    """Hold a GPU against other measurements: those of all processes on this host take turns. Of programs that do not
+    ask, training among them, it knows nothing. The lock goes with the process, however that ends; on a CPU there is
+    none (see `others_busy`)."""
+    if not device.startswith("cuda"):
+        yield
+        return
+    lock = LOCKS / f"lamabench-{torch.cuda.get_device_properties(device).uuid}.lock"
+    try:  # another user's may be read alone, which is enough to hold it
+        file = os.open(lock, os.O_RDONLY if lock.exists() else os.O_RDONLY | os.O_CREAT, 0o644)
+    except OSError as error:
+        say(f"other measurements on this GPU will not wait for this one: {error}")
+        yield
+        return
+    try:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say(f"another process measures on this {torch.cuda.get_device_name(device)}: waiting until it has ended")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(file)
 
 
 def time_calls(step: Callable[[], Any], device: str, warmup: int, repeats: int, seconds: float) -> dict[str, Any]:

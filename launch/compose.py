@@ -14,7 +14,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ..harness.backbones import presets
@@ -105,9 +105,20 @@ def _section(name: str, model: str | None, data: str | None, overrides: tuple[st
     """A section of the configuration, or `seed`, after overrides; pickled, so that every run has its own."""
     node = pickle.loads(_base(model, data).pickled)
     for override in _parse(overrides):
-        OmegaConf.update(node, override.key_or_group, override.value(), merge=True)
+        OmegaConf.update(node, override.key_or_group, _value(node, override), merge=True)
     value = node[name]
     return pickle.dumps(OmegaConf.to_object(value) if isinstance(value, DictConfig) else value)
+
+
+def _value(base: DictConfig, override: Override) -> Any:
+    """What an override sets; for a key that holds nothing but lists, one value is a list of one."""
+    node: Any = base
+    for word in override.key_or_group.split("."):
+        node = node._get_node(word)
+    value = override.value()
+    single = isinstance(value, int | float) or (isinstance(value, str) and "${" not in value)
+    lists = isinstance(node, ListConfig) and node._metadata.ref_type is not Any
+    return [value] if single and lists else value
 
 
 def _parse(overrides: Sequence[str]) -> list[Override]:
@@ -179,6 +190,6 @@ def apply(node: DictConfig, overrides: Sequence[str], section: str = "") -> None
     for override in _parse(overrides):
         _check_key(node, override.key_or_group, section)
         try:
-            OmegaConf.update(node, override.key_or_group, override.value())
+            OmegaConf.update(node, override.key_or_group, _value(node, override))
         except OmegaConfBaseException as error:
             raise InputError(plain_error(error)) from None

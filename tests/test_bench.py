@@ -7,8 +7,10 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import time
 import types
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 
@@ -43,6 +45,13 @@ def make(model=DIT, device="cpu", **settings):
     quick = {"batch_size": 2, "repeats": 2, "seconds": 0.05, "warmup": 1, "precision": "float32"}
     data = DataConfig(kind="none", size=model.input_size, channels=model.in_channels, num_classes=model.num_classes)
     return Config(model=model, data=data, bench=BenchConfig(**{**quick, **settings}), run=RunConfig(device=device))
+
+
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch):
+    """Tests that share a GPU do not wait for each other: nobody reads their times."""
+    for place in (module, bench_kernels):
+        monkeypatch.setattr(place, "one_at_a_time", lambda device, say: nullcontext())
 
 
 def collect(config, rows=()):
@@ -275,6 +284,66 @@ def test_work_of_others_is_what_is_neither_idle_nor_ours(others, seconds, words,
     written(100 + work - 60, 20, 50 + 30, 10)
     told = said()
     assert told is None if words is None else told == f"other processes kept {words} cores busy"
+
+
+def test_measurements_on_a_gpu_take_turns(tmp_path, monkeypatch):
+    """Another process holds the lock until it is killed."""
+    monkeypatch.setattr(timing, "LOCKS", tmp_path)
+    gpu = types.SimpleNamespace(
+        get_device_properties=lambda device: types.SimpleNamespace(uuid=f"GPU-{device[-1]}"),
+        get_device_name=lambda device: "H100",
+    )
+    monkeypatch.setattr(timing.torch, "cuda", gpu)
+    said, order = [], []
+
+    def measure(device):
+        with timing.one_at_a_time(device, said.append):
+            order.append(device)
+
+    measure("cuda:0")
+    (lock,) = tmp_path.iterdir()
+    lock.chmod(0o444)  # as another user's
+    hold = "import fcntl, sys, time; file = open(sys.argv[1]); fcntl.flock(file, 2); print(); time.sleep(600)"
+    other = subprocess.Popen([sys.executable, "-c", hold, str(lock)], stdout=subprocess.PIPE)
+    try:
+        assert other.stdout is not None and other.stdout.readline()
+        waiting = threading.Thread(target=measure, args=["cuda:0"])
+        waiting.start()
+        measure("cuda:1")
+        measure("cpu")
+        waiting.join(0.5)
+        assert waiting.is_alive() and order == ["cuda:0", "cuda:1", "cpu"]
+    finally:
+        other.kill()
+        other.wait()
+    waiting.join(30)
+    assert order == ["cuda:0", "cuda:1", "cpu", "cuda:0"]
+    assert said == ["another process measures on this H100: waiting until it has ended"]
+
+
+def test_a_measurement_that_cannot_be_queued_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(timing, "LOCKS", tmp_path / "nowhere")
+    monkeypatch.setattr(timing.torch.cuda, "get_device_properties", lambda device: types.SimpleNamespace(uuid="GPU-0"))
+    said = []
+    with timing.one_at_a_time("cuda", said.append):
+        assert len(said) == 1 and "will not wait" in said[0] and "nowhere" in said[0]
+
+
+@pytest.mark.parametrize("command", ["bench", "bench-kernels"])
+def test_both_benchmarks_hold_the_gpu(command, monkeypatch):
+    held = []
+
+    @contextmanager
+    def watched(device, say):
+        held.append(device)
+        yield
+        held.append("free")
+
+    place, config = (module, make()) if command == "bench" else (bench_kernels, make(NANO))
+    monkeypatch.setattr(place, "one_at_a_time", watched)
+    rows = module.bench(config) if command == "bench" else bench_kernels.bench_kernels(config)
+    assert held == [] and next(iter(rows))["state"] == "done" and held == ["cpu"]
+    assert all(held == ["cpu"] for _ in rows) and held == ["cpu", "free"]
 
 
 @pytest.mark.parametrize(

@@ -143,6 +143,8 @@ BAD = [
     (["train", "train.stesp=3"], r"unknown key in train 'stesp' \(did you mean 'steps'\?\)"),
     (["train", "train.steps=many"], "train.steps: Value 'many'"),
     (["train", "train.steps"], "is not an override"),
+    (["train", "evaluate.metrics=fid"], r"unknown evaluate\.metrics 'fid' \(did you mean 'fd'\?\); choices: fd, kid"),
+    (["bench", "dit_nano", "bench.compile=compil"], r"unknown bench\.compile 'compil' \(did you mean 'compile'\?\)"),
     (["train", "train.steps=[1"], "cannot read the override"),
     (["train", "data=folder", "model=dit_nano", "data.num_classes=1", "data.path=nowhere"], "nowhere"),
     (["train", "data=folder", "model=dit_nano", "data.num_classes=1"], r"data\.path"),

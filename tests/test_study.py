@@ -18,7 +18,7 @@ from lamabench.harness.record import RecordError, append, entry, identity, read_
 from lamabench.harness.run import STAGES, config_from_dict, config_to_dict, create, execute
 from lamabench.kernels.errors import InputError
 from lamabench.launch import hours
-from lamabench.launch.compose import compose
+from lamabench.launch.compose import compose, model_config
 from lamabench.launch.sweep import only, plan
 from omegaconf import OmegaConf
 
@@ -211,6 +211,15 @@ def test_typos_are_refused_in_one_line_again_and_again(overrides, message):
         with pytest.raises(InputError, match=message) as caught:
             compose(overrides)
         assert "\n" not in str(caught.value)
+
+
+def test_one_value_for_a_list_is_a_list_of_one():
+    one = ["bench.compile=compile", "bench.input_sizes=32", "bench.checkpointing=true", "model.mixers=ssm"]
+    several = ["bench.compile=[compile]", "bench.input_sizes=[32]", "bench.checkpointing=[true]", "model.mixers=[ssm]"]
+    more = ["model=lamamba_nano", "train.batch_size=2"]
+    assert compose([*more, *one])[0] == compose([*more, *several])[0]
+    assert compose([*more, "bench.input_sizes=null"])[0].bench.input_sizes is None
+    assert model_config("lamamba_nano", ["mixers=ssm"]).mixers == ["ssm"]
 
 
 def test_a_thousand_runs_are_planned_in_seconds(record_property):

@@ -141,8 +141,10 @@ def forward_choices(plan: Plan) -> tuple[bool, int]:
         """Rounds of blocks, each of the time that so many blocks of a multiprocessor take."""
         return -(-plan.batch * plan.tiles // (choice[1] * processors)) * choice[2]
 
-    choices = [(True, max(1, 8 // plan.paths), 2.0), (False, max(1, 12 // plan.paths), 2.87)]
-    return min(choices[plan.halves > 5 :], key=time)[:2]
+    shared = (False, max(1, 12 // plan.paths), 2.87)
+    if plan.halves > 5:  # more of W than registers hold
+        return shared[:2]
+    return min((True, max(1, 8 // plan.paths), 2.0), shared, key=time)[:2]
 
 
 @torch.library.custom_op("lamabench::selective_scan_cuda_backward", mutates_args=())
