@@ -14,8 +14,12 @@ help:  ## list the targets
 demo: $(READY)  ## train, score and compare three small backbones on real digits (10 minutes on 2 cores)
 	$(VENV)/bin/lamabench sweep run demo
 
-test: $(READY)  ## run the tests (those that need a GPU: .venv/bin/pytest -m gpu)
+test: $(READY)  ## run the tests (but those that need a GPU or SLURM)
 	OMP_NUM_THREADS=1 $(VENV)/bin/pytest -n auto --maxprocesses 4 --dist worksteal
+
+# A thread each: what they compile and compute on the CPU would otherwise fight for the cores.
+gpu-test: $(READY)  ## run the tests that need a GPU (NVIDIA's, of compute capability 8.0 or newer)
+	OMP_NUM_THREADS=1 TORCHINDUCTOR_COMPILE_THREADS=2 $(VENV)/bin/pytest -m gpu -n auto --maxprocesses 14 --dist worksteal
 
 slurm-test: $(READY)  ## run the tests that need SLURM, on a node of their own (8 minutes; root, Debian or Ubuntu)
 	OMP_NUM_THREADS=1 $(VENV)/bin/pytest -m slurm tests/slurm

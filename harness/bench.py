@@ -60,6 +60,8 @@ def bench(config: Config, say: Callable[[str], None] = lambda text: None, rows: 
     check_bench(config)
     device = pick_device(config.run.device)
     known, subject, bad = list(rows), None, []
+    if next_point(config.bench, config.model.input_size, known) is None:
+        return  # nothing to wait for the GPU for
     with one_at_a_time(device, say):
         while (point := next_point(config.bench, config.model.input_size, known)) is not None:
             if subject is None or subject.net.config.input_size != point.input_size:

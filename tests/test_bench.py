@@ -346,6 +346,12 @@ def test_both_benchmarks_hold_the_gpu(command, monkeypatch):
     assert all(held == ["cpu"] for _ in rows) and held == ["cpu", "free"]
 
 
+def test_a_bench_with_nothing_to_measure_does_not_wait(monkeypatch):
+    rows, _ = collect(make(modes=["forward"]))
+    monkeypatch.setattr(module, "one_at_a_time", None)
+    assert collect(make(modes=["forward"]), rows) == ([], None)
+
+
 @pytest.mark.parametrize(
     ("error", "oom"),
     [
