@@ -12,11 +12,14 @@ from typing import Any, NamedTuple
 
 import torch
 
+from . import stop
+
 LEAST = 5  # calls of a measurement, however long they take
 BUSY = 0.25  # more of the host's cores than this at work for others, and a measurement says so
 COUNTED_S = 0.3  # in less, the kernel's count of processor time (in hundredths of a second) says little
 CPU_TIMES = Path("/proc/stat")
 LOCKS = Path("/tmp")  # not TMPDIR, which may be a job's own: other jobs on the same GPU have to find the lock
+WAIT_S = 0.5  # between looks at it
 
 
 class GPU(NamedTuple):
@@ -109,7 +112,7 @@ def others_busy() -> Callable[[], str | None]:
 def one_at_a_time(device: str, say: Callable[[str], None]) -> Iterator[None]:
     """Hold a GPU against other measurements: those of all processes on this host take turns. Of programs that do not
     ask, training among them, it knows nothing. The lock goes with the process, however that ends; on a CPU there is
-    none (see `others_busy`)."""
+    none (see `others_busy`). Raises Stopped where a signal asks for it while this waits."""
     if not device.startswith("cuda"):
         yield
         return
@@ -121,14 +124,22 @@ def one_at_a_time(device: str, say: Callable[[str], None]) -> Iterator[None]:
         yield
         return
     try:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not _taken(file):
             say(f"another process measures on this {torch.cuda.get_device_name(device)}: waiting until it has ended")
-            fcntl.flock(file, fcntl.LOCK_EX)
+            while not _taken(file):
+                stop.check()
+                time.sleep(WAIT_S)
         yield
     finally:
         os.close(file)
+
+
+def _taken(file: int) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def time_calls(step: Callable[[], Any], device: str, warmup: int, repeats: int, seconds: float) -> dict[str, Any]:
