@@ -178,7 +178,8 @@ class Subject:
         """Every backend and pass of a call: checked with one image, timed with many."""
         operator, device_type = OPERATORS[one.operator], self.device.split(":")[0]
         held = Held(one, self.settings.precision, self.device)
-        result = held.plain[0].numel() * held.plain[0].element_size() * self.batch
+        # In the type of the first argument: plain torch may give another (CUDA's autocast norms in float32).
+        result = held.plain[0].numel() * one.args[0].element_size() * self.batch
         for backend in operator.backends.values():
             if backend.name != "reference" and not backend.reasons(device_type):
                 run = as_in_the_model(backend.run, self.settings.precision, self.device)

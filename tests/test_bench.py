@@ -508,6 +508,17 @@ def test_kernel_rows():
     assert {row["pass"] for row in rows} == {"forward", "forward+backward"}
 
 
+def test_floors_count_the_output_in_the_type_of_the_input(monkeypatch):
+    """Plain torch's norm gives float32 under CUDA's autocast, which is no limit for a kernel that gives bfloat16."""
+    planted(monkeypatch, lambda right: lambda *args: right(*args).float(), "gated_norm", "torch")
+    rows, error = kernel_rows(make(NANO, batch_size=3, modes=["forward"], precision="bfloat16"))
+    assert error is None
+    (row,) = [row for row in rows if row["operator"] == "gated_norm"]
+    assert row["shape"] == "y 3×4×4×8, z 3×4×4×8"
+    moved = 3 * (48 * 8) * 2 + 2 * 8 * 4  # y, z and output; weight and bias
+    assert row["bytes_floor_ms"] == pytest.approx(1e3 * moved / row["bytes_per_s"])
+
+
 def test_kernels_have_no_number_for_a_wrong_gradient(monkeypatch):
     """`triton` runs nowhere here, so it can be made anything: right forward, and one gradient 1 % off."""
 
