@@ -4,6 +4,7 @@ Triton decides at import whether it interprets, so the CPU's half runs in a proc
 """
 
 import importlib.util
+import math
 import os
 from contextlib import nullcontext
 from functools import partial
@@ -118,18 +119,76 @@ WITHOUT_GPU = [
     ((2, (1, 9), 40, 6, 3, "bidirectional"), torch.bfloat16),  # and through none of one
     ((4, (2, 3), 160, 2, 3, "bidirectional"), torch.bfloat16),  # ten warps a multiprocessor: one state at a time
 ]
+SEGMENTED = [
+    # and the segments of a path, backward
+    (
+        (2, (4, 17), 40, 2, 3, "continuous"),
+        torch.bfloat16,
+        3,
+    ),  # two chunks, two chunks, one: the forward pass keeps all
+    ((2, (4, 17), 40, 2, 3, "continuous"), torch.float32, 5),  # a chunk each
+    ((2, (1, 70), 72, 6, 20, "bidirectional"), torch.bfloat16, 3),  # starts of segments kept, each walked forwards
+    ((1, (1, 70), 33, 16, 5, "cross"), torch.bfloat16, 5),  # a chunk each: nothing to walk
+    ((1, (1, 102), 33, 5, 40, "unidirectional"), torch.float32, 2),  # four chunks, three
+    ((3, (3, 7), 200, 6, 3, "cross"), torch.bfloat16, 2),  # several images a block; a warp without channels
+]
+
+
+def cut(monkeypatch, segments):
+    """Lets the backward pass cut a path into as many segments, whatever is fastest."""
+    right = cuda._fastest
+
+    def fastest(batch, chunks, *more):
+        choice, every = right(batch, chunks, *more), -(-chunks // segments)
+        assert -(-chunks // every) == segments
+        return choice._replace(
+            segments=segments, every=every, parts=max(1, batch // 2) if segments > 1 else choice.parts
+        )
+
+    monkeypatch.setattr(cuda, "_fastest", fastest)
 
 
 @pytest.mark.skipif(cuda_on_cpu.COMPILER is None, reason="g++ is not installed")
-@pytest.mark.parametrize(("size", "dtype"), WITHOUT_GPU)
-def test_cuda_without_a_gpu(size, dtype, without_gpu, poison):
+@pytest.mark.parametrize(
+    ("size", "dtype", "segments"), [*((size, dtype, 1) for size, dtype in WITHOUT_GPU), *SEGMENTED]
+)
+def test_cuda_without_a_gpu(size, dtype, segments, without_gpu, poison, monkeypatch):
     """Whenever copies land, and in whatever order threads run: the same bits each time."""
+    cut(monkeypatch, segments)
     inputs, paths = make(*size, dtype)
     hold(inputs, paths, floor=3e-6 if dtype == torch.float32 else 2e-5, backend="cuda")
     first = run(inputs, paths, "cuda")
     without_gpu.late, without_gpu.seed = False, 1
     for name, one, other in zip(NAMES, first, run(inputs, paths, "cuda"), strict=True):
         assert torch.equal(one, other), name
+
+
+def choice_on_an_h100(monkeypatch, batch, length, channels, states, rank):
+    gpu = SimpleNamespace(multi_processor_count=132, shared_memory_per_block_optin=227 * 1024)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: gpu)
+    x, dt = (torch.empty(size, dtype=torch.bfloat16, device="meta") for size in ((batch, length, channels), (4, rank)))
+    plan = cuda.Plan(x, dt, torch.empty(4, channels, states, device="meta"))
+    return plan, cuda.backward_choices(plan)
+
+
+@pytest.mark.parametrize("states", [1, 16])
+def test_few_long_images_are_cut_into_segments(states, monkeypatch):
+    """Where whole paths fill an H100 they stay whole; where they would leave most of it idle, segments fill it."""
+    for size in ((1024, 640), (256, 1280), (64, 2560)):
+        plan, choice = choice_on_an_h100(monkeypatch, 256, *size, states, size[1] // 32)
+        assert choice.segments == 1 and choice.every == plan.chunks
+        assert (plan.kept(True)[0] == (0,)) == (states > cuda.MOST_KEPT) and plan.kept(False)[0] == (0,)
+    plan, choice = choice_on_an_h100(monkeypatch, 4, 16384, 640, states, 20)
+    assert 0.75 * 132 * choice.blocks < choice.groups * choice.parts * choice.segments <= 132 * choice.blocks
+    shape, every = plan.kept(True)
+    assert shape[3] == (-(-1024 // every)) and math.prod(shape) <= 4 * 4 * 640 * 16384 / 4  # K·E·L / 4 an image
+
+
+def test_segments_hold_every_chunk_once(monkeypatch):
+    for length in (1, 15, 16, 17, 100, 1000, 1025, 4097, 16384, 70000):
+        for batch in (1, 3, 30):
+            plan, choice = choice_on_an_h100(monkeypatch, batch, length, 33, 5, 3)
+            assert (choice.segments - 1) * choice.every < plan.chunks <= choice.segments * choice.every
 
 
 def test_reasons(monkeypatch):
@@ -212,9 +271,10 @@ def test_a_thread_that_has_called_nothing_of_cuda():
 
 @pytest.mark.gpu
 def test_torch_checks_of_the_cuda_operator():
-    inputs, paths = make(*SMALL[1], torch.float32, "cuda")
-    for keep in (False, True):
-        torch.library.opcheck(torch.ops.lamabench.selective_scan_cuda.default, (*inputs, *paths, keep))
+    for size in (SMALL[1], (1, (1, 1000), 33, 5, 3, "bidirectional")):  # whole paths, and segments
+        inputs, paths = make(*size, torch.float32, "cuda")
+        for keep in (False, True):
+            torch.library.opcheck(torch.ops.lamabench.selective_scan_cuda.default, (*inputs, *paths, keep))
 
 
 def test_cuda_adds_up_what_blocks_leave(monkeypatch):
@@ -248,8 +308,8 @@ def test_cuda_adds_up_what_blocks_leave(monkeypatch):
 
 KERNELS = {
     "scan_prepare.cu": ("prepare_tokens", {}),
-    "scan_forward.cu": ("scan_forward", {"W_REGISTERS": 1, "BLOCKS_AN_SM": 2, "KEEP": 1}),
-    "scan_backward.cu": ("scan_backward", {"WARPS": 4, "BLOCKS_AN_SM": 2, "KEPT": 0}),
+    "scan_forward.cu": ("scan_forward", {"W_REGISTERS": 1, "BLOCKS_AN_SM": 2, "KEEP": 2}),
+    "scan_backward.cu": ("scan_segments", {"WARPS": 4, "BLOCKS_AN_SM": 2, "KEPT": 0, "SEGMENTED": 1}),
 }
 
 

@@ -1,8 +1,9 @@
 """The selective scan in CUDA C++ (`scan*.cu`), compiled at run time: README.md says how it works."""
 
 import ctypes
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ FOLDER = Path(__file__).parent
 COMMON = FOLDER / "scan.cuh"
 STEPS = 16
 MOST_KEPT = 4  # states a channel: those at the start of a chunk are then K·E·L / 4 numbers or fewer
+MOST_SEGMENTS = 64  # of a path, backward
 reasons = nvrtc.reasons
 
 
@@ -37,9 +39,18 @@ class Plan:
         self.dt_block, self.bc_block = _align4(words), self.states * 2 * STEPS
         self.w_block = self.halves * 128
 
-    def kept(self, keep: bool) -> tuple[int, ...]:
-        """The shape of the states that the forward pass keeps."""
-        return (self.batch, self.paths, self.tiles, self.chunks, self.states, 32) if keep else (0,)
+    def kept(self, keep: bool) -> tuple[tuple[int, ...], int]:
+        """The shape of the states that the forward pass keeps for the backward pass, and from how many chunks to how
+        many: at few states from every one, else from every segment of a path."""
+        if not keep:
+            return (0,), 0
+        count, every = self.chunks, 1
+        if self.states > MOST_KEPT:
+            choice = backward_choices(self)
+            if choice.segments == 1:
+                return (0,), 0
+            count, every = choice.segments, choice.every
+        return (self.batch, self.paths, self.tiles, count, self.states, 32), every
 
     def kernel(self, file: str, name: str, shared: int = 0, **more: int) -> nvrtc.Kernel:
         constants = {
@@ -102,8 +113,9 @@ def scan_forward(
     inverse: Tensor,
     keep: bool,
 ) -> tuple[Tensor, Tensor]:
-    """The output [B, L, E]; the states at the start of every chunk if they are to be kept, float32
-    [B, K, tiles of 32 channels, chunks, N, 32], else nothing."""
+    """The output [B, L, E]; for the backward pass, if `keep`, the states at the start of every chunk, or at more than 4
+    a channel of every segment that it will take, float32 [B, K, tiles of 32 channels, chunks or segments, N, 32];
+    nothing where it takes whole paths."""
     kind = x.dtype
     x, dt, b, c, dt_weight, dt_bias, a, skip = _inputs(x, (dt, b, c), (dt_weight, dt_bias, a, skip))
     with torch.cuda.device(x.device):
@@ -115,18 +127,19 @@ def scan_forward(
         warp = 3 * (STEPS + 4) + stage + 32 * 20 + (0 if plan.states <= 4 else plan.states * 64)
         warp += 0 if plan.exact or w_registers else plan.w_block * 4
         shared = 4 * plan.paths * warp
+        shape, every = plan.kept(keep)
         kernel = plan.kernel(
             "scan_forward.cu", "scan_forward", shared,
-            W_REGISTERS=int(w_registers), BLOCKS_AN_SM=blocks, KEEP=int(keep),
+            W_REGISTERS=int(w_registers), BLOCKS_AN_SM=blocks, KEEP=min(every, 2),
         )  # fmt: skip
         items = plan.batch * plan.tiles
         grid = min(items, kernel.blocks_at_once(32 * plan.paths))
         scratch = plan.empty(x, grid, plan.length, 32, dtype=torch.float32)
         out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-        starts = plan.empty(x, *plan.kept(keep), dtype=torch.float32)
+        starts = plan.empty(x, *shape, dtype=torch.float32)
         kernel(
             (grid, 1), 32 * plan.paths, x, dt_blocks, bc_blocks, fragments, dt_bias, a, skip, table, scratch, out,
-            starts, plan.length, plan.chunks, plan.batch, items,
+            starts, plan.length, plan.chunks, plan.batch, items, every,
         )  # fmt: skip
     return out.to(kind), starts
 
@@ -164,82 +177,126 @@ def scan_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The gradient of x, and float32 parts that add up, over the first axis, to the other gradients: those of dt, b
     and c [groups, B, L, K, R + 2N], of dt_weight [parts, K, E, R], of a, dt_bias and skip [parts, K, E, N + 2]."""
-    kind, keep = x.dtype, starts.numel() > 0
+    kind = x.dtype
     x, dt, b, c, dt_weight, dt_bias, a, skip = _inputs(x, (dt, b, c), (dt_weight, dt_bias, a, skip))
     grad = grad.to(x.dtype).contiguous()
     with torch.cuda.device(x.device):
         plan = Plan(x, dt, a)
         table, dt_blocks, bc_blocks = _tokens(plan, dt, b, c, order, inverse)
         fragments, turned = _weights(plan, dt_weight, turned=True)
-        warps, blocks, groups, parts, shared = backward_choices(plan)
-        kernel = plan.kernel(
-            "scan_backward.cu", "scan_backward", shared, WARPS=warps, BLOCKS_AN_SM=blocks, KEPT=int(keep)
-        )
+        choice = backward_choices(plan)
+        segmented, kept = choice.segments > 1, plan.states <= MOST_KEPT
+        constants = {
+            "WARPS": choice.warps, "BLOCKS_AN_SM": choice.blocks, "KEPT": int(kept), "SEGMENTED": int(segmented)
+        }  # fmt: skip
+        kernel = plan.kernel("scan_backward.cu", "scan_backward", choice.shared, **constants)
 
         def room(*shape: int) -> Tensor:
             return plan.empty(x, *shape, dtype=torch.float32)
 
-        begun = starts if keep else room(parts * groups * warps, plan.chunks, plan.states, 32)
+        rows = choice.parts * choice.segments
+        begun = starts if kept else room(rows * choice.groups * choice.warps, choice.every, plan.states, 32)
         g_x = room(*x.shape) if plan.paths > 1 else None
         out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-        g_tokens, g_weight, g_rows = (room(*shape) for shape in _parts(plan, groups, parts))
+        g_tokens, g_weight, g_rows = (room(*shape) for shape in _parts(plan, choice))
         rates = a.mT.contiguous()
-        kernel(
-            (groups, parts), 32 * warps, grad, x, dt_blocks, bc_blocks, fragments, turned, dt_bias, rates, skip, table,
-            begun, g_x, out, g_tokens, g_weight, g_rows, plan.length, plan.chunks, plan.batch,
-        )  # fmt: skip
+        returned = None
+        if segmented:
+            returned = room(plan.batch, plan.paths, plan.tiles, choice.segments, 2, plan.states, 32)
+            plan.kernel("scan_backward.cu", "scan_segments", choice.shared, **constants)(
+                (choice.groups, plan.batch * plan.paths * (choice.segments - 1)), 32 * choice.warps, grad, dt_blocks,
+                bc_blocks, fragments, dt_bias, rates, table, returned, plan.length, plan.chunks, choice.every,
+                choice.segments,
+            )  # fmt: skip
+        for path in range(plan.paths if segmented else 1):  # one after the other: each adds to the gradient of x
+            kernel(
+                (choice.groups, rows), 32 * choice.warps, grad, x, dt_blocks, bc_blocks, fragments, turned, dt_bias,
+                rates, skip, table, begun, g_x, out, g_tokens, g_weight, g_rows, plan.length, plan.chunks, plan.batch,
+                starts, returned, choice.every, choice.segments, path,
+            )  # fmt: skip
     return out.to(kind), g_tokens, g_weight, g_rows
 
 
-def _parts(plan: Plan, groups: int, parts: int) -> list[tuple[int, ...]]:
+class Choice(NamedTuple):
+    """How a backward pass is cut up: warps of a block, blocks of a multiprocessor, blocks for the channels, parts of
+    the batch, segments of a path and their length in chunks, and a block's bytes of shared memory."""
+
+    warps: int
+    blocks: int
+    groups: int
+    parts: int
+    segments: int
+    every: int
+    shared: int
+
+
+def _parts(plan: Plan, choice: Choice) -> list[tuple[int, ...]]:
     """The shapes of the sums that blocks leave."""
     k, n, r, e = plan.paths, plan.states, plan.rank, plan.channels
-    return [(groups, plan.batch, plan.length, k, r + 2 * n), (parts, k, e, r), (parts, k, e, n + 2)]
+    rows = choice.parts * choice.segments
+    return [(choice.groups, plan.batch, plan.length, k, r + 2 * n), (rows, k, e, r), (rows, k, e, n + 2)]
 
 
-def backward_choices(plan: Plan) -> tuple[int, int, int, int, int]:
-    """Warps of a block, blocks of a multiprocessor, blocks for the channels, blocks for the images, and a block's bytes
-    of shared memory."""
+def backward_choices(plan: Plan) -> Choice:
+    """The fastest way to cut up a backward pass."""
     device = torch.cuda.get_device_properties(plan.device)
     ranks, columns = -(-plan.rank // 8) * 8, plan.rank + 2 * plan.states
-    stage = plan.dt_block + plan.bc_block
+    block = 2 * (plan.dt_block + plan.bc_block) + 4 * (STEPS + 4) + 4
     warp = (640 if plan.exact else 768) + 3 * STEPS * (32 if plan.exact else 16)
     warp += 2 * plan.states * 32 + 32 * ranks + _align4(STEPS * (columns | 1))
-    best = None
-    for blocks in (2, 1):
-        for warps in range(min(12 // blocks, plan.tiles), 0, -1):
-            shared = 4 * (2 * stage + 4 * (STEPS + 4) + 4 + warps * warp)
-            if blocks * (shared + 1024) > device.shared_memory_per_block_optin + 1024:
-                continue
-            groups = -(-plan.tiles // warps)
-            room = device.multi_processor_count * blocks
-            parts = min(plan.batch, max(1, room // groups))
-            rounds = -(-plan.batch // parts) * -(-groups * parts // room)
-            resident = max(warps * blocks, 6)  # fewer warps take no less time
-            pairs = plan.states % 2 == 0 and not plan.exact and resident <= 8  # two states at a time
-            slower = 1.05 if blocks == 1 else 1.0  # all warps of a multiprocessor wait for each other
-            time = rounds * slower * (6 + resident / 4 if pairs else resident + 1.5)  # as measured (README.md)
-            if best is None or time < best[0]:
-                best = (time, (warps, blocks, groups, parts, shared))
-    if best is None:
+    choice = _fastest(
+        int(plan.batch), int(plan.chunks), plan.tiles, plan.states % 2 == 0 and not plan.exact, 4 * block, 4 * warp,
+        device.multi_processor_count, device.shared_memory_per_block_optin,
+    )  # fmt: skip
+    if choice is None:
         raise InputError(
             f"selective_scan: backend 'cuda' has no room for d_state {plan.states} and rank {plan.rank} on this GPU; "
             "use 'triton'"
         )
-    return best[1]
+    return choice
+
+
+@cache
+def _fastest(
+    batch: int, chunks: int, tiles: int, even: bool, block_bytes: int, warp_bytes: int, processors: int, most_bytes: int
+) -> Choice | None:
+    """The least of the times of all ways to cut up a backward pass, in arbitrary units, by what was measured
+    (README.md) of whole paths, and estimated of segments."""
+    best, least = None, float("inf")
+    for blocks in (2, 1):
+        for warps in range(min(12 // blocks, tiles), 0, -1):
+            shared = block_bytes + warps * warp_bytes
+            if blocks * (shared + 1024) > most_bytes + 1024:
+                continue
+            groups, room = -(-tiles // warps), processors * blocks
+            resident = max(warps * blocks, 6)  # fewer warps take no less time
+            pairs = even and resident <= 8  # two states at a time
+            slower = 1.05 if blocks == 1 else 1.0  # all warps of a multiprocessor wait for each other
+            chunk = slower * (6 + resident / 4 if pairs else resident + 1.5)
+            for wanted in range(1, min(MOST_SEGMENTS, chunks) + 1):
+                every = -(-chunks // wanted)
+                segments = -(-chunks // every)
+                parts = min(batch, max(1, room // (groups * segments)))
+                rounds = -(-batch // parts) * -(-groups * parts * segments // room)
+                # Segments are walked through twice and have a start each; for less than a fifth they are not worth it.
+                time = rounds * chunk * (chunks if segments == 1 else 1.25 * (1.3 * every + 2))
+                if time < least:
+                    best, least = Choice(warps, blocks, groups, parts, segments, every, shared), time
+    return best
 
 
 @scan_forward.register_fake
 def _(x, dt, b, c, dt_weight, dt_bias, a, skip, order, inverse, keep):
-    return x.new_empty(x.shape), x.new_empty(Plan(x, dt, a).kept(keep), dtype=torch.float32)
+    like, dt, *_ = _inputs(x, (dt, b, c), ())
+    return x.new_empty(x.shape), x.new_empty(Plan(like, dt, a).kept(keep)[0], dtype=torch.float32)
 
 
 @scan_backward.register_fake
 def _(grad, x, dt, b, c, dt_weight, dt_bias, a, skip, order, inverse, starts):
     x, dt, *_ = _inputs(x, (dt, b, c), ())
     plan = Plan(x, dt, a)
-    _, _, groups, parts, _ = backward_choices(plan)
-    return grad.new_empty(x.shape), *(x.new_empty(shape, dtype=torch.float32) for shape in _parts(plan, groups, parts))
+    shapes = _parts(plan, backward_choices(plan))
+    return grad.new_empty(x.shape), *(x.new_empty(shape, dtype=torch.float32) for shape in shapes)
 
 
 def _setup_context(ctx, inputs, output) -> None:
@@ -276,4 +333,4 @@ def selective_scan(*inputs: Tensor) -> Tensor:
             "selective_scan: backend 'cuda' computes in float32, not in float64; use 'torch' or 'reference'"
         )
     trained = torch.is_grad_enabled() and any(v.requires_grad for v in inputs)
-    return scan_forward(*inputs, trained and inputs[6].shape[-1] <= MOST_KEPT)[0]
+    return scan_forward(*inputs, trained)[0]

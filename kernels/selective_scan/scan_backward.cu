@@ -4,6 +4,9 @@
 // a time, in registers.
 // Sums over channels (the gradients of dt, b, c) are taken by the matrix units within a warp, then over the block.
 // A block takes its images one after the other under each path and adds up the gradients of its parameters.
+// SEGMENTED, where few images would leave blocks without work: a launch is one path, a block a segment of it, `every`
+// chunks long. The state at its start comes from the forward pass, the gradient of the state at its end from
+// `scan_segments`, launched before.
 
 #define COLUMNS (R + 2 * N)         // gradients of a token and path: dt, b, c
 #define AHEAD 4
@@ -123,8 +126,19 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS_AN_SM) scan_back
     const float* __restrict__ bc_blocks, const void* __restrict__ weight, const uint4* __restrict__ turned,
     const float* __restrict__ bias, const float* __restrict__ a, const float* __restrict__ skip,
     const u32* __restrict__ table, float* starts, float* grad_x, value* out, float* grad_tokens, float* grad_weight,
-    float* grad_rows, int length, int chunks, int batch) {
+    float* grad_rows, int length, int chunks, int batch, const float* __restrict__ entered,
+    const float* __restrict__ returned, int every, int segments, int path) {
     extern __shared__ u32 memory[];
+#if SEGMENTED
+    int segment = blockIdx.y % segments;
+    unsigned part = blockIdx.y / segments, parts = gridDim.y / segments;
+    int low = segment * every, high = min(chunks, low + every);
+#define PATHS_HERE int k = path; k == path; k++
+#else
+    const unsigned part = blockIdx.y, parts = gridDim.y;
+    const int low = 0, high = chunks;
+#define PATHS_HERE int k = 0; k < K; k++
+#endif
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32, tiles = (E + 31) / 32;
     int tile = blockIdx.x * WARPS + warp;
     int fetched = tile;             // may be beyond the last: then all is zero
@@ -144,11 +158,11 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS_AN_SM) scan_back
     float* state_sums = token_sums + summed * SUMS_ROW + R + (lane < 16 ? 0 : N);
 #endif
 #if !KEPT
-    float* begun = starts + ((long long)(blockIdx.y * gridDim.x + blockIdx.x) * WARPS + warp) * chunks * N * 32 + lane;
+    float* begun = starts + ((long long)(blockIdx.y * gridDim.x + blockIdx.x) * WARPS + warp) * (SEGMENTED ? every : chunks) * N * 32 + lane;
 #endif
     u32* barrier = near + TABLES * TABLE, parity = 0;
     if (threadIdx.x == 0) barrier_made(barrier, WARPS);
-    int first = (int)((long long)blockIdx.y * batch / gridDim.y), last = (int)((long long)(blockIdx.y + 1) * batch / gridDim.y);
+    int first = (int)((long long)part * batch / parts), last = (int)((long long)(part + 1) * batch / parts);
 #if !EXACT
     int row = lane / 4, column = lane % 4;
     u32 pick[4];
@@ -156,7 +170,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS_AN_SM) scan_back
     for (int i = 0; i < 4; i++) pick[i] = row == 2 * i ? 0x3f80u : row == 2 * i + 1 ? 0x3f800000u : 0u;
 #endif
 
-    for (int k = 0; k < K; k++) {
+    for (PATHS_HERE) {
         float jump = skip[k * E + channel], bias_sum = 0.f, skip_sum = 0.f;
         const float* rates = a + (long long)k * N * E + channel;
         const u32* tables = table + k * chunks * TABLE;
@@ -181,23 +195,28 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS_AN_SM) scan_back
             float* gx_channel = opaque(grad_x + (long long)image * length * E + channel);
             value* out_image = opaque(out + (long long)image * length * E + channel);
 #if KEPT
-            const float* begun = starts + (((long long)image * K + k) * tiles + tile) * chunks * N * 32 + lane;
+            const float* begun = starts + ((((long long)image * K + k) * tiles + tile) * chunks + low) * N * 32 + lane;
+#else
+#if SEGMENTED
+            const float* from = entered + ((((long long)image * K + k) * tiles + tile) * segments + segment) * N * 32 + lane;
+            for (int n = 0; n < N; n++) carried[n * 32] = from[n * 32];
 #else
             for (int n = 0; n < N; n++) carried[n * 32] = 0.f;
+#endif
             __syncthreads();
-            int walked = chunks - 1;            // not the last, for only the state at its start is needed
-            if (walked) {
-                stage_table(near, tables, 0);
-                stage_table(near, tables, 1);
-                stage(staged, dt_image, bc_image, 0);
+            int walked = high - 1;              // not the last, for only the state at its start is needed
+            if (walked != low) {
+                stage_table(near, tables, low);
+                stage_table(near, tables, low + 1);
+                stage(staged + low % 2 * STAGE, dt_image, bc_image, low);
                 copies_issued();
                 copies_done<0>();
                 __syncthreads();
-                fetch(x_here, x_image, fetched, near, lane);
+                fetch(x_here + low % 2 * T * 32, x_image, fetched, near + low % TABLES * TABLE, lane);
                 copies_issued();
             }
             float next = rates[0];
-            for (int chunk = 0; chunk < walked; chunk++) {
+            for (int chunk = low; chunk < walked; chunk++) {
                 copies_done<0>();
                 __syncthreads();
                 const u32* dt = staged + chunk % 2 * STAGE;
@@ -217,7 +236,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS_AN_SM) scan_back
 #endif
                 #pragma unroll
                 for (int t = 0; t < T; t++) u[t] = d[t] * widen(xs[t * 32 + lane]);
-                float* from = begun + (long long)chunk * N * 32;
+                float* from = begun + (long long)(chunk - low) * N * 32;
                 #pragma unroll 4
                 for (int n = 0; n < N; n++) {
                     float rate = next, state = carried[n * 32];
@@ -234,33 +253,39 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS_AN_SM) scan_back
                     carried[n * 32] = state;
                 }
             }
-            for (int n = 0; n < N; n++) begun[((long long)walked * N + n) * 32] = carried[n * 32];
+            for (int n = 0; n < N; n++) begun[((long long)(walked - low) * N + n) * 32] = carried[n * 32];
 #endif
             for (int n = 0; n < N; n++) carried[n * 32] = 0.f;
+#if SEGMENTED
+            for (int later = segments - 1; later > segment; later--) {
+                const float* from = returned + ((((long long)image * K + k) * tiles + tile) * segments + later) * 2 * N * 32 + lane;
+                for (int n = 0; n < N; n++) carried[n * 32] = fmaf(from[(N + n) * 32], carried[n * 32], from[n * 32]);
+            }
+#endif
             __threadfence();            // sums that the path before has stored are read below by other lanes
             __syncthreads();
-            stage_table(near, tables, chunks - 1);
-            if (chunks > 1) stage_table(near, tables, chunks - 2);
-            stage(staged + (chunks - 1) % 2 * STAGE, dt_image, bc_image, chunks - 1);
+            stage_table(near, tables, high - 1);
+            if (high - low > 1) stage_table(near, tables, high - 2);
+            stage(staged + (high - 1) % 2 * STAGE, dt_image, bc_image, high - 1);
             copies_issued();
             copies_done<0>();
             __syncthreads();
-            fetch(x_here + (chunks - 1) % 2 * T * 32, x_image, fetched, near + (chunks - 1) % TABLES * TABLE, lane);
-            fetch(gs, g_image, fetched, near + (chunks - 1) % TABLES * TABLE, lane);
+            fetch(x_here + (high - 1) % 2 * T * 32, x_image, fetched, near + (high - 1) % TABLES * TABLE, lane);
+            fetch(gs, g_image, fetched, near + (high - 1) % TABLES * TABLE, lane);
             copies_issued();
             float coming[AHEAD], rate[S];
             #pragma unroll
             for (int s = 0; s < S; s++) rate[s] = rates[s * E];
             #pragma unroll
             for (int i = 0; i < AHEAD; i++)
-                coming[i] = i < chunks * N ? begun[((chunks - 1 - i / N) * N + i % N) * 32] : 0.f;
-            for (int chunk = chunks - 1; chunk >= 0; chunk--) {
+                coming[i] = i < (high - low) * N ? begun[((high - low - 1 - i / N) * N + i % N) * 32] : 0.f;
+            for (int chunk = high - 1; chunk >= low; chunk--) {
                 copies_done<0>();
                 __syncthreads();
                 const u32* dt = staged + chunk % 2 * STAGE, * tokens = near + chunk % TABLES * TABLE;
                 const float* bc = (const float*)(dt + ALIGN4(DT_BLOCK));
                 const value* xs = x_here + chunk % 2 * T * 32;
-                if (chunk + 1 < chunks) {       // what the chunk before has left
+                if (chunk + 1 < high) {         // what the chunk before has left
                     add_tokens(grad_tokens + (((long long)blockIdx.x * batch + image) * length * K + k) * COLUMNS, memory,
                                near + (chunk + 1) % TABLES * TABLE, warp, lane);
                     barrier_arrived(barrier, lane);
@@ -282,14 +307,14 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS_AN_SM) scan_back
                 __syncwarp();                   // every lane has read the gradient: its place is free
                 if (k) fetch_sums(room, gx_image, fetched, tokens, lane);
                 copies_issued();
-                if (chunk) {
+                if (chunk > low) {
                     fetch(x_here + (chunk - 1) % 2 * T * 32, x_image, fetched, near + (chunk - 1) % TABLES * TABLE, lane);
                     fetch(gs, g_image, fetched, near + (chunk - 1) % TABLES * TABLE, lane);
                     stage(staged + (chunk - 1) % 2 * STAGE, dt_image, bc_image, chunk - 1);
-                    if (chunk > 1) stage_table(near, tables, chunk - 2);
+                    if (chunk > low + 1) stage_table(near, tables, chunk - 2);
                 }
                 copies_issued();
-                if (chunk + 1 < chunks) {       // every warp has read it
+                if (chunk + 1 < high) {         // every warp has read it
                     barrier_passed(barrier, parity);
                     parity ^= 1;
                 }
@@ -297,7 +322,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS_AN_SM) scan_back
                 for (int n = 0; n < N; n += S) {
                     // States are read AHEAD before their use, across chunks.
                     float h[S][T], decay[S][T], bs[S][T], before[S], state[S], now[S], back[S], rate_sum[S];
-                    int further = (chunks - 1 - chunk) * N + n + AHEAD;
+                    int further = (high - 1 - chunk) * N + n + AHEAD;
                     #pragma unroll
                     for (int s = 0; s < S; s++) {
                         state[s] = before[s] = coming[s];
@@ -307,8 +332,8 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS_AN_SM) scan_back
                     }
                     #pragma unroll
                     for (int i = 0; i + S < AHEAD; i++) coming[i] = coming[i + S];
-                    if (further < chunks * N) {
-                        const float* from = begun + ((chunks - 1 - further / N) * N + further % N) * 32;
+                    if (further < (high - low) * N) {
+                        const float* from = begun + ((high - low - 1 - further / N) * N + further % N) * 32;
                         #pragma unroll
                         for (int s = 0; s < S; s++) coming[AHEAD - S + s] = from[s * 32];
                     }
@@ -494,7 +519,8 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS_AN_SM) scan_back
 #endif
             }
             __syncthreads();
-            add_tokens(grad_tokens + (((long long)blockIdx.x * batch + image) * length * K + k) * COLUMNS, memory, near, warp, lane);
+            add_tokens(grad_tokens + (((long long)blockIdx.x * batch + image) * length * K + k) * COLUMNS, memory,
+                       near + low % TABLES * TABLE, warp, lane);
         }
         __syncwarp();
         if (there) {
@@ -509,4 +535,84 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS_AN_SM) scan_back
         }
         __syncwarp();
     }
+}
+
+// What a segment, but for the first of a path, gives to those before it, as if nothing came after it: the gradient of the
+// state at its start; and how much of that at its end arrives there. [B, K, tiles, segments, 2, N, 32].
+// Grid (groups of WARPS · 32 channels, B · K · (segments - 1)).
+extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS_AN_SM) scan_segments(
+    const value* __restrict__ grad, const u32* __restrict__ dt_blocks, const float* __restrict__ bc_blocks,
+    const void* __restrict__ weight, const float* __restrict__ bias, const float* __restrict__ a,
+    const u32* __restrict__ table, float* __restrict__ returned, int length, int chunks, int every, int segments) {
+    extern __shared__ u32 memory[];
+    int warp = threadIdx.x / 32, lane = threadIdx.x % 32, tiles = (E + 31) / 32;
+    int fetched = blockIdx.x * WARPS + warp, tile = min(fetched, tiles - 1), channel = min(fetched * 32 + lane, E - 1);
+    int segment = 1 + blockIdx.y % (segments - 1), path = blockIdx.y / (segments - 1);      // image · K + k
+    int k = path % K, image = path / K, low = segment * every, high = min(chunks, low + every);
+    u32* staged = memory, * near = memory + 2 * STAGE;
+    float* room = (float*)(memory + BLOCK_WORDS + warp * WARP_WORDS), * carried = room + ROOM + 3 * X_BLOCK + lane;
+    value* gs = (value*)(room + ROOM);                      // of two chunks
+    const value* g_image = grad + (long long)image * length * E;
+    const u32* tables = table + k * chunks * TABLE, * dt_image = dt_blocks + (long long)path * chunks * ALIGN4(DT_BLOCK);
+    const float* bc_image = bc_blocks + (long long)path * chunks * BC_BLOCK, * rates = a + (long long)k * N * E + channel;
+#if EXACT
+    const float* w = (const float*)weight + ((long long)k * E + channel) * R;
+    float offset = bias[k * E + channel];
+#else
+    const uint4* w = (const uint4*)weight + ((long long)k * tiles + tile) * W_BLOCK + lane;
+    float offset[4];
+    #pragma unroll
+    for (int i = 0; i < 4; i++) offset[i] = LOG2E * bias[k * E + min(tile * 32 + 8 * i + lane / 4, E - 1)];
+#endif
+    for (int n = 0; n < N; n++) carried[n * 32] = 0.f;
+    stage_table(near, tables, high - 1);
+    if (high - low > 1) stage_table(near, tables, high - 2);
+    stage(staged + (high - 1) % 2 * STAGE, dt_image, bc_image, high - 1);
+    copies_issued();
+    copies_done<0>();
+    __syncthreads();
+    fetch(gs + (high - 1) % 2 * T * 32, g_image, fetched, near + (high - 1) % TABLES * TABLE, lane);
+    copies_issued();
+    float passed = 0.f;
+    for (int chunk = high - 1; chunk >= low; chunk--) {
+        copies_done<0>();
+        __syncthreads();
+        const u32* dt = staged + chunk % 2 * STAGE;
+        const float* bc = (const float*)(dt + ALIGN4(DT_BLOCK));
+        if (chunk > low) {
+            fetch(gs + (chunk - 1) % 2 * T * 32, g_image, fetched, near + (chunk - 1) % TABLES * TABLE, lane);
+            stage(staged + (chunk - 1) % 2 * STAGE, dt_image, bc_image, chunk - 1);
+            if (chunk > low + 1) stage_table(near, tables, chunk - 2);
+        }
+        copies_issued();
+        float d[T], g[T];
+#if EXACT
+        step_sizes(d, dt, w, offset, room, lane);
+#else
+        step_sizes<32>(d, dt, w, offset, room, lane);
+#endif
+        #pragma unroll
+        for (int t = 0; t < T; t++) {
+            g[t] = widen(gs[chunk % 2 * T * 32 + t * 32 + lane]);
+            passed += d[t];
+        }
+        #pragma unroll 4
+        for (int n = 0; n < N; n++) {
+            float rate = rates[n * E], back = carried[n * 32];
+            #pragma unroll
+            for (int t = T - 4; t >= 0; t -= 4) {
+                float c[4];
+                four(c, bc + (n * 2 + 1) * T + t);
+                #pragma unroll
+                for (int i = 3; i >= 0; i--) back = fmaf(c[i], g[t + i], back) * ex2(d[t + i] * rate);
+            }
+            carried[n * 32] = back;
+        }
+    }
+    float* to = returned + (((long long)path * tiles + tile) * segments + segment) * 2 * N * 32 + lane;
+    if (fetched < tiles)
+        for (int n = 0; n < N; n++) {
+            to[n * 32] = carried[n * 32];
+            to[(N + n) * 32] = ex2(passed * rates[n * E]);
+        }
 }

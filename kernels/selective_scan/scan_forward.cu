@@ -1,7 +1,8 @@
 // The forward pass: a block has K warps, one a path, over the same 32 channels of an image. Each walks its path with the
 // states in registers (in shared memory where N > 4), and adds its outputs to y [L, 32], a scratch of the block that the
 // L2 cache may hold. Blocks stay for several images: the weights are loaded once.
-// With KEEP, the states at the start of every chunk are left in `starts` [B, K, tiles, chunks, N, 32].
+// With KEEP 1, the states at the start of every chunk are left in `starts` [B, K, tiles, chunks, N, 32]; with KEEP 2, of
+// every `every`th chunk, [B, K, tiles, segments, N, 32].
 
 #define STAGE (ALIGN4(DT_BLOCK) + BC_BLOCK + X_BLOCK)
 #define TABLES 3                    // chunks whose table is at hand: this one's, the next one's, and the one under way
@@ -13,7 +14,7 @@ extern "C" __global__ void __launch_bounds__(32 * K, BLOCKS_AN_SM) scan_forward(
     const value* __restrict__ x, const u32* __restrict__ dt_blocks, const float* __restrict__ bc_blocks,
     const void* __restrict__ weight, const float* __restrict__ bias, const float* __restrict__ a,
     const float* __restrict__ skip, const u32* __restrict__ table, float* scratch, value* __restrict__ out,
-    float* __restrict__ starts, int length, int chunks, int batch, int items) {
+    float* __restrict__ starts, int length, int chunks, int batch, int items, int every) {
     extern __shared__ u32 memory[];
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32, k = warp, tiles = (E + 31) / 32;
     u32* entries = memory + warp * WARP_WORDS;
@@ -90,8 +91,11 @@ extern "C" __global__ void __launch_bounds__(32 * K, BLOCKS_AN_SM) scan_forward(
 #else
         for (int n = 0; n < N; n++) kept[n * 32] = 0.f;
 #endif
-#if KEEP
+#if KEEP == 1
         float* start = starts + (((long long)image * K + k) * tiles + tile) * chunks * N * 32 + lane;
+#elif KEEP == 2
+        float* start = starts + (((long long)image * K + k) * tiles + tile) * ((chunks + every - 1) / every) * N * 32 + lane;
+        int until = 0;              // so many chunks to the next start of a segment
 #endif
         int this_image = image, this_channel = channel;
         bool this_live = live;
@@ -156,8 +160,10 @@ extern "C" __global__ void __launch_bounds__(32 * K, BLOCKS_AN_SM) scan_forward(
 #else
                 float rate = rates[n * 32], state = kept[n * 32];
 #endif
-#if KEEP
+#if KEEP == 1
                 start[(chunk * N + n) * 32] = state;
+#elif KEEP == 2
+                if (until == 0) start[n * 32] = state;
 #endif
                 #pragma unroll
                 for (int t = 0; t < T; t += 4) {
@@ -177,6 +183,13 @@ extern "C" __global__ void __launch_bounds__(32 * K, BLOCKS_AN_SM) scan_forward(
                 kept[n * 32] = state;
 #endif
             }
+#if KEEP == 2
+            if (until == 0) {
+                start += N * 32;
+                until = every;
+            }
+            until--;
+#endif
             __syncwarp();
             if (more) copy<BC_BLOCK>(bc, bc_blocks + block * BC_BLOCK, lane);
             copies_issued();
