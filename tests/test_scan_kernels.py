@@ -139,11 +139,9 @@ def cut(monkeypatch, segments):
     right = cuda._fastest
 
     def fastest(batch, chunks, *more):
-        choice, every = right(batch, chunks, *more), -(-chunks // segments)
-        assert -(-chunks // every) == segments
-        return choice._replace(
-            segments=segments, every=every, parts=max(1, batch // 2) if segments > 1 else choice.parts
-        )
+        choice, every = right(batch, chunks, *more), -(-chunks // min(segments, more[-1]))
+        count = -(-chunks // every)
+        return choice._replace(segments=count, every=every, parts=max(1, batch // 2) if count > 1 else choice.parts)
 
     monkeypatch.setattr(cuda, "_fastest", fastest)
 
@@ -161,6 +159,20 @@ def test_cuda_without_a_gpu(size, dtype, segments, without_gpu, poison, monkeypa
     without_gpu.late, without_gpu.seed = False, 1
     for name, one, other in zip(NAMES, first, run(inputs, paths, "cuda"), strict=True):
         assert torch.equal(one, other), name
+
+
+@pytest.mark.skipif(cuda_on_cpu.COMPILER is None, reason="g++ is not installed")
+@pytest.mark.parametrize("states", [2, 6])
+def test_paths_stay_whole_where_the_forward_pass_has_kept_nothing(states, without_gpu, monkeypatch):
+    cut(monkeypatch, 3)
+    inputs, paths = make(1, (1, 70), 40, states, 3, "bidirectional", torch.bfloat16)
+    results = []
+    for keep in (True, False):
+        y, starts = torch.ops.lamabench.selective_scan_cuda(*inputs, *paths, keep)
+        assert (starts.numel() > 0) == keep
+        results.append(torch.autograd.grad(y, inputs, torch.ones_like(y)))
+    for name, one, other in zip(NAMES[1:], *results, strict=True):
+        assert (one - other).norm() <= 1e-3 * one.norm(), name
 
 
 def choice_on_an_h100(monkeypatch, batch, length, channels, states, rank):

@@ -184,8 +184,8 @@ def scan_backward(
         plan = Plan(x, dt, a)
         table, dt_blocks, bc_blocks = _tokens(plan, dt, b, c, order, inverse)
         fragments, turned = _weights(plan, dt_weight, turned=True)
-        choice = backward_choices(plan)
-        segmented, kept = choice.segments > 1, plan.states <= MOST_KEPT
+        choice = backward_choices(plan, starts)
+        segmented, kept = choice.segments > 1, starts.numel() > 0 and plan.states <= MOST_KEPT
         constants = {
             "WARPS": choice.warps, "BLOCKS_AN_SM": choice.blocks, "KEPT": int(kept), "SEGMENTED": int(segmented)
         }  # fmt: skip
@@ -237,8 +237,8 @@ def _parts(plan: Plan, choice: Choice) -> list[tuple[int, ...]]:
     return [(choice.groups, plan.batch, plan.length, k, r + 2 * n), (rows, k, e, r), (rows, k, e, n + 2)]
 
 
-def backward_choices(plan: Plan) -> Choice:
-    """The fastest way to cut up a backward pass."""
+def backward_choices(plan: Plan, starts: Tensor | None = None) -> Choice:
+    """The fastest way to cut up a backward pass; whole paths where the forward pass has kept no states."""
     device = torch.cuda.get_device_properties(plan.device)
     ranks, columns = -(-plan.rank // 8) * 8, plan.rank + 2 * plan.states
     block = 2 * (plan.dt_block + plan.bc_block) + 4 * (STEPS + 4) + 4
@@ -247,6 +247,7 @@ def backward_choices(plan: Plan) -> Choice:
     choice = _fastest(
         int(plan.batch), int(plan.chunks), plan.tiles, plan.states % 2 == 0 and not plan.exact, 4 * block, 4 * warp,
         device.multi_processor_count, device.shared_memory_per_block_optin,
+        1 if starts is not None and starts.numel() == 0 else MOST_SEGMENTS,
     )  # fmt: skip
     if choice is None:
         raise InputError(
@@ -258,7 +259,15 @@ def backward_choices(plan: Plan) -> Choice:
 
 @cache
 def _fastest(
-    batch: int, chunks: int, tiles: int, even: bool, block_bytes: int, warp_bytes: int, processors: int, most_bytes: int
+    batch: int,
+    chunks: int,
+    tiles: int,
+    even: bool,
+    block_bytes: int,
+    warp_bytes: int,
+    processors: int,
+    most_bytes: int,
+    most_segments: int,
 ) -> Choice | None:
     """The least of the times of all ways to cut up a backward pass, in arbitrary units, by what was measured
     (README.md) of whole paths, and estimated of segments."""
@@ -273,7 +282,7 @@ def _fastest(
             pairs = even and resident <= 8  # two states at a time
             slower = 1.05 if blocks == 1 else 1.0  # all warps of a multiprocessor wait for each other
             chunk = slower * (6 + resident / 4 if pairs else resident + 1.5)
-            for wanted in range(1, min(MOST_SEGMENTS, chunks) + 1):
+            for wanted in range(1, min(most_segments, chunks) + 1):
                 every = -(-chunks // wanted)
                 segments = -(-chunks // every)
                 parts = min(batch, max(1, room // (groups * segments)))
@@ -295,7 +304,7 @@ def _(x, dt, b, c, dt_weight, dt_bias, a, skip, order, inverse, keep):
 def _(grad, x, dt, b, c, dt_weight, dt_bias, a, skip, order, inverse, starts):
     x, dt, *_ = _inputs(x, (dt, b, c), ())
     plan = Plan(x, dt, a)
-    shapes = _parts(plan, backward_choices(plan))
+    shapes = _parts(plan, backward_choices(plan, starts))
     return grad.new_empty(x.shape), *(x.new_empty(shape, dtype=torch.float32) for shape in shapes)
 
 
