@@ -121,11 +121,7 @@ WITHOUT_GPU = [
 ]
 SEGMENTED = [
     # and the segments of a path, backward
-    (
-        (2, (4, 17), 40, 2, 3, "continuous"),
-        torch.bfloat16,
-        3,
-    ),  # two chunks, two chunks, one: the forward pass keeps all
+    ((2, (4, 17), 40, 2, 3, "continuous"), torch.bfloat16, 3),  # two chunks, two, one; the forward pass keeps all
     ((2, (4, 17), 40, 2, 3, "continuous"), torch.float32, 5),  # a chunk each
     ((2, (1, 70), 72, 6, 20, "bidirectional"), torch.bfloat16, 3),  # starts of segments kept, each walked forwards
     ((1, (1, 70), 33, 16, 5, "cross"), torch.bfloat16, 5),  # a chunk each: nothing to walk
@@ -139,9 +135,8 @@ def cut(monkeypatch, segments):
     right = cuda._fastest
 
     def fastest(batch, chunks, *more):
-        choice, every = right(batch, chunks, *more), -(-chunks // min(segments, more[-1]))
-        count = -(-chunks // every)
-        return choice._replace(segments=count, every=every, parts=max(1, batch // 2) if count > 1 else choice.parts)
+        choice, count = right(batch, chunks, *more), min(segments, more[-1])
+        return choice._replace(segments=count, parts=max(1, batch // 2) if count > 1 else choice.parts)
 
     monkeypatch.setattr(cuda, "_fastest", fastest)
 
@@ -188,19 +183,20 @@ def test_few_long_images_are_cut_into_segments(states, monkeypatch):
     """Where whole paths fill an H100 they stay whole; where they would leave most of it idle, segments fill it."""
     for size in ((1024, 640), (256, 1280), (64, 2560)):
         plan, choice = choice_on_an_h100(monkeypatch, 256, *size, states, size[1] // 32)
-        assert choice.segments == 1 and choice.every == plan.chunks
-        assert (plan.kept(True)[0] == (0,)) == (states > cuda.MOST_KEPT) and plan.kept(False)[0] == (0,)
+        assert choice.segments == 1 and plan.every(1) == plan.chunks
+        assert plan.kept(True)[3] == (plan.chunks if states <= cuda.MOST_KEPT else 0) and plan.kept(False)[3] == 0
     plan, choice = choice_on_an_h100(monkeypatch, 4, 16384, 640, states, 20)
     assert 0.75 * 132 * choice.blocks < choice.groups * choice.parts * choice.segments <= 132 * choice.blocks
-    shape, every = plan.kept(True)
-    assert shape[3] == (-(-1024 // every)) and math.prod(shape) <= 4 * 4 * 640 * 16384 / 4  # K·E·L / 4 an image
+    assert plan.kept(True)[3] == (plan.chunks if states <= cuda.MOST_KEPT else choice.segments)
+    assert math.prod(plan.kept(True)) <= 4 * 4 * 640 * 16384 / 4  # K·E·L / 4 an image
 
 
 def test_segments_hold_every_chunk_once(monkeypatch):
     for length in (1, 15, 16, 17, 100, 1000, 1025, 4097, 16384, 70000):
         for batch in (1, 3, 30):
             plan, choice = choice_on_an_h100(monkeypatch, batch, length, 33, 5, 3)
-            assert (choice.segments - 1) * choice.every < plan.chunks <= choice.segments * choice.every
+            every = plan.every(choice.segments)
+            assert (choice.segments - 1) * every < plan.chunks <= choice.segments * every
 
 
 def test_reasons(monkeypatch):

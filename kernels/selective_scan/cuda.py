@@ -39,18 +39,18 @@ class Plan:
         self.dt_block, self.bc_block = _align4(words), self.states * 2 * STEPS
         self.w_block = self.halves * 128
 
-    def kept(self, keep: bool) -> tuple[tuple[int, ...], int]:
-        """The shape of the states that the forward pass keeps for the backward pass, and from how many chunks to how
-        many: at few states from every one, else from every segment of a path."""
-        if not keep:
-            return (0,), 0
-        count, every = self.chunks, 1
-        if self.states > MOST_KEPT:
-            choice = backward_choices(self)
-            if choice.segments == 1:
-                return (0,), 0
-            count, every = choice.segments, choice.every
-        return (self.batch, self.paths, self.tiles, count, self.states, 32), every
+    def kept(self, keep: bool) -> tuple[int, ...]:
+        """The shape of the states that the forward pass keeps for the backward pass: at few states those at the start
+        of every chunk, else of every segment, none where it takes whole paths."""
+        count = self.chunks if keep else 0
+        if keep and self.states > MOST_KEPT:
+            segments = backward_choices(self).segments
+            count = segments if segments > 1 else 0
+        return (self.batch, self.paths, self.tiles, count, self.states, 32)
+
+    def every(self, segments: int) -> int:
+        """Chunks of a segment, but for the last."""
+        return -(-self.chunks // segments)
 
     def kernel(self, file: str, name: str, shared: int = 0, **more: int) -> nvrtc.Kernel:
         constants = {
@@ -114,8 +114,8 @@ def scan_forward(
     keep: bool,
 ) -> tuple[Tensor, Tensor]:
     """The output [B, L, E]; for the backward pass, if `keep`, the states at the start of every chunk, or at more than 4
-    a channel of every segment that it will take, float32 [B, K, tiles of 32 channels, chunks or segments, N, 32];
-    nothing where it takes whole paths."""
+    a channel of every segment that it will take (of none where it takes whole paths), float32
+    [B, K, tiles of 32 channels, chunks or segments, N, 32]."""
     kind = x.dtype
     x, dt, b, c, dt_weight, dt_bias, a, skip = _inputs(x, (dt, b, c), (dt_weight, dt_bias, a, skip))
     with torch.cuda.device(x.device):
@@ -127,7 +127,8 @@ def scan_forward(
         warp = 3 * (STEPS + 4) + stage + 32 * 20 + (0 if plan.states <= 4 else plan.states * 64)
         warp += 0 if plan.exact or w_registers else plan.w_block * 4
         shared = 4 * plan.paths * warp
-        shape, every = plan.kept(keep)
+        shape = plan.kept(keep)
+        every = plan.every(shape[3]) if shape[3] else 0
         kernel = plan.kernel(
             "scan_forward.cu", "scan_forward", shared,
             W_REGISTERS=int(w_registers), BLOCKS_AN_SM=blocks, KEEP=min(every, 2),
@@ -176,7 +177,8 @@ def scan_backward(
     starts: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The gradient of x, and float32 parts that add up, over the first axis, to the other gradients: those of dt, b
-    and c [groups, B, L, K, R + 2N], of dt_weight [parts, K, E, R], of a, dt_bias and skip [parts, K, E, N + 2]."""
+    and c [groups, B, L, K, R + 2N], of dt_weight [parts · segments, K, E, R], of a, dt_bias and skip
+    [parts · segments, K, E, N + 2]."""
     kind = x.dtype
     x, dt, b, c, dt_weight, dt_bias, a, skip = _inputs(x, (dt, b, c), (dt_weight, dt_bias, a, skip))
     grad = grad.to(x.dtype).contiguous()
@@ -194,8 +196,8 @@ def scan_backward(
         def room(*shape: int) -> Tensor:
             return plan.empty(x, *shape, dtype=torch.float32)
 
-        rows = choice.parts * choice.segments
-        begun = starts if kept else room(rows * choice.groups * choice.warps, choice.every, plan.states, 32)
+        rows, every = choice.parts * choice.segments, plan.every(choice.segments)
+        begun = starts if kept else room(rows * choice.groups * choice.warps, every, plan.states, 32)
         g_x = room(*x.shape) if plan.paths > 1 else None
         out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
         g_tokens, g_weight, g_rows = (room(*shape) for shape in _parts(plan, choice))
@@ -205,28 +207,26 @@ def scan_backward(
             returned = room(plan.batch, plan.paths, plan.tiles, choice.segments, 2, plan.states, 32)
             plan.kernel("scan_backward.cu", "scan_segments", choice.shared, **constants)(
                 (choice.groups, plan.batch * plan.paths * (choice.segments - 1)), 32 * choice.warps, grad, dt_blocks,
-                bc_blocks, fragments, dt_bias, rates, table, returned, plan.length, plan.chunks, choice.every,
-                choice.segments,
+                bc_blocks, fragments, dt_bias, rates, table, returned, plan.length, plan.chunks, every, choice.segments,
             )  # fmt: skip
         for path in range(plan.paths if segmented else 1):  # one after the other: each adds to the gradient of x
             kernel(
                 (choice.groups, rows), 32 * choice.warps, grad, x, dt_blocks, bc_blocks, fragments, turned, dt_bias,
                 rates, skip, table, begun, g_x, out, g_tokens, g_weight, g_rows, plan.length, plan.chunks, plan.batch,
-                starts, returned, choice.every, choice.segments, path,
+                starts, returned, every, choice.segments, path,
             )  # fmt: skip
     return out.to(kind), g_tokens, g_weight, g_rows
 
 
 class Choice(NamedTuple):
     """How a backward pass is cut up: warps of a block, blocks of a multiprocessor, blocks for the channels, parts of
-    the batch, segments of a path and their length in chunks, and a block's bytes of shared memory."""
+    the batch, segments of a path, and a block's bytes of shared memory."""
 
     warps: int
     blocks: int
     groups: int
     parts: int
     segments: int
-    every: int
     shared: int
 
 
@@ -290,14 +290,14 @@ def _fastest(
                 # Segments are walked through twice and have a start each; for less than a fifth they are not worth it.
                 time = rounds * chunk * (chunks if segments == 1 else 1.25 * (1.3 * every + 2))
                 if time < least:
-                    best, least = Choice(warps, blocks, groups, parts, segments, every, shared), time
+                    best, least = Choice(warps, blocks, groups, parts, segments, shared), time
     return best
 
 
 @scan_forward.register_fake
 def _(x, dt, b, c, dt_weight, dt_bias, a, skip, order, inverse, keep):
     like, dt, *_ = _inputs(x, (dt, b, c), ())
-    return x.new_empty(x.shape), x.new_empty(Plan(like, dt, a).kept(keep)[0], dtype=torch.float32)
+    return x.new_empty(x.shape), x.new_empty(Plan(like, dt, a).kept(keep), dtype=torch.float32)
 
 
 @scan_backward.register_fake

@@ -138,7 +138,9 @@ __device__ __forceinline__ void fetch(value* to, const value* image, int tile, c
 #define W_BLOCK (KS * 2 * 2 * 32)
 
 // Step sizes (in ln 2) of a chunk for the thread's channel, from staged dt. `room` is the warp's [32, ROW] floats.
+// Fragments of the weight lie `STRIDE` apart: 1 where the thread holds them, 32 where the warp shares memory.
 #if EXACT
+template <int STRIDE>
 __device__ __forceinline__ void step_sizes(float* d, const u32* dt, const float* weight, float bias, float*, int) {
     const float* rows = (const float*)dt;
     #pragma unroll
@@ -152,7 +154,6 @@ __device__ __forceinline__ void step_sizes(float* d, const u32* dt, const float*
     for (int t = 0; t < T; t++) d[t] = softplus2(LOG2E * d[t]);
 }
 #else
-// Fragments of the weight lie `STRIDE` apart: 1 where the thread holds them, 32 where the warp shares memory.
 template <int STRIDE>
 __device__ __forceinline__ void step_sizes(
     float* d, const u32* dt, const uint4* weight, const float* bias, float* room, int lane) {

@@ -117,7 +117,7 @@ __device__ __forceinline__ void add_tokens(float* to, const u32* memory, const u
     }
 }
 
-// Grid (groups of WARPS · 32 channels, parts of the batch). Results in float32:
+// Grid (groups of WARPS · 32 channels, parts of the batch times segments, here `parts` both). Results in float32:
 // grad_x [B, L, E] (x's type in `out` after the last path), grad_tokens [groups, B, L, K, COLUMNS],
 // grad_weight [parts, K, E, R], grad_rows [parts, K, E, N + 2]: of a, then of the bias, then of the skip.
 // a comes as [K, N, E], so that a warp reads it in one piece.
@@ -229,11 +229,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS_AN_SM) scan_back
                 }
                 copies_issued();
                 float d[T], u[T];
-#if EXACT
-                step_sizes(d, dt, w, offset, room, lane);
-#else
                 step_sizes<32>(d, dt, w, offset, room, lane);
-#endif
                 #pragma unroll
                 for (int t = 0; t < T; t++) u[t] = d[t] * widen(xs[t * 32 + lane]);
                 float* from = begun + (long long)(chunk - low) * N * 32;
@@ -291,11 +287,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS_AN_SM) scan_back
                     barrier_arrived(barrier, lane);
                 }
                 float d[T], u[T], g[T], by_u[T], by_d[T];
-#if EXACT
-                step_sizes(d, dt, w, offset, room, lane);
-#else
                 step_sizes<32>(d, dt, w, offset, room, lane);
-#endif
                 #pragma unroll
                 for (int t = 0; t < T; t++) {
                     u[t] = d[t] * widen(xs[t * 32 + lane]);
@@ -586,11 +578,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS_AN_SM) scan_segm
         }
         copies_issued();
         float d[T], g[T];
-#if EXACT
-        step_sizes(d, dt, w, offset, room, lane);
-#else
         step_sizes<32>(d, dt, w, offset, room, lane);
-#endif
         #pragma unroll
         for (int t = 0; t < T; t++) {
             g[t] = widen(gs[chunk % 2 * T * 32 + t * 32 + lane]);

@@ -116,11 +116,7 @@ extern "C" __global__ void __launch_bounds__(32 * K, BLOCKS_AN_SM) scan_forward(
             copies_done<1>();           // x and dt
             #pragma unroll
             for (int t = 0; t < T; t++) u[t] = widen(x_here[t * 32 + lane]);
-#if EXACT
-            step_sizes(d, dt_here, w, offset, room, lane);
-#else
             step_sizes<W_REGISTERS ? 1 : 32>(d, dt_here, w, offset, room, lane);
-#endif
             // Start on the next chunk, which may be the next item's first.
             bool more = chunk + 1 < chunks || item + 1 < end;
             int coming = chunk + 1, next_slot = slot + 1 == TABLES ? 0 : slot + 1;
