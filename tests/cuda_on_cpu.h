@@ -1,7 +1,7 @@
 // CUDA C++ on a CPU, for tests: what the kernels' inline PTX does, and the threads of a block taking turns.
 // Every thread is a fibre that runs until it has to wait for others; who comes next, and which warp falls behind, is
 // drawn. A copy to shared memory lands as late as its wait allows, or as soon as it is issued: a kernel has to be right
-// either way.
+// either way. Shared memory starts as NaN, and no block may write beyond what it asked for.
 
 #define __device__
 #define __global__
@@ -160,8 +160,10 @@ static void fibre() {
     swapcontext(&fibres[here].context, &scheduler);
 }
 
-// Runs a grid, block after block; 1 where the threads of a block wait for each other in vain.
-static int launch(const std::function<void()>& kernel, int columns, int rows, int threads, bool copies_late, unsigned seed) {
+// Runs a grid, block after block; 1 where the threads of a block wait for each other in vain, 2 where they write beyond
+// their `shared` bytes.
+static int launch(
+    const std::function<void()>& kernel, int columns, int rows, int threads, int shared, bool copies_late, unsigned seed) {
     std::mt19937 random(seed);
     body = &kernel;
     late = copies_late;
@@ -205,6 +207,8 @@ static int launch(const std::function<void()>& kernel, int columns, int rows, in
                 resting = -1;                       // the others wait for it
             }
         }
+        const u32* beyond = memory + (shared + 3) / 4, * end = memory + SHARED_BYTES / 4;
+        if (std::any_of(beyond, end, [](u32 word) { return word != ~0u; })) return 2;
     }
     return 0;
 }

@@ -15,6 +15,7 @@ HEADER = Path(__file__).with_suffix(".h")
 COMPILER = shutil.which("g++")
 INCLUDES = "algorithm cmath cstdint cstring deque functional map random vector ucontext.h".split()
 DEFINITION = re.compile(r"^(?:template <[^>]*> )?__device__ [^;{]*\{", re.MULTILINE)
+FAILED = {1: "its threads wait in vain", 2: "it writes beyond its shared memory"}
 KERNEL = re.compile(r'extern "C" __global__ void (?:__launch_bounds__\([^)]*\) )?(\w+)\(([^)]*)\)')
 
 
@@ -32,7 +33,7 @@ def without_ptx(source: str) -> str:
 
 @cache
 def compiled(files: tuple[Path, ...], constants: tuple[tuple[str, int], ...], folder: Path) -> ctypes.CDLL:
-    """A library with `run_NAME(arguments, columns, rows, threads, late, seed)` for every kernel of the joined files."""
+    """A library of the files: `run_NAME(arguments, columns, rows, threads, shared, late, seed)` for every kernel."""
     source = without_ptx("".join(file.read_text() for file in files))
     lines = [f"#include <{name}>" for name in INCLUDES] + [f"#define {name} {value}" for name, value in constants]
     calls = []
@@ -40,8 +41,9 @@ def compiled(files: tuple[Path, ...], constants: tuple[tuple[str, int], ...], fo
         types = [re.sub(r"__restrict__|\w+$", "", one.strip()) for one in parameters.split(",")]
         values = ", ".join(f"*({kind}*)arguments[{place}]" for place, kind in enumerate(types))
         calls.append(
-            f'extern "C" int run_{name}(void** arguments, int columns, int rows, int threads, int late, unsigned seed) '
-            f"{{ return launch([&] {{ {name}({values}); }}, columns, rows, threads, late, seed); }}"
+            f'extern "C" int run_{name}(void** arguments, int columns, int rows, int threads, int shared, int late, '
+            f"unsigned seed) {{ return launch("
+            f"[&] {{ {name}({values}); }}, columns, rows, threads, shared, late, seed); }}"
         )
     text = "\n".join([*lines, HEADER.read_text(), source, *calls])
     path = folder / f"{files[-1].stem}-{abs(hash(constants)):x}"
@@ -59,8 +61,8 @@ class Kernel:
 
     late, seed = True, 0
 
-    def __init__(self, library: ctypes.CDLL, name: str) -> None:
-        self.call, self.name = getattr(library, f"run_{name}"), name
+    def __init__(self, library: ctypes.CDLL, name: str, shared: int) -> None:
+        self.call, self.name, self.shared = getattr(library, f"run_{name}"), name, shared
 
     def blocks_at_once(self, threads: int) -> int:
         """Few: a block has several pieces of work."""
@@ -69,5 +71,5 @@ class Kernel:
     def __call__(self, grid: tuple[int, int], threads: int, *arguments: Any) -> None:
         values = [kind(value) for value, kind in map(_argument, arguments)]
         packed = (ctypes.c_void_p * len(values))(*(ctypes.addressof(value) for value in values))
-        failed = self.call(packed, *grid, threads, int(self.late), self.seed)
-        assert not failed, f"{self.name}: its threads wait in vain"
+        failed = self.call(packed, *grid, threads, self.shared, int(self.late), self.seed)
+        assert not failed, f"{self.name}: {FAILED[failed]}"

@@ -97,7 +97,7 @@ def without_gpu(monkeypatch, libraries):
     """The backend `cuda` takes tensors on the CPU; gives the class of its kernels, which has settings."""
 
     def kernel(files, name, constants, shared, device):
-        return cuda_on_cpu.Kernel(cuda_on_cpu.compiled(files, constants, libraries), name)
+        return cuda_on_cpu.Kernel(cuda_on_cpu.compiled(files, constants, libraries), name, shared)
 
     gpu = SimpleNamespace(multi_processor_count=2, shared_memory_per_block_optin=227 * 1024)
     monkeypatch.setattr(nvrtc, "kernel", kernel)
@@ -127,6 +127,7 @@ SEGMENTED = [
     ((1, (1, 70), 33, 16, 5, "cross"), torch.bfloat16, 5),  # a chunk each: nothing to walk
     ((1, (1, 102), 33, 5, 40, "unidirectional"), torch.float32, 2),  # four chunks, three
     ((3, (3, 7), 200, 6, 3, "cross"), torch.bfloat16, 2),  # several images a block; a warp without channels
+    ((1, (3, 11), 200, 2, 3, "cross"), torch.float32, 3),  # such a warp shows in float32 what it adds
 ]
 
 

@@ -253,7 +253,8 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS_AN_SM) scan_back
 #endif
             for (int n = 0; n < N; n++) carried[n * 32] = 0.f;
 #if SEGMENTED
-            for (int later = segments - 1; later > segment; later--) {
+            // A warp without channels must not have a gradient: it would add to those of dt.
+            for (int later = segments - 1; later > segment && fetched < tiles; later--) {
                 const float* from = returned + ((((long long)image * K + k) * tiles + tile) * segments + later) * 2 * N * 32 + lane;
                 for (int n = 0; n < N; n++) carried[n * 32] = fmaf(from[(N + n) * 32], carried[n * 32], from[n * 32]);
             }
