@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 SNAPSHOT = "SNAPSHOT.json"
+RECORDS = "reports/records"  # what was measured is committed there: data, not code
 
 
 def _git(*command: str) -> str | None:
@@ -23,7 +24,7 @@ def _git(*command: str) -> str | None:
 
 
 def code() -> dict[str, Any]:
-    """`commit` and `dirty` of the code that runs; both None for an installed wheel.
+    """`commit` and `dirty` of the code that runs, records of measurements aside; both None for an installed wheel.
 
     Jobs import a snapshot of a checkout, in which a file beside the packages says of which commit.
     """
@@ -33,9 +34,10 @@ def code() -> dict[str, Any]:
         return {key: said[key] for key in ("commit", "dirty")}
     # Only where this very file is tracked: an environment inside somebody's repository is not our commit.
     tracked = _git("ls-files", "--error-unmatch", Path(__file__).name) is not None
+    changed = ("status", "--porcelain", "--untracked-files=no", "--", ":(top)", f":(top,exclude){RECORDS}")
     return {
         "commit": _git("rev-parse", "HEAD") if tracked else None,
-        "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")) if tracked else None,
+        "dirty": bool(_git(*changed)) if tracked else None,
     }
 
 

@@ -171,9 +171,23 @@ def test_paths_stay_whole_where_the_forward_pass_has_kept_nothing(states, withou
         assert (one - other).norm() <= 1e-3 * one.norm(), name
 
 
+H100 = SimpleNamespace(multi_processor_count=132, shared_memory_per_block_optin=227 * 1024)
+
+
+@pytest.mark.skipif(cuda_on_cpu.COMPILER is None, reason="g++ is not installed")
+@pytest.mark.parametrize(
+    ("size", "segments"),
+    [((2, (8, 12), 640, 1, 20, "continuous"), 6), ((1, (1, 200), 100, 16, 13, "bidirectional"), 13)],
+)
+def test_cuda_without_a_gpu_as_an_h100_would_cut(size, segments, without_gpu, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: H100)
+    inputs, paths = make(*size)
+    assert cuda.backward_choices(cuda.Plan(inputs[0], inputs[1], inputs[6])).segments == segments
+    hold(inputs, paths, floor=3e-6, backend="cuda")
+
+
 def choice_on_an_h100(monkeypatch, batch, length, channels, states, rank):
-    gpu = SimpleNamespace(multi_processor_count=132, shared_memory_per_block_optin=227 * 1024)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: gpu)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: H100)
     x, dt = (torch.empty(size, dtype=torch.bfloat16, device="meta") for size in ((batch, length, channels), (4, rank)))
     plan = cuda.Plan(x, dt, torch.empty(4, channels, states, device="meta"))
     return plan, cuda.backward_choices(plan)

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import yaml
 from lamabench.ablations.study import Study
-from lamabench.harness import stop
+from lamabench.harness import provenance, stop
 from lamabench.harness.record import append, entry, read_lines
 from lamabench.harness.run import create
 from lamabench.kernels.errors import InputError
@@ -351,6 +351,20 @@ def test_a_snapshot_is_the_committed_tree(checkout, tmp_path):
     git(checkout, "stash", "-u")
     git(checkout, "apply", dirty["diff"])  # what was saved makes the tree again
     assert (checkout / "kernels" / "a.py").read_text() == "# changed\n" and (checkout / "kernels" / "b.py").exists()
+
+
+def test_records_of_measurements_are_not_code(checkout, monkeypatch):
+    """So that the second of two measurements that add to committed records is of the commit, as the first is."""
+    monkeypatch.setattr(provenance, "__file__", str(checkout / "harness" / "provenance.py"))
+    record = checkout / "reports" / "records" / "bench" / "dit" / "record.jsonl"
+    record.parent.mkdir(parents=True)
+    record.write_text("{}\n")
+    git(checkout, "add", "-A")
+    git(checkout, "commit", "-q", "-m", "measured")
+    record.write_text("{}\n{}\n")
+    assert provenance.code() == {"commit": git(checkout, "rev-parse", "HEAD").strip(), "dirty": False}
+    (checkout / "README.md").write_text("changed")
+    assert provenance.code()["dirty"]
 
 
 @pytest.mark.parametrize("dirty", [False, True])
