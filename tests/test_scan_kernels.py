@@ -171,6 +171,14 @@ def test_paths_stay_whole_where_the_forward_pass_has_kept_nothing(states, withou
         assert (one - other).norm() <= 1e-3 * one.norm(), name
 
 
+@pytest.mark.skipif(cuda_on_cpu.COMPILER is None, reason="g++ is not installed")
+def test_torch_checks_of_the_cuda_operator_without_a_gpu(without_gpu):
+    """With sizes that are symbols too, as torch.compile may have them."""
+    inputs, paths = make(1, (1, 50), 33, 5, 3, "bidirectional")
+    for keep in (False, True):
+        torch.library.opcheck(torch.ops.lamabench.selective_scan_cuda.default, (*inputs, *paths, keep))
+
+
 H100 = SimpleNamespace(multi_processor_count=132, shared_memory_per_block_optin=227 * 1024)
 
 

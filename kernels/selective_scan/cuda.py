@@ -244,10 +244,11 @@ def backward_choices(plan: Plan, starts: Tensor | None = None) -> Choice:
     block = 2 * (plan.dt_block + plan.bc_block) + 4 * (STEPS + 4) + 4
     warp = (640 if plan.exact else 768) + 3 * STEPS * (32 if plan.exact else 16)
     warp += 2 * plan.states * 32 + 32 * ranks + _align4(STEPS * (columns | 1))
+    sizes = (plan.batch, plan.chunks, plan.tiles, 4 * block, 4 * warp)
     choice = _fastest(
-        int(plan.batch), int(plan.chunks), plan.tiles, plan.states % 2 == 0 and not plan.exact, 4 * block, 4 * warp,
-        device.multi_processor_count, device.shared_memory_per_block_optin,
-        1 if starts is not None and starts.numel() == 0 else MOST_SEGMENTS,
+        *(int(v) for v in sizes),  # torch.compile may know them as symbols only
+        bool(plan.states % 2 == 0) and not plan.exact, device.multi_processor_count,
+        device.shared_memory_per_block_optin, 1 if starts is not None and starts.numel() == 0 else MOST_SEGMENTS,
     )  # fmt: skip
     if choice is None:
         raise InputError(
@@ -262,9 +263,9 @@ def _fastest(
     batch: int,
     chunks: int,
     tiles: int,
-    even: bool,
     block_bytes: int,
     warp_bytes: int,
+    even: bool,
     processors: int,
     most_bytes: int,
     most_segments: int,
