@@ -84,7 +84,7 @@ def test_torch_checks_of_the_operator():
 @pytest.mark.skipif(INTERPRETED, reason="this is the process of its own")
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 def test_interpreted(interpreted):
-    interpreted(__file__, "small or torch", len(SMALL) + 1)
+    interpreted(__file__, "small or checks_of_the_operator", len(SMALL) + 1)
 
 
 @pytest.fixture(scope="session")
