@@ -1,5 +1,6 @@
 """The fixture `node`: one real SLURM node for the whole test session."""
 
+import os
 import subprocess
 import sys
 import time
@@ -42,12 +43,24 @@ class Node:
         return self.run("sacct", "-X", "-n", "-P", "-j", job, f"--format={field}", *options).splitlines()
 
     def wait(self, seconds: float, condition: Callable[[], object], what: str) -> None:
+        """Fail after so many seconds, which only bound a hang: generous, for a busy machine."""
         end = time.monotonic() + seconds
         while not condition():
-            assert time.monotonic() < end, f"after {seconds:g} s still not: {what}"
+            assert time.monotonic() < end, f"after {seconds:g} s still not: {what}\n{self.account()}"
             time.sleep(0.2)
 
-    def ended(self, job: str, seconds: float = 30) -> list[str]:
+    def account(self) -> str:
+        """What SLURM knows of jobs and nodes, and the ends of its logs: why something did not happen."""
+        told = [
+            subprocess.run(words, capture_output=True, text=True).stdout
+            for words in (["squeue", "--format=%i %T %r %S"], ["sinfo", "-N", "--format=%N %T %E"])
+        ]
+        logs = Path(os.environ["SLURM_CONF"]).parent / "log"
+        for name in ("slurmctld", "slurmd"):
+            told += [f"{name}:\n", *(logs / f"{name}.log").read_text().splitlines(keepends=True)[-25:]]
+        return "".join(told)
+
+    def ended(self, job: str, seconds: float = 60) -> list[str]:
         """The states that sacct gives the finished job, a row an array task, once all are finished."""
         busy = {"PENDING", "RUNNING", "REQUEUED", "SUSPENDED"}
         self.wait(
