@@ -42,7 +42,7 @@ class Node:
         """One field of sacct, a row a job (an array has several): `State`, `ExitCode`, `ElapsedRaw` …"""
         return self.run("sacct", "-X", "-n", "-P", "-j", job, f"--format={field}", *options).splitlines()
 
-    def wait(self, seconds: float, condition: Callable[[], object], what: str) -> None:
+    def wait(self, condition: Callable[[], object], what: str, seconds: float = 60) -> None:
         """Fail after so many seconds, which only bound a hang: generous, for a busy machine."""
         end = time.monotonic() + seconds
         while not condition():
@@ -52,21 +52,21 @@ class Node:
     def account(self) -> str:
         """What SLURM knows of jobs and nodes, and the ends of its logs: why something did not happen."""
         told = [
-            subprocess.run(words, capture_output=True, text=True).stdout
+            subprocess.run(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True).stdout
             for words in (["squeue", "--format=%i %T %r %S"], ["sinfo", "-N", "--format=%N %T %E"])
         ]
         logs = Path(os.environ["SLURM_CONF"]).parent / "log"
         for name in ("slurmctld", "slurmd"):
-            told += [f"{name}:\n", *(logs / f"{name}.log").read_text().splitlines(keepends=True)[-25:]]
+            told += [f"{name}:\n", *(logs / f"{name}.log").read_text(errors="replace").splitlines(keepends=True)[-25:]]
         return "".join(told)
 
     def ended(self, job: str, seconds: float = 60) -> list[str]:
         """The states that sacct gives the finished job, a row an array task, once all are finished."""
         busy = {"PENDING", "RUNNING", "REQUEUED", "SUSPENDED"}
         self.wait(
-            seconds,
             lambda: (states := self.sacct(job, "State")) and not busy & set(states) and not self.queued(job),
             f"job {job} ended",
+            seconds,
         )
         return self.sacct(job, "State")
 

@@ -61,14 +61,14 @@ def test_an_array_keeps_to_its_limit(node, tmp_path):
     job = node.submit("date +%s.%N; sleep 1.5; date +%s.%N", tmp_path / "out.txt", "--array=0-4%2",
                       f"--output={tmp_path}/%a.txt")  # fmt: skip
     # The rows of tasks that ended soon are one row of a job for some seconds.
-    node.wait(60, lambda: node.sacct(job, "State") == ["COMPLETED"] * 5, "sacct has every task's end")
+    node.wait(lambda: node.sacct(job, "State") == ["COMPLETED"] * 5, "sacct has every task's end")
     spans = [tuple(map(float, lines(tmp_path / f"{task}.txt"))) for task in range(5)]
     assert max(sum(start <= moment < end for start, end in spans) for moment, _ in spans) == 2
 
 
 def test_scancel_signals_the_batch_shell(node, tmp_path):
     job = node.submit("trap 'echo USR1; exit 5' USR1; echo start; while :; do sleep 0.1; done", tmp_path / "out.txt")
-    node.wait(60, lambda: lines(tmp_path / "out.txt"), "started")
+    node.wait(lambda: lines(tmp_path / "out.txt"), "started")
     node.run("scancel", "--signal=USR1", "--batch", job)
     assert node.ended(job) == ["FAILED"]
     assert node.sacct(job, "ExitCode") == ["5:0"] and lines(tmp_path / "out.txt") == ["start", "USR1"]
@@ -78,7 +78,7 @@ def test_requeue_starts_the_job_again(node, tmp_path):
     """The first run gets SIGTERM. It stays in sacct as a duplicate (-D); without -D only the last run is shown."""
     script = 'echo start ${SLURM_RESTART_COUNT:-0}; [ -n "$SLURM_RESTART_COUNT" ] || sleep 60'
     job = node.submit(script, tmp_path / "out.txt")
-    node.wait(60, lambda: lines(tmp_path / "out.txt"), "started")
+    node.wait(lambda: lines(tmp_path / "out.txt"), "started")
     node.run("scontrol", "requeue", job)
     assert node.ended(job) == ["COMPLETED"]
     assert [line for line in lines(tmp_path / "out.txt") if line.startswith("start")] == ["start 0", "start 1"]
@@ -100,11 +100,11 @@ def test_jobs_outlive_slurmd(node, tmp_path):
     """A job has a process of its own beside slurmd, which keeps the end of one that slurmd missed."""
     first, second = tmp_path / "first.txt", tmp_path / "second.txt"
     jobs = [node.submit(WAITING.format(name=output.stem), output) for output in (first, second)]
-    node.wait(60, lambda: lines(first) and lines(second), "started")
+    node.wait(lambda: lines(first) and lines(second), "started")
     node.must("kill", "slurmd")
     assert node.control("status").returncode == 1
     (tmp_path / "first.go").touch()
-    node.wait(60, lambda: lines(first) == ["start", "end"], "one job ended without slurmd")
+    node.wait(lambda: lines(first) == ["start", "end"], "one job ended without slurmd")
     node.must("start", "slurmd")
     (tmp_path / "second.go").touch()
     for job, output in zip(jobs, (first, second), strict=True):
@@ -116,7 +116,7 @@ def test_jobs_outlive_slurmd(node, tmp_path):
 def test_without_slurmctld_jobs_run_and_nothing_is_queued(node, tmp_path):
     """sbatch and squeue try for MessageTimeout and fail; sacct, which asks slurmdbd, still answers, with old news."""
     job = node.submit(WAITING.format(name="out"), tmp_path / "out.txt")
-    node.wait(60, lambda: node.sacct(job, "State") == ["RUNNING"], "running")
+    node.wait(lambda: node.sacct(job, "State") == ["RUNNING"], "running")
     node.must("stop", "slurmctld")
     (tmp_path / "out.go").touch()
     stopped = time.monotonic()
@@ -127,7 +127,7 @@ def test_without_slurmctld_jobs_run_and_nothing_is_queued(node, tmp_path):
         done = subprocess.run(command.split(), cwd=tmp_path, capture_output=True, text=True, timeout=30)
         assert done.returncode == 1 and not done.stdout
         assert done.stderr == f"{message}Unable to contact slurm controller (connect failure)\n"
-    node.wait(60, lambda: lines(tmp_path / "out.txt") == ["start", "end"], "the job ended without slurmctld")
+    node.wait(lambda: lines(tmp_path / "out.txt") == ["start", "end"], "the job ended without slurmctld")
     time.sleep(max(0, stopped + 10 - time.monotonic()))
     assert node.sacct(job, "State") == ["RUNNING"]
     node.must("start", "slurmctld")
@@ -148,7 +148,7 @@ def test_a_crashed_node_queues_its_job_again(node, tmp_path):
     """A returning slurmd does not know the job; slurmctld believes so of jobs older than BatchStartTimeout + 5 s."""
     script = 'echo start ${SLURM_RESTART_COUNT:-0}; [ -n "$SLURM_RESTART_COUNT" ] || sleep 60'
     job = node.submit(script, tmp_path / "out.txt")
-    node.wait(60, lambda: lines(tmp_path / "out.txt"), "started")
+    node.wait(lambda: lines(tmp_path / "out.txt"), "started")
     node.must("crash")
     time.sleep(8)
     node.must("start", "slurmd")

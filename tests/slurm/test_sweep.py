@@ -70,7 +70,7 @@ class Sweep:
         return {name: row["state"] for name, row in self.status(study, *words).items()}
 
     def until(self, node, seconds, study, **wanted):
-        node.wait(seconds, lambda: wanted.items() <= self.states(study).items(), f"{wanted} (now {self.states(study)})")
+        node.wait(lambda: wanted.items() <= self.states(study).items(), str(wanted), seconds)
 
 
 @pytest.fixture
@@ -173,7 +173,7 @@ def test_two_submitters_queue_every_run_once(node, tmp_path, sweep):
     assert sweep.submit(study, *SLURM) == []
     sweep("cancel", study)
     assert not node.queued(jobs[0])
-    node.wait(60, lambda: set(node.sacct(jobs[0], "State")) == {"CANCELLED by 0"}, "sacct knows")
+    node.wait(lambda: set(node.sacct(jobs[0], "State")) == {"CANCELLED by 0"}, "sacct knows")
     assert set(sweep.states(study).values()) == {"cancelled"}, sweep.err
 
 
@@ -208,16 +208,16 @@ def test_slurmctld_is_away_for_a_moment(node, tmp_path, sweep):
         back.join()
     assert "Unable to contact slurm controller (connect failure); trying again in 2 s" in sweep.err
     # While it trains, cancelling saves it; only `retry` queues it again.
-    node.wait(60, lambda: list(tmp_path.glob("runs/away/*/progress.json")), "it trains")
+    node.wait(lambda: list(tmp_path.glob("runs/away/*/progress.json")), "it trains")
     folder = run_folder(tmp_path / "runs", "away", str(STEPS))
-    node.wait(60, lambda: progress(folder) > 50, "a few steps")
+    node.wait(lambda: progress(folder) > 50, "a few steps")
     seen = progress(folder)
     sweep("cancel", study)
     assert node.ended(job) == ["CANCELLED by 0"] and sweep.states(study) == {str(STEPS): "cancelled"}
     (saved,) = (folder / "checkpoints").iterdir()
     assert int(saved.stem[5:]) >= seen and sweep.submit(study, *SLURM) == []
     (again,) = sweep.submit(study, action="retry")
-    node.wait(60, lambda: progress(folder) > int(saved.stem[5:]), "it goes on")
+    node.wait(lambda: progress(folder) > int(saved.stem[5:]), "it goes on")
     sweep("cancel", study)
     assert node.ended(again) == ["CANCELLED by 0"]
 
@@ -227,11 +227,11 @@ def test_what_makes_room_for_another_job_is_queued_again(node, tmp_path, sweep):
     killed."""
     study = write(tmp_path / "room.yaml", axes={"train.steps": [int(HALF)]})
     (job,) = sweep.submit(study, *SLURM)
-    node.wait(60, lambda: list(tmp_path.glob("runs/room/*/attempts.jsonl")), "it starts")
+    node.wait(lambda: list(tmp_path.glob("runs/room/*/attempts.jsonl")), "it starts")
     folder = run_folder(tmp_path / "runs", "room", HALF)
-    node.wait(60, lambda: trains(folder, 1, 50), "it trains")
+    node.wait(lambda: trains(folder, 1, 50), "it trains")
     other = node.submit("sleep 3", tmp_path / "other.log", "--partition=urgent", "--cpus-per-task=16", "--mem=1G")
-    node.wait(60, lambda: sweep.states(study)[HALF] == "preempted", "it makes room")
+    node.wait(lambda: sweep.states(study)[HALF] == "preempted", "it makes room")
     (saved,) = (folder / "checkpoints").iterdir()
     assert 50 <= int(saved.stem[5:]) < int(HALF)
     assert node.ended(other) == ["COMPLETED"]
@@ -275,7 +275,7 @@ def test_the_exit_code_of_a_task_that_ends_at_once_is_known_at_once(node, tmp_pa
 def test_a_folder_that_goes_away_is_said_and_nothing_is_lost(node, tmp_path, sweep):
     study = write(tmp_path / "gone.yaml", axes={"train.steps": [STEPS]}, base={**BASE, "run.checkpoint_every": 100})
     (job,) = sweep.submit(study, *SLURM)
-    node.wait(60, lambda: list(tmp_path.glob("runs/gone/*/checkpoints/step-*")), "it trains")
+    node.wait(lambda: list(tmp_path.glob("runs/gone/*/checkpoints/step-*")), "it trains")
     (tmp_path / "runs").rename(tmp_path / "away")
     assert node.ended(job) == ["FAILED"] and not (tmp_path / "runs").exists()
     (tmp_path / "away").rename(tmp_path / "runs")
@@ -283,7 +283,7 @@ def test_a_folder_that_goes_away_is_said_and_nothing_is_lost(node, tmp_path, swe
     assert row["state"] == "failed" and "did not see the folder of the submission" in row["error"], row
     (again,) = sweep.submit(study, action="retry")
     logs = tmp_path / "runs" / "gone" / ".sweep" / "0002" / "logs"
-    node.wait(60, lambda: any("continuing at step" in log.read_text() for log in logs.glob("*")), "it goes on")
+    node.wait(lambda: any("continuing at step" in log.read_text() for log in logs.glob("*")), "it goes on")
     sweep("cancel", study)
     assert node.ended(again) == ["CANCELLED by 0"]
 
@@ -357,18 +357,18 @@ def test_stopped_by_both_signals_it_goes_on_bit_for_bit(node, tmp_path, sweep, l
     """The notice before a time limit (the run has itself queued again) and a preemption (SLURM queues it again)."""
     study = write(tmp_path / "twice.yaml", axes={"train.steps": [int(HALF)]})
     (job,) = sweep.submit(study, *SLURM)
-    node.wait(60, lambda: list(tmp_path.glob(f"runs/twice/{HALF}-*/progress.json")), "it trains")
+    node.wait(lambda: list(tmp_path.glob(f"runs/twice/{HALF}-*/progress.json")), "it trains")
     folder, seen = run_folder(tmp_path / "runs", "twice", HALF), []
     for start, command in enumerate((["scancel", "--signal=USR2"], ["scontrol", "requeue"]), 1):
-        node.wait(60, lambda start=start: trains(folder, start, max([0, *seen])), "a few steps")
+        node.wait(lambda start=start: trains(folder, start, max([0, *seen])), "a few steps")
         seen.append(progress(folder))
         node.run(*command, f"{job}_0")
-        node.wait(60, lambda: sweep.states(study)[HALF] == "preempted", "it waits again")
+        node.wait(lambda: sweep.states(study)[HALF] == "preempted", "it waits again")
         row = sweep.status(study)[HALF]
         assert row["requeued"] == len(seen) and row["shown"] == f"preempted ×{len(seen)}"
         files = sorted(path.name for path in (folder / "checkpoints").iterdir())
         assert files and all(int(name[5:13]) >= seen[-1] for name in files[-1:])
-        node.wait(60, lambda: sweep.states(study)[HALF] == "running", "it runs again")
+        node.wait(lambda: sweep.states(study)[HALF] == "running", "it runs again")
     node.must("kill", "slurmd")  # which jobs outlive
     node.must("start", "slurmd")
     sweep.until(node, 150, study, **{HALF: "done"})
@@ -377,11 +377,8 @@ def test_stopped_by_both_signals_it_goes_on_bit_for_bit(node, tmp_path, sweep, l
     (log,) = tmp_path.glob("runs/twice/.sweep/0001/logs/*")
     assert log.read_text().count("continuing at step") == 2 and trained_once(folder)
     assert sweep.status(study)[HALF]["requeued"] == 2
-    node.wait(
-        150,
-        lambda: (whole(long) / "checkpoints" / f"step-{int(HALF):08d}.safetensors").exists(),
-        "the undisturbed one",
-    )
+    same_step = whole(long) / "checkpoints" / f"step-{int(HALF):08d}.safetensors"
+    node.wait(same_step.exists, "the undisturbed one", 150)
     same(folder, whole(long), int(HALF))
 
 
@@ -391,7 +388,8 @@ def whole(long):
 
 def test_a_minute_at_a_time_is_the_same_training(node, long, capsys):
     sweep, study = Sweep(long, capsys), "long.yaml"
-    node.wait(300, lambda: sweep.states(study, "run.root=limited")[str(STEPS)] not in ("running", "preempted"), "ended")
+    going = ("running", "preempted")
+    node.wait(lambda: sweep.states(study, "run.root=limited")[str(STEPS)] not in going, "ended", 300)
     row = sweep.status(study, "run.root=limited")[str(STEPS)]
     assert row["state"] == "done" and row["requeued"] >= 1, row
     node.ended(row["job"])
@@ -421,7 +419,7 @@ def test_what_waits_but_left_the_study_is_told(node, tmp_path, sweep):
     )
     assert "not in the study" not in sweep("status", study, "--stages", "train")
     node.run("scancel", job)
-    node.wait(60, lambda: "not in the study" not in sweep("status", study), "the queue is empty")
+    node.wait(lambda: "not in the study" not in sweep("status", study), "the queue is empty")
 
 
 def test_the_whole_story(node, tmp_path, sweep, monkeypatch):
@@ -447,11 +445,11 @@ def test_the_whole_story(node, tmp_path, sweep, monkeypatch):
 
     folder = run_folder(tmp_path / "runs", "story", "long")
     for times in (1, 2):
-        node.wait(60, lambda times=times: trains(folder, times), "it trains")
+        node.wait(lambda times=times: trains(folder, times), "it trains")
         assert sweep.states(study)["long"] == "running"
         node.run("scontrol", "requeue", place["long"])
-        node.wait(60, lambda times=times: sweep.status(study)["long"]["requeued"] == times, "queued again")
-    node.wait(60, lambda: trains(folder, 3, 300), "it trains")
+        node.wait(lambda times=times: sweep.status(study)["long"]["requeued"] == times, "queued again")
+    node.wait(lambda: trains(folder, 3, 300), "it trains")
     assert sweep.submit(study, *SLURM) == []  # what runs and what failed is not new
     node.must("crash")
     time.sleep(8)
