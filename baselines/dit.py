@@ -10,14 +10,7 @@ from torch import Tensor, nn
 
 from ..kernels.attention import attention, macs
 from ..kernels.errors import InputError
-from ..models.layers import (
-    LabelEmbedder,
-    TimestepEmbedder,
-    gate,
-    modulate,
-    sincos_positions,
-    xavier_linears,
-)
+from ..models.layers import LabelEmbedder, TimestepEmbedder, gate, modulate, sincos_positions, xavier_linears
 from ..models.registry import Backbone, PaperSum, Preset, load_reference, register
 
 

@@ -6,7 +6,7 @@ A run is a folder `ROOT/STUDY/NAME-ID/`:
     record.jsonl     one line a finished or failed stage, appended
     metrics.jsonl    one line every few training steps
     samples.npz      `images` uint8 [N, H, W, C], `labels` int64 [N]
-    checkpoints/     tensors and JSON, see checkpoint.py
+    checkpoints/     tensors and JSON, see training/checkpoint.py
 """
 
 import hashlib

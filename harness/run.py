@@ -16,19 +16,19 @@ import torch
 from torch.utils.data import Subset
 
 from ..kernels.errors import InputError, unknown
-from . import backbones, stop
-from .bench import bench
-from .bench_plan import finished, next_point
+from . import backbones, signals
 from .config import BenchConfig, Config
-from .cost import cost
-from .data import epoch_order, load
-from .generate import generate
+from .data.images import epoch_order, load
+from .measure.cost import cost
+from .measure.models import bench
+from .measure.search import finished, next_point
+from .measure.timing import out_of_memory
 from .progress import Progress
 from .provenance import pick_device, provenance
 from .record import KINDS, Run, append, entry, identity, read_run, write_atomically
-from .stop import Stopped
-from .timing import out_of_memory
-from .train import Diverged, check_fit, micro_batch, train
+from .sampling import generate
+from .signals import Stopped
+from .training.loop import Diverged, check_fit, micro_batch, train
 
 STAGES = KINDS  # cost, train, sample, evaluate, bench: in the order in which they run
 FROM_CHECKPOINT = ("sample", "evaluate")
@@ -154,24 +154,24 @@ def execute(folder: Path, stages: Sequence[str], progress: Progress) -> None:
     """Do what is missing of `stages`, one after the other, and record each.
 
     A stage that fails is a record too, with its error, and its exception goes on. Raises Busy where another process
-    holds the run, Stopped where a signal asked for it (stop.py): no record, and the same call continues.
+    holds the run, Stopped where a signal asked for it (signals.py): no record, and the same call continues.
     """
     with locked(folder):
         run = read_run(folder)
         config = config_from_dict(run.info["config"])
         check_fit(config)
         for stage in missing_stages(run, stages):
-            stop.check()
+            signals.check()
             origin = {"provenance": provenance(pick_device(config.run.device))}
             try:
                 for row in _STAGES[stage](folder, run.info, config, progress):
                     append(folder / "record.jsonl", entry(stage, **{"state": "done", **row, **origin}))
-                    stop.check()
+                    signals.check()
             except Stopped:
                 raise
             except Exception as error:
-                if stop.asked():  # what the signal tore, such as a compiler's process, is not the run's failure
-                    raise Stopped(f"{stop.asked()} during {stage}: {_one_line(error)}") from error
+                if signals.asked():  # what the signal tore, such as a compiler's process, is not the run's failure
+                    raise Stopped(f"{signals.asked()} during {stage}: {_one_line(error)}") from error
                 state, words = _state(error), _one_line(error)
                 if (state, stage) == ("oom", "train") and (size := micro_batch(config)) > 1:
                     words += f"; it passed {size} images at a time, fewer (run.micro_batch=N) take less"
@@ -237,7 +237,7 @@ def read_samples(path: Path) -> np.ndarray:
 
 def score(samples: Path, config: Config, cache: Path, progress: Progress) -> list[dict]:
     """The rows of `evaluate` for a file of samples against the training images of `config.data`."""
-    from .evaluate import evaluate  # slow to import, and only scoring needs it
+    from .scoring.score import evaluate  # slow to import, and only scoring needs it
 
     images = read_samples(samples)
     data = load(config.data)

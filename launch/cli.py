@@ -28,6 +28,7 @@ EPILOG = """examples
 A setting is key=value, as in Hydra: model=NAME and data=NAME choose, train.lr=1e-3 sets. Started again, the same
 command continues where it stopped."""
 
+HOMES = {"bench": "bench", "bench-kernels": "bench", "sweep": "sweep"}
 QUEUED = ("submit", "status", "retry", "cancel", "collect", "prune")
 SWEEP = """lamabench sweep plan demo                               the runs, nothing is written
   lamabench sweep run demo                                do what is missing, on this machine
@@ -164,10 +165,10 @@ def _run(args: argparse.Namespace) -> int:
     if args.command == "report":
         return _report(args)
     if args.command == "doctor":
-        return importlib.import_module("..doctor", __name__).doctor(args)
-    commands = importlib.import_module("..commands", __name__)
-    homes = {"bench": "..bench", "bench-kernels": "..bench", "sweep": "..sweep_command"}
-    home = importlib.import_module(homes.get(str(args.command), "..commands"), __name__)
+        return importlib.import_module("..commands.doctor", __name__).doctor(args)
+    commands = importlib.import_module("..commands.runs", __name__)
+    homes = {name: f"..commands.{home}" for name, home in HOMES.items()}
+    home = importlib.import_module(homes.get(str(args.command), "..commands.runs"), __name__)
     names = {"cost": "cost_command", "bench": "models", "bench-kernels": "kernels", "sweep": "sweep_command"}
     try:
         return getattr(home, names.get(str(args.command), str(args.command)))(args)

@@ -19,8 +19,8 @@ from matplotlib.transforms import Bbox
 from numpy.typing import NDArray
 
 from ..harness.record import Run
-from .facts import Row, better, score_words, scores, setting_words, timings
-from .layout import Table
+from .queries import Row, better, score_words, scores, setting_words, timings
+from .table import Table
 
 # Okabe and Ito's colours, safe for the colour-blind, but wine and grey for their pale yellow and their black.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#882255", "#999999")

@@ -13,12 +13,12 @@ from matplotlib.figure import Figure
 from tabulate import tabulate
 
 from ..harness.record import RecordError, Run
-from .facts import Row, load, score_words, scores, setting_words, timings
 from .figures import STYLE, loss, quality_vs_macs, throughput
-from .grids import all_samples, mosaic, samples
-from .layout import Table, filled
+from .queries import Row, load, score_words, scores, setting_words, timings
+from .samples import all_samples, mosaic, samples
 from .speed import MODES, bench, kernels
 from .speed_figures import crossover, speed_vs_flops
+from .table import Table, filled
 from .tables import TIMED, costs, origins, seeds, summary
 
 NOTHING = {  # why a table is not there

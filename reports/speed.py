@@ -5,8 +5,8 @@ from collections.abc import Iterable
 from math import exp, log
 
 from ..harness.record import RecordError, Run, identity
-from .facts import Row, backend_words, measurement_of
-from .layout import Column, Table, shortened
+from .queries import Row, backend_words, measurement_of
+from .table import Column, Table, shortened
 
 BASELINE = "dit_xl_2"
 CELL = ("input_size", "mode", "checkpointing", "precision", "device")  # what two models must share to be compared

@@ -8,10 +8,10 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from ..harness.record import Run
-from .facts import Row
 from .figures import Look, blank, logarithmic, wrapped
-from .layout import Table
+from .queries import Row
 from .speed import MODES, baseline_of, crossings, fastest, measurements
+from .table import Table
 
 
 def _main_setting(measured: list[Row]) -> tuple[list[Row], str]:

@@ -5,18 +5,8 @@ import statistics
 from pathlib import Path
 
 from ..harness.record import Run
-from .facts import (
-    Row,
-    backend_words,
-    better,
-    group_labels,
-    group_of,
-    scores,
-    setting_words,
-    state_of,
-    timings,
-)
-from .layout import Column, Table, shortened
+from .queries import Row, backend_words, better, group_labels, group_of, scores, setting_words, state_of, timings
+from .table import Column, Table, shortened
 
 PARTS = ("ssm", "scan", "attention", "mlp", "conditioning", "rest")
 TIMED = (("bench", "forward", "Forward", 6), ("bench", "train", "Train", 6), ("sample", None, "Sampling", 8))

@@ -3,8 +3,8 @@
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from ..backend import Backend, Operator
-from . import flash
+from ..operator import Backend, Operator
+from . import backend_flash
 from .reference import reference
 
 
@@ -20,9 +20,9 @@ OPERATOR = Operator(
     [
         Backend("sdpa", sdpa),
         # Never `auto`: what a record says must not depend on which packages happen to be installed.
-        Backend("flash2", flash.flash2, flash.reasons("flash2"), auto_on=()),
-        Backend("flash3", flash.flash3, flash.reasons("flash3"), auto_on=()),
-        Backend("flash4", flash.flash4, flash.reasons("flash4"), auto_on=()),
+        Backend("flash2", backend_flash.flash2, backend_flash.reasons("flash2"), auto_on=()),
+        Backend("flash3", backend_flash.flash3, backend_flash.reasons("flash3"), auto_on=()),
+        Backend("flash4", backend_flash.flash4, backend_flash.reasons("flash4"), auto_on=()),
         Backend("reference", reference),
     ],
 )

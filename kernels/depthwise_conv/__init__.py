@@ -3,10 +3,10 @@
 from torch import Tensor
 from torch.nn.functional import conv2d, silu
 
-from ..backend import Backend, Operator
 from ..errors import InputError
-from ..triton_available import triton_reasons
-from . import fused, reference
+from ..operator import Backend, Operator
+from ..triton_support import triton_reasons
+from . import backend_triton, reference
 
 
 def _torch(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -17,7 +17,7 @@ def _torch(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 OPERATOR = Operator(
     "depthwise_conv",
     [
-        Backend("triton", fused.depthwise_conv_silu, triton_reasons, auto_on=("cuda",)),
+        Backend("triton", backend_triton.depthwise_conv_silu, triton_reasons, auto_on=("cuda",)),
         Backend("torch", _torch),
         Backend("reference", reference.depthwise_conv_silu),
     ],

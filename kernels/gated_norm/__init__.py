@@ -3,10 +3,10 @@
 from torch import Tensor
 from torch.nn.functional import layer_norm, silu
 
-from ..backend import Backend, Operator
 from ..errors import InputError
-from ..triton_available import triton_reasons
-from . import fused, reference
+from ..operator import Backend, Operator
+from ..triton_support import triton_reasons
+from . import backend_triton, reference
 
 
 def _torch(y: Tensor, z: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
@@ -16,7 +16,7 @@ def _torch(y: Tensor, z: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Te
 OPERATOR = Operator(
     "gated_norm",
     [
-        Backend("triton", fused.gated_norm, triton_reasons, auto_on=("cuda",)),
+        Backend("triton", backend_triton.gated_norm, triton_reasons, auto_on=("cuda",)),
         Backend("torch", _torch),
         Backend("reference", reference.gated_norm),
     ],

@@ -3,19 +3,19 @@
 import torch
 from torch import Tensor
 
-from ..backend import Backend, Operator
 from ..cross_scan import ScanPaths
 from ..errors import InputError
-from ..triton_available import triton_reasons
-from . import cuda, fused, mamba_ssm, reference, vectorised
+from ..operator import Backend, Operator
+from ..triton_support import triton_reasons
+from . import backend_cuda, backend_mamba_ssm, backend_torch, backend_triton, reference
 
 OPERATOR = Operator(
     "selective_scan",
     [
-        Backend("cuda", cuda.selective_scan, cuda.reasons, auto_on=("cuda",)),
-        Backend("triton", fused.selective_scan, triton_reasons, auto_on=("cuda",)),
-        Backend("torch", vectorised.selective_scan),
-        Backend("mamba_ssm", mamba_ssm.selective_scan, mamba_ssm.reasons, auto_on=()),
+        Backend("cuda", backend_cuda.selective_scan, backend_cuda.reasons, auto_on=("cuda",)),
+        Backend("triton", backend_triton.selective_scan, triton_reasons, auto_on=("cuda",)),
+        Backend("torch", backend_torch.selective_scan),
+        Backend("mamba_ssm", backend_mamba_ssm.selective_scan, backend_mamba_ssm.reasons, auto_on=()),
         Backend("reference", reference.selective_scan),
     ],
 )

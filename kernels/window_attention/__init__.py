@@ -3,9 +3,9 @@
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from ..backend import Backend, Operator
-from ..triton_available import triton_reasons
-from . import fused, reference
+from ..operator import Backend, Operator
+from ..triton_support import triton_reasons
+from . import backend_triton, reference
 from .windows import merge, partition, relative_position_index, shift_mask
 
 __all__ = ["OPERATOR", "TRACED", "macs", "relative_position_index", "shift_mask", "window_attention"]
@@ -34,7 +34,7 @@ def _sdpa(
 OPERATOR = Operator(
     "window_attention",
     [
-        Backend("triton", fused.window_attention, triton_reasons, auto_on=("cuda",)),
+        Backend("triton", backend_triton.window_attention, triton_reasons, auto_on=("cuda",)),
         Backend("sdpa", _sdpa),
         Backend("reference", reference.window_attention),
     ],

@@ -17,9 +17,9 @@ from pathlib import Path
 import pytest
 import yaml
 from lamabench.harness.record import read_lines, read_run
-from lamabench.launch import slurm
 from lamabench.launch.cli import main
-from lamabench.launch.cluster import ClusterConfig
+from lamabench.launch.slurm import client
+from lamabench.launch.slurm.cluster import ClusterConfig
 from safetensors.torch import load_file
 
 pytestmark = pytest.mark.slurm
@@ -127,14 +127,14 @@ def trained_once(folder):
 @pytest.mark.parametrize("nodes", [1, 2])
 def test_every_task_knows_its_rank(node, tmp_path, nodes):
     """What torch.distributed reads, and the CPUs that srun would not take over by itself."""
-    probe = "import json, os; from lamabench.launch.task import environment as e; print(json.dumps({**e(), "
+    probe = "import json, os; from lamabench.launch.worker import environment as e; print(json.dumps({**e(), "
     probe += "'cpus': os.environ['SLURM_CPUS_PER_TASK'], 'threads': os.environ['OMP_NUM_THREADS'], "
     probe += "'node': os.environ['SLURMD_NODENAME']}))"
     cluster = ClusterConfig(cpus=2, nodes=nodes, tasks_per_node=2 // nodes, time_min=5, mem_gb=1)
     if nodes == 2:
         node.must("start", "second")
         cluster = replace(cluster, partition="pair")
-    text = slurm.script(cluster, "ranks", 2, f'{sys.executable} -c "{probe}"', tmp_path / "%a.log", None)
+    text = client.script(cluster, "ranks", 2, f'{sys.executable} -c "{probe}"', tmp_path / "%a.log", None)
     (tmp_path / "job.sh").write_text(text)
     node.ended(node.run("sbatch", "--parsable", str(tmp_path / "job.sh")))
     ports = []
@@ -316,7 +316,7 @@ def test_jobs_run_the_code_that_was_submitted(node, tmp_path, long):
     assert done.returncode == 0, done.stderr
     made = json.loads(done.stdout)
     assert made["code"]["commit"] == commit and not made["code"]["dirty"]
-    (clone / "harness" / "train.py").write_text("raise RuntimeError('edited')\n")
+    (clone / "harness" / "training" / "loop.py").write_text("raise RuntimeError('edited')\n")
     node.run("scontrol", "release", made["arrays"][0]["job"])
     assert node.ended(made["arrays"][0]["job"]) == ["COMPLETED"]
     for folder in (tmp_path / "runs" / "code").glob("0*"):
@@ -325,13 +325,13 @@ def test_jobs_run_the_code_that_was_submitted(node, tmp_path, long):
         assert (trained["provenance"]["commit"], trained["provenance"]["dirty"]) == (commit, False)
 
     subprocess.run([*git, "checkout", "-q", "harness"], check=True)
-    with open(clone / "harness" / "train.py", "a") as file:
+    with open(clone / "harness" / "training" / "loop.py", "a") as file:
         file.write("CHANGED = 1\n")
     (clone / "harness" / "new.py").write_text("NEW = 1\n")
     other = write(tmp_path / "other.yaml", axes={"train.lr": [1e-3]}, base={**BASE, "train.steps": 10})
     done = command("submit", other, *SLURM)
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and not (tmp_path / "runs" / "other").exists()
-    assert "harness/train.py, harness/new.py" in done.stderr and "--dirty" in done.stderr
+    assert "harness/training/loop.py, harness/new.py" in done.stderr and "--dirty" in done.stderr
     done = command("submit", other, *SLURM, "--dirty", "--json")
     made = json.loads(done.stdout)
     diff = Path(made["code"]["diff"]).read_text()

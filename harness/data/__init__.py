@@ -1,0 +1,1 @@
+"""Images, and the items of training with everything random about them."""

@@ -1,0 +1,333 @@
+"""Images: the loaders by kind, and the items of training with everything random about them.
+
+Whatever the kind, a set is `ImageData`: uint8 images [C, S, S] and labels. Its randomness in training depends on the
+seed and the number of images seen before, never on workers or batch size.
+"""
+
+import hashlib
+import os
+import zipfile
+import zlib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ...kernels.errors import InputError, unknown
+from ..config import DataConfig
+from ..diffusion.gaussian import TIMESTEPS
+from ..random import Stream, generator
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what Pillow raises for bad files
+SYNTHETIC_IMAGES = 320
+Labels = NDArray[np.int64]
+
+
+def to_model_range(images: Tensor) -> Tensor:
+    """uint8 -> float32 in [-1, 1], any shape."""
+    return images.float() / 127.5 - 1
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """[-1, 1] -> uint8, clamped and rounded, any shape. Raises FloatingPointError for NaN or infinity."""
+    if not images.isfinite().all():
+        raise FloatingPointError("images hold values that are not finite")
+    return ((images.float() + 1) * 127.5).clamp(0, 255).round().to(torch.uint8)
+
+
+def fit(image: Image.Image, size: int) -> Image.Image:
+    """The centre square of an image at side `size`, as ADM and DiT prepare ImageNet: box halving while the short side
+    is at least twice `size`, bicubic until it is `size`, then a crop."""
+    while min(image.size) >= 2 * size:
+        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+    scale = size / min(image.size)
+    image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
+    left, top = (image.width - size) // 2, (image.height - size) // 2
+    return image.crop((left, top, left + size, top + size))
+
+
+class ImageData(Dataset[tuple[Tensor, int]]):
+    """A set of images: item i is (uint8 [C, S, S], label).
+
+    `size` S, `channels` C, `num_classes` (0: unconditional, every label 0), `class_names`, `labels` int64 [N],
+    `fingerprint` 16 hex digits of SHA-256 (in memory: images [N, C, S, S], then labels; folders: names and sizes).
+    """
+
+    def __init__(self, config: DataConfig, labels: Labels, class_names: list[str], digest: str) -> None:
+        where = f"data {config.kind!r}" + (f" at {config.path}" if config.path else "")
+        needed = max(2, len(class_names) if config.num_classes else 0)
+        if len(labels) < needed:
+            raise InputError(f"{where} has too few images: {len(labels)}, at least {needed} needed")
+        if config.num_classes not in (0, len(class_names)):
+            raise InputError(
+                f"data.num_classes is {config.num_classes}, but {where} has {len(class_names)} classes; "
+                f"set it to {len(class_names)}, or to 0 for unconditional"
+            )
+        self.size, self.channels, self.num_classes = config.size, config.channels, config.num_classes
+        self.class_names = class_names if config.num_classes else []
+        self.labels = labels.astype(np.int64) if config.num_classes else np.zeros(len(labels), dtype=np.int64)
+        self.fingerprint = digest[:16]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def image(self, i: int) -> Tensor:
+        """Image i, uint8 [C, S, S]."""
+        raise NotImplementedError
+
+    def __getitem__(self, i: int) -> tuple[Tensor, int]:
+        return self.image(i), int(self.labels[i])
+
+
+class ArrayData(ImageData):
+    """Images in memory, from uint8 [N, H, W, C] with C 1 or 3; another side or shape goes through `fit`."""
+
+    def __init__(self, config: DataConfig, images: NDArray[np.uint8], labels: Labels, class_names: list[str]) -> None:
+        if len(images) and images.shape[1:3] != (config.size, config.size):
+            images = np.stack([_channels_last(fit(_to_pil(image), config.size)) for image in images])
+        if images.shape[3] == 1:
+            images = images.repeat(config.channels, axis=3)
+        elif config.channels == 1:
+            images = np.stack([_channels_last(_to_pil(image).convert("L")) for image in images])
+        images = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
+        digest = hashlib.sha256(images.data)
+        digest.update(labels.astype("<i8").data)
+        super().__init__(config, labels, class_names, digest.hexdigest())
+        self.images = torch.from_numpy(images)
+
+    def image(self, i: int) -> Tensor:
+        return self.images[i]
+
+
+class FolderData(ImageData):
+    """Images in files, read when asked for. Every file's header is read at the start, so that a file that is no image
+    is found before training and not in the middle."""
+
+    def __init__(self, config: DataConfig, files: list[Path], labels: Labels, class_names: list[str]) -> None:
+        root = _path(config)
+        with ThreadPoolExecutor(16) as pool:
+            sizes = list(pool.map(_file_size, files))
+        lines = [f"{file.relative_to(root).as_posix()} {size}\n" for file, size in zip(files, sizes, strict=True)]
+        super().__init__(config, labels, class_names, hashlib.sha256("".join(lines).encode()).hexdigest())
+        self.files = files
+
+    def image(self, i: int) -> Tensor:
+        try:
+            with Image.open(self.files[i]) as file:
+                image = fit(file.convert("L" if self.channels == 1 else "RGB"), self.size)
+        except UNREADABLE as error:
+            raise _unreadable(self.files[i], error) from None
+        return torch.from_numpy(_channels_last(image)).permute(2, 0, 1).contiguous()
+
+
+def _to_pil(image: NDArray[np.uint8]) -> Image.Image:
+    return Image.fromarray(image[..., 0] if image.shape[2] == 1 else image)
+
+
+def _channels_last(image: Image.Image) -> NDArray[np.uint8]:
+    array = np.array(image, dtype=np.uint8)
+    return array[..., None] if array.ndim == 2 else array
+
+
+def _unreadable(file: Path, error: Exception) -> InputError:
+    return InputError(f"unreadable image {file}: {' '.join(str(error).split())}")
+
+
+def _file_size(file: Path) -> int:
+    """A file's size in bytes. Raises InputError where it is no image, or one of more than 8 bits a channel."""
+    try:
+        with Image.open(file) as image:
+            if image.mode.startswith(("I", "F")):
+                raise InputError(f"unreadable image {file}: mode {image.mode}, 8 bits a channel expected")
+        return file.stat().st_size
+    except InputError:
+        raise
+    except UNREADABLE as error:
+        raise _unreadable(file, error) from None
+
+
+def _no_path(config: DataConfig) -> InputError:
+    return InputError(f"data.path is not set; data {config.kind!r} needs it")
+
+
+def _path(config: DataConfig) -> Path:
+    if config.path is None:
+        raise _no_path(config)
+    path = Path(config.path)
+    if not path.exists():
+        raise InputError(f"data.path {config.path} does not exist")
+    return path
+
+
+def _digits(config: DataConfig, split: str) -> ImageData:
+    """scikit-learn's 1,797 handwritten digits, 8 × 8 at 17 grey levels, enlarged."""
+    from sklearn.datasets import load_digits  # takes a second to import
+
+    if config.size < 8:
+        raise InputError(f"data.size must be 8 or more for digits, not {config.size}")
+    pixels, labels = load_digits(return_X_y=True)
+    images = np.rint(np.asarray(pixels) * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8, 1)
+    return ArrayData(config, images, np.asarray(labels, dtype=np.int64), [str(i) for i in range(10)])
+
+
+def _npz(config: DataConfig, split: str) -> ImageData:
+    """`images` uint8 [N, H, W, C] or [N, H, W] and, if there, integer `labels` [N]; classes are 0 … the highest."""
+    path = _path(config)
+    try:
+        file = np.load(path, allow_pickle=False)
+        if not isinstance(file, np.lib.npyio.NpzFile):
+            raise ValueError("it holds one array without a name")
+        with file:
+            arrays = {name: file[name] for name in ("images", "labels") if name in file}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise InputError(f"{path} is not a readable .npz file: {' '.join(str(error).split())}") from None
+    if "images" not in arrays:
+        raise InputError(f"{path} has no array 'images' (uint8 [N, H, W, C] or [N, H, W])")
+    images = arrays["images"]
+    if images.ndim == 3:
+        images = images[..., None]
+    if images.dtype != np.uint8 or images.ndim != 4 or 0 in images.shape[1:]:
+        found = f"{images.dtype} {list(arrays['images'].shape)}"
+        raise InputError(f"{path}: images is {found}, not uint8 [N, H, W, C] or [N, H, W]")
+    if images.shape[3] != config.channels:
+        raise InputError(f"data.channels is {config.channels}, but the images of {path} have {images.shape[3]}")
+    labels = arrays.get("labels", np.zeros(len(images), dtype=np.int64))
+    if labels.shape != (len(images),) or labels.dtype.kind not in "iu" or labels.min(initial=0) < 0:
+        found = f"{labels.dtype} {list(labels.shape)}"
+        raise InputError(f"{path}: labels is {found}, not [{len(images)}] integers of 0 or more")
+    return ArrayData(config, images, labels.astype(np.int64), [str(i) for i in range(int(labels.max(initial=0)) + 1)])
+
+
+def _folder(config: DataConfig, split: str) -> ImageData:
+    """A folder of class folders (each of any depth), or of images alone: one class. Hidden files are left out."""
+    root = _path(config)
+    if not root.is_dir():
+        raise InputError(f"data.path {root} is not a folder")
+    classes = sorted(entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    flat = [entry for entry in sorted(root.iterdir()) if _is_image(entry)]
+    if flat and classes:
+        raise InputError(
+            f"{root} holds images ({flat[0].name}) and folders ({classes[0].name}); expected only one kind"
+        )
+    groups = [sorted(_images_below(folder)) for folder in classes] or [flat]
+    for folder, group in zip(classes or [root], groups, strict=True):
+        if not group:
+            raise InputError(f"{folder} holds no image; read are {', '.join(SUFFIXES)}")
+    labels = np.repeat(np.arange(len(groups)), [len(group) for group in groups])
+    names = [folder.name for folder in classes] or ["0"]
+    return FolderData(config, [file for group in groups for file in group], labels, names)
+
+
+def _is_image(file: Path) -> bool:
+    return file.suffix.lower() in SUFFIXES and not file.name.startswith(".") and file.is_file()
+
+
+def _images_below(folder: Path) -> list[Path]:
+    paths = (Path(parent, name) for parent, _, names in os.walk(folder, followlinks=True) for name in names)
+    return [path for path in paths if _is_image(path)]
+
+
+def _cifar10(config: DataConfig, split: str) -> ImageData:
+    """CIFAR-10 as torchvision stores it; its checksums are torchvision's."""
+    from torchvision.datasets import CIFAR10  # not needed by the other kinds
+
+    if config.path is None:
+        raise _no_path(config)
+    try:
+        data = CIFAR10(config.path, train=split == "train", download=False)
+    except RuntimeError:
+        raise InputError(
+            f"data.path {config.path} does not hold the whole of CIFAR-10; expected is torchvision's layout: "
+            "a folder cifar-10-batches-py with data_batch_1 … data_batch_5, test_batch and batches.meta"
+        ) from None
+    return ArrayData(config, np.asarray(data.data), np.array(data.targets, dtype=np.int64), list(data.classes))
+
+
+def _synthetic(config: DataConfig, split: str) -> ImageData:
+    """320 smooth images, or one a class if that is more: each class has its own three waves, each image its own phases
+    and colours. Always the same."""
+    classes = max(1, config.num_classes)
+    labels = np.arange(max(SYNTHETIC_IMAGES, classes)) % classes
+    across = np.arange(config.size) / config.size
+    waves = [generator(0, Stream.INIT, label).uniform(-2, 2, size=(3, 2)) for label in range(classes)]
+    images = np.zeros((len(labels), config.size, config.size, config.channels), dtype=np.uint8)
+    for i, label in enumerate(labels):
+        rng = generator(0, Stream.INIT, classes + i)
+        phase, colour = rng.uniform(0, 1, size=3), rng.uniform(-1, 1, size=(3, config.channels))
+        turns = (waves[label] @ np.stack(np.meshgrid(across, across)).reshape(2, -1)) + phase[:, None]
+        picture = np.cos(2 * np.pi * turns).T @ colour
+        images[i] = np.rint(127.5 + 42.5 * picture).reshape(config.size, config.size, -1)
+    return ArrayData(config, images, labels, [str(label) for label in range(classes)])
+
+
+KINDS: dict[str, Callable[[DataConfig, str], ImageData]] = {
+    "digits": _digits,
+    "npz": _npz,
+    "folder": _folder,
+    "cifar10": _cifar10,
+    "synthetic": _synthetic,
+}
+
+
+def load(config: DataConfig, split: str = "train") -> ImageData:
+    """The images that `config` names. Only CIFAR-10 has a split other than "train": "test".
+
+    Raises InputError, in one line, for a kind, split, path, file or number of classes or channels that does not fit.
+    """
+    if config.kind not in KINDS:
+        raise unknown("data.kind", config.kind, KINDS)
+    splits = ("train", "test") if config.kind == "cifar10" else ("train",)
+    if split not in splits:
+        raise unknown(f"split of data {config.kind!r}", split, splits)
+    if config.channels not in (1, 3):
+        raise InputError(f"data.channels must be 1 or 3 for images, not {config.channels}")
+    return KINDS[config.kind](config, split)
+
+
+def epoch_order(seed: int, epoch: int, n: int) -> Labels:
+    """The order of an epoch's images, a permutation of 0 … n-1."""
+    return generator(seed, Stream.ORDER, epoch).permutation(n)
+
+
+class TrainItems(Dataset[dict[str, Tensor]]):
+    """The i-th image of training, counted from its start over all epochs, with everything random about it.
+
+    Item i is `x0` float32 [C, S, S] in [-1, 1], `y` int64 (`null_class` where dropped), `t` int64 in 0 … 999 and
+    `noise` float32 [C, S, S]. It depends on the seed and i alone: give a DataLoader `sampler=range(start, stop)` and
+    any number of workers. Labels are dropped with probability `class_dropout`, images flipped half the time if `flip`.
+    """
+
+    def __init__(self, data: ImageData, *, seed: int, flip: bool, class_dropout: float, null_class: int | None) -> None:
+        if class_dropout > 0 and data.num_classes > 0 and null_class is None:
+            raise InputError(
+                f"train.class_dropout is {class_dropout:g}, but the model has no null class to replace labels by; use 0"
+            )
+        self.data, self.seed, self.flip = data, seed, flip
+        self.class_dropout, self.null_class = class_dropout, null_class
+        self.epoch, self.order = -1, np.empty(0, dtype=np.int64)
+
+    def __getitem__(self, i: int) -> dict[str, Tensor]:
+        epoch, position = divmod(i, len(self.data))
+        if epoch != self.epoch:
+            self.epoch, self.order = epoch, epoch_order(self.seed, epoch, len(self.data))
+        image, label = self.data[int(self.order[position])]
+        rng = generator(self.seed, Stream.TRAIN, i)  # all four are drawn, in this order, whatever the options
+        t, drop, flip = int(rng.integers(TIMESTEPS)), rng.random(), rng.random()
+        noise = rng.standard_normal(tuple(image.shape), dtype=np.float32)
+        if self.flip and flip < 0.5:
+            image = image.flip(-1)
+        if self.null_class is not None and self.data.num_classes > 0 and drop < self.class_dropout:
+            label = self.null_class
+        return {
+            "x0": to_model_range(image),
+            "y": torch.tensor(label),
+            "t": torch.tensor(t),
+            "noise": torch.from_numpy(noise),
+        }

@@ -1,0 +1,1 @@
+"""How an image becomes noise and noise an image: the objective, samplers, guidance."""

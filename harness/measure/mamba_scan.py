@@ -1,0 +1,43 @@
+"""mamba-ssm's compiled scan without what our operator has around it, as a yardstick of time: x is gathered along the
+paths and the step sizes are formed before the clock starts, the paths' outputs stay where they are."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...kernels.selective_scan import backend_mamba_ssm
+
+
+def output_weights(shape: torch.Size) -> Tensor:
+    """Random numbers that the output is weighted with before the backward pass, the same in every precision."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0)).bfloat16()
+
+
+class ScanAlone:
+    """The scan at the arguments of a backend of `lamabench.kernels.selective_scan`."""
+
+    def __init__(self, *inputs: Tensor) -> None:
+        x, order, self.inverse = inputs[0], *inputs[-2:]
+        *flat, self.bias = backend_mamba_ssm.prepare(*inputs[:-1])
+        self.inputs = tuple(flat)
+        directions, channels = order.shape[0], x.shape[2]
+        gradient = output_weights(x.shape).to(x).transpose(1, 2)[:, None].expand(-1, directions, -1, -1)
+        self.gradients = backend_mamba_ssm.along(gradient, order).flatten(1, 2)
+        self.shape = (x.shape[0], directions, channels, x.shape[1])
+
+    def forward(self) -> Any:
+        return backend_mamba_ssm.extension().fwd(*self.inputs, None, self.bias, True)
+
+    def both(self) -> Any:
+        out, states, *_ = self.forward()
+        backward = backend_mamba_ssm.extension().bwd
+        return out, backward(*self.inputs, None, self.bias, self.gradients, states, None, None, True, False)
+
+    def output_and_gradient(self) -> list[Tensor]:
+        """The operator's output and its gradient of x, summed over the paths in image order: [B, L, E]."""
+        out, grads = self.both()
+        return [
+            backend_mamba_ssm.along(v.view(self.shape).float(), self.inverse).sum(1).transpose(1, 2)
+            for v in (out, grads[0])
+        ]

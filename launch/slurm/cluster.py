@@ -1,0 +1,112 @@
+"""Clusters: where a run is done and what it gets there. Apart from experiments: no part of a run's identity."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from ...kernels.errors import InputError, unknown
+from ..compose import apply, plain_error
+
+FOLDER = Path(__file__).parents[1] / "conf" / "cluster"
+KINDS = ("local", "slurm")
+
+
+@dataclass
+class ClusterConfig:
+    """What a cluster file says, conf/cluster/example.yaml explains it. Times in minutes or seconds, memory in GiB."""
+
+    kind: str = "slurm"
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    time_min: int = 60
+    cpus: int = 1
+    mem_gb: float | None = None  # of the host; null: the cluster's default
+    gpus: int = 0
+    nodes: int = 1
+    tasks_per_node: int = 1
+    parallel: int | None = None  # runs of one array at a time; null: all
+    signal_s: int = 120  # before the time limit
+    requeue: bool = True
+    setup: list[str] = field(default_factory=list)
+    options: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise unknown("cluster.kind", self.kind, KINDS)
+        for name in ("time_min", "cpus", "mem_gb", "nodes", "tasks_per_node", "parallel", "signal_s"):
+            if (value := getattr(self, name)) is not None and not 0 < value < math.inf:
+                raise InputError(f"cluster.{name} must be above 0 and finite, not {value}")
+        if self.mem_gb is not None and 1024 * self.mem_gb < 1:
+            raise InputError(f"cluster.mem_gb is in GiB: {self.mem_gb} is less than a MiB")  # 0 is all to SLURM
+        if self.gpus < 0:
+            raise InputError(f"cluster.gpus must be 0 or more, not {self.gpus}")
+        if self.signal_s >= 60 * self.time_min:
+            raise InputError(
+                f"cluster.signal_s {self.signal_s} is not before the end of cluster.time_min {self.time_min}: "
+                "the run would be told to save as it starts"
+            )
+        for text in (*self.setup, *self.options):
+            if not isinstance(text, str):  # YAML reads `- echo "a: b"` as a mapping
+                raise InputError(f"cluster.setup and cluster.options are lines of text, not {text!r}: put it in quotes")
+        for text in self.options:
+            if not text.startswith("-") or "\n" in text:
+                raise InputError(f"cluster.options are options of sbatch such as --exclude=node013, not {text!r}")
+
+
+def choices() -> list[str]:
+    """The clusters that come with lamabench."""
+    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+
+def of_cluster(text: str) -> bool:
+    """Whether an override is a setting of the cluster rather than of the run."""
+    return text.startswith("cluster.")
+
+
+def split(words: Sequence[str]) -> tuple[str | None, list[str]]:
+    """The cluster that `cluster=NAME` among overrides names, None where none does, and the other overrides."""
+    named = [word.removeprefix("cluster=") for word in words if word.startswith("cluster=")]
+    return (named[-1] if named else None), [word for word in words if not word.startswith("cluster=")]
+
+
+def load(name: str, settings: Sequence[str] = ()) -> ClusterConfig:
+    """A cluster by name, or from a path that ends in .yaml, with settings such as `cluster.mem_gb=64`.
+
+    Raises InputError, one line, for an unknown name or key, or a value of the wrong type or out of range.
+    """
+    return _load(name, tuple(settings))
+
+
+@lru_cache(maxsize=4096)
+def _load(name: str, settings: tuple[str, ...]) -> ClusterConfig:
+    path = Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
+    if not path.is_file():
+        error = unknown("cluster", name, choices())
+        raise InputError(f"{error}, or a path to a .yaml file")
+    try:
+        data = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from None
+    node = OmegaConf.structured(ClusterConfig)
+    known = [str(key) for key in node]
+    if not isinstance(data, dict):
+        raise InputError(f"{path}: a cluster is a mapping with the keys {', '.join(known)}")
+    for key in data:
+        if key not in known:
+            raise InputError(f"{path}: {unknown('key', key, known)}")
+    try:
+        node.merge_with(data)
+        apply(node, [text.removeprefix("cluster.") for text in settings], "cluster")
+        return OmegaConf.to_object(node)  # pyright: ignore[reportReturnType]
+    except OmegaConfBaseException as error:
+        raise InputError(f"{path}: {plain_error(error)}") from None

@@ -1,0 +1,140 @@
+"""What was submitted: manifests below RUNS/STUDY/.sweep, each on disk before its first job is queued.
+
+asked.json           the settings of the newest `sweep submit`
+code/TREE/           the code that jobs import (snapshot.py)
+0001/manifest.json   who, when, which code, the arrays and the runs in each
+0001/array-0.sh      what sbatch got; array-0.job: the job id it gave
+0001/logs/           a file a task, JOB_TASK.log
+"""
+
+import getpass
+import json
+import os
+import platform
+import secrets
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from ...harness.record import RecordError, write_atomically
+from . import client
+from .cluster import ClusterConfig
+
+
+@dataclass(frozen=True)
+class Array:
+    """One job array of a submission. `tasks` are dicts of `info` (config.json) and `stages`; `job` is None where no
+    job id is known: it was never queued, or whoever queued it was killed in that moment."""
+
+    folder: Path
+    index: int
+    name: str
+    cluster: ClusterConfig
+    tasks: list[dict[str, Any]]
+    time: str
+    job: str | None
+
+    def key(self, task: int) -> str:
+        """The id of a task, `JOB_TASK`."""
+        return f"{self.job}_{task}"
+
+    def log(self, task: int) -> Path:
+        return self.folder / "logs" / f"{self.key(task)}.log"
+
+
+def home_of(folder: Path) -> Path:
+    """Where the submissions of a study are kept; `folder` is that of any of its runs."""
+    return folder.parent / ".sweep"
+
+
+def arrays(home: Path) -> Iterator[Array]:
+    """Every array that was submitted, oldest first. Raises RecordError for a manifest that cannot be read."""
+    for path in sorted(home.glob("[0-9]*/manifest.json")):
+        try:
+            said = json.loads(path.read_text())
+        except ValueError as error:
+            raise RecordError(f"{path} is not JSON: {error}") from None
+        for index, array in enumerate(said["arrays"]):
+            job = job_file(path.parent, index)
+            yield Array(
+                folder=path.parent.resolve(),
+                index=index,
+                name=array["name"],
+                cluster=ClusterConfig(**array["cluster"]),
+                tasks=array["tasks"],
+                time=said["time"],
+                job=job.read_text().strip() if job.is_file() else None,
+            )
+
+
+def job_file(folder: Path, index: int) -> Path:
+    return folder / f"array-{index}.job"
+
+
+def remember(home: Path, overrides: Sequence[str]) -> None:
+    """Keep the settings of a submit, for commands that name none."""
+    write_atomically(home / "asked.json", json.dumps({"overrides": list(overrides)}).encode())
+
+
+def remembered(home: Path) -> list[str]:
+    """The settings of the newest submit; none where there was none."""
+    path = home / "asked.json"
+    return json.loads(path.read_text())["overrides"] if path.is_file() else []
+
+
+@dataclass(frozen=True)
+class Draft:
+    """An array before it is queued: what it asks for, its tasks, and what ends first: arrays of the same submission by
+    their place, and jobs by their id."""
+
+    cluster: ClusterConfig
+    tasks: list[dict[str, Any]]
+    after: tuple[int, ...] = ()
+    after_jobs: tuple[str, ...] = ()
+
+
+def write(home: Path, study: str, drafts: Sequence[Draft], scripts: Any, code: dict[str, Any]) -> list[Array]:
+    """Put a submission on disk, all of it or nothing. `scripts(draft, name, folder, index)` is a batch file."""
+    home.mkdir(parents=True, exist_ok=True)
+    number = 1 + max((int(path.name) for path in home.glob("[0-9]*")), default=0)
+    folder = home.resolve() / f"{number:04d}"
+    token, time = secrets.token_hex(3), datetime.now(timezone.utc).isoformat(timespec="seconds")
+    plain = "".join(letter if letter.isalnum() or letter in "._-" else "_" for letter in study)
+    names = [f"{plain}-{number:04d}-{index}-{token}" for index in range(len(drafts))]
+    said = {
+        "study": study,
+        "time": time,
+        "user": getpass.getuser(),
+        "host": platform.node(),
+        "cwd": os.getcwd(),
+        "code": code,
+        "arrays": [
+            {"name": name, "cluster": asdict(draft.cluster), "tasks": draft.tasks}
+            for name, draft in zip(names, drafts, strict=True)
+        ],
+    }
+    with tempfile.TemporaryDirectory(dir=home, prefix=".new-") as temporary:
+        new = Path(temporary, "submission")
+        (new / "logs").mkdir(parents=True)
+        for index, (name, draft) in enumerate(zip(names, drafts, strict=True)):
+            write_atomically(new / f"array-{index}.sh", scripts(draft, name, folder, index).encode())
+        write_atomically(new / "manifest.json", json.dumps(said).encode())
+        new.rename(folder)
+    return [
+        Array(folder, index, name, draft.cluster, draft.tasks, time, None)
+        for index, (name, draft) in enumerate(zip(names, drafts, strict=True))
+    ]
+
+
+def queue(written: Sequence[Array], drafts: Sequence[Draft]) -> Iterator[tuple[Array, str]]:
+    """Queue the arrays of a submission one after the other, and note the job id of each. Raises SlurmError."""
+    jobs: list[str] = []
+    for array, draft in zip(written, drafts, strict=True):
+        after = [*(jobs[place] for place in draft.after), *draft.after_jobs]
+        job = client.sbatch(array.folder / f"array-{array.index}.sh", array.name, after)
+        write_atomically(job_file(array.folder, array.index), f"{job}\n".encode())
+        jobs.append(job)
+        yield array, job

@@ -1,0 +1,119 @@
+"""The code that queued jobs import: the committed tree of the moment of submission, which later edits do not reach."""
+
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from ...harness.provenance import SNAPSHOT, code
+from ...harness.record import write_atomically
+from ...kernels.errors import InputError
+
+ROOT = Path(__file__).resolve().parents[2]
+CODE = ("ablations", "baselines", "harness", "kernels", "launch", "models", "reports")
+SUFFIXES = (".py", ".cu", ".cuh")
+
+
+def _git(*words: str, index: Path | None = None, stdin: str | None = None) -> str:
+    env = {**os.environ, **({"GIT_INDEX_FILE": str(index)} if index else {})}
+    command = ["git", "-C", str(ROOT), *words]
+    try:
+        done = subprocess.run(command, env=env, input=stdin, capture_output=True, text=True)
+    except FileNotFoundError:
+        raise InputError(f"git is not installed on this machine, and {ROOT} is a checkout") from None
+    if done.returncode:
+        said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+        raise InputError(f"git {words[0]} failed in {ROOT}: {said[0]}")  # on a full disk it says so of every file
+    return done.stdout
+
+
+def changed() -> list[str]:
+    """Files of the checkout that are not as committed; new ones where they are code."""
+    entries = [line for line in _git("status", "--porcelain", "--untracked-files=all", "-z").split("\0") if line]
+    tracked = [line[3:] for line in entries if line[:2] != "??" and line[2:3] == " "]
+    new = [line[3:] for line in entries if line[:2] == "??"]
+    return tracked + [name for name in new if name.split("/")[0] in CODE and name.endswith(SUFFIXES)]
+
+
+def is_checkout() -> bool:
+    """Whether the code that runs is a git checkout; else it is installed, or a snapshot itself.
+
+    Raises InputError for a checkout of which git says nothing: edits would reach jobs that wait.
+    """
+    if (ROOT / SNAPSHOT).is_file():
+        return False
+    if code()["commit"] is not None:
+        return True
+    if (ROOT / ".git").exists():
+        _git("rev-parse", "HEAD")  # says why, such as a folder of somebody else's that is no safe.directory
+        raise InputError(f"{ROOT} is a git repository that does not track lamabench: which code would jobs import?")
+    return False
+
+
+def check(dirty: bool) -> None:
+    """Raise InputError for a checkout with changes, unless `dirty`."""
+    if is_checkout() and not dirty and (names := changed()):
+        raise InputError(
+            f"{ROOT} has changes that are not committed ({', '.join(names[:3])}{', …' if len(names) > 3 else ''}): "
+            "commit them, or give --dirty to run them and keep the diff with the runs"
+        )
+
+
+def freeze(home: Path) -> dict[str, Any]:
+    """Write the code that jobs import below `home`, once for each tree; returns what a manifest says of it.
+
+    `path` goes into PYTHONPATH; it is None where lamabench is installed rather than a checkout: the package is the
+    code, `version` its version. `diff` is a file with the changes of a tree that has some.
+    """
+    version, origin = metadata.version("lamabench"), code()
+    if not is_checkout():
+        return {"path": None, **origin, "version": version, "diff": None}
+    names = changed()
+    home = home.resolve()
+    home.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=home, prefix=".new-") as temporary:
+        index = Path(temporary, "index")
+        _git("read-tree", "HEAD", index=index)
+        if names:
+            _git("add", "--update", index=index)
+            _git("add", "--", *(name for name in CODE if (ROOT / name).is_dir()), index=index)
+        tree = _git("write-tree", index=index).strip()
+        target = home / tree[:12]
+        if not target.exists():
+            new = Path(temporary, "tree")
+            listed = _git("ls-files", "-z", "--", *CODE, index=index)
+            try:
+                _git("checkout-index", "-z", "--stdin", f"--prefix={new}/lamabench/", index=index, stdin=listed)
+            except InputError as error:  # git does not say why
+                free = shutil.disk_usage(home).free / 2**20
+                raise InputError(f"{error}; {free:.1f} MiB are free there: is the disk full, or a quota?") from None
+            said = {"commit": origin["commit"], "dirty": bool(names), "tree": tree, "version": version}
+            write_atomically(new / "lamabench" / SNAPSHOT, json.dumps(said, indent=1).encode())
+            if names:
+                write_atomically(new / "changes.diff", _git("diff", "--binary", "HEAD", tree, index=index).encode())
+            try:
+                new.rename(target)
+            except OSError:  # somebody else's submit was first
+                if not target.is_dir():
+                    raise
+    diff = str(target / "changes.diff") if names else None
+    return {
+        "path": str(target),
+        "commit": origin["commit"],
+        "dirty": bool(names),
+        "version": version,
+        "diff": diff,
+    }
+
+
+def words(made: dict[str, Any]) -> str:
+    """The code in a line for a person."""
+    if made["path"] is None:
+        return f"lamabench {made['version']} as installed"
+    if made["dirty"]:
+        return f"commit {made['commit'][:12]} with changes ({made['diff']})"
+    return f"commit {made['commit'][:12]}"

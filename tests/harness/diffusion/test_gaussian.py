@@ -1,0 +1,178 @@
+"""The diffusion against the reference's golden file, float64 formulas written another way, and closed forms."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from lamabench.harness.diffusion.gaussian import Diffusion, discretised_log_likelihood
+from lamabench.kernels.errors import InputError
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.distributions import Normal, kl_divergence
+
+GOLDEN = load_file(Path(__file__).parents[2] / "golden" / "diffusion.safetensors")
+
+
+def error(ours: Tensor, reference: Tensor) -> float:
+    """RMS of the error over RMS of the reference."""
+    difference, scale = ours.double() - reference.double(), reference.double()
+    return float(difference.square().mean().sqrt() / scale.square().mean().sqrt())
+
+
+def golden_losses(model_output: Tensor) -> dict[str, Tensor]:
+    g = GOLDEN
+    return Diffusion().losses(model_output, g["x0"], g["x_t"], g["t"], g["noise"])
+
+
+def test_q_sample_matches_the_reference():
+    assert error(Diffusion().q_sample(GOLDEN["x0"], GOLDEN["t"], GOLDEN["noise"]), GOLDEN["x_t"]) < 3e-6
+
+
+@pytest.mark.parametrize("name", ["mse", "vb", "loss"])
+def test_losses_match_the_reference(name):
+    ours = golden_losses(GOLDEN["model_output"])[name]
+    assert ours.shape == (4,) and ours.dtype == torch.float32
+    assert error(ours, GOLDEN[name]) < 3e-6
+    for i in range(4):  # each timestep on its own: the first is a thousand times the last, where the reference's
+        assert error(ours[i], GOLDEN[name][i]) < 1e-5  # own vb is 6e-6 off a float64 formula (below: ours is 1e-6)
+
+
+@pytest.mark.parametrize("name", ["mean", "log_variance", "pred_x0"])
+def test_posterior_matches_the_reference(name):
+    ours = getattr(Diffusion().p_mean_variance(GOLDEN["model_output"], GOLDEN["x_t"], GOLDEN["t"]), name)
+    reference = GOLDEN[name if name == "pred_x0" else f"p_{name}"]
+    for i in range(4):
+        assert error(ours[i], reference[i]) < 3e-6
+
+
+def test_respacing_matches_the_reference():
+    chain = Diffusion.respaced(25)
+    assert chain.timesteps.tolist() == GOLDEN["respaced_timesteps"].tolist()
+    assert error(chain.alpha_bar, GOLDEN["respaced_alphas_cumprod"]) < 1e-12
+
+
+def test_the_whole_chain_is_a_respacing():
+    assert Diffusion.respaced_timesteps(1000) == list(range(1000))
+    assert Diffusion.respaced_timesteps(2) == [0, 999]
+    for steps in (1, 0, 1001):
+        with pytest.raises(InputError, match=f"2 to 1000, not {steps}"):
+            Diffusion.respaced_timesteps(steps)
+
+
+def formula(model_output: Tensor, x0: Tensor, x_t: Tensor, t: int, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """The two terms of a sample's loss in float64: Bayes' rule, torch's KL and sigmoids instead of tables and tanh."""
+    beta = np.linspace(1e-4, 0.02, 1000)
+    alpha_bar = np.cumprod(1 - beta)
+    eps, v = model_output[:4], model_output[4:]
+
+    def posterior(image: Tensor, step: int) -> tuple[Tensor, float]:
+        # q(x_{t-1} | x_0) times q(x_t | x_{t-1}): precisions add, means are weighted by them
+        prior, likelihood = 1 / (1 - alpha_bar[step - 1]), (1 - beta[step]) / beta[step]
+        variance = 1 / (prior + likelihood)
+        seen = x_t / math.sqrt(1 - beta[step])
+        return variance * (prior * math.sqrt(alpha_bar[step - 1]) * image + likelihood * seen), variance
+
+    image = ((x_t - math.sqrt(1 - alpha_bar[t]) * eps) / math.sqrt(alpha_bar[t])).detach()
+    low = posterior(image, max(t, 1))[1]
+    sigma = low ** ((1 - v) / 4) * beta[t] ** ((1 + v) / 4)
+    if t > 0:
+        true_mean, variance = posterior(x0, t)
+        nats = kl_divergence(Normal(true_mean, math.sqrt(variance)), Normal(posterior(image, t)[0], sigma))
+    else:  # x_0 is x_{t-1}: the posterior's mean is the predicted image itself
+
+        def cdf(edge: Tensor) -> Tensor:
+            z = (edge - image) / sigma
+            return torch.sigmoid(2 * math.sqrt(2 / math.pi) * (z + 0.044715 * z**3))
+
+        infinity = torch.full_like(x0, torch.inf)
+        upper = torch.where(x0 > 0.999, infinity, x0 + 1 / 255)
+        lower = torch.where(x0 < -0.999, -infinity, x0 - 1 / 255)
+        # infinite edges are replaced before cdf() so that their gradients are 0 and not NaN
+        above = torch.where(upper.isinf(), 1.0, cdf(upper.nan_to_num(posinf=2.0)))
+        below = torch.where(lower.isinf(), 0.0, cdf(lower.nan_to_num(neginf=-2.0)))
+        nats = -(above - below).log()
+    return (noise - eps).square().mean(), nats.mean() / math.log(2)
+
+
+def compare_with_formula(model_output: Tensor, x0: Tensor, noise: Tensor, t: int) -> dict[str, float]:
+    """Errors of our loss, of its variational term and of its gradient's two halves against `formula`."""
+    diffusion, steps = Diffusion(), torch.tensor([t])
+    x_t = diffusion.q_sample(x0[None], steps, noise[None])
+    ours = model_output[None].clone().requires_grad_()
+    losses = diffusion.losses(ours, x0[None], x_t, steps, noise[None])
+    (gradient,) = torch.autograd.grad(losses["loss"].sum(), ours)
+    output = model_output.double().requires_grad_()
+    mse, vb = formula(output, x0.double(), x_t[0].double(), t, noise.double())
+    (expected,) = torch.autograd.grad(mse + vb, output)
+    return {
+        "loss": error(losses["loss"][0].detach(), (mse + vb).detach()),
+        "vb": error(losses["vb"][0].detach(), vb.detach()),
+        "noise gradient": error(gradient[0, :4], expected[:4]),
+        "variance gradient": error(gradient[0, 4:], expected[4:]),
+    }
+
+
+# The gradient to the variance shrinks with log(beta / posterior variance), a difference of two nearly equal float32
+# numbers: at t = 500 it is 1e-9 and known to 3e-4, at t = 999 it is 2e-12, lost in the noise channels' 1e-3.
+@pytest.mark.parametrize(("i", "bound"), [(0, 1e-5), (1, 1e-5), (2, 1e-3), (3, 0.3)])
+def test_the_golden_loss_and_its_gradient_match_a_float64_formula(i, bound):
+    g = GOLDEN
+    errors = compare_with_formula(g["model_output"][i], g["x0"][i], g["noise"][i], int(g["t"][i]))
+    assert max(errors["loss"], errors["vb"], errors["noise gradient"]) < 3e-6
+    assert errors["variance gradient"] < bound
+
+
+@pytest.mark.parametrize("t", [0, 1, 2, 10, 40])
+def test_loss_and_gradient_match_the_formula_at_other_steps(t):
+    torch.manual_seed(t)
+    x0 = (torch.rand(4, 8, 8) * 2.4 - 1.2).clamp(-1, 1)  # a sixth of the pixels is black or white
+    noise = torch.randn(4, 8, 8)
+    model_output = torch.cat([noise + 0.4 * torch.randn(4, 8, 8), torch.rand(4, 8, 8) * 2.4 - 1.2])
+    errors = compare_with_formula(model_output, x0, noise, t)
+    assert max(errors["loss"], errors["vb"], errors["noise gradient"]) < 3e-6
+    assert errors["variance gradient"] < 3e-5
+
+
+def test_the_noise_channels_feel_the_mse_alone():
+    output = GOLDEN["model_output"].clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(golden_losses(output)["vb"].sum(), output)
+    assert not gradient[:, :4].any() and gradient[:, 4:].abs().amin(dim=(1, 2, 3)).min() > 0
+
+
+def approximate_cdf(z: float) -> float:
+    return 1 / (1 + math.exp(-2 * math.sqrt(2 / math.pi) * (z + 0.044715 * z**3)))
+
+
+@pytest.mark.parametrize("x0", [-1.0, -0.9995, -0.998, -0.5, 0.0, 0.2, 0.998, 0.9995, 1.0])
+@pytest.mark.parametrize("sigma", [0.007, 0.02, 0.5])
+def test_the_discretised_likelihood_is_the_closed_form(x0, sigma):
+    mean = x0 + 0.6 * sigma
+    upper = 1.0 if x0 > 0.999 else approximate_cdf((x0 + 1 / 255 - mean) / sigma)
+    lower = 0.0 if x0 < -0.999 else approximate_cdf((x0 - 1 / 255 - mean) / sigma)
+    pixel = torch.tensor([[[[x0]]]])
+    ours = discretised_log_likelihood(pixel, torch.tensor(mean), torch.tensor(2 * math.log(sigma)))
+    assert float(ours) == pytest.approx(math.log(upper - lower), rel=2e-5, abs=2e-6)
+
+
+def test_the_probabilities_of_all_256_pixels_sum_to_one():
+    pixels = torch.arange(256) / 127.5 - 1
+    for mean, sigma in ((0.1, 0.3), (-1.2, 0.05), (0.99, 0.01)):
+        logs = discretised_log_likelihood(pixels, torch.tensor(mean), torch.tensor(2 * math.log(sigma)))
+        assert float(logs.double().exp().sum()) == pytest.approx(1, abs=1e-5)
+
+
+def test_a_far_miss_is_finite():
+    logs = discretised_log_likelihood(torch.tensor([0.0]), torch.tensor(1.0), torch.tensor(-10.0))
+    assert float(logs) == pytest.approx(math.log(1e-12))
+
+
+def test_half_precision_output_is_computed_in_float32_under_autocast():
+    half = GOLDEN["model_output"].bfloat16()
+    expected = golden_losses(half.float())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        ours = golden_losses(half)
+    for name, value in ours.items():
+        assert value.dtype == torch.float32
+        assert torch.equal(value, expected[name])

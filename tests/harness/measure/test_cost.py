@@ -1,0 +1,176 @@
+"""The cost count against the papers, the released code's counts, fvcore and sums done by hand."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from fvcore.nn import FlopCountAnalysis
+from lamabench.harness.backbones import build, preset, presets
+from lamabench.harness.measure import cost as module
+from lamabench.harness.measure.cost import PARTS, cost
+from lamabench.models.lamamba import LaMambaConfig
+from lamabench.models.mixers import SS2D
+from torch import nn
+
+PUBLISHED = yaml.safe_load((Path(__file__).parents[2] / "golden" / "published.yaml").read_text())
+NAMES = {p.title: name for name, p in presets().items()} | {
+    "LaMamba-Diff-XL d_state 16 (the paper's)": "lamamba_xl",
+    "LaMamba-Diff-XL d_state 1 (released file)": "lamamba_xl_release",
+}
+
+
+def at_size(name, size):
+    return cost(replace(preset(name).config, input_size=size))
+
+
+@pytest.mark.parametrize("row", PUBLISHED["counted_from_released_code"], ids=lambda r: f"{r['model']}@{r['size']}")
+def test_counts_of_the_released_code(row):
+    counted = at_size(NAMES[row["model"]], row["size"])
+    assert round(counted.params / 1e6, 3) == row["params_m"]
+    assert round(counted.macs / 1e9, 3) == row["macs_g"]
+    if "paper_g" in row:
+        # Within 0.02 %; a row printed more coarsely than that (6.06) must round to what is printed.
+        close = abs(counted.paper_gflops - row["paper_g"]) <= 2e-4 * row["paper_g"]
+        assert close or round(counted.paper_gflops, 2) == row["paper_g"]
+
+
+@pytest.mark.parametrize("row", PUBLISHED["dit_400k"], ids=lambda r: r["model"])
+def test_table_of_the_dit_paper(row):
+    counted = cost(preset(NAMES[row["model"]]).config)
+    last_digit = 10 ** -len(str(row["macs_g"]).split(".")[1])
+    assert abs(counted.paper_gflops - row["macs_g"]) <= max(0.01 * row["macs_g"], last_digit)
+    # The paper rounds parameters to millions (B/2 is 130.5 there, printed as 130).
+    assert abs(counted.params / 1e6 - row["params_m"]) <= 0.6
+
+
+@pytest.mark.parametrize("row", PUBLISHED["lamamba_diff"], ids=lambda r: str(r["resolution"]))
+def test_saving_that_the_lamamba_paper_claims(row):
+    ours, theirs = at_size("lamamba_xl", row["resolution"] // 8), at_size("dit_xl_2", row["resolution"] // 8)
+    saving = 100 * (ours.paper_gflops / theirs.paper_gflops - 1)
+    assert saving == pytest.approx(row["macs_vs_dit_xl2_percent"], abs=0.2)
+
+
+@pytest.mark.parametrize(("name", "params_m"), [("lamamba_s", 28.16), ("lamamba_b", 136.34), ("lamamba_l", 478.1)])
+def test_our_own_widths(name, params_m):
+    assert cost(preset(name).config).params / 1e6 == pytest.approx(params_m, abs=0.05)
+
+
+@pytest.mark.parametrize("name", presets())
+def test_parts_add_up(name):
+    counted = cost(preset(name).config)
+    assert tuple(counted.parts) == PARTS
+    assert sum(p.macs for p in counted.parts.values()) == counted.macs
+    assert sum(p.params for p in counted.parts.values()) == counted.params
+    assert sum(p.flops for p in counted.parts.values()) == counted.flops
+
+
+def test_nano_models_are_alike_in_size():
+    sizes = [cost(preset(name).config).params for name in ("lamamba_nano", "dit_nano", "unet_nano")]
+    assert min(sizes) >= 0.5e6 and max(sizes) <= 3e6 and max(sizes) / min(sizes) < 1.25
+
+
+def test_one_block_by_hand():
+    """One stage, one encoder block and two in the decoder, window attention alone, no bottleneck."""
+    side, dim, window, classes = 8, 8, 4, 5
+    config = LaMambaConfig(
+        input_size=side, in_channels=2, num_classes=classes, dim=dim, depths=[1], bottleneck_depth=0, num_heads=2,
+        window_size=window, mixers=["window"],
+    )  # fmt: skip
+    tokens, blocks = side * side, 3
+    attention = blocks * (tokens * (3 * dim * dim + dim * dim) + 2 * tokens * window**2 * dim)
+    mlp = blocks * tokens * 2 * dim * 4 * dim
+    # Time embedder; adaLN of each block, the projection of the two decoder blocks, both for the head.
+    conditioning = 256 * dim + dim * dim + blocks * dim * 6 * dim + 2 * dim * dim + dim * dim + dim * 2 * dim
+    rest = tokens * (2 * dim + dim * dim + dim * 4)  # stem, expansion, last Linear
+    counted = cost(config)
+    by_part = {name: part.macs for name, part in counted.parts.items() if part.macs}
+    assert by_part == {"attention": attention, "mlp": mlp, "conditioning": conditioning, "rest": rest}
+    # Normalised elements: two a block, stem and expansion affine; the head's plain.
+    affine, plain = tokens * dim * (2 * blocks + 2), tokens * dim
+    assert counted.flops == 2 * counted.macs + 5 * affine + 4 * plain
+    assert counted.paper_gflops * 1e9 == pytest.approx(counted.macs + 5 * affine + 4 * plain)
+
+
+def test_scan_by_hand():
+    """9·K·E·L·N + K·E·L operations a scan, projections and step sizes as multiply-adds."""
+    dim, side, states = 16, 4, 3
+    config = LaMambaConfig(
+        input_size=side, in_channels=1, num_classes=0, dim=dim, depths=[1], bottleneck_depth=0, num_heads=1,
+        d_state=states, mixers=["ssm"], layout="isotropic",
+    )  # fmt: skip
+    inner, tokens, k, rank = 2 * dim, side * side, 4, 1
+    counted = cost(config)
+    assert counted.parts["scan"].flops == 9 * k * inner * tokens * states + k * inner * tokens
+    per_token = dim * 2 * inner + 9 * inner + k * (rank + 2 * states) * inner + k * rank * inner + inner * dim
+    assert counted.parts["ssm"].macs == tokens * per_token
+
+
+def test_norm_after_the_scan_by_hand():
+    """Five operations an element, whether torch's LayerNorm runs or the fused operator."""
+    mixer = SS2D(16, 4, 3, "cross", 2, False).to("meta")
+    parts, asked = {name: module.Part() for name in PARTS}, module.Counter()
+    module._ask_modules(mixer, parts, asked)
+    x = torch.empty(2, 4, 4, 16, device="meta")
+    with torch.no_grad(), module._Watch() as watch:
+        mixer(x)
+    assert asked == watch.totals and asked["affine_norm"] == 2 * 4 * 4 * 32
+    assert parts["ssm"].flops == 2 * parts["ssm"].macs + 5 * 2 * 4 * 4 * 32
+    y, weight = torch.empty(2, 4, 4, 32, device="meta"), torch.empty(32, device="meta")
+    with module._Watch() as watch:
+        torch.ops.lamabench.gated_norm(y, y, weight, weight, 1e-5)
+    assert watch.totals == {"affine_norm": 2 * 4 * 4 * 32}
+
+
+def test_fvcore_counts_the_same_products():
+    """A third count. fvcore does not know fused attention, so the model has none: a scan-free, attention-free block."""
+    config = LaMambaConfig(
+        input_size=8, in_channels=2, num_classes=3, dim=8, depths=[1, 1, 1], bottleneck_depth=1, num_heads=1,
+        mixers=["conv"],
+    )  # fmt: skip
+    net = build(config).eval()
+    label = torch.zeros(1, dtype=torch.int64)
+    counted = FlopCountAnalysis(net, (torch.zeros(1, 2, 8, 8), label, label))
+    counted.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
+    by_operator = counted.by_operator()
+    assert by_operator["linear"] + by_operator["conv"] == cost(config).macs
+
+
+class Strange(nn.Module):
+    """A layer that neither count knows."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1, device="meta"))
+
+    def forward(self, x):
+        return torch.erfinv(x * self.weight)
+
+
+def test_unknown_layer_is_an_error(monkeypatch):
+    class WithLayer(build(TINY_DIT).__class__):
+        def __init__(self, config):
+            super().__init__(config)
+            self.strange = Strange()
+
+        def forward(self, x, t, y):
+            return self.strange(super().forward(x, t, y))
+
+    monkeypatch.setattr(module, "build", WithLayer)
+    # The operator is met first; the layer's own hook runs when the layer is done.
+    with pytest.raises(RuntimeError, match=r"does not know the operator aten::erfinv"):
+        cost(TINY_DIT)
+    monkeypatch.setattr(module, "SILENT_OPERATORS", module.SILENT_OPERATORS | {"erfinv"})
+    with pytest.raises(RuntimeError, match="does not know Strange"):
+        cost(TINY_DIT)
+
+
+def test_disagreeing_counts_are_an_error(monkeypatch):
+    block = type(build(TINY_DIT).blocks[0].attn)
+    monkeypatch.setattr(block, "own_macs", lambda self, x: 7)
+    with pytest.raises(RuntimeError, match="two counts of DiT differ"):
+        cost(TINY_DIT)
+
+
+TINY_DIT = replace(preset("dit_nano").config, depth=1)

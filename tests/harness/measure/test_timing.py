@@ -1,0 +1,158 @@
+"""How long calls take, how much of the machine that is, and what else keeps it busy."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+import types
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from lamabench.harness import signals
+from lamabench.harness.measure import timing
+
+
+def test_quantiles_against_numpy():
+    times = list(np.random.default_rng(0).exponential(size=23))
+    for name, value in timing.quantiles(times).items():
+        assert value == pytest.approx(np.quantile(times, int(name[1:3]) / 100))
+    assert set(timing.quantiles([3.0]).values()) == {3.0}
+
+
+def test_mfu_by_hand():
+    # DiT-XL/2 at 256 px: 118.621e9 MACs; the 1917 images/s of torch.compile are 454.8 TFLOP/s of 989.
+    forward = timing.mfu(118_621_000_000, "forward", 1917.0, "NVIDIA H100 80GB HBM3", "bfloat16")
+    assert forward == pytest.approx(454.793 / 989, rel=1e-4)
+    assert timing.mfu(10**12, "train", 10.0, "NVIDIA A100-SXM4-80GB", "bfloat16") == pytest.approx(60 / 312)
+    assert timing.mfu(10**12, "train", 1.0, "NVIDIA A100-SXM4-80GB", "float32") == pytest.approx(6 / 19.5)
+    assert timing.mfu(10**12, "forward", 10.0, "Intel(R) Xeon(R)", "float32") is None
+
+
+@pytest.mark.parametrize(
+    ("name", "peak"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989e12), ("NVIDIA H100 PCIe", 756e12), ("NVIDIA H100 NVL", 835e12),
+        ("NVIDIA H200", 989e12), ("NVIDIA A100 80GB PCIe", 312e12), ("NVIDIA A100-SXM4-40GB", 312e12),
+        ("NVIDIA A100-PCIE-40GB", 312e12), ("NVIDIA L4", 121e12), ("NVIDIA L40S", 362e12), ("NVIDIA B200", 2250e12),
+        ("NVIDIA GeForce RTX 4090", 165.2e12), ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", None), ("NVIDIA L40", None),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
+    ],
+)  # fmt: skip
+def test_peaks_by_name(name, peak):
+    assert timing.peak_flops(name, "bfloat16") == peak
+
+
+def test_calls_are_bounded_by_number_and_time():
+    calls = []
+
+    def timed(seconds, repeats):
+        calls.clear()
+        row = timing.time_calls(lambda: calls.append(0), "cpu", 3, repeats, seconds)
+        return len(calls) - row["repeats"], row["repeats"], row["peak_memory_gib"]
+
+    assert timed(10.0, 20) == (3, 20, None)
+    assert timed(1e-9, 20) == (1, 5, None)  # one call to warm up and five to measure, whatever they take
+    assert timed(1e-9, 2) == (1, 2, None)
+
+
+@pytest.mark.skipif(not timing.CPU_TIMES.exists(), reason="needs Linux's /proc/stat")
+def test_a_busy_host_is_told():
+    cores = os.cpu_count() or 1
+    others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(cores // 2 + 1)]
+    try:
+        row = timing.time_calls(lambda: time.sleep(0.1), "cpu", 1, 10, 10.0)
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
+    found = re.fullmatch(rf"other processes kept ([0-9.]+) of {cores} cores busy", row["disturbed"] or "")
+    assert found and cores / 4 < float(found[1]) <= cores + 0.1
+
+
+@pytest.mark.parametrize(
+    ("others", "seconds", "words"),
+    [(2.0, 1.0, "2.0 of 4"), (1.1, 1.0, "1.1 of 4"), (0.9, 1.0, None), (2.0, 0.2, None), (None, 1.0, None)],
+)
+def test_work_of_others_is_what_is_neither_idle_nor_ours(others, seconds, words, tmp_path, monkeypatch):
+    """In hundredths of a second: user, nice, system, idle, waiting, two kinds of interrupts, other machines, guests."""
+    monkeypatch.setattr(timing, "CPU_TIMES", tmp_path / "stat")
+    monkeypatch.setattr(timing, "os", types.SimpleNamespace(cpu_count=lambda: 4, sysconf=lambda name: 100))
+    clocks = {"perf_counter": 0.0, "process_time": 0.0}
+    monkeypatch.setattr(timing, "time", types.SimpleNamespace(**{name: partial(clocks.get, name) for name in clocks}))
+
+    def written(user, nice, system, steal):
+        if others is not None:
+            (tmp_path / "stat").write_text(f"cpu  {user} {nice} {system} 999 888 0 0 {steal} 77 66\ncpu0 1 2 3\n")
+
+    written(100, 0, 50, 0)
+    said = timing.others_busy()
+    clocks.update(perf_counter=seconds, process_time=1.5 * seconds)
+    work = round(100 * ((others or 0) + 1.5) * seconds)  # ours and theirs
+    written(100 + work - 60, 20, 50 + 30, 10)
+    told = said()
+    assert told is None if words is None else told == f"other processes kept {words} cores busy"
+
+
+def test_measurements_on_a_gpu_take_turns(tmp_path, monkeypatch):
+    """Another process holds the lock until it is killed; a signal ends the wait for it."""
+    monkeypatch.setattr(timing, "LOCKS", tmp_path)
+    gpu = types.SimpleNamespace(
+        get_device_properties=lambda device: types.SimpleNamespace(uuid=f"GPU-{device[-1]}"),
+        get_device_name=lambda device: "H100",
+    )
+    monkeypatch.setattr(timing.torch, "cuda", gpu)
+    said, order = [], []
+
+    def measure(device):
+        with timing.one_at_a_time(device, said.append):
+            order.append(device)
+
+    measure("cuda:0")
+    (lock,) = tmp_path.iterdir()
+    lock.chmod(0o444)  # as another user's
+    hold = "import fcntl, sys, time; file = open(sys.argv[1]); fcntl.flock(file, 2); print(); time.sleep(600)"
+    other = subprocess.Popen([sys.executable, "-c", hold, str(lock)], stdout=subprocess.PIPE)
+    try:
+        assert other.stdout is not None and other.stdout.readline()
+        with monkeypatch.context() as noted, pytest.raises(signals.Stopped, match="SIGUSR2"):
+            noted.setattr(signals, "_noted", [signal.SIGUSR2])
+            measure("cuda:0")
+        waiting = threading.Thread(target=measure, args=["cuda:0"])
+        waiting.start()
+        measure("cuda:1")
+        measure("cpu")
+        waiting.join(0.5)
+        assert waiting.is_alive() and order == ["cuda:0", "cuda:1", "cpu"]
+    finally:
+        other.kill()
+        other.wait()
+    waiting.join(30)
+    assert order == ["cuda:0", "cuda:1", "cpu", "cuda:0"]
+    assert said == ["another process measures on this H100: waiting until it has ended"] * 2
+
+
+def test_a_measurement_that_cannot_be_queued_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(timing, "LOCKS", tmp_path / "nowhere")
+    monkeypatch.setattr(timing.torch.cuda, "get_device_properties", lambda device: types.SimpleNamespace(uuid="GPU-0"))
+    said = []
+    with timing.one_at_a_time("cuda", said.append):
+        assert len(said) == 1 and "will not wait" in said[0] and "nowhere" in said[0]
+
+
+@pytest.mark.parametrize(
+    ("error", "oom"),
+    [
+        (torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), True),
+        (RuntimeError("Triton Error [CUDA]: out of memory"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"), True),
+        (MemoryError(), True),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+    ],
+)
+def test_out_of_memory(error, oom):
+    assert timing.out_of_memory(error) is oom

@@ -1,0 +1,377 @@
+"""The fused scans against the float64 reference, on a GPU (marked gpu) and here: Triton interpreted, CUDA C++ by g++.
+
+Triton decides at import whether it interprets, so the CPU's half runs in a process of its own.
+"""
+
+import importlib.util
+import math
+import os
+from contextlib import nullcontext
+from functools import partial
+from threading import Thread
+from types import SimpleNamespace
+
+import cuda_on_cpu
+import pytest
+import torch
+from lamabench.kernels import nvrtc, triton_support
+from lamabench.kernels import selective_scan as op
+from lamabench.kernels.cross_scan import scan_paths
+from lamabench.kernels.errors import InputError
+from lamabench.kernels.operator import Operator
+from lamabench.kernels.selective_scan import backend_cuda
+
+NAMES = ("y", "x", "dt", "b", "c", "dt_weight", "dt_bias", "a", "skip")
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+here_only = pytest.mark.skipif(not INTERPRETED, reason="run by test_interpreted, in a process of its own")
+
+SMALL = [
+    # batch, grid, channels, states, rank, scan
+    (1, (1, 1), 1, 1, 1, "unidirectional"),
+    (2, (3, 6), 3, 1, 2, "bidirectional"),
+    (1, (1, 5), 17, 3, 5, "unidirectional"),
+    (1, (3, 3), 2, 2, 1, "cross"),
+]
+
+
+def make(batch, grid, channels, states, rank, kind, dtype=torch.float32, device="cpu", seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    paths = scan_paths(kind, *grid)
+    k, length = paths.order.shape
+
+    def normal(*size):
+        return torch.randn(*size, generator=generator)
+
+    tokens = normal(batch, length, k, rank + 2 * states).to(dtype)
+    inputs = [
+        normal(batch, length, channels).to(dtype),
+        *tokens.split([rank, states, states], dim=-1),  # strided, as the model has them
+        normal(k, channels, rank) * rank**-0.5,
+        normal(k, channels) - 2,
+        -torch.rand(k, channels, states, generator=generator) * states - 0.1,
+        normal(k, channels),
+    ]
+    return [v.to(device).detach().requires_grad_() for v in inputs], type(paths)(*(p.to(device) for p in paths))
+
+
+def run(inputs, paths, backend):
+    y = op.selective_scan(*inputs, paths, backend)
+    weights = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(y)
+    return [y.double(), *(g.double() for g in torch.autograd.grad(y, inputs, weights))]
+
+
+def hold(inputs, paths, floor, backend="triton"):
+    """DESIGN.md, rule 4: at most twice the error of plain torch in the same precision, plus a floor."""
+    exact = [v.detach().double().requires_grad_() for v in inputs]
+    results = (run(inputs, paths, backend), run(inputs, paths, "torch"), run(exact, paths, "torch"))
+    for name, fast, plain, true in zip(NAMES, *results, strict=True):
+        error = (fast - true).norm()
+        assert error <= 2 * (plain - true).norm() + floor * true.norm(), (name, float(error / true.norm()))
+
+
+@here_only
+@pytest.mark.parametrize("size", SMALL)
+def test_small(size, poison):
+    hold(*make(*size), floor=2e-6)
+
+
+@here_only
+def test_torch_checks_of_the_operator():
+    inputs, paths = make(*SMALL[0])
+    torch.library.opcheck(torch.ops.lamabench.selective_scan_triton.default, (*inputs, paths.order))
+
+
+@pytest.mark.skipif(INTERPRETED, reason="this is the process of its own")
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+def test_interpreted(interpreted):
+    interpreted(__file__, "small or checks_of_the_operator", len(SMALL) + 1)
+
+
+@pytest.fixture(scope="session")
+def libraries(tmp_path_factory):
+    return tmp_path_factory.mktemp("libraries")
+
+
+@pytest.fixture
+def without_gpu(monkeypatch, libraries):
+    """The backend `cuda` takes tensors on the CPU; gives the class of its kernels, which has settings."""
+
+    def kernel(files, name, constants, shared, device):
+        return cuda_on_cpu.Kernel(cuda_on_cpu.compiled(files, constants, libraries), name, shared)
+
+    gpu = SimpleNamespace(multi_processor_count=2, shared_memory_per_block_optin=227 * 1024)
+    monkeypatch.setattr(nvrtc, "kernel", kernel)
+    monkeypatch.setattr(torch.cuda, "device", lambda _: nullcontext())
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: gpu)
+    monkeypatch.setitem(op.OPERATOR._resolved, ("cuda", "cpu"), op.OPERATOR.backends["cuda"])
+    monkeypatch.setattr(cuda_on_cpu.Kernel, "late", True)
+    monkeypatch.setattr(cuda_on_cpu.Kernel, "seed", 0)
+    return cuda_on_cpu.Kernel
+
+
+WITHOUT_GPU = [
+    ((2, (3, 6), 3, 1, 2, "bidirectional"), torch.float32),  # channels that no 16 bytes hold
+    ((3, (3, 7), 40, 2, 3, "cross"), torch.float32),  # several images a block; 32 channels and 8
+    ((3, (3, 7), 40, 2, 3, "cross"), torch.bfloat16),
+    ((2, (4, 5), 72, 16, 20, "continuous"), torch.bfloat16),  # states in shared memory, walked forwards a second time
+    ((1, (1, 17), 33, 5, 40, "unidirectional"), torch.bfloat16),  # W in shared memory; a last chunk of one token
+    ((2, (1, 70), 40, 6, 3, "bidirectional"), torch.bfloat16),  # the walk forwards goes through four chunks of five
+    ((2, (1, 9), 40, 6, 3, "bidirectional"), torch.bfloat16),  # and through none of one
+    ((4, (2, 3), 160, 2, 3, "bidirectional"), torch.bfloat16),  # ten warps a multiprocessor: one state at a time
+]
+SEGMENTED = [
+    # and the segments of a path, backward
+    ((2, (4, 17), 40, 2, 3, "continuous"), torch.bfloat16, 3),  # two chunks, two, one; the forward pass keeps all
+    ((2, (4, 17), 40, 2, 3, "continuous"), torch.float32, 5),  # a chunk each
+    ((2, (1, 70), 72, 6, 20, "bidirectional"), torch.bfloat16, 3),  # starts of segments kept, each walked forwards
+    ((1, (1, 70), 33, 16, 5, "cross"), torch.bfloat16, 5),  # a chunk each: nothing to walk
+    ((1, (1, 102), 33, 5, 40, "unidirectional"), torch.float32, 2),  # four chunks, three
+    ((3, (3, 7), 200, 6, 3, "cross"), torch.bfloat16, 2),  # several images a block; a warp without channels
+    ((1, (3, 11), 200, 2, 3, "cross"), torch.float32, 3),  # such a warp shows in float32 what it adds
+]
+
+
+def cut(monkeypatch, segments):
+    """Lets the backward pass cut a path into as many segments, whatever is fastest."""
+    right = backend_cuda._fastest
+
+    def fastest(batch, chunks, *more):
+        choice, count = right(batch, chunks, *more), min(segments, more[-1])
+        return choice._replace(segments=count, parts=max(1, batch // 2) if count > 1 else choice.parts)
+
+    monkeypatch.setattr(backend_cuda, "_fastest", fastest)
+
+
+@pytest.mark.skipif(cuda_on_cpu.COMPILER is None, reason="g++ is not installed")
+@pytest.mark.parametrize(
+    ("size", "dtype", "segments"), [*((size, dtype, 1) for size, dtype in WITHOUT_GPU), *SEGMENTED]
+)
+def test_cuda_without_a_gpu(size, dtype, segments, without_gpu, poison, monkeypatch):
+    """Whenever copies land, and in whatever order threads run: the same bits each time."""
+    cut(monkeypatch, segments)
+    inputs, paths = make(*size, dtype)
+    hold(inputs, paths, floor=3e-6 if dtype == torch.float32 else 2e-5, backend="cuda")
+    first = run(inputs, paths, "cuda")
+    without_gpu.late, without_gpu.seed = False, 1
+    for name, one, other in zip(NAMES, first, run(inputs, paths, "cuda"), strict=True):
+        assert torch.equal(one, other), name
+
+
+@pytest.mark.skipif(cuda_on_cpu.COMPILER is None, reason="g++ is not installed")
+@pytest.mark.parametrize("states", [2, 6])
+def test_paths_stay_whole_where_the_forward_pass_has_kept_nothing(states, without_gpu, monkeypatch):
+    cut(monkeypatch, 3)
+    inputs, paths = make(1, (1, 70), 40, states, 3, "bidirectional", torch.bfloat16)
+    results = []
+    for keep in (True, False):
+        y, starts = torch.ops.lamabench.selective_scan_cuda(*inputs, *paths, keep)
+        assert (starts.numel() > 0) == keep
+        results.append(torch.autograd.grad(y, inputs, torch.ones_like(y)))
+    for name, one, other in zip(NAMES[1:], *results, strict=True):
+        assert (one - other).norm() <= 1e-3 * one.norm(), name
+
+
+@pytest.mark.skipif(cuda_on_cpu.COMPILER is None, reason="g++ is not installed")
+def test_torch_checks_of_the_cuda_operator_without_a_gpu(without_gpu):
+    """With sizes that are symbols too, as torch.compile may have them."""
+    inputs, paths = make(1, (1, 50), 33, 5, 3, "bidirectional")
+    for keep in (False, True):
+        torch.library.opcheck(torch.ops.lamabench.selective_scan_cuda.default, (*inputs, *paths, keep))
+
+
+H100 = SimpleNamespace(multi_processor_count=132, shared_memory_per_block_optin=227 * 1024)
+
+
+@pytest.mark.skipif(cuda_on_cpu.COMPILER is None, reason="g++ is not installed")
+@pytest.mark.parametrize(
+    ("size", "segments"),
+    [((2, (8, 12), 640, 1, 20, "continuous"), 6), ((1, (1, 200), 100, 16, 13, "bidirectional"), 13)],
+)
+def test_cuda_without_a_gpu_as_an_h100_would_cut(size, segments, without_gpu, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: H100)
+    inputs, paths = make(*size)
+    assert backend_cuda.backward_choices(backend_cuda.Plan(inputs[0], inputs[1], inputs[6])).segments == segments
+    hold(inputs, paths, floor=3e-6, backend="cuda")
+
+
+def choice_on_an_h100(monkeypatch, batch, length, channels, states, rank):
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: H100)
+    x, dt = (torch.empty(size, dtype=torch.bfloat16, device="meta") for size in ((batch, length, channels), (4, rank)))
+    plan = backend_cuda.Plan(x, dt, torch.empty(4, channels, states, device="meta"))
+    return plan, backend_cuda.backward_choices(plan)
+
+
+@pytest.mark.parametrize("states", [1, 16])
+def test_few_long_images_are_cut_into_segments(states, monkeypatch):
+    """Where whole paths fill an H100 they stay whole; where they would leave most of it idle, segments fill it."""
+    for size in ((1024, 640), (256, 1280), (64, 2560)):
+        plan, choice = choice_on_an_h100(monkeypatch, 256, *size, states, size[1] // 32)
+        assert choice.segments == 1 and plan.every(1) == plan.chunks
+        assert (
+            plan.kept(True)[3] == (plan.chunks if states <= backend_cuda.MOST_KEPT else 0) and plan.kept(False)[3] == 0
+        )
+    plan, choice = choice_on_an_h100(monkeypatch, 4, 16384, 640, states, 20)
+    assert 0.75 * 132 * choice.blocks < choice.groups * choice.parts * choice.segments <= 132 * choice.blocks
+    assert plan.kept(True)[3] == (plan.chunks if states <= backend_cuda.MOST_KEPT else choice.segments)
+    assert math.prod(plan.kept(True)) <= 4 * 4 * 640 * 16384 / 4  # K·E·L / 4 an image
+
+
+def test_segments_hold_every_chunk_once(monkeypatch):
+    for length in (1, 15, 16, 17, 100, 1000, 1025, 4097, 16384, 70000):
+        for batch in (1, 3, 30):
+            plan, choice = choice_on_an_h100(monkeypatch, batch, length, 33, 5, 3)
+            every = plan.every(choice.segments)
+            assert (choice.segments - 1) * every < plan.chunks <= choice.segments * every
+
+
+def test_reasons(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    assert any("TRITON_INTERPRET" in reason for reason in triton_support.triton_reasons("cpu"))
+    assert any("'meta'" in reason for reason in triton_support.triton_reasons("meta"))
+    assert op.OPERATOR.resolve("auto", "meta").name == op.OPERATOR.resolve("auto", "cpu").name == "torch"
+    asked_anew = Operator("selective_scan", list(op.OPERATOR.backends.values()))
+    with pytest.raises(InputError, match=r"'triton' cannot run on cpu: .*Usable here: torch, reference"):
+        asked_anew.resolve("triton", "cpu")
+    monkeypatch.setattr(triton_support, "INSTALLED", False)
+    assert "the package triton is not installed" in triton_support.triton_reasons("cuda")
+
+
+BIG = [
+    *((1, (1, length), 33, 5, 3, "bidirectional") for length in (1, 15, 16, 17, 100, 1000, 4097, 16384)),
+    (2, (16, 16), 640, 1, 20, "continuous"),
+    (2, (16, 16), 640, 16, 20, "cross"),
+    (3, (7, 9), 200, 16, 13, "cross"),
+    (2, (8, 8), 256, 16, 80, "continuous"),
+    (1, (5, 5), 40, 64, 4, "cross"),
+]
+
+
+GPU = pytest.mark.parametrize("backend", ["cuda", "triton"])
+
+
+@pytest.mark.gpu
+@GPU
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("size", BIG)
+def test_on_the_gpu(size, dtype, backend, poison):
+    hold(*make(*size, dtype, "cuda"), floor=3e-6 if dtype == torch.float32 else 2e-5, backend=backend)
+
+
+@pytest.mark.gpu
+@GPU
+def test_results_repeat_to_the_bit(backend):
+    inputs, paths = make(*BIG[-3], torch.bfloat16, "cuda")
+    for one, other in zip(run(inputs, paths, backend), run(inputs, paths, backend), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.gpu
+@GPU
+@pytest.mark.parametrize("shift", [-30.0, 0.0, 30.0])
+def test_large_and_tiny_steps(backend, shift):
+    inputs, paths = make(1, (6, 6), 4, 4, 1, "cross", torch.float32, "cuda")
+    with torch.no_grad():
+        inputs[5].fill_(shift)
+    hold(inputs, paths, 3e-6, backend)
+
+
+@pytest.mark.gpu
+@GPU
+def test_strided_inputs(backend):
+    """x as a convolution leaves it, channels first in memory; dt, b and c as every second element of something."""
+    inputs, paths = make(2, (4, 6), 40, 4, 5, "cross", torch.bfloat16, "cuda")
+    strided = [inputs[0].detach().transpose(1, 2).contiguous().transpose(1, 2)]
+    strided += [torch.stack([v.detach(), v.detach()], dim=-1)[..., 0] for v in inputs[1:4]]
+    strided = [v.requires_grad_() for v in strided] + inputs[4:]
+    assert not any(v.is_contiguous() for v in strided[:4])
+    for one, other in zip(run(strided, paths, backend), run(inputs, paths, backend), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.gpu
+def test_a_thread_that_has_called_nothing_of_cuda():
+    """As autograd's is where the scan's backward pass is the first to run."""
+    inputs, paths = make(*SMALL[3], torch.float32, "cuda")
+    results = []
+    with torch.no_grad():
+        expected = backend_cuda.selective_scan(*inputs, *paths)
+        call = partial(torch.ops.lamabench.selective_scan_cuda.default, *[v.detach() for v in inputs], *paths, False)
+        thread = Thread(target=lambda: results.append(call()[0]))
+        thread.start()
+        thread.join()
+    assert results and torch.equal(results[0], expected)
+
+
+@pytest.mark.gpu
+def test_torch_checks_of_the_cuda_operator():
+    for size in (SMALL[1], (1, (1, 1000), 33, 5, 3, "bidirectional")):  # whole paths, and segments
+        inputs, paths = make(*size, torch.float32, "cuda")
+        for keep in (False, True):
+            torch.library.opcheck(torch.ops.lamabench.selective_scan_cuda.default, (*inputs, *paths, keep))
+
+
+def test_cuda_adds_up_what_blocks_leave(monkeypatch):
+    """Without a GPU: the sums over parts, each cut into the gradients it holds; saved tensors are looked at once."""
+    inputs, paths = make(*SMALL[3], torch.bfloat16)
+    (batch, length, channels), (k, _, n), rank = inputs[0].shape, inputs[6].shape, inputs[1].shape[-1]
+    g_x, tokens = torch.randn(batch, length, channels), torch.randn(3, batch, length, k, rank + 2 * n)
+    weight, rows = torch.randn(5, k, channels, rank), torch.randn(5, k, channels, n + 2)
+    monkeypatch.setattr(backend_cuda, "scan_backward", lambda *_: (g_x, tokens, weight, rows))
+
+    class Saved:
+        looked_at = 0
+
+        @property
+        def saved_tensors(self):
+            self.looked_at += 1
+            return (*inputs, *paths, torch.empty(0))
+
+    saved = Saved()
+    found = backend_cuda._backward(saved, torch.ones(1), None)
+    assert saved.looked_at == 1 and found[8:] == (None, None, None)
+    token, row = tokens.double().sum(0), rows.double().sum(0)
+    true = [
+        g_x, token[..., :rank], token[..., rank : rank + n], token[..., rank + n :],
+        weight.double().sum(0), row[..., n], row[..., :n], row[..., n + 1],
+    ]  # fmt: skip
+    for one, exact, like in zip(found[:8], true, inputs, strict=True):
+        assert one.shape == like.shape and (one is g_x or one.dtype == like.dtype)
+        torch.testing.assert_close(one.double(), exact.double(), rtol=2**-8, atol=1e-5)
+
+
+KERNELS = {
+    "scan_prepare.cu": ("prepare_tokens", {}),
+    "scan_forward.cu": ("scan_forward", {"W_REGISTERS": 1, "BLOCKS_AN_SM": 2, "KEEP": 2}),
+    "scan_backward.cu": ("scan_segments", {"WARPS": 4, "BLOCKS_AN_SM": 2, "KEPT": 0, "SEGMENTED": 1}),
+}
+
+
+@pytest.mark.parametrize("file", KERNELS)
+@pytest.mark.parametrize(("capability", "sizes"), [("90", (4, 16, 20, 64, 0)), ("80", (1, 1, 3, 33, 1))])
+def test_cuda_compiles_and_is_kept(file, capability, sizes, tmp_path, monkeypatch):
+    """NVRTC needs no GPU: what a user's GPU would compile is compiled here, once."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    name, more = KERNELS[file]
+    constants = (*zip(("K", "N", "R", "E", "EXACT"), sizes, strict=True), *more.items())
+    compile_source = nvrtc.compile_source.__wrapped__
+    code = compile_source((backend_cuda.COMMON, backend_cuda.FOLDER / file), constants, capability)
+    assert code.startswith(b"\x7fELF") and name.encode() in code
+    monkeypatch.setattr(nvrtc, "_compile", None)
+    assert compile_source((backend_cuda.COMMON, backend_cuda.FOLDER / file), constants, capability) == code
+    assert len(list(tmp_path.rglob("*"))) == 2  # the folder and the code, nothing half-written
+
+
+def test_compiler_errors_are_shown(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with pytest.raises(RuntimeError, match=r"(?s)NVRTC refused scan_prepare.cu.*scan_prepare.cu\(\d+\): error"):
+        nvrtc.compile_source((backend_cuda.FOLDER / "scan_prepare.cu",), (), "90")
+
+
+def test_cuda_refuses_in_words(monkeypatch):
+    with pytest.raises(InputError, match=r"'cuda' cannot run on cpu: needs an NVIDIA GPU\. Usable here: torch"):
+        op.OPERATOR.resolve("cuda", "cpu")
+    inputs, paths = make(*SMALL[0], torch.float64)
+    with pytest.raises(InputError, match="'cuda' computes in float32, not in float64"):
+        backend_cuda.selective_scan(*inputs, *paths)
+    monkeypatch.setattr(nvrtc, "INSTALLED", False)
+    assert "the package cuda-bindings is not installed" in nvrtc.reasons("cuda")
