@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from .device import device_name
+
 SNAPSHOT = "SNAPSHOT.json"
 RECORDS = "reports/records"  # what was measured is committed there: data, not code
 
@@ -41,18 +43,6 @@ def code() -> dict[str, Any]:
     }
 
 
-def device_name(device: str) -> str:
-    """The name of the GPU, or of the CPU with its core count."""
-    if device.startswith("cuda"):
-        return torch.cuda.get_device_name(device)
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
 def _driver() -> str | None:
     command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
@@ -74,10 +64,3 @@ def provenance(device: str) -> dict[str, Any]:
         "python": platform.python_version(),
         "lamabench": metadata.version("lamabench"),
     }
-
-
-def pick_device(request: str) -> str:
-    """`auto` is cuda where there is one, else cpu; anything else is what it says."""
-    if request == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return request

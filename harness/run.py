@@ -16,15 +16,17 @@ import torch
 from torch.utils.data import Subset
 
 from ..kernels.errors import InputError, unknown
-from . import backbones, signals
+from ..models import registry
+from . import signals
 from .config import BenchConfig, Config
 from .data.images import epoch_order, load
+from .device import pick_device
 from .measure.cost import cost
 from .measure.models import bench
 from .measure.search import finished, next_point
 from .measure.timing import out_of_memory
 from .progress import Progress
-from .provenance import pick_device, provenance
+from .provenance import provenance
 from .record import KINDS, Run, append, entry, identity, read_run, write_atomically
 from .sampling import generate
 from .signals import Stopped
@@ -42,7 +44,7 @@ def config_to_dict(config: Config) -> dict[str, Any]:
     """A configuration as plain data, with the model's family."""
     plain = {f.name: getattr(config, f.name) for f in fields(config)}
     return {
-        name: backbones.to_dict(value) if name == "model" else value if isinstance(value, int) else asdict(value)
+        name: registry.to_dict(value) if name == "model" else value if isinstance(value, int) else asdict(value)
         for name, value in plain.items()
     }
 
@@ -51,7 +53,7 @@ def config_from_dict(data: dict[str, Any]) -> Config:
     """The configuration that `config_to_dict` wrote."""
     types: dict[str, Any] = {f.name: f.type for f in fields(Config)}
     made = {name: value if name in ("model", "seed") else types[name](**value) for name, value in data.items()}
-    return Config(**made | {"model": backbones.from_dict(data["model"])})
+    return Config(**made | {"model": registry.from_dict(data["model"])})
 
 
 def describe(config: Config, *, study: str, name: str, model: str, variant: dict, overrides: Sequence[str]) -> dict:
@@ -63,7 +65,7 @@ def describe(config: Config, *, study: str, name: str, model: str, variant: dict
         "name": name,
         "model": model,
         "family": plain["model"]["family"],
-        "title": backbones.preset(model).title,
+        "title": registry.preset(model).title,
         "variant": variant,
         "seed": config.seed,
         "overrides": list(overrides),
@@ -127,8 +129,8 @@ def check_ready(config: Config) -> None:
     not there, a backend that cannot run), before anything is written."""
     check_fit(config)
     with torch.device("meta"):
-        net = backbones.build(config.model)
-    backbones.select_backends(net, vars(config.backend), pick_device(config.run.device).split(":")[0])
+        net = registry.build(config.model)
+    registry.select_backends(net, vars(config.backend), pick_device(config.run.device).split(":")[0])
     load(config.data)
 
 

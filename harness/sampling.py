@@ -10,17 +10,16 @@ import numpy as np
 import torch
 
 from ..kernels.errors import InputError
+from ..models.registry import build, select_backends, to_dict
 from . import signals
-from .backbones import build, select_backends, to_dict
 from .config import Config
 from .data.images import to_uint8
+from .device import autocast, compiled, pick_device, round_weights
 from .diffusion.gaussian import Diffusion
 from .diffusion.samplers import Net, index_noise, sample
 from .progress import Progress
-from .provenance import pick_device
 from .record import write_atomically
 from .training import checkpoint as ckpt
-from .training.loop import autocast, compiled, round_weights
 
 
 def labels_of(indices: range, num_classes: int) -> np.ndarray:

@@ -17,9 +17,9 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ..harness.backbones import presets
 from ..harness.config import Config, DataConfig
 from ..kernels.errors import InputError, unknown
+from ..models.registry import presets
 
 GROUPS = ("model", "data")
 

@@ -5,11 +5,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..harness.backbones import from_dict
 from ..harness.config import Config
 from ..harness.record import Run, read_runs
 from ..harness.run import config_from_dict
 from ..harness.training.loop import micro_batch
+from ..models.registry import from_dict
 
 # Run folders of `lamabench bench`. A wheel has none.
 RECORDS = Path(__file__).parent.parent / "reports" / "records"

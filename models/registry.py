@@ -1,24 +1,16 @@
 """The registry: every family of backbones, its configuration type and its presets. It is Hydra's `model` group too."""
 
 import copy
+import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar, cast, runtime_checkable
+from typing import Any, ClassVar, NamedTuple, TypeVar, cast
 
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ..kernels import OPERATORS
 from ..kernels.errors import InputError, unknown
-
-
-@runtime_checkable
-class BackboneConfig(Protocol):
-    """What every family's configuration has: `input_size` (side of the input, in its own pixels or latents),
-    `in_channels` and `num_classes` (0: unconditional)."""
-
-    input_size: int
-    in_channels: int
-    num_classes: int
 
 
 class PaperSum(NamedTuple):
@@ -83,21 +75,30 @@ class Family:
     presets: dict[str, Preset]
 
 
-FAMILIES: dict[str, Family] = {}
+# The modules that register the families of the suite, imported when the registry is first asked.
+MODULES = ("lamabench.models.lamamba", "lamabench.baselines.dit", "lamabench.baselines.adm")
+_FAMILIES: dict[str, Family] = {}
+
+
+def families() -> dict[str, Family]:
+    """Every family by name: those of `MODULES`, then those that others registered."""
+    for module in MODULES:
+        importlib.import_module(module)
+    return _FAMILIES
 
 
 def register(family: str, config_type: type, net_type: type[Backbone], presets: list[Preset]) -> None:
     """Add a family. Its presets become choices of `model=` in every command. Names must be new."""
     table = {preset.name: preset for preset in presets}
-    taken = {name for other in FAMILIES.values() for name in other.presets} & table.keys()
-    if family in FAMILIES or len(table) < len(presets) or taken:
+    taken = {name for other in _FAMILIES.values() for name in other.presets} & table.keys()
+    if family in _FAMILIES or len(table) < len(presets) or taken:
         raise ValueError(f"family {family!r} or one of its presets is registered twice: {sorted(taken) or family}")
-    FAMILIES[family] = Family(family, config_type, net_type, table)
+    _FAMILIES[family] = Family(family, config_type, net_type, table)
 
 
 def presets() -> dict[str, Preset]:
     """Every preset by name, in the order of registration."""
-    return {name: preset for family in FAMILIES.values() for name, preset in family.presets.items()}
+    return {name: preset for family in families().values() for name, preset in family.presets.items()}
 
 
 def preset(name: str) -> Preset:
@@ -111,10 +112,12 @@ def preset(name: str) -> Preset:
 
 def family_of(config: Any) -> Family:
     """The family that a configuration belongs to, by its type."""
-    for family in FAMILIES.values():
+    for family in families().values():
         if type(config) is family.config_type:
             return family
-    raise InputError(f"{type(config).__name__} is not the configuration of a registered family: {', '.join(FAMILIES)}")
+    raise InputError(
+        f"{type(config).__name__} is not the configuration of a registered family: {', '.join(families())}"
+    )
 
 
 def build(config: Any) -> Backbone:
@@ -160,6 +163,25 @@ def from_dict(data: dict[str, Any]) -> Any:
     """The configuration that `to_dict` wrote."""
     fields = dict(data)
     family = fields.pop("family", None)
-    if family not in FAMILIES:
-        raise unknown("model family", family, FAMILIES)
-    return FAMILIES[family].config_type(**fields)
+    if family not in families():
+        raise unknown("model family", family, families())
+    return families()[family].config_type(**fields)
+
+
+def called_operators(net: Backbone) -> list[dict[str, str]]:
+    """The operators that each module of `net` calls, {operator: backend}; changing one changes the module."""
+    found = (getattr(module, "operators", None) for module in net.modules())
+    return [operators for operators in found if isinstance(operators, dict)]
+
+
+def select_backends(net: Backbone, request: dict[str, str], device_type: str) -> dict[str, str]:
+    """Resolve the backend of every operator that `net` calls, once, and tell its modules.
+
+    Returns {operator: resolved name}, for the record. Raises InputError where a named backend cannot run.
+    """
+    # Resolved whether called or not: a misspelt name is an error with every model.
+    resolved = {name: op.resolve(request.get(name, "auto"), device_type).name for name, op in OPERATORS.items()}
+    called = called_operators(net)
+    for operators in called:
+        operators.update({name: resolved[name] for name in operators})
+    return {name: resolved[name] for name in resolved if any(name in operators for operators in called)}

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..backbones import OPERATORS, Backbone, called_operators
-from ..training.loop import autocast
+from ...kernels import OPERATORS
+from ...models.registry import Backbone, called_operators
+from ..device import autocast
 
 # From that many tokens on, where the references loop over every token or keep every score, plain torch checks instead.
 MANY_TOKENS = 1024

@@ -17,7 +17,7 @@ from torch.utils.hooks import RemovableHandle
 
 from ...kernels import attention, depthwise_conv, gated_norm, selective_scan, window_attention
 from ...models.mixers import SS2D
-from ..backbones import Backbone, build
+from ...models.registry import Backbone, build
 
 PARTS = ("ssm", "scan", "attention", "mlp", "conditioning", "rest")
 # fvcore's rule for a normalisation: operations per element, with affine parameters and without.

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from ...kernels.errors import InputError
-from ..backbones import Backbone, build, select_backends
+from ...models.registry import Backbone, build, select_backends
 from ..config import Config
+from ..device import autocast, compiled, device_name, pick_device, round_weights
 from ..diffusion.gaussian import Diffusion
-from ..provenance import device_name, pick_device
-from ..training.loop import autocast, compiled, follow, round_weights
+from ..training.loop import follow
 from .check import Reference, WrongOutput, batch_of, check, reference, trained
 from .cost import cost
 from .operator_check import check_operators

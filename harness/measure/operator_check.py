@@ -14,9 +14,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ...kernels import OPERATORS
 from ...kernels.operator import Operator
-from ..backbones import OPERATORS, Backbone
-from ..training.loop import autocast
+from ...models.registry import Backbone
+from ..device import autocast
 from .check import FLOOR, WrongOutput, relative_rms, with_backends
 from .mamba_scan import output_weights
 

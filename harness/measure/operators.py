@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...kernels import attention, depthwise_conv, selective_scan, window_attention
+from ...kernels import OPERATORS, attention, depthwise_conv, selective_scan, window_attention
 from ...kernels.selective_scan import backend_mamba_ssm
-from ..backbones import OPERATORS, Backbone, build, select_backends
+from ...models.registry import Backbone, build, select_backends
 from ..config import Config
-from ..provenance import device_name, pick_device
+from ..device import device_name, pick_device
 from .check import WrongOutput, relative_rms
 from .mamba_scan import ScanAlone
 from .models import Row, fill_constants, no_number, release

@@ -3,22 +3,22 @@
 import copy
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ...kernels.errors import InputError
+from ...models.registry import Backbone, build, select_backends, to_dict
 from .. import signals
-from ..backbones import Backbone, build, select_backends, to_dict
 from ..config import Config
 from ..data.images import TrainItems, load
+from ..device import autocast, compiled, pick_device
 from ..diffusion.gaussian import Diffusion
 from ..progress import Progress
-from ..provenance import pick_device
 from ..record import append, read_lines, write_lines
 from . import checkpoint as ckpt
 
@@ -32,49 +32,9 @@ class Diverged(RuntimeError):
     """The loss is no longer finite."""
 
 
-def autocast(device: str, precision: str) -> torch.autocast:
-    """bfloat16 autocast, or none for float32."""
-    return torch.autocast(device.split(":")[0], dtype=torch.bfloat16, enabled=precision == "bfloat16")
-
-
-def round_weights(net: nn.Module, precision: str) -> None:
-    """Give a net that is trained no further the bfloat16 weights that autocast would make of them at every call.
-
-    Those of linear layers and of convolutions over all channels, in place; nothing for float32. Outputs under autocast
-    stay the same to the bit, a pass no longer reads and writes every weight before it multiplies.
-    """
-    if precision == "bfloat16":
-        for module in net.modules():
-            if isinstance(module, nn.Linear) or (isinstance(module, nn.Conv1d | nn.Conv2d) and module.groups == 1):
-                module.to(torch.bfloat16)
-
-
 def follow(averaged: list[Tensor], live: list[Tensor], weight: float) -> None:
     """Move the exponential moving average towards the weights: averaged += weight · (live - averaged)."""
     torch._foreach_lerp_(averaged, live, weight)  # pyright: ignore[reportPrivateImportUsage]
-
-
-# What torch.compile is given. One graph for one batch: neither a break nor another shape goes by unseen.
-COMPILE: dict[str, dict[str, Any]] = {
-    "compile": {"fullgraph": True, "dynamic": False},
-    "reduce-overhead": {"fullgraph": True, "dynamic": False, "mode": "reduce-overhead"},
-    "max-autotune": {"fullgraph": True, "dynamic": False, "mode": "max-autotune-no-cudagraphs"},
-}
-
-
-def compiled(net: Backbone, kind: str) -> Callable[..., Tensor]:
-    """`net` itself (`eager`) or through torch.compile, as one graph for the shapes of its first call.
-
-    `reduce-overhead` replays CUDA graphs from the third call on: nothing of Python is left of a pass. Its result lies
-    where the next call writes, so it must be read before; gradients must be gone before the next forward pass.
-
-    `net` stays as it is and keeps the weights; the function returned follows them. What breaks the graph, or fails to
-    compile, is an error at the first call, never a plain call in its place.
-    """
-    if kind == "eager":
-        return net
-    torch.compiler.reset()  # torch keeps a bounded number of graphs of a forward method, whichever net it was called on
-    return torch.compile(net, **COMPILE[kind])
 
 
 def initial_model(config: Config) -> Backbone:

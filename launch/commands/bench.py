@@ -7,15 +7,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ...harness.backbones import presets
 from ...harness.config import BenchConfig, Config, DataConfig
+from ...harness.device import pick_device
 from ...harness.measure.models import WrongOutput, bench, check_bench
 from ...harness.measure.operators import bench_kernels
 from ...harness.measure.search import finished
-from ...harness.provenance import pick_device, provenance
+from ...harness.provenance import provenance
 from ...harness.record import append, entry, read_run
 from ...harness.run import create, describe, locked
 from ...kernels.errors import InputError
+from ...models.registry import presets
 from ..compose import compose, model_config
 from .runs import show, split_arguments
 

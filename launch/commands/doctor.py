@@ -7,8 +7,8 @@ from importlib import metadata
 
 import torch
 
-from ...harness.backbones import OPERATORS
-from ...harness.provenance import device_name, pick_device
+from ...harness.device import device_name, pick_device
+from ...kernels import OPERATORS
 
 PACKAGES = (
     "lamabench torch torchvision triton cuda-bindings mamba-ssm flash-attn flash-attn-4 torch-fidelity timm "

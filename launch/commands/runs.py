@@ -10,7 +10,6 @@ from typing import Any
 import yaml
 from tabulate import tabulate
 
-from ...harness.backbones import presets
 from ...harness.config import Config
 from ...harness.measure.cost import PARTS, cost
 from ...harness.progress import Progress
@@ -19,6 +18,7 @@ from ...harness.run import Busy, check_ready, config_to_dict, create, describe, 
 from ...harness.training.checkpoint import files
 from ...harness.training.loop import Diverged, check_fit
 from ...kernels.errors import InputError
+from ...models.registry import presets
 from ..compose import compose, model_config
 from ..slurm.client import SlurmError
 

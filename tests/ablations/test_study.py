@@ -12,7 +12,6 @@ from hydra import compose as hydra_compose
 from hydra import initialize_config_module
 from lamabench.ablations import study as studies
 from lamabench.ablations.study import Study, StudyError, load
-from lamabench.harness.backbones import build, preset, to_dict
 from lamabench.harness.progress import Progress
 from lamabench.harness.record import RecordError, append, entry, identity, read_run
 from lamabench.harness.run import STAGES, config_from_dict, config_to_dict, create, execute
@@ -20,6 +19,7 @@ from lamabench.kernels.errors import InputError
 from lamabench.launch import gpu_hours
 from lamabench.launch.compose import compose, model_config
 from lamabench.launch.plan import only, plan
+from lamabench.models.registry import build, preset, to_dict
 from omegaconf import OmegaConf
 
 QUESTIONS = ["block_mix", "d_state", "guidance", "resolution", "scale", "scan", "unet", "window"]

@@ -11,13 +11,15 @@ from lamabench.baselines import adm, dit
 from lamabench.baselines.adm import ADMConfig
 from lamabench.baselines.dit import DiTConfig
 from lamabench.harness import run as runs
-from lamabench.harness.backbones import OPERATORS, preset, select_backends
 from lamabench.harness.config import BackendConfig, Config, DataConfig, RunConfig, TrainConfig
+from lamabench.harness.device import compiled
 from lamabench.harness.progress import Progress
 from lamabench.harness.record import read_lines
-from lamabench.harness.training.loop import compiled, train
+from lamabench.harness.training.loop import train
+from lamabench.kernels import OPERATORS
 from lamabench.models import lamamba
 from lamabench.models.lamamba import LaMambaConfig
+from lamabench.models.registry import preset, select_backends
 from safetensors import safe_open
 from torch import Tensor
 

@@ -67,7 +67,7 @@ def test_output_that_nobody_reads_is_no_traceback():
 
 
 def test_models_lists_the_registry(capsys):
-    from lamabench.harness.backbones import presets
+    from lamabench.models.registry import presets
 
     _, out, _ = run(capsys, "models", "--json")
     rows = json.loads(out)

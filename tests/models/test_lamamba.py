@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from lamabench.harness.backbones import OPERATORS, presets, select_backends
+from lamabench.kernels import OPERATORS
 from lamabench.kernels.errors import InputError
 from lamabench.models.lamamba import LaMamba, LaMambaConfig, from_reference, reference_name
 from lamabench.models.layers import sincos_positions
 from lamabench.models.mixers import SS2D, WindowAttention
+from lamabench.models.registry import presets, select_backends
 from omegaconf import OmegaConf
 from safetensors import safe_open
 from torch import nn

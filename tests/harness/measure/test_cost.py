@@ -7,11 +7,11 @@ import pytest
 import torch
 import yaml
 from fvcore.nn import FlopCountAnalysis
-from lamabench.harness.backbones import build, preset, presets
 from lamabench.harness.measure import cost as module
 from lamabench.harness.measure.cost import PARTS, cost
 from lamabench.models.lamamba import LaMambaConfig
 from lamabench.models.mixers import SS2D
+from lamabench.models.registry import build, preset, presets
 from torch import nn
 
 PUBLISHED = yaml.safe_load((Path(__file__).parents[2] / "golden" / "published.yaml").read_text())

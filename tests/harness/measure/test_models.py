@@ -14,7 +14,6 @@ from lamabench.ablations import study as studies
 from lamabench.baselines.adm import ADMConfig
 from lamabench.baselines.dit import DiT, DiTConfig
 from lamabench.harness import run as runs
-from lamabench.harness.backbones import OPERATORS, build, preset
 from lamabench.harness.config import BenchConfig, Config, DataConfig, RunConfig
 from lamabench.harness.measure import check, operator_check, operators, timing
 from lamabench.harness.measure import models as module
@@ -24,11 +23,13 @@ from lamabench.harness.measure.search import Point, best_batch, finished, next_b
 from lamabench.harness.progress import Progress
 from lamabench.harness.record import read_lines, read_run
 from lamabench.harness.training import loop as training
+from lamabench.kernels import OPERATORS
 from lamabench.kernels.cross_scan import scan_paths
 from lamabench.kernels.errors import InputError
 from lamabench.kernels.selective_scan import reference as scan_reference
 from lamabench.launch.cli import main
 from lamabench.launch.plan import plan
+from lamabench.models.registry import build, preset
 from lamabench.reports.report import build as build_report
 
 DIT = DiTConfig(input_size=8, in_channels=1, num_classes=10, patch_size=2, hidden_size=16, depth=2, num_heads=2)

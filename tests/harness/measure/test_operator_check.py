@@ -7,7 +7,6 @@ from dataclasses import replace
 import pytest
 import torch
 from lamabench.baselines.dit import DiTConfig
-from lamabench.harness.backbones import OPERATORS, build, preset, select_backends
 from lamabench.harness.config import BenchConfig, Config, DataConfig, RunConfig
 from lamabench.harness.measure import check, operator_check
 from lamabench.harness.measure import models as module
@@ -21,9 +20,11 @@ from lamabench.harness.measure.operator_check import (
     fill_free_memory,
 )
 from lamabench.harness.record import read_lines
+from lamabench.kernels import OPERATORS
 from lamabench.kernels.attention import sdpa
 from lamabench.kernels.errors import InputError
 from lamabench.launch.cli import main
+from lamabench.models.registry import build, preset, select_backends
 
 DIT = DiTConfig(input_size=8, in_channels=1, num_classes=10, patch_size=2, hidden_size=16, depth=2, num_heads=2)
 

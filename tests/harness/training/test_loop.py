@@ -11,16 +11,18 @@ import pytest
 import torch
 from lamabench.baselines.dit import DiTConfig
 from lamabench.harness import run as runs
-from lamabench.harness.backbones import OPERATORS, build, preset, to_dict
 from lamabench.harness.config import BackendConfig, Config, DataConfig, RunConfig, SampleConfig, TrainConfig
+from lamabench.harness.device import autocast, compiled, round_weights
 from lamabench.harness.measure.models import fill_constants
 from lamabench.harness.progress import Progress
 from lamabench.harness.record import append, read_lines, read_run
 from lamabench.harness.training import checkpoint as ckpt
 from lamabench.harness.training import loop as train_module
-from lamabench.harness.training.loop import Diverged, autocast, check_fit, compiled, initial_model, round_weights, train
+from lamabench.harness.training.loop import Diverged, check_fit, initial_model, train
+from lamabench.kernels import OPERATORS
 from lamabench.kernels.errors import InputError
 from lamabench.models.lamamba import LaMambaConfig
+from lamabench.models.registry import build, preset, to_dict
 from safetensors import safe_open
 
 LAMAMBA = LaMambaConfig(
@@ -74,7 +76,7 @@ def test_killed_run_continues_bit_for_bit(model, tmp_path):
     code = (
         f"import sys, time, torch; torch.set_num_threads({torch.get_num_threads()})\n"
         "from pathlib import Path\n"
-        "from lamabench.harness import train as module\n"
+        "from lamabench.harness.training import loop as module\n"
         "from lamabench.harness.run import config_from_dict\n"
         "from lamabench.harness.record import read_run\n"
         "from lamabench.harness.progress import Progress\n"

@@ -408,14 +408,14 @@ def test_an_installed_package_is_its_own_snapshot(tmp_path, monkeypatch):
 WORK = """
 import sys
 from pathlib import Path
-from lamabench.harness import stop
-stop.listen()
+from lamabench.harness import signals
+signals.listen()
 from lamabench.harness.progress import Progress
 from lamabench.harness.run import execute
 print("ready", flush=True)
 try:
     execute(Path(sys.argv[1]), ["train", "sample"], Progress(Path(sys.argv[1]), every=0.0))
-except stop.Stopped as error:
+except signals.Stopped as error:
     print(error, flush=True)
 """
 
