@@ -1,8 +1,13 @@
-"""The typed configuration of a run. Hydra composes it, a run's identity is its hash, nothing else decides a result."""
+"""The typed configuration of a run. Hydra composes it; stages.py makes keys of what each stage reads.
 
-from dataclasses import dataclass, field
+A field that joins later declares what means "as before": `field(default=…, metadata={"since": VALUE})`. Where it has
+that value it is left out of keys and of comparisons with checkpoints, so that no run of an earlier version is lost.
+"""
+
+from dataclasses import dataclass, field, fields, is_dataclass, make_dataclass
 from typing import Any
 
+from ..kernels import NAMES
 from ..kernels.errors import InputError, unknown
 
 PRECISIONS = ("float32", "bfloat16")
@@ -11,6 +16,19 @@ MODES = ("forward", "train")  # of bench
 COMPILE = ("eager", "compile", "reduce-overhead", "max-autotune")
 FEATURES = ("efficientnet_lite0", "inception_v3")
 METRICS = ("fd", "kid", "prc", "isc")
+OBJECTIVES = ("ddpm",)
+ENCODERS = ("pixels",)
+WEIGHTS = ("ema", "live")
+
+
+def declared(section: Any) -> dict[str, Any]:
+    """The fields of a section as plain data, less those that have their `since` value: what keys hash."""
+    plain = {}
+    for f in fields(section):
+        value = getattr(section, f.name)
+        if "since" not in f.metadata or value != f.metadata["since"]:
+            plain[f.name] = declared(value) if is_dataclass(value) else value
+    return plain
 
 
 def _positive(section: str, values: dict[str, int | float]) -> None:
@@ -33,7 +51,7 @@ def _check_precision(key: str, precision: str) -> None:
 class DataConfig:
     """Which images: `kind` names the loader, `path` a file or folder, `size` the side in pixels after resizing.
 
-    A path is not part of a run's identity; `name` is: give it where two paths hold different sets.
+    A path is in no key; `name` is: give it where two paths hold different sets.
     """
 
     kind: str = "digits"
@@ -43,6 +61,7 @@ class DataConfig:
     channels: int = 1
     num_classes: int = 10
     flip: bool = False  # random horizontal flips in training
+    split: str = "train"  # or test, where the set has one
 
     def __post_init__(self) -> None:
         _positive("data", {"size": self.size, "channels": self.channels})
@@ -50,9 +69,48 @@ class DataConfig:
             raise InputError(f"data.num_classes must be 0 (unconditional) or more, not {self.num_classes}")
 
 
+def _check_seed(name: str, seed: int) -> None:
+    if not 0 <= seed < 2**64:
+        raise InputError(f"{name} must be 0 or more and below 2^64, not {seed}")
+
+
+def check_steps(name: str, value: Any, number: bool = False, words: tuple[str, ...] = ()) -> Any:
+    """Steps of a training as a sorted list without doubles, or the one `number` that stands for a rule. Raises
+    InputError for anything else."""
+    if number and type(value) is int and value > 0:
+        return value
+    steps = list(value) if isinstance(value, list | tuple) else None
+    if steps is None or not all(type(step) is int and step > 0 for step in steps):
+        choices = [*words, "a list of steps such as [1000, 2000]", *(["a number of images"] if number else [])]
+        raise InputError(f"{name} must be {' or '.join(choices)}, not {value!r}")
+    return sorted(set(steps))
+
+
 def _check_compile(name: str, value: str) -> None:
     if value not in COMPILE:
         raise unknown(name, value, COMPILE)
+
+
+@dataclass
+class EncoderConfig:
+    """What the network sees of an image: `pixels` is the image itself, in [-1, 1]."""
+
+    kind: str = "pixels"
+
+    def __post_init__(self) -> None:
+        if self.kind not in ENCODERS:
+            raise unknown("encoder.kind", self.kind, ENCODERS)
+
+
+@dataclass
+class ObjectiveConfig:
+    """What the network learns: `ddpm` is the noise and the variance, by the hybrid loss of improved DDPM."""
+
+    kind: str = "ddpm"
+
+    def __post_init__(self) -> None:
+        if self.kind not in OBJECTIVES:
+            raise unknown("objective.kind", self.kind, OBJECTIVES)
 
 
 @dataclass
@@ -68,9 +126,13 @@ class TrainConfig:
     precision: str = "bfloat16"
     compile: str = "eager"  # or compile, reduce-overhead, max-autotune: faster, and other rounding
     checkpointing: bool = False  # blocks run again in the backward pass: less memory, about a third more time
+    # Moments of which the averaged weights are kept, beside the last: a list of steps, or N for every N images. In no
+    # key, and neither is `steps`: a longer training goes on from the shorter one.
+    snapshots: Any = field(default_factory=list)
 
     def __post_init__(self) -> None:
         _positive("train", {"steps": self.steps, "batch_size": self.batch_size, "lr": self.lr})
+        self.snapshots = check_steps("train.snapshots", self.snapshots, number=True)
         _check_precision("train.precision", self.precision)
         _check_compile("train.compile", self.compile)
         if not 0 <= self.ema_decay < 1:
@@ -92,9 +154,18 @@ class SampleConfig:
     precision: str = "float32"
     compile: str = "eager"  # or compile, reduce-overhead, max-autotune: faster, and other rounding
     batch_size: int = 64
+    at: Any = "last"  # or all (every moment that is kept), or a list of steps
+    weights: str = "ema"  # or live: not averaged
+    seed: int | None = None  # of the noise; null: the training's
 
     def __post_init__(self) -> None:
         _positive("sample", {"count": self.count, "batch_size": self.batch_size})
+        if self.weights not in WEIGHTS:
+            raise unknown("sample.weights", self.weights, WEIGHTS)
+        if self.at not in ("last", "all"):
+            self.at = check_steps("sample.at", self.at, words=("last", "all"))
+        if self.seed is not None:
+            _check_seed("sample.seed", self.seed)
         if self.method not in ("ancestral", "ddim"):
             raise unknown("sample.method", self.method, ("ancestral", "ddim"))
         if not 2 <= self.steps <= 1000:
@@ -117,11 +188,13 @@ class EvaluateConfig:
     metrics: list[str] = field(default_factory=lambda: ["fd", "kid", "prc"])
     reference_count: int | None = None  # a fixed random subset of the data; null: all of it
     batch_size: int = 64
+    seed: int = 0  # of the subsets of kid and the splits of isc: one for all trainings, whatever theirs is
 
     def __post_init__(self) -> None:
         if self.reference_count is not None:
             _positive("evaluate", {"reference_count": self.reference_count})
         _positive("evaluate", {"batch_size": self.batch_size})
+        _check_seed("evaluate.seed", self.seed)
         if self.features not in FEATURES:
             raise unknown("evaluate.features", self.features, FEATURES)
         if not self.metrics:
@@ -131,15 +204,10 @@ class EvaluateConfig:
                 raise unknown("evaluate.metrics", metric, METRICS)
 
 
-@dataclass
-class BackendConfig:
-    """The implementation of each operator, by name; `auto` takes the first that runs on the device."""
-
-    depthwise_conv: str = "auto"
-    selective_scan: str = "auto"
-    gated_norm: str = "auto"
-    window_attention: str = "auto"
-    attention: str = "auto"
+# The implementation of each operator, by name; `auto` takes the first that runs on the device.
+BackendConfig = make_dataclass(
+    "BackendConfig", [(name, str, field(default="auto")) for name in NAMES], namespace={"__module__": __name__}
+)
 
 
 @dataclass
@@ -183,7 +251,7 @@ class BenchConfig:
 
 @dataclass
 class RunConfig:
-    """Where and how, never what: left out of a run's identity."""
+    """Where and how, never what: in no key."""
 
     root: str = "runs"
     device: str = "auto"  # cuda where there is one, else cpu
@@ -193,6 +261,7 @@ class RunConfig:
     micro_batch: int | None = None
     log_every: int = 50  # steps between lines of metrics
     checkpoint_every: int = 1000  # steps
+    new_backends: bool = False  # go on with other backends than a training had, where those cannot run any more
 
     def __post_init__(self) -> None:
         _positive("run", {"log_every": self.log_every, "checkpoint_every": self.checkpoint_every})
@@ -208,10 +277,64 @@ class Config:
 
     model: Any
     data: DataConfig
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     bench: BenchConfig = field(default_factory=BenchConfig)
-    backend: BackendConfig = field(default_factory=BackendConfig)
+    backend: Any = field(default_factory=BackendConfig)
     run: RunConfig = field(default_factory=RunConfig)
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        _check_seed("seed", self.seed)
+
+
+SECTIONS: dict[str, type] = {
+    "data": DataConfig,
+    "encoder": EncoderConfig,
+    "objective": ObjectiveConfig,
+    "train": TrainConfig,
+    "sample": SampleConfig,
+    "evaluate": EvaluateConfig,
+    "bench": BenchConfig,
+    "backend": BackendConfig,
+    "run": RunConfig,
+}
+
+
+def micro_batch(config: Config) -> int:
+    """How many images a training step passes at a time: the largest divisor of the batch up to `run.micro_batch`."""
+    whole = config.train.batch_size
+    most = min(config.run.micro_batch or whole, whole)
+    return next(size for size in range(most, 0, -1) if whole % size == 0)
+
+
+def check_fit(config: Config) -> None:
+    """Raise InputError where model and data disagree, where label dropout or guidance needs a null class that is not
+    there, where more channels are guided than there are, or where CUDA graphs meet a micro-batch."""
+    model, data, settings = config.model, config.data, config.sample
+    for ours, theirs in (("input_size", "size"), ("in_channels", "channels"), ("num_classes", "num_classes")):
+        if getattr(model, ours) != getattr(data, theirs):
+            raise InputError(
+                f"model.{ours} {getattr(model, ours)} does not fit data.{theirs} {getattr(data, theirs)}: "
+                f"set data.{theirs}, from which the model takes it"
+            )
+    if config.train.class_dropout and model.num_classes and not getattr(model, "null_class", True):
+        raise InputError(
+            f"train.class_dropout {config.train.class_dropout} needs a null class: set model.null_class=true, "
+            "or train.class_dropout=0 to train without one"
+        )
+    if config.train.compile == "reduce-overhead" and micro_batch(config) < config.train.batch_size:
+        raise InputError(
+            "run.micro_batch adds gradients up over several passes, and train.compile=reduce-overhead (CUDA graphs) "
+            "keeps them until the next pass only: choose train.compile=compile, or run.micro_batch=null"
+        )
+    if settings.guidance != 1 and not getattr(model, "null_class", True):
+        raise InputError(
+            f"sample.guidance {settings.guidance} needs a null class: set model.null_class=true, or 1 for none"
+        )
+    guided = settings.guidance_channels or 0
+    if guided > model.in_channels:
+        raise InputError(f"sample.guidance_channels {guided} is more than the model's {model.in_channels} channels")

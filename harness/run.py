@@ -18,7 +18,7 @@ from torch.utils.data import Subset
 from ..kernels.errors import InputError, unknown
 from ..models import registry
 from . import signals
-from .config import BenchConfig, Config
+from .config import SECTIONS, BenchConfig, Config, check_fit, micro_batch
 from .data.images import epoch_order, load
 from .device import pick_device
 from .measure.cost import cost
@@ -30,7 +30,7 @@ from .provenance import provenance
 from .record import KINDS, Run, append, entry, identity, read_run, write_atomically
 from .sampling import generate
 from .signals import Stopped
-from .training.loop import Diverged, check_fit, micro_batch, train
+from .training.loop import Diverged, train
 
 STAGES = KINDS  # cost, train, sample, evaluate, bench: in the order in which they run
 FROM_CHECKPOINT = ("sample", "evaluate")
@@ -51,8 +51,7 @@ def config_to_dict(config: Config) -> dict[str, Any]:
 
 def config_from_dict(data: dict[str, Any]) -> Config:
     """The configuration that `config_to_dict` wrote."""
-    types: dict[str, Any] = {f.name: f.type for f in fields(Config)}
-    made = {name: value if name in ("model", "seed") else types[name](**value) for name, value in data.items()}
+    made = {name: SECTIONS[name](**value) if name in SECTIONS else value for name, value in data.items()}
     return Config(**made | {"model": registry.from_dict(data["model"])})
 
 

@@ -5,10 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..harness.config import Config
+from ..harness.config import Config, micro_batch
 from ..harness.record import Run, read_runs
 from ..harness.run import config_from_dict
-from ..harness.training.loop import micro_batch
 from ..models.registry import from_dict
 
 # Run folders of `lamabench bench`. A wheel has none.

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from ...kernels.errors import InputError
 from ...models.registry import Backbone, build, select_backends, to_dict
 from .. import signals
-from ..config import Config
+from ..config import Config, check_fit, micro_batch
 from ..data.images import TrainItems, load
 from ..device import autocast, compiled, pick_device
 from ..diffusion.gaussian import Diffusion
@@ -42,42 +42,6 @@ def initial_model(config: Config) -> Backbone:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         return build(config.model)
-
-
-def micro_batch(config: Config) -> int:
-    """How many images a training step passes at a time: the largest divisor of the batch up to `run.micro_batch`."""
-    whole = config.train.batch_size
-    most = min(config.run.micro_batch or whole, whole)
-    return next(size for size in range(most, 0, -1) if whole % size == 0)
-
-
-def check_fit(config: Config) -> None:
-    """Raise InputError where model and data disagree, where label dropout or guidance needs a null class that is not
-    there, where more channels are guided than there are, or where CUDA graphs meet a micro-batch."""
-    model, data, settings = config.model, config.data, config.sample
-    for ours, theirs in (("input_size", "size"), ("in_channels", "channels"), ("num_classes", "num_classes")):
-        if getattr(model, ours) != getattr(data, theirs):
-            raise InputError(
-                f"model.{ours} {getattr(model, ours)} does not fit data.{theirs} {getattr(data, theirs)}: "
-                f"set data.{theirs}, from which the model takes it"
-            )
-    if config.train.class_dropout and model.num_classes and not getattr(model, "null_class", True):
-        raise InputError(
-            f"train.class_dropout {config.train.class_dropout} needs a null class: set model.null_class=true, "
-            "or train.class_dropout=0 to train without one"
-        )
-    if config.train.compile == "reduce-overhead" and micro_batch(config) < config.train.batch_size:
-        raise InputError(
-            "run.micro_batch adds gradients up over several passes, and train.compile=reduce-overhead (CUDA graphs) "
-            "keeps them until the next pass only: choose train.compile=compile, or run.micro_batch=null"
-        )
-    if settings.guidance != 1 and not getattr(model, "null_class", True):
-        raise InputError(
-            f"sample.guidance {settings.guidance} needs a null class: set model.null_class=true, or 1 for none"
-        )
-    guided = settings.guidance_channels or 0
-    if guided > model.in_channels:
-        raise InputError(f"sample.guidance_channels {guided} is more than the model's {model.in_channels} channels")
 
 
 class State:

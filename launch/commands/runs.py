@@ -10,13 +10,13 @@ from typing import Any
 import yaml
 from tabulate import tabulate
 
-from ...harness.config import Config
+from ...harness.config import Config, check_fit
 from ...harness.measure.cost import PARTS, cost
 from ...harness.progress import Progress
 from ...harness.record import read_run
 from ...harness.run import Busy, check_ready, config_to_dict, create, describe, execute, score, source_of
 from ...harness.training.checkpoint import files
-from ...harness.training.loop import Diverged, check_fit
+from ...harness.training.loop import Diverged
 from ...kernels.errors import InputError
 from ...models.registry import presets
 from ..compose import compose, model_config

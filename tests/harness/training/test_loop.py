@@ -11,14 +11,14 @@ import pytest
 import torch
 from lamabench.baselines.dit import DiTConfig
 from lamabench.harness import run as runs
-from lamabench.harness.config import BackendConfig, Config, DataConfig, RunConfig, SampleConfig, TrainConfig
+from lamabench.harness.config import BackendConfig, Config, DataConfig, RunConfig, SampleConfig, TrainConfig, check_fit
 from lamabench.harness.device import autocast, compiled, round_weights
 from lamabench.harness.measure.models import fill_constants
 from lamabench.harness.progress import Progress
 from lamabench.harness.record import append, read_lines, read_run
 from lamabench.harness.training import checkpoint as ckpt
 from lamabench.harness.training import loop as train_module
-from lamabench.harness.training.loop import Diverged, check_fit, initial_model, train
+from lamabench.harness.training.loop import Diverged, initial_model, train
 from lamabench.kernels import OPERATORS
 from lamabench.kernels.errors import InputError
 from lamabench.models.lamamba import LaMambaConfig
