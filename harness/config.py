@@ -206,7 +206,9 @@ class EvaluateConfig:
 
 # The implementation of each operator, by name; `auto` takes the first that runs on the device.
 BackendConfig = make_dataclass(
-    "BackendConfig", [(name, str, field(default="auto")) for name in NAMES], namespace={"__module__": __name__}
+    "BackendConfig",
+    [(name, str, field(default="auto", metadata={"since": "auto"})) for name in NAMES],
+    namespace={"__module__": __name__},
 )
 
 

@@ -1,51 +1,279 @@
-"""Records: what a run wrote down. Plain JSON lines and plain Python, so that reports need no torch.
+"""Records: what a folder of measurements wrote down. Plain JSON lines and plain Python, so that reports need no torch.
 
-A run is a folder `ROOT/STUDY/NAME-ID/`:
-
-    config.json      the whole resolved configuration, the overrides, the axis values
-    record.jsonl     one line a finished or failed stage, appended
-    metrics.jsonl    one line every few training steps
-    samples.npz      `images` uint8 [N, H, W, C], `labels` int64 [N]
-    checkpoints/     tensors and JSON, see training/checkpoint.py
+A line of `record.jsonl` is one of the rows below; RECORDS.md has all their fields. Its `key` names what was done (see
+stages.py), and the newest line of a key counts.
 """
 
-import hashlib
 import json
 import os
+import types
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import datetime, timezone
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Union, get_args, get_origin, get_type_hints
 
-SCHEMA = 1
-KINDS = ("cost", "train", "sample", "evaluate", "bench")
+SCHEMA = 2
 STATES = ("done", "failed", "oom", "diverged", "wrong")
-# Where and how, never what: these do not change what a run is.
-OUTSIDE_IDENTITY = ("run", "data.path")
 
 
 class RecordError(ValueError):
     """A folder or file that is not what a record should be, in one line."""
 
 
-def identity(config: dict[str, Any]) -> str:
-    """Eight hex digits that name a run: the hash of its configuration less `OUTSIDE_IDENTITY` (DESIGN.md, rule 7)."""
-    kept = json.loads(json.dumps(config))
-    for name in OUTSIDE_IDENTITY:
-        *parents, last = name.split(".")
-        node = kept
-        for parent in parents:
-            node = node.get(parent, {})
-        node.pop(last, None)
-    text = json.dumps(kept, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:8]
+def about(text: str, default: Any = None, name: str = "") -> Any:
+    """A field of a row: what it means, with its unit; `name` is its name in the file where Python cannot have it."""
+    return field(default=default, metadata={"about": text, "name": name})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """What every line has. A field is null where it does not apply, and in lines that are not `done` where nothing was
+    measured."""
+
+    kind: ClassVar[str] = ""
+    needed: ClassVar[tuple[str, ...]] = ()  # fields that a line with state `done` cannot lack
+
+    key: str = about("12 hex digits: the hash of what was asked for", "")
+    state: str = about(
+        "done, failed, oom (out of memory), diverged (loss not finite) or wrong (failed its check)", "done"
+    )
+    time: str = about("when the line was written, UTC, ISO 8601", "")
+    error: str | None = about("the reason in one line, where the state is not done")
+    provenance: dict[str, Any] | None = about("commit, dirty, host, device, driver, versions")
+
+    def as_dict(self) -> dict[str, Any]:
+        """The line as it stands in the file, without fields that are null."""
+        return {"schema": SCHEMA} | {name: value for name, value in self.flat().items() if value is not None}
+
+    def flat(self) -> dict[str, Any]:
+        """Every field by its name in the file, null or not, and `kind`."""
+        return {"kind": self.kind} | {_name(f): getattr(self, f.name) for f in fields(self)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class CostRow(Row):
+    """What one forward pass of one image costs."""
+
+    kind = "cost"
+    needed = ("params", "macs", "flops", "parts")
+    params: int | None = about("parameters, trained or fixed")
+    macs: int | None = about("multiply-adds of matrix products and convolutions")
+    flops: int | None = about("2 · macs and the operations of norms and scans")
+    paper_gflops: float | None = about("the sum that the family's paper prints, in 1e9")
+    parts: dict[str, Any] | None = about("params, macs and flops by part")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainRow(Row):
+    """A training that reached the end of a request."""
+
+    kind = "train"
+    needed = ("steps", "images", "seconds", "final_loss", "batch_size")
+    steps: int | None = about("steps since the start")
+    images: int | None = about("images seen")
+    seconds: float | None = about("seconds of training, over all stretches")
+    images_per_s: float | None = about("images over seconds")
+    final_loss: float | None = about("mean loss of the last logged window")
+    training_flops: float | None = about("FLOPs of all steps: three times those of a forward pass an image")
+    backend: dict[str, Any] | None = about("implementation by operator")
+    precision: str | None = about("float32 or bfloat16 (autocast)")
+    compile: str | None = about("eager or a mode of torch.compile")
+    checkpointing: bool | None = about("whether blocks ran again in the backward pass")
+    batch_size: int | None = about("images a step")
+    micro_batch: int | None = about("images that a step passes at a time")
+    data_fingerprint: str | None = about("SHA-256 of the data, 16 digits")
+    moments: list[int] | None = about("steps whose weights are kept")
+    stretches: list[dict[str, Any]] | None = about(
+        "each stretch of steps: first step, backends, torch, commit, device, host"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _OfWeights(Row):
+    checkpoint_step: int | None = about("the step of the weights")
+    weights: str | None = about("ema or live")
+    images_seen: int | None = about("images that the weights saw")
+    training_flops: float | None = about("FLOPs of the training up to them")
+    training_seconds: float | None = about("seconds of the training up to them")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleRow(_OfWeights):
+    """Images drawn from one moment of a training."""
+
+    kind = "sample"
+    needed = ("count", "method", "steps", "guidance")
+    count: int | None = about("images")
+    method: str | None = about("ancestral or ddim")
+    steps: int | None = about("steps of the sampler")
+    guidance: float | None = about("scale of classifier-free guidance; 1: none")
+    guidance_channels: int | None = about("first channels that are guided; null: all")
+    clip: bool | None = about("whether predicted images were clamped to [-1, 1]")
+    seed: int | None = about("seed of the noise")
+    seconds: float | None = about("seconds of this call")
+    images_per_s: float | None = about("images that this call drew over its seconds")
+    precision: str | None = about("float32 or bfloat16 (autocast)")
+    compile: str | None = about("eager or a mode of torch.compile")
+    batch_size: int | None = about("images at a time")
+    backend: dict[str, Any] | None = about("implementation by operator")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreRow(_OfWeights):
+    """One number of one set of samples."""
+
+    kind = "score"
+    needed = ("metric", "value", "count", "protocol")
+    metric: str | None = about("the metric's name, with network and count where it is not the published one")
+    value: float | None = about("the number")
+    std: float | None = about("standard deviation over the metric's own subsets or splits")
+    count: int | None = about("samples")
+    reference: str | None = about("the data that the samples are compared with")
+    reference_count: int | None = about("reference images")
+    features: str | None = about("the network of the features")
+    protocol: str | None = about("8 digits that agree where two scores may be compared")
+    samples: str | None = about("key of the samples, or SHA-256 of a file of others")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Timed(Row):
+    input_size: int | None = about("side of the input")
+    batch_size: int | None = about("images a call")
+    precision: str | None = about("float32 or bfloat16 (autocast)")
+    threads: int | None = about("CPU threads of torch")
+    backend: dict[str, Any] | None = about("implementation by operator")
+    p20_ms: float | None = about("20th percentile of a call, ms")
+    p25_ms: float | None = about("25th percentile of a call, ms")
+    p50_ms: float | None = about("median of a call, ms")
+    p75_ms: float | None = about("75th percentile of a call, ms")
+    p80_ms: float | None = about("80th percentile of a call, ms")
+    repeats: int | None = about("calls measured")
+    disturbed: str | None = about("what else kept the host busy")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpeedRow(_Timed):
+    """One measurement of a whole model."""
+
+    kind = "speed"
+    needed = ("input_size", "mode", "batch_size", "images_per_s")
+    mode: str | None = about("forward or train (a step: forward, backward, AdamW, EMA)")
+    checkpointing: bool | None = about("whether blocks ran again in the backward pass")
+    compile: str | None = about("eager or a mode of torch.compile")
+    macs: int | None = about("multiply-adds of one forward pass of one image")
+    flops: int | None = about("FLOPs of one forward pass of one image")
+    checked_against: dict[str, Any] | None = about("backends of the reference")
+    operator_error: float | None = about("largest relative RMS error of an operator alone")
+    output_error: float | None = about("relative RMS error of the output against float32")
+    gradient_error: float | None = about("relative RMS error of all gradients against float32")
+    check_s: float | None = about("seconds of the check, with compilation")
+    peak_memory_gib: float | None = about("most memory that torch held in the measured calls, GiB")
+    images_per_s: float | None = about("images a second at the median")
+    mfu: float | None = about("model FLOPs over the device's peak (PaLM, appendix B)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OperatorSpeedRow(_Timed):
+    """One measurement of one operator at a shape of a model."""
+
+    kind = "operator_speed"
+    needed = ("operator", "shape", "pass_", "p50_ms")
+    operator: str | None = about("the operator")
+    shape: str | None = about("shapes of its inputs")
+    pass_: str | None = about("forward or forward+backward", name="pass")
+    relative_error: float | None = about("largest relative RMS error against float64")
+    error_of: str | None = about("the output or gradient that has it")
+    bytes_per_s: float | None = about("bytes a second of a large copy")
+    exponentials_per_s: float | None = about("exponentials a second of the device")
+    flops_per_s: float | None = about("peak FLOPs a second of the device")
+    bytes_floor_ms: float | None = about("least time by memory, ms")
+    exponentials_floor_ms: float | None = about("least time by exponentials, ms")
+    flops_floor_ms: float | None = about("least time by matrix products, ms")
+    floor: str | None = about("the largest of the three")
+    floor_ms: float | None = about("that floor, ms")
+    times_floor: float | None = about("median over floor")
+
+
+ROWS: dict[str, type[Row]] = {
+    row.kind: row for row in (CostRow, TrainRow, SampleRow, ScoreRow, SpeedRow, OperatorSpeedRow)
+}
+
+
+def _name(f: Any) -> str:
+    return f.metadata.get("name") or f.name
+
+
+@cache
+def _types(row: type[Row]) -> dict[str, tuple[str, tuple[type, ...]]]:
+    """{name in the file: (attribute, types)}; an int may stand for a float."""
+    hints = get_type_hints(row)
+    found = {}
+    for f in fields(row):
+        hint = hints[f.name]
+        options = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+        plain = tuple(get_origin(option) or option for option in options)
+        found[_name(f)] = f.name, (*plain, int) if float in plain else plain
+    return found
+
+
+def row(kind: str, **values: Any) -> Row:
+    """A row of `kind` from values by their names in the file; `time` is now where none is given.
+
+    Raises RecordError, naming the field, for one that the kind does not have, of another type, or missing where the
+    state is done.
+    """
+    if kind not in ROWS:
+        raise RecordError(f"no such kind of record: {kind!r}; choices: {', '.join(ROWS)}")
+    known, made = _types(ROWS[kind]), {}
+    for name, value in values.items():
+        if name not in known:
+            raise RecordError(f"a record of kind {kind} has no field {name!r}; it has {', '.join(known)}")
+        attribute, allowed = known[name]
+        if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):
+            raise RecordError(f"field {name!r} of a {kind} record is {value!r}, of type {type(value).__name__}")
+        made[attribute] = value
+    made.setdefault("time", datetime.now(timezone.utc).isoformat(timespec="seconds"))
+    result = ROWS[kind](**made)
+    if result.state not in STATES:
+        raise RecordError(f"unknown state {result.state!r} of a {kind} record; choices: {', '.join(STATES)}")
+    missing = [name for name in result.needed if getattr(result, name) is None] if result.state == "done" else []
+    if missing:
+        raise RecordError(f"a {kind} record that is done lacks {', '.join(missing)}")
+    return result
+
+
+def read_row(line: Any, where: str) -> Row:
+    """The row of a line of `record.jsonl`. Raises RecordError, beginning with `where`, as `row` does, and for a schema
+    that this version does not know."""
+    if not isinstance(line, dict) or "schema" not in line or "kind" not in line:
+        raise RecordError(f"{where} is not a record of lamabench")
+    values = dict(line)
+    schema, kind = values.pop("schema"), values.pop("kind")
+    if schema != SCHEMA:
+        age = "a newer" if isinstance(schema, int) and schema > SCHEMA else "an older"
+        raise RecordError(f"{where} has schema {schema}, of {age} version of lamabench; this one reads {SCHEMA}")
+    try:
+        return row(str(kind), **values)
+    except RecordError as error:
+        raise RecordError(f"{where}: {error}") from None
+
+
+def read_records(path: Path) -> list[Row]:
+    """The rows of a `record.jsonl`, oldest first; none where there is no such file."""
+    return [read_row(line, f"{path} line {number}") for number, line in enumerate(read_lines(path), start=1)]
+
+
+def newest(rows: Iterable[Row]) -> dict[tuple[str, str], Row]:
+    """The newest row of each key, and of each metric of a score, as {(key, metric or ""): row}."""
+    return {(one.key, getattr(one, "metric", None) or ""): one for one in rows}
 
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Write `data` so that `path` holds all of it or what it held before, even if the machine dies in between.
 
-    The folder has to be there: where a shared one went away, making it anew would give a run two homes.
+    The folder has to be there: if a shared one went away, making it anew would give a run two homes.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -61,7 +289,7 @@ def write_atomically(path: Path, data: bytes) -> None:
 def append(path: Path, line: dict[str, Any]) -> None:
     """Append one JSON line and flush it to disk. A last line torn by an earlier kill is dropped first.
 
-    The folder has to be there, as for `write_atomically`.
+    Only the holder of the folder's lock may call this. The folder has to be there, as for `write_atomically`.
     """
     with open(path, "a+b") as file:
         end = file.seek(0, os.SEEK_END)
@@ -95,59 +323,25 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def entry(kind: str, state: str = "done", **fields: Any) -> dict[str, Any]:
-    """One line of `record.jsonl`. `state` other than done comes with `error`, the reason in one line."""
-    if kind not in KINDS or state not in STATES:
-        raise ValueError(f"no such record: kind {kind!r} (of {KINDS}), state {state!r} (of {STATES})")
-    time = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    return {"schema": SCHEMA, "kind": kind, "state": state, "time": time, **fields}
+def page() -> str:
+    """RECORDS.md: every kind of record and its fields."""
+    text = [
+        "# Records\n\nMade by `python -m lamabench.harness.record`, from the dataclasses of `record.py`. A line of a",
+        f"`record.jsonl` is a JSON object: `schema` ({SCHEMA}), `kind` and its fields; null ones are left out.\n",
+    ]
+    shared = {_name(f) for f in fields(Row)}
+    for heading, kind in (("Every line", Row), *((f"`{name}`", kind) for name, kind in ROWS.items())):
+        summary = " ".join((kind.__doc__ or "").split())
+        text += [f"## {heading}", "", summary, "", "| field | type | meaning |", "|---|---|---|"]
+        for f in fields(kind):
+            if kind is Row or _name(f) not in shared:
+                kinds = " or ".join(t.__name__ for t in _types(kind)[_name(f)][1] if t is not type(None))
+                kinds = kinds.replace("float or int", "float")
+                needed = "" if f.name not in kind.needed else " (always, where done)"
+                text.append(f"| `{_name(f)}` | {kinds} | {f.metadata['about']}{needed} |")
+        text.append("")
+    return "\n".join(text)
 
 
-@dataclass(frozen=True)
-class Run:
-    """A run as its folder tells it.
-
-    `info` is config.json: `id`, `study`, `name`, `model` (preset), `family`, `title`, `variant` (axis values),
-    `overrides`, `config`. `records` is record.jsonl, `metrics` metrics.jsonl.
-    """
-
-    path: Path
-    info: dict[str, Any]
-    records: list[dict[str, Any]] = field(default_factory=list)
-    metrics: list[dict[str, Any]] = field(default_factory=list)
-
-    def last(self, kind: str, **match: Any) -> dict[str, Any] | None:
-        """The newest record of a kind whose fields equal `match`; None where there is none."""
-        for line in reversed(self.records):
-            if line["kind"] == kind and all(line.get(key) == value for key, value in match.items()):
-                return line
-        return None
-
-
-def read_run(path: Path) -> Run:
-    """One run folder. Raises RecordError where there is no config.json or a line cannot be read."""
-    try:
-        info = json.loads((path / "config.json").read_text())
-    except FileNotFoundError:
-        raise RecordError(f"{path} is not a run folder: it has no config.json") from None
-    except ValueError as error:
-        raise RecordError(f"{path / 'config.json'} is not JSON: {error}") from None
-    return Run(path, info, read_lines(path / "record.jsonl"), read_lines(path / "metrics.jsonl"))
-
-
-def read_runs(paths: Iterable[Path]) -> list[Run]:
-    """Every run at or below the given folders (a run, a study, a root), sorted by study and name.
-
-    Raises RecordError for a folder that does not exist or holds no run.
-    """
-    runs = []
-    for path in paths:
-        if not path.is_dir():
-            raise RecordError(f"{path} is a file: name folders of runs" if path.exists() else f"no such folder: {path}")
-        found = sorted(
-            {config.parent for pattern in ("", "*/", "*/*/") for config in path.glob(f"{pattern}config.json")}
-        )
-        if not found:
-            raise RecordError(f"{path} holds no run: expected STUDY/NAME-ID/config.json at or below it")
-        runs += [read_run(folder) for folder in found]
-    return sorted(runs, key=lambda run: (run.info["study"], run.info["name"], run.info["id"]))
+if __name__ == "__main__":
+    print(page(), end="")

@@ -1,93 +1,108 @@
-"""A run: its folder, its identity and its stages, each done once and recorded."""
+"""Folders below a root: trainings, models, samples, and the studies that name them. Only an opened run imports torch.
+
+    ROOT/trainings/FAMILY-DATA-KEY/   config.json, record.jsonl, metrics.jsonl, checkpoints/, weights/
+        samples/KEY/                  config.json, record.jsonl, samples.npz
+    ROOT/models/FAMILY-KEY/           config.json, record.jsonl: cost and speed
+    ROOT/STUDY/.study.json            the study's file, and the folders of each of its runs
+    ROOT/STUDY/NAME                   a link to the training of a run, or to its model
+
+A folder follows from its key alone, so that studies share what they have in common. Each has one writer at a time, who
+holds its lock.
+"""
 
 import errno
 import fcntl
 import json
 import os
-import traceback
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, fields
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
-import numpy as np
-import torch
-from torch.utils.data import Subset
+from ..kernels.errors import InputError
+from .record import RecordError, Row, read_lines, read_records, write_atomically
 
-from ..kernels.errors import InputError, unknown
-from ..models import registry
-from . import signals
-from .config import SECTIONS, BenchConfig, Config, check_fit, micro_batch
-from .data.images import epoch_order, load
-from .device import pick_device
-from .measure.cost import cost
-from .measure.models import bench
-from .measure.search import finished, next_point
-from .measure.timing import out_of_memory
-from .progress import Progress
-from .provenance import provenance
-from .record import KINDS, Run, append, entry, identity, read_run, write_atomically
-from .sampling import generate
-from .signals import Stopped
-from .training.loop import Diverged, train
+if TYPE_CHECKING:
+    import numpy as np
 
-STAGES = KINDS  # cost, train, sample, evaluate, bench: in the order in which they run
-FROM_CHECKPOINT = ("sample", "evaluate")
+    from ..models.registry import Backbone
+    from .config import Config
+
+LAYOUT = 2
+STUDY = ".study.json"
 
 
 class Busy(RuntimeError):
-    """Another process works on the run."""
+    """Another process works in the folder."""
 
 
-def config_to_dict(config: Config) -> dict[str, Any]:
-    """A configuration as plain data, with the model's family."""
-    plain = {f.name: getattr(config, f.name) for f in fields(config)}
-    return {
-        name: registry.to_dict(value) if name == "model" else value if isinstance(value, int) else asdict(value)
-        for name, value in plain.items()
-    }
+@dataclass(frozen=True)
+class Run:
+    """A folder as it tells of itself. `info` is config.json: `kind` (training, model or samples), `key`, `study`,
+    `name`, `variant` (axis values), `seed`, `model` (preset), `family`, `title`, `config`."""
+
+    path: Path
+    info: dict[str, Any]
+    records: list[Row] = field(default_factory=list)
+    metrics: list[dict[str, Any]] = field(default_factory=list)
+
+    def last(self, kind: str, state: str | None = None) -> Any:
+        """The newest record of a kind, or of a kind and a state; None where there is none."""
+        rows = (row for row in reversed(self.records) if row.kind == kind and state in (None, row.state))
+        return next(rows, None)
 
 
-def config_from_dict(data: dict[str, Any]) -> Config:
-    """The configuration that `config_to_dict` wrote."""
-    made = {name: SECTIONS[name](**value) if name in SECTIONS else value for name, value in data.items()}
-    return Config(**made | {"model": registry.from_dict(data["model"])})
+def read_json(path: Path) -> Any:
+    """What a JSON file holds. Raises RecordError where it is not JSON, FileNotFoundError where it is not there."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, UnicodeDecodeError) as error:
+        raise RecordError(f"{path} is not JSON: {error}") from None
+    except (IsADirectoryError, NotADirectoryError, PermissionError) as error:
+        raise RecordError(f"cannot read {path}: {error.strerror}") from None
 
 
-def describe(config: Config, *, study: str, name: str, model: str, variant: dict, overrides: Sequence[str]) -> dict:
-    """What config.json says of a run; `id` is the hash of its configuration."""
-    plain = config_to_dict(config)
-    return {
-        "id": identity(plain),
-        "study": study,
-        "name": name,
-        "model": model,
-        "family": plain["model"]["family"],
-        "title": registry.preset(model).title,
-        "variant": variant,
-        "seed": config.seed,
-        "overrides": list(overrides),
-        "config": plain,
-    }
+def read_info(folder: Path) -> dict[str, Any]:
+    """config.json of a folder. Raises RecordError, one line, where there is none, or it is of another layout."""
+    try:
+        info = read_json(folder / "config.json")
+    except FileNotFoundError:
+        raise RecordError(f"{folder} is not a run folder: it has no config.json") from None
+    if not isinstance(info, dict) or "config" not in info:
+        raise RecordError(f"{folder / 'config.json'} is not of lamabench")
+    if (layout := info.get("layout", 1)) != LAYOUT:
+        if isinstance(layout, int) and layout > LAYOUT:
+            raise RecordError(f"{folder} was written by a newer version of lamabench: its layout is {layout}")
+        raise RecordError(
+            f"{folder} was written by an earlier version of lamabench, whose runs had one id for all stages: read it "
+            "with that version (its records name the commit), or train it anew with this one"
+        )
+    return info
 
 
-def folder_of(info: dict[str, Any]) -> Path:
-    """Where a run lives: ROOT/STUDY/NAME-ID."""
-    return Path(info["config"]["run"]["root"]) / info["study"] / f"{info['name']}-{info['id']}"
+def read_run(folder: Path) -> Run:
+    """A folder with its records. Raises RecordError where there is no config.json or a line cannot be read."""
+    return Run(folder, read_info(folder), read_records(folder / "record.jsonl"), read_lines(folder / "metrics.jsonl"))
 
 
-def create(info: dict[str, Any]) -> Path:
-    """The folder of a run, made if it is not there; a run that exists keeps its records."""
-    folder = folder_of(info)
+def create(folder: Path, info: dict[str, Any]) -> Path:
+    """Make a folder with its config.json. One that exists keeps its records, and what it says of itself but for the
+    configuration, which may ask for more steps than before."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / "config.json", json.dumps(info, indent=1).encode())
+    path = folder / "config.json"
+    if path.is_file():
+        info = read_info(folder) | {"config": info["config"]}
+    text = json.dumps({"layout": LAYOUT, **info}, indent=1).encode()
+    if not path.is_file() or path.read_bytes() != text:
+        write_atomically(path, text)
     return folder
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold the run for this process; the lock goes with the process, however it ends. Raises Busy where it is held,
+    """Hold a folder for this process; the lock goes with the process, however it ends. Raises Busy where it is held,
     InputError on a file system without locks."""
     with open(folder / ".lock", "a+") as file:
         if not _lock(file, fcntl.LOCK_EX):
@@ -100,7 +115,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def is_locked(folder: Path) -> bool:
-    """Whether a process works on the run now."""
+    """Whether a process works in the folder now."""
     if not (folder / ".lock").is_file():
         return False
     with open(folder / ".lock") as file:
@@ -123,155 +138,135 @@ def _lock(file: IO[str], kind: int) -> bool:
     return True
 
 
-def check_ready(config: Config) -> None:
-    """Raise InputError for what would stop a training run at its start (model and data that do not fit, data that are
-    not there, a backend that cannot run), before anything is written."""
-    check_fit(config)
-    with torch.device("meta"):
-        net = registry.build(config.model)
-    registry.select_backends(net, vars(config.backend), pick_device(config.run.device).split(":")[0])
-    load(config.data)
+def plain_name(text: str) -> str:
+    """A text as part of a file's name: letters, digits and `._+=-`, anything else as `_`."""
+    return re.sub(r"[^\w.+=-]", "_", text) or "_"
 
 
-def missing_stages(run: Run, stages: Sequence[str]) -> list[str]:
-    """The stages that are not done, in the order in which they run: those whose newest record says otherwise, and a
-    benchmark with a measurement left."""
-    for stage in stages:
-        if stage not in STAGES:
-            raise unknown("stage", stage, STAGES)
-    return [stage for stage in STAGES if stage in stages and not _done(run, stage)]
+def read_study(folder: Path) -> dict[str, Any]:
+    """What .study.json of ROOT/STUDY says: `study`, `file` (None: no file), `runs`, a list of dicts with `name`,
+    `variant`, `seed`, `model`, `family`, `title`, and the folders `training` (None where it has none), `model_folder`
+    and `samples` (a list), relative to ROOT. Raises RecordError where there is none or it cannot be read."""
+    try:
+        listing = read_json(folder / STUDY)
+    except FileNotFoundError:
+        raise RecordError(f"{folder} is not the folder of a study: it has no {STUDY}") from None
+    if not isinstance(listing, dict) or not isinstance(listing.get("runs"), list):
+        raise RecordError(f"{folder / STUDY} is not of lamabench")
+    return listing
 
 
-def _done(run: Run, stage: str) -> bool:
-    if stage == "bench":
-        config = run.info["config"]
-        settings, size = BenchConfig(**config["bench"]), config["model"]["input_size"]
-        return next_point(settings, size, finished(run.records)) is None
-    line = run.last(stage)
-    return line is not None and line["state"] == "done"
+def check_study(root: Path, study: str, file: str | None) -> None:
+    """Raise InputError where ROOT/STUDY belongs to another file, or is not a study's folder at all."""
+    folder = root / study
+    if study in ("trainings", "models") or study.startswith("."):
+        raise InputError(f"a study cannot be called {study!r}: {root / study} is taken; rename its file")
+    if not (folder / STUDY).is_file():
+        return
+    other = read_study(folder)["file"]
+    if other != file:
+        raise InputError(
+            f"{folder} belongs to the study {other or 'of single commands'}, not to {file or 'single commands'}: "
+            f"rename the file or give another run.root (where the file was moved, delete {folder / STUDY})"
+        )
 
 
-def execute(folder: Path, stages: Sequence[str], progress: Progress) -> None:
-    """Do what is missing of `stages`, one after the other, and record each.
+def write_study(root: Path, study: str, file: str | None, runs: Sequence[dict[str, Any]], add: bool = False) -> Path:
+    """Write ROOT/STUDY/.study.json and a relative link for each run; with `add`, to what is there already.
 
-    A stage that fails is a record too, with its error, and its exception goes on. Raises Busy where another process
-    holds the run, Stopped where a signal asked for it (signals.py): no record, and the same call continues.
+    `runs` as in `read_study`. Raises InputError as `check_study` does.
     """
-    with locked(folder):
-        run = read_run(folder)
-        config = config_from_dict(run.info["config"])
-        check_fit(config)
-        for stage in missing_stages(run, stages):
-            signals.check()
-            origin = {"provenance": provenance(pick_device(config.run.device))}
-            try:
-                for row in _STAGES[stage](folder, run.info, config, progress):
-                    append(folder / "record.jsonl", entry(stage, **{"state": "done", **row, **origin}))
-                    signals.check()
-            except Stopped:
-                raise
-            except Exception as error:
-                if signals.asked():  # what the signal tore, such as a compiler's process, is not the run's failure
-                    raise Stopped(f"{signals.asked()} during {stage}: {_one_line(error)}") from error
-                state, words = _state(error), _one_line(error)
-                if (state, stage) == ("oom", "train") and (size := micro_batch(config)) > 1:
-                    words += f"; it passed {size} images at a time, fewer (run.micro_batch=N) take less"
-                append(folder / "record.jsonl", entry(stage, state, error=words, **origin))
-                if not isinstance(error, InputError | Diverged):
-                    (folder / "error.log").write_text(traceback.format_exc())
-                raise
-
-
-def _state(error: Exception) -> str:
-    if isinstance(error, Diverged):
-        return "diverged"
-    return "oom" if out_of_memory(error) else "failed"
-
-
-def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return text if isinstance(error, InputError | Diverged) else f"{type(error).__name__}: {text}"[:500]
-
-
-def is_ready(info: dict[str, Any], stages: Sequence[str]) -> bool:
-    """Whether the checkpoint that a run takes from another one, its `source`, is there, if its stages take one."""
-    if not info.get("source") or not set(stages) & set(FROM_CHECKPOINT):
-        return True
-    folder = Path(info["source"])
-    line = read_run(folder).last("train") if (folder / "config.json").is_file() else None
-    return line is not None and line["state"] == "done"
-
-
-def source_of(info: dict[str, Any], folder: Path) -> Path:
-    """The run that was trained: `source` in config.json is the run that another one samples or scores anew."""
-    while info.get("source"):
-        folder = Path(info["source"])
-        info = read_run(folder).info
+    check_study(root, study, file)
+    folder = root / study
+    folder.mkdir(parents=True, exist_ok=True)
+    known: dict[str, dict[str, Any]] = {}
+    if add and (folder / STUDY).is_file():
+        known = {run["name"]: run for run in read_study(folder)["runs"]}
+    for run in runs:
+        earlier = known.get(run["name"], {})
+        samples = [*earlier.get("samples", []), *run["samples"]]
+        known[run["name"]] = {**run, "samples": list(dict.fromkeys(samples))}
+        link(folder / run["name"], root / (run["training"] or run["model_folder"]))
+    listing = {"layout": LAYOUT, "study": study, "file": file, "runs": list(known.values())}
+    write_atomically(folder / STUDY, json.dumps(listing, indent=1).encode())
     return folder
 
 
-def _cost(folder: Path, info: dict, config: Config, progress: Progress) -> list[dict]:
-    return [cost(config.model).as_dict()]
+def link(path: Path, target: Path) -> None:
+    """Make `path` a relative link to `target`, in the place of an older link. What is no link stays, untouched."""
+    text = os.path.relpath(target, path.parent)
+    if path.is_symlink() and os.readlink(path) == text:
+        return
+    if path.is_symlink() or not path.exists():
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        with suppress(FileNotFoundError):
+            temporary.unlink()
+        temporary.symlink_to(text)
+        os.replace(temporary, path)
 
 
-def _train(folder: Path, info: dict, config: Config, progress: Progress) -> list[dict]:
-    return [train(folder, config, progress)]
+@dataclass(frozen=True)
+class OpenRun:
+    """A training, opened: what Python code asks of it."""
+
+    path: Path
+    config: "Config"
+
+    @property
+    def records(self) -> list[Row]:
+        """Its records, those of its samples among them, oldest first."""
+        files = [self.path / "record.jsonl", *self.path.glob("samples/*/record.jsonl")]
+        return sorted((row for file in files for row in read_records(file)), key=lambda row: row.time)
+
+    @property
+    def moments(self) -> list[int]:
+        """The steps whose averaged weights are kept."""
+        from .training.checkpoint import moments
+
+        return moments(self.path)
+
+    def model(self, weights: str = "ema", at: int | str = "last") -> "Backbone":
+        """The network with the weights of a step, or of the last one that is kept, on the CPU, in eval mode.
+
+        Raises InputError where they are not kept, naming the nearest that are.
+        """
+        from ..models.registry import build
+        from .stages import step_of
+        from .training.checkpoint import load_weights
+
+        net = build(self.config.model)
+        net.load_state_dict(load_weights(self.path, step_of(self.path, at), weights).tensors)
+        return net.eval()
+
+    def sample(
+        self,
+        labels: Sequence[int],
+        steps: int = 50,
+        method: str = "ddim",
+        guidance: float = 1.0,
+        seed: int = 0,
+        at: int | str = "last",
+        weights: str = "ema",
+    ) -> "np.ndarray":
+        """Images uint8 [N, H, W, C], one a label, image i drawn from noise of (seed, i).
+
+        Raises InputError as `model` does, and for settings that do not fit.
+        """
+        from .sampling import draw
+
+        settings = {"method": method, "steps": steps, "guidance": guidance}
+        return draw(self.model(weights, at), self.config, labels, seed=seed, **settings)
 
 
-def _sample(folder: Path, info: dict, config: Config, progress: Progress) -> list[dict]:
-    return [generate(folder, config, progress, source_of(info, folder))]
+def open_run(path: str | Path) -> OpenRun:
+    """A training by its folder, or by a study's link to it: `open_run("runs/demo/dit_nano")`.
 
+    Raises RecordError where there is none.
+    """
+    from .stages import config_from_dict
 
-def read_samples(path: Path) -> np.ndarray:
-    """`images` uint8 [N, H, W, C] of an .npz. Raises InputError where there are none."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            images = file["images"]
-    except FileNotFoundError:
-        raise InputError(f"no samples: {path} does not exist; draw them first (lamabench sample …)") from None
-    except (KeyError, ValueError, OSError, EOFError) as error:
-        raise InputError(f"{path} is not an .npz with an array `images`: {error}") from None
-    if images.dtype != np.uint8 or images.ndim != 4:
-        raise InputError(f"`images` in {path} must be uint8 [N, H, W, C], not {images.dtype} {list(images.shape)}")
-    return images
-
-
-def score(samples: Path, config: Config, cache: Path, progress: Progress) -> list[dict]:
-    """The rows of `evaluate` for a file of samples against the training images of `config.data`."""
-    from .scoring.score import evaluate  # slow to import, and only scoring needs it
-
-    images = read_samples(samples)
-    data = load(config.data)
-    reference, fingerprint, count = data, data.fingerprint, config.evaluate.reference_count
-    if count is not None and count != len(data):
-        if count > len(data):
-            raise InputError(f"evaluate.reference_count {count} is more than the {len(data)} images of the data")
-        reference = Subset(data, epoch_order(0, 0, len(data))[:count].tolist())
-        fingerprint = f"{fingerprint}-{count}"
-    return evaluate(
-        images,
-        reference,
-        config.evaluate,
-        reference_name=config.data.name or config.data.kind,
-        reference_fingerprint=fingerprint,
-        cache_dir=cache,
-        device=pick_device(config.run.device),
-        seed=config.seed,
-        progress=lambda done, total: progress.update("evaluate", done, total),
-    )
-
-
-def _evaluate(folder: Path, info: dict, config: Config, progress: Progress) -> list[dict]:
-    samples, source = folder / "samples.npz", Path(info.get("source") or folder)
-    if not samples.exists() and read_run(source).info["config"]["sample"] == info["config"]["sample"]:
-        samples = source / "samples.npz"
-    return [{"rows": score(samples, config, Path(config.run.root) / ".cache", progress)}]
-
-
-def _bench(folder: Path, info: dict, config: Config, progress: Progress) -> Iterable[dict]:
-    """Rows as they are measured, so that a killed benchmark goes on where it stopped."""
-    here = provenance(pick_device(config.run.device))
-    return bench(config, progress.say, finished(read_run(folder).records, here))
-
-
-_STAGES = {"cost": _cost, "train": _train, "sample": _sample, "evaluate": _evaluate, "bench": _bench}
+    folder = Path(path)
+    info = read_info(folder)
+    if info["kind"] != "training":
+        raise RecordError(f"{folder} is the folder of a {info['kind']}, not of a training")
+    return OpenRun(folder, config_from_dict(info["config"]))

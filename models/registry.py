@@ -159,6 +159,11 @@ def to_dict(config: Any) -> dict[str, Any]:
     return {"family": family_of(config).name, **asdict(config)}
 
 
+def describe(config: Any) -> dict[str, Any]:
+    """What keys hash of a model: its family and composed fields."""
+    return to_dict(config)
+
+
 def from_dict(data: dict[str, Any]) -> Any:
     """The configuration that `to_dict` wrote."""
     fields = dict(data)

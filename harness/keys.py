@@ -1,0 +1,103 @@
+"""Keys: the hash of what a stage reads, as it was asked for, in 12 hex digits, and the folders that follow from them.
+
+In no key: paths, `run.*`, devices, workers, micro-batches, batch sizes of sampling and scoring, and whatever was
+resolved from `auto`.
+"""
+
+import hashlib
+import json
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from ..models import registry
+from .config import SECTIONS, Config, declared
+from .run import plain_name
+
+SEEDED = ("kid", "isc")  # metrics that draw subsets
+
+
+def config_to_dict(config: Config) -> dict[str, Any]:
+    """A configuration as plain data, with the model's family."""
+    plain = {f.name: getattr(config, f.name) for f in fields(config)}
+    return {
+        name: registry.to_dict(value) if name == "model" else value if isinstance(value, int) else asdict(value)
+        for name, value in plain.items()
+    }
+
+
+def config_from_dict(data: dict[str, Any]) -> Config:
+    """The configuration that `config_to_dict` wrote; sections that joined since then have their defaults."""
+    made = {name: SECTIONS[name](**value) if name in SECTIONS else value for name, value in data.items()}
+    return Config(**made | {"model": registry.from_dict(data["model"])})
+
+
+def digest(*content: Any) -> str:
+    """12 hex digits of the SHA-256 of plain data, whatever the order of its keys."""
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def model_key(model: Any) -> str:
+    """The key of a model's cost: its family and composed fields."""
+    return digest("model", registry.describe(model))
+
+
+def training_key(config: Config) -> str:
+    """The key of a training: model, data as declared, encoder, objective, backends as asked, seed, and `train` less
+    `steps` and `snapshots`, because a longer training goes on from a shorter one."""
+    data, train = declared(config.data), declared(config.train)
+    for section, names in ((data, ("path",)), (train, ("steps", "snapshots"))):
+        for name in names:
+            section.pop(name, None)
+    parts = [declared(section) for section in (config.encoder, config.objective, config.backend)]
+    return digest("training", registry.describe(config.model), data, *parts, train, config.seed)
+
+
+def sample_seed(config: Config) -> int:
+    """The seed of the noise of samples: `sample.seed`, or the training's."""
+    return config.seed if config.sample.seed is None else config.sample.seed
+
+
+def samples_key(config: Config, step: int) -> str:
+    """The key of samples: the weights (training, step, ema or live), `sample` less its batch size, and the seed."""
+    sample = declared(config.sample)
+    for name in ("batch_size", "at", "weights", "seed"):
+        sample.pop(name, None)
+    return digest("samples", [training_key(config), step, config.sample.weights], sample, sample_seed(config))
+
+
+def score_key(config: Config, samples: str, metric: str) -> str:
+    """The key of a score: the samples (their key, or the SHA-256 of a foreign file), one metric and what it reads, and
+    the reference as declared."""
+    data = declared(config.data)
+    for name in ("path", "flip"):
+        data.pop(name, None)
+    reads = declared(config.evaluate)
+    for name in ("metrics", "batch_size", "features_path", *(() if metric in SEEDED else ("seed",))):
+        reads.pop(name, None)
+    return digest("score", samples, metric, reads, data)
+
+
+def speed_key(model: Any, row: dict[str, Any], backend: Any, device: str) -> str:
+    """The key of one measurement: model, input size, mode, compile, checkpointing, precision, batch (fields of `row`),
+    backends as asked and the device's name."""
+    names = ("input_size", "mode", "compile", "checkpointing", "precision", "batch_size")
+    return digest("speed", registry.describe(model), [row[name] for name in names], declared(backend), device)
+
+
+def operator_speed_key(model: Any, row: dict[str, Any], device: str) -> str:
+    """The key of one measurement of an operator: model, operator, backend, shape, pass, precision, device."""
+    names = ("operator", "backend", "shape", "pass", "input_size", "batch_size", "precision")
+    return digest("operator_speed", registry.describe(model), [row[name] for name in names], device)
+
+
+def model_folder(root: Path, model: Any) -> Path:
+    """ROOT/models/FAMILY-KEY."""
+    return root / "models" / f"{registry.family_of(model).name}-{model_key(model)}"
+
+
+def training_folder(root: Path, config: Config) -> Path:
+    """ROOT/trainings/FAMILY-DATA-KEY."""
+    data = plain_name(config.data.name or config.data.kind)
+    return root / "trainings" / f"{registry.family_of(config.model).name}-{data}-{training_key(config)}"

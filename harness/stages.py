@@ -1,0 +1,357 @@
+"""Stages: what a configuration asks for, what is missing of it, and doing that.
+
+A `Task` is what one folder is asked for. Cost and speed belong to a model, once for all seeds; a training keeps the
+weights of some moments; samples are of one moment, with their scores. The same task again does what is missing.
+"""
+
+import traceback
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ..kernels.errors import InputError, unknown
+from ..models import registry
+from . import signals
+from .config import SECTIONS, BenchConfig, Config, check_fit, micro_batch
+from .keys import (
+    config_from_dict,
+    config_to_dict,
+    model_folder,
+    model_key,
+    samples_key,
+    score_key,
+    speed_key,
+    training_folder,
+    training_key,
+)
+from .progress import Progress
+from .record import Row, append, newest, read_records, row
+from .run import create, locked, read_info
+from .signals import Stopped
+
+STAGES = ("cost", "train", "sample", "evaluate", "bench")  # in the order in which they run
+KINDS = {"cost": "model", "bench": "model", "train": "training", "sample": "samples", "evaluate": "samples"}
+
+
+def asked_moments(config: Config) -> list[int]:
+    """The steps of a training whose weights are asked for: `train.snapshots`, explicit `sample.at`, and the end."""
+    steps, snapshots, at = config.train.steps, config.train.snapshots, config.sample.at
+    if isinstance(snapshots, int):  # every so many images
+        size = config.train.batch_size
+        count = steps * size // snapshots
+        snapshots = [-(-number * snapshots // size) for number in range(1, count + 1)]
+    listed = at if isinstance(at, list) else []
+    return sorted({step for step in (*snapshots, *listed) if step <= steps} | {steps})
+
+
+def sampled_moments(config: Config) -> list[int]:
+    """The steps whose weights are sampled: `sample.at`. Raises InputError for one beyond `train.steps`."""
+    at, steps = config.sample.at, config.train.steps
+    if at == "last":
+        return [steps]
+    if at == "all":
+        return asked_moments(config)
+    if late := [step for step in at if step > steps]:
+        raise InputError(f"sample.at {late[0]} is beyond the end of the training, train.steps {steps}")
+    return list(at)
+
+
+def step_of(training: Path, at: int | str = "last") -> int:
+    """A moment of a training folder: `at` itself, or the furthest that is kept. Raises InputError where none is."""
+    from .training.checkpoint import moments
+
+    kept = moments(training)
+    if at != "last":
+        return int(at)
+    if not kept:
+        raise InputError(f"{training} has no weights yet: train it first (lamabench train …)")
+    return kept[-1]
+
+
+@dataclass(frozen=True)
+class Task:
+    """What one folder is asked for: plain data, so that a manifest can hold it.
+
+    kind      model, training or samples, and its `key`
+    about     what config.json says beside the configuration: study, name, variant, seed, model, family, title
+    config    the whole configuration; of a training with the largest `train.steps` that was asked for
+    stages    what is asked for, of `STAGES`
+    moments   of a training: the steps whose weights are kept
+    training, step, metrics   of samples: where their weights lie, and the scores that are asked for
+    plans     of a model: sections `bench`, each with its `backend`
+    """
+
+    kind: str
+    key: str
+    folder: str
+    about: dict[str, Any]
+    config: dict[str, Any]
+    stages: tuple[str, ...]
+    moments: tuple[int, ...] = ()
+    training: str = ""
+    step: int = 0
+    metrics: tuple[str, ...] = ()
+    plans: tuple[dict[str, Any], ...] = ()
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> "Task":
+        """The task that `asdict` made plain."""
+        lists: dict[str, Any] = {name: tuple(data[name]) for name in ("stages", "moments", "metrics", "plans")}
+        return cls(**{**data, **lists})
+
+    @property
+    def path(self) -> Path:
+        return Path(self.folder)
+
+
+def tasks(config: Config, about: dict[str, Any], stages: Sequence[str], training: Path | None = None) -> list[Task]:
+    """What a configuration asks for, a task a folder, in the order in which they can be done.
+
+    `training` is the folder of a training that is there already, in another root.
+    """
+    for stage in stages:
+        if stage not in STAGES:
+            raise unknown("stage", stage, STAGES)
+    root, plain, found = Path(config.run.root), config_to_dict(config), []
+
+    def of(kind: str) -> tuple[str, ...]:
+        return tuple(stage for stage in STAGES if stage in stages and KINDS[stage] == kind)
+
+    if of("model"):
+        plan = {"bench": plain["bench"], "backend": plain["backend"]}
+        folder, key = str(model_folder(root, config.model)), model_key(config.model)
+        plans = (plan,) if "bench" in stages else ()
+        found.append(Task("model", key, folder, about, plain, of("model"), plans=plans))
+    home = training_folder(root, config)
+    if of("training"):
+        moments = tuple(asked_moments(config))
+        found.append(Task("training", training_key(config), str(home), about, plain, of("training"), moments))
+    metrics = tuple(dict.fromkeys(config.evaluate.metrics)) if "evaluate" in stages else ()
+    for step in sampled_moments(config) if of("samples") else ():
+        key = samples_key(config, step)
+        where = {"training": str(training or home), "step": step, "metrics": metrics}
+        found.append(Task("samples", key, str(home / "samples" / key), about, plain, of("samples"), **where))
+    return found
+
+
+def merged(several: Iterable[Task]) -> list[Task]:
+    """Tasks of several configurations, one a folder: what any of them asks for, in the order of the first."""
+    known: dict[tuple[str, str], Task] = {}
+    for task in several:
+        other = known.get((task.kind, task.key), task)
+        further = max((other, task), key=lambda one: one.config["train"]["steps"])
+        plans = (*other.plans, *task.plans)
+        unions = {
+            "stages": tuple(stage for stage in STAGES if stage in (*other.stages, *task.stages)),
+            "moments": tuple(sorted({*other.moments, *task.moments})),
+            "metrics": tuple(dict.fromkeys((*other.metrics, *task.metrics))),
+            "plans": tuple(plan for n, plan in enumerate(plans) if plan not in plans[:n]),
+        }
+        known[task.kind, task.key] = replace(other, config=further.config, **unions)
+    return list(known.values())
+
+
+def missing(task: Task) -> list[str]:
+    """The stages of a task that are not done, in the order in which they run."""
+    rows = newest(read_records(task.path / "record.jsonl"))
+    return [stage for stage in STAGES if stage in task.stages and not _done(task, stage, rows)]
+
+
+def _done(task: Task, stage: str, rows: dict[tuple[str, str], Row]) -> bool:
+    done = [one for one in rows.values() if one.state == "done"]
+    if stage == "train":
+        return any(one.kind == "train" and one.steps >= task.config["train"]["steps"] for one in done)  # type: ignore[attr-defined]
+    if stage == "evaluate":
+        return not missing_metrics(task, rows)
+    if stage == "bench":
+        return all(next_measurement(task, plan, rows) is None for plan in task.plans)
+    return any(one.kind == stage for one in done)
+
+
+def missing_metrics(task: Task, rows: dict[tuple[str, str], Row] | None = None) -> list[str]:
+    """The metrics of a task of samples that have no done score."""
+    rows = newest(read_records(task.path / "record.jsonl")) if rows is None else rows
+    config = config_from_dict(task.config)
+    done = {one.key for one in rows.values() if one.kind == "score" and one.state == "done"}
+    return [metric for metric in task.metrics if score_key(config, task.key, metric) not in done]
+
+
+def next_measurement(task: Task, plan: dict[str, Any], rows: dict[tuple[str, str], Row], device: str = "") -> Any:
+    """The first measurement of a plan that rows of a model, on `device` or on any, do not hold; None at the end."""
+    from .measure.search import next_point
+
+    settings, size = BenchConfig(**plan["bench"]), task.config["model"]["input_size"]
+    return next_point(settings, size, measurements(task, plan, rows, device))
+
+
+def measurements(
+    task: Task, plan: dict[str, Any], rows: dict[tuple[str, str], Row], device: str = ""
+) -> list[dict[str, Any]]:
+    """The rows of a model that answer a plan: of its precision and backends, on `device` or on any, done or out of
+    memory."""
+    from .measure.search import FINISHED
+
+    model, backend = registry.from_dict(task.config["model"]), SECTIONS["backend"](**plan["backend"])
+    found = []
+    for one in rows.values():
+        if one.kind == "speed" and one.state in FINISHED:
+            line, where = one.flat(), (one.provenance or {}).get("device", "")
+            right = line["precision"] == plan["bench"]["precision"] and device in ("", where)
+            if right and one.key == speed_key(model, line, backend, where):
+                found.append(line)
+    return found
+
+
+def problem(task: Task) -> str | None:
+    """Why a task cannot be done though something is missing of it: weights of a moment that its training has passed and
+    not kept; None where nothing stands against it."""
+    from .training.checkpoint import moments
+
+    if task.kind != "samples" or "sample" not in missing(task):
+        return None
+    kept, reached = moments(Path(task.training)), reached_step(Path(task.training))
+    if reached is None or reached < task.step or task.step in kept:
+        return None
+    near = sorted(kept, key=lambda step: abs(step - task.step))[:2]
+    return f"step {task.step} was not kept; kept near it: {', '.join(map(str, sorted(near))) or 'none'}"
+
+
+def reached_step(training: Path) -> int | None:
+    """The step at which the newest request of a training ended; None where none did."""
+    rows = [one for one in read_records(training / "record.jsonl") if one.kind == "train" and one.state == "done"]
+    return max((one.steps for one in rows), default=None)  # type: ignore[attr-defined]
+
+
+def prepare(task: Task) -> Path:
+    """The folder of a task, made with its config.json where it is not there."""
+    info = {"kind": task.kind, "key": task.key, **task.about, "config": task.config}
+    if task.kind == "training" and (task.path / "config.json").is_file():
+        there = read_info(task.path)["config"]
+        if there["train"]["steps"] >= task.config["train"]["steps"]:
+            return task.path  # what it says of itself is what went furthest
+    if task.kind == "samples":
+        info |= {"training": task.training, "step": task.step}
+    if task.kind == "model":
+        info["config"] = {"model": task.config["model"]}
+    return create(task.path, info)
+
+
+def execute(task: Task, progress: Progress) -> None:
+    """Do what is missing of a task, one stage after the other, and record each.
+
+    A stage that fails is a record too, with its error, and its exception goes on. Raises Busy where another process
+    works in the folder, Stopped where a signal asked for it (signals.py): no record, and the same call continues.
+    """
+    from .device import pick_device
+    from .provenance import provenance
+
+    folder = prepare(task)
+    config = config_from_dict(task.config)
+    with locked(folder):
+        if task.kind != "model":
+            check_fit(config)
+        for stage in missing(task):
+            signals.check()
+            origin = provenance(pick_device(config.run.device))
+            try:
+                for line in _DO[stage](task, config, progress):
+                    write(folder, {"provenance": origin, **line})
+                    signals.check()
+            except Stopped:
+                raise
+            except Exception as error:
+                if signals.asked():  # what the signal tore, such as a compiler's process, is not the run's failure
+                    raise Stopped(f"{signals.asked()} during {stage}: {one_line(error)}") from error
+                for line in _failure(task, config, stage, error):
+                    write(folder, {"provenance": origin, **line})
+                if not isinstance(error, InputError) and state_of(error) != "diverged":
+                    (folder / "error.log").write_text(traceback.format_exc())
+                raise
+
+
+def write(folder: Path, line: dict[str, Any]) -> dict[str, Any]:
+    """Check a line and append it to a folder's record; returns it as written, every field of its kind there."""
+    made = row(**line)
+    append(folder / "record.jsonl", made.as_dict())
+    return made.flat()
+
+
+def state_of(error: Exception) -> str:
+    """The state of the record of a stage that ended in an error."""
+    from .measure.timing import out_of_memory
+    from .training.loop import Diverged
+
+    return "diverged" if isinstance(error, Diverged) else "oom" if out_of_memory(error) else "failed"
+
+
+def one_line(error: Exception) -> str:
+    """An error as a record has it."""
+    text = " ".join(str(error).split())
+    plain = isinstance(error, InputError) or state_of(error) == "diverged"
+    return text if plain else f"{type(error).__name__}: {text}"[:500]
+
+
+def _failure(task: Task, config: Config, stage: str, error: Exception) -> Iterator[dict[str, Any]]:
+    state, text = state_of(error), one_line(error)
+    if (state, stage) == ("oom", "train") and (size := micro_batch(config)) > 1:
+        text += f"; it passed {size} images at a time, fewer (run.micro_batch=N) take less"
+    if stage == "evaluate":
+        for metric in missing_metrics(task):
+            key = score_key(config, task.key, metric)
+            yield {"kind": "score", "key": key, "metric": metric, "samples": task.key, "state": state, "error": text}
+    else:
+        yield {"kind": "speed" if stage == "bench" else stage, "key": task.key, "state": state, "error": text}
+
+
+def _cost(task: Task, config: Config, progress: Progress) -> Iterator[dict[str, Any]]:
+    from .measure.cost import cost
+
+    yield {"kind": "cost", "key": task.key, **cost(config.model).as_dict()}
+
+
+def _train(task: Task, config: Config, progress: Progress) -> Iterator[dict[str, Any]]:
+    from .training.loop import train
+
+    yield {"kind": "train", "key": task.key, **train(task.path, config, progress, task.moments)}
+
+
+def _sample(task: Task, config: Config, progress: Progress) -> Iterator[dict[str, Any]]:
+    from .sampling import generate
+
+    line = generate(task.path, Path(task.training), config, task.step, progress)
+    yield {"kind": "sample", "key": task.key, **line}
+
+
+def _evaluate(task: Task, config: Config, progress: Progress) -> Iterator[dict[str, Any]]:
+    from .scoring.score import score
+
+    samples, cache = task.path / "samples.npz", Path(config.run.root) / ".cache"
+    metrics = missing_metrics(task)
+    drawn = [one.flat() for one in read_records(task.path / "record.jsonl") if one.kind == "sample"]
+    names = ("checkpoint_step", "weights", "images_seen", "training_flops", "training_seconds")
+    weights = {name: drawn[-1][name] for name in names} if drawn else {}
+    for metric, lines in score(samples, config, metrics, cache, progress).items():
+        key = score_key(config, task.key, metric)
+        for line in lines:
+            yield {"kind": "score", "key": key, "samples": task.key, **weights, **line}
+
+
+def _bench(task: Task, config: Config, progress: Progress) -> Iterator[dict[str, Any]]:
+    """Rows as they are measured, so that a killed benchmark goes on where it stopped."""
+    from .device import device_name, pick_device
+    from .measure.models import bench
+
+    device = pick_device(config.run.device)
+    name = device_name(device)
+    for plan in task.plans:
+        rows = newest(read_records(task.path / "record.jsonl"))
+        if next_measurement(task, plan, rows) is None:
+            continue
+        settings, backend = BenchConfig(**plan["bench"]), SECTIONS["backend"](**plan["backend"])
+        there = measurements(task, plan, rows, name)
+        for line in bench(config.model, settings, backend, config.objective, device, progress.say, there):
+            yield {"kind": "speed", "key": speed_key(config.model, line, backend, name), **line}
+
+
+_DO = {"cost": _cost, "train": _train, "sample": _sample, "evaluate": _evaluate, "bench": _bench}
