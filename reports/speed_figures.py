@@ -7,10 +7,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from ..harness.record import Run
-from .figures import Look, blank, logarithmic, wrapped
-from .queries import Row
+from .runs import Row, Run
 from .speed import MODES, baseline_of, crossings, fastest, measurements
+from .style import Look, blank, logarithmic, wrapped
 from .table import Table
 
 
