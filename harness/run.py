@@ -145,8 +145,11 @@ def plain_name(text: str) -> str:
 
 def read_study(folder: Path) -> dict[str, Any]:
     """What .study.json of ROOT/STUDY says: `study`, `file` (None: no file), `runs`, a list of dicts with `name`,
-    `variant`, `seed`, `model`, `family`, `title`, and the folders `training` (None where it has none), `model_folder`
-    and `samples` (a list), relative to ROOT. Raises InputError where there is none or it cannot be read."""
+    `variant`, `seed`, `model`, `family`, `title`, `steps` (of its training) and `backend` (as asked for), and the
+    folders `training` (None where it has none), `model_folder` and `samples` (a list), relative to ROOT.
+
+    Raises InputError where there is no listing or it cannot be read.
+    """
     try:
         listing = read_json(folder / STUDY)
     except FileNotFoundError:

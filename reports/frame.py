@@ -46,7 +46,7 @@ def load(paths: str | Path | Iterable[str | Path]) -> pd.DataFrame:
     rows: dict[tuple[Any, ...], Row] = {}
     for run in runs:
         records = current([*run.rows, *run.earlier])
-        drawn = {row["key"]: row for row in records if row["kind"] == "sample"}
+        samples = {row["key"]: row for row in records if row["kind"] == "sample"}
         for record in records:
             if record["kind"] in KINDS:
                 mine = record["kind"] == "score"
@@ -57,15 +57,15 @@ def load(paths: str | Path | Iterable[str | Path]) -> pd.DataFrame:
                     record["key"],
                     record.get("metric"),
                 )
-                rows.setdefault(key, _row(run, labels[run.group], record, drawn.get(record.get("samples"))))
+                rows.setdefault(key, _row(run, labels[run.group], record, samples.get(record.get("samples"))))
     ordered = sorted(rows.values(), key=lambda row: KINDS.index(row["kind"]))
     columns = list(dict.fromkeys([*FIRST, *(name for row in ordered for name in row if name not in LAST), *LAST]))
     frame = pd.DataFrame(ordered, columns=columns)
-    kept = [name for name in columns if name in (*FIRST, "key") or frame[name].notna().any()]
-    return frame[kept].convert_dtypes()
+    names = [name for name in columns if name in (*FIRST, "key") or frame[name].notna().any()]
+    return frame[names].convert_dtypes()
 
 
-def _row(run: Run, label: str, record: Row, drawn: Row | None) -> Row:
+def _row(run: Run, label: str, record: Row, sample: Row | None) -> Row:
     info = run.info
     row: Row = {name: info.get(name) for name in FIRST} | {"label": label, "id": info["id"]}
     row["variant"] = ", ".join(f"{axis}={value}" for axis, value in info["variant"].items() if axis != "seed")
@@ -74,5 +74,5 @@ def _row(run: Run, label: str, record: Row, drawn: Row | None) -> Row:
     row |= {name: words_of(record[name]) or None for name in BACKENDS if name in record}
     for part, counts in (record.get("parts") or {}).items():
         row |= {f"{part}_{name}": count for name, count in counts.items()}
-    row |= {f"sample_{name}": value for name, value in (drawn or {}).items() if name in DRAWN}
+    row |= {f"sample_{name}": value for name, value in (sample or {}).items() if name in DRAWN}
     return row | {name: value for name, value in (record["provenance"] or {}).items() if name in LAST}

@@ -14,9 +14,9 @@ def origins(runs: list[Run]) -> Table:
         where = (train or (run.rows or [{}])[-1]).get("provenance") or {}
         commit = str(where.get("commit") or "")
         state, error = state_of(run)
-        done = {row["kind"] for row in run.rows if row["state"] == "done"}
-        measured = {row["precision"] for row in run.rows if row["kind"] in ("speed", "operator_speed")} - {None}
-        stages = dict.fromkeys(stage for kind, stage in STAGES.items() if kind in done)
+        kinds = {row["kind"] for row in run.rows if row["state"] == "done"}
+        precisions = {row["precision"] for row in run.rows if row["kind"] in ("speed", "operator_speed")} - {None}
+        stages = dict.fromkeys(stage for kind, stage in STAGES.items() if kind in kinds)
         reached = run.metrics[-1].get("step") if run.metrics else None
         rows.append({
             **{key: run.info.get(key) for key in ("id", "study", "name", "seed")},
@@ -24,7 +24,7 @@ def origins(runs: list[Run]) -> Table:
             "short": commit[:12] + (" + dirty" if where.get("dirty") else ""),
             **{key: where.get(key) for key in ("device", "host", "driver", "torch", "python", "lamabench")},
             "backend": words_of(train.get("backend")),
-            "precision": train.get("precision") or config.get("precision") or ", ".join(sorted(measured)),
+            "precision": train.get("precision") or config.get("precision") or ", ".join(sorted(precisions)),
             "steps": train.get("steps") or reached,
             "batch_size": train.get("batch_size") or config.get("batch_size"),
             "stages": ", ".join(stages), "state": state, "error": error, "brief": shortened(error),

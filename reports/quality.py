@@ -16,16 +16,16 @@ from .table import Table
 
 def quality_vs_macs(runs: list[Run], overview: Table) -> Figure | str:
     """The first Frechet distance (else the first metric) against MACs; a point a model, with the spread over seeds."""
-    found = scores(runs)
-    if not found:
+    columns = scores(runs)
+    if not columns:
         return "no run has been evaluated"
-    name = min(found, key=lambda name: (not re.match("FI?D", name), -len(found[name])))
+    name = min(columns, key=lambda name: (not re.match("FI?D", name), -len(columns[name])))
     values: dict[str, list[float]] = {}
-    macs, said = {}, {}
+    macs, members = {}, {}
     for row in overview.rows:
         if row.get(name) is not None and row["macs"]:
             values.setdefault(row["group"], []).append(row[name])
-            macs[row["group"]], said[row["group"]] = row["macs"] / 1e9, row
+            macs[row["group"]], members[row["group"]] = row["macs"] / 1e9, row
     if not values:
         return f"no run has both {name} and a cost"
     look, figure = Look(overview), blank(6.4, 4.2)
@@ -33,17 +33,17 @@ def quality_vs_macs(runs: list[Run], overview: Table) -> Figure | str:
     points, labels, marks = [], [], []
     for group, seeds in values.items():
         mean, spread = float(np.mean(seeds)), float(np.std(seeds, ddof=1)) if len(seeds) > 1 else None
-        colour, marker = look.colour(group), look.marker(said[group]["family"])
+        colour, marker = look.colour(group), look.marker(members[group]["family"])
         axes.errorbar(macs[group], mean, spread, color=colour, marker=marker, markersize=8, capsize=3)
         marks.append(Line2D([], [], color=colour, marker=marker, linestyle=""))
         points.append((macs[group], mean))
-        labels.append(said[group]["model_label"] + (f" ({len(seeds)} seeds)" if len(seeds) > 1 else ""))
+        labels.append(members[group]["model_label"] + (f" ({len(seeds)} seeds)" if len(seeds) > 1 else ""))
     span = max(macs.values()) / min(macs.values())
     if span > 4:
         axes.set_xscale("log")
         logarithmic(axes.xaxis, span)
     axes.margins(0.15, 0.2)
-    facts = score_words(next(iter(found[name].values())))
+    facts = score_words(next(iter(columns[name].values())))
     end = {"min": "; lower is better", "max": "; higher is better", "": ""}[better(name)]
     axes.set_xlabel("MACs (G) of one forward pass of one image")
     axes.set_ylabel(f"{name}\n{wrapped(facts + end, 60)}")
@@ -60,7 +60,7 @@ def place_labels(figure: Figure, axes: Axes, points: list[tuple[float, float]], 
     around = [(9, 0, "left", "center"), (-9, 0, "right", "center")]
     around += [(0, 9, "center", "bottom"), (0, -9, "center", "top")]
     around += [(x, y, "left" if x > 0 else "right", "bottom" if y > 0 else "top") for x in (7, -7) for y in (7, -7)]
-    taken = [Bbox.from_bounds(x - 8, y - 8, 16, 16) for x, y in axes.transData.transform(points)]
+    boxes = [Bbox.from_bounds(x - 8, y - 8, 16, 16) for x, y in axes.transData.transform(points)]
     notes, clear = [], True
     for point, label in zip(points, labels, strict=True):
         note = axes.annotate(label, point, (0, 0), textcoords="offset points", fontsize=8, in_layout=False)
@@ -68,13 +68,13 @@ def place_labels(figure: Figure, axes: Axes, points: list[tuple[float, float]], 
         for right, up, side, level in around:
             note.set(position=(right, up), horizontalalignment=side, verticalalignment=level)
             box = note.get_window_extent()
-            met = [box.width * box.height - _shared(box, axes.bbox), *(_shared(box, other) for other in taken)]
+            met = [box.width * box.height - _shared(box, axes.bbox), *(_shared(box, other) for other in boxes)]
             choices.append((sum(met), len(choices), box))
         overlap, best, box = min(choices, key=lambda choice: choice[:2])
         right, up, side, level = around[best]
         note.set(position=(right, up), horizontalalignment=side, verticalalignment=level)
         notes.append(note)
-        taken.append(box)
+        boxes.append(box)
         clear = clear and overlap < 1
     if clear or max(map(len, labels)) < 3:
         return True

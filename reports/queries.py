@@ -29,8 +29,8 @@ def group_labels(runs: list[Run]) -> dict[str, str]:
         more = [f"{axis}={value}" for axis, value in axes if axis not in ("model", "seed") and value != info["model"]]
         labels[group] = info["title"] + (f" ({', '.join(more)})" if more else "")
     for key in ("study", "name", "id"):
-        taken = {(label, first[group][key]) for group, label in labels.items()}
-        apart = Counter(label for label, _ in taken)
+        names = {(label, first[group][key]) for group, label in labels.items()}
+        apart = Counter(label for label, _ in names)
         for group, label in labels.items():
             labels[group] = f"{label} [{first[group][key]}]" if apart[label] > 1 else label
     return labels
@@ -102,8 +102,8 @@ def setting_words(kind: str, setting: tuple[Any, ...], among: Iterable[tuple[Any
     units |= {"guidance_channels": "guided channels {}", "compile": "{} mode"}
     words = []
     for place, (field, value) in enumerate(zip(SETTINGS[kind], setting, strict=True)):
-        told = value is not None if rivals is None else len({rival[place] for rival in rivals}) > 1
-        if told:
+        differs = value is not None if rivals is None else len({rival[place] for rival in rivals}) > 1
+        if differs:
             none = {"checkpointing": "not checkpointed"}.get(field, "all")
             words.append(units.get(field, "{}").format(none if value is None else value))
     return ", ".join(words)
@@ -114,28 +114,29 @@ def timings(runs: list[Run], kind: str, mode: str | None = None) -> dict[tuple[A
 
     A run that was timed in several ways, a sweep of batches or sizes, is left to the table `bench`.
     """
-    found: dict[tuple[Any, ...], dict[Run, Row]] = {}
+    columns: dict[tuple[Any, ...], dict[Run, Row]] = {}
     for run in runs:
         rows = [row for row in run.rows if row["kind"] == kind and row.get("mode") == mode]
         if kind == "speed" and len({measurement_of(row) for row in rows}) > 1:
             continue
         for row in rows:
             if row["state"] == "done":
-                found.setdefault(setting_of(row), {})[run] = row
-    return dict(sorted(found.items(), key=lambda item: str(item[0])))
+                columns.setdefault(setting_of(row), {})[run] = row
+    return dict(sorted(columns.items(), key=lambda item: str(item[0])))
 
 
 def scores(runs: list[Run]) -> dict[str, dict[Run, Row]]:
     """The scores of each run's furthest samples: {column: {run: row}}. One column holds one protocol (DESIGN.md,
     rule 8): a metric under several protocols has a column for each, named `METRIC@PROTOCOL`."""
-    found: dict[tuple[str, str], dict[Run, Row]] = {}
+    columns: dict[tuple[str, str], dict[Run, Row]] = {}
     for run in runs:
         for row in run.rows:
             if row["kind"] == "score" and row["state"] == "done":
-                found.setdefault((row["metric"], str(row["protocol"])), {})[run] = row
-    protocols = Counter(metric for metric, _ in found)
+                columns.setdefault((row["metric"], str(row["protocol"])), {})[run] = row
+    protocols = Counter(metric for metric, _ in columns)
     return {
-        metric if protocols[metric] == 1 else f"{metric}@{protocol}": rows for (metric, protocol), rows in found.items()
+        metric if protocols[metric] == 1 else f"{metric}@{protocol}": rows
+        for (metric, protocol), rows in columns.items()
     }
 
 

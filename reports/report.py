@@ -61,29 +61,29 @@ def summary_text(paths: list[Path], baseline: str | None = None) -> str:
     runs = read(paths)
     table = summary(runs)
     parts = [_for_terminal(table, [f"{row['label']}: {row['error']}" for row in table.rows if row["error"]])]
-    timed = {(mode, run) for mode in MODES for rows in timings(runs, "speed", mode).values() for run in rows}
-    swept = any((row["mode"], run) not in timed for run in runs for row in run.rows if row.get("mode"))
-    more = [bench(runs, baseline) if swept else None, kernels(runs)]
+    single = {(mode, run) for mode in MODES for rows in timings(runs, "speed", mode).values() for run in rows}
+    several = any((row["mode"], run) not in single for run in runs for row in run.rows if row.get("mode"))
+    more = [bench(runs, baseline) if several else None, kernels(runs)]
     parts += [_for_terminal(table, [table.caption]) for table in more if table is not None and table.rows]
     return "\n\n".join(parts)
 
 
 def _for_terminal(table: Table, notes: list[str]) -> str:
-    shown = [column for column in table.columns if column.title and column.name and filled(table.rows, column)]
-    shown += [column for column in table.columns if column.name == "state"]
-    dropped: list[str] = []
+    columns = [column for column in table.columns if column.title and column.name and filled(table.rows, column)]
+    columns += [column for column in table.columns if column.name == "state"]
+    omitted: list[str] = []
     while True:
-        heads = [textwrap.fill(column.title or "State", 13, break_long_words=False) for column in shown]
-        cells = [[column.cell(row) for column in shown] for row in table.rows]
-        sides = ["left" if column.digits is None else "right" for column in shown]
-        limits = [34 if column.name in ("label", "shape") else None for column in shown]
+        heads = [textwrap.fill(column.title or "State", 13, break_long_words=False) for column in columns]
+        cells = [[column.cell(row) for column in columns] for row in table.rows]
+        sides = ["left" if column.digits is None else "right" for column in columns]
+        limits = [34 if column.name in ("label", "shape") else None for column in columns]
         text = tabulate(cells, heads, colalign=sides, disable_numparse=True, maxcolwidths=limits)
-        last = max(shown, key=lambda column: column.rank)
+        last = max(columns, key=lambda column: column.rank)
         if max(map(len, text.splitlines())) <= WIDTH or not last.rank:
             break
-        shown.remove(last)
-        dropped.append(last.title or "")
-    notes = notes + ([f"Columns omitted to fit the terminal: {', '.join(dropped)}"] if dropped else [])
+        columns.remove(last)
+        omitted.append(last.title or "")
+    notes = notes + ([f"Columns omitted to fit the terminal: {', '.join(omitted)}"] if omitted else [])
     notes = [textwrap.fill(note, WIDTH, subsequent_indent="  ", break_on_hyphens=False) for note in notes]
     return "\n".join([text, *notes])
 
@@ -195,9 +195,9 @@ def _readme(runs: list[Run], overview: Table, speeds: Table, about: dict[str, st
     for kind, mode, title, _ in TIMED:
         for setting in timings(runs, kind, mode):
             notes.append(f"{title} throughput: {setting_words(kind, setting)}.")
-    for name, found in scores(runs).items():
-        row = next(iter(found.values()))
-        own = ", ± its own standard deviation" if any(row.get("std") is not None for row in found.values()) else ""
+    for name, rows in scores(runs).items():
+        row = next(iter(rows.values()))
+        own = ", ± its own standard deviation" if any(row.get("std") is not None for row in rows.values()) else ""
         notes.append(f"{name}: {score_words(row)}, features {row['features']}, protocol {row['protocol']}{own}.")
     notes.append("MACs: multiply-adds of one forward pass of one image; FLOPs: 2 × MACs and all other operations.")
     notes.append("Paper Gflops is what the model's paper would print, by its own convention.")

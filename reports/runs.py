@@ -77,8 +77,8 @@ def _below(path: Path) -> Iterator[tuple[Path, Run]]:
         runs, folders = _of_study(study.parent)
         yield from runs
         named |= folders
-    found = [config.parent for pattern in ("*", "*/*") for config in sorted(path.glob(f"{pattern}/config.json"))]
-    rest = [folder.resolve() for folder in found if not (folder.parent / STUDY).is_file()]
+    below = [config.parent for pattern in ("*", "*/*") for config in sorted(path.glob(f"{pattern}/config.json"))]
+    rest = [folder.resolve() for folder in below if not (folder.parent / STUDY).is_file()]
     homes = [folder for folder in dict.fromkeys(rest) if folder not in named]
     for folder in sorted(homes, key=lambda folder: read_info(folder)["kind"] != "training"):
         if folder not in named:
@@ -139,11 +139,11 @@ def _config(folder: Path | None) -> Row:
 
 def _of_training(config: Row) -> Row:
     """What makes a training another one, whatever its seed and length."""
-    kept = {name: config[name] for name in ("model", "encoder", "objective", "backend") if name in config}
+    settings = {name: config[name] for name in ("model", "encoder", "objective", "backend") if name in config}
     for name, less in (("data", ("path",)), ("train", ("steps", "snapshots"))):
         if name in config:
-            kept[name] = {key: value for key, value in config[name].items() if key not in less}
-    return kept
+            settings[name] = {key: value for key, value in config[name].items() if key not in less}
+    return settings
 
 
 def _runs(info: Row, settings: Row, training: Path | None, model: Path | None, samples: list[Path]) -> Iterator[Run]:
@@ -155,10 +155,10 @@ def _runs(info: Row, settings: Row, training: Path | None, model: Path | None, s
     last = info.get("steps") or float("inf")
     rows += [row for row in _rows(trained) if row["kind"] != "train" or (row["steps"] or 0) <= last]
     metrics = [line for line in trained.metrics if line.get("step", 0) <= last] if trained else []
-    drawn = [folder for folder in map(_read, samples) if folder]
-    furthest = max((folder.info["step"] for folder in drawn), default=None)
-    newest = [folder for folder in drawn if folder.info["step"] == furthest]
-    earlier = [row for folder in drawn if folder not in newest for row in _rows(folder)]
+    folders = [folder for folder in map(_read, samples) if folder]
+    furthest = max((folder.info["step"] for folder in folders), default=None)
+    newest = [folder for folder in folders if folder.info["step"] == furthest]
+    earlier = [row for folder in folders if folder.info["step"] != furthest for row in _rows(folder)]
     run = Run(info, "", rows, earlier, metrics)
     ways = [_way(folder.info["config"]) for folder in newest]
     for folder, way in zip(newest or [None], ways or [{}], strict=True):
@@ -189,5 +189,5 @@ def _way(config: Row) -> Row:
 
 def _asked(info: Row) -> Row | None:
     """The implementations that a run asks for by name; None for a model by itself, which was timed with any."""
-    backend = info.get("backend") or info["config"].get("backend")
+    backend = info["config"].get("backend") if info.get("backend") is None else info["backend"]
     return None if backend is None else {name: value for name, value in backend.items() if value != "auto"}

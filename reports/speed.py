@@ -24,7 +24,7 @@ def measurements(runs: list[Run], kind: str = "speed") -> list[Row]:
     `group` is the model as configured, with the implementations that were asked for by name, and `label` its name,
     whichever run measured it and at whichever input size.
     """
-    found: dict[tuple[Any, ...], Row] = {}
+    newest: dict[tuple[Any, ...], Row] = {}
     for run in runs:
         info = run.info
         model = {key: value for key, value in (info["config"].get("model") or {}).items() if key != "input_size"}
@@ -40,12 +40,12 @@ def measurements(runs: list[Run], kind: str = "speed") -> list[Row]:
             row |= {"group": group, "label": label, "px": scale * line["input_size"]}
             row |= {"backend": words_of(line["backend"]), "device": where.get("device"), "commit": where.get("commit")}
             key = (group, row["device"], *measurement_of(line))
-            if key not in found or found[key]["time"] <= line["time"]:
-                found[key] = row
-    labels = {row["group"]: row for row in found.values()}
+            if key not in newest or newest[key]["time"] <= line["time"]:
+                newest[key] = row
+    labels = {row["group"]: row for row in newest.values()}
     taken = Counter(row["label"] for row in labels.values())
     more = {group: f" [{row['id']}]" if taken[row["label"]] > 1 else "" for group, row in labels.items()}
-    return [{**row, "label": row["label"] + more[row["group"]]} for row in found.values()]
+    return [{**row, "label": row["label"] + more[row["group"]]} for row in newest.values()]
 
 
 def _variant(info: Row, asked: Row) -> str:

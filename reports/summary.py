@@ -31,8 +31,8 @@ def summary(runs: list[Run]) -> Table:
         row["label"] = labels[group] + (f", seed {seed}" if groups.count(group) > 1 else "")
         row |= {key: cost.get(key) for key in ("params", "macs", "flops", "paper_gflops")}
         row |= {"final_loss": train.get("final_loss"), **speeds[run]}
-        for name, found in marks.items():
-            row |= {name: found.get(run, {}).get("value"), f"{name}_std": found.get(run, {}).get("std")}
+        for name, by_run in marks.items():
+            row |= {name: by_run.get(run, {}).get("value"), f"{name}_std": by_run.get(run, {}).get("std")}
         rows.append(row)
     columns = [Column(name) for name in ("study", "name", "id", "family", "model", "title", "variant", "seed")]
     if len({run.info["study"] for run in runs}) > 1:
@@ -59,9 +59,9 @@ def _speeds(runs: list[Run]) -> tuple[dict[Run, Row], list[Column]]:
     rows: dict[Run, Row] = {run: {} for run in runs}
     columns = []
     for kind, mode, title, rank in TIMED:
-        found = timings(runs, kind, mode)
-        for setting, lines in found.items():
-            words = setting_words(kind, setting, among=found)
+        settings = timings(runs, kind, mode)
+        for setting, lines in settings.items():
+            words = setting_words(kind, setting, among=settings)
             stem, tail = mode or kind, re.sub(r"\W+", "_", f" {words}" if words else "")
             fields = ("images_per_s", "p20_ms", "p50_ms", "p80_ms", "peak_memory_gib") if mode else ("images_per_s",)
             heading = f"{title} (images/s{', ' + words if words else ''})"

@@ -17,8 +17,8 @@ def throughput(runs: list[Run], overview: Table) -> Figure | str:
     20th to the 80th percentile of a step."""
     panels = []
     for mode, title in (("forward", "Forward"), ("train", "Training step")):
-        found = timings(runs, "speed", mode)
-        panels += [(title, setting, found, lines) for setting, lines in found.items()]
+        settings = timings(runs, "speed", mode)
+        panels += [(title, setting, settings, lines) for setting, lines in settings.items()]
     if not panels:
         return "no run has been timed"
     look = Look(overview)
@@ -36,7 +36,7 @@ def throughput(runs: list[Run], overview: Table) -> Figure | str:
         if panel is None:
             axes.set_visible(False)
             continue
-        title, setting, found, lines = panel
+        title, setting, settings, lines = panel
         for place, (group, rows) in enumerate(models.items()):
             seeds = [lines[row["run"]] for row in rows if row["run"] in lines]
             if not seeds:
@@ -48,7 +48,7 @@ def throughput(runs: list[Run], overview: Table) -> Figure | str:
             axes.errorbar(speed, place, xerr=[[speed - ends[0]], [ends[1] - speed]], color="0.15", capsize=3, lw=1)
             number = f"{speed:,.0f}" if speed >= 100 else f"{speed:.3g}"
             axes.annotate(number, (max(ends), place), (5, 0), textcoords="offset points", va="center", fontsize=8)
-        words = setting_words("speed", setting, among=found)
+        words = setting_words("speed", setting, among=settings)
         axes.set_title(title + (f", {words}" if words else ""), fontsize=9)
         axes.set_yticks(range(len(models)), labels)
         axes.set_ylim(len(models) - 0.4, -0.6)
@@ -58,7 +58,7 @@ def throughput(runs: list[Run], overview: Table) -> Figure | str:
         axes.xaxis.set_major_locator(MaxNLocator(4))
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.set_xlabel("images/s")
-    settings = dict.fromkeys(setting_words("speed", setting) for _, setting, *_ in panels)
-    caption = [wrapped("; ".join(settings), 110), "Bars: median step; whiskers: 20th to 80th percentile"]
+    facts = dict.fromkeys(setting_words("speed", setting) for _, setting, *_ in panels)
+    caption = [wrapped("; ".join(facts), 110), "Bars: median step; whiskers: 20th to 80th percentile"]
     figure.supxlabel("\n".join(caption), fontsize=8, color="0.35")
     return figure

@@ -132,7 +132,7 @@ def test_the_walker_lets_right_imports_pass(tmp_path: Path):
         "ablations/a.py": "import yaml\nfrom pathlib import Path\nfrom ..kernels.errors import InputError",
         "launch/a.py": "from ..reports import report\nfrom ..kernels.errors import InputError\nfrom .. import harness",
         "launch/b.py": "import importlib\nimportlib.import_module('..commands.doctor', __name__)",
-        "reports/a.py": "from ..harness.run import read_run\nfrom ..harness import record\nfrom ..kernels.errors import InputError",
+        "reports/a.py": "from ..harness.run import Run\nfrom ..harness import record\nfrom ..kernels import errors",
     }
     for where, source in right.items():
         path = tmp_path / where
