@@ -19,7 +19,8 @@ from ..kernels.errors import InputError, unknown
 from ..models import registry
 from . import signals
 from .config import SECTIONS, BenchConfig, Config, check_fit, micro_batch
-from .data.images import epoch_order, load
+from .data.images import load
+from .data.items import epoch_order
 from .device import pick_device
 from .measure.cost import cost
 from .measure.models import bench

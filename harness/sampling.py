@@ -13,7 +13,7 @@ from ..kernels.errors import InputError
 from ..models.registry import build, select_backends, to_dict
 from . import signals
 from .config import Config
-from .data.images import to_uint8
+from .data.encoder import to_uint8
 from .device import autocast, compiled, pick_device, round_weights
 from .diffusion.gaussian import Diffusion
 from .diffusion.samplers import Net, index_noise, sample
