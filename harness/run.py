@@ -29,7 +29,7 @@ from .measure.timing import out_of_memory
 from .progress import Progress
 from .provenance import provenance
 from .record import KINDS, Run, append, entry, identity, read_run, write_atomically
-from .sampling import generate
+from .sampling import generate_newest
 from .signals import Stopped
 from .training.loop import Diverged, train
 
@@ -220,7 +220,7 @@ def _train(folder: Path, info: dict, config: Config, progress: Progress) -> list
 
 
 def _sample(folder: Path, info: dict, config: Config, progress: Progress) -> list[dict]:
-    return [generate(folder, config, progress, source_of(info, folder))]
+    return [generate_newest(folder, config, progress, source_of(info, folder))]
 
 
 def read_samples(path: Path) -> np.ndarray:
