@@ -44,14 +44,14 @@ def config(tmp_path):
 
 @pytest.fixture
 def scored(monkeypatch):
-    """Scores without a network: the mean of the samples, under the metric's name. Lists the metrics that were asked for."""
+    """Scores without a network: the mean of the samples, under the metric's name. Lists the metrics asked for."""
     asked = []
 
     def score(samples, config, metrics, cache, progress):
         asked.append(list(metrics))
         mean = float(np.load(samples)["images"].mean())
         row = {"count": 10, "protocol": "p", "features": "none"}
-        return {metric: [{"metric": metric.upper(), "value": mean, **row}] for metric in metrics}
+        return [{"request": metric, "metric": metric.upper(), "value": mean, **row} for metric in metrics]
 
     monkeypatch.setattr("lamabench.harness.scoring.score.score", score)
     return asked
@@ -96,7 +96,7 @@ def test_every_stage_once(config, scored):
 def test_a_task_is_plain_data(config):
     for task in tasks(config, ABOUT, stages.STAGES):
         assert Task.from_dict(json.loads(json.dumps(asdict(task)))) == task
-    with pytest.raises(InputError, match="unknown stage 'tarin' .*did you mean 'train'"):
+    with pytest.raises(InputError, match=r"unknown stage 'tarin' .*did you mean 'train'"):
         tasks(config, ABOUT, ["tarin"])
 
 
