@@ -69,7 +69,7 @@ def begin(task: Task, config: Config) -> Path:
     """Make the folder of a model, and name it in ROOT/STUDY, so that nothing prunes it."""
     root, folder = Path(config.run.root), prepare(task)
     name = f"{task.about['name']}-{task.key}"
-    entry = {**task.about, "name": name, "training": None, "samples": []}
+    entry = {**task.about, "name": name, "training": None, "samples": [], "backend": asked(config.backend) or {}}
     entry["model_folder"] = str(model_folder(root, config.model).relative_to(root))
     write_study(root, task.about["study"], None, [entry], add=True)
     return folder

@@ -9,7 +9,7 @@ import yaml
 
 from ...harness.config import Config, check_fit
 from ...harness.device import device_type, pick_device
-from ...harness.keys import config_to_dict, model_folder, training_folder
+from ...harness.keys import asked, config_to_dict, model_folder, training_folder
 from ...harness.progress import Progress
 from ...harness.run import read_run, write_study
 from ...harness.stages import Task, execute, tasks
@@ -59,6 +59,7 @@ def note(config: Config, about: dict[str, Any], wanted: Sequence[Task], training
     name = f"{about['name']}-{home.name.rsplit('-', 1)[1]}"
     samples = [str(task.path.relative_to(root)) for task in wanted if task.kind == "samples"]
     entry = {**about, "name": name, "training": str(home.relative_to(root)), "samples": samples}
+    entry |= {"steps": config.train.steps, "backend": asked(config.backend) or {}}
     entry["model_folder"] = str(model_folder(root, config.model).relative_to(root))
     return write_study(root, STUDY, None, [entry], add=True) / name
 
