@@ -22,7 +22,7 @@ from .config import SECTIONS, BenchConfig, Config, check_fit, micro_batch
 from .data.images import epoch_order, load
 from .device import pick_device
 from .measure.cost import cost
-from .measure.models import bench
+from .measure.models import bench_config
 from .measure.search import finished, next_point
 from .measure.timing import out_of_memory
 from .progress import Progress
@@ -271,7 +271,7 @@ def _evaluate(folder: Path, info: dict, config: Config, progress: Progress) -> l
 def _bench(folder: Path, info: dict, config: Config, progress: Progress) -> Iterable[dict]:
     """Rows as they are measured, so that a killed benchmark goes on where it stopped."""
     here = provenance(pick_device(config.run.device))
-    return bench(config, progress.say, finished(read_run(folder).records, here))
+    return bench_config(config, progress.say, finished(read_run(folder).records, here))
 
 
 _STAGES = {"cost": _cost, "train": _train, "sample": _sample, "evaluate": _evaluate, "bench": _bench}

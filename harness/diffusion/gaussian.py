@@ -131,11 +131,11 @@ class DDPM:
         steps, x0, x_t = t.long(), x0.float(), x_t.float()
         predicted, v = out.float().chunk(2, dim=1)
         mse = ((noise.float() - predicted) ** 2).mean(dim=(1, 2, 3))
-        said = denoised(self.chain, torch.cat([predicted.detach(), v], dim=1), x_t, steps)
+        image, _, log_variance = read_output(self.chain, torch.cat([predicted.detach(), v], dim=1), x_t, steps)
         low = self.chain.at("log_variance_low", steps)
-        mean = self.chain.q_mean(said.x0, x_t, steps)
-        kl = gaussian_kl(self.chain.q_mean(x0, x_t, steps), low, mean, said.log_variance)
-        first = -discretised_log_likelihood(x0, mean, said.log_variance)
+        mean = self.chain.q_mean(image, x_t, steps)
+        kl = gaussian_kl(self.chain.q_mean(x0, x_t, steps), low, mean, log_variance)
+        first = -discretised_log_likelihood(x0, mean, log_variance)
         vb = torch.where(steps.view(-1, 1, 1, 1) == 0, first, kl).mean(dim=(1, 2, 3)) / math.log(2)
         return {"loss": mse + vb, "mse": mse, "vb": vb}
 
@@ -144,9 +144,9 @@ class DDPM:
         return ChainPath(Chain.respaced(steps))
 
 
-def denoised(chain: Chain, out: Tensor, x_t: Tensor, t: Tensor) -> Denoised:
-    """What the output of a network says of x_t [B, C, H, W] at the steps t [B] of a chain; out [B, 2C, H, W] is the
-    noise, then v.
+def read_output(chain: Chain, out: Tensor, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The image, the noise and the log-variance of the step, each [B, C, H, W] float32, that out [B, 2C, H, W] (noise,
+    then v) says of x_t [B, C, H, W] at the steps t [B] of a chain.
 
     The log-variance lies between that of the posterior and beta, at (v + 1) / 2 (improved DDPM, eq. 15). The image is
     not clipped.
@@ -154,7 +154,7 @@ def denoised(chain: Chain, out: Tensor, x_t: Tensor, t: Tensor) -> Denoised:
     noise, v = out.float().chunk(2, dim=1)
     x0 = chain.at("x0_from_x", t) * x_t.float() - chain.at("x0_from_noise", t) * noise
     high = (v + 1) / 2
-    return Denoised(x0, noise, high * chain.at("log_variance_high", t) + (1 - high) * chain.at("log_variance_low", t))
+    return x0, noise, high * chain.at("log_variance_high", t) + (1 - high) * chain.at("log_variance_low", t)
 
 
 class ChainPath:
@@ -172,7 +172,7 @@ class ChainPath:
 
     def denoised(self, out: Tensor, x: Tensor, i: int) -> Denoised:
         """What the output [B, 2C, H, W] for x [B, C, H, W] says at step i."""
-        return denoised(self.chain, out, x, self._step(i, x))
+        return Denoised(*read_output(self.chain, out, x, self._step(i, x)))
 
     def clipped(self, said: Denoised, x: Tensor, i: int) -> Denoised:
         """The same with the image clamped to [-1, 1], and the noise that then is left in x."""

@@ -119,7 +119,7 @@ def batch_of(made: Reference, batch: int, device: str) -> tuple[Tensor, Tensor, 
     x[0] = x[-1] = made.image
     t[0] = t[-1] = made.t
     y[0] = y[-1] = made.y
-    return x.to(device), t.to(device), y.to(device)
+    return x.to(device), t.float().to(device), y.to(device)
 
 
 def check(

@@ -16,13 +16,14 @@ from ...kernels import OPERATORS, attention, depthwise_conv, selective_scan, win
 from ...kernels.selective_scan import backend_mamba_ssm
 from ...models.registry import Backbone, build, select_backends
 from ..config import Config
-from ..device import device_name, pick_device
+from ..device import device_name, exact_float32, pick_device
 from .check import WrongOutput, relative_rms
+from .gpus import exponentials_per_s, peak_flops
 from .mamba_scan import ScanAlone
 from .models import Row, fill_constants, no_number, release
 from .operator_check import Call, Held, argument_names, as_in_the_model, calls_of, fresh, or_null
 from .search import FINISHED
-from .timing import LEAST, exponentials_per_s, one_at_a_time, peak_flops, quantiles, time_calls
+from .timing import LEAST, one_at_a_time, quantiles, time_calls
 
 # Relative errors that are allowed on top of twice those of plain torch in the same precision: less than in a model.
 FLOOR = {"float32": 1e-5, "bfloat16": 1e-4}
@@ -142,6 +143,7 @@ def bench_kernels(config: Config, say: Callable[[str], None] = lambda text: None
     where it cannot run; such rows have no time, and after the last one WrongOutput is raised where any was wrong or
     failed. On a GPU that another process measures on, waits until that has ended.
     """
+    exact_float32()
     device, settings = pick_device(config.run.device), config.bench
     batch = 64 if settings.batch_size == "auto" else settings.batch_size[0]
     with one_at_a_time(device, say):

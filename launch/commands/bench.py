@@ -9,7 +9,7 @@ from typing import Any
 
 from ...harness.config import BenchConfig, Config, DataConfig
 from ...harness.device import pick_device
-from ...harness.measure.models import WrongOutput, bench, check_bench
+from ...harness.measure.models import WrongOutput, bench_config, check_bench
 from ...harness.measure.operators import bench_kernels
 from ...harness.measure.search import finished
 from ...harness.provenance import provenance
@@ -36,7 +36,7 @@ def models(args: argparse.Namespace) -> int:
                 say(f"{len(there)} measurements are in {folder} already (--again measures them anew)")
             rows += [{"model": name, **row, "run": str(folder)} for row in there]
             try:
-                for row in bench(config, say, there):
+                for row in bench_config(config, say, there):
                     line = entry("bench", **{**row, "provenance": origin})
                     append(folder / "record.jsonl", line)
                     rows.append({"model": name, **line, "run": str(folder)})

@@ -13,16 +13,17 @@ import torch
 from lamabench.ablations import study as studies
 from lamabench.baselines.adm import ADMConfig
 from lamabench.baselines.dit import DiT, DiTConfig
+from lamabench.harness import device
 from lamabench.harness import run as runs
 from lamabench.harness.config import BenchConfig, Config, DataConfig, RunConfig
+from lamabench.harness.diffusion.gaussian import DDPM
 from lamabench.harness.measure import check, operator_check, operators, timing
 from lamabench.harness.measure import models as module
 from lamabench.harness.measure.mamba_scan import ScanAlone
-from lamabench.harness.measure.models import WrongOutput, bench
+from lamabench.harness.measure.models import WrongOutput, bench_config
 from lamabench.harness.measure.search import Point, best_batch, finished, next_batch, next_compiled_batch, next_point
 from lamabench.harness.progress import Progress
 from lamabench.harness.record import read_lines, read_run
-from lamabench.harness.training import loop as training
 from lamabench.kernels import OPERATORS
 from lamabench.kernels.cross_scan import scan_paths
 from lamabench.kernels.errors import InputError
@@ -52,7 +53,7 @@ def collect(config, rows=()):
     """Every row, and the error at the end or None."""
     found = []
     try:
-        for row in bench(config, rows=rows):
+        for row in bench_config(config, rows=rows):
             found.append(row)
     except WrongOutput as error:
         return found, str(error)
@@ -211,7 +212,7 @@ def test_both_benchmarks_hold_the_gpu(command, monkeypatch):
 
     place, config = (module, make()) if command == "bench" else (operators, make(NANO))
     monkeypatch.setattr(place, "one_at_a_time", watched)
-    rows = module.bench(config) if command == "bench" else operators.bench_kernels(config)
+    rows = module.bench_config(config) if command == "bench" else operators.bench_kernels(config)
     assert held == [] and next(iter(rows))["state"] == "done" and held == ["cpu"]
     assert all(held == ["cpu"] for _ in rows) and held == ["cpu", "free"]
 
@@ -240,7 +241,8 @@ def test_rows():
 
 
 def test_the_weights_stay_what_was_checked():
-    subject = module.Subject(make(modes=["train"]), 8, lambda text: None)
+    settings = make(modes=["train"]).bench
+    subject = module.Subject(DIT, settings, {}, DDPM(), "cpu", lambda text: None)
     before = [parameter.clone() for parameter in subject.net.parameters()]
     assert subject.row(Point(8, "train", False, "eager", 2))["state"] == "done"
     assert all(torch.equal(a, b) for a, b in zip(before, subject.net.parameters(), strict=True))
@@ -382,7 +384,7 @@ def test_no_room_for_the_reference(monkeypatch):
 
 def compile_with(monkeypatch, backend):
     options = {"fullgraph": True, "dynamic": False, "backend": backend}
-    monkeypatch.setattr(training, "COMPILE", dict.fromkeys(training.COMPILE, options))
+    monkeypatch.setattr(device, "COMPILE", dict.fromkeys(device.COMPILE, options))
 
 
 def test_compile_is_what_is_checked_and_measured(monkeypatch):
@@ -427,7 +429,7 @@ def test_a_compiler_that_fails_is_a_row(monkeypatch):
 )
 def test_bad_input_before_anything_is_measured(settings, message):
     with pytest.raises(InputError, match=message):
-        next(bench(make(**settings)))
+        next(bench_config(make(**settings)))
 
 
 # Operators

@@ -10,7 +10,7 @@ from lamabench.baselines.dit import DiTConfig
 from lamabench.harness.config import BenchConfig, Config, DataConfig, RunConfig
 from lamabench.harness.measure import check, operator_check
 from lamabench.harness.measure import models as module
-from lamabench.harness.measure.models import WrongOutput, bench
+from lamabench.harness.measure.models import WrongOutput, bench_config
 from lamabench.harness.measure.operator_check import (
     SMALL,
     Call,
@@ -41,7 +41,7 @@ def collect(config):
     """Every row, and the error at the end or None."""
     found = []
     try:
-        for row in bench(config):
+        for row in bench_config(config):
             found.append(row)
     except WrongOutput as error:
         return found, str(error)
