@@ -20,7 +20,7 @@ from ..models import registry
 from . import signals
 from .config import SECTIONS, BenchConfig, Config, check_fit, micro_batch
 from .data.images import epoch_order, load
-from .device import pick_device
+from .device import exact_float32, pick_device
 from .measure.cost import cost
 from .measure.models import bench_config
 from .measure.search import finished, next_point
@@ -240,6 +240,7 @@ def score(samples: Path, config: Config, cache: Path, progress: Progress) -> lis
     """The rows of `evaluate` for a file of samples against the training images of `config.data`."""
     from .scoring.score import evaluate  # slow to import, and only scoring needs it
 
+    exact_float32()
     images = read_samples(samples)
     data = load(config.data)
     reference, fingerprint, count = data, data.fingerprint, config.evaluate.reference_count

@@ -14,7 +14,7 @@ from ..models.registry import build, select_backends, to_dict
 from . import signals
 from .config import Config
 from .data.images import to_uint8
-from .device import autocast, compiled, pick_device, round_weights
+from .device import autocast, compiled, exact_float32, pick_device, round_weights
 from .diffusion.gaussian import Diffusion
 from .diffusion.samplers import Net, index_noise, sample
 from .progress import Progress
@@ -46,6 +46,7 @@ def generate(folder: Path, config: Config, progress: Progress, source: Path | No
     Finished batches wait in `folder/samples.parts`, so a killed call continues. Raises InputError where there is no
     checkpoint, or it is of another model, or guidance does not fit; Stopped after a batch in which a signal came.
     """
+    exact_float32()
     settings, device = config.sample, pick_device(config.run.device)
     saved = newest_checkpoint(source or folder, to_dict(config.model), progress.say)
     net = build(config.model)
