@@ -26,10 +26,9 @@ from ..device import (
 )
 from ..diffusion.objective import Objective, objective
 from ..training.step import TrainStep
-from .check import Reference, WrongOutput, batch_of, check, reference
+from .check import Reference, WrongOutput, batch_of, check, check_operators, reference
 from .cost import cost
 from .gpus import mfu
-from .operator_check import check_operators
 from .search import FINISHED, Point, next_point
 from .timing import first_line, one_at_a_time, out_of_memory, time_calls
 
@@ -44,35 +43,35 @@ def model_at(model: Any, input_size: int) -> Any:
 
 def check_bench(config: Config) -> None:
     """Raise InputError where the model cannot have one of `bench.input_sizes` or a named backend cannot run."""
-    check_settings(config.model, config.bench, vars(config.backend), pick_device(config.run.device))
+    check_settings(config.model, config.bench, config.backend, pick_device(config.run.device))
 
 
-def check_settings(model: Any, settings: BenchConfig, backend: dict[str, str], device: str) -> None:
+def check_settings(model: Any, settings: BenchConfig, backend: Any, device: str) -> None:
     """Raise InputError where the model cannot have one of the input sizes or a named backend cannot run."""
     for size in settings.input_sizes or []:
         model_at(model, size)
     with torch.device("meta"):
         net = build(model)
-    select_backends(net, backend, device_type(device))
+    select_backends(net, vars(backend), device_type(device))
 
 
 def bench_config(config: Config, say: Say = lambda text: None, rows: Sequence[Row] = ()) -> Iterator[Row]:
     """`bench` with what it reads of a configuration."""
     device = pick_device(config.run.device)
-    yield from bench(config.model, config.bench, vars(config.backend), objective(config.objective), device, say, rows)
+    yield from bench(config.model, config.bench, config.backend, objective(config.objective), device, say, rows)
 
 
 def bench(
     model: Any,
     settings: BenchConfig,
-    backend: dict[str, str],
+    backend: Any,
     objective: Objective,
     device: str,
     say: Say = lambda text: None,
     rows: Sequence[Row] = (),
 ) -> Iterator[Row]:
     """Every measurement of `model` that `settings` ask for and `rows` do not hold, as the fields of `bench` records.
-    `backend` names that of each operator, or `auto`.
+    `backend` is a BackendConfig.
 
     Random weights with nothing at zero, random inputs. `forward` is one call without gradients, its weights rounded
     beforehand as sampling does (`device.round_weights`); `train` a step of the training loop (`TrainStep`): forward,
@@ -118,7 +117,7 @@ class Subject:
         self,
         model: Any,
         settings: BenchConfig,
-        backend: dict[str, str],
+        backend: Any,
         objective: Objective,
         device: str,
         say: Say,
@@ -128,7 +127,7 @@ class Subject:
         with torch.device(self.device):  # a large model is drawn on the GPU in a second
             self.net = build(model).to(self.device)
         fill_constants(self.net)
-        self.backend = select_backends(self.net, backend, device_type(device))
+        self.backend = select_backends(self.net, vars(backend), device_type(device))
         counted = cost(model)
         self.macs, self.flops = counted.macs, counted.flops
         self.reference: Reference | Row
