@@ -11,16 +11,14 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import IO, Any
 
-import numpy as np
 import torch
-from torch.utils.data import Subset
 
 from ..kernels.errors import InputError, unknown
 from ..models import registry
 from . import signals
 from .config import SECTIONS, BenchConfig, Config, check_fit, micro_batch
-from .data.images import epoch_order, load
-from .device import exact_float32, pick_device
+from .data.images import load
+from .device import pick_device
 from .measure.cost import cost
 from .measure.models import bench_config
 from .measure.search import finished, next_point
@@ -28,7 +26,7 @@ from .measure.timing import out_of_memory
 from .progress import Progress
 from .provenance import provenance
 from .record import KINDS, Run, append, entry, identity, read_run, write_atomically
-from .sampling import generate
+from .sampling import generate_newest
 from .signals import Stopped
 from .training.loop import Diverged, train
 
@@ -219,47 +217,14 @@ def _train(folder: Path, info: dict, config: Config, progress: Progress) -> list
 
 
 def _sample(folder: Path, info: dict, config: Config, progress: Progress) -> list[dict]:
-    return [generate(folder, config, progress, source_of(info, folder))]
-
-
-def read_samples(path: Path) -> np.ndarray:
-    """`images` uint8 [N, H, W, C] of an .npz. Raises InputError where there are none."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            images = file["images"]
-    except FileNotFoundError:
-        raise InputError(f"no samples: {path} does not exist; draw them first (lamabench sample …)") from None
-    except (KeyError, ValueError, OSError, EOFError) as error:
-        raise InputError(f"{path} is not an .npz with an array `images`: {error}") from None
-    if images.dtype != np.uint8 or images.ndim != 4:
-        raise InputError(f"`images` in {path} must be uint8 [N, H, W, C], not {images.dtype} {list(images.shape)}")
-    return images
+    return [generate_newest(folder, config, progress, source_of(info, folder))]
 
 
 def score(samples: Path, config: Config, cache: Path, progress: Progress) -> list[dict]:
     """The rows of `evaluate` for a file of samples against the training images of `config.data`."""
-    from .scoring.score import evaluate  # slow to import, and only scoring needs it
+    from .scoring.score import score as score_metrics  # slow to import, and only scoring needs it
 
-    exact_float32()
-    images = read_samples(samples)
-    data = load(config.data)
-    reference, fingerprint, count = data, data.fingerprint, config.evaluate.reference_count
-    if count is not None and count != len(data):
-        if count > len(data):
-            raise InputError(f"evaluate.reference_count {count} is more than the {len(data)} images of the data")
-        reference = Subset(data, epoch_order(0, 0, len(data))[:count].tolist())
-        fingerprint = f"{fingerprint}-{count}"
-    return evaluate(
-        images,
-        reference,
-        config.evaluate,
-        reference_name=config.data.name or config.data.kind,
-        reference_fingerprint=fingerprint,
-        cache_dir=cache,
-        device=pick_device(config.run.device),
-        seed=config.seed,
-        progress=lambda done, total: progress.update("evaluate", done, total),
-    )
+    return score_metrics(samples, config, config.evaluate.metrics, cache, progress)
 
 
 def _evaluate(folder: Path, info: dict, config: Config, progress: Progress) -> list[dict]:

@@ -74,8 +74,7 @@ def sample(
     x_T: Tensor,
     y: Tensor,
     *,
-    objective: Objective | None = None,
-    diffusion: Objective | None = None,
+    objective: Objective,
     method: str,
     steps: int,
     guidance: float = 1.0,
@@ -94,11 +93,9 @@ def sample(
     eval mode. Raises InputError, before the network runs, for an unknown method, steps out of range, guidance without
     a null class, or more guidance channels than the image has.
     """
-    goal = objective or diffusion
-    assert goal is not None
     if method not in SAMPLERS:
         raise unknown("sample.method", method, SAMPLERS)
     image_channels = x_T.shape[1]
     net = guided(net, guidance, image_channels=image_channels, channels=guidance_channels, null_class=null_class)
-    denoiser = Denoiser(net, y, goal.path(steps), clip)
+    denoiser = Denoiser(net, y, objective.path(steps), clip)
     return SAMPLERS[method](denoiser, x_T.float(), noise, progress or (lambda done, steps: None))

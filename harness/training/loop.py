@@ -14,9 +14,11 @@ from ...kernels.errors import InputError
 from ...models.registry import Backbone, build, select_backends
 from .. import signals
 from ..config import Config, RunConfig, check_fit, micro_batch
-from ..data.images import ImageData, TrainItems, load
+from ..data.encoder import encoder
+from ..data.images import ImageData, load
+from ..data.items import TrainItems
 from ..device import compiled, device_type, exact_float32, is_cuda, pick_device
-from ..diffusion.objective import objective
+from ..diffusion.objective import Objective, objective
 from ..measure.cost import cost
 from ..progress import Progress
 from ..record import read_lines, write_lines
@@ -137,7 +139,7 @@ def train(folder: Path, config: Config, progress: Progress, moments: Sequence[in
     files = TrainingFolder(folder, step, describe(config.model), data.fingerprint, stretches, settings.batch_size)
     loop(
         step,
-        batches(data, config, net.null_class, at.step, device),
+        batches(data, goal, config, net.null_class, at.step, device),
         at,
         until=settings.steps,
         asked=asked,
@@ -158,12 +160,14 @@ def initial_model(config: Config) -> Backbone:
 
 
 def batches(
-    data: ImageData, config: Config, null_class: int | None, step: int, device: str
+    data: ImageData, goal: Objective, config: Config, null_class: int | None, step: int, device: str
 ) -> Iterator[dict[str, Tensor]]:
     """The batches of all steps after `step`; bad input in a worker process is one line, without its traceback."""
     settings = config.train
     items = TrainItems(
         data,
+        goal,
+        encoder=encoder(config.encoder),
         seed=config.seed,
         flip=config.data.flip,
         class_dropout=settings.class_dropout,

@@ -47,7 +47,6 @@ class TrainStep:
         size = self.micro_batch or len(whole[0])
         passes = len(whole[0]) // size
         for x0, y, t, noise in zip(*(tensor.split(size) for tensor in whole), strict=True):
-            t = t.float()
             x_t = self.objective.corrupt(x0, t, noise)
             with autocast(self.device, self.precision):
                 out = self.call(x_t, t, y)

@@ -13,7 +13,6 @@ import pytest
 import torch
 from lamabench.baselines.dit import DiTConfig
 from lamabench.harness import run as runs
-from lamabench.harness import sampling as generate_module
 from lamabench.harness.config import (
     BenchConfig,
     Config,
@@ -26,7 +25,6 @@ from lamabench.harness.config import (
 from lamabench.harness.progress import Progress
 from lamabench.harness.random import Stream, generator
 from lamabench.harness.record import RecordError, append, identity, read_lines, read_run, read_runs, write_atomically
-from lamabench.harness.sampling import generate, labels_of
 from lamabench.harness.training import checkpoint
 from lamabench.kernels.errors import InputError
 
@@ -186,18 +184,6 @@ def test_two_processes_do_not_work_on_one_run(tmp_path):
     runs.execute(folder, ["cost"], Progress())
 
 
-def trained(tmp_path, **sample):
-    config = make(tmp_path, **sample)
-    folder = create(config)
-    runs.execute(folder, ["train"], Progress())
-    return folder, config
-
-
-def images(folder):
-    with np.load(folder / "samples.npz") as file:
-        return file["images"], file["labels"]
-
-
 @pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK])
 def test_a_file_system_without_locks_is_refused_in_words(tmp_path, monkeypatch, number):
     """As Lustre mounted without -o flock, or NFS without its lock daemon."""
@@ -213,77 +199,11 @@ def test_a_file_system_without_locks_is_refused_in_words(tmp_path, monkeypatch, 
         runs.is_locked(folder)
 
 
-def test_batch_size_does_not_change_samples(tmp_path):
-    folder, config = trained(tmp_path)
-    generate(folder, config, Progress())
-    first, labels = images(folder)
-    assert first.shape == (10, 8, 8, 1) and labels.tolist() == list(range(10))
-    generate(folder, replace(config, sample=replace(config.sample, batch_size=3)), Progress())
-    assert np.abs(images(folder)[0].astype(int) - first).max() <= 1  # rounding of a float at the edge of an integer
-    assert not (folder / "samples.parts").exists()
-
-
-def test_a_compiled_network_draws_the_same(tmp_path, traced):
-    """Two whole batches and the part of a third: one graph, and no image more than asked for."""
-    folder, config = trained(tmp_path, guidance=2.0)
-    generate(folder, config, Progress())
-    first, _ = images(folder)
-    assert not traced
-    counts = torch._dynamo.utils.counters
-    counts.clear()
-    record = generate(folder, replace(config, sample=replace(config.sample, compile="compile")), Progress())
-    assert record["compile"] == "compile" and traced == [{"fullgraph": True, "dynamic": False}]
-    assert counts["stats"]["unique_graphs"] == 1
-    assert np.abs(images(folder)[0].astype(int) - first).max() <= 1 and len(first) == 10
-
-
-def test_killed_sampling_continues(tmp_path, monkeypatch):
-    folder, config = trained(tmp_path, method="ancestral")
-    generate(folder, config, Progress())
-    expected, _ = images(folder)
-    (folder / "samples.npz").unlink()
-
-    class Stop(Progress):
-        def update(self, stage, done, total, **facts):
-            if done == 8:
-                raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        generate(folder, config, Stop())
-    assert not (folder / "samples.npz").exists()
-    drawn = []
-    original = generate_module._batch
-
-    def watched(net, indices, *rest):
-        drawn.append(indices)
-        return original(net, indices, *rest)
-
-    monkeypatch.setattr(generate_module, "_batch", watched)
-    generate(folder, config, Progress())
-    assert drawn == [range(8, 10)]
-    assert np.array_equal(images(folder)[0], expected)
-
-
-def test_more_samples_begin_with_the_same(tmp_path):
-    folder, config = trained(tmp_path)
-    generate(folder, config, Progress())
-    few, _ = images(folder)
-    generate(folder, replace(config, sample=replace(config.sample, count=14)), Progress())
-    many, labels = images(folder)
-    assert len(many) == 14 and np.abs(many[:8].astype(int) - few[:8]).max() <= 1
-    assert labels.tolist() == [i % 10 for i in range(14)]
-
-
 def test_sampling_needs_a_checkpoint(tmp_path):
     folder = create(make(tmp_path))
     with pytest.raises(InputError, match="holds no whole checkpoint"):
         runs.execute(folder, ["sample"], Progress())
     assert not (folder / "samples.npz").exists() and not (folder / "samples.parts").exists()
-
-
-def test_labels_are_balanced():
-    assert np.bincount(labels_of(range(5, 105), 10)).tolist() == [10] * 10
-    assert labels_of(range(3), 0).tolist() == [0, 0, 0]
 
 
 def test_noise_streams_do_not_meet():
@@ -295,15 +215,3 @@ def test_noise_streams_do_not_meet():
     }
     assert len(set(draws.values())) == len(draws)
     assert draws[0, Stream.TRAIN, 1] == tuple(generator(0, Stream.TRAIN, 1).integers(0, 2**63, 4))
-
-
-@pytest.mark.parametrize("content", [None, b"not an npz", {"pictures": np.zeros((2, 8, 8, 1), np.uint8)},
-                                     {"images": np.zeros((2, 8, 8))}])  # fmt: skip
-def test_bad_sample_files(tmp_path, content):
-    path = tmp_path / "x.npz"
-    if isinstance(content, bytes):
-        path.write_bytes(content)
-    elif content is not None:
-        np.savez(path, **content)
-    with pytest.raises(InputError, match=r"x\.npz"):
-        runs.read_samples(path)
