@@ -12,8 +12,9 @@ from ..kernels.errors import InputError, unknown
 
 PRECISIONS = ("float32", "bfloat16")
 MODES = ("forward", "train")  # of bench
-# How a network is called: plainly, through torch.compile, the same with CUDA graphs, the same with kernels tried out.
+# How a network is called: plainly, through torch.compile, the same with CUDA graphs, with graphs and kernels tried out.
 COMPILE = ("eager", "compile", "reduce-overhead", "max-autotune")
+CUDA_GRAPHS = ("reduce-overhead", "max-autotune")
 FEATURES = ("efficientnet_lite0", "inception_v3")
 METRICS = ("fd", "kid", "prc", "isc")
 OBJECTIVES = ("ddpm",)
@@ -328,10 +329,10 @@ def check_fit(config: Config) -> None:
             f"train.class_dropout {config.train.class_dropout} needs a null class: set model.null_class=true, "
             "or train.class_dropout=0 to train without one"
         )
-    if config.train.compile == "reduce-overhead" and micro_batch(config) < config.train.batch_size:
+    if config.train.compile in CUDA_GRAPHS and micro_batch(config) < config.train.batch_size:
         raise InputError(
-            "run.micro_batch adds gradients up over several passes, and train.compile=reduce-overhead (CUDA graphs) "
-            "keeps them until the next pass only: choose train.compile=compile, or run.micro_batch=null"
+            f"run.micro_batch adds gradients up over several passes, and train.compile={config.train.compile} (CUDA "
+            "graphs) keeps them until the next pass only: choose train.compile=compile, or run.micro_batch=null"
         )
     if settings.guidance != 1 and not getattr(model, "null_class", True):
         raise InputError(

@@ -8,19 +8,37 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..kernels.errors import InputError, unknown
 from ..models.registry import Backbone
 
 
 def pick_device(request: str) -> str:
-    """`auto` is cuda where there is one, else cpu; anything else is what it says."""
+    """A device of this machine: `auto` is cuda where there is one, else cpu. Raises InputError, with the choices, for
+    one that is not here."""
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    choices = ["auto", "cpu", *(["cuda"] if gpus else []), *(f"cuda:{index}" for index in range(gpus))]
     if request == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        return "cuda" if gpus else "cpu"
+    if is_cuda(request) and not gpus:
+        raise InputError(f"run.device={request}, but torch finds no GPU here; choices: {', '.join(choices)}")
+    if request not in choices:
+        raise unknown("run.device", request, choices)
     return request
 
 
+def device_type(device: str) -> str:
+    """The kind of a device, `cuda` or `cpu`: what backends and autocast ask for."""
+    return device.split(":")[0]
+
+
+def is_cuda(device: str) -> bool:
+    """Whether a device is a GPU."""
+    return device_type(device) == "cuda"
+
+
 def device_name(device: str) -> str:
-    """The name of the GPU, or of the CPU with its core count."""
-    if device.startswith("cuda"):
+    """The name of the GPU, or the model of the CPU."""
+    if is_cuda(device):
         return torch.cuda.get_device_name(device)
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -30,9 +48,17 @@ def device_name(device: str) -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
+def exact_float32() -> None:
+    """Let float32 mean float32 in this process: cuDNN's convolutions would round their inputs to TF32 unasked.
+
+    What trains, samples, scores or measures calls it first.
+    """
+    torch.backends.cudnn.allow_tf32 = False
+
+
 def autocast(device: str, precision: str) -> torch.autocast:
     """bfloat16 autocast, or none for float32."""
-    return torch.autocast(device.split(":")[0], dtype=torch.bfloat16, enabled=precision == "bfloat16")
+    return torch.autocast(device_type(device), dtype=torch.bfloat16, enabled=precision == "bfloat16")
 
 
 def round_weights(net: nn.Module, precision: str) -> None:
@@ -51,15 +77,16 @@ def round_weights(net: nn.Module, precision: str) -> None:
 COMPILE: dict[str, dict[str, Any]] = {
     "compile": {"fullgraph": True, "dynamic": False},
     "reduce-overhead": {"fullgraph": True, "dynamic": False, "mode": "reduce-overhead"},
-    "max-autotune": {"fullgraph": True, "dynamic": False, "mode": "max-autotune-no-cudagraphs"},
+    "max-autotune": {"fullgraph": True, "dynamic": False, "mode": "max-autotune"},
 }
 
 
 def compiled(net: Backbone, kind: str) -> Callable[..., Tensor]:
     """`net` itself (`eager`) or through torch.compile, as one graph for the shapes of its first call.
 
-    `reduce-overhead` replays CUDA graphs from the third call on: nothing of Python is left of a pass. Its result lies
-    where the next call writes, so it must be read before; gradients must be gone before the next forward pass.
+    On a GPU, `reduce-overhead` and `max-autotune` (`config.CUDA_GRAPHS`) replay CUDA graphs from the third call on:
+    nothing of Python is left of a pass. Its result lies where the next call writes, so it must be read before;
+    gradients must be gone before the next forward pass.
 
     `net` stays as it is and keeps the weights; the function returned follows them. What breaks the graph, or fails to
     compile, is an error at the first call, never a plain call in its place.

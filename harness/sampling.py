@@ -5,7 +5,6 @@ import io
 import json
 import shutil
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +18,14 @@ from ..models.registry import build, select_backends, to_dict
 from . import signals
 from .config import Config
 from .data.encoder import encoder
-from .device import autocast, compiled, pick_device, round_weights
-from .diffusion.gaussian import Diffusion
-from .diffusion.samplers import Net, index_noise, sample
+from .device import autocast, compiled, device_type, exact_float32, pick_device, round_weights
+from .diffusion.guidance import Net
+from .diffusion.objective import objective
+from .diffusion.samplers import index_noise, sample
 from .progress import Progress
 from .record import write_atomically
 from .training import checkpoint as ckpt
+from .training.checkpoint import load_weights
 
 
 def labels_of(indices: range, num_classes: int) -> NDArray[np.int64]:
@@ -45,8 +46,9 @@ def generate(out: Path, training: Path, config: Config, step: int, progress: Pro
     are left alone there. Raises InputError where the weights are not there or of another model, guidance does not fit,
     or images are not finite; Stopped after a batch in which a signal came.
     """
+    exact_float32()
     settings, device = config.sample, pick_device(config.run.device)
-    weights = load_weights(training, step, settings.weights, to_dict(config.model))
+    weights = load_weights(training, step, settings.weights, ckpt.describe(config.model))
     sampler = Sampler(config, weights.tensors, device)
     parts = Parts(out, sampler.key(weights.tensors))
     started, drawn = time.perf_counter(), 0
@@ -106,7 +108,7 @@ class Sampler:
         net.load_state_dict(tensors)
         net = net.to(device).eval()
         round_weights(net, config.sample.precision)
-        self.backend = select_backends(net, vars(config.backend), device.split(":")[0])
+        self.backend = select_backends(net, vars(config.backend), device_type(device))
         self.null_class = net.null_class
         self.call: Net = compiled(net, config.sample.compile)
 
@@ -115,7 +117,7 @@ class Sampler:
         config, settings = self.config, vars(self.config.sample)
         chosen = {name: value for name, value in settings.items() if name not in ("count", "batch_size", "at", "seed")}
         chosen |= {"seed": seed_of(config), "model": to_dict(config.model), "encoder": vars(config.encoder)}
-        chosen |= {"objective": vars(config.objective), "backend": self.backend, "device": self.device.split(":")[0]}
+        chosen |= {"objective": vars(config.objective), "backend": self.backend, "device": device_type(self.device)}
         digest = hashlib.sha256(json.dumps(chosen, sort_keys=True).encode())
         for name in sorted(tensors):
             digest.update(name.encode())
@@ -134,7 +136,7 @@ class Sampler:
                 self.call,
                 next(noise).to(self.device),
                 labels,
-                diffusion=Diffusion(),
+                objective=objective(self.config.objective),
                 method=settings.method,
                 steps=settings.steps,
                 guidance=settings.guidance,
@@ -174,24 +176,6 @@ class Parts:
     def remove(self) -> None:
         """Remove every part, those of other weights and settings too."""
         shutil.rmtree(self.folder.parent)
-
-
-@dataclass
-class Weights:
-    """What a training kept of a step: seconds of training until then, tensors by name, fingerprint of the data."""
-
-    step: int
-    seconds: float
-    tensors: dict[str, Tensor]
-    fingerprint: str
-
-
-def load_weights(folder: Path, step: int, kind: str, model: dict[str, Any]) -> Weights:
-    """The weights of a step from its full checkpoint. Raises InputError where there is none, or of another model."""
-    saved = ckpt.load(folder / "checkpoints" / f"step-{step:08d}.safetensors")
-    ckpt.check_model(saved, model, folder / "checkpoints")
-    group = {"ema": "ema", "live": "model"}[kind]
-    return Weights(saved.step, saved.seconds, saved.group(group), saved.fingerprint)
 
 
 def newest_step(folder: Path, say: Any) -> int:

@@ -1,30 +1,23 @@
-"""Gaussian diffusion: the noise schedule, the hybrid loss and respacing (SPEC.md, section 4).
+"""Gaussian diffusion: the chain of noise levels, respacing, and the hybrid loss as an objective (SPEC.md, section 4).
 
 DDPM (2006.11239) with the learned variance range of improved DDPM (2102.09672), as ADM and DiT use it.
 """
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ...kernels.errors import InputError
+from .path import Denoised
 
 TIMESTEPS = 1000
 BETA_FIRST, BETA_LAST = 1e-4, 0.02
 HALF_BIN = 1 / 255  # half of the distance between two 8-bit values in [-1, 1]
 OPEN_END = 0.999  # beyond it, a bin of the discretised Gaussian reaches to infinity
 SMALLEST_PROBABILITY = 1e-12  # in float32 a difference of two CDFs can be 0
-
-
-class Posterior(NamedTuple):
-    """p(x_{t-1} | x_t) as the network gives it, and the image it implies; each [B, C, H, W] float32."""
-
-    mean: Tensor
-    log_variance: Tensor
-    pred_x0: Tensor
 
 
 def _normal_cdf(x: Tensor) -> Tensor:
@@ -50,7 +43,7 @@ def gaussian_kl(mean: Tensor, log_variance: Tensor, other_mean: Tensor, other_lo
     return 0.5 * (gap + torch.expm1(-gap) + (mean - other_mean) ** 2 * torch.exp(-other_log_variance))
 
 
-class Diffusion:
+class Chain:
     """The chain x_0 → x_1 … of 1000 linear betas, or of some of its timesteps.
 
     `timesteps` int64 [S] are the original timesteps of the chain's steps, `alpha_bar` float64 [S] its products.
@@ -89,7 +82,7 @@ class Diffusion:
         return [round(i * (TIMESTEPS - 1) / (n - 1)) for i in range(n)]
 
     @classmethod
-    def respaced(cls, n: int) -> "Diffusion":
+    def respaced(cls, n: int) -> "Chain":
         """The chain of `respaced_timesteps(n)`, its betas from the ratios of alpha_bar."""
         return cls(cls.respaced_timesteps(n))
 
@@ -107,30 +100,92 @@ class Diffusion:
         """The mean of q(x_{t-1} | x_t, x_0) (DDPM, eq. 7)."""
         return self.at("mean_from_x0", t) * x0 + self.at("mean_from_x", t) * x_t
 
-    def p_mean_variance(self, model_output: Tensor, x_t: Tensor, t: Tensor) -> Posterior:
-        """p(x_{t-1} | x_t): model_output [B, 2C, H, W] (noise, then v), x_t [B, C, H, W], t [B].
 
-        The log-variance lies between that of the posterior and beta, at (v + 1) / 2 (improved DDPM, eq. 15). The
-        predicted image is not clipped.
+class DDPM:
+    """The objective of improved DDPM: the network gives the noise and the variance, 2C channels; t is 0 … 999."""
+
+    metrics = ("loss", "mse", "vb")
+
+    def __init__(self) -> None:
+        self.chain = Chain()
+
+    def out_channels(self, in_channels: int) -> int:
+        """The noise, then v."""
+        return 2 * in_channels
+
+    def draw_t(self, rng: np.random.Generator) -> float:
+        """One of the timesteps, all alike often."""
+        return float(rng.integers(TIMESTEPS))
+
+    def corrupt(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        """x_t from x_0: x0 and noise [B, C, H, W], t [B] -> [B, C, H, W] float32."""
+        return self.chain.q_sample(x0, t.long(), noise)
+
+    def loss(self, out: Tensor, x0: Tensor, x_t: Tensor, t: Tensor, noise: Tensor) -> dict[str, Tensor]:
+        """The hybrid loss of each sample, float32 [B] each: `loss` is the sum of `mse`, of the noise, and `vb`, the
+        variational term in bits (mean over elements, gradient through the variance only, not rescaled) (improved DDPM,
+        eq. 16).
+
+        out [B, 2C, H, W]: noise, then v; x0, x_t and noise [B, C, H, W]; t [B].
         """
-        noise, v = model_output.float().chunk(2, dim=1)
-        x_t = x_t.float()
-        pred_x0 = self.at("x0_from_x", t) * x_t - self.at("x0_from_noise", t) * noise
-        high = (v + 1) / 2
-        log_variance = high * self.at("log_variance_high", t) + (1 - high) * self.at("log_variance_low", t)
-        return Posterior(self.q_mean(pred_x0, x_t, t), log_variance, pred_x0)
-
-    def losses(self, model_output: Tensor, x0: Tensor, x_t: Tensor, t: Tensor, noise: Tensor) -> dict[str, Tensor]:
-        """The hybrid loss of each sample, float32 [B] each: `mse` of the noise, `vb` the variational term in bits (mean
-        over elements, gradient through the variance only, not rescaled) and `loss`, their sum (improved DDPM, eq. 16).
-
-        model_output [B, 2C, H, W]: noise, then v; x0, x_t and noise [B, C, H, W]; t [B].
-        """
-        x0, x_t = x0.float(), x_t.float()
-        predicted, v = model_output.float().chunk(2, dim=1)
+        steps, x0, x_t = t.long(), x0.float(), x_t.float()
+        predicted, v = out.float().chunk(2, dim=1)
         mse = ((noise.float() - predicted) ** 2).mean(dim=(1, 2, 3))
-        p = self.p_mean_variance(torch.cat([predicted.detach(), v], dim=1), x_t, t)
-        kl = gaussian_kl(self.q_mean(x0, x_t, t), self.at("log_variance_low", t), p.mean, p.log_variance)
-        first = -discretised_log_likelihood(x0, p.mean, p.log_variance)
-        vb = torch.where(t.view(-1, 1, 1, 1) == 0, first, kl).mean(dim=(1, 2, 3)) / math.log(2)
-        return {"mse": mse, "vb": vb, "loss": mse + vb}
+        image, _, log_variance = read_output(self.chain, torch.cat([predicted.detach(), v], dim=1), x_t, steps)
+        low = self.chain.at("log_variance_low", steps)
+        mean = self.chain.q_mean(image, x_t, steps)
+        kl = gaussian_kl(self.chain.q_mean(x0, x_t, steps), low, mean, log_variance)
+        first = -discretised_log_likelihood(x0, mean, log_variance)
+        vb = torch.where(steps.view(-1, 1, 1, 1) == 0, first, kl).mean(dim=(1, 2, 3)) / math.log(2)
+        return {"loss": mse + vb, "mse": mse, "vb": vb}
+
+    def path(self, steps: int) -> "ChainPath":
+        """The chain of `steps` (2 to 1000) evenly spaced timesteps, backwards."""
+        return ChainPath(Chain.respaced(steps))
+
+
+def read_output(chain: Chain, out: Tensor, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The image, the noise and the log-variance of the step, each [B, C, H, W] float32, that out [B, 2C, H, W] (noise,
+    then v) says of x_t [B, C, H, W] at the steps t [B] of a chain.
+
+    The log-variance lies between that of the posterior and beta, at (v + 1) / 2 (improved DDPM, eq. 15). The image is
+    not clipped.
+    """
+    noise, v = out.float().chunk(2, dim=1)
+    x0 = chain.at("x0_from_x", t) * x_t.float() - chain.at("x0_from_noise", t) * noise
+    high = (v + 1) / 2
+    return x0, noise, high * chain.at("log_variance_high", t) + (1 - high) * chain.at("log_variance_low", t)
+
+
+class ChainPath:
+    """The steps of a chain from noise to image (see `objective.Path`)."""
+
+    def __init__(self, chain: Chain) -> None:
+        self.chain = chain
+        self.times = [float(t) for t in reversed(chain.timesteps.tolist())]
+
+    def _at(self, name: str, i: int, x: Tensor) -> Tensor:
+        return self.chain.at(name, self._step(i, x))
+
+    def _step(self, i: int, x: Tensor) -> Tensor:
+        return torch.full((len(x),), len(self.times) - 1 - i, dtype=torch.int64, device=x.device)
+
+    def denoised(self, out: Tensor, x: Tensor, i: int) -> Denoised:
+        """What the output [B, 2C, H, W] for x [B, C, H, W] says at step i."""
+        return Denoised(*read_output(self.chain, out, x, self._step(i, x)))
+
+    def clipped(self, said: Denoised, x: Tensor, i: int) -> Denoised:
+        """The same with the image clamped to [-1, 1], and the noise that then is left in x."""
+        x0 = said.x0.clamp(-1, 1)
+        noise = (self._at("x0_from_x", i, x) * x - x0) / self._at("x0_from_noise", i, x)
+        return Denoised(x0, noise, said.log_variance)
+
+    def join(self, said: Denoised, i: int) -> Tensor:
+        """The image with that noise one step closer to it (DDIM, eq. 12 without noise of its own)."""
+        signal, noise = self._at("signal_before", i, said.x0), self._at("noise_before", i, said.x0)
+        return signal * said.x0 + noise * said.noise
+
+    def posterior(self, said: Denoised, x: Tensor, i: int) -> tuple[Tensor, Tensor]:
+        """Mean and log-variance of p(x_{t-1} | x_t)."""
+        assert said.log_variance is not None  # `denoised` gives it
+        return self.chain.q_mean(said.x0, x, self._step(i, x)), said.log_variance

@@ -1,4 +1,4 @@
-"""Respaced ancestral (DDPM, 2006.11239) and DDIM (2010.02502) sampling with guidance, and noise by image index."""
+"""Samplers, a function each: ancestral (DDPM, 2006.11239) and DDIM (2010.02502); and noise by image index."""
 
 from collections.abc import Callable, Iterator, Sequence
 
@@ -8,10 +8,12 @@ from torch import Tensor
 
 from ...kernels.errors import InputError, unknown
 from ..random import Stream, generator
-from .gaussian import Diffusion
+from .guidance import Net, guided
+from .objective import Objective
+from .path import Denoised, Path
 
-METHODS = ("ancestral", "ddim")
-Net = Callable[[Tensor, Tensor, Tensor], Tensor]  # a Backbone, or anything called like one
+Noise = Callable[[int], Tensor]
+Told = Callable[[int, int], object]
 
 
 def index_noise(seed: int, indices: Sequence[int], shape: Sequence[int], draws: int) -> Iterator[Tensor]:
@@ -25,34 +27,45 @@ def index_noise(seed: int, indices: Sequence[int], shape: Sequence[int], draws: 
         yield torch.from_numpy(np.stack([g.standard_normal(tuple(shape), dtype=np.float32) for g in generators]))
 
 
-def _check(
-    channels: int, method: str, noise: object, guidance: float, guided: int | None, null_class: int | None
-) -> None:
-    if method not in METHODS:
-        raise unknown("sample.method", method, METHODS)
-    if method == "ancestral" and noise is None:
-        raise InputError("ancestral sampling needs noise for its steps")
-    if guidance != 1 and null_class is None:
-        raise InputError(f"sample.guidance is {guidance:g}, but the model has no null class to guide away from; use 1")
-    if guided is not None and not 1 <= guided <= channels:
-        raise InputError(f"sample.guidance_channels must be 1 to {channels} (the image's channels), not {guided}")
+class Denoiser:
+    """A network along a path: `denoiser(x, i)` is what it says of the images [B, C, H, W] at step i.
 
-
-def _guided(
-    net: Net, x: Tensor, t: Tensor, y: Tensor, scale: float, channels: int | None, null_class: int | None
-) -> Tensor:
-    """The network's output under classifier-free guidance (2207.12598), [B, 2C, H, W] float32.
-
-    Both halves run as one batch. Only the first `channels` of the noise are guided; the rest of the noise and the
-    variance are the conditional ones.
+    `clip` clamps every image that it says to [-1, 1] (ADM's rule in pixels; latents have no such bounds).
     """
-    if scale == 1 or null_class is None:
-        return net(x, t, y).float()
-    both = net(torch.cat([x, x]), torch.cat([t, t]), torch.cat([y, torch.full_like(y, null_class)])).float()
-    conditional, unconditional = both.chunk(2)
-    split = x.shape[1] if channels is None else channels
-    guided = unconditional[:, :split] + scale * (conditional[:, :split] - unconditional[:, :split])
-    return torch.cat([guided, conditional[:, split:]], dim=1)
+
+    def __init__(self, net: Net, y: Tensor, path: Path, clip: bool = False) -> None:
+        self.net, self.y, self.path, self.clip = net, y, path, clip
+
+    def __call__(self, x: Tensor, i: int) -> Denoised:
+        t = torch.full((len(x),), self.path.times[i], dtype=torch.float32, device=x.device)
+        said = self.path.denoised(self.net(x, t, self.y).float(), x, i)
+        return self.path.clipped(said, x, i) if self.clip else said
+
+
+def ancestral(denoiser: Denoiser, x: Tensor, noise: Noise | None, told: Told) -> Tensor:
+    """Every step draws from the posterior; the last one takes its mean. Raises InputError without noise."""
+    if noise is None:
+        raise InputError("ancestral sampling needs noise for its steps")
+    path, steps = denoiser.path, len(denoiser.path.times)
+    for i in range(steps):
+        x, log_variance = path.posterior(denoiser(x, i), x, i)
+        if i + 1 < steps:
+            x = x + torch.exp(0.5 * log_variance) * noise(i).to(x)
+        told(i + 1, steps)
+    return x
+
+
+def ddim(denoiser: Denoiser, x: Tensor, noise: Noise | None, told: Told) -> Tensor:
+    """Every step keeps the noise that the network says, and draws none."""
+    path, steps = denoiser.path, len(denoiser.path.times)
+    for i in range(steps):
+        x = path.join(denoiser(x, i), i)
+        told(i + 1, steps)
+    return x
+
+
+SAMPLERS: dict[str, Callable[[Denoiser, Tensor, Noise | None, Told], Tensor]] = {"ancestral": ancestral, "ddim": ddim}
+METHODS = tuple(SAMPLERS)
 
 
 @torch.no_grad()
@@ -61,44 +74,28 @@ def sample(
     x_T: Tensor,
     y: Tensor,
     *,
-    diffusion: Diffusion,
+    objective: Objective,
     method: str,
     steps: int,
     guidance: float = 1.0,
     guidance_channels: int | None = None,
     null_class: int | None = None,
     clip: bool = False,
-    noise: Callable[[int], Tensor] | None = None,
-    progress: Callable[[int, int], object] | None = None,
+    noise: Noise | None = None,
+    progress: Told | None = None,
 ) -> Tensor:
     """Images x_0 [B, C, H, W] float32 from noise x_T [B, C, H, W] and labels y [B].
 
-    `steps` of the `diffusion`'s 1000 are taken (2 to 1000), evenly spaced; the network sees the original timesteps.
-    `clip` clamps every predicted x_0 to [-1, 1] (ADM's rule in pixels; latents have no such bounds). `noise(i)` gives
-    [B, C, H, W] for step i = 0, 1, … in order (ancestral only; the last step has none), and `progress(i, steps)` is
-    called after each step with the number done. The caller chooses device, autocast and eval mode. Raises InputError
-    for an unknown method, steps out of range, guidance without a null class, or more guidance channels than the image
-    has.
+    `steps` are taken along the `objective`'s path (DDPM: 2 to 1000 of its timesteps, evenly spaced; the network sees
+    the original ones). `guidance`, `guidance_channels` and `null_class` are those of `guided`, `clip` that of
+    `Denoiser`. `noise(i)` gives [B, C, H, W] for step i = 0, 1, … in order (ancestral only; the last step has none),
+    and `progress(i, steps)` is called after each step with the number done. The caller chooses device, autocast and
+    eval mode. Raises InputError, before the network runs, for an unknown method, steps out of range, guidance without
+    a null class, or more guidance channels than the image has.
     """
-    _check(x_T.shape[1], method, noise, guidance, guidance_channels, null_class)
-    chain = diffusion.respaced(steps)
-    x = x_T.float()
-    for i, step in enumerate(reversed(range(steps))):
-        t = torch.full((len(x),), step, dtype=torch.int64, device=x.device)
-        original = torch.full_like(t, int(chain.timesteps[step]))
-        output = _guided(net, x, original, y, guidance, guidance_channels, null_class)
-        p = chain.p_mean_variance(output, x, t)
-        x0, predicted, mean = p.pred_x0, output[:, : x.shape[1]], p.mean
-        if clip:
-            x0 = x0.clamp(-1, 1)
-            predicted = (chain.at("x0_from_x", t) * x - x0) / chain.at("x0_from_noise", t)
-            mean = chain.q_mean(x0, x, t)
-        if method == "ddim":
-            x = chain.at("signal_before", t) * x0 + chain.at("noise_before", t) * predicted
-        elif step > 0 and noise is not None:
-            x = mean + torch.exp(0.5 * p.log_variance) * noise(i).to(x)
-        else:
-            x = mean
-        if progress is not None:
-            progress(i + 1, steps)
-    return x
+    if method not in SAMPLERS:
+        raise unknown("sample.method", method, SAMPLERS)
+    image_channels = x_T.shape[1]
+    net = guided(net, guidance, image_channels=image_channels, channels=guidance_channels, null_class=null_class)
+    denoiser = Denoiser(net, y, objective.path(steps), clip)
+    return SAMPLERS[method](denoiser, x_T.float(), noise, progress or (lambda done, steps: None))

@@ -128,7 +128,7 @@ def batch_of(expected: Reference, batch: int, device: str) -> tuple[Tensor, Tens
     x[0] = x[-1] = expected.image
     t[0] = t[-1] = expected.t
     y[0] = y[-1] = expected.y
-    return x.to(device), t.to(device), y.to(device)
+    return x.to(device), t.float().to(device), y.to(device)
 
 
 def check(

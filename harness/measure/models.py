@@ -13,16 +13,27 @@ from torch import Tensor
 
 from ...kernels.errors import InputError
 from ...models.registry import Backbone, build, select_backends
-from ..config import Config
-from ..device import autocast, compiled, device_name, pick_device, round_weights
-from ..diffusion.gaussian import Diffusion
-from ..training.loop import follow
-from .check import Reference, WrongOutput, batch_of, check, check_operators, reference, trained
+from ..config import CUDA_GRAPHS, BenchConfig, Config
+from ..device import (
+    autocast,
+    compiled,
+    device_name,
+    device_type,
+    exact_float32,
+    is_cuda,
+    pick_device,
+    round_weights,
+)
+from ..diffusion.objective import Objective, objective
+from ..training.step import TrainStep
+from .check import Reference, WrongOutput, batch_of, check, check_operators, reference
 from .cost import cost
+from .gpus import mfu
 from .search import FINISHED, Point, next_point
-from .timing import first_line, mfu, one_at_a_time, out_of_memory, time_calls
+from .timing import first_line, one_at_a_time, out_of_memory, time_calls
 
 Row = dict[str, Any]
+Say = Callable[[str], None]
 
 
 def model_at(model: Any, input_size: int) -> Any:
@@ -32,21 +43,41 @@ def model_at(model: Any, input_size: int) -> Any:
 
 def check_bench(config: Config) -> None:
     """Raise InputError where the model cannot have one of `bench.input_sizes` or a named backend cannot run."""
-    for size in config.bench.input_sizes or []:
-        model_at(config.model, size)
+    check_settings(config.model, config.bench, config.backend, pick_device(config.run.device))
+
+
+def check_settings(model: Any, settings: BenchConfig, backend: Any, device: str) -> None:
+    """Raise InputError where the model cannot have one of the input sizes or a named backend cannot run."""
+    for size in settings.input_sizes or []:
+        model_at(model, size)
     with torch.device("meta"):
-        net = build(config.model)
-    select_backends(net, vars(config.backend), pick_device(config.run.device).split(":")[0])
+        net = build(model)
+    select_backends(net, vars(backend), device_type(device))
 
 
-def bench(config: Config, say: Callable[[str], None] = lambda text: None, rows: Sequence[Row] = ()) -> Iterator[Row]:
-    """Every measurement that `config.bench` asks for and `rows` do not hold, as the fields of `bench` records.
+def bench_config(config: Config, say: Say = lambda text: None, rows: Sequence[Row] = ()) -> Iterator[Row]:
+    """`bench` with what it reads of a configuration."""
+    device = pick_device(config.run.device)
+    yield from bench(config.model, config.bench, config.backend, objective(config.objective), device, say, rows)
+
+
+def bench(
+    model: Any,
+    settings: BenchConfig,
+    backend: Any,
+    objective: Objective,
+    device: str,
+    say: Say = lambda text: None,
+    rows: Sequence[Row] = (),
+) -> Iterator[Row]:
+    """Every measurement of `model` that `settings` ask for and `rows` do not hold, as the fields of `bench` records.
+    `backend` is a BackendConfig.
 
     Random weights with nothing at zero, random inputs. `forward` is one call without gradients, its weights rounded
-    beforehand as sampling does (`train.round_weights`); `train` a step of the training loop: forward, loss, backward,
-    AdamW, EMA. Milliseconds are a batch's: median, quartiles, 20th and 80th percentile. `mfu` is null where the
-    device's peak is not known, `peak_memory_gib` on the CPU; for CUDA graphs that is all memory that torch holds.
-    `disturbed` says what else kept the host busy: the times may then be too long. On a GPU that another process
+    beforehand as sampling does (`device.round_weights`); `train` a step of the training loop (`TrainStep`): forward,
+    loss, backward, AdamW, EMA. Milliseconds are a batch's: median, quartiles, 20th and 80th percentile. `mfu` is null
+    where the device's peak is not known, `peak_memory_gib` on the CPU; for CUDA graphs that is all memory that torch
+    holds. `disturbed` says what else kept the host busy: the times may then be too long. On a GPU that another process
     measures on, waits until that has ended (`one_at_a_time`).
 
     Before anything is measured, every operator that the model calls is held against the reference alone, for one image
@@ -56,17 +87,17 @@ def bench(config: Config, say: Callable[[str], None] = lambda text: None, rows: 
     follows. After the last one, raises WrongOutput if any was wrong or failed. Raises InputError where a size does not
     fit the model or a named backend cannot run.
     """
-    check_bench(config)
-    device = pick_device(config.run.device)
+    check_settings(model, settings, backend, device)
+    exact_float32()
     known, subject, bad = list(rows), None, []
-    if next_point(config.bench, config.model.input_size, known) is None:
+    if next_point(settings, model.input_size, known) is None:
         return  # nothing to wait for the GPU for
     with one_at_a_time(device, say):
-        while (point := next_point(config.bench, config.model.input_size, known)) is not None:
+        while (point := next_point(settings, model.input_size, known)) is not None:
             if subject is None or subject.net.config.input_size != point.input_size:
                 subject = None  # the old one goes before the new one comes
                 release(device)
-                subject = Subject(config, point.input_size, say)
+                subject = Subject(model_at(model, point.input_size), settings, backend, objective, device, say)
             row = subject.row(point)
             say(describe(row))
             known.append(row)
@@ -82,14 +113,21 @@ class Subject:
     """A model at one input size on the device, its operators checked, and the reference that its calls are held
     against, or what every row says instead of a number."""
 
-    def __init__(self, config: Config, input_size: int, say: Callable[[str], None]) -> None:
-        self.settings, self.device = config.bench, pick_device(config.run.device)
-        model = model_at(config.model, input_size)
+    def __init__(
+        self,
+        model: Any,
+        settings: BenchConfig,
+        backend: Any,
+        objective: Objective,
+        device: str,
+        say: Say,
+    ) -> None:
+        self.settings, self.objective, self.device = settings, objective, device
         torch.manual_seed(0)
         with torch.device(self.device):  # a large model is drawn on the GPU in a second
             self.net = build(model).to(self.device)
         fill_constants(self.net)
-        self.backend = select_backends(self.net, vars(config.backend), self.device.split(":")[0])
+        self.backend = select_backends(self.net, vars(backend), device_type(device))
         counted = cost(model)
         self.macs, self.flops = counted.macs, counted.flops
         self.reference: Reference | Row
@@ -101,7 +139,7 @@ class Subject:
             self.reference = made
             against = ", ".join(f"{operator}={name}" for operator, name in exact.items())
             alone = "" if self.operator_error is None else f"; operators alone off by {self.operator_error:.1e} at most"
-            say(f"input {input_size}: checked against float32, {against or 'no operators'}{alone}")
+            say(f"input {model.input_size}: checked against float32, {against or 'no operators'}{alone}")
         except InputError:
             raise
         except Exception as error:
@@ -143,7 +181,7 @@ class Subject:
             net = copy.deepcopy(self.net)
             round_weights(net, self.settings.precision)
             self.net.to("cpu")  # until this is measured
-        graphs = point.compile == "reduce-overhead"
+        graphs = point.compile in CUDA_GRAPHS
         net.train(point.mode == "train")
         net.checkpointing = point.checkpointing
         call = compiled(net, point.compile)
@@ -155,10 +193,11 @@ class Subject:
         seconds = time.perf_counter() - started  # compilation above all
         release(self.device)
         x, t, y = batch_of(made, point.batch_size, self.device)
-        make = train_step if point.mode == "train" else forward
-        step = partial(make(call, net, self.device, self.settings.precision), x, t, y)
+        how = (call, net, self.device, self.settings.precision)
+        one = train_step(*how, self.objective) if point.mode == "train" else forward(*how)
+        step = partial(one, x, t, y)
         timed = time_calls(step, self.device, self.settings.warmup, self.settings.repeats, self.settings.seconds)
-        if graphs and self.device.startswith("cuda"):  # a replay allocates nothing: it has what the graphs hold
+        if graphs and is_cuda(self.device):  # a replay allocates nothing: it has what the graphs hold
             timed["peak_memory_gib"] = torch.cuda.memory_reserved(self.device) / 2**30
         speed = 1e3 * point.batch_size / timed["p50_ms"]
         used = mfu(self.macs, point.mode, speed, device_name(self.device), self.settings.precision)
@@ -185,7 +224,7 @@ def describe(row: Row) -> str:
 
 def release(device: str) -> None:
     """Give back the GPU memory that nothing holds, so that the next measurement starts from nothing."""
-    if device.startswith("cuda"):
+    if is_cuda(device):
         gc.collect()
         torch.cuda.empty_cache()
 
@@ -212,22 +251,13 @@ def forward(call: Callable[..., Tensor], net: Backbone, device: str, precision: 
     return step
 
 
-def train_step(call: Callable[..., Tensor], net: Backbone, device: str, precision: str) -> Callable[..., None]:
+def train_step(
+    call: Callable[..., Tensor], net: Backbone, device: str, precision: str, objective: Objective
+) -> Callable[..., None]:
     """A step of the training loop. The learning rate is 0: the same work, and the weights stay what was checked."""
-    optimizer = torch.optim.AdamW(trained(net), lr=0.0, weight_decay=0.0, fused=True)
-    live = [p.detach() for p in net.parameters()]
-    averaged = [p.clone() for p in live]
-    diffusion = Diffusion()
+    training = TrainStep(net, objective, call=call, device=device, precision=precision, lr=0.0)
 
     def step(x: Tensor, t: Tensor, y: Tensor) -> None:
-        noise = torch.randn_like(x)
-        x_t = diffusion.q_sample(x, t, noise)
-        optimizer.zero_grad(set_to_none=True)
-        with autocast(device, precision):
-            out = call(x_t, t, y)
-        loss = diffusion.losses(out.float(), x, x_t, t, noise)["loss"].mean()
-        loss.backward()
-        optimizer.step()
-        follow(averaged, live, 1e-4)
+        training({"x0": x, "y": y, "t": t, "noise": torch.randn_like(x)})
 
     return step

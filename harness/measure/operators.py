@@ -16,12 +16,13 @@ from ...kernels import OPERATORS
 from ...kernels.operator import Yardstick
 from ...models.registry import Backbone, build, select_backends
 from ..config import BenchConfig, Config
-from ..device import device_name, pick_device
+from ..device import device_name, exact_float32, pick_device
 from .calls import Call, as_in_the_model, calls_of, fresh
 from .check import Held, WrongOutput, or_null, relative_rms
+from .gpus import exponentials_per_s, peak_flops
 from .models import Row, fill_constants, no_number, release
 from .search import FINISHED
-from .timing import LEAST, exponentials_per_s, one_at_a_time, peak_flops, quantiles, time_calls
+from .timing import LEAST, one_at_a_time, quantiles, time_calls
 
 # Relative errors that an operator alone may have on top of twice those of plain torch in the same precision: less than
 # a model's.
@@ -122,6 +123,7 @@ def bench_operators(
     one WrongOutput is raised where any was wrong or failed. On a GPU that another process measures on, waits until that
     has ended.
     """
+    exact_float32()
     batch = 64 if settings.batch_size == "auto" else settings.batch_size[0]
     with one_at_a_time(device, say):
         torch.manual_seed(0)

@@ -8,7 +8,7 @@ import torch
 from lamabench.baselines.dit import DiTConfig
 from lamabench.harness.config import Config, DataConfig, RunConfig, SampleConfig, TrainConfig
 from lamabench.harness.data.encoder import to_uint8
-from lamabench.harness.diffusion.gaussian import Diffusion
+from lamabench.harness.diffusion.gaussian import Chain
 from lamabench.harness.progress import Progress
 from lamabench.harness.random import Stream, generator
 from lamabench.harness.sampling import Sampler, generate, labels_of, load_weights
@@ -80,7 +80,7 @@ def test_images_are_what_the_weights_say(tmp_path, training):
     net.load_state_dict(load_weights(training, STEP, "ema", to_dict(DIT)).tensors)
     start = [generator(0, Stream.SAMPLE, i).standard_normal((1, 8, 8), dtype=np.float32) for i in range(3)]
     x = torch.tensor(np.stack(start))
-    alphas = Diffusion().alpha_bar.float()
+    alphas = Chain().alpha_bar.float()
     with torch.no_grad():
         for t, before in ((999, alphas[0]), (0, torch.tensor(1.0))):
             noise = net(x, torch.full((3,), t), torch.arange(3))[:, :1]

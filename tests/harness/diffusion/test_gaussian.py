@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from lamabench.harness.diffusion.gaussian import Diffusion, discretised_log_likelihood
+from lamabench.harness.diffusion.gaussian import DDPM, Chain, discretised_log_likelihood, read_output
 from lamabench.kernels.errors import InputError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -23,11 +23,11 @@ def error(ours: Tensor, reference: Tensor) -> float:
 
 def golden_losses(model_output: Tensor) -> dict[str, Tensor]:
     g = GOLDEN
-    return Diffusion().losses(model_output, g["x0"], g["x_t"], g["t"], g["noise"])
+    return DDPM().loss(model_output, g["x0"], g["x_t"], g["t"], g["noise"])
 
 
 def test_q_sample_matches_the_reference():
-    assert error(Diffusion().q_sample(GOLDEN["x0"], GOLDEN["t"], GOLDEN["noise"]), GOLDEN["x_t"]) < 3e-6
+    assert error(Chain().q_sample(GOLDEN["x0"], GOLDEN["t"], GOLDEN["noise"]), GOLDEN["x_t"]) < 3e-6
 
 
 @pytest.mark.parametrize("name", ["mse", "vb", "loss"])
@@ -41,24 +41,26 @@ def test_losses_match_the_reference(name):
 
 @pytest.mark.parametrize("name", ["mean", "log_variance", "pred_x0"])
 def test_posterior_matches_the_reference(name):
-    ours = getattr(Diffusion().p_mean_variance(GOLDEN["model_output"], GOLDEN["x_t"], GOLDEN["t"]), name)
+    chain, x_t, t = Chain(), GOLDEN["x_t"], GOLDEN["t"]
+    image, _, log_variance = read_output(chain, GOLDEN["model_output"], x_t, t)
+    ours = {"mean": chain.q_mean(image, x_t, t), "log_variance": log_variance, "pred_x0": image}[name]
     reference = GOLDEN[name if name == "pred_x0" else f"p_{name}"]
     for i in range(4):
         assert error(ours[i], reference[i]) < 3e-6
 
 
 def test_respacing_matches_the_reference():
-    chain = Diffusion.respaced(25)
+    chain = Chain.respaced(25)
     assert chain.timesteps.tolist() == GOLDEN["respaced_timesteps"].tolist()
     assert error(chain.alpha_bar, GOLDEN["respaced_alphas_cumprod"]) < 1e-12
 
 
 def test_the_whole_chain_is_a_respacing():
-    assert Diffusion.respaced_timesteps(1000) == list(range(1000))
-    assert Diffusion.respaced_timesteps(2) == [0, 999]
+    assert Chain.respaced_timesteps(1000) == list(range(1000))
+    assert Chain.respaced_timesteps(2) == [0, 999]
     for steps in (1, 0, 1001):
         with pytest.raises(InputError, match=f"2 to 1000, not {steps}"):
-            Diffusion.respaced_timesteps(steps)
+            Chain.respaced_timesteps(steps)
 
 
 def formula(model_output: Tensor, x0: Tensor, x_t: Tensor, t: int, noise: Tensor) -> tuple[Tensor, Tensor]:
@@ -98,10 +100,10 @@ def formula(model_output: Tensor, x0: Tensor, x_t: Tensor, t: int, noise: Tensor
 
 def compare_with_formula(model_output: Tensor, x0: Tensor, noise: Tensor, t: int) -> dict[str, float]:
     """Errors of our loss, of its variational term and of its gradient's two halves against `formula`."""
-    diffusion, steps = Diffusion(), torch.tensor([t])
-    x_t = diffusion.q_sample(x0[None], steps, noise[None])
+    ddpm, steps = DDPM(), torch.tensor([float(t)])
+    x_t = ddpm.corrupt(x0[None], steps, noise[None])
     ours = model_output[None].clone().requires_grad_()
-    losses = diffusion.losses(ours, x0[None], x_t, steps, noise[None])
+    losses = ddpm.loss(ours, x0[None], x_t, steps, noise[None])
     (gradient,) = torch.autograd.grad(losses["loss"].sum(), ours)
     output = model_output.double().requires_grad_()
     mse, vb = formula(output, x0.double(), x_t[0].double(), t, noise.double())

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from lamabench.harness.diffusion.gaussian import Diffusion
+from lamabench.harness.diffusion.gaussian import DDPM
 from lamabench.harness.diffusion.samplers import index_noise, sample
 from lamabench.harness.random import Stream, generator
 from lamabench.kernels.errors import InputError
@@ -24,14 +24,14 @@ def error(ours: Tensor, reference: Tensor) -> float:
 
 def linear_net(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
     """The golden file's model: eps = 0.8 · sqrt(1 - alpha_bar_t) · x, variance channels 0."""
-    eps = 0.8 * SIGMA[t].view(-1, 1, 1, 1) * x
+    eps = 0.8 * SIGMA[t.long()].view(-1, 1, 1, 1) * x
     return torch.cat([eps, torch.zeros_like(eps)], dim=1).float()
 
 
 def labelled_net(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
     """Noise and variance that depend on the label: eps = slope(y) · sigma_t · x, v = y / 10; class 3 is null."""
     slope = torch.tensor([0.5, 0.6, 0.7, 0.4], dtype=torch.float64)[y].view(-1, 1, 1, 1)
-    eps = slope * SIGMA[t].view(-1, 1, 1, 1) * x
+    eps = slope * SIGMA[t.long()].view(-1, 1, 1, 1) * x
     v = (y / 10).view(-1, 1, 1, 1).expand_as(eps)
     return torch.cat([eps, v], dim=1).float()
 
@@ -49,7 +49,7 @@ def ddim_factor(slope: float, steps: int) -> float:
 
 
 def run(net, x: Tensor, y: Tensor, steps: int = 10, method: str = "ddim", **options) -> Tensor:
-    return sample(net, x, y, diffusion=Diffusion(), method=method, steps=steps, **options)
+    return sample(net, x, y, objective=DDPM(), method=method, steps=steps, **options)
 
 
 def test_the_ddim_trajectory_matches_the_reference():

@@ -12,7 +12,7 @@ from lamabench.harness.measure import check
 from lamabench.harness.measure import models as module
 from lamabench.harness.measure.calls import Call, results
 from lamabench.harness.measure.check import SMALL, Held, WrongOutput, check_operators, fill_free_memory
-from lamabench.harness.measure.models import bench
+from lamabench.harness.measure.models import bench_config
 from lamabench.harness.record import read_lines
 from lamabench.kernels import OPERATORS
 from lamabench.kernels.attention import PlainAttention, sdpa
@@ -35,7 +35,7 @@ def collect(config):
     """Every row, and the error at the end or None."""
     found = []
     try:
-        for row in bench(config):
+        for row in bench_config(config):
             found.append(row)
     except WrongOutput as error:
         return found, str(error)

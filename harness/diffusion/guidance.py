@@ -1,0 +1,36 @@
+"""Classifier-free guidance (2207.12598), around a network: what samples from it sees one network."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ...kernels.errors import InputError
+
+Net = Callable[[Tensor, Tensor, Tensor], Tensor]  # a Backbone, or anything called like one
+
+
+def guided(net: Net, scale: float, *, image_channels: int, channels: int | None, null_class: int | None) -> Net:
+    """`net` guided away from `null_class` by `scale`; `net` itself where that is 1.
+
+    Both halves run as one batch. Only the first `channels` (None: all) of what the network says of the image are
+    guided; the rest, and the variance of a head that has one, are the conditional ones. The output is float32. Raises
+    InputError for guidance without a null class, or more channels than the image has.
+    """
+    if channels is not None and not 1 <= channels <= image_channels:
+        raise InputError(
+            f"sample.guidance_channels must be 1 to {image_channels} (the image's channels), not {channels}"
+        )
+    if scale == 1:
+        return net
+    if null_class is None:
+        raise InputError(f"sample.guidance is {scale:g}, but the model has no null class to guide away from; use 1")
+    split = image_channels if channels is None else channels
+
+    def call(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        nobody = torch.full_like(y, null_class)
+        conditional, free = net(torch.cat([x, x]), torch.cat([t, t]), torch.cat([y, nobody])).float().chunk(2)
+        first = free[:, :split] + scale * (conditional[:, :split] - free[:, :split])
+        return torch.cat([first, conditional[:, split:]], dim=1)
+
+    return call

@@ -1,0 +1,58 @@
+"""What a network learns and how an image comes back out of it: the protocol of an objective, and the one by name.
+
+An objective is one file beside this one and a line in `OBJECTIVES`. v-prediction keeps the chain of `gaussian.py`, and
+flow matching (SiT, 2401.08740) has t in [0, 1], a head of C channels and a straight path, on which `ddim` is Euler's
+step.
+"""
+
+from typing import Protocol
+
+import numpy as np
+from torch import Tensor
+
+from ...kernels.errors import unknown
+from ..config import ObjectiveConfig
+from .gaussian import DDPM
+from .path import Path
+
+
+class Objective(Protocol):
+    """How t is drawn, how x_t is made, what the head gives, the loss, and the way back.
+
+    t is float32 [B] in the unit of the objective's paper (DDPM: 0 … 999); the network takes it as it is.
+    """
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The names of what `loss` returns, "loss" first."""
+        ...
+
+    def out_channels(self, in_channels: int) -> int:
+        """The channels of the network's head."""
+        ...
+
+    def draw_t(self, rng: np.random.Generator) -> float:
+        """The t of one training image."""
+        ...
+
+    def corrupt(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        """x_t from x_0: x0 and noise [B, C, H, W] -> [B, C, H, W] float32."""
+        ...
+
+    def loss(self, out: Tensor, x0: Tensor, x_t: Tensor, t: Tensor, noise: Tensor) -> dict[str, Tensor]:
+        """Every metric of each image, float32 [B]; `out` is the network's output [B, out_channels, H, W]."""
+        ...
+
+    def path(self, steps: int) -> Path:
+        """The steps of a sampler. Raises InputError for a number that it cannot take."""
+        ...
+
+
+OBJECTIVES: dict[str, type[Objective]] = {"ddpm": DDPM}
+
+
+def objective(config: ObjectiveConfig) -> Objective:
+    """The objective of a configuration. Raises InputError for an unknown kind."""
+    if config.kind not in OBJECTIVES:
+        raise unknown("objective.kind", config.kind, OBJECTIVES)
+    return OBJECTIVES[config.kind]()

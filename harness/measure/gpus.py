@@ -1,0 +1,57 @@
+"""What GPUs can do at most, by torch's names of them, and how close a model comes to that."""
+
+import re
+from typing import NamedTuple
+
+import torch
+
+
+class GPU(NamedTuple):
+    """Dense peaks of matrix products, 1e12 operations a second, and the clock in GHz, null where it is not known."""
+
+    name: str  # a pattern of torch's name of the device
+    bfloat16: float
+    float32: float
+    clock: float | None
+
+
+# Source: NVIDIA's data sheets, halved where they count sparsity; boost clocks, of the H100 SXM and H200 under load.
+GPUS = (
+    #   name                                             bf16   fp32   GHz
+    GPU(r"A100(-SXM4-..GB|-PCIE-40GB| 80GB PCIe)$",     312.0,  19.5, 1.410),
+    GPU(r"H100 PCIe$",                                  756.0,  51.0, 1.755),
+    GPU(r"H100 NVL$",                                   835.0,  60.0, 1.785),
+    GPU(r"H100 80GB HBM3$",                             989.0,  67.0, 1.755),
+    GPU(r"H200 NVL$",                                   835.0,  60.0, 1.785),
+    GPU(r"H200$",                                       989.0,  67.0, 1.755),
+    GPU(r"B200$",                                      2250.0,  75.0, None),
+    GPU(r"L40S$",                                       362.0,  91.6, 2.520),
+    GPU(r"NVIDIA L4$",                                  121.0,  30.3, 2.040),
+    GPU(r"RTX 4090$",                                   165.2,  82.6, 2.520),
+)  # fmt: skip
+
+
+def gpu(name: str) -> GPU | None:
+    """The row of a device by torch's name of it; None where its peaks are not known (a slice of a GPU among them)."""
+    return next((row for row in GPUS if re.search(row.name, name)), None)
+
+
+def peak_flops(device_name: str, precision: str) -> float | None:
+    """The dense peak of matrix products, FLOP/s; None where it is not known."""
+    row = gpu(device_name)
+    return None if row is None else 1e12 * getattr(row, precision)
+
+
+def mfu(macs: int, mode: str, images_per_s: float, device_name: str, precision: str) -> float | None:
+    """Model FLOPs utilisation (PaLM, arXiv 2204.02311, appendix B): two FLOPs a multiply-add of one image's forward
+    pass, three times that in training, a second, over the device's peak. None where the peak is not known."""
+    peak = peak_flops(device_name, precision)
+    return None if peak is None else 2 * macs * {"forward": 1, "train": 3}[mode] * images_per_s / peak
+
+
+def exponentials_per_s(device_name: str) -> float | None:
+    """What the special-function units give: 16 a clock and multiprocessor. None where the clock is not known."""
+    row = gpu(device_name)
+    if row is None or row.clock is None:
+        return None
+    return 16e9 * row.clock * torch.cuda.get_device_properties(torch.cuda.current_device()).multi_processor_count

@@ -1,0 +1,76 @@
+"""What a training leaves in its folder: lines of metrics, checkpoints, kept weights, and what its record says."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..config import Config, micro_batch
+from ..record import append
+from .checkpoint import Checkpoint, Weights, check_model, describe, keep, kept_origin, moments, save
+from .step import TrainStep
+
+
+@dataclass
+class Position:
+    """Where a training is: steps and seconds so far, and the step of the last whole line of metrics."""
+
+    step: int = 0
+    seconds: float = 0.0
+    window_start: int = 0
+
+
+@dataclass
+class TrainingFolder:
+    """Writes the files of a training whose state is `step`, with what each says of its origin."""
+
+    path: Path
+    step: TrainStep
+    model: dict[str, Any]
+    fingerprint: str
+    stretches: list[dict[str, Any]]
+    batch_size: int
+
+    def log(self, at: Position, means: dict[str, float]) -> None:
+        """Append a line to metrics.jsonl."""
+        line = {"step": at.step, "images": at.step * self.batch_size, **means, "seconds": round(at.seconds, 3)}
+        append(self.path / "metrics.jsonl", line)
+
+    def save(self, at: Position) -> None:
+        """Save the whole state, in the place of the checkpoint before the last."""
+        origin = (at.step, at.seconds, self.model, self.fingerprint, self.step.tensors())
+        saved = Checkpoint(*origin, stretches=self.stretches, window_start=at.window_start)
+        save(self.path / "checkpoints", saved)
+
+    def keep(self, at: Position, loss: float) -> None:
+        """Keep the averaged weights."""
+        origin = (at.step, at.seconds, self.model, self.fingerprint, self.step.ema.net.state_dict())
+        keep(self.path, Weights(*origin, stretches=self.stretches, loss=loss))
+
+
+def record(folder: Path, config: Config, flops: int) -> dict[str, Any]:
+    """The fields of the `train` record of a folder that keeps the moment `config.train.steps`.
+
+    `flops` are those of a forward pass of one image; `training_flops` counts three for every image seen, two of them
+    the backward pass. Raises InputError where that moment is damaged or of another model.
+    """
+    settings = config.train
+    end = kept_origin(folder, settings.steps)
+    check_model(end, describe(config.model), folder / "weights")
+    images = settings.steps * settings.batch_size
+    return {
+        "steps": settings.steps,
+        "images": images,
+        "training_flops": 3 * flops * images,
+        "seconds": round(end.seconds, 3),
+        "images_per_s": images / end.seconds,
+        "final_loss": end.loss,
+        "backend": end.stretches[-1]["backend"] if end.stretches else {},
+        "stretches": end.stretches,
+        "moments": moments(folder),
+        "precision": settings.precision,
+        "compile": settings.compile,
+        "checkpointing": settings.checkpointing,
+        "batch_size": settings.batch_size,
+        "micro_batch": micro_batch(config),
+        "data_fingerprint": end.fingerprint,
+    }

@@ -1,0 +1,82 @@
+"""One step of training. `train` runs it and `bench` times it, so that what is timed is what trains."""
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from ...models.registry import Backbone
+from ..device import autocast
+from ..diffusion.objective import Objective
+from .checkpoint import Checkpoint
+from .ema import EMA
+
+
+class TrainStep:
+    """Forward, loss, backward, AdamW and EMA, and what they change: weights, their average, Adam's moments, and
+    `window`, the sums [len(objective.metrics)] of the metrics not yet logged.
+
+    `call` is `net` or `net` compiled. The net's training mode and checkpointing are the caller's.
+    """
+
+    def __init__(
+        self,
+        net: Backbone,
+        objective: Objective,
+        *,
+        call: Callable[..., Tensor],
+        device: str,
+        precision: str,
+        lr: float,
+        weight_decay: float = 0.0,
+        ema_decay: float = 0.9999,
+        micro_batch: int | None = None,
+    ) -> None:
+        """`micro_batch` images pass at a time, a divisor of the batch; None: the batch."""
+        self.net, self.objective, self.call = net, objective, call
+        self.device, self.precision, self.micro_batch = device, precision, micro_batch
+        self.ema = EMA(net, ema_decay)
+        trained = [p for p in net.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(trained, lr=lr, weight_decay=weight_decay, fused=True)
+        self.window = torch.zeros(len(objective.metrics), device=device)
+
+    def __call__(self, batch: Mapping[str, Tensor]) -> None:
+        """One step on a batch of `x0` and `noise` [B, C, S, S], `t` [B] and `y` [B]."""
+        self.optimizer.zero_grad(set_to_none=True)
+        whole = [batch[key].to(self.device, non_blocking=True) for key in ("x0", "y", "t", "noise")]
+        size = self.micro_batch or len(whole[0])
+        passes = len(whole[0]) // size
+        for x0, y, t, noise in zip(*(tensor.split(size) for tensor in whole), strict=True):
+            x_t = self.objective.corrupt(x0, t, noise)
+            with autocast(self.device, self.precision):
+                out = self.call(x_t, t, y)
+            losses = self.objective.loss(out.float(), x0, x_t, t, noise)
+            (losses["loss"].mean() / passes).backward()
+            means = [losses[name].detach().mean() / passes for name in self.objective.metrics]
+            self.window += torch.stack(means).to(self.window)
+        self.optimizer.step()
+        self.ema.update()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every tensor under the name that a checkpoint gives it."""
+        named = {f"model/{name}": v for name, v in self.net.state_dict().items()}
+        named |= {f"ema/{name}": v for name, v in self.ema.net.state_dict().items()}
+        for name, parameter in self.net.named_parameters():
+            for moment in ("exp_avg", "exp_avg_sq"):
+                if parameter in self.optimizer.state:
+                    named[f"{moment}/{name}"] = self.optimizer.state[parameter][moment]
+        return named | {"window": self.window}
+
+    def restore(self, saved: Checkpoint) -> None:
+        """Go on from a checkpoint, bit for bit."""
+        self.net.load_state_dict(saved.group("model"))
+        self.ema.net.load_state_dict(saved.group("ema"))
+        first, second = saved.group("exp_avg"), saved.group("exp_avg_sq")
+        for name, parameter in self.net.named_parameters():
+            if name in first:
+                self.optimizer.state[parameter] = {
+                    "step": torch.tensor(float(saved.step), device=parameter.device),
+                    "exp_avg": first[name].to(parameter.device),
+                    "exp_avg_sq": second[name].to(parameter.device),
+                }
+        self.window.copy_(saved.tensors["window"])

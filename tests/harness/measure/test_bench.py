@@ -1,0 +1,162 @@
+"""The commands `bench` and `bench-kernels`, the stage of a run, and turns on a GPU."""
+
+import json
+from contextlib import contextmanager
+from dataclasses import replace
+
+import pytest
+from lamabench.ablations import study as studies
+from lamabench.harness import run as runs
+from lamabench.harness.config import RunConfig
+from lamabench.harness.measure import models as module
+from lamabench.harness.measure import operators, timing
+from lamabench.harness.measure.models import WrongOutput
+from lamabench.harness.progress import Progress
+from lamabench.harness.record import read_lines, read_run
+from lamabench.launch.cli import main
+from lamabench.launch.plan import plan
+from lamabench.reports.report import build as build_report
+from measuring import NANO, make, out_of_memory_above, planted
+
+
+@pytest.mark.parametrize("command", ["bench", "bench-kernels"])
+def test_both_benchmarks_hold_the_gpu(command, monkeypatch):
+    held = []
+
+    @contextmanager
+    def watched(device, say):
+        held.append(device)
+        yield
+        held.append("free")
+
+    place, config = (module, make()) if command == "bench" else (operators, make(NANO))
+    monkeypatch.setattr(place, "one_at_a_time", watched)
+    rows = module.bench_config(config) if command == "bench" else operators.bench_kernels(config)
+    assert held == [] and next(iter(rows))["state"] == "done" and held == ["cpu"]
+    assert all(held == ["cpu"] for _ in rows) and held == ["cpu", "free"]
+
+
+WORDS = ["depth=1", "hidden_size=16", "num_heads=2", "bench.batch_size=[1,2]", "bench.repeats=2", "bench.seconds=0.05",
+         "bench.precision=float32", "run.device=cpu"]  # fmt: skip
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def records(folder):
+    (path,) = folder.glob("runs/bench*/*/record.jsonl")
+    return read_lines(path)
+
+
+def test_a_killed_sweep_continues(folder, monkeypatch, capsys):
+    timed, calls = module.time_calls, []
+
+    def killed(*args):
+        calls.append(args)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return timed(*args)
+
+    monkeypatch.setattr(module, "time_calls", killed)
+    assert main(["bench", "dit_nano", *WORDS]) == 130
+    before = records(folder)
+    assert [(row["mode"], row["batch_size"]) for row in before] == [("forward", 1), ("forward", 2)]
+    capsys.readouterr()
+    assert main(["bench", "dit_nano", *WORDS, "--json"]) == 0
+    captured = capsys.readouterr()
+    after = records(folder)
+    assert after[:2] == before and [(row["mode"], row["batch_size"]) for row in after[2:]] == [
+        ("train", 1),
+        ("train", 2),
+    ]
+    assert len(json.loads(captured.out)) == 4 and "2 measurements are in" in captured.err
+    assert main(["bench", "dit_nano", *WORDS]) == 0 and records(folder) == after
+    assert main(["bench", "dit_nano", *WORDS, "--again"]) == 0 and len(records(folder)) == 8
+    assert "next: lamabench report runs/bench" in capsys.readouterr().out
+
+
+def test_a_disturbed_measurement_is_told_and_kept(folder, monkeypatch, capsys):
+    monkeypatch.setattr(timing, "others_busy", lambda: lambda: "other processes kept 3.0 of 4 cores busy")
+    assert main(["bench", "dit_nano", *WORDS]) == 0
+    captured = capsys.readouterr()
+    assert captured.err.count("(disturbed: other processes kept 3.0 of 4 cores busy)") == 4
+    assert "other processes kept the host busy during 4 of 4: these times may be too long" in captured.out
+    assert {row["disturbed"] for row in records(folder)} == {"other processes kept 3.0 of 4 cores busy"}
+
+
+def test_wrong_rows_are_recorded_and_the_command_fails(folder, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        planted(patch, lambda right: lambda *args: right(*args) * 1.01)
+        assert main(["bench", "dit_nano", "lamamba_nano", "bench.modes=[forward]", *WORDS[3:]]) == 1
+    captured = capsys.readouterr()
+    assert "dit_nano: 2 measurements without a number" in captured.err and "wrong" in captured.out
+    (theirs,) = folder.glob("runs/bench/lamamba_nano-*")
+    assert [row["state"] for row in read_run(theirs).records] == ["done", "done"]  # the next model goes on
+    assert main(["bench", "dit_nano", "bench.modes=[forward]", *WORDS[3:]]) == 0  # measured again
+    (ours,) = folder.glob("runs/bench/dit_nano-*")
+    assert [row["state"] for row in read_run(ours).records] == ["wrong", "wrong", "done", "done"]
+
+
+def test_bench_kernels_command(folder, capsys):
+    words = ["bench.batch_size=2", "bench.repeats=2", "bench.precision=float32", "run.device=cpu"]
+    assert main(["bench-kernels", "dit_nano", *words, "depth=1", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["pass"] for row in rows] == ["forward", "forward+backward"] and rows[0]["backend"] == "sdpa"
+    assert [row["p50_ms"] for row in records(folder)] == [row["p50_ms"] for row in rows]
+    build_report([folder / "runs"], folder / "out")
+    assert "attention" in (folder / "out" / "kernels.md").read_text()
+
+
+def stage(folder, **settings):
+    config = replace(make(**settings), run=RunConfig(root=str(folder), device="cpu"))
+    config.data.kind = "digits"
+    info = runs.describe(config, study="s", name="n", model="dit_nano", variant={}, overrides=[])
+    path = runs.create(info)
+    return path, lambda: runs.execute(path, ["bench"], Progress())
+
+
+def test_a_stage_with_a_batch_too_large_is_done(tmp_path, monkeypatch):
+    out_of_memory_above(monkeypatch, 10)
+    path, work = stage(tmp_path, batch_size=[16, 2], modes=["forward"])
+    work()
+    assert [row["state"] for row in read_run(path).records] == ["oom", "done"]
+    assert runs.missing_stages(read_run(path), ["bench"]) == []
+    work()
+    assert len(read_run(path).records) == 2
+
+
+def test_a_stage_with_a_wrong_row_is_not_done(tmp_path, monkeypatch):
+    path, work = stage(tmp_path, modes=["forward"])
+    with monkeypatch.context() as patch, pytest.raises(WrongOutput):
+        planted(patch, lambda right: lambda *args: right(*args) * 1.01)
+        work()
+    lines = read_run(path).records
+    assert [row["state"] for row in lines] == ["wrong", "failed"] and "without a number" in lines[1]["error"]
+    assert runs.missing_stages(read_run(path), ["bench"]) == ["bench"]
+    work()
+    assert runs.missing_stages(read_run(path), ["bench"]) == []
+
+
+def test_crossover_runs_to_its_figure(folder):
+    planned = plan(studies.load("crossover").debug_size(), ["run.device=cpu"])
+    assert [run.name for run in planned] == ["dit_nano", "lamamba_nano"]
+    for run in planned:
+        runs.create(run.info)
+        runs.execute(run.folder, run.stages, Progress())
+        assert run.state() == "done" and run.missing() == []
+    build_report([run.folder for run in planned], folder / "out", "dit_nano")
+    names = {path.name for path in (folder / "out").iterdir()}
+    assert {"bench.md", "crossover.png", "crossover.pdf", "speed_vs_flops.png"} <= names
+    assert "gradient_error,operator_error" in (folder / "out" / "bench.csv").read_text()
+    assert "LaMamba-Diff-nano" in (folder / "out" / "README.md").read_text()
+
+
+def test_crossover_asks_about_both_and_only_measures():
+    study = studies.load("crossover")
+    assert study.stages == ["bench"] and study.axes == {"model": ["dit_xl_2", "lamamba_xl_release", "lamamba_xl"]}
+    config = plan(study)[0].info["config"]
+    assert [8 * side for side in config["bench"]["input_sizes"]] == [128, 256, 512, 1024, 2048]
+    assert config["model"]["in_channels"] == 4 and config["bench"]["modes"] == ["forward", "train"]

@@ -1,0 +1,198 @@
+"""Going on: a longer training is the unbroken one, moments are kept or refused, and backends stay what they were."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from lamabench.harness.config import BackendConfig
+from lamabench.harness.measure.cost import cost
+from lamabench.harness.progress import Progress
+from lamabench.harness.record import append, entry
+from lamabench.harness.training import checkpoint as ckpt
+from lamabench.harness.training import resume
+from lamabench.harness.training.loop import train
+from lamabench.harness.training.resume import asked_moments
+from lamabench.kernels import OPERATORS
+from lamabench.kernels.errors import InputError
+from trainings import DIT, FAMILIES, LAMAMBA, assert_same, longer, make, metrics, tensors, trained
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_longer_training_is_the_unbroken_one(family, tmp_path):
+    """Of 3, 7 and 12 steps with a line every two: both ends cut a window of metrics, which is whole afterwards."""
+    config = make(FAMILIES[family], 12, snapshots=[2, 8])
+    whole, broken = trained(tmp_path / "whole", config), tmp_path / "broken"
+    ends = []
+    for steps in (3, 7):
+        alone = trained(tmp_path / str(steps), longer(config, steps))
+        assert_same(alone, trained(broken, longer(config, steps)))
+        assert [line["step"] for line in metrics(broken)] == [*range(2, steps, 2), steps]
+        ends.append(ckpt.load_weights(broken, steps).tensors)
+    assert_same(whole, trained(broken, config))
+    assert ckpt.moments(broken) == [2, 3, 7, 8, 12] and ckpt.moments(whole) == [2, 8, 12]
+    for step in (2, 8, 12):
+        ours, theirs = (ckpt.load_weights(folder, step) for folder in (broken, whole))
+        assert all(torch.equal(v, theirs.tensors[name]) for name, v in ours.tensors.items())
+        assert ours.loss == theirs.loss
+    for steps, before in zip((3, 7), ends, strict=True):  # what was sampled stays what it was
+        assert all(torch.equal(v, before[name]) for name, v in ckpt.load_weights(broken, steps).tensors.items())
+
+
+def test_the_record_counts_what_was_seen(tmp_path):
+    record = train(tmp_path, make(steps=4, snapshots=[2]), Progress())
+    assert record["images"] == 16 and record["moments"] == [2, 4]
+    assert record["training_flops"] == 3 * cost(DIT).flops * 16  # forward, and twice that backward
+    (stretch,) = record["stretches"]
+    assert stretch["from_step"] == 0 and stretch["backend"] == record["backend"] == {"attention": "sdpa"}
+    assert set(stretch) == {"from_step", "backend", "torch", "commit", "dirty", "device", "host"}
+    assert stretch["torch"] == torch.__version__
+
+
+@pytest.mark.parametrize(
+    ("snapshots", "steps", "asked"),
+    [
+        ([], 10, [10]),
+        ([3, 10, 5], 10, [3, 5, 10]),
+        ([3, 20], 10, [3, 10]),  # a study of several lengths asks each for what it reaches
+        (8, 10, [2, 4, 6, 8, 10]),
+        (10, 10, [3, 5, 8, 10]),  # 10, 20, 30 and 40 images, four a step
+        (7, 4, [2, 4]),
+        (3, 3, [1, 2, 3]),  # several thirds of a step are one
+        (100, 10, [10]),
+    ],
+)
+def test_moments_that_are_asked_for(snapshots, steps, asked):
+    config = make(steps=steps, snapshots=snapshots)
+    assert asked_moments(config) == asked
+    if isinstance(snapshots, int):
+        by_hand = {math.ceil(k * snapshots / 4) for k in range(1, 100)}
+        assert asked == sorted({step for step in by_hand if step <= steps} | {steps})
+
+
+def test_moments_of_samples_are_kept_too(tmp_path):
+    folder = trained(tmp_path, make(), 3, 5)
+    assert ckpt.moments(folder) == [3, 5, 6]
+    with pytest.raises(InputError, match="step 7 is asked for, but the training has the steps 1 to 6"):
+        trained(folder, make(), 7)
+
+
+def test_a_shorter_training_is_done_where_its_end_is_kept(tmp_path):
+    folder = trained(tmp_path, make(snapshots=[3]))
+    before = tensors(folder), metrics(folder)
+    record = train(folder, make(steps=3), Progress())
+    assert (record["steps"], record["images"]) == (3, 12) and record["final_loss"] is not None
+    assert record["seconds"] < train(folder, make(), Progress())["seconds"]
+    assert metrics(folder) == before[1] and all(torch.equal(v, before[0][k]) for k, v in tensors(folder).items())
+
+
+@pytest.mark.parametrize(("steps", "snapshots"), [(2, []), (8, [2]), (6, [2])])
+def test_a_moment_that_went_by_is_one_line(tmp_path, steps, snapshots):
+    folder = trained(tmp_path, make(checkpoint_every=6, snapshots=[1, 3]))
+    with pytest.raises(InputError, match=r"step 2 of .* was not kept, .* at step 6 already; the nearest kept: 1 and 3"):
+        trained(folder, make(steps=steps, snapshots=snapshots))
+
+
+def test_a_moment_that_a_checkpoint_holds_is_kept(tmp_path):
+    """Of the last two, and after a kill between a checkpoint and the weights of its step."""
+    folder = trained(tmp_path / "a", make(snapshots=[4]))
+    expected = {step: ckpt.load_weights(folder, step) for step in (4, 6)}
+    for path in ckpt.files(folder / "weights"):
+        path.unlink()
+    trained(folder, make(), 4)
+    for step, weights in expected.items():
+        again = ckpt.load_weights(folder, step)
+        assert again.loss == weights.loss
+        assert all(torch.equal(v, again.tensors[name]) for name, v in weights.tensors.items())
+
+
+@pytest.mark.parametrize("left", ["weights", "record"])
+@pytest.mark.parametrize("gone", ["pruned", "damaged"])
+def test_without_a_checkpoint_nothing_begins_anew(tmp_path, left, gone):
+    folder = trained(tmp_path, make())
+    append(folder / "record.jsonl", entry("train"))
+    for path in ckpt.files(folder / "checkpoints"):
+        path.unlink() if gone == "pruned" else path.write_bytes(b"")
+    if left == "weights":
+        (folder / "record.jsonl").unlink()
+    else:
+        (folder / "weights" / ckpt.file_name(6)).unlink()
+    lines = metrics(folder)
+    kept = "the nearest kept: 6" if left == "weights" else "none is kept"
+    with pytest.raises(InputError, match=f"was trained, but has no whole checkpoint .* to step 8; {kept}$"):
+        trained(folder, make(steps=8))
+    assert metrics(folder) == lines
+    if left == "weights":  # which is all that this asks for
+        assert train(folder, make(), Progress())["steps"] == 6
+
+
+def elsewhere(monkeypatch, **other):
+    """The same machine with other words for it."""
+    here = resume.provenance
+    monkeypatch.setattr(resume, "provenance", lambda device: {**here(device), **other})
+
+
+@pytest.mark.parametrize("field", ["commit", "torch", "device", "host"])
+def test_what_differs_begins_another_stretch(tmp_path, monkeypatch, capsys, field):
+    folder = trained(tmp_path, make(steps=2))
+    trained(folder, make(steps=4))
+    capsys.readouterr()
+    elsewhere(monkeypatch, **{field: "another"})
+    record = train(folder, make(steps=6), Progress())
+    assert [stretch["from_step"] for stretch in record["stretches"]] == [0, 4]
+    assert record["stretches"][1] == {**record["stretches"][0], "from_step": 4, field: "another"}
+    assert ("the code is commit another from step 4 on" in capsys.readouterr().err) == (field == "commit")
+
+
+def use(monkeypatch, operator, name, reasons):
+    """Let a backend run, which is plain torch, or refuse for these reasons."""
+    backends = OPERATORS[operator].backends
+    run = backends["torch"].run
+    monkeypatch.setitem(backends, name, replace(backends[name], run=run, reasons=lambda device: reasons, auto_on=None))
+    monkeypatch.setattr(OPERATORS[operator], "_resolved", {})
+
+
+def test_auto_goes_on_with_the_backends_that_ran(tmp_path, monkeypatch):
+    """With Triton's usable here in the meantime, and first in the order, the scan stays the one that trained."""
+    config = make(LAMAMBA, 2)
+    folder = trained(tmp_path / "a", config)
+    with monkeypatch.context() as patch:
+        use(patch, "selective_scan", "triton", [])
+        backends = OPERATORS["selective_scan"].backends
+        first = {"triton": backends["triton"], **backends}
+        patch.setattr(OPERATORS["selective_scan"], "backends", first)
+        record = train(folder, longer(config, 4), Progress())
+        assert record["backend"]["selective_scan"] == "torch" and len(record["stretches"]) == 1
+        new = train(trained(tmp_path / "b", longer(config, 1)), config, Progress())
+        assert new["backend"]["selective_scan"] == "triton"
+
+
+def test_backends_that_cannot_run_here_are_one_line(tmp_path, monkeypatch, capsys):
+    config = make(LAMAMBA, 2)
+    with monkeypatch.context() as patch:
+        use(patch, "selective_scan", "triton", [])
+        backends = OPERATORS["selective_scan"].backends
+        patch.setattr(OPERATORS["selective_scan"], "backends", {"triton": backends["triton"], **backends})
+        folder = trained(tmp_path, config)
+    OPERATORS["selective_scan"]._resolved.clear()
+    message = r"the training ran selective_scan=triton, which cannot run here \(.*\); run.new_backends=true goes on"
+    with pytest.raises(InputError, match=message) as caught:
+        trained(folder, longer(config, 4))
+    assert "\n" not in str(caught.value)
+    config.run.new_backends = True
+    record = train(folder, longer(config, 4), Progress())
+    assert [(s["from_step"], s["backend"]["selective_scan"]) for s in record["stretches"]] == [
+        (0, "triton"),
+        (2, "torch"),
+    ]
+    assert "going on with another one" in capsys.readouterr().err
+    config.run.new_backends = False  # the last stretch's can run
+    assert len(train(folder, longer(config, 6), Progress())["stretches"]) == 2
+
+
+def test_a_backend_by_name_is_that_one(tmp_path):
+    config = make(LAMAMBA, 2)
+    folder = trained(tmp_path, config)
+    named = replace(longer(config, 4), backend=BackendConfig(selective_scan="reference"))
+    stretches = train(folder, named, Progress())["stretches"]
+    assert [stretch["backend"]["selective_scan"] for stretch in stretches] == ["torch", "reference"]

@@ -1,0 +1,66 @@
+"""Small trainings, and what they leave, for the tests beside this file."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from lamabench.baselines.dit import DiTConfig
+from lamabench.harness.config import Config, DataConfig, RunConfig, TrainConfig
+from lamabench.harness.progress import Progress
+from lamabench.harness.record import read_lines
+from lamabench.harness.training.checkpoint import files, load
+from lamabench.harness.training.loop import train
+from lamabench.models.lamamba import LaMambaConfig
+from lamabench.models.registry import preset
+from torch import Tensor
+
+LAMAMBA = LaMambaConfig(
+    input_size=8, in_channels=1, num_classes=10, dim=8, depths=[1, 1, 1], bottleneck_depth=1, num_heads=2,
+    window_size=4, d_state=2, patch_size=2,
+)  # fmt: skip
+DIT = DiTConfig(input_size=8, in_channels=1, num_classes=10, patch_size=2, hidden_size=16, depth=1, num_heads=2)
+ADM = replace(preset("unet_nano").config, input_size=8)
+FAMILIES = {"lamamba": LAMAMBA, "dit": DIT, "adm": ADM}
+
+
+def make(model: Any = DIT, steps: int = 6, log_every: int = 2, checkpoint_every: int = 2, **settings: Any) -> Config:
+    """The configuration of a small training."""
+    small = {"steps": steps, "batch_size": 4, "lr": 1e-3, "ema_decay": 0.9, "precision": "float32", **settings}
+    return Config(
+        model=model,
+        data=DataConfig(kind="digits", size=8, channels=1, num_classes=10),
+        train=TrainConfig(**small),
+        run=RunConfig(device="cpu", log_every=log_every, checkpoint_every=checkpoint_every),
+    )
+
+
+def longer(config: Config, steps: int, **settings: Any) -> Config:
+    """The same training of another length."""
+    return replace(config, train=replace(config.train, steps=steps, **settings))
+
+
+def trained(folder: Path, config: Config, *moments: int) -> Path:
+    """A new training folder, or an old one, after `train`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    train(folder, config, Progress(), moments)
+    return folder
+
+
+def tensors(folder: Path) -> dict[str, Tensor]:
+    """All that the newest checkpoint holds."""
+    return load(files(folder / "checkpoints")[0]).tensors
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    """The lines of metrics less their seconds."""
+    return [{k: v for k, v in line.items() if k != "seconds"} for line in read_lines(folder / "metrics.jsonl")]
+
+
+def assert_same(a: Path, b: Path) -> None:
+    """Both folders end with the same bits, and the same metrics."""
+    first, second = tensors(a), tensors(b)
+    assert first.keys() == second.keys() and any(name.startswith("exp_avg_sq/") for name in first)
+    for name, tensor in first.items():
+        assert torch.equal(tensor, second[name]), name
+    assert metrics(a) == metrics(b)
