@@ -28,7 +28,7 @@ EPILOG = """examples
 A setting is key=value, as in Hydra: model=NAME and data=NAME choose, train.lr=1e-3 sets. Started again, the same
 command continues where it stopped."""
 
-HOMES = {"bench": "bench", "bench-kernels": "bench", "sweep": "sweep"}
+HOMES = {"bench": "bench", "bench-kernels": "bench", "check": "check", "sweep": "sweep"}
 QUEUED = ("submit", "status", "retry", "cancel", "collect", "prune")
 SWEEP = """lamabench sweep plan demo                               the runs, nothing is written
   lamabench sweep run demo                                do what is missing, on this machine
@@ -85,6 +85,13 @@ def parser() -> argparse.ArgumentParser:
         "lamabench cost lamamba_xl dit_xl_2 input_size=64",
         "MODEL|key=value",
         "models, and fields of their configuration such as input_size=64 or window_size=4",
+    )
+    check = add(
+        "check",
+        "ask of a model of your own what the tests ask of every registered one",
+        "lamabench check model=lamamba_nano mixers=[ssm,pool] plugins=[my_mixer.py]",
+        "MODEL|key=value",
+        "a model, fields of its configuration, and plugins=[FILE.py,…]",
     )
     train = add(
         "train",
@@ -144,7 +151,7 @@ def parser() -> argparse.ArgumentParser:
     help_text = "whose speed the others' is compared with (default: dit_xl_2 where it was measured)"
     report.add_argument("--baseline", metavar="MODEL", help=help_text)
     doctor = add("doctor", "say what is installed, which backends run and why others do not", "lamabench doctor")
-    for sub in (models, cost, evaluate, bench, operators, sweep, report, doctor):
+    for sub in (models, cost, check, evaluate, bench, operators, sweep, report, doctor):
         sub.add_argument("--json", action="store_true", help="print JSON instead of a table")
     return top
 
@@ -169,7 +176,13 @@ def _run(args: argparse.Namespace) -> int:
     commands = importlib.import_module("..commands.runs", __name__)
     homes = {name: f"..commands.{home}" for name, home in HOMES.items()}
     home = importlib.import_module(homes.get(str(args.command), "..commands.runs"), __name__)
-    names = {"cost": "cost_command", "bench": "models", "bench-kernels": "kernels", "sweep": "sweep_command"}
+    names = {
+        "cost": "cost_command",
+        "check": "run",
+        "bench": "models",
+        "bench-kernels": "kernels",
+        "sweep": "sweep_command",
+    }
     try:
         return getattr(home, names.get(str(args.command), str(args.command)))(args)
     except commands.STOPPED as error:

@@ -159,13 +159,6 @@ class MLP(nn.Sequential):
         self.fc2 = nn.Linear(hidden, dim)
 
 
-def _built(mixer: Mixer, dim: int, side: int, shift: bool) -> nn.Module:
-    """The module of a mixer, which the cost count takes for its part."""
-    module = mixer.build(dim, side, shift)
-    module.part = mixer.part  # pyright: ignore[reportArgumentType]
-    return module
-
-
 class Block(nn.Module):
     """Mixers, then an MLP, each as `x + gate · f(LN(x) · (1 + scale) + shift)`; the vectors come from the condition."""
 
@@ -178,7 +171,7 @@ class Block(nn.Module):
         self.condition_projection = ConditionProjection(cond, dim) if project or cond != dim else nn.Identity()
         self.adaLN_modulation = Conditioning(dim, 3 * (len(mixers) + 1) * dim)
         self.norms = nn.ModuleList(nn.LayerNorm(dim) for _ in range(len(mixers) + 1))
-        self.mixers = nn.ModuleList(_built(mixer, dim, side, shift) for mixer in mixers)
+        self.mixers = nn.ModuleList(mixer.build(dim, side, shift) for mixer in mixers)
         self.mlp = MLP(dim, config.mlp_ratio * dim)
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:

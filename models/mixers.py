@@ -26,6 +26,7 @@ class SS2D(nn.Module):
     E = `ratio` · C, rank r = ceil(C / 16). Every direction has parameters of its own.
     """
 
+    part = "ssm"
     order: Tensor
     inverse: Tensor
 
@@ -62,6 +63,7 @@ class SS2D(nn.Module):
             x, self.conv2d.weight, self.conv2d.bias, self.operators["depthwise_conv"]
         ).flatten(1, 2)  # [B, L, E]
         directions, _, inner = self.x_proj_weight.shape
+        rates = self.A_logs if self.A_logs.dtype == torch.float64 else self.A_logs.float()
         # Projected in image order: a token's projection does not depend on the path.
         projected = F.linear(x, self.x_proj_weight.flatten(0, 1)).unflatten(-1, (directions, -1))
         dt, b, c = projected.split([self.rank, self.d_state, self.d_state], dim=-1)
@@ -72,7 +74,7 @@ class SS2D(nn.Module):
             c,
             self.dt_projs_weight,
             self.dt_projs_bias,
-            -torch.exp(self.A_logs.float()).view(directions, inner, -1),
+            -torch.exp(rates).view(directions, inner, -1),
             self.Ds.view(directions, inner),
             ScanPaths(self.order, self.inverse),
             self.operators["selective_scan"],
@@ -110,6 +112,7 @@ class SS2D(nn.Module):
 class WindowAttention(nn.Module):
     """Shifted-window attention (Swin, arXiv 2103.14030). Where `side` <= `window`, one window and no shift."""
 
+    part = "attention"
     relative_position_index: Tensor | None
     attn_mask: Tensor | None
 
@@ -152,6 +155,8 @@ class WindowAttention(nn.Module):
 class GlobalAttention(nn.Module):
     """Multi-head attention over all tokens (arXiv 1706.03762), as in DiT's blocks."""
 
+    part = "attention"
+
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
         self.operators = {"attention": "auto"}
@@ -191,18 +196,21 @@ class ConvMixer(nn.Module):
 class Mixer:
     """A kind of mixer with its settings.
 
-    `part` names the part of a cost that the module belongs to. A setting that has the name of a field that the model
-    shares with its mixers, or names that field in its metadata as `model`, is the model's unless an entry sets it.
+    A setting that has the name of a field that the model shares with its mixers, or names that field in its metadata as
+    `model`, is the model's unless an entry sets it.
     """
 
     kind: ClassVar[str]
-    part: ClassVar[str] = "rest"
 
     def check(self, dims: Sequence[int], sides: Sequence[int]) -> None:
         """Raise InputError where the settings do not fit the stages that have the mixer: their widths and sides."""
 
     def build(self, dim: int, side: int, shift: bool) -> nn.Module:
-        """The module for `dim` channels on a `side` × `side` grid; `shift` is True in every second block."""
+        """The module for `dim` channels on a `side` × `side` grid; `shift` is True in every second block.
+
+        Its attribute `part` names the part of a cost that it belongs to ("rest" where it has none); its `own_macs(x)`
+        are the multiply-adds that its child modules do not make.
+        """
         raise NotImplementedError
 
     def described(self) -> dict[str, Any]:
@@ -256,7 +264,6 @@ def register_mixer(kind: str) -> Callable[[MixerType], MixerType]:
 class SSMMixer(Mixer):
     """The 2-D selective scan: `SS2D`."""
 
-    part = "ssm"
     d_state: int
     scan: str
     ssm_ratio: int
@@ -276,7 +283,6 @@ class SSMMixer(Mixer):
 class WindowMixer(Mixer):
     """Attention within windows of `size` × `size` tokens, which odd blocks shift: `WindowAttention`."""
 
-    part = "attention"
     size: int = field(metadata={"model": "window_size"})
     num_heads: int
     shift: bool
@@ -305,7 +311,6 @@ class WindowMixer(Mixer):
 class GlobalMixer(Mixer):
     """Attention over all tokens: `GlobalAttention`."""
 
-    part = "attention"
     num_heads: int
 
     def __post_init__(self) -> None:

@@ -80,6 +80,7 @@ class Family:
 # The modules that register the families of the suite, imported when the registry is first asked.
 MODULES = ("lamabench.models.lamamba", "lamabench.baselines.dit", "lamabench.baselines.adm")
 _FAMILIES: dict[str, Family] = {}
+_REGISTERED: list[str] = []
 
 
 def families() -> dict[str, Family]:
@@ -112,6 +113,13 @@ def register(family: str, config_type: type, net_type: type[Backbone], presets: 
             raise InputError(f"model {preset.name!r} is registered already, by {taken.get(preset.name, family)}")
         table[preset.name] = preset
     _FAMILIES[family] = Family(family, config_type, net_type, table)
+    _REGISTERED.append(family)
+
+
+def revision() -> int:
+    """How often families were registered in this process: what was cached of presets is of one revision."""
+    families()
+    return len(_REGISTERED)
 
 
 def presets() -> dict[str, Preset]:
