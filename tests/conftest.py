@@ -6,6 +6,8 @@ import sys
 
 import pytest
 import torch
+from lamabench.launch import plugins
+from lamabench.models import mixers, registry
 
 
 @pytest.fixture
@@ -47,3 +49,17 @@ def traced(monkeypatch):
 
     monkeypatch.setattr(torch, "compile", compile_traced)
     return calls
+
+
+@pytest.fixture
+def registered(monkeypatch):
+    """What a test registers, mixers, families and plug-ins, is gone after it."""
+    registry.families()
+    monkeypatch.setattr(registry, "_FAMILIES", dict(registry._FAMILIES))
+    monkeypatch.setattr(mixers, "MIXERS", dict(mixers.MIXERS))
+    monkeypatch.setattr(plugins, "_LOADED", {})
+    before = set(sys.modules)
+    yield
+    for name in set(sys.modules) - before:
+        if name.startswith(plugins.PREFIX):
+            del sys.modules[name]
