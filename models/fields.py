@@ -25,7 +25,8 @@ def _plain(value: Any) -> Any:
 
 
 def typed(what: str, config_type: type, values: dict[str, Any]) -> dict[str, Any]:
-    """Values for fields of a dataclass, each of the type that its field declares; a whole number serves as a float.
+    """Values for fields of a dataclass, each of the type that its field declares; a whole number serves as a float,
+    one value as a list of one.
 
     Raises InputError where a value is of another type; `what` is what messages call the dataclass.
     """
@@ -39,8 +40,9 @@ def _typed(what: str, hint: Any, value: Any) -> Any:
         for choice in arguments:
             if _fits(choice, value):
                 return _typed(what, choice, value)
-    elif origin is list and isinstance(value, list | tuple):
-        return [_typed(f"an item of {what}", arguments[0], item) for item in value]
+    elif origin is list:
+        items = value if isinstance(value, list | tuple) else [value]
+        return [_typed(f"an item of {what}", arguments[0], item) for item in items]
     elif _fits(hint, value):
         return float(value) if hint is float else value
     name = hint.__name__ if isinstance(hint, type) and origin is None else str(hint)
@@ -51,6 +53,8 @@ def _typed(what: str, hint: Any, value: Any) -> Any:
 def _fits(hint: Any, value: Any) -> bool:
     """Whether a value is of a type; True and False are no numbers."""
     origin = get_origin(hint)
+    if hint is Any:
+        return True
     if hint is None or hint is type(None):
         return value is None
     if origin is Literal:
