@@ -84,10 +84,12 @@ _REGISTERED: list[str] = []
 
 
 def families() -> dict[str, Family]:
-    """Every family by name: those of `MODULES`, then those that others registered."""
+    """Every family by name: those of `MODULES` in their order, then those that others registered."""
     for module in MODULES:
         importlib.import_module(module)
-    return _FAMILIES
+    places = {module: place for place, module in enumerate(MODULES)}
+    order = sorted(_FAMILIES.values(), key=lambda family: places.get(family.net_type.__module__, len(MODULES)))
+    return {family.name: family for family in order}
 
 
 # What every configuration has: the data and the objective set these fields.

@@ -52,14 +52,15 @@ def traced(monkeypatch):
 
 
 @pytest.fixture
-def registered(monkeypatch):
+def registered():
     """What a test registers, mixers, families and plug-ins, is gone after it."""
     registry.families()
-    monkeypatch.setattr(registry, "_FAMILIES", dict(registry._FAMILIES))
-    monkeypatch.setattr(mixers, "MIXERS", dict(mixers.MIXERS))
-    monkeypatch.setattr(plugins, "_LOADED", {})
-    before = set(sys.modules)
+    tables = (registry._FAMILIES, mixers.MIXERS, plugins._LOADED)
+    copies, modules = [dict(table) for table in tables], set(sys.modules)
     yield
-    for name in set(sys.modules) - before:
+    for table, copy in zip(tables, copies, strict=True):
+        table.clear()
+        table.update(copy)
+    for name in set(sys.modules) - modules:
         if name.startswith(plugins.PREFIX):
             del sys.modules[name]

@@ -5,8 +5,7 @@ import copy
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -82,16 +81,6 @@ def _gradients(net: Backbone, call: Callable[..., Tensor], batch: Batch) -> dict
     return {"the output": out.detach(), **there}
 
 
-@contextmanager
-def _checkpointing(net: Backbone, on: bool) -> Iterator[None]:
-    net.train()
-    net.checkpointing = on
-    try:
-        yield
-    finally:
-        net.checkpointing = False
-
-
 def _shapes(it: Subject) -> str:
     channels, side = registry.out_channels(it.config), it.config.input_size
     for size in (1, 2, 3):
@@ -130,6 +119,8 @@ def _conditions(it: Subject) -> str:
     """Time, label and null class are read."""
     net, (x, t, y) = it.net.eval(), it.batch(2)
     null = net.null_class
+    if null not in (None, it.config.num_classes):
+        raise Wrong(f"null_class is {null}: it must be {it.config.num_classes}, the number after those of the labels")
     with torch.no_grad():
         out = net(x, t, y)
         if torch.equal(out, net(x, 999 - t, y)):
@@ -139,8 +130,6 @@ def _conditions(it: Subject) -> str:
         if null is None:
             return "no null class: train.class_dropout=0, and no guidance"
         other = net(x, t, torch.full_like(y, null))
-    if not 0 <= null <= it.config.num_classes:
-        raise Wrong(f"null_class is {null}: it must be num_classes, {it.config.num_classes}, or another label")
     if not other.isfinite().all() or (it.config.num_classes and torch.equal(out, other)):
         raise Wrong(f"the null class {null} gives what a label gives, or values that are not finite")
     return f"null class {null}"
@@ -226,26 +215,31 @@ def _norm(values: dict[str, Tensor]) -> float:
 
 
 def _checkpoints(it: Subject) -> str:
-    calls = []
-
-    def counted(block: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-        calls.append(block)
-        return Backbone.run_block(it.net, block, *inputs)
-
-    with _checkpointing(it.net, False):
-        plain = _gradients(it.net, it.net, it.batch(2))
-    it.net.run_block = counted
-    try:
-        with _checkpointing(it.net, True):
-            got = _gradients(it.net, it.net, it.batch(2))
-    finally:
-        del it.net.run_block
-    if not calls:
-        raise Wrong("no block is called through run_block: checkpointing would save no memory")
+    (plain, whole), (got, part) = (_kept(it.net, it.batch(2), on) for on in (False, True))
+    if not part < whole:
+        raise Wrong("checkpointing saves no memory: call every block through run_block")
     for name, value in plain.items():
         if name not in got or not torch.equal(got[name], value):
             raise Wrong(f"{name} differs with checkpointing, or its gradient does")
-    return f"{len(calls)} blocks, the same bits"
+    return f"the same bits, {part / whole:.0%} of what is kept for the backward pass"
+
+
+def _kept(net: Backbone, batch: Batch, on: bool) -> tuple[dict[str, Tensor], int]:
+    """Output and gradients with or without checkpointing, and the bytes that autograd keeps between its passes."""
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    net.train()
+    net.checkpointing = on
+    try:
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            gradients = _gradients(net, net, batch)
+    finally:
+        net.checkpointing = False
+    return gradients, sum(kept.values())
 
 
 def _compiles(it: Subject) -> str:

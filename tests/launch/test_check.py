@@ -40,8 +40,8 @@ class HalfGradient(torch.autograd.Function):
         return x * 1
 
     @staticmethod
-    def backward(ctx, gradient):
-        return 0.99 * gradient
+    def backward(ctx, *gradients):
+        return 0.99 * gradients[0]
 
 
 @dataclass
@@ -124,11 +124,12 @@ FAULTS = [
     ("time", "conditions", "the output does not depend on t"),
     ("label", "conditions", "the output does not depend on y"),
     ("labels alike", "conditions", "the output does not depend on y"),
+    ("null is a label", "conditions", "null_class is 0: it must be 3"),
     ("null is none of its rows", "conditions", "null_class is 7"),
     ("neighbours", "independence", "in training an image's output depends on its neighbours"),
     ("neighbours in training", "independence", "in training an image's output depends on its neighbours"),
     ("cost", "cost", "does not know the operator aten::(special_)?erfinv"),
-    ("no checkpoints", "checkpointing", "no block is called through run_block"),
+    ("no checkpoints", "checkpointing", "checkpointing saves no memory"),
     ("checkpoints", "checkpointing", "differs with checkpointing"),
     ("half", "precision", "off by .* in float32"),
     ("bfloat16", "precision", "RuntimeError: no kernel for BFloat16"),
@@ -150,6 +151,10 @@ def test_a_fault_is_named_by_its_check(faulty, fault, name, message):
     assert not rows[name]["ok"]
     assert re.search(message, rows[name]["detail"]), rows[name]["detail"]
     assert "\n" not in rows[name]["detail"]
+
+
+def test_what_computes_in_float32_within_a_float64_network_passes(faulty):
+    assert all(row["ok"] for row in check(FaultyConfig(**vars(TINY), fault="float32")))
 
 
 def test_the_command(faulty, capsys):

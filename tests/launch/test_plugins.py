@@ -1,7 +1,7 @@
 """A user's own modules: what names them, that each is imported once, and what is said of broken ones."""
 
 import hashlib
-import importlib.metadata
+import importlib
 import json
 import pickle
 import sys
@@ -126,7 +126,7 @@ def test_entry_points_of_installed_packages(here, monkeypatch):
     (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: theirs\nVersion: 1.0\n")
     (folder / "entry_points.txt").write_text("[lamabench.plugins]\nplain = installed_plugin\n")
     monkeypatch.syspath_prepend(here)
-    importlib.metadata.MetadataPathFinder.invalidate_caches()
+    importlib.invalidate_caches()
     plugins.entry_points.cache_clear()
     try:
         (plugin,) = plugins.entry_points()
