@@ -173,10 +173,21 @@ def _literal(value: Any) -> str:
         return str(value).lower()
     if isinstance(value, list):
         return f"[{','.join(_literal(item) for item in value)}]"
+    if isinstance(value, dict):
+        return f"{{{','.join(f'{key}:{_literal(item)}' for key, item in value.items())}}}"
     return str(value)
 
 
 def _word(value: Any) -> str:
     """A value as part of a folder's name."""
-    text = "+".join(str(item) for item in value) if isinstance(value, list) else str(value)
+    text = _text(value)
     return "".join(c if c.isalnum() or c in "._+" else "_" for c in text) or "none"
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list):
+        lists = any(isinstance(item, list) for item in value)
+        return ("_" if lists else "+").join(_text(item) for item in value)
+    if isinstance(value, dict):
+        return ".".join(str(item) if key == "kind" else f"{key}{_text(item)}" for key, item in value.items())
+    return str(value)

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from ..kernels.attention import attention, macs
 from ..kernels.errors import InputError
 from ..models.layers import timestep_features
-from ..models.registry import Backbone, PaperSum, Preset, load_reference, register
+from ..models.registry import Backbone, PaperSum, Preset, load_reference, out_channels, register
 
 Conv = TypeVar("Conv", nn.Conv1d, nn.Conv2d)
 
@@ -43,6 +43,7 @@ class ADMConfig:
     resblock_updown: bool = True
     new_attention_order: bool = False
     null_class: bool = False  # one more label, for class dropout; ADM itself has none
+    out_channels: int | None = None  # of the head; null: twice in_channels, DDPM's noise and variance
 
     def __post_init__(self) -> None:
         # 1 and 1.0 would be two runs: a run's identity is the text of its configuration.
@@ -52,6 +53,8 @@ class ADMConfig:
                 raise InputError(f"model.{name} must be 1 or more, not {getattr(self, name)}")
         if self.num_classes < 0:
             raise InputError(f"model.num_classes must be 0 (unconditional) or more, not {self.num_classes}")
+        if self.out_channels is not None and self.out_channels < 1:
+            raise InputError(f"model.out_channels must be 1 or more, or null, not {self.out_channels}")
         if not self.channel_mult:
             raise InputError("model.channel_mult is empty: it needs a number for every level")
         for mult, width in zip(self.channel_mult, self.widths, strict=True):
@@ -248,7 +251,7 @@ class ADM(Backbone):
                 decoder[-1].append(ResBlock(width, width, emb, scale=2.0) if updown else Upsample(width))
         self.output_blocks = nn.ModuleList(Layers(block) for block in decoder)
 
-        last = _zero(nn.Conv2d(channels, 2 * config.in_channels, 3, padding=1))
+        last = _zero(nn.Conv2d(channels, out_channels(config), 3, padding=1))
         self.out = nn.Sequential(nn.GroupNorm(GROUPS, channels), nn.SiLU(), last)
 
     def _attention(self, level: int) -> list[AttentionBlock]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..kernels.attention import attention, macs
 from ..kernels.errors import InputError
 from ..models.layers import LabelEmbedder, TimestepEmbedder, gate, modulate, sincos_positions, xavier_linears
-from ..models.registry import Backbone, PaperSum, Preset, load_reference, register
+from ..models.registry import Backbone, PaperSum, Preset, load_reference, out_channels, register
 
 
 @dataclass
@@ -28,6 +28,7 @@ class DiTConfig:
     hidden_size: int = 384
     depth: int = 12
     num_heads: int = 6
+    out_channels: int | None = None  # of the head; null: twice in_channels, DDPM's noise and variance
 
     def __post_init__(self) -> None:
         for name in ("input_size", "in_channels", "patch_size", "hidden_size", "depth", "num_heads"):
@@ -41,6 +42,8 @@ class DiTConfig:
             raise InputError(f"model.num_heads {self.num_heads} does not divide model.hidden_size {self.hidden_size}")
         if self.hidden_size % 4:
             raise InputError(f"model.hidden_size must divide by 4 for the position table, not {self.hidden_size}")
+        if self.out_channels is not None and self.out_channels < 1:
+            raise InputError(f"model.out_channels must be 1 or more, or null, not {self.out_channels}")
 
 
 class Attention(nn.Module):
@@ -147,7 +150,7 @@ class DiT(Backbone):
         self.y_embedder = LabelEmbedder(config.num_classes, width)
         self.pos_embed = nn.Parameter(sincos_positions(width, side).view(1, side**2, width), requires_grad=False)
         self.blocks = nn.ModuleList([Block(width, config.num_heads) for _ in range(config.depth)])
-        self.final_layer = FinalLayer(width, config.patch_size, 2 * config.in_channels)
+        self.final_layer = FinalLayer(width, config.patch_size, out_channels(config))
         self._initialise()
 
     def _initialise(self) -> None:

@@ -85,6 +85,13 @@ def parser() -> argparse.ArgumentParser:
         "MODEL|key=value",
         "models, and fields of their configuration such as input_size=64 or window_size=4",
     )
+    check = add(
+        "check",
+        "ask of a model of your own what the tests ask of every registered one",
+        "lamabench check model=lamamba_nano mixers=[ssm,pool] plugins=[my_mixer.py]",
+        "MODEL|key=value",
+        "a model, fields of its configuration, and plugins=[FILE.py,…]",
+    )
     train = add(
         "train",
         "train one model; started again, it continues",
@@ -144,7 +151,7 @@ def parser() -> argparse.ArgumentParser:
     help_text = "whose speed the others' is compared with (default: dit_xl_2 where it was measured)"
     report.add_argument("--baseline", metavar="MODEL", help=help_text)
     doctor = add("doctor", "say what is installed, which backends run and why others do not", "lamabench doctor")
-    for sub in (models, cost, evaluate, bench, operators, sweep, report, doctor):
+    for sub in (models, cost, check, evaluate, bench, operators, sweep, report, doctor):
         sub.add_argument("--json", action="store_true", help="print JSON instead of a table")
     return top
 
@@ -152,7 +159,7 @@ def parser() -> argparse.ArgumentParser:
 def _run(args: argparse.Namespace) -> int:
     """Run a subcommand. Only its own module is imported: reports need no torch."""
     module = importlib.import_module(f".commands.{args.command.replace('-', '_')}", __package__)
-    if args.command in ("report", "doctor", "models", "cost"):
+    if args.command in ("report", "doctor", "models", "cost", "check"):
         return module.run(args)
     from .ends import STOPPED
 

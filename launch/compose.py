@@ -19,7 +19,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ..harness.config import Config, DataConfig
 from ..kernels.errors import InputError, unknown
-from ..models.registry import presets
+from ..models.registry import presets, revision
+from . import plugins
 
 GROUPS = ("model", "data")
 
@@ -44,6 +45,24 @@ def _data_choices() -> tuple[str, ...]:
     return tuple(name for name in options if not name.startswith("_"))
 
 
+def load_plugins(overrides: Sequence[str]) -> list[str]:
+    """Import the plug-ins of installed packages, and those that `plugins=[FILE.py, MODULE]` names.
+
+    Returns the other overrides. Raises InputError as `plugins.load` does.
+    """
+    plugins.entry_points()
+    named: list[Any] = [_parse_one(text).value() for text in overrides if text.startswith("plugins=")]
+    plugins.load([name for value in named for name in (value if isinstance(value, list) else [value])])
+    if _revision != [revision()]:  # what was composed from a preset of that name may be another's now
+        for cached in (_base, _section, _check_known):
+            cached.cache_clear()
+        _revision[:] = [revision()]
+    return [text for text in overrides if not text.startswith("plugins=")]
+
+
+_revision: list[int] = []
+
+
 def _hydra() -> Any:
     _register()
     return initialize_config_module("lamabench.launch.conf", version_base="1.3")
@@ -54,8 +73,10 @@ def compose(overrides: Sequence[str]) -> tuple[Config, dict[str, str]]:
 
     Hydra composes a model with a data set once; overrides are merged into what it made, section by section, and a
     section that was made before is not made again: a study of a thousand runs is planned in seconds.
-    Raises InputError, one line, for an unknown key or choice, a value of the wrong type, or one out of range.
+    Plug-ins are imported first. Raises InputError, one line, for an unknown key or choice, a value of the wrong type,
+    or one out of range.
     """
+    overrides = load_plugins(overrides)
     parsed = _parse(overrides)
     chosen = {o.key_or_group: str(o.value()) for o in parsed if o.key_or_group in GROUPS}
     for group, choice in chosen.items():
@@ -116,7 +137,7 @@ def _value(base: DictConfig, override: Override) -> Any:
     for word in override.key_or_group.split("."):
         node = node._get_node(word)
     value = override.value()
-    single = isinstance(value, int | float) or (isinstance(value, str) and "${" not in value)
+    single = isinstance(value, int | float | dict) or (isinstance(value, str) and "${" not in value)
     lists = isinstance(node, ListConfig) and node._metadata.ref_type is not Any
     return [value] if single and lists else value
 
@@ -194,6 +215,7 @@ def model_config(name: str, overrides: Sequence[str]) -> Any:
 
     Raises InputError as `compose` does.
     """
+    overrides = load_plugins(overrides)
     known = presets()
     if name not in known:
         raise unknown("model", name, known)

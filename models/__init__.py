@@ -1,1 +1,22 @@
-"""The backbone protocol, the registry of presets, shared layers, mixers and LaMamba-Diff."""
+"""The door: `create_model`, `list_models`, and `register` and `register_mixer` for what others add.
+
+Nothing is imported before it is asked for, and families only when a model is (README.md: your own mixer, backbone,
+operator).
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .mixers import Mixer, register_mixer
+    from .registry import Backbone, Preset, create_model, list_models, register
+
+__all__ = ["Backbone", "Mixer", "Preset", "create_model", "list_models", "register", "register_mixer"]
+
+_HOMES = {"Mixer": ".mixers", "register_mixer": ".mixers"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        return getattr(import_module(_HOMES.get(name, ".registry"), __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,21 +1,22 @@
 """LaMamba-Diff (arXiv 2408.02615): a U-Net of blocks that mix a 2-D scan, shifted-window attention and an MLP."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from ..kernels.cross_scan import DIRECTIONS
 from ..kernels.errors import InputError, unknown
 from .layers import LabelEmbedder, TimestepEmbedder, gate, modulate, sincos_positions, xavier_linears
-from .mixers import MIXERS, make_mixer
-from .registry import Backbone, PaperSum, Preset, load_reference, register
+from .mixers import Mixer, stage_mixers
+from .registry import Backbone, PaperSum, Preset, load_reference, out_channels, register
 
 SKIPS = ("add", "concat", "none")
 LAYOUTS = ("unet", "isotropic")
+# Fields that set that of every mixer that has it, unless an entry of `mixers` sets its own.
+SHARED = ("num_heads", "window_size", "d_state", "scan", "shift", "relative_bias", "ssm_ratio", "conv_bias")
 
 
 @dataclass
@@ -25,6 +26,10 @@ class LaMambaConfig:
     Stages have widths D, 2D, 4D, … and sides R, R/2, R/4, … where the last two stages share both; the decoder's
     have one block more than their twins. `layout="isotropic"` is a stack of sum(depths) blocks of width D at side R,
     to which `bottleneck_depth` and `skip` mean nothing.
+
+    `mixers` lists kinds, or mappings with settings of their own ({kind: window, size: 4}); or such lists, one a stage
+    of `depths`: the decoder's stages have their twin's, the middle the last stage's. The fields in `SHARED` set that
+    field of every mixer that has it.
     """
 
     input_size: int = 32
@@ -38,7 +43,7 @@ class LaMambaConfig:
     d_state: int = 16
     scan: str = "continuous"
     patch_size: int = 1
-    mixers: list[str] = field(default_factory=lambda: ["ssm", "window"])  # in order; the MLP comes after them
+    mixers: list[Any] = field(default_factory=lambda: ["ssm", "window"])  # in order; the MLP comes after them
     parallel: bool = False  # the mixers read the same input and their outputs are added
     shift: bool = True  # odd blocks shift their windows
     relative_bias: bool = True
@@ -48,10 +53,12 @@ class LaMambaConfig:
     mlp_ratio: int = 4
     conv_bias: bool = False  # of the depthwise convolution before the scan
     zero_init_head: bool = False  # the released code leaves the last Linear at Xavier; DiT zeroes it
+    out_channels: int | None = None  # of the head; null: twice in_channels, DDPM's noise and variance
 
     def __post_init__(self) -> None:
-        positive = "input_size in_channels dim num_heads window_size d_state patch_size ssm_ratio mlp_ratio"
-        for name in positive.split():
+        if isinstance(self.mixers, str | dict):
+            self.mixers = [self.mixers]
+        for name in ("input_size", "in_channels", "dim", "patch_size", "mlp_ratio"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be 1 or more, not {getattr(self, name)}")
         for name in ("num_classes", "bottleneck_depth"):
@@ -59,35 +66,43 @@ class LaMambaConfig:
                 raise InputError(f"{name} must be 0 or more, not {getattr(self, name)}")
         if not self.depths or min(self.depths) < 1:
             raise InputError(f"depths must list one or more stages of 1 or more blocks, not {list(self.depths)}")
-        for what, name, choices in (
-            ("scan", self.scan, DIRECTIONS),
-            ("skip", self.skip, SKIPS),
-            ("layout", self.layout, LAYOUTS),
-            *(("mixer", mixer, MIXERS) for mixer in self.mixers),
-        ):
+        for what, name, choices in (("skip", self.skip, SKIPS), ("layout", self.layout, LAYOUTS)):
             if name not in choices:
                 raise unknown(what, name, choices)
-        if self.dim % self.num_heads:
-            fit = [n for n in range(1, self.dim + 1) if self.dim % n == 0]
-            raise InputError(f"num_heads {self.num_heads} does not divide dim {self.dim}; choices: {fit}")
+        if self.out_channels is not None and self.out_channels < 1:
+            raise InputError(f"out_channels must be 1 or more, or null, not {self.out_channels}")
         if self.dim % 4:
             raise InputError(f"dim must divide by 4 for the 2-D sine-cosine positions, not {self.dim}")
-        self._check_grid()
-
-    def _check_grid(self) -> None:
         cells = self.patch_size * 2**self.merges
         if self.input_size % cells:
             raise InputError(
                 f"input_size {self.input_size} does not divide by patch_size · 2^merges = {cells} "
                 f"(patch_size {self.patch_size}, {self.merges} merges)"
             )
-        for side in dict.fromkeys(self.sides) if "window" in self.mixers else ():
-            if side > self.window_size and side % self.window_size:
-                fit = [w for w in range(1, side + 1) if all(s <= w or s % w == 0 for s in self.sides)]
-                raise InputError(
-                    f"window_size {self.window_size} does not divide the {side} × {side} grid of a stage; "
-                    f"choices: {fit}"
-                )
+        self._check_mixers()
+
+    def _check_mixers(self) -> None:
+        # What the model shares is checked whether or not a mixer reads it.
+        stage_mixers(["ssm", "window"], self._shared(), 1)
+        levels = [(stage, self._levels[min(i, len(self._levels) - 1)]) for i, stage in enumerate(self.stages())]
+        for mixer in [mixer for stage, _ in levels for mixer in stage]:
+            places = [level for stage, level in levels if mixer in stage]
+            mixer.check([self.dim * 2**level for level in places], [self.side(level) for level in places])
+
+    def _shared(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in SHARED}
+
+    def stages(self) -> list[list[Mixer]]:
+        """The mixers of the blocks of each stage, one list for each of `depths`."""
+        return stage_mixers(self.mixers, self._shared(), len(self.depths))
+
+    def resolved(self, plain: dict[str, Any]) -> dict[str, Any]:
+        """Plain data of this configuration with every mixer's complete settings, and without the fields that set them:
+        one list a stage where stages differ, else one list."""
+        stages = [[mixer.described() for mixer in stage] for stage in self.stages()]
+        same = all(stage == stages[0] for stage in stages)
+        kept = {name: value for name, value in plain.items() if name not in SHARED}
+        return kept | {"mixers": stages[0] if same else stages}
 
     @property
     def merges(self) -> int:
@@ -97,7 +112,11 @@ class LaMambaConfig:
     @property
     def sides(self) -> list[int]:
         """Side of the token grid in each encoder stage."""
-        return [self.input_size // self.patch_size // 2**level for level in self._levels]
+        return [self.side(level) for level in self._levels]
+
+    def side(self, level: int) -> int:
+        """Side of the token grid after so many halvings."""
+        return self.input_size // self.patch_size // 2**level
 
     @property
     def widths(self) -> list[int]:
@@ -143,14 +162,16 @@ class MLP(nn.Sequential):
 class Block(nn.Module):
     """Mixers, then an MLP, each as `x + gate · f(LN(x) · (1 + scale) + shift)`; the vectors come from the condition."""
 
-    def __init__(self, config: LaMambaConfig, dim: int, side: int, cond: int, shift: bool, project: bool) -> None:
+    def __init__(
+        self, config: LaMambaConfig, mixers: Sequence[Mixer], dim: int, side: int, shift: bool, project: bool
+    ) -> None:
         super().__init__()
-        names = [name for name in config.mixers if name != "none"]
+        cond = config.widths[-1]
         self.parallel = config.parallel
         self.condition_projection = ConditionProjection(cond, dim) if project or cond != dim else nn.Identity()
-        self.adaLN_modulation = Conditioning(dim, 3 * (len(names) + 1) * dim)
-        self.norms = nn.ModuleList(nn.LayerNorm(dim) for _ in range(len(names) + 1))
-        self.mixers = nn.ModuleList(make_mixer(name, config, dim, side, shift) for name in names)
+        self.adaLN_modulation = Conditioning(dim, 3 * (len(mixers) + 1) * dim)
+        self.norms = nn.ModuleList(nn.LayerNorm(dim) for _ in range(len(mixers) + 1))
+        self.mixers = nn.ModuleList(mixer.build(dim, side, shift) for mixer in mixers)
         self.mlp = MLP(dim, config.mlp_ratio * dim)
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
@@ -193,15 +214,23 @@ class PatchExpanding(nn.Module):
 
 
 class Stage(nn.Module):
-    """Blocks of one width; every second one shifts its windows. `resample` comes after them in the encoder (merging),
-    before them in the decoder (expanding, then `fuse`, which joins a concatenated skip)."""
+    """Blocks of one width, one for each list of mixers; every second one shifts its windows. `resample` comes after
+    them in the encoder (merging), before them in the decoder (expanding, then `fuse`, which joins a concatenated skip).
+    """
 
     def __init__(
-        self, config: LaMambaConfig, depth: int, dim: int, side: int, resample: nn.Module | None, project: bool = False
+        self,
+        config: LaMambaConfig,
+        mixers: Sequence[Sequence[Mixer]],
+        dim: int,
+        side: int,
+        resample: nn.Module | None,
+        project: bool = False,
     ) -> None:
         super().__init__()
-        cond = config.widths[-1]
-        self.blocks = nn.ModuleList(Block(config, dim, side, cond, i % 2 == 1, project) for i in range(depth))
+        self.blocks = nn.ModuleList(
+            Block(config, of_block, dim, side, i % 2 == 1, project) for i, of_block in enumerate(mixers)
+        )
         self.resample = resample
         self.fuse = nn.Linear(2 * dim, dim) if project and config.skip == "concat" else None
 
@@ -239,24 +268,28 @@ class LaMamba(Backbone):
         self.y_embedder = LabelEmbedder(config.num_classes, cond)
         self.patch_embed = Stem(config.in_channels, dim, config.patch_size)
         self.pos_embed = nn.Parameter(sincos_positions(dim, sides[0])[None])
-        depths = [sum(config.depths)] if isotropic else list(config.depths)
-        merging = [PatchMerging(widths[i]) if i < config.merges else None for i in range(len(depths))]
+        stages, depths = config.stages(), config.depths
+        blocks = [[stage] * depth for stage, depth in zip(stages, depths, strict=True)]
+        if isotropic:
+            blocks = [[mixers for stage in blocks for mixers in stage]]
+        merging = [PatchMerging(widths[i]) if i < config.merges else None for i in range(len(blocks))]
         self.encoder = nn.ModuleList(
-            Stage(config, depth, widths[i], sides[i], merging[i]) for i, depth in enumerate(depths)
+            Stage(config, mixers, widths[i], sides[i], merging[i]) for i, mixers in enumerate(blocks)
         )
         self.middle = nn.ModuleList()
         self.decoder = nn.ModuleList()
         if not isotropic:
             middle = range(config.bottleneck_depth)
-            self.middle.extend(Block(config, cond, sides[-1], cond, i % 2 == 1, False) for i in middle)
+            self.middle.extend(Block(config, stages[-1], cond, sides[-1], i % 2 == 1, False) for i in middle)
             for i in reversed(range(len(depths))):
                 expanding = PatchExpanding(2 * widths[i], widths[i], 2) if i < config.merges else None
-                self.decoder.append(Stage(config, depths[i] + 1, widths[i], sides[i], expanding, project=True))
+                mixers = [stages[i]] * (depths[i] + 1)
+                self.decoder.append(Stage(config, mixers, widths[i], sides[i], expanding, project=True))
         self.final_up = PatchExpanding(dim, dim, config.patch_size)
         self.final_norm = nn.LayerNorm(dim, elementwise_affine=False, eps=1e-6)
         self.final_condition_projection = ConditionProjection(cond, dim)
         self.final_adaLN_modulation = Conditioning(dim, 2 * dim)
-        self.final_linear = nn.Linear(dim, 2 * config.in_channels)
+        self.final_linear = nn.Linear(dim, out_channels(config))
         self._init_weights()
 
     def _init_weights(self) -> None:
@@ -326,7 +359,7 @@ def from_reference(state_dict: dict[str, Tensor], config: LaMambaConfig) -> LaMa
 
     Raises InputError where a name is missing, unknown or of another shape, or where the mixers are not ssm, window.
     """
-    if list(config.mixers) != ["ssm", "window"]:
+    if any([mixer.kind for mixer in stage] != ["ssm", "window"] for stage in config.stages()):
         raise InputError(f"the released code has mixers [ssm, window], not {list(config.mixers)}")
     # Index and mask tables are derived, not learned.
     state = {k: v for k, v in state_dict.items() if not k.endswith(("relative_position_index", "attn_mask"))}

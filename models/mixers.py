@@ -1,7 +1,13 @@
-"""Token mixers: [B, H, W, C] -> the same. A block is a list of them, so an ablation is data."""
+"""Token mixers: [B, H, W, C] -> the same. A block is a list of them, so an ablation is data.
+
+An entry of a model's `mixers` is a kind (`window`), or a mapping with settings of its own ({kind: window, size: 4}). It
+becomes a `Mixer`, a small dataclass that builds the module.
+"""
 
 import math
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +15,8 @@ from torch.nn import functional as F
 
 from ..kernels import attention, depthwise_conv, gated_norm, selective_scan, window_attention
 from ..kernels.cross_scan import DIRECTIONS, ScanPaths, scan_paths
+from ..kernels.errors import InputError, unknown
+from .fields import declared, typed
 
 
 class SS2D(nn.Module):
@@ -55,6 +63,7 @@ class SS2D(nn.Module):
             x, self.conv2d.weight, self.conv2d.bias, self.operators["depthwise_conv"]
         ).flatten(1, 2)  # [B, L, E]
         directions, _, inner = self.x_proj_weight.shape
+        rates = self.A_logs if self.A_logs.dtype == torch.float64 else self.A_logs.float()
         # Projected in image order: a token's projection does not depend on the path.
         projected = F.linear(x, self.x_proj_weight.flatten(0, 1)).unflatten(-1, (directions, -1))
         dt, b, c = projected.split([self.rank, self.d_state, self.d_state], dim=-1)
@@ -65,7 +74,7 @@ class SS2D(nn.Module):
             c,
             self.dt_projs_weight,
             self.dt_projs_bias,
-            -torch.exp(self.A_logs.float()).view(directions, inner, -1),
+            -torch.exp(rates).view(directions, inner, -1),
             self.Ds.view(directions, inner),
             ScanPaths(self.order, self.inverse),
             self.operators["selective_scan"],
@@ -183,18 +192,183 @@ class ConvMixer(nn.Module):
         return self.out_proj(F.gelu(x))
 
 
-# Every mixer by its name in a configuration. `none` is a place left empty.
-MIXERS = ("ssm", "window", "global", "conv", "none")
+@dataclass
+class Mixer:
+    """A kind of mixer with its settings.
+
+    A setting that has the name of a field that the model shares with its mixers, or names that field in its metadata as
+    `model`, is the model's unless an entry sets it.
+    """
+
+    kind: ClassVar[str]
+
+    def check(self, dims: Sequence[int], sides: Sequence[int]) -> None:
+        """Raise InputError where the settings do not fit the stages that have the mixer: their widths and sides."""
+
+    def build(self, dim: int, side: int, shift: bool) -> nn.Module:
+        """The module for `dim` channels on a `side` × `side` grid; `shift` is True in every second block.
+
+        Its attribute `part` names the part of a cost that it belongs to ("rest" where it has none); its `own_macs(x)`
+        are the multiply-adds that its child modules do not make.
+        """
+        raise NotImplementedError
+
+    def described(self) -> dict[str, Any]:
+        """The kind and every setting, as plain data: an entry that makes this mixer again."""
+        return {"kind": self.kind, **declared(self)}
 
 
-def make_mixer(name: str, config: Any, dim: int, side: int, shift: bool) -> nn.Module:
-    """The mixer of that name for `dim` channels on a `side` × `side` grid; `config` is a LaMambaConfig."""
-    if name == "ssm":
-        return SS2D(dim, side, config.d_state, config.scan, config.ssm_ratio, config.conv_bias)
-    if name == "window":
-        return WindowAttention(
-            dim, side, config.num_heads, config.window_size, shift and config.shift, config.relative_bias
-        )
-    if name == "global":
-        return GlobalAttention(dim, config.num_heads)
-    return ConvMixer(dim)
+def _check_positive(mixer: Mixer, *names: str) -> None:
+    for name in names:
+        if getattr(mixer, name) < 1:
+            raise InputError(f"{name} must be 1 or more, not {getattr(mixer, name)}")
+
+
+def _check_heads(heads: int, dims: Sequence[int]) -> None:
+    for dim in dims:
+        if dim % heads:
+            fit = [n for n in range(1, dim + 1) if all(other % n == 0 for other in dims)]
+            raise InputError(f"num_heads {heads} does not divide dim {dim}; choices: {fit}")
+
+
+MixerType = TypeVar("MixerType", bound=type[Mixer])
+MIXERS: dict[str, type[Mixer]] = {}
+EMPTY = "none"  # a place left empty
+
+
+def register_mixer(kind: str) -> Callable[[MixerType], MixerType]:
+    """Decorates a dataclass derived from `Mixer`, which entries of `mixers` then name as `kind`.
+
+    Raises InputError where the kind is taken by another class, or where the class is no such dataclass.
+    """
+
+    def add(mixer_type: MixerType) -> MixerType:
+        place = f"{mixer_type.__module__}.{mixer_type.__qualname__}"
+        if not issubclass(mixer_type, Mixer) or not is_dataclass(mixer_type):
+            raise InputError(f"mixer {kind!r}: {place} must be a dataclass derived from lamabench.models.mixers.Mixer")
+        if "kind" in [f.name for f in fields(mixer_type)]:
+            raise InputError(f"mixer {kind!r}: {place} has a setting named kind, which is what entries call a mixer")
+        other = MIXERS.get(kind, mixer_type)
+        taken = f"{other.__module__}.{other.__qualname__}"
+        if kind == EMPTY or taken != place:  # the same class again is a notebook's cell that ran twice
+            raise InputError(f"mixer {kind!r} is registered already" + (f", by {taken}" if kind != EMPTY else ""))
+        mixer_type.kind = kind
+        MIXERS[kind] = mixer_type
+        return mixer_type
+
+    return add
+
+
+@register_mixer("ssm")
+@dataclass
+class SSMMixer(Mixer):
+    """The 2-D selective scan: `SS2D`."""
+
+    d_state: int
+    scan: str
+    ssm_ratio: int
+    conv_bias: bool  # of the depthwise convolution before the scan
+
+    def __post_init__(self) -> None:
+        _check_positive(self, "d_state", "ssm_ratio")
+        if self.scan not in DIRECTIONS:
+            raise unknown("scan", self.scan, DIRECTIONS)
+
+    def build(self, dim: int, side: int, shift: bool) -> nn.Module:
+        return SS2D(dim, side, self.d_state, self.scan, self.ssm_ratio, self.conv_bias)
+
+
+@register_mixer("window")
+@dataclass
+class WindowMixer(Mixer):
+    """Attention within windows of `size` × `size` tokens, which odd blocks shift: `WindowAttention`."""
+
+    size: int = field(metadata={"model": "window_size"})
+    num_heads: int
+    shift: bool
+    relative_bias: bool
+
+    def __post_init__(self) -> None:
+        _check_positive(self, "num_heads")
+        if self.size < 1:
+            raise InputError(f"window_size must be 1 or more, not {self.size}")
+
+    def check(self, dims: Sequence[int], sides: Sequence[int]) -> None:
+        _check_heads(self.num_heads, dims)
+        for side in sides:
+            if side > self.size and side % self.size:
+                fit = [w for w in range(1, side + 1) if all(s <= w or s % w == 0 for s in sides)]
+                raise InputError(
+                    f"window_size {self.size} does not divide the {side} × {side} grid of a stage; choices: {fit}"
+                )
+
+    def build(self, dim: int, side: int, shift: bool) -> nn.Module:
+        return WindowAttention(dim, side, self.num_heads, self.size, shift and self.shift, self.relative_bias)
+
+
+@register_mixer("global")
+@dataclass
+class GlobalMixer(Mixer):
+    """Attention over all tokens: `GlobalAttention`."""
+
+    num_heads: int
+
+    def __post_init__(self) -> None:
+        _check_positive(self, "num_heads")
+
+    def check(self, dims: Sequence[int], sides: Sequence[int]) -> None:
+        _check_heads(self.num_heads, dims)
+
+    def build(self, dim: int, side: int, shift: bool) -> nn.Module:
+        return GlobalAttention(dim, self.num_heads)
+
+
+@register_mixer("conv")
+@dataclass
+class ConvolutionMixer(Mixer):
+    """The local control: `ConvMixer`."""
+
+    def build(self, dim: int, side: int, shift: bool) -> nn.Module:
+        return ConvMixer(dim)
+
+
+def stage_mixers(entries: Any, shared: Mapping[str, Any], stages: int) -> list[list[Mixer]]:
+    """The mixers of each stage, from a list of entries, or from a list of such lists, one a stage.
+
+    `shared` has the fields of the model that set those of its mixers. Raises InputError for what is neither list, for
+    an unknown kind or setting, and for a value of a wrong type.
+    """
+    lists = [isinstance(entry, list | tuple) for entry in entries]
+    if any(lists) and not all(lists):
+        raise InputError(f"mixers must be a list of mixers, or of lists of mixers, one a stage, not {entries}")
+    if any(lists) and len(lists) != stages:
+        raise InputError(f"mixers has {len(lists)} lists for {stages} stages: give one list a stage, or one for all")
+    by_stage = entries if any(lists) else [entries] * stages
+    resolved = [[_resolve(entry, shared) for entry in stage] for stage in by_stage]
+    return [[mixer for mixer in stage if mixer is not None] for stage in resolved]
+
+
+def _resolve(entry: Any, shared: Mapping[str, Any]) -> Mixer | None:
+    """The mixer that an entry stands for, or None for a place left empty."""
+    settings = {"kind": entry} if isinstance(entry, str) else entry
+    choices = [*MIXERS, EMPTY]
+    if not isinstance(settings, Mapping) or "kind" not in settings:
+        raise InputError(f"a mixer is a kind, or a mapping with its kind, not {entry!r}; kinds: {', '.join(choices)}")
+    kind = settings["kind"]
+    if kind not in choices:
+        raise unknown("mixer", kind, choices)
+    own = {name: value for name, value in settings.items() if name != "kind"}
+    known = {f.name: f for f in fields(MIXERS[kind])} if kind != EMPTY else {}
+    for name in own:
+        if name not in known:
+            raise unknown(f"setting of mixer {kind}", name, known)
+    if kind == EMPTY:
+        return None
+    values = typed(f"mixer {kind}", MIXERS[kind], own)
+    for name, f in known.items():
+        model_field = f.metadata.get("model", name)
+        if name not in values and model_field in shared:
+            values[name] = shared[model_field]
+        elif name not in values and f.default is MISSING and f.default_factory is MISSING:
+            raise InputError(f"mixer {kind} needs {name}: write {{kind: {kind}, {name}: …}}")
+    return MIXERS[kind](**values)

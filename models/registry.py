@@ -3,7 +3,8 @@
 import copy
 import importlib
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from fnmatch import fnmatchcase
 from typing import Any, ClassVar, NamedTuple, TypeVar, cast
 
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..kernels import OPERATORS
 from ..kernels.errors import InputError, unknown
+from .fields import declared, typed
 
 
 class PaperSum(NamedTuple):
@@ -25,15 +27,15 @@ class Backbone(nn.Module):
     """A denoiser: `net(x, t, y) -> out`.
 
     x   [B, C, S, S]   noised images, float
-    t   [B]            raw integer timesteps, 0 … 999
+    t   [B]            times, float, in the unit of the objective's paper: 0 … 999 for DDPM
     y   [B]            class labels, `null_class` for "no class"
-    out [B, 2C, S, S]  predicted noise, then the variance interpolation
+    out [B, out_channels, S, S]  what the objective asks for: DDPM the noise, then the variance interpolation
 
     Loss, schedule, guidance, label dropout, EMA and precision live outside.
     """
 
     config: Any
-    paper_sum: ClassVar[PaperSum]
+    paper_sum: ClassVar[PaperSum] = PaperSum(affine_norm=0, plain_norm=0, scan=0)
     checkpointing = False  # in training, keep a block's inputs alone and run it once more in the backward pass
 
     def run_block(self, block: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
@@ -78,22 +80,48 @@ class Family:
 # The modules that register the families of the suite, imported when the registry is first asked.
 MODULES = ("lamabench.models.lamamba", "lamabench.baselines.dit", "lamabench.baselines.adm")
 _FAMILIES: dict[str, Family] = {}
+_REGISTERED: list[str] = []
 
 
 def families() -> dict[str, Family]:
-    """Every family by name: those of `MODULES`, then those that others registered."""
+    """Every family by name: those of `MODULES` in their order, then those that others registered."""
     for module in MODULES:
         importlib.import_module(module)
-    return _FAMILIES
+    places = {module: place for place, module in enumerate(MODULES)}
+    order = sorted(_FAMILIES.values(), key=lambda family: places.get(family.net_type.__module__, len(MODULES)))
+    return {family.name: family for family in order}
+
+
+# What every configuration has: the data and the objective set these fields.
+SHAPE = ("input_size", "in_channels", "num_classes", "out_channels")
 
 
 def register(family: str, config_type: type, net_type: type[Backbone], presets: list[Preset]) -> None:
-    """Add a family. Its presets become choices of `model=` in every command. Names must be new."""
-    table = {preset.name: preset for preset in presets}
-    taken = {name for other in _FAMILIES.values() for name in other.presets} & table.keys()
-    if family in _FAMILIES or len(table) < len(presets) or taken:
-        raise ValueError(f"family {family!r} or one of its presets is registered twice: {sorted(taken) or family}")
+    """Add a family. Its presets become choices of `model=` in every command.
+
+    Raises InputError where a name is taken, or where the configuration is no dataclass with the fields of `SHAPE`.
+    """
+    known = _FAMILIES if net_type.__module__ in MODULES else families()
+    config_fields = [f.name for f in fields(config_type)] if is_dataclass(config_type) else []
+    if lacking := [name for name in SHAPE if name not in config_fields]:
+        raise InputError(f"{config_type.__name__} must be a dataclass with the fields {', '.join(lacking)}")
+    same = known[family].net_type if family in known else net_type
+    if (same.__module__, same.__qualname__) != (net_type.__module__, net_type.__qualname__):
+        raise InputError(f"family {family!r} is registered already, by {same.__module__}.{same.__qualname__}")
+    taken = {name: other for other in known if other != family for name in known[other].presets}
+    table: dict[str, Preset] = {}
+    for preset in presets:
+        if preset.name in table or preset.name in taken:
+            raise InputError(f"model {preset.name!r} is registered already, by {taken.get(preset.name, family)}")
+        table[preset.name] = preset
     _FAMILIES[family] = Family(family, config_type, net_type, table)
+    _REGISTERED.append(family)
+
+
+def revision() -> int:
+    """How often families were registered in this process: what was cached of presets is of one revision."""
+    families()
+    return len(_REGISTERED)
 
 
 def presets() -> dict[str, Preset]:
@@ -154,8 +182,13 @@ def load_reference(net: Net, state: Mapping[str, Tensor], reference_name: Callab
     return net
 
 
+def out_channels(config: Any) -> int:
+    """Channels of the head of a configuration's network: its `out_channels`, or twice its `in_channels`."""
+    return 2 * config.in_channels if config.out_channels is None else config.out_channels
+
+
 def to_dict(config: Any) -> dict[str, Any]:
-    """A configuration as plain data, with its `family`; `from_dict` reads it back."""
+    """A configuration as plain data, as it was asked for, with its `family`; `from_dict` reads it back."""
     return {"family": family_of(config).name, **asdict(config)}
 
 
@@ -166,11 +199,44 @@ def describe(config: Any) -> dict[str, Any]:
 
 def from_dict(data: dict[str, Any]) -> Any:
     """The configuration that `to_dict` wrote."""
-    fields = dict(data)
-    family = fields.pop("family", None)
+    settings = dict(data)
+    family = settings.pop("family", None)
     if family not in families():
         raise unknown("model family", family, families())
-    return families()[family].config_type(**fields)
+    return families()[family].config_type(**settings)
+
+
+def describe(config: Any) -> dict[str, Any]:
+    """The network that a configuration makes, as plain data: what keys hash and checkpoints are compared by.
+
+    Its family, its fields less those that have their `since` value, and the channels of its head. A configuration that
+    can say one network in several ways has a method `resolved(plain) -> plain` that takes these fields to one of them.
+    """
+    plain = declared(config) | {"out_channels": out_channels(config)}
+    if hasattr(config, "resolved"):
+        plain = config.resolved(plain)
+    return {"family": family_of(config).name, **plain}
+
+
+def create_model(name: str, *, pretrained: Any = None, **settings: Any) -> Backbone:
+    """The backbone of a preset, with fields of its configuration set: create_model("lamamba_s", d_state=4).
+
+    Its weights are drawn from torch's global generator. Raises InputError for an unknown name or field, a value of the
+    wrong type, or one that does not fit.
+    """
+    if pretrained is not None:
+        raise InputError("pretrained weights cannot be loaded by create_model yet: pretrained must be None")
+    config = preset(name).config
+    known = [f.name for f in fields(config)]
+    for setting in settings:
+        if setting not in known:
+            raise unknown(f"field of {name}", setting, known)
+    return build(replace(config, **typed(name, type(config), settings)))
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """The names of the presets that fit a pattern such as `dit_*`, in the order of registration."""
+    return [name for name in presets() if fnmatchcase(name, pattern)]
 
 
 def called_operators(net: Backbone) -> list[dict[str, str]]:

@@ -6,6 +6,8 @@ import sys
 
 import pytest
 import torch
+from lamabench.launch import plugins
+from lamabench.models import mixers, registry
 
 
 @pytest.fixture
@@ -47,3 +49,18 @@ def traced(monkeypatch):
 
     monkeypatch.setattr(torch, "compile", compile_traced)
     return calls
+
+
+@pytest.fixture
+def registered():
+    """What a test registers, mixers, families and plug-ins, is gone after it."""
+    registry.families()
+    tables = (registry._FAMILIES, mixers.MIXERS, plugins._LOADED)
+    copies, modules = [dict(table) for table in tables], set(sys.modules)
+    yield
+    for table, copy in zip(tables, copies, strict=True):
+        table.clear()
+        table.update(copy)
+    for name in set(sys.modules) - modules:
+        if name.startswith(plugins.PREFIX):
+            del sys.modules[name]

@@ -1,0 +1,67 @@
+"""Fields of configurations: what keys hash of them, and values of the type that a field declares."""
+
+from dataclasses import fields, is_dataclass
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from ..kernels.errors import InputError
+
+
+def declared(section: Any) -> dict[str, Any]:
+    """The fields of a dataclass as plain data, less those that have their `since` value: what keys hash."""
+    return {
+        f.name: _plain(getattr(section, f.name))
+        for f in fields(section)
+        if "since" not in f.metadata or getattr(section, f.name) != f.metadata["since"]
+    }
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value):
+        return declared(value)
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return {key: _plain(item) for key, item in value.items()} if isinstance(value, dict) else value
+
+
+def typed(what: str, config_type: type, values: dict[str, Any]) -> dict[str, Any]:
+    """Values for fields of a dataclass, each of the type that its field declares; a whole number serves as a float,
+    one value as a list of one.
+
+    Raises InputError where a value is of another type; `what` is what messages call the dataclass.
+    """
+    hints = get_type_hints(config_type)
+    return {name: _typed(f"{name} of {what}", hints[name], value) for name, value in values.items()}
+
+
+def _typed(what: str, hint: Any, value: Any) -> Any:
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        for choice in arguments:
+            if _fits(choice, value):
+                return _typed(what, choice, value)
+    elif origin is list:
+        items = value if isinstance(value, list | tuple) else [value]
+        return [_typed(f"an item of {what}", arguments[0], item) for item in items]
+    elif _fits(hint, value):
+        return float(value) if hint is float else value
+    name = hint.__name__ if isinstance(hint, type) and origin is None else str(hint)
+    wanted = f"one of {', '.join(map(str, arguments))}" if origin is Literal else f"of type {name}"
+    raise InputError(f"{what} must be {wanted}, not {value!r}")
+
+
+def _fits(hint: Any, value: Any) -> bool:
+    """Whether a value is of a type; True and False are no numbers."""
+    origin = get_origin(hint)
+    if hint is Any:
+        return True
+    if hint is None or hint is type(None):
+        return value is None
+    if origin is Literal:
+        return value in get_args(hint)
+    if hint is float:
+        return type(value) in (int, float)
+    if hint in (int, bool):
+        return type(value) is hint
+    kind = origin if origin is not None else hint
+    return isinstance(value, kind) if isinstance(kind, type) else True

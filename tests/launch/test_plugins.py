@@ -1,0 +1,167 @@
+"""A user's own modules: what names them, that each is imported once, and what is said of broken ones."""
+
+import hashlib
+import importlib
+import json
+import pickle
+import sys
+from pathlib import Path
+
+import pytest
+from lamabench.kernels.errors import InputError
+from lamabench.launch import plugins
+from lamabench.launch.cli import main
+from lamabench.launch.compose import compose, load_plugins
+from lamabench.models import registry
+from lamabench.models.mixers import MIXERS
+
+SOURCE = """
+from dataclasses import dataclass
+
+from torch import nn
+
+from lamabench.models import Mixer, register_mixer
+
+
+class Plain(nn.Module):
+    def __init__(self, dim):
+        super().__init__()
+        self.out = nn.Linear(dim, dim)
+
+    def forward(self, x):
+        return self.out(x)
+
+
+@register_mixer("plain")
+@dataclass
+class PlainMixer(Mixer):
+    def build(self, dim, side, shift):
+        return Plain(dim)
+"""
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch, registered):
+    monkeypatch.chdir(tmp_path)
+    Path("mine.py").write_text(SOURCE)
+    return tmp_path
+
+
+def test_a_file_is_imported_once_under_a_name_of_its_own(here):
+    (plugin,) = plugins.load(["mine.py"])
+    assert plugin == plugins.Plugin("mine", here / "mine.py", hashlib.sha256(SOURCE.encode()).hexdigest())
+    mixer = MIXERS["plain"]
+    assert mixer.__module__ == "lamabench_plugin_mine" and sys.modules[mixer.__module__].PlainMixer is mixer
+    assert pickle.loads(pickle.dumps(mixer())) == mixer()
+    copied = here / "snapshot" / "mine.py"
+    copied.parent.mkdir()
+    copied.write_text(SOURCE)
+    assert plugins.load([str(here / "mine.py"), "./mine.py", str(copied)]) == [plugin] * 3
+    assert plugins.load(["mine.py"], folder=copied.parent) == [plugin]
+    assert MIXERS["plain"] is mixer
+
+
+def test_a_module_is_named_by_its_name(here, monkeypatch):
+    package = here / "my_plugin_package"
+    package.mkdir()
+    (package / "__init__.py").write_text("from . import inside\n")
+    (package / "inside.py").write_text(SOURCE)
+    monkeypatch.syspath_prepend(here)
+    (plugin,) = plugins.load(["my_plugin_package"])
+    (inside,) = plugins.load(["my_plugin_package.inside"])
+    assert (plugin.path, inside.path) == (package, package / "inside.py")
+    assert inside.sha256 == hashlib.sha256(SOURCE.encode()).hexdigest()
+    assert "plain" in MIXERS
+    (package / "inside.py").write_text(SOURCE + "\n")  # a package is hashed with all its sources
+    assert plugins.source_hash(package) != plugin.sha256
+
+
+BROKEN = [
+    ("x = 1\ny = nothing\n", "line 2: NameError: name 'nothing' is not defined"),
+    ("x = 1\n\ndef f(:\n", "line 3: SyntaxError: invalid syntax"),
+    ("import no_such_module\n", "line 1: ModuleNotFoundError: No module named 'no_such_module'"),
+    ("def f():\n    raise RuntimeError('two\\nlines')\n\nf()\n", "line 2: RuntimeError: two$"),
+    ("import sys\nsys.exit('no')\n", "line 2: SystemExit: no"),
+    ("import json\n\njson.loads('{')\n", "line 3: JSONDecodeError: "),
+    (SOURCE.replace('"plain"', '"window"'), "line 1[89]: InputError: mixer 'window' is registered already, by "),
+]
+
+
+@pytest.mark.parametrize(("source", "message"), BROKEN)
+def test_a_broken_file_is_one_line_that_names_its_line(here, source, message):
+    Path("mine.py").write_text(source)
+    with pytest.raises(InputError, match=f"^plug-in mine.py, {message}") as caught:
+        plugins.load(["mine.py"])
+    assert "\n" not in str(caught.value) and "lamabench_plugin_mine" not in sys.modules
+    Path("mine.py").write_text(SOURCE)  # mended, it is imported
+    assert plugins.load(["mine.py"])[0].name == "mine"
+
+
+def test_what_is_no_plugin_is_one_line(here):
+    Path("text.txt").write_text("")
+    Path("other").mkdir()
+    Path("other/mine.py").write_text(SOURCE.replace("plain", "other"))
+    for name, message in (
+        ("missing.py", f"plug-in missing.py is no .py file: there is none at {here / 'missing.py'}"),
+        ("./text.txt", "plug-in ./text.txt is no .py file"),
+        ("missing", "plug-in missing: there is no module missing; a file is named by its path, such as missing.py"),
+        ("missing.too", "there is no module missing.too"),
+        ("", "a plug-in is the path of a .py file or the name of a module, not ''"),
+        (3, "not 3"),
+    ):
+        with pytest.raises(InputError, match=message):
+            plugins.load([name])
+    plugins.load(["mine.py"])
+    with pytest.raises(InputError, match=r"two plug-ins are called mine: .*/mine.py and .*/other/mine.py; rename one"):
+        plugins.load(["other/mine.py"])
+    Path("mine.py").write_text(SOURCE + "\n")
+    with pytest.raises(InputError, match=r"plug-in mine.py changed since this process imported it"):
+        plugins.load(["mine.py"])
+
+
+def test_entry_points_of_installed_packages(here, monkeypatch):
+    (here / "installed_plugin.py").write_text(SOURCE)
+    folder = here / "theirs-1.0.dist-info"
+    folder.mkdir()
+    (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: theirs\nVersion: 1.0\n")
+    (folder / "entry_points.txt").write_text("[lamabench.plugins]\nplain = installed_plugin\n")
+    monkeypatch.syspath_prepend(here)
+    importlib.invalidate_caches()
+    plugins.entry_points.cache_clear()
+    try:
+        (plugin,) = plugins.entry_points()
+        assert (plugin.name, plugin.path) == ("installed_plugin", here / "installed_plugin.py")
+        assert "plain" in MIXERS
+        plugins.entry_points.cache_clear()
+        (folder / "entry_points.txt").write_text("[lamabench.plugins]\nplain = not_there\n")
+        with pytest.raises(InputError, match="plug-in plain of theirs: there is no module not_there"):
+            plugins.entry_points()
+    finally:
+        plugins.entry_points.cache_clear()
+        sys.modules.pop("installed_plugin", None)
+
+
+def test_words_on_a_command_line(here, capsys):
+    with pytest.raises(InputError, match="unknown mixer 'plain'"):
+        compose(["model.mixers=[plain]"])
+    assert load_plugins(["a=1", "plugins=[mine.py]", "b=2"]) == ["a=1", "b=2"]
+    config, _ = compose(["model=lamamba_nano", "plugins=mine.py", "model.mixers=[plain]"])
+    assert config.model.mixers == ["plain"]
+    assert main(["cost", "lamamba_nano", "mixers=[plain]", "plugins=[mine.py]", "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert row["macs"] > 0
+    assert main(["cost", "lamamba_nano", "mixers=[plain]", "plugins=[no.py]"]) == 2
+    assert "plug-in no.py is no .py file" in capsys.readouterr().err
+
+
+def test_a_preset_that_is_registered_again_is_composed_anew(here):
+    """What compose keeps of a preset of that name is another's by then."""
+    family = "from lamabench.baselines.dit import DiT, DiTConfig\nfrom lamabench.models import Preset, register\n\n\n"
+    family += "class Mine(DiT):\n    pass\n\n\nclass MineConfig(DiTConfig):\n    pass\n\n\n"
+    family += "register('mine', MineConfig, Mine, [Preset('mine_s', 'Mine', MineConfig(depth={}), 'ours')])\n"
+    for depth in (3, 5):
+        Path("family.py").write_text(family.format(depth))
+        plugins._LOADED.clear()
+        config, chosen = compose(["model=mine_s", "data=digits", "plugins=family.py"])
+        assert (config.model.depth, chosen["model"]) == (depth, "mine_s")
+        assert registry.family_of(config.model).name == "mine"
