@@ -2,11 +2,11 @@
 
 import argparse
 import importlib
-import json
 import os
 import select
 import sys
 from collections.abc import Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import NoReturn
 
@@ -28,7 +28,6 @@ EPILOG = """examples
 A setting is key=value, as in Hydra: model=NAME and data=NAME choose, train.lr=1e-3 sets. Started again, the same
 command continues where it stopped."""
 
-HOMES = {"bench": "bench", "bench-kernels": "bench", "sweep": "sweep"}
 QUEUED = ("submit", "status", "retry", "cancel", "collect", "prune")
 SWEEP = """lamabench sweep plan demo                               the runs, nothing is written
   lamabench sweep run demo                                do what is missing, on this machine
@@ -62,6 +61,7 @@ def parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    top.add_argument("--version", action="version", version=f"lamabench {metadata.version('lamabench')}")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
 
     def add(name: str, text: str, example: str, words: str | None = None, word_help: str = "") -> OneLineParser:
@@ -93,6 +93,7 @@ def parser() -> argparse.ArgumentParser:
         "key=value",
         "model=NAME, data=NAME, and settings of the sections model, data, train, backend, run; seed=N",
     )
+    train.set_defaults(parser=train)
     train.add_argument("--defaults", action="store_true", help="print every setting with its default and stop")
     add(
         "sample",
@@ -149,30 +150,16 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-def _report(args: argparse.Namespace) -> int:
-    from ..reports.report import build, summary_rows, summary_text
-
-    files = build(args.paths, args.out, args.baseline)
-    if args.json:
-        print(json.dumps(summary_rows(args.paths), indent=1))
-    else:
-        print(summary_text(args.paths, args.baseline))
-        print(f"\n{len(files)} files in {args.out}")
-    return 0
-
-
 def _run(args: argparse.Namespace) -> int:
-    if args.command == "report":
-        return _report(args)
-    if args.command == "doctor":
-        return importlib.import_module("..commands.doctor", __name__).doctor(args)
-    commands = importlib.import_module("..commands.runs", __name__)
-    homes = {name: f"..commands.{home}" for name, home in HOMES.items()}
-    home = importlib.import_module(homes.get(str(args.command), "..commands.runs"), __name__)
-    names = {"cost": "cost_command", "bench": "models", "bench-kernels": "kernels", "sweep": "sweep_command"}
+    """Run a subcommand. Only its own module is imported: reports need no torch."""
+    module = importlib.import_module(f".commands.{args.command.replace('-', '_')}", __package__)
+    if args.command in ("report", "doctor", "models", "cost"):
+        return module.run(args)
+    from .ends import STOPPED
+
     try:
-        return getattr(home, names.get(str(args.command), str(args.command)))(args)
-    except commands.STOPPED as error:
+        return module.run(args)
+    except STOPPED as error:
         print(f"lamabench {args.command}: {error}", file=sys.stderr)
         return 1
 

@@ -3,7 +3,7 @@
 import pickle
 import re
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
@@ -170,6 +170,23 @@ def plain_error(error: Exception) -> str:
     key = re.search(r"full_key: (\S+)", text)
     first = text.strip().splitlines()[0]
     return f"{key[1]}: {first}" if key else first
+
+
+def override(config: Config, overrides: Sequence[str]) -> Config:
+    """A configuration with overrides such as `sample.steps=25` of its sections, the model aside.
+
+    Raises InputError as `compose` does.
+    """
+    texts: dict[str, list[str]] = {}
+    for text in overrides:
+        section, _, rest = text.partition(".")
+        texts.setdefault(section, []).append(rest)
+    made = {}
+    for section, rest in texts.items():
+        node = OmegaConf.structured(getattr(config, section))
+        apply(node, rest, section)
+        made[section] = OmegaConf.to_object(node)
+    return replace(config, **made)
 
 
 def model_config(name: str, overrides: Sequence[str]) -> Any:

@@ -1,4 +1,4 @@
-"""`lamabench bench` and `lamabench bench-kernels`: models and operators, measured."""
+"""`lamabench bench`: speed and memory of models, measured, and kept with each model."""
 
 import argparse
 import sys
@@ -7,83 +7,87 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ...harness.config import BenchConfig, Config, DataConfig
-from ...harness.device import pick_device
+from ...harness.config import Config, DataConfig
+from ...harness.device import device_name, pick_device
+from ...harness.keys import config_to_dict, model_folder, speed_key
 from ...harness.measure.models import WrongOutput, bench, check_bench
-from ...harness.measure.operators import bench_kernels
-from ...harness.measure.search import finished
 from ...harness.provenance import provenance
-from ...harness.record import append, entry, read_run
-from ...harness.run import create, describe, locked
+from ...harness.record import newest, read_records
+from ...harness.run import locked, write_study
+from ...harness.stages import Task, measurements, prepare, tasks, write
 from ...kernels.errors import InputError
 from ...models.registry import presets
 from ..compose import compose, model_config
-from .runs import show, split_arguments
+from ..output import show, split_arguments
+from .train import describe
+
+COLUMNS = {"model": "Model", "input_size": "Input", "mode": "Mode", "compile": "Compile", "batch_size": "Batch"}
+COLUMNS |= {"p25_ms": "p25 (ms)", "p50_ms": "Median (ms)", "p75_ms": "p75 (ms)", "images_per_s": "Images/s"}
+COLUMNS |= {"peak_memory_gib": "Peak memory (GiB)", "mfu": "MFU", "state": "State"}
 
 
-def models(args: argparse.Namespace) -> int:
-    """Measure models, and keep the records in RUNS/bench."""
+def run(args: argparse.Namespace) -> int:
     rows, wrong = [], []
-    for config, info in _runs(args, "bench"):
-        name, folder, origin = info["name"], create(info), provenance(pick_device(config.run.device))
-
-        def say(text: str, name: str = name) -> None:
-            print(f"{name}: {text}", file=sys.stderr, flush=True)
-
+    for config, task in asked_of(args, "bench"):
+        check_bench(config.model, config.bench, config.backend, pick_device(config.run.device))
+        name, say = task.about["name"], speaker(task)
+        device = pick_device(config.run.device)
+        folder, origin = begin(task, config), provenance(device)
         with locked(folder):
-            there = [] if args.again else finished(read_run(folder).records, origin)
+            there = [] if args.again else known(task, config, origin)
             if there:
                 say(f"{len(there)} measurements are in {folder} already (--again measures them anew)")
             rows += [{"model": name, **row, "run": str(folder)} for row in there]
             try:
-                for row in bench(config, say, there):
-                    line = entry("bench", **{**row, "provenance": origin})
-                    append(folder / "record.jsonl", line)
+                for row in bench(config.model, config.bench, config.backend, config.objective, device, say, there):
+                    key = speed_key(config.model, row, config.backend, device_name(device))
+                    line = write(folder, {"kind": "speed", "key": key, "provenance": origin, **row})
                     rows.append({"model": name, **line, "run": str(folder)})
             except WrongOutput as error:
                 wrong.append(f"{name}: {error}")
-    columns = {"model": "Model", "input_size": "Input", "mode": "Mode", "compile": "Compile", "batch_size": "Batch"}
-    columns |= {"p25_ms": "p25 (ms)", "p50_ms": "Median (ms)", "p75_ms": "p75 (ms)", "images_per_s": "Images/s"}
-    show(rows, columns | {"peak_memory_gib": "Peak memory (GiB)", "mfu": "MFU", "state": "State"}, args.json)
-    return _end(args, rows, wrong)
+    show(rows, COLUMNS, args.json)
+    return end(args, rows, wrong)
 
 
-def kernels(args: argparse.Namespace) -> int:
-    """Measure the operators that models call, and keep the records in RUNS/bench-kernels."""
-    rows, wrong = [], []
-    for config, info in _runs(args, "bench-kernels"):
-        name, folder, origin = info["name"], create(info), provenance(pick_device(config.run.device))
-
-        def say(text: str, name: str = name) -> None:
-            print(f"{name}: {text}", file=sys.stderr, flush=True)
-
-        try:
-            for row in bench_kernels(config, say):
-                line = entry("bench", **{**row, "provenance": origin})
-                append(folder / "record.jsonl", line)
-                rows.append({"model": name, **line, "backend": row["backend"][row["operator"]], "run": str(folder)})
-        except WrongOutput as error:
-            wrong.append(f"{name}: {error}")
-    columns = {"operator": "Operator", "shape": "Shape", "pass": "Pass", "backend": "Backend", "p50_ms": "Median (ms)"}
-    columns |= {"floor_ms": "Floor (ms)", "floor": "Floor of", "times_floor": "Time ÷ floor", "state": "State"}
-    show(rows, columns, args.json)
-    return _end(args, rows, wrong)
+def known(task: Task, config: Config, origin: dict[str, Any]) -> list[dict[str, Any]]:
+    """The measurements that a model's folder holds of the same code, machine and versions."""
+    rows = newest(read_records(task.path / "record.jsonl"))
+    plan = {"bench": task.config["bench"], "backend": task.config["backend"]}
+    found = measurements(task, plan, rows, device_name(pick_device(config.run.device)))
+    return [row for row in found if row["provenance"] == origin]
 
 
-def _end(args: argparse.Namespace, rows: Sequence[dict[str, Any]], wrong: Sequence[str]) -> int:
+def speaker(task: Task) -> Any:
+    """A function that prints a line of progress under the model's name."""
+    return lambda text: print(f"{task.about['name']}: {text}", file=sys.stderr, flush=True)
+
+
+def begin(task: Task, config: Config) -> Path:
+    """Make the folder of a model, and name it in ROOT/STUDY, so that nothing prunes it."""
+    root, folder = Path(config.run.root), prepare(task)
+    name = f"{task.about['name']}-{task.key}"
+    entry = {**task.about, "name": name, "training": None, "samples": []}
+    entry["model_folder"] = str(model_folder(root, config.model).relative_to(root))
+    write_study(root, task.about["study"], None, [entry], add=True)
+    return folder
+
+
+def end(args: argparse.Namespace, rows: Sequence[dict[str, Any]], wrong: Sequence[str]) -> int:
+    """Say where the rows were measured and what comes next; the exit code."""
     if rows and not args.json:
         where = rows[0]["provenance"]
         print(f"\n{where['device']}, {rows[0]['threads']} threads, {rows[0]['precision']}")
         if disturbed := sum(bool(row.get("disturbed")) for row in rows):
             print(f"other processes kept the host busy during {disturbed} of {len(rows)}: these times may be too long")
-        print(f"next: lamabench report {Path(rows[0]['run']).parent} --out out/{args.command}")
+        root = Path(rows[0]["run"]).parent.parent
+        print(f"next: lamabench report {root / args.command} --out out/{args.command}")
     for line in wrong:
         print(f"lamabench {args.command}: {line}", file=sys.stderr)
     return 1 if wrong else 0
 
 
-def _runs(args: argparse.Namespace, study: str) -> list[tuple[Config, dict[str, Any]]]:
-    """The configuration of each model that is named, and what its config.json will say; nothing is written."""
+def asked_of(args: argparse.Namespace, study: str) -> list[tuple[Config, Task]]:
+    """The configuration of each model that is named, and its task; nothing is written."""
     names, overrides = split_arguments(args.words)
     if not names:
         raise InputError(f"{args.command} needs a model; choices: {', '.join(presets())}")
@@ -91,14 +95,10 @@ def _runs(args: argparse.Namespace, study: str) -> list[tuple[Config, dict[str, 
     base, _ = compose([text for text in overrides if text.startswith(sections)])
     fields = [text for text in overrides if not text.startswith(sections)]
     variant = dict(text.split("=", 1) for text in overrides if not text.startswith(("bench.", "run.")))
-    runs = []
+    found = []
     for name in names:
-        model = model_config(name, fields)
-        data = DataConfig(kind="none", size=model.input_size, channels=model.in_channels, num_classes=model.num_classes)
-        config = replace(base, model=model, data=data)
-        check_bench(config)
-        # A folder for a model and a precision: its lines say their batch, size, mode and way of compiling themselves.
-        subject = replace(config, bench=BenchConfig(precision=base.bench.precision))
-        kept = [text for text in overrides if not text.startswith(("bench.", "run.")) or "bench.precision" in text]
-        runs.append((config, describe(subject, study=study, name=name, model=name, variant=variant, overrides=kept)))
-    return runs
+        config = replace(base, model=model_config(name, fields), data=DataConfig())
+        about = describe(config, study, name, name, variant)
+        task = tasks(config, about, ["bench"])[0]
+        found.append((config, replace(task, config=config_to_dict(config))))
+    return found

@@ -24,7 +24,7 @@ def version(package: str) -> str | None:
         return None
 
 
-def doctor(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> int:
     """Print versions, the device, and every operator's backends with the reasons of those that cannot run."""
     device = pick_device("auto")
     found = {

@@ -16,16 +16,16 @@ from ...harness.record import read_run, write_lines
 from ...harness.run import is_locked
 from ...kernels.errors import InputError
 from .. import gpu_hours, plan
+from ..output import show
 from ..plan import Planned
 from ..slurm import cluster as clusters
 from ..slurm import manifest, snapshot, status, submit
-from .runs import show
 
 LOOK = {"run": "Run", "id": "Id", "state": "State", "to do": "To do", "progress": "Progress", "error": "Error"}
 EVERY_S = 10.0  # between two looks of --watch
 
 
-def sweep_command(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> int:
     """Do `args.action` with a study."""
     study = studies.load(args.study)
     if args.debug:

@@ -1,4 +1,4 @@
-"""Records, identities and stages: the same run twice is one run, and what went wrong is written down."""
+"""Folders: one writer at a time, names that follow from keys, and studies that name what they share."""
 
 import errno
 import json
@@ -6,304 +6,117 @@ import os
 import subprocess
 import sys
 import time
-from dataclasses import replace
 
-import numpy as np
 import pytest
-import torch
-from lamabench.baselines.dit import DiTConfig
-from lamabench.harness import run as runs
-from lamabench.harness import sampling as generate_module
-from lamabench.harness.config import (
-    BenchConfig,
-    Config,
-    DataConfig,
-    EvaluateConfig,
-    RunConfig,
-    SampleConfig,
-    TrainConfig,
-)
-from lamabench.harness.progress import Progress
-from lamabench.harness.random import Stream, generator
-from lamabench.harness.record import RecordError, append, identity, read_lines, read_run, read_runs, write_atomically
-from lamabench.harness.sampling import generate, labels_of
-from lamabench.harness.training import checkpoint
+from lamabench.harness import run as folders
+from lamabench.harness.record import RecordError
 from lamabench.kernels.errors import InputError
 
-DIT = DiTConfig(input_size=8, in_channels=1, num_classes=10, patch_size=2, hidden_size=16, depth=1, num_heads=2)
+INFO = {"kind": "training", "key": "a" * 12, "study": "s", "name": "n", "variant": {}, "seed": 0, "config": {"x": 1}}
+ENTRY = {"name": "small", "variant": {"model": "dit_nano"}, "seed": 0, "model": "dit_nano", "family": "dit"}
+ENTRY |= {"title": "DiT-nano", "training": "trainings/dit-digits-1", "model_folder": "models/dit-2", "samples": []}
 
 
-def make(root, **sample):
-    return Config(
-        model=DIT,
-        data=DataConfig(kind="digits", size=8, channels=1, num_classes=10),
-        train=TrainConfig(steps=4, batch_size=4, ema_decay=0.5, precision="float32"),
-        sample=SampleConfig(**{"count": 10, "method": "ddim", "steps": 4, "batch_size": 4, **sample}),
-        evaluate=EvaluateConfig(metrics=["fd"]),
-        bench=BenchConfig(batch_size=2, repeats=3, warmup=1, precision="float32"),
-        run=RunConfig(root=str(root), device="cpu", log_every=2, checkpoint_every=2),
-    )
+def test_a_folder_keeps_what_it_says_of_itself(tmp_path):
+    folder = folders.create(tmp_path / "t", INFO)
+    folders.create(folder, INFO | {"study": "another", "config": {"x": 2}})
+    assert folders.read_info(folder) == {"layout": 2, **INFO, "config": {"x": 2}}
 
 
-def create(config, name="t"):
-    info = runs.describe(config, study="s", name=name, model="dit_nano", variant={"model": "dit_nano"}, overrides=[])
-    return runs.create(info)
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "is not a run folder: it has no config.json"),
+        ("{", "is not JSON"),
+        ("[]", "is not of lamabench"),
+        ('{"id": "0", "config": {}}', "was written by an earlier version .*: read it with that version .* or train"),
+        ('{"layout": 9, "config": {}}', "was written by a newer version of lamabench: its layout is 9"),
+    ],
+)
+def test_what_is_no_run_is_one_line(tmp_path, content, message):
+    if content is not None:
+        (tmp_path / "config.json").write_text(content)
+    with pytest.raises(RecordError, match=message) as caught:
+        folders.read_run(tmp_path)
+    assert "\n" not in str(caught.value)
 
 
-def test_configuration_survives_the_file(tmp_path):
-    config = make(tmp_path)
-    folder = create(config)
-    assert runs.config_from_dict(json.loads((folder / "config.json").read_text())["config"]) == config
-
-
-def test_identity_leaves_out_paths_and_workers_alone(tmp_path):
-    config = make(tmp_path)
-    same = [
-        replace(config, run=RunConfig(root="elsewhere", workers=3, log_every=7)),
-        replace(config, data=replace(config.data, path="/data")),
-    ]
-    other = [
-        replace(config, seed=1),
-        replace(config, data=replace(config.data, name="mine")),
-        replace(config, model=replace(DIT, depth=2)),
-        replace(config, train=replace(config.train, lr=2e-4)),
-        replace(config, sample=replace(config.sample, guidance=2.0)),
-    ]
-
-    def name(c):
-        return identity(runs.config_to_dict(c))
-
-    assert {name(c) for c in same} == {name(config)}
-    assert len({name(c) for c in [config, *other]}) == len(other) + 1
-
-
-def test_identity_does_not_depend_on_the_order_of_keys():
-    assert identity({"a": 1, "b": {"c": 2, "d": 3}}) == identity({"b": {"d": 3, "c": 2}, "a": 1})
-
-
-def test_a_torn_last_line_is_dropped(tmp_path):
-    path = tmp_path / "record.jsonl"
-    append(path, {"a": 1})
-    with open(path, "a") as file:
-        file.write('{"b": ')
-    assert read_lines(path) == [{"a": 1}]
-    append(path, {"c": 3})
-    assert read_lines(path) == [{"a": 1}, {"c": 3}]
-
-
-def test_damaged_line_in_the_middle_is_an_error(tmp_path):
-    path = tmp_path / "record.jsonl"
-    path.write_text('{"a": 1}\nnonsense\n{"b": 2}\n')
-    with pytest.raises(RecordError, match=r"record\.jsonl line 2 is not JSON"):
-        read_lines(path)
-
-
-def test_atomic_write_keeps_the_old_file_when_it_fails(tmp_path, monkeypatch):
-    path = tmp_path / "x.json"
-    write_atomically(path, b"old")
-    monkeypatch.setattr("os.fsync", lambda fd: (_ for _ in ()).throw(OSError(28, "No space left on device")))
-    with pytest.raises(OSError, match="No space"):
-        write_atomically(path, b"new")
-    assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
-
-
-def test_nothing_makes_the_folder_of_a_run_anew(tmp_path):
-    """A shared folder that went away, perhaps for a moment: a run that went on elsewhere would have two homes."""
-    away = tmp_path / "study" / "run"
-    with pytest.raises(FileNotFoundError):
-        append(away / "record.jsonl", {"a": 1})
-    with pytest.raises(FileNotFoundError):
-        write_atomically(away / "samples.npz", b"new")
-    with pytest.raises(FileNotFoundError):
-        checkpoint.save(away / "checkpoints", checkpoint.Checkpoint(1, 0.0, {}, "", {"x": torch.zeros(1)}))
-    assert not list(tmp_path.iterdir())
-
-
-def test_read_runs_refuses_folders_without_runs(tmp_path):
-    (tmp_path / "records.jsonl").touch()
-    with pytest.raises(RecordError, match="is a file: name folders of runs"):
-        read_runs([tmp_path / "records.jsonl"])
-    (tmp_path / "records.jsonl").unlink()
-    with pytest.raises(RecordError, match="no such folder"):
-        read_runs([tmp_path / "nothing"])
-    with pytest.raises(RecordError, match="holds no run"):
-        read_runs([tmp_path])
-
-
-def test_all_stages_once(tmp_path, monkeypatch):
-    def score(samples, *_):
-        return [{"metric": "m", "value": float(len(np.load(samples)["images"]))}]
-
-    monkeypatch.setattr(runs, "score", score)
-    folder = create(make(tmp_path))
-    runs.execute(folder, runs.STAGES, Progress())
-    run = read_run(folder)
-    assert [line["kind"] for line in run.records] == ["cost", "train", "sample", "evaluate", "bench", "bench"]
-    assert run.last("evaluate")["rows"] == [{"metric": "m", "value": 10.0}]
-    assert run.last("train")["steps"] == 4 and run.last("cost")["params"] > 0
-    assert [line["mode"] for line in run.records[-2:]] == ["forward", "train"]
-    for line in run.records:
-        assert line["state"] == "done" and {"commit", "device", "torch"} <= line["provenance"].keys()
-    before = (folder / "record.jsonl").read_bytes()
-    runs.execute(folder, runs.STAGES, Progress())
-    assert (folder / "record.jsonl").read_bytes() == before
-
-
-def test_failed_stage_is_a_record_and_is_done_again(tmp_path, monkeypatch):
-    folder = create(make(tmp_path))
-
-    def crash(*_):
-        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
-
-    with monkeypatch.context() as patch, pytest.raises(torch.cuda.OutOfMemoryError):
-        patch.setattr(runs, "train", crash)
-        runs.execute(folder, ["cost", "train"], Progress())
-    record = read_run(folder).last("train")
-    assert record["state"] == "oom" and "Tried to allocate 2 GiB; it passed 4 images" in record["error"]
-    assert runs.missing_stages(read_run(folder), ["cost", "train"]) == ["train"]
-    runs.execute(folder, ["train"], Progress())
-    assert read_run(folder).last("train")["state"] == "done"
-
-
-def test_two_processes_do_not_work_on_one_run(tmp_path):
-    folder = create(make(tmp_path))
+def test_two_processes_do_not_work_in_one_folder(tmp_path):
     code = (
         "import sys, time; from pathlib import Path; from lamabench.harness.run import locked\n"
         "with locked(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
     )
-    other = subprocess.Popen([sys.executable, "-c", code, str(folder)], stdout=subprocess.PIPE, text=True)
+    other = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     try:
         assert other.stdout is not None and other.stdout.readline() == "held\n"
-        assert runs.is_locked(folder)
-        with pytest.raises(runs.Busy, match=f"being worked on by process {other.pid}"):
-            runs.execute(folder, ["cost"], Progress())
+        assert folders.is_locked(tmp_path)
+        with pytest.raises(folders.Busy, match=f"being worked on by process {other.pid}"), folders.locked(tmp_path):
+            pass
     finally:
         other.kill()
         other.wait()
     deadline = time.monotonic() + 10
-    while runs.is_locked(folder) and time.monotonic() < deadline:
+    while folders.is_locked(tmp_path) and time.monotonic() < deadline:
         time.sleep(0.05)
-    runs.execute(folder, ["cost"], Progress())
-
-
-def trained(tmp_path, **sample):
-    config = make(tmp_path, **sample)
-    folder = create(config)
-    runs.execute(folder, ["train"], Progress())
-    return folder, config
-
-
-def images(folder):
-    with np.load(folder / "samples.npz") as file:
-        return file["images"], file["labels"]
+    with folders.locked(tmp_path):
+        assert (tmp_path / ".lock").read_text() == str(os.getpid())
 
 
 @pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK])
 def test_a_file_system_without_locks_is_refused_in_words(tmp_path, monkeypatch, number):
     """As Lustre mounted without -o flock, or NFS without its lock daemon."""
-    folder = create(make(tmp_path))
 
     def refuse(*_):
         raise OSError(number, os.strerror(number))
 
+    (tmp_path / ".lock").touch()
     monkeypatch.setattr("fcntl.flock", refuse)
-    with pytest.raises(InputError, match=r"file system of .*/\.lock has no locks \(.*\).*: give a run\.root on one"):
-        runs.execute(folder, ["cost"], Progress())
+    with (
+        pytest.raises(InputError, match=r"file system of .*/\.lock has no locks \(.*\).*: give a run\.root on one"),
+        folders.locked(tmp_path),
+    ):
+        pass
     with pytest.raises(InputError, match="has no locks"):
-        runs.is_locked(folder)
+        folders.is_locked(tmp_path)
 
 
-def test_batch_size_does_not_change_samples(tmp_path):
-    folder, config = trained(tmp_path)
-    generate(folder, config, Progress())
-    first, labels = images(folder)
-    assert first.shape == (10, 8, 8, 1) and labels.tolist() == list(range(10))
-    generate(folder, replace(config, sample=replace(config.sample, batch_size=3)), Progress())
-    assert np.abs(images(folder)[0].astype(int) - first).max() <= 1  # rounding of a float at the edge of an integer
-    assert not (folder / "samples.parts").exists()
+def test_a_study_names_its_folders_and_links_to_them(tmp_path):
+    (tmp_path / ENTRY["training"]).mkdir(parents=True)
+    home = folders.write_study(tmp_path, "s", "/a/s.yaml", [ENTRY])
+    assert os.readlink(home / "small") == "../trainings/dit-digits-1" and (home / "small").is_dir()
+    moved = home.parent.rename(tmp_path.with_name("elsewhere"))
+    assert (moved / "s" / "small").is_dir(), "links are relative: a root can be moved"
+    folders.write_study(moved, "s", "/a/s.yaml", [ENTRY | {"name": "large", "training": None}])
+    assert [run["name"] for run in folders.read_study(moved / "s")["runs"]] == ["large"]
+    assert os.readlink(moved / "s" / "large") == "../models/dit-2"
 
 
-def test_a_compiled_network_draws_the_same(tmp_path, traced):
-    """Two whole batches and the part of a third: one graph, and no image more than asked for."""
-    folder, config = trained(tmp_path, guidance=2.0)
-    generate(folder, config, Progress())
-    first, _ = images(folder)
-    assert not traced
-    counts = torch._dynamo.utils.counters
-    counts.clear()
-    record = generate(folder, replace(config, sample=replace(config.sample, compile="compile")), Progress())
-    assert record["compile"] == "compile" and traced == [{"fullgraph": True, "dynamic": False}]
-    assert counts["stats"]["unique_graphs"] == 1
-    assert np.abs(images(folder)[0].astype(int) - first).max() <= 1 and len(first) == 10
+def test_single_commands_add_to_their_study(tmp_path):
+    folders.write_study(tmp_path, "train", None, [ENTRY | {"samples": ["a"]}], add=True)
+    folders.write_study(tmp_path, "train", None, [ENTRY | {"samples": ["b", "a"]}], add=True)
+    folders.write_study(tmp_path, "train", None, [ENTRY | {"name": "other"}], add=True)
+    runs = {run["name"]: run["samples"] for run in folders.read_study(tmp_path / "train")["runs"]}
+    assert runs == {"small": ["a", "b"], "other": []}
 
 
-def test_killed_sampling_continues(tmp_path, monkeypatch):
-    folder, config = trained(tmp_path, method="ancestral")
-    generate(folder, config, Progress())
-    expected, _ = images(folder)
-    (folder / "samples.npz").unlink()
-
-    class Stop(Progress):
-        def update(self, stage, done, total, **facts):
-            if done == 8:
-                raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        generate(folder, config, Stop())
-    assert not (folder / "samples.npz").exists()
-    drawn = []
-    original = generate_module._batch
-
-    def watched(net, indices, *rest):
-        drawn.append(indices)
-        return original(net, indices, *rest)
-
-    monkeypatch.setattr(generate_module, "_batch", watched)
-    generate(folder, config, Progress())
-    assert drawn == [range(8, 10)]
-    assert np.array_equal(images(folder)[0], expected)
+def test_two_study_files_of_one_name_are_not_one_study(tmp_path):
+    folders.write_study(tmp_path, "window", "/p/window.yaml", [ENTRY])
+    before = (tmp_path / "window" / folders.STUDY).read_bytes()
+    with pytest.raises(
+        InputError, match=r"belongs to the study /p/window\.yaml, not to /q/window\.yaml: rename the file"
+    ):
+        folders.write_study(tmp_path, "window", "/q/window.yaml", [])
+    assert (tmp_path / "window" / folders.STUDY).read_bytes() == before
+    folders.write_study(tmp_path, "train", None, [ENTRY])
+    with pytest.raises(InputError, match="belongs to the study of single commands"):
+        folders.check_study(tmp_path, "train", "/q/train.yaml")
+    for name in ("trainings", "models", ".cache"):
+        with pytest.raises(InputError, match="cannot be called"):
+            folders.check_study(tmp_path, name, "/q/x.yaml")
 
 
-def test_more_samples_begin_with_the_same(tmp_path):
-    folder, config = trained(tmp_path)
-    generate(folder, config, Progress())
-    few, _ = images(folder)
-    generate(folder, replace(config, sample=replace(config.sample, count=14)), Progress())
-    many, labels = images(folder)
-    assert len(many) == 14 and np.abs(many[:8].astype(int) - few[:8]).max() <= 1
-    assert labels.tolist() == [i % 10 for i in range(14)]
-
-
-def test_sampling_needs_a_checkpoint(tmp_path):
-    folder = create(make(tmp_path))
-    with pytest.raises(InputError, match="holds no whole checkpoint"):
-        runs.execute(folder, ["sample"], Progress())
-    assert not (folder / "samples.npz").exists() and not (folder / "samples.parts").exists()
-
-
-def test_labels_are_balanced():
-    assert np.bincount(labels_of(range(5, 105), 10)).tolist() == [10] * 10
-    assert labels_of(range(3), 0).tolist() == [0, 0, 0]
-
-
-def test_noise_streams_do_not_meet():
-    draws = {
-        (seed, stream, index): tuple(generator(seed, stream, index).integers(0, 2**63, 4))
-        for seed in (0, 1)
-        for stream in Stream
-        for index in (0, 1, 2**40)
-    }
-    assert len(set(draws.values())) == len(draws)
-    assert draws[0, Stream.TRAIN, 1] == tuple(generator(0, Stream.TRAIN, 1).integers(0, 2**63, 4))
-
-
-@pytest.mark.parametrize("content", [None, b"not an npz", {"pictures": np.zeros((2, 8, 8, 1), np.uint8)},
-                                     {"images": np.zeros((2, 8, 8))}])  # fmt: skip
-def test_bad_sample_files(tmp_path, content):
-    path = tmp_path / "x.npz"
-    if isinstance(content, bytes):
-        path.write_bytes(content)
-    elif content is not None:
-        np.savez(path, **content)
-    with pytest.raises(InputError, match=r"x\.npz"):
-        runs.read_samples(path)
+def test_a_folder_in_the_place_of_a_link_stays(tmp_path):
+    (tmp_path / "s" / "small").mkdir(parents=True)
+    folders.write_study(tmp_path, "s", None, [ENTRY])
+    assert not (tmp_path / "s" / "small").is_symlink()
+    assert json.loads((tmp_path / "s" / folders.STUDY).read_text())["runs"][0]["name"] == "small"

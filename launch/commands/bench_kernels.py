@@ -1,0 +1,34 @@
+"""`lamabench bench-kernels`: every backend of the operators that models call, measured alone."""
+
+import argparse
+
+from ...harness.device import device_name, pick_device
+from ...harness.keys import operator_speed_key
+from ...harness.measure.models import WrongOutput
+from ...harness.measure.operators import bench_operators
+from ...harness.provenance import provenance
+from ...harness.run import locked
+from ...harness.stages import write
+from ..output import show
+from .bench import asked_of, begin, end, speaker
+
+COLUMNS = {"operator": "Operator", "shape": "Shape", "pass": "Pass", "backend": "Backend", "p50_ms": "Median (ms)"}
+COLUMNS |= {"floor_ms": "Floor (ms)", "floor": "Floor of", "times_floor": "Time ÷ floor", "state": "State"}
+
+
+def run(args: argparse.Namespace) -> int:
+    rows, wrong = [], []
+    for config, task in asked_of(args, "bench-kernels"):
+        device = pick_device(config.run.device)
+        folder, origin = begin(task, config), provenance(device)
+        with locked(folder):
+            try:
+                for row in bench_operators(config.model, config.bench, config.backend, device, speaker(task)):
+                    key = operator_speed_key(config.model, row, device_name(device))
+                    line = write(folder, {"kind": "operator_speed", "key": key, "provenance": origin, **row})
+                    backend = line["backend"][line["operator"]]
+                    rows.append({"model": task.about["name"], **line, "backend": backend, "run": str(folder)})
+            except WrongOutput as error:
+                wrong.append(f"{task.about['name']}: {error}")
+    show(rows, COLUMNS, args.json)
+    return end(args, rows, wrong)

@@ -1,0 +1,44 @@
+"""`lamabench cost`: parameters, MACs and FLOPs of models, and where they go."""
+
+import argparse
+from typing import Any
+
+from ...harness.measure.cost import PARTS, cost
+from ...kernels.errors import InputError
+from ...models.registry import presets
+from ..compose import model_config
+from ..output import show, split_arguments
+
+
+def cost_row(name: str, title: str, config: Any) -> dict[str, Any]:
+    """What a model costs, as a row for a table or JSON."""
+    counted = cost(config)
+    return {
+        "model": name,
+        "title": title,
+        "input_size": config.input_size,
+        "in_channels": config.in_channels,
+        **counted.as_dict(),
+        "params_m": counted.params / 1e6,
+        "macs_g": counted.macs / 1e9,
+        "flops_g": counted.flops / 1e9,
+    }
+
+
+def run(args: argparse.Namespace) -> int:
+    names, overrides = split_arguments(args.words)
+    if not names:
+        raise InputError(f"cost needs a model; choices: {', '.join(presets())}")
+    configs = [(name, model_config(name, overrides)) for name in names]
+    rows = [cost_row(name, presets()[name].title, config) for name, config in configs]
+    headings = {"model": "Model", "input_size": "Input", "params_m": "Params (M)", "macs_g": "MACs (G)"}
+    show(rows, headings | {"flops_g": "FLOPs (G)", "paper_gflops": "Paper's Gflops"}, args.json)
+    if not args.json:
+        print("\nMACs (G) by part; the scan multiplies no matrices: its FLOPs (G)")
+        split = [
+            {"model": row["model"]}
+            | {part: row["parts"][part]["flops" if part == "scan" else "macs"] / 1e9 for part in PARTS}
+            for row in rows
+        ]
+        show(split, {"model": "Model"} | {part: part if part != "scan" else "scan (FLOPs)" for part in PARTS}, False)
+    return 0

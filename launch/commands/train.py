@@ -1,0 +1,79 @@
+"""`lamabench train`: one training, from where it stopped."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ...harness.config import Config, check_fit
+from ...harness.device import device_type, pick_device
+from ...harness.keys import config_to_dict, model_folder, training_folder
+from ...harness.progress import Progress
+from ...harness.run import read_run, write_study
+from ...harness.stages import Task, execute, tasks
+from ...models import registry
+from ..compose import compose
+
+STUDY = "train"  # of single commands
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.defaults:
+        config, _ = compose(args.words)
+        print(yaml.safe_dump(config_to_dict(config), sort_keys=False), end="")
+        return 0
+    if not any(word.startswith("model=") for word in args.words):
+        args.parser.print_help()
+        return 2
+    config, chosen = compose(args.words)
+    name = f"{chosen['model']}-{chosen['data']}"
+    about = describe(config, STUDY, name, chosen["model"], values_of(args.words))
+    (task,) = tasks(config, about, ["train"])
+    check_ready(config, task.path)
+    folder = note(config, about, [task])
+    execute(task, Progress(task.path))
+    done = read_run(task.path).last("train", "done")
+    print(f"{folder}: {done.steps} steps, loss {done.final_loss:.4f}, {done.images_per_s:.1f} images/s")
+    print(f"next: lamabench sample {folder}")
+    return 0
+
+
+def describe(config: Config, study: str, name: str, model: str, variant: dict[str, Any]) -> dict[str, Any]:
+    """What config.json says of a folder beside its configuration."""
+    about = {"study": study, "name": name, "variant": variant, "seed": config.seed, "model": model}
+    return about | {"family": registry.family_of(config.model).name, "title": registry.preset(model).title}
+
+
+def values_of(words: Sequence[str]) -> dict[str, str]:
+    """What overrides vary, for names in tables."""
+    return dict(word.split("=", 1) for word in words if not word.startswith(("run.", "data=", "data.path=")))
+
+
+def note(config: Config, about: dict[str, Any], wanted: Sequence[Task], training: Path | None = None) -> Path:
+    """Name the folders of a command's tasks in ROOT/train, so that nothing prunes them; returns the link to the
+    training, whose name ends in its key."""
+    root = Path(config.run.root)
+    home = training_folder(root, config)
+    name = f"{about['name']}-{home.name.rsplit('-', 1)[1]}"
+    samples = [str(task.path.relative_to(root)) for task in wanted if task.kind == "samples"]
+    entry = {**about, "name": name, "training": str(home.relative_to(root)), "samples": samples}
+    entry["model_folder"] = str(model_folder(root, config.model).relative_to(root))
+    return write_study(root, STUDY, None, [entry], add=True) / name
+
+
+def check_ready(config: Config, folder: Path) -> None:
+    """Raise InputError for what would stop a training at its start (model and data that do not fit, data that are not
+    there or are others than it was trained on, a backend that cannot run), before anything is written."""
+    import torch
+
+    from ...harness.data.images import load
+    from ...harness.training.checkpoint import check_data
+
+    check_fit(config)
+    device = pick_device(config.run.device)
+    with torch.device("meta"):
+        net = registry.build(config.model)
+    registry.select_backends(net, vars(config.backend), device_type(device))
+    check_data(folder, load(config.data).fingerprint)

@@ -1,0 +1,106 @@
+"""Records: typed rows, checked when written and when read, and files that survive a kill."""
+
+import json
+from pathlib import Path
+
+import pytest
+from lamabench.harness import record
+from lamabench.harness.record import RecordError, append, read_lines, read_records, row, write_atomically
+
+SCORE = {"key": "a" * 12, "metric": "FD", "value": 3.0, "count": 10, "protocol": "12345678"}
+
+
+def test_a_row_survives_the_file(tmp_path):
+    path = tmp_path / "record.jsonl"
+    wanted = [
+        row("score", **SCORE, std=None),
+        row("operator_speed", key="b", operator="attention", shape="q 1×2", p50_ms=1, **{"pass": "forward"}),
+        row("train", key="c", state="failed", error="no room"),
+    ]
+    for one in wanted:
+        append(path, one.as_dict())
+    assert read_records(path) == wanted
+    lines = read_lines(path)
+    assert lines[1]["pass"] == "forward" and lines[1]["schema"] == record.SCHEMA and "std" not in lines[0]
+    assert wanted[0].flat()["std"] is None and wanted[0].flat()["kind"] == "score"
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "message"),
+    [
+        ("scores", {}, "no such kind of record: 'scores'; choices: cost, train"),
+        ("score", {**SCORE, "valeu": 1.0}, "a record of kind score has no field 'valeu'; it has key, "),
+        ("score", {**SCORE, "value": "3"}, "field 'value' of a score record is '3', of type str"),
+        ("score", {**SCORE, "count": True}, "field 'count' of a score record is True, of type bool"),
+        ("score", {**SCORE, "protocol": None}, "a score record that is done lacks protocol"),
+        ("score", {**SCORE, "state": "well"}, "unknown state 'well' of a score record; choices: done, failed"),
+    ],
+)
+def test_a_row_is_checked(kind, values, message):
+    with pytest.raises(RecordError, match=message):
+        row(kind, **values)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ({"schema": 99, "kind": "score"}, "line 1 has schema 99, of a newer version of lamabench; this one reads 2"),
+        ({"schema": 1, "kind": "bench"}, "line 1 has schema 1, of an older version"),
+        ({"kind": "score"}, "line 1 is not a record of lamabench"),
+        ([1], "line 1 is not a record of lamabench"),
+        ({"schema": 2, "kind": "score", "key": "a"}, "line 1: a score record that is done lacks metric, value"),
+    ],
+)
+def test_what_is_read_is_checked(tmp_path, line, message):
+    (tmp_path / "record.jsonl").write_text(json.dumps(line) + "\n")
+    with pytest.raises(RecordError, match=message):
+        read_records(tmp_path / "record.jsonl")
+
+
+def test_the_newest_line_of_a_key_counts():
+    first, second, other = (
+        row("score", **SCORE | {"value": v, "metric": m}) for v, m in ((1, "P"), (2, "P"), (3, "R"))
+    )
+    assert list(record.newest([first, other, second]).values()) == [second, other]
+
+
+def test_the_page_says_what_the_dataclasses_say():
+    page = Path(record.__file__).with_name("RECORDS.md").read_text()
+    assert page == record.page(), "make it anew: python -m lamabench.harness.record > harness/RECORDS.md"
+    assert "| `pass` | str | forward or forward+backward (always, where done) |" in page
+
+
+def test_a_torn_last_line_is_dropped(tmp_path):
+    path = tmp_path / "record.jsonl"
+    append(path, {"a": 1})
+    with open(path, "a") as file:
+        file.write('{"b": ')
+    assert read_lines(path) == [{"a": 1}]
+    append(path, {"c": 3})
+    assert read_lines(path) == [{"a": 1}, {"c": 3}]
+
+
+def test_damaged_line_in_the_middle_is_an_error(tmp_path):
+    path = tmp_path / "record.jsonl"
+    path.write_text('{"a": 1}\nnonsense\n{"b": 2}\n')
+    with pytest.raises(RecordError, match=r"record\.jsonl line 2 is not JSON"):
+        read_lines(path)
+
+
+def test_atomic_write_keeps_the_old_file_when_it_fails(tmp_path, monkeypatch):
+    path = tmp_path / "x.json"
+    write_atomically(path, b"old")
+    monkeypatch.setattr("os.fsync", lambda fd: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(OSError, match="No space"):
+        write_atomically(path, b"new")
+    assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_nothing_makes_the_folder_of_a_run_anew(tmp_path):
+    """A shared folder that went away, perhaps for a moment: a run that went on elsewhere would have two homes."""
+    away = tmp_path / "study" / "run"
+    with pytest.raises(FileNotFoundError):
+        append(away / "record.jsonl", {"a": 1})
+    with pytest.raises(FileNotFoundError):
+        write_atomically(away / "samples.npz", b"new")
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,232 @@
+"""Stages: each is done once, asks for no other to be done again, and a longer training goes on from a shorter one."""
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from lamabench.baselines.dit import DiTConfig
+from lamabench.harness import stages
+from lamabench.harness.config import (
+    BenchConfig,
+    Config,
+    DataConfig,
+    EvaluateConfig,
+    RunConfig,
+    SampleConfig,
+    TrainConfig,
+)
+from lamabench.harness.progress import Progress
+from lamabench.harness.record import read_records
+from lamabench.harness.run import open_run
+from lamabench.harness.stages import Task, execute, merged, missing, tasks
+from lamabench.harness.training.checkpoint import moments
+from lamabench.kernels.errors import InputError
+
+DIT = DiTConfig(input_size=8, in_channels=1, num_classes=10, patch_size=2, hidden_size=16, depth=1, num_heads=2)
+ABOUT = {"study": "s", "name": "n", "variant": {}, "seed": 0, "model": "dit_nano", "family": "dit", "title": "DiT-nano"}
+
+
+@pytest.fixture
+def config(tmp_path):
+    return Config(
+        DIT,
+        DataConfig(kind="digits", size=8, channels=1, num_classes=10),
+        train=TrainConfig(steps=4, batch_size=4, ema_decay=0.5, precision="float32"),
+        sample=SampleConfig(count=10, method="ddim", steps=4, batch_size=4),
+        evaluate=EvaluateConfig(metrics=["fd"]),
+        bench=BenchConfig(batch_size=2, repeats=3, warmup=1, precision="float32"),
+        run=RunConfig(root=str(tmp_path), device="cpu", log_every=2, checkpoint_every=2),
+    )
+
+
+@pytest.fixture
+def scored(monkeypatch):
+    """Scores without a network: the mean of the samples, under the metric's name. Lists the metrics asked for."""
+    asked = []
+
+    def score(samples, config, metrics, cache, progress):
+        asked.append(list(metrics))
+        mean = float(np.load(samples)["images"].mean())
+        row = {"count": 10, "protocol": "p", "features": "none"}
+        return {metric: [{"metric": metric.upper(), "value": mean, **row}] for metric in metrics}
+
+    monkeypatch.setattr("lamabench.harness.scoring.score.score", score)
+    return asked
+
+
+def change(config, section, **values):
+    return replace(config, **{section: replace(getattr(config, section), **values)})
+
+
+def do(config, wanted=stages.STAGES):
+    """Do what a configuration asks for; what was missing before, by kind of folder."""
+    found = {}
+    for task in tasks(config, ABOUT, wanted):
+        found.setdefault(task.kind, []).extend(missing(task))
+        execute(task, Progress())
+        assert missing(task) == []
+    return found
+
+
+def kinds(folder):
+    return [row.kind for row in read_records(folder / "record.jsonl")]
+
+
+def test_every_stage_once(config, scored):
+    wanted = tasks(config, ABOUT, stages.STAGES)
+    assert [task.kind for task in wanted] == ["model", "training", "samples"]
+    assert do(config) == {"model": ["cost", "bench"], "training": ["train"], "samples": ["sample", "evaluate"]}
+    model, training, samples = (task.path for task in wanted)
+    assert kinds(model) == ["cost", "speed", "speed"] and kinds(training) == ["train"]
+    assert kinds(samples) == ["sample", "score"] and samples.parent.parent == training
+    for folder in (model, training, samples):
+        for row in read_records(folder / "record.jsonl"):
+            assert row.state == "done" and {"commit", "device", "torch"} <= row.provenance.keys()
+    score = read_records(samples / "record.jsonl")[-1]
+    assert (score.metric, score.checkpoint_step, score.images_seen, score.samples) == ("FD", 4, 16, wanted[2].key)
+    assert score.training_flops > 0 and score.training_seconds > 0
+    before = {path: path.read_bytes() for path in Path(config.run.root).rglob("*.jsonl")}
+    assert not any(do(config).values())
+    assert before == {path: path.read_bytes() for path in Path(config.run.root).rglob("*.jsonl")}
+
+
+def test_a_task_is_plain_data(config):
+    for task in tasks(config, ABOUT, stages.STAGES):
+        assert Task.from_dict(json.loads(json.dumps(asdict(task)))) == task
+    with pytest.raises(InputError, match=r"unknown stage 'tarin' .*did you mean 'train'"):
+        tasks(config, ABOUT, ["tarin"])
+
+
+@pytest.mark.parametrize(
+    ("section", "values", "again"),
+    [
+        ("sample", {"count": 12}, {"samples": ["sample", "evaluate"]}),
+        ("evaluate", {"metrics": ["fd", "prc"]}, {"samples": ["evaluate"]}),
+        ("evaluate", {"reference_count": 100}, {"samples": ["evaluate"]}),
+        ("bench", {"modes": ["forward", "train"], "batch_size": [2, 3]}, {"model": ["bench"]}),
+        ("bench", {"repeats": 5}, {}),
+        ("run", {"log_every": 1}, {}),
+    ],
+)
+def test_an_edit_trains_nothing(config, scored, section, values, again):
+    do(config)
+    found = do(change(config, section, **values))
+    assert {kind: left for kind, left in found.items() if left} == again
+    assert len(list(Path(config.run.root, "trainings").iterdir())) == 1
+
+
+def test_a_metric_that_is_added_computes_itself_alone(config, scored):
+    do(config)
+    do(change(config, "evaluate", metrics=["fd", "kid"]))
+    assert scored == [["fd"], ["kid"]]
+
+
+def test_a_longer_training_goes_on_and_keeps_what_it_had(config, scored):
+    do(config)
+    training = tasks(config, ABOUT, ["train"])[0].path
+    longer = change(config, "train", steps=8)
+    assert do(longer) == {"model": [], "training": ["train"], "samples": ["sample", "evaluate"]}
+    assert moments(training) == [4, 8] and len(list(training.glob("samples/*/samples.npz"))) == 2
+    assert [row.steps for row in read_records(training / "record.jsonl")] == [4, 8]
+    assert not any(do(config).values()), "the shorter request stays answered"
+    assert open_run(training).config.train.steps == 8
+
+
+def test_moments_are_kept_and_sampled(config, scored):
+    config = change(config, "train", snapshots=[1, 3])
+    config = change(config, "sample", at="all")
+    do(config)
+    training = tasks(config, ABOUT, ["train"])[0].path
+    assert moments(training) == [1, 3, 4]
+    steps = {row.checkpoint_step for path in training.glob("samples/*/record.jsonl") for row in read_records(path)}
+    assert steps == {1, 3, 4}
+
+
+@pytest.mark.parametrize(
+    ("snapshots", "at", "kept"),
+    [
+        ([], "last", [10]),
+        ([3, 40], "last", [3, 10]),
+        ([], [2, 5], [2, 5, 10]),
+        (12, "last", [3, 6, 9, 10]),
+        (100, "all", [10]),
+    ],
+)
+def test_asked_moments(config, snapshots, at, kept):
+    """With 4 images a step, every 12 images are every 3 steps."""
+    config = change(change(config, "train", snapshots=snapshots, steps=10), "sample", at=at)
+    assert stages.asked_moments(config) == kept
+    assert stages.sampled_moments(config) == {"last": [10], "all": kept}.get(at if isinstance(at, str) else "", at)
+
+
+def test_a_moment_beyond_the_end_is_one_line(config):
+    with pytest.raises(InputError, match=r"sample\.at 9 is beyond the end of the training, train\.steps 4"):
+        tasks(change(config, "sample", at=[2, 9]), ABOUT, ["sample"])
+
+
+def test_fewer_steps_than_reached(config, scored):
+    """Done where that moment is kept; else a line with the nearest that are."""
+    do(change(config, "train", steps=8, snapshots=[4]), ["train"])
+    shorter = tasks(config, ABOUT, ["train", "sample"])
+    assert [missing(task) for task in shorter] == [[], ["sample"]] and stages.problem(shorter[1]) is None
+    other = tasks(change(config, "train", steps=6), ABOUT, ["train", "sample"])
+    assert missing(other[0]) == []
+    assert stages.problem(other[1]) == "step 6 was not kept; kept near it: 4, 8"
+    with pytest.raises(InputError, match="step 6"):
+        execute(other[1], Progress())
+
+
+def test_pruned_weights_undo_no_score(config, scored):
+    do(config)
+    training = tasks(config, ABOUT, ["train"])[0].path
+    for file in [*training.glob("weights/*"), *training.glob("checkpoints/*")]:
+        file.unlink()
+    assert not any(do(config).values())
+    with pytest.raises(InputError):
+        execute(tasks(change(config, "train", steps=8), ABOUT, ["train"])[0], Progress())
+
+
+def test_variants_share_what_they_have_in_common(config):
+    """Two lengths, two guidances, two benchmarks: one training, one model."""
+    several = [
+        config,
+        change(config, "train", steps=8),
+        change(config, "sample", guidance=2.0),
+        change(config, "bench", batch_size=3),
+    ]
+    found = merged(task for one in several for task in tasks(one, ABOUT, stages.STAGES))
+    assert [task.kind for task in found] == ["model", "training", "samples", "samples", "samples"]
+    assert found[1].moments == (4, 8) and found[1].config["train"]["steps"] == 8
+    assert len(found[0].plans) == 2 and {task.step for task in found[2:]} == {4, 8}
+
+
+def test_a_failed_stage_is_a_record_and_is_done_again(config, monkeypatch):
+    (task,) = tasks(config, ABOUT, ["train"])
+
+    def crash(*_):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    with monkeypatch.context() as patch, pytest.raises(torch.cuda.OutOfMemoryError):
+        patch.setattr("lamabench.harness.training.loop.train", crash)
+        execute(task, Progress())
+    (row,) = read_records(task.path / "record.jsonl")
+    assert row.state == "oom" and "Tried to allocate 2 GiB; it passed 4 images" in row.error
+    assert missing(task) == ["train"] and (task.path / "error.log").is_file()
+    execute(task, Progress())
+    assert [row.state for row in read_records(task.path / "record.jsonl")] == ["oom", "done"]
+
+
+def test_an_opened_run(config, scored):
+    do(change(config, "train", snapshots=[2]))
+    run = open_run(tasks(config, ABOUT, ["train"])[0].path)
+    assert run.moments == [2, 4] and {row.kind for row in run.records} == {"train", "sample", "score"}
+    early, late = run.model(at=2), run.model()
+    assert any(not torch.equal(a, b) for a, b in zip(early.parameters(), late.parameters(), strict=True))
+    images = run.sample([3, 1, 4], steps=3)
+    assert images.shape == (3, 8, 8, 1) and images.dtype == np.uint8
+    assert np.array_equal(images[1:2], run.sample([3, 1], steps=3)[1:])
+    with pytest.raises(InputError, match="step 3"):
+        run.model(at=3)
