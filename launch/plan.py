@@ -1,26 +1,17 @@
-"""Sweeps: what a study's runs are, what is missing of them, and doing that as separate jobs."""
+"""Sweeps: what a study's runs are, and what is missing of them."""
 
 import json
-import os
-import sys
-import time
 from collections.abc import Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import submitit
-import torch
-
 from ..ablations.study import Study, StudyError
-from ..harness.progress import clock
 from ..harness.progress import describe as describe_progress
 from ..harness.record import Run, identity, read_lines
-from ..harness.run import check_fit, create, describe, folder_of, is_locked, is_ready, missing_stages
+from ..harness.run import check_fit, describe, folder_of, is_locked, is_ready, missing_stages
 from ..kernels.errors import unknown
 from .compose import compose
-from .job import work
 from .slurm import manifest
 from .slurm.cluster import load as load_cluster
 from .slurm.cluster import of_cluster
@@ -170,98 +161,3 @@ def rows(runs: Sequence[Planned]) -> list[dict[str, Any]]:
             }
         )
     return made
-
-
-def parallelism(runs: int) -> int:
-    """How many runs at a time: one where there is a GPU, else one a core."""
-    return 1 if torch.cuda.is_available() else max(1, min(runs, len(os.sched_getaffinity(0))))
-
-
-@contextmanager
-def _job_environment(threads: int):
-    """The environment that a job inherits: no import from the folder it starts in, its share of the cores."""
-    wanted = {"PYTHONSAFEPATH": "1", "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
-    before = {name: os.environ.get(name) for name in wanted}
-    os.environ.update(wanted)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-
-
-def run_local(runs: Sequence[Planned], parallel: int, every: float = 10.0) -> bool:
-    """Do what is missing of every run, as processes of submitit's local executor, `parallel` at a time.
-
-    A run that another process works on is watched, and taken over where that one dies; one whose checkpoint another
-    run trains waits for it. Says how each stands every `every` seconds. On an interrupt the jobs are cancelled;
-    started again, the runs continue. Returns whether all runs are done.
-    """
-    threads = max(1, len(os.sched_getaffinity(0)) // parallel)
-    waiting = [run for run in runs if run.missing()]
-    jobs: dict[str, tuple[Planned, submitit.Job[None] | None]] = {}
-    started, said = time.monotonic(), time.monotonic()
-
-    def say(text: str) -> None:
-        print(f"[{clock(time.monotonic() - started)}] {text}", file=sys.stderr, flush=True)
-
-    for run in runs:
-        if run not in waiting:
-            say(f"{run.name}: already done")
-    try:
-        while waiting or jobs:
-            while len(jobs) < parallel and (run := next((run for run in waiting if run.ready()), None)):
-                waiting.remove(run)
-                jobs[run.info["id"]] = (run, _start(run, threads, say))
-            if not jobs:
-                for run in waiting:
-                    say(f"{run.name}: not started, the training of {run.info['source']} did not end")
-                break
-            time.sleep(0.5)
-            for key, (run, job) in list(jobs.items()):
-                if is_locked(run.folder) or (job is not None and not job.done()):
-                    continue
-                del jobs[key]
-                if job is None and run.missing() and run.error() is None:
-                    say(f"{run.name}: whoever worked on it is gone")
-                    waiting.insert(0, run)
-                else:
-                    _finish(run, job, say)
-            if time.monotonic() - said >= every:
-                said = time.monotonic()
-                for run, _ in jobs.values():
-                    say(f"{run.name}: {describe_progress(progress) if (progress := run.progress()) else 'starting'}")
-    except KeyboardInterrupt:
-        for _, job in jobs.values():
-            if job is not None:
-                job.cancel(check=False)
-        say("interrupted; the same command continues")
-        raise
-    return not any(run.missing() for run in runs)
-
-
-def _start(run: Planned, threads: int, say: Any) -> "submitit.Job[None] | None":
-    if is_locked(run.folder):
-        say(f"{run.name}: already running, watching it")
-        return None
-    create(run.info)
-    (run.folder / "progress.json").unlink(missing_ok=True)
-    executor = submitit.AutoExecutor(folder=run.folder / "logs", cluster="local")
-    executor.update_parameters(timeout_min=60 * 24 * 30, name=run.name)
-    with _job_environment(threads):
-        job = executor.submit(work, str(run.folder), run.stages, threads)
-    say(f"{run.name}: started ({', '.join(run.missing())}), log {job.paths.stderr}")
-    return job
-
-
-def _finish(run: Planned, job: "submitit.Job[None] | None", say: Any) -> None:
-    if not run.missing():
-        say(f"{run.name}: done")
-        return
-    error = run.error()
-    if error is None and job is not None:
-        error = f"the job ended without a record; its log: {job.paths.stderr}"
-    say(f"{run.name}: {run.state()}: {error or 'stopped'}")

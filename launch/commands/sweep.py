@@ -15,17 +15,17 @@ from ...ablations.study import Study
 from ...harness.record import read_run, write_lines
 from ...harness.run import is_locked
 from ...kernels.errors import InputError
-from .. import gpu_hours, plan
-from ..output import show
+from .. import gpu_hours, local, plan
 from ..plan import Planned
 from ..slurm import cluster as clusters
 from ..slurm import manifest, snapshot, status, submit
+from .runs import show
 
 LOOK = {"run": "Run", "id": "Id", "state": "State", "to do": "To do", "progress": "Progress", "error": "Error"}
 EVERY_S = 10.0  # between two looks of --watch
 
 
-def run(args: argparse.Namespace) -> int:
+def sweep_command(args: argparse.Namespace) -> int:
     """Do `args.action` with a study."""
     study = studies.load(args.study)
     if args.debug:
@@ -100,8 +100,7 @@ def _run(args: argparse.Namespace, study: Study, runs: list[Planned], cluster: s
 
     if cluster is not None and clusters.load(cluster).kind != "local":
         raise InputError(f"sweep run works on this machine; sweep submit queues on cluster {cluster}")
-    parallel = args.parallel or plan.parallelism(len(runs))
-    done = plan.run_local(runs, parallel)
+    done = local.run_local(runs, args.parallel)
     folders = [run.folder for run in runs if run.exists()]
     out = folders[0].parent / "report"
     build(folders, out)

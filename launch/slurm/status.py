@@ -184,7 +184,8 @@ def _last_line(log: Path) -> str:
         return ""
     said = [line for line in lines if line and not SRUN_AFTER.match(line)]
     # A run says so as it starts: what is above is of the times before it was queued again.
-    start = max((place for place, line in enumerate(said) if line.startswith(f"{log.stem} on ")), default=0)
+    key = log.name.removesuffix("_0_log.out")
+    start = max((place for place, line in enumerate(said) if line.startswith(f"{key} on ")), default=0)
     said = said[start:]
     ends = [line for line in said[-4:] if any(words in line for words in LAST_WORDS)]
     return (ends or said or [""])[-1][:500]

@@ -1,8 +1,6 @@
 """`sweep submit`, `retry`, `cancel`: what is missing of a study as job arrays, each run in one place at a time."""
 
 import json
-import shlex
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -12,7 +10,7 @@ from typing import Any
 from ...harness.run import locked
 from ...kernels.errors import InputError
 from ..plan import Planned
-from . import client, manifest, snapshot
+from . import client, executor, manifest, snapshot
 from .cluster import ClusterConfig, choices, load
 from .manifest import Draft
 from .status import ACTIVE, FAILED, Standing, standings
@@ -119,6 +117,7 @@ def _alone(runs: Sequence[Planned], new: bool = False) -> Iterator[Path]:
     """Hold the study for this process; gives the folder of its submissions. Raises InputError where there is nothing
     of the study, unless it may be `new`."""
     home = manifest.home_of(runs[0].folder)
+    executor.check(home)
     if not new and not home.parent.is_dir():
         raise InputError(
             f"no such folder: {home.parent.absolute()}; nothing of the study ran yet (run.root says where)"
@@ -174,9 +173,8 @@ def _absolute(info: dict[str, Any]) -> dict[str, Any]:
 
 def batch_file(draft: Draft, name: str, folder: Path, index: int, code: dict[str, Any]) -> str:
     """What sbatch gets for an array of a submission in `folder`."""
-    words = (sys.executable, "-m", "lamabench.launch.worker", str(folder / "manifest.json"), str(index))
-    log = Path(str(folder / "logs").replace("%", "%%")) / "%A_%a.log"
-    return client.script(draft.cluster, name, len(draft.tasks), shlex.join(words), log, code["path"])
+    array = manifest.executor_of(folder, index, draft.cluster, name, code["path"])
+    return array.batch_file(len(draft.tasks))
 
 
 def _queue(
@@ -195,12 +193,10 @@ def _queue(
         return Submission([], {}, left)
     code = snapshot.freeze(home / "code")
     made = drafts(chosen, found, requests, most)
-    written = manifest.write(
-        home, study, made, lambda draft, name, folder, index: batch_file(draft, name, folder, index, code), code
-    )
+    written = manifest.write(home, study, made, code)
     queued: list[tuple[manifest.Array, str]] = []
     try:
-        for array, job in manifest.queue(written, made):
+        for array, job in manifest.queue(written, made, code["path"]):
             queued.append((array, job))
     except client.SlurmError as error:
         raise client.SlurmError(

@@ -385,10 +385,8 @@ def main() -> int:
             raise NodeError(f"no node in {state}; set one up: {sys.argv[0]} up")
         if args.action == "up":
             up(state)
-        elif args.action == "down":
-            down(state)
-        elif args.action == "crash":
-            crash(state)
+        elif args.action in ("down", "crash"):
+            (down if args.action == "down" else crash)(state)
         elif args.action == "start":
             start(state, args.daemon)
         else:
