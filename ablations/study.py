@@ -117,8 +117,8 @@ class Study:
                 word = _word(value)
                 if word in known:
                     raise StudyError(
-                        f"study {self.name}: the values {known[word]!r} and {value!r} of axis {key} would both be called "
-                        f"{word!r}: leave one out, or write variants with names of their own"
+                        f"study {self.name}: the values {known[word]!r} and {value!r} of axis {key} would both be "
+                        f"called {word!r}: leave one out, or write variants with names of their own"
                     )
                 known[word] = value
         named: dict[str, dict[str, Any]] = {}

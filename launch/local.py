@@ -19,8 +19,9 @@ from ..harness.progress import clock, describe
 from ..harness.record import read_lines, write_atomically
 from ..harness.run import is_locked
 from ..kernels.errors import InputError
-from .plan import Planned
+from .plan import Piece
 from .slurm.cluster import ClusterConfig
+from .slurm.submit import entry
 from .worker import prepare, work
 
 DAYS_MIN = 60 * 24 * 30  # submitit ends a job after that long
@@ -59,9 +60,9 @@ def gpus() -> list[str]:
     return names(os.environ.get("CUDA_VISIBLE_DEVICES"), torch.cuda.device_count())
 
 
-def device_of(run: Planned) -> str:
+def device_of(run: Piece) -> str:
     """What a run asks for: `auto`, `cpu`, `cuda`, `cuda:1` …"""
-    return run.info["config"]["run"]["device"]
+    return run.task.config["run"]["device"]
 
 
 def visible_to(device: str, available: Sequence[str], busy: Iterable[str]) -> str:
@@ -75,7 +76,7 @@ def visible_to(device: str, available: Sequence[str], busy: Iterable[str]) -> st
     return min(available, key=taken.count)
 
 
-def check_devices(runs: Iterable[Planned], available: Sequence[str]) -> None:
+def check_devices(runs: Iterable[Piece], available: Sequence[str]) -> None:
     """Raise InputError for a run that asks for a GPU which is not there."""
     for run in runs:
         device, _, number = device_of(run).partition(":")
@@ -87,7 +88,7 @@ def check_devices(runs: Iterable[Planned], available: Sequence[str]) -> None:
             )
 
 
-def parallelism(runs: Sequence[Planned], available: Sequence[str]) -> int:
+def parallelism(runs: Sequence[Piece], available: Sequence[str]) -> int:
     """How many runs at a time: one a GPU, or one a core where there is no GPU or no run wants one."""
     wanted = any(device_of(run) != "cpu" for run in runs)
     places = len(available) if available and wanted else len(os.sched_getaffinity(0))
@@ -130,19 +131,19 @@ def _noting() -> Iterator[list[int]]:
 class _Job:
     """A run of ours that is being done: by a job, or, where `job` is None, by another process that we watch."""
 
-    def __init__(self, run: Planned, job: submitit.Job[None] | None = None, visible: str = "") -> None:
+    def __init__(self, run: Piece, job: submitit.Job[None] | None = None, visible: str = "") -> None:
         self.run, self.job, self.visible = run, job, visible
 
     def ended(self) -> bool:
         return not is_locked(self.run.folder) and (self.job is None or self.job.done())
 
 
-def run_local(runs: Sequence[Planned], parallel: int | None = None, every: float = 10.0) -> bool:
-    """Do what is missing of every run, as processes of submitit's local executor, `parallel` at a time (None: as
-    `parallelism` says).
+def run_local(runs: Sequence[Piece], parallel: int | None = None, every: float = 10.0) -> bool:
+    """Do what is missing of every task (called a run here), as processes of submitit's local executor, `parallel` at a
+    time (None: as `parallelism` says).
 
-    A run that another process works on is watched, and taken over where that one dies; one whose checkpoint another
-    run trains waits for it. Says how each stands every `every` seconds. On Ctrl-C (KeyboardInterrupt) and on SIGTERM
+    A run that another process works on is watched, and taken over where that one dies; samples wait for the training
+    whose weights they take. Says how each stands every `every` seconds. On Ctrl-C (KeyboardInterrupt) and on SIGTERM
     (SystemExit) the jobs save and end first; started again, the runs continue. Returns whether all runs are done.
     Raises InputError, before anything is written, where a run asks for a GPU that is not there.
     """
@@ -168,7 +169,7 @@ def run_local(runs: Sequence[Planned], parallel: int | None = None, every: float
                 jobs.append(_start(run, threads, visible, say))
             if not jobs:
                 for run in waiting:
-                    say(f"{run.name}: not started, the training of {run.info['source']} did not end")
+                    say(f"{run.name}: not started, {run.task.training} has no weights of step {run.task.step}")
                 break
             time.sleep(0.5)
             for one in [one for one in jobs if one.ended()]:
@@ -193,11 +194,11 @@ def run_local(runs: Sequence[Planned], parallel: int | None = None, every: float
     return not any(run.missing() for run in runs)
 
 
-def _start(run: Planned, threads: int, visible: str, say: Callable[[str], None]) -> _Job:
+def _start(run: Piece, threads: int, visible: str, say: Callable[[str], None]) -> _Job:
     if is_locked(run.folder):
         say(f"{run.name}: already running, watching it")
         return _Job(run)
-    task = {"info": run.info, "stages": list(run.stages)}
+    task = entry(run)
     logs = prepare(task) / "logs"
     (run.folder / "progress.json").unlink(missing_ok=True)
     logs.mkdir(exist_ok=True)

@@ -64,21 +64,25 @@ def look(task: Task) -> Look:
         return Look(failed.state, failed.error or "", left)
     begun = {"training": "metrics.jsonl", "samples": "samples.parts"}.get(task.kind)
     trained = any(row.kind == "train" and row.state == "done" for row in records)  # and asked for more steps since
-    begins = begun is not None and "evaluate" != left[0] and (task.path / begun).exists() and not trained
+    begins = begun is not None and left[0] != "evaluate" and (task.path / begun).exists() and not trained
     return Look("stopped" if begins else "planned", "", left)
 
 
 def failure(task: Task, left: Sequence[str], records: Sequence[Row]) -> Row | None:
     """The record that says why stages that are to do are not done; None where the newest of theirs is no failure."""
-    keys = {task.key}
-    if "evaluate" in left:
-        config = config_from_dict(task.config)
-        keys |= {score_key(config, task.key, metric) for metric in missing_metrics(task)}
-    if "bench" in left:
-        keys |= {plan_key(task, plan) for plan in task.plans}
+    keys = keys_of(replace(task, metrics=tuple(missing_metrics(task)) if "evaluate" in left else ()))
     theirs = (row for row in reversed(records) if row.key in keys and STAGE_OF.get(row.kind) in left)
     newest = next(theirs, None)
     return newest if newest is not None and newest.state != "done" else None
+
+
+def keys_of(task: Task) -> set[str]:
+    """The keys of the records that answer a task, less those of measurements."""
+    keys = {task.key, *(plan_key(task, one) for one in task.plans)}
+    if task.metrics:
+        config = config_from_dict(task.config)
+        keys |= {score_key(config, task.key, metric) for metric in task.metrics}
+    return keys
 
 
 @dataclass(frozen=True)
@@ -312,9 +316,7 @@ def pieces(runs: Sequence[Planned]) -> list[Piece]:
             owner.setdefault((task.kind, task.key), run)
     found = merged(task for run in runs for task in run.tasks)
     found.sort(key=lambda task: task.kind == "samples")
-    return [
-        Piece(run.name, task, run.cluster, run.plugins) for task in found for run in (owner[task.kind, task.key],)
-    ]
+    return [Piece(run.name, task, run.cluster, run.plugins) for task in found for run in (owner[task.kind, task.key],)]
 
 
 def rows(runs: Sequence[Planned]) -> list[dict[str, Any]]:

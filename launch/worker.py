@@ -6,6 +6,7 @@ What a task is, only `prepare`, `do` and `unfinished` know.
 """
 
 import errno
+import importlib
 import json
 import os
 import platform
@@ -37,27 +38,30 @@ EXITS = {
 
 
 def prepare(task: dict[str, Any]) -> Path:
-    """The folder of a task, made if it is not there; its attempts.jsonl lies in it."""
-    from ..harness.run import create
+    """The folder of a task, made if it is not there; its attempts.jsonl lies in it. What registers families or mixers
+    of its own is imported first."""
+    from ..harness import stages
 
-    return create(task["info"])
+    if task.get("plugins"):
+        importlib.import_module(".plugins", __package__).load(task["plugins"])
+    return stages.prepare(stages.Task.from_dict(task["task"]))
 
 
 def do(task: dict[str, Any], progress: "Progress") -> None:
     """Do what is missing of a task. Raises Busy where another process works on it, Stopped where a signal came."""
-    from ..harness.run import execute, folder_of, is_ready
+    from ..harness import stages
 
-    if not is_ready(task["info"], task["stages"]):
-        raise RuntimeError(f"not started: the training of {task['info']['source']} did not end")
-    execute(folder_of(task["info"]), task["stages"], progress)
+    wanted = stages.Task.from_dict(task["task"])
+    if not stages.ready(wanted):
+        raise RuntimeError(f"not started: {wanted.training} has no weights of step {wanted.step}")
+    stages.execute(wanted, progress)
 
 
 def unfinished(task: dict[str, Any]) -> bool:
     """Whether something of a task is left to do."""
-    from ..harness.record import read_run
-    from ..harness.run import folder_of, missing_stages
+    from ..harness import stages
 
-    return bool(missing_stages(read_run(folder_of(task["info"])), task["stages"]))
+    return bool(stages.missing(stages.Task.from_dict(task["task"])))
 
 
 def environment() -> dict[str, str]:

@@ -28,8 +28,9 @@ from .executor import SlurmExecutor
 
 @dataclass(frozen=True)
 class Array:
-    """One job array of a submission. `tasks` are dicts of `info` (config.json) and `stages`; `job` is None where no
-    job id is known: it was never queued, or whoever queued it was killed in that moment."""
+    """One job array of a submission. `tasks` are dicts of `name` (the run), `folder`, `task` (a Task as plain data) and
+    `plugins`, where there are any; `job` is None where no job id is known: it was never queued, or whoever queued it was
+    killed in that moment."""
 
     folder: Path
     index: int
@@ -45,11 +46,6 @@ class Array:
 
     def log(self, task: int) -> Path:
         return self.folder / "logs" / f"{self.key(task)}_0_log.out"
-
-
-def home_of(folder: Path) -> Path:
-    """Where the submissions of a study are kept; `folder` is that of any of its runs."""
-    return folder.parent / ".sweep"
 
 
 def arrays(home: Path) -> Iterator[Array]:
