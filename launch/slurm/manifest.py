@@ -29,8 +29,8 @@ from .executor import SlurmExecutor
 @dataclass(frozen=True)
 class Array:
     """One job array of a submission. `tasks` are dicts of `name` (the run), `folder`, `task` (a Task as plain data) and
-    `plugins`, where there are any; `job` is None where no job id is known: it was never queued, or whoever queued it was
-    killed in that moment."""
+    `plugins`, where there are any; `job` is None where no job id is known: it was never queued, or whoever queued it
+    was killed in that moment."""
 
     folder: Path
     index: int
