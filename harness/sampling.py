@@ -1,19 +1,24 @@
-"""Drawing images from a checkpoint: seeded by image index, so kills, batch size and sharding change nothing."""
+"""Drawing images from a training's weights: seeded by image index, so kills, batch size and sharding change nothing."""
 
+import hashlib
 import io
+import json
 import shutil
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from ..kernels.errors import InputError
 from ..models.registry import build, select_backends, to_dict
 from . import signals
 from .config import Config
-from .data.images import to_uint8
+from .data.encoder import encoder
 from .device import autocast, compiled, pick_device, round_weights
 from .diffusion.gaussian import Diffusion
 from .diffusion.samplers import Net, index_noise, sample
@@ -22,66 +27,50 @@ from .record import write_atomically
 from .training import checkpoint as ckpt
 
 
-def labels_of(indices: range, num_classes: int) -> np.ndarray:
+def labels_of(indices: range, num_classes: int) -> NDArray[np.int64]:
     """The class of each sampled image: its index modulo the number of classes, so that all classes are alike often."""
     return np.arange(indices.start, indices.stop, dtype=np.int64) % max(num_classes, 1)
 
 
-def newest_checkpoint(folder: Path, model: dict[str, Any], say: Any) -> ckpt.Checkpoint:
-    """The newest whole checkpoint below a run folder. Raises InputError where there is none, or of another model."""
-    where = folder / "checkpoints"
-    for saved in ckpt.newest(where):
-        if isinstance(saved, InputError):
-            say(f"{saved}; falling back to the one before")
-            continue
-        ckpt.check_model(saved, model, where)
-        return saved
-    raise InputError(f"{where} holds no whole checkpoint: train the run first (lamabench train …)")
+def seed_of(config: Config) -> int:
+    """The seed of the noise: `sample.seed`, or the training's."""
+    return config.seed if config.sample.seed is None else config.sample.seed
 
 
-def generate(folder: Path, config: Config, progress: Progress, source: Path | None = None) -> dict[str, Any]:
-    """Sample `config.sample.count` images from the averaged weights of the newest checkpoint of `source` (default:
-    `folder`) into `folder/samples.npz`; returns the fields of the `sample` record.
+def generate(out: Path, training: Path, config: Config, step: int, progress: Progress) -> dict[str, Any]:
+    """Sample `config.sample.count` images from the weights that the folder `training` kept of a step, into
+    `out/samples.npz` (`images` uint8 [N, H, W, C], `labels` int64 [N]); returns the fields of the `sample` record.
 
-    Finished batches wait in `folder/samples.parts`, so a killed call continues. Raises InputError where there is no
-    checkpoint, or it is of another model, or guidance does not fit; Stopped after a batch in which a signal came.
+    Finished batches wait in `out/samples.parts`, so that a killed call continues; those of other weights or settings
+    are left alone there. Raises InputError where the weights are not there or of another model, guidance does not fit,
+    or images are not finite; Stopped after a batch in which a signal came.
     """
     settings, device = config.sample, pick_device(config.run.device)
-    saved = newest_checkpoint(source or folder, to_dict(config.model), progress.say)
-    net = build(config.model)
-    net.load_state_dict(saved.group("ema"))
-    net = net.to(device).eval()
-    round_weights(net, settings.precision)
-    backend = select_backends(net, vars(config.backend), device.split(":")[0])
-    call = compiled(net, settings.compile)
-    parts = folder / "samples.parts" / f"step-{saved.step}"
-    for made in (parts.parent, parts):  # but not the run's own folder, which may be away
-        made.mkdir(exist_ok=True)
+    weights = load_weights(training, step, settings.weights, to_dict(config.model))
+    sampler = Sampler(config, weights.tensors, device)
+    parts = Parts(out, sampler.key(weights.tensors))
     started, drawn = time.perf_counter(), 0
     pieces = []
     for start in range(0, settings.count, settings.batch_size):
         indices = range(start, min(start + settings.batch_size, settings.count))
-        part = parts / f"{indices.start}-{indices.stop}.npy"
-        if not part.is_file():
+        if (images := parts.read(indices)) is None:
             # A compiled network takes whole batches alone: what is too much is not kept.
             batch = indices if settings.compile == "eager" else range(start, start + settings.batch_size)
-            with autocast(device, settings.precision):
-                images = _batch(call, batch, config, net.null_class, device)[: len(indices)]
-            if not torch.isfinite(images).all():
-                raise InputError(f"the checkpoint at step {saved.step} gives images that are not finite")
-            buffer = io.BytesIO()
-            np.save(buffer, to_uint8(images).permute(0, 2, 3, 1).cpu().numpy(), allow_pickle=False)
-            write_atomically(part, buffer.getvalue())
+            x = sampler.draw(batch)[: len(indices)]
+            if not torch.isfinite(x).all():
+                raise InputError(f"the {settings.weights} weights of step {step} give images that are not finite")
+            images = sampler.images(x)
+            parts.write(indices, images)
             drawn += len(indices)
-        pieces.append(np.load(part, allow_pickle=False))
+        pieces.append(images)
         progress.update("sample", indices.stop, settings.count)
         signals.check()
     seconds = time.perf_counter() - started
     buffer = io.BytesIO()
     labels = labels_of(range(settings.count), config.model.num_classes)
     np.savez_compressed(buffer, images=np.concatenate(pieces), labels=labels)
-    write_atomically(folder / "samples.npz", buffer.getvalue())
-    shutil.rmtree(folder / "samples.parts")
+    write_atomically(out / "samples.npz", buffer.getvalue())
+    parts.remove()
     return {
         "count": settings.count,
         "method": settings.method,
@@ -89,33 +78,134 @@ def generate(folder: Path, config: Config, progress: Progress, source: Path | No
         "guidance": settings.guidance,
         "guidance_channels": settings.guidance_channels,
         "clip": settings.clip,
-        "checkpoint_step": saved.step,
+        "seed": seed_of(config),
+        "step": step,
+        "checkpoint_step": step,
+        "weights": settings.weights,
+        "images_seen": step * config.train.batch_size,
+        "training_seconds": round(weights.seconds, 3),
         "seconds": round(seconds, 3),
         # Only what this call drew; a resumed call that found everything drawn has no speed to tell.
         "images_per_s": drawn / seconds if drawn else None,
         "precision": settings.precision,
         "compile": settings.compile,
         "batch_size": settings.batch_size,
-        "backend": backend,
+        "backend": sampler.backend,
     }
 
 
-def _batch(net: Net, indices: range, config: Config, null_class: int | None, device: str) -> torch.Tensor:
-    settings, model = config.sample, config.model
-    shape = (model.in_channels, model.input_size, model.input_size)
-    draws = settings.steps if settings.method == "ancestral" else 1
-    noise = index_noise(config.seed, indices, shape, draws)
-    labels = torch.from_numpy(labels_of(indices, model.num_classes)).to(device)
-    return sample(
-        net,
-        next(noise).to(device),
-        labels,
-        diffusion=Diffusion(),
-        method=settings.method,
-        steps=settings.steps,
-        guidance=settings.guidance,
-        guidance_channels=settings.guidance_channels,
-        null_class=null_class,
-        clip=settings.clip,
-        noise=lambda _: next(noise).to(device),
-    )
+class Sampler:
+    """A network with weights on a device, ready to draw images by their index.
+
+    `backend` names the implementation of each operator that the network calls.
+    """
+
+    def __init__(self, config: Config, tensors: dict[str, Tensor], device: str) -> None:
+        self.config, self.device, self.encoder = config, device, encoder(config.encoder)
+        net = build(config.model)
+        net.load_state_dict(tensors)
+        net = net.to(device).eval()
+        round_weights(net, config.sample.precision)
+        self.backend = select_backends(net, vars(config.backend), device.split(":")[0])
+        self.null_class = net.null_class
+        self.call: Net = compiled(net, config.sample.compile)
+
+    def key(self, tensors: dict[str, Tensor]) -> str:
+        """16 hex digits of everything that decides an image but its index."""
+        config, settings = self.config, vars(self.config.sample)
+        chosen = {name: value for name, value in settings.items() if name not in ("count", "batch_size", "at", "seed")}
+        chosen |= {"seed": seed_of(config), "model": to_dict(config.model), "encoder": vars(config.encoder)}
+        chosen |= {"objective": vars(config.objective), "backend": self.backend, "device": self.device.split(":")[0]}
+        digest = hashlib.sha256(json.dumps(chosen, sort_keys=True).encode())
+        for name in sorted(tensors):
+            digest.update(name.encode())
+            digest.update(tensors[name].detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+        return digest.hexdigest()[:16]
+
+    def draw(self, indices: range) -> Tensor:
+        """What the network makes of the noise of these images, [B, C, S, S] on the device, as the encoder's images."""
+        settings, model = self.config.sample, self.config.model
+        shape = (model.in_channels, model.input_size, model.input_size)
+        draws = settings.steps if settings.method == "ancestral" else 1
+        noise = index_noise(seed_of(self.config), indices, shape, draws)
+        labels = torch.from_numpy(labels_of(indices, model.num_classes)).to(self.device)
+        with autocast(self.device, settings.precision):
+            return sample(
+                self.call,
+                next(noise).to(self.device),
+                labels,
+                diffusion=Diffusion(),
+                method=settings.method,
+                steps=settings.steps,
+                guidance=settings.guidance,
+                guidance_channels=settings.guidance_channels,
+                null_class=self.null_class,
+                clip=settings.clip,
+                noise=lambda _: next(noise).to(self.device),
+            )
+
+    def images(self, x: Tensor) -> NDArray[np.uint8]:
+        """Images uint8 [B, H, W, C] of what `draw` gave."""
+        return self.encoder.decode(x).permute(0, 2, 3, 1).cpu().numpy()
+
+
+class Parts:
+    """Batches that are drawn, a file each, below `out/samples.parts/KEY`."""
+
+    def __init__(self, out: Path, key: str) -> None:
+        self.folder = out / "samples.parts" / key
+        for folder in (self.folder.parent, self.folder):  # but not `out`, which may be away
+            folder.mkdir(exist_ok=True)
+
+    def _file(self, indices: range) -> Path:
+        return self.folder / f"{indices.start}-{indices.stop}.npy"
+
+    def read(self, indices: range) -> NDArray[np.uint8] | None:
+        """The images of a batch, or None where it is not drawn yet."""
+        file = self._file(indices)
+        return np.load(file, allow_pickle=False) if file.is_file() else None
+
+    def write(self, indices: range, images: NDArray[np.uint8]) -> None:
+        """Keep a batch; a file is whole or not there."""
+        buffer = io.BytesIO()
+        np.save(buffer, images, allow_pickle=False)
+        write_atomically(self._file(indices), buffer.getvalue())
+
+    def remove(self) -> None:
+        """Remove every part, those of other weights and settings too."""
+        shutil.rmtree(self.folder.parent)
+
+
+@dataclass
+class Weights:
+    """What a training kept of a step: seconds of training until then, tensors by name, fingerprint of the data."""
+
+    step: int
+    seconds: float
+    tensors: dict[str, Tensor]
+    fingerprint: str
+
+
+def load_weights(folder: Path, step: int, kind: str, model: dict[str, Any]) -> Weights:
+    """The weights of a step from its full checkpoint. Raises InputError where there is none, or of another model."""
+    saved = ckpt.load(folder / "checkpoints" / f"step-{step:08d}.safetensors")
+    ckpt.check_model(saved, model, folder / "checkpoints")
+    group = {"ema": "ema", "live": "model"}[kind]
+    return Weights(saved.step, saved.seconds, saved.group(group), saved.fingerprint)
+
+
+def newest_step(folder: Path, say: Any) -> int:
+    """The step of the newest whole checkpoint below a run folder. Raises InputError where there is none."""
+    where = folder / "checkpoints"
+    for saved in ckpt.newest(where):
+        if isinstance(saved, InputError):
+            say(f"{saved}; falling back to the one before")
+            continue
+        return saved.step
+    raise InputError(f"{where} holds no whole checkpoint: train the run first (lamabench train …)")
+
+
+def generate_newest(folder: Path, config: Config, progress: Progress, source: Path | None = None) -> dict[str, Any]:
+    """`generate` from the newest whole checkpoint of `source` (default: `folder`) into `folder`."""
+    training = source or folder
+    return generate(folder, training, config, newest_step(training, progress.say), progress)

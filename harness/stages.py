@@ -363,14 +363,12 @@ def _evaluate(task: Task, config: Config, progress: Progress) -> Iterator[dict[s
     from .scoring.score import score
 
     samples, cache = task.path / "samples.npz", Path(config.run.root) / ".cache"
-    metrics = missing_metrics(task)
     drawn = [one.flat() for one in read_records(task.path / "record.jsonl") if one.kind == "sample"]
     names = ("checkpoint_step", "weights", "images_seen", "training_flops", "training_seconds")
     weights = {name: drawn[-1][name] for name in names} if drawn else {}
-    for metric, lines in score(samples, config, metrics, cache, progress).items():
-        key = score_key(config, task.key, metric)
-        for line in lines:
-            yield {"kind": "score", "key": key, "samples": task.key, **weights, **line}
+    for line in score(samples, config, missing_metrics(task), cache, progress):
+        key = score_key(config, task.key, line.pop("request"))
+        yield {"kind": "score", "key": key, "samples": task.key, **weights, **line}
 
 
 def _bench(task: Task, config: Config, progress: Progress) -> Iterator[dict[str, Any]]:

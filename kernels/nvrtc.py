@@ -24,18 +24,18 @@ def reasons(device_type: str) -> list[str]:
     """Why kernels compiled here cannot run on that kind of device; empty when they can."""
     if device_type != "cuda":
         return ["needs an NVIDIA GPU"]
-    found = []
+    refusals = []
     if torch.version.hip:
-        found.append("not for AMD GPUs")
+        refusals.append("not for AMD GPUs")
     if not INSTALLED:
-        found.append("the package cuda-bindings is not installed")
+        refusals.append("the package cuda-bindings is not installed")
     if not torch.cuda.is_available():
-        found.append("torch sees no GPU")
+        refusals.append("torch sees no GPU")
     elif not torch.version.hip and torch.cuda.get_device_capability() < LEAST_CAPABILITY:
-        found.append(
+        refusals.append(
             f"needs compute capability 8.0 or newer, not {'.'.join(map(str, torch.cuda.get_device_capability()))}"
         )
-    return found
+    return refusals
 
 
 def cache_folder() -> Path:

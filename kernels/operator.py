@@ -1,8 +1,17 @@
-"""How an operator chooses its implementation: asked for by name, refused in words (DESIGN.md, rule 5)."""
+"""What an operator is: its backends, what a call costs, and what it is held against and timed beside.
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+A backend is asked for by name and refuses in words (DESIGN.md, rule 5). Everything about an operator lives in its
+folder; `kernels.NAMES` is the one other place that names it.
+"""
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
 
 from .errors import InputError, unknown
 
@@ -27,13 +36,114 @@ class Backend:
     auto_on: tuple[str, ...] | None = None
 
 
-class Operator:
-    """An operator and its backends. `auto` takes the first usable one, in the order given."""
+class Work(NamedTuple):
+    """What the forward pass of one call has to compute, whatever the backend.
 
-    def __init__(self, name: str, backends: list[Backend]) -> None:
+    macs             multiply-adds of matrix products and convolutions
+    exponentials     those of scores, decays, softplus and SiLU: one each
+    scan_operations  floating-point operations of a scan, by the papers' rule
+    normalised       elements of a LayerNorm with parameters
+    """
+
+    macs: int = 0
+    exponentials: int = 0
+    scan_operations: int = 0
+    normalised: int = 0
+
+
+class Timed(Protocol):
+    """What a yardstick has made of the arguments of a call: both passes, ready to be timed."""
+
+    def forward(self) -> Any: ...
+
+    def both(self) -> Any: ...
+
+    def output_and_gradient(self) -> list[Tensor]:
+        """The operator's output and the gradient of its first argument, as `output_weights` weight the output."""
+        ...
+
+
+@dataclass(frozen=True)
+class Yardstick:
+    """Something else that a call is timed beside, which is no backend: a rival's kernel without what is around it.
+
+    `prepare` takes the arguments of a backend; `limit` is the relative RMS error that its output and the gradient of
+    the first argument may have; `reasons` are as a backend's.
+    """
+
+    name: str
+    prepare: Callable[..., Timed]
+    limit: float
+    reasons: Callable[[str], list[str]] = always
+
+
+def output_weights(shape: torch.Size) -> Tensor:
+    """Random numbers that an output is weighted with before the backward pass, the same in every precision."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0)).bfloat16()
+
+
+class Operator:
+    """An operator and its backends. `auto` takes the first usable one, in the order given.
+
+    Every backend takes the arguments of the one that is called `reference`, by position.
+
+    work        what a call with these arguments has to compute
+    traced      {name of a torch operator that a backend registers: what a call with *its* arguments has to compute};
+                a cost count that watches what torch dispatches then knows it
+    exact       the backend that whole models are held against in float32 where there are many tokens, since a reference
+                may loop over them or keep every score
+    rival       plain torch in the precision of a model, which errs as much as a backend may; None: the backend that
+                `auto` takes on a CPU. In float64 it is exact, and takes the reference's place where `exact` is another
+    yardsticks  what else is timed beside the backends
+    """
+
+    def __init__(
+        self,
+        name: str,
+        backends: Sequence[Backend],
+        work: Callable[..., Work],
+        *,
+        traced: Mapping[str, Callable[..., Work]] | None = None,
+        exact: str = "reference",
+        rival: Callable[..., Any] | None = None,
+        yardsticks: Sequence[Yardstick] = (),
+    ) -> None:
         self.name = name
         self.backends = {backend.name: backend for backend in backends}
+        self.work = work
+        self.traced = dict(traced or {})
+        self.exact = exact
+        self.yardsticks = tuple(yardsticks)
+        self._rival = rival
         self._resolved: dict[tuple[str, str], Backend] = {}
+        self._watcher: Callable[..., None] | None = None
+
+    @property
+    def arguments(self) -> list[str]:
+        """The names of the arguments that its backends take."""
+        return list(inspect.signature(self.backends["reference"].run).parameters)
+
+    @property
+    def rival(self) -> Callable[..., Any]:
+        """Plain torch that rounds as a backend may."""
+        return self._rival or self.resolve("auto", "cpu").run
+
+    def exact_alone(self, backend: str) -> Callable[..., Any]:
+        """What a call alone is held against in float64, where the whole model is held against `backend`."""
+        return self.backends["reference"].run if backend == "reference" else self.rival
+
+    @contextmanager
+    def watched(self, watcher: Callable[..., None]) -> Iterator[None]:
+        """Calls `watcher` with the arguments of every call that backends get while this lasts, before they run.
+
+        Only backends that are resolved meanwhile are watched, so a call that nobody watches costs nothing.
+        """
+        before = self._resolved, self._watcher
+        self._resolved, self._watcher = {}, watcher
+        try:
+            yield
+        finally:
+            self._resolved, self._watcher = before
 
     def resolve(self, request: str, device_type: str) -> Backend:
         """The backend for `request` ("auto" or a name) on a device type.
@@ -41,11 +151,13 @@ class Operator:
         Asked once: the answer is kept, so that a call costs nothing and torch.compile finds no question in its graph.
         Raises InputError with every reason when the named backend, or none at all, can run.
         """
-        found = self._resolved.get((request, device_type))
-        if found is None:
-            found = self._resolve(request, device_type)
-            self._resolved[request, device_type] = self._resolved[found.name, device_type] = found
-        return found
+        backend = self._resolved.get((request, device_type))
+        if backend is None:
+            backend = self._resolve(request, device_type)
+            if self._watcher is not None:
+                backend = _watched(backend, self._watcher)
+            self._resolved[request, device_type] = self._resolved[backend.name, device_type] = backend
+        return backend
 
     def _resolve(self, request: str, device_type: str) -> Backend:
         if request == "auto":
@@ -69,3 +181,11 @@ class Operator:
         """Every unusable backend with its reasons, in one line; empty when all are usable."""
         refused = {name: backend.reasons(device_type) for name, backend in self.backends.items()}
         return "; ".join(f"{name}: {', '.join(reasons)}" for name, reasons in refused.items() if reasons)
+
+
+def _watched(backend: Backend, watcher: Callable[..., None]) -> Backend:
+    def run(*args: Any) -> Any:
+        watcher(*args)
+        return backend.run(*args)
+
+    return replace(backend, run=run)

@@ -1,4 +1,4 @@
-"""What every operator with a Triton kernel asks: whether Triton runs here, and on which GPU to launch."""
+"""What operators with a Triton kernel share: whether Triton runs here, on which GPU to launch, sizes and layouts."""
 
 import importlib.util
 import os
@@ -9,22 +9,33 @@ import torch
 from torch import Tensor
 
 INSTALLED = importlib.util.find_spec("triton") is not None
+LOG2E = 1.4426950408889634  # log2(e): the kernels take powers of 2
 
 
 def triton_reasons(device_type: str) -> list[str]:
     """Why a Triton kernel cannot run on that kind of device here; empty when it can."""
-    found = []
+    refusals = []
     if not INSTALLED:
-        found.append("the package triton is not installed")
+        refusals.append("the package triton is not installed")
     if device_type == "cuda" and torch.version.hip:
-        found.append("not tried on AMD GPUs")
+        refusals.append("not tried on AMD GPUs")
     elif device_type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
-        found.append("Triton needs a GPU (TRITON_INTERPRET=1 interprets it on the CPU, for tests)")
+        refusals.append("Triton needs a GPU (TRITON_INTERPRET=1 interprets it on the CPU, for tests)")
     elif device_type not in ("cpu", "cuda"):
-        found.append(f"no Triton on device type {device_type!r}")
-    return found
+        refusals.append(f"no Triton on device type {device_type!r}")
+    return refusals
 
 
 def launched_on(x: Tensor) -> Any:
     """A context in which a kernel is launched on the GPU of `x`; nothing where Triton is interpreted on the CPU."""
     return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
+
+
+def power_of_two(n: int, least: int = 1) -> int:
+    """The side of a tile that holds n: the next power of two, and `least` at least."""
+    return max(least, 1 << (n - 1).bit_length())
+
+
+def dense_rows(x: Tensor) -> Tensor:
+    """`x` with its last axis dense: itself, or a copy."""
+    return x if x.stride(-1) == 1 else x.contiguous()

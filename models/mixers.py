@@ -90,11 +90,11 @@ class SS2D(nn.Module):
             + selective_scan.macs(batch, height * width, directions, inner, self.rank)
         )
 
-    def normalised(self, x: Tensor) -> int:
+    def own_normalised(self, x: Tensor) -> int:
         """Elements that the LayerNorm after the scan normalises."""
         return x[..., 0].numel() * self.out_norm.normalized_shape[0]
 
-    def scan_operations(self, x: Tensor) -> int:
+    def own_scan_operations(self, x: Tensor) -> int:
         """Floating-point operations of the scan, by the papers' rule."""
         directions, _, inner = self.x_proj_weight.shape
         return selective_scan.operations(x.shape[0], x.shape[1] * x.shape[2], directions, inner, self.d_state)

@@ -1,15 +1,11 @@
-"""Images: the loaders by kind, and the items of training with everything random about them.
+"""Sets of images, by kind. Whatever the kind, a set is `ImageData`: uint8 images [C, S, S] and labels.
 
-Whatever the kind, a set is `ImageData`: uint8 images [C, S, S] and labels. Its randomness in training depends on the
-seed and the number of images seen before, never on workers or batch size.
+Data are what they contain: two sets are the same where their fingerprints are.
 """
 
 import hashlib
 import os
-import zipfile
-import zlib
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -21,25 +17,13 @@ from torch.utils.data import Dataset
 
 from ...kernels.errors import InputError, unknown
 from ..config import DataConfig
-from ..diffusion.gaussian import TIMESTEPS
 from ..random import Stream, generator
+from .files import UNREADABLE, Say, check_memory, known_fingerprint, read_npz, unreadable
+from .files import fingerprint as fingerprint_of_files
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
-UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what Pillow raises for bad files
 SYNTHETIC_IMAGES = 320
 Labels = NDArray[np.int64]
-
-
-def to_model_range(images: Tensor) -> Tensor:
-    """uint8 -> float32 in [-1, 1], any shape."""
-    return images.float() / 127.5 - 1
-
-
-def to_uint8(images: Tensor) -> Tensor:
-    """[-1, 1] -> uint8, clamped and rounded, any shape. Raises FloatingPointError for NaN or infinity."""
-    if not images.isfinite().all():
-        raise FloatingPointError("images hold values that are not finite")
-    return ((images.float() + 1) * 127.5).clamp(0, 255).round().to(torch.uint8)
 
 
 def fit(image: Image.Image, size: int) -> Image.Image:
@@ -57,10 +41,13 @@ class ImageData(Dataset[tuple[Tensor, int]]):
     """A set of images: item i is (uint8 [C, S, S], label).
 
     `size` S, `channels` C, `num_classes` (0: unconditional, every label 0), `class_names`, `labels` int64 [N],
-    `fingerprint` 16 hex digits of SHA-256 (in memory: images [N, C, S, S], then labels; folders: names and sizes).
+    `fingerprint` 16 hex digits of SHA-256 over every byte (in memory: images [N, C, S, S], then labels; folders: names
+    and contents of the files).
     """
 
-    def __init__(self, config: DataConfig, labels: Labels, class_names: list[str], digest: str) -> None:
+    fingerprint: str
+
+    def __init__(self, config: DataConfig, labels: Labels, class_names: list[str]) -> None:
         where = f"data {config.kind!r}" + (f" at {config.path}" if config.path else "")
         needed = max(2, len(class_names) if config.num_classes else 0)
         if len(labels) < needed:
@@ -73,7 +60,6 @@ class ImageData(Dataset[tuple[Tensor, int]]):
         self.size, self.channels, self.num_classes = config.size, config.channels, config.num_classes
         self.class_names = class_names if config.num_classes else []
         self.labels = labels.astype(np.int64) if config.num_classes else np.zeros(len(labels), dtype=np.int64)
-        self.fingerprint = digest[:16]
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -90,6 +76,7 @@ class ArrayData(ImageData):
     """Images in memory, from uint8 [N, H, W, C] with C 1 or 3; another side or shape goes through `fit`."""
 
     def __init__(self, config: DataConfig, images: NDArray[np.uint8], labels: Labels, class_names: list[str]) -> None:
+        _check_memory(config, len(images))
         if len(images) and images.shape[1:3] != (config.size, config.size):
             images = np.stack([_channels_last(fit(_to_pil(image), config.size)) for image in images])
         if images.shape[3] == 1:
@@ -97,33 +84,33 @@ class ArrayData(ImageData):
         elif config.channels == 1:
             images = np.stack([_channels_last(_to_pil(image).convert("L")) for image in images])
         images = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
+        super().__init__(config, labels, class_names)
+        self.images = torch.from_numpy(images)
         digest = hashlib.sha256(images.data)
         digest.update(labels.astype("<i8").data)
-        super().__init__(config, labels, class_names, digest.hexdigest())
-        self.images = torch.from_numpy(images)
+        self.fingerprint = digest.hexdigest()[:16]
 
     def image(self, i: int) -> Tensor:
         return self.images[i]
 
 
 class FolderData(ImageData):
-    """Images in files, read when asked for. Every file's header is read at the start, so that a file that is no image
-    is found before training and not in the middle."""
+    """Images in files, decoded when asked for. Every file that is new or changed is read at the start, so that a file
+    that is no image is found before training and not in the middle."""
 
-    def __init__(self, config: DataConfig, files: list[Path], labels: Labels, class_names: list[str]) -> None:
-        root = _path(config)
-        with ThreadPoolExecutor(16) as pool:
-            sizes = list(pool.map(_file_size, files))
-        lines = [f"{file.relative_to(root).as_posix()} {size}\n" for file, size in zip(files, sizes, strict=True)]
-        super().__init__(config, labels, class_names, hashlib.sha256("".join(lines).encode()).hexdigest())
+    def __init__(
+        self, config: DataConfig, files: list[Path], labels: Labels, class_names: list[str], say: Say | None
+    ) -> None:
+        super().__init__(config, labels, class_names)
         self.files = files
+        self.fingerprint = fingerprint_of_files(_path(config), files, say)
 
     def image(self, i: int) -> Tensor:
         try:
             with Image.open(self.files[i]) as file:
                 image = fit(file.convert("L" if self.channels == 1 else "RGB"), self.size)
         except UNREADABLE as error:
-            raise _unreadable(self.files[i], error) from None
+            raise unreadable(self.files[i], error) from None
         return torch.from_numpy(_channels_last(image)).permute(2, 0, 1).contiguous()
 
 
@@ -136,21 +123,9 @@ def _channels_last(image: Image.Image) -> NDArray[np.uint8]:
     return array[..., None] if array.ndim == 2 else array
 
 
-def _unreadable(file: Path, error: Exception) -> InputError:
-    return InputError(f"unreadable image {file}: {' '.join(str(error).split())}")
-
-
-def _file_size(file: Path) -> int:
-    """A file's size in bytes. Raises InputError where it is no image, or one of more than 8 bits a channel."""
-    try:
-        with Image.open(file) as image:
-            if image.mode.startswith(("I", "F")):
-                raise InputError(f"unreadable image {file}: mode {image.mode}, 8 bits a channel expected")
-        return file.stat().st_size
-    except InputError:
-        raise
-    except UNREADABLE as error:
-        raise _unreadable(file, error) from None
+def _check_memory(config: DataConfig, count: int) -> None:
+    needed = count * config.channels * config.size**2
+    check_memory(needed, f"data {config.kind!r}: {count:,} images of data.size {config.size}")
 
 
 def _no_path(config: DataConfig) -> InputError:
@@ -166,7 +141,7 @@ def _path(config: DataConfig) -> Path:
     return path
 
 
-def _digits(config: DataConfig, split: str) -> ImageData:
+def _digits(config: DataConfig, say: Say | None) -> ImageData:
     """scikit-learn's 1,797 handwritten digits, 8 × 8 at 17 grey levels, enlarged."""
     from sklearn.datasets import load_digits  # takes a second to import
 
@@ -177,17 +152,10 @@ def _digits(config: DataConfig, split: str) -> ImageData:
     return ArrayData(config, images, np.asarray(labels, dtype=np.int64), [str(i) for i in range(10)])
 
 
-def _npz(config: DataConfig, split: str) -> ImageData:
+def _npz(config: DataConfig, say: Say | None) -> ImageData:
     """`images` uint8 [N, H, W, C] or [N, H, W] and, if there, integer `labels` [N]; classes are 0 … the highest."""
     path = _path(config)
-    try:
-        file = np.load(path, allow_pickle=False)
-        if not isinstance(file, np.lib.npyio.NpzFile):
-            raise ValueError("it holds one array without a name")
-        with file:
-            arrays = {name: file[name] for name in ("images", "labels") if name in file}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise InputError(f"{path} is not a readable .npz file: {' '.join(str(error).split())}") from None
+    arrays = read_npz(path, ("images", "labels"))
     if "images" not in arrays:
         raise InputError(f"{path} has no array 'images' (uint8 [N, H, W, C] or [N, H, W])")
     images = arrays["images"]
@@ -205,9 +173,17 @@ def _npz(config: DataConfig, split: str) -> ImageData:
     return ArrayData(config, images, labels.astype(np.int64), [str(i) for i in range(int(labels.max(initial=0)) + 1)])
 
 
-def _folder(config: DataConfig, split: str) -> ImageData:
+def _folder(config: DataConfig, say: Say | None) -> ImageData:
     """A folder of class folders (each of any depth), or of images alone: one class. Hidden files are left out."""
     root = _path(config)
+    groups = _files_by_class(root)
+    labels = np.repeat(np.arange(len(groups)), [len(group) for group in groups.values()])
+    names = ["0"] if list(groups) == [root] else [folder.name for folder in groups]
+    return FolderData(config, [file for group in groups.values() for file in group], labels, names, say)
+
+
+def _files_by_class(root: Path) -> dict[Path, list[Path]]:
+    """The images of each class folder, sorted; those of `root` itself where it has no folders."""
     if not root.is_dir():
         raise InputError(f"data.path {root} is not a folder")
     classes = sorted(entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
@@ -216,13 +192,11 @@ def _folder(config: DataConfig, split: str) -> ImageData:
         raise InputError(
             f"{root} holds images ({flat[0].name}) and folders ({classes[0].name}); expected only one kind"
         )
-    groups = [sorted(_images_below(folder)) for folder in classes] or [flat]
-    for folder, group in zip(classes or [root], groups, strict=True):
+    groups = {folder: sorted(_images_below(folder)) for folder in classes} or {root: flat}
+    for folder, group in groups.items():
         if not group:
             raise InputError(f"{folder} holds no image; read are {', '.join(SUFFIXES)}")
-    labels = np.repeat(np.arange(len(groups)), [len(group) for group in groups])
-    names = [folder.name for folder in classes] or ["0"]
-    return FolderData(config, [file for group in groups for file in group], labels, names)
+    return groups
 
 
 def _is_image(file: Path) -> bool:
@@ -234,14 +208,14 @@ def _images_below(folder: Path) -> list[Path]:
     return [path for path in paths if _is_image(path)]
 
 
-def _cifar10(config: DataConfig, split: str) -> ImageData:
+def _cifar10(config: DataConfig, say: Say | None) -> ImageData:
     """CIFAR-10 as torchvision stores it; its checksums are torchvision's."""
     from torchvision.datasets import CIFAR10  # not needed by the other kinds
 
     if config.path is None:
         raise _no_path(config)
     try:
-        data = CIFAR10(config.path, train=split == "train", download=False)
+        data = CIFAR10(config.path, train=config.split == "train", download=False)
     except RuntimeError:
         raise InputError(
             f"data.path {config.path} does not hold the whole of CIFAR-10; expected is torchvision's layout: "
@@ -250,11 +224,12 @@ def _cifar10(config: DataConfig, split: str) -> ImageData:
     return ArrayData(config, np.asarray(data.data), np.array(data.targets, dtype=np.int64), list(data.classes))
 
 
-def _synthetic(config: DataConfig, split: str) -> ImageData:
+def _synthetic(config: DataConfig, say: Say | None) -> ImageData:
     """320 smooth images, or one a class if that is more: each class has its own three waves, each image its own phases
     and colours. Always the same."""
     classes = max(1, config.num_classes)
     labels = np.arange(max(SYNTHETIC_IMAGES, classes)) % classes
+    _check_memory(config, len(labels))
     across = np.arange(config.size) / config.size
     waves = [generator(0, Stream.INIT, label).uniform(-2, 2, size=(3, 2)) for label in range(classes)]
     images = np.zeros((len(labels), config.size, config.size, config.channels), dtype=np.uint8)
@@ -267,67 +242,37 @@ def _synthetic(config: DataConfig, split: str) -> ImageData:
     return ArrayData(config, images, labels, [str(label) for label in range(classes)])
 
 
-KINDS: dict[str, Callable[[DataConfig, str], ImageData]] = {
+KINDS: dict[str, Callable[[DataConfig, Say | None], ImageData]] = {
     "digits": _digits,
     "npz": _npz,
     "folder": _folder,
     "cifar10": _cifar10,
     "synthetic": _synthetic,
 }
+ON_DISK = ("npz", "folder", "cifar10")
+SPLITS = {"cifar10": ("train", "test")}  # of the kinds that have one other than train
 
 
-def load(config: DataConfig, split: str = "train") -> ImageData:
-    """The images that `config` names. Only CIFAR-10 has a split other than "train": "test".
+def load(config: DataConfig, say: Say | None = None) -> ImageData:
+    """The images that `config` names; `say` gets a line now and then while a large set is read.
 
     Raises InputError, in one line, for a kind, split, path, file or number of classes or channels that does not fit.
     """
     if config.kind not in KINDS:
         raise unknown("data.kind", config.kind, KINDS)
-    splits = ("train", "test") if config.kind == "cifar10" else ("train",)
-    if split not in splits:
-        raise unknown(f"split of data {config.kind!r}", split, splits)
+    if config.split not in (splits := SPLITS.get(config.kind, ("train",))):
+        raise unknown(f"data.split of {config.kind!r}", config.split, splits)
     if config.channels not in (1, 3):
         raise InputError(f"data.channels must be 1 or 3 for images, not {config.channels}")
-    return KINDS[config.kind](config, split)
+    return KINDS[config.kind](config, say)
 
 
-def epoch_order(seed: int, epoch: int, n: int) -> Labels:
-    """The order of an epoch's images, a permutation of 0 … n-1."""
-    return generator(seed, Stream.ORDER, epoch).permutation(n)
-
-
-class TrainItems(Dataset[dict[str, Tensor]]):
-    """The i-th image of training, counted from its start over all epochs, with everything random about it.
-
-    Item i is `x0` float32 [C, S, S] in [-1, 1], `y` int64 (`null_class` where dropped), `t` int64 in 0 … 999 and
-    `noise` float32 [C, S, S]. It depends on the seed and i alone: give a DataLoader `sampler=range(start, stop)` and
-    any number of workers. Labels are dropped with probability `class_dropout`, images flipped half the time if `flip`.
-    """
-
-    def __init__(self, data: ImageData, *, seed: int, flip: bool, class_dropout: float, null_class: int | None) -> None:
-        if class_dropout > 0 and data.num_classes > 0 and null_class is None:
-            raise InputError(
-                f"train.class_dropout is {class_dropout:g}, but the model has no null class to replace labels by; use 0"
-            )
-        self.data, self.seed, self.flip = data, seed, flip
-        self.class_dropout, self.null_class = class_dropout, null_class
-        self.epoch, self.order = -1, np.empty(0, dtype=np.int64)
-
-    def __getitem__(self, i: int) -> dict[str, Tensor]:
-        epoch, position = divmod(i, len(self.data))
-        if epoch != self.epoch:
-            self.epoch, self.order = epoch, epoch_order(self.seed, epoch, len(self.data))
-        image, label = self.data[int(self.order[position])]
-        rng = generator(self.seed, Stream.TRAIN, i)  # all four are drawn, in this order, whatever the options
-        t, drop, flip = int(rng.integers(TIMESTEPS)), rng.random(), rng.random()
-        noise = rng.standard_normal(tuple(image.shape), dtype=np.float32)
-        if self.flip and flip < 0.5:
-            image = image.flip(-1)
-        if self.null_class is not None and self.data.num_classes > 0 and drop < self.class_dropout:
-            label = self.null_class
-        return {
-            "x0": to_model_range(image),
-            "y": torch.tensor(label),
-            "t": torch.tensor(t),
-            "noise": torch.from_numpy(noise),
-        }
+def fingerprint(config: DataConfig) -> str | None:
+    """The fingerprint of a set where that takes no reading of a folder: None where files are not there, or are new or
+    changed since they were read. Raises InputError as `load` does for data that are there."""
+    if config.kind in ON_DISK and (config.path is None or not Path(config.path).exists()):
+        return None
+    if config.kind != "folder":
+        return load(config).fingerprint
+    root = _path(config)
+    return known_fingerprint(root, [file for group in _files_by_class(root).values() for file in group])

@@ -97,7 +97,7 @@ class Diffusion:
         """Entries `t` [B] of a table, as float32 [B, 1, 1, 1] on the device of `t`."""
         if t.device not in self._tables:
             self._tables[t.device] = {key: table.float().to(t.device) for key, table in self._cpu.items()}
-        return self._tables[t.device][name][t].view(-1, 1, 1, 1)
+        return self._tables[t.device][name][t.long()].view(-1, 1, 1, 1)
 
     def q_sample(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """x_t from x_0 in one step: x0 and noise [B, C, H, W], t [B] -> [B, C, H, W] float32 (DDPM, eq. 4)."""

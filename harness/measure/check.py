@@ -1,9 +1,15 @@
-"""What has to hold before a number is printed: outputs and gradients agree with float32 (DESIGN.md, rule 4)."""
+"""What has to hold before a number is printed (DESIGN.md, rule 4): models and operators compute what the
+reference does.
+
+Output and gradients of a model say how it does as a whole, but among all gradients a small one is lost: where that of
+the queries is garbage, they move by 1 %. So each operator is held against the reference alone too.
+"""
 
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,12 +17,13 @@ from torch import Tensor
 from ...kernels import OPERATORS
 from ...models.registry import Backbone, called_operators
 from ..device import autocast
+from .calls import Call, as_in_the_model, calls_of, results
 
-# From that many tokens on, where the references loop over every token or keep every score, plain torch checks instead.
+# From that many tokens on, where references may loop over every token or keep every score, `Operator.exact` is used.
 MANY_TOKENS = 1024
-PLAIN = {"selective_scan": "torch", "attention": "sdpa"}
-# Relative RMS error that is allowed on top of twice what plain torch has in the same precision.
-FLOOR = {"float32": 1e-4, "bfloat16": 5e-3}
+# Relative RMS errors that are allowed in a model on top of twice what plain torch has in the same precision.
+MODEL_FLOOR = {"float32": 1e-4, "bfloat16": 5e-3}
+SMALL = 2**20  # bytes: up to here torch's allocator takes a tensor from blocks of their own
 
 
 class WrongOutput(RuntimeError):
@@ -27,9 +34,9 @@ class WrongOutput(RuntimeError):
 class Reference:
     """One image through the reference backends in float32, on the CPU, so that it takes no memory of the GPU's.
 
-    `output` [2C, S, S] and `gradients`, of the parameters that are trained, of the sum of `output` times `weights`;
-    `plain_output` and `plain_gradients` are the relative RMS errors of the same backends in the precision to be
-    measured; `backends` names them.
+    `output` [channels of the head, S, S] and `gradients`, of the parameters that are trained, of the sum of `output`
+    times `weights`; `plain_output` and `plain_gradients` are the relative RMS errors of the same backends in the
+    precision to be measured; `backends` names them.
     """
 
     image: Tensor
@@ -71,30 +78,32 @@ def reference(net: Backbone, precision: str, device: str) -> Reference:
     """The reference for a net, with an image, a time, a label and output weights drawn from seed 0."""
     config = net.config
     tokens = (config.input_size // getattr(config, "patch_size", 1)) ** 2
-    plain = PLAIN if tokens >= MANY_TOKENS else {}
-    backends = {name: plain.get(name, "reference") for name in OPERATORS}
+    many = tokens >= MANY_TOKENS
+    backends = {name: operator.exact if many else "reference" for name, operator in OPERATORS.items()}
     called = {name for operators in called_operators(net) for name in operators}
+    against = {name: backend for name, backend in backends.items() if name in called}
     draw = torch.Generator().manual_seed(0)
     image = torch.randn(config.in_channels, config.input_size, config.input_size, generator=draw)
-    weights = torch.randn(2 * config.in_channels, config.input_size, config.input_size, generator=draw)
+    channels = getattr(config, "out_channels", None) or 2 * config.in_channels
+    weights = torch.randn(channels, config.input_size, config.input_size, generator=draw)
     weights = weights.bfloat16()  # exact in every precision
-    made = Reference(image, 500, 0, weights, image, [], 0.0, 0.0, {k: v for k, v in backends.items() if k in called})
+    expected = Reference(image, 500, 0, weights, image, [], 0.0, 0.0, against)
     with with_backends(net, backends):
-        output, gradients = _one_image(net, made, "float32", device)
-        made.output, made.gradients = _to_host(output), [_to_host(gradient) for gradient in gradients]
+        output, gradients = _one_image(net, expected, "float32", device)
+        expected.output, expected.gradients = _to_host(output), [_to_host(gradient) for gradient in gradients]
         del output, gradients
         if precision != "float32":
-            output, gradients = _one_image(net, made, precision, device)
-            made.plain_output = relative_rms([output], [made.output])
-            made.plain_gradients = relative_rms(gradients, made.gradients)
-    return made
+            output, gradients = _one_image(net, expected, precision, device)
+            expected.plain_output = relative_rms([output], [expected.output])
+            expected.plain_gradients = relative_rms(gradients, expected.gradients)
+    return expected
 
 
-def _one_image(net: Backbone, made: Reference, precision: str, device: str) -> tuple[Tensor, list[Tensor]]:
-    x, t, y = batch_of(made, 1, device)
+def _one_image(net: Backbone, expected: Reference, precision: str, device: str) -> tuple[Tensor, list[Tensor]]:
+    x, t, y = batch_of(expected, 1, device)
     with autocast(device, precision):
         out = net(x, t, y)
-    out.backward(made.weights[None].to(out))
+    out.backward(expected.weights[None].to(out))
     return out[0].detach().float(), _take_gradients(net)
 
 
@@ -105,45 +114,45 @@ def _to_host(v: Tensor) -> Tensor:
 def _take_gradients(net: Backbone) -> list[Tensor]:
     """The gradients of the trained parameters, which have none afterwards."""
     parameters = trained(net)
-    found = [torch.zeros_like(v) if v.grad is None else v.grad for v in parameters]
+    gradients = [torch.zeros_like(v) if v.grad is None else v.grad for v in parameters]
     for parameter in parameters:
         parameter.grad = None
-    return found
+    return gradients
 
 
-def batch_of(made: Reference, batch: int, device: str) -> tuple[Tensor, Tensor, Tensor]:
+def batch_of(expected: Reference, batch: int, device: str) -> tuple[Tensor, Tensor, Tensor]:
     """Random x [B, C, S, S], t [B], y [B] whose first and last image are the reference's."""
     draw = torch.Generator().manual_seed(1)
-    x = torch.randn(batch, *made.image.shape, generator=draw)
+    x = torch.randn(batch, *expected.image.shape, generator=draw)
     t, y = torch.randint(0, 1000, (batch,), generator=draw), torch.zeros(batch, dtype=torch.int64)
-    x[0] = x[-1] = made.image
-    t[0] = t[-1] = made.t
-    y[0] = y[-1] = made.y
+    x[0] = x[-1] = expected.image
+    t[0] = t[-1] = expected.t
+    y[0] = y[-1] = expected.y
     return x.to(device), t.to(device), y.to(device)
 
 
 def check(
-    call: Callable[..., Tensor], net: Backbone, made: Reference, batch: int, mode: str, precision: str, device: str
+    call: Callable[..., Tensor], net: Backbone, expected: Reference, batch: int, mode: str, precision: str, device: str
 ) -> dict[str, float]:
     """Hold `call`, which is `net` or `net` compiled, against the reference at the very batch that is measured.
 
     Returns the relative RMS errors as fields of a record: `output_error` of the first and the last image and, in mode
     `train`, `gradient_error` of all parameters together. Only the last image has a gradient, so that one image is all
     that the reference needs. Raises WrongOutput where an error is more than twice that of the reference backends in
-    the same precision plus `FLOOR`.
+    the same precision plus `MODEL_FLOOR`.
     """
-    x, t, y = batch_of(made, batch, device)
+    x, t, y = batch_of(expected, batch, device)
     with torch.set_grad_enabled(mode == "train"), autocast(device, precision):
         out = call(x, t, y)
     ends = [out[place].detach().float() for place in (0, -1)]
-    errors = {"output_error": relative_rms(ends, [made.output, made.output])}
+    errors = {"output_error": relative_rms(ends, [expected.output, expected.output])}
     if mode == "train":
         weights = torch.zeros_like(out)
-        weights[-1] = made.weights.to(out)
+        weights[-1] = expected.weights.to(out)
         out.backward(weights)
-        errors["gradient_error"] = relative_rms(_take_gradients(net), made.gradients)
-    for name, plain in (("output_error", made.plain_output), ("gradient_error", made.plain_gradients)):
-        limit = 2 * plain + FLOOR[precision]
+        errors["gradient_error"] = relative_rms(_take_gradients(net), expected.gradients)
+    for name, plain in (("output_error", expected.plain_output), ("gradient_error", expected.plain_gradients)):
+        limit = 2 * plain + MODEL_FLOOR[precision]
         if name in errors and not errors[name] <= limit:
             raise WrongOutput(
                 f"{name.removesuffix('_error')} off by {errors[name]:.2e} (relative RMS) from the reference, "
@@ -152,12 +161,89 @@ def check(
     return errors
 
 
-def relative_rms(found: list[Tensor], exact: list[Tensor]) -> float:
+def relative_rms(outcome: list[Tensor], exact: list[Tensor]) -> float:
     """The norm of the differences over the norm of the exact values, all tensors together; the former alone where the
     exact values are all zero (of queries that see one key, for one)."""
-    sums = torch.zeros(2, dtype=torch.float64, device=found[0].device)
-    for ours, theirs in zip(found, exact, strict=True):
+    sums = torch.zeros(2, dtype=torch.float64, device=outcome[0].device)
+    for ours, theirs in zip(outcome, exact, strict=True):
         true = theirs.to(ours.device, non_blocking=True).double()
         sums += torch.stack([(ours - true).square().sum(), true.square().sum()])
     wrong, size = sums.tolist()
     return math.sqrt(wrong / (size or 1.0))
+
+
+class Held:
+    """What backends are held against at one call: `exact`, in float64, and `plain`, what the operator's rival gives in
+    the model's precision; see `results`. `backend` is what the whole model is held against (`Operator.exact_alone`)."""
+
+    def __init__(self, call: Call, precision: str, device: str, backend: str = "reference") -> None:
+        self.call, self.precision, self.device = call, precision, device
+        operator = OPERATORS[call.operator]
+        self.exact = results(operator.exact_alone(backend), call, torch.float64)
+        self.plain = results(as_in_the_model(operator.rival, precision, device), call)
+
+    def compare(self, run: Callable[..., Tensor], floor: float) -> dict[str, Any]:
+        """Relative RMS errors of a backend as fields of a row: `relative_error` the largest (null where that is not
+        finite), `error_of` what has it.
+
+        `state` is "wrong" where one is more than twice that of plain torch plus `floor`, and `error` says which. On a
+        GPU the backend gets memory full of NaN.
+        """
+        size = 8 * sum(arg.nbytes for arg in self.call.args if isinstance(arg, Tensor))
+        outcome = results(run, self.call, spoil=lambda: fill_free_memory(self.device, size))
+        errors = [relative_rms([a.double()], [b]) for a, b in zip(outcome, self.exact, strict=True)]
+        rivals = [relative_rms([a.double()], [b]) for a, b in zip(self.plain, self.exact, strict=True)]
+        names = self.call.names
+        worst = max(range(len(errors)), key=lambda place: math.inf if math.isnan(errors[place]) else errors[place])
+        row = {"state": "done", "relative_error": or_null(errors[worst]), "error_of": names[worst]}
+        for name, error, rival in zip(names, errors, rivals, strict=True):
+            if not error <= 2 * rival + floor:
+                return row | {"state": "wrong", "error": f"{name} off by {error:.1e}, plain torch by {rival:.1e}"}
+        return row
+
+
+def check_operators(
+    net: Backbone, backends: dict[str, str], exact: dict[str, str], precision: str, device: str
+) -> float | None:
+    """Hold every different call that `net` makes of an operator for one image, by `backends`, against those of `exact`.
+
+    Both are {operator: backend}. Returns the largest relative RMS error of any output or gradient, None where the net
+    calls no operator. Raises WrongOutput for the first call with one that is too large (see `Held.compare`): beyond the
+    floor for whole models, so that an adapter that rounds inside, as mamba-ssm's does, can be measured in one.
+    """
+    with with_backends(net, backends):
+        calls = [call for call in calls_of(net, 1, precision, device) if call.args]
+    errors = []
+    for call in calls:
+        name = backends[call.operator]
+        run = as_in_the_model(OPERATORS[call.operator].backends[name].run, precision, device)
+        row = Held(call, precision, device, exact[call.operator]).compare(run, MODEL_FLOOR[precision])
+        if row["state"] != "done":
+            raise WrongOutput(f"{call.operator}={name}: {row['error']}: not measured")
+        errors.append(row["relative_error"])
+    return max(errors, default=None)
+
+
+def fill_free_memory(device: str, size: int) -> None:
+    """Set every bit of the GPU memory that torch's allocator hands out next: NaN in every float type.
+
+    What a kernel reads though nobody wrote it then shows in what it returns, whatever lay there by chance. That is
+    every gap in the blocks that torch holds, and `size` bytes (at most half of what is free) of new ones. Nothing on a
+    CPU.
+    """
+    if not device.startswith("cuda"):
+        return
+    torch.cuda.empty_cache()  # only gaps are left
+    sizes = [SMALL] * 8  # four blocks for small tensors
+    for segment in torch.cuda.memory_snapshot():
+        most = SMALL if segment["segment_type"] == "small" else segment["total_size"]
+        for gap in (block["size"] for block in segment["blocks"] if block["state"] == "inactive"):
+            sizes += [min(most, gap - start) for start in range(0, gap, most)]
+    sizes.append(min(max(size, 32 * SMALL), torch.cuda.mem_get_info(device)[0] // 2))
+    # All at once, so that each lies somewhere else; what fits a gap exactly goes there.
+    _ = [torch.full((size,), 255, dtype=torch.uint8, device=device) for size in sizes]
+
+
+def or_null(error: float) -> float | None:
+    """What a record can hold."""
+    return error if math.isfinite(error) else None

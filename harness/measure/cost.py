@@ -1,11 +1,25 @@
 """What one forward pass of one image costs, counted in two ways that must agree (SPEC.md, section 5).
 
-One way asks the modules: a closed form for each kind of layer, and `own_macs` of a module that multiplies by itself.
-The other watches the operators that torch dispatches on the meta device. A layer or an operator that a count does not
-know is an error, never a zero.
+One way asks the modules: a closed form for each kind of layer, and what a module says of itself. The other watches the
+operators that torch dispatches on the meta device. They must agree for each module; a layer or an operator that a
+count does not know is an error, never a zero.
+
+A module says what it computes itself, outside its child modules, by methods that take the inputs of `forward`:
+
+own_macs(*inputs) -> int             multiply-adds of matrix products, convolutions and the like
+own_scan_operations(*inputs) -> int  floating-point operations of a scan, by the papers' rule; none without it
+own_normalised(*inputs) -> int       elements of a LayerNorm with parameters that it does not call; none without it
+
+A module with `own_macs` answers for the operators that it calls and the count does not know (a Fourier transform, an
+operator of its own): its number is taken where it is not below what the known ones in it multiply. It answers for
+itself alone, not for its child modules. Where every operator is known, both counts are equal or an error.
+
+The attribute `part`, one of `PARTS`, says where a module and those inside it are booked.
 """
 
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any, cast
 
@@ -13,16 +27,17 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
-from torch.utils.hooks import RemovableHandle
 
-from ...kernels import attention, depthwise_conv, gated_norm, selective_scan, window_attention
-from ...models.mixers import SS2D
+from ...kernels import OPERATORS
+from ...kernels.errors import InputError, unknown
 from ...models.registry import Backbone, build
 
 PARTS = ("ssm", "scan", "attention", "mlp", "conditioning", "rest")
 # fvcore's rule for a normalisation: operations per element, with affine parameters and without.
 AFFINE_OPS, PLAIN_OPS = 5, 4
-SILENT_MODULES = (nn.SiLU, nn.GELU, nn.Identity, nn.Embedding, nn.AvgPool2d, nn.Upsample, nn.Dropout)
+SILENT_MODULES = (
+    nn.SiLU, nn.GELU, nn.ReLU, nn.Sigmoid, nn.Tanh, nn.Identity, nn.Embedding, nn.AvgPool2d, nn.Upsample, nn.Dropout,
+)  # fmt: skip
 
 
 @dataclass
@@ -53,85 +68,166 @@ class Cost:
         return asdict(self)
 
 
+# Operators that multiply nothing together, or only element by element.
+SILENT_OPERATORS = frozenset(
+    """
+    _safe_softmax _softmax _to_copy _unsafe_view add addcmul alias arange avg_pool2d cat clone constant_pad_nd copy_
+    cos detach div embedding empty exp expand full gelu index mul neg permute pow relu repeat reshape roll rsub
+    select sigmoid silu sin slice split split_with_sizes sqrt squeeze stack sub sum t tanh transpose unbind unsafe_split
+    unsqueeze upsample_nearest2d view zeros
+    """.split()
+)
+
+
 def cost(config: Any) -> Cost:
     """Count a backbone from its configuration, on the meta device, for one image.
 
-    Raises RuntimeError naming the layer or operator that a count does not know, or both counts where they differ.
+    Raises InputError naming the module whose layer or operator a count does not know, or whose two counts differ.
     """
     with torch.device("meta"):
         net = build(config).eval().to("meta")
         x = torch.empty(1, config.in_channels, config.input_size, config.input_size)
         label = torch.zeros(1, dtype=torch.int64)
-    parts, asked = {name: Part() for name in PARTS}, Counter()
-    handles = _ask_modules(net, parts, asked)
-    with torch.no_grad(), _Watch() as watch:
+    count = Count(net)
+    with torch.no_grad(), count.watching():
         net(x, label, label)
-    for handle in handles:
-        handle.remove()
+    totals, parts = count.totals(), count.parts
     _count_params(net, "rest", parts, set())
-    watched = watch.totals
-    if asked != watched:
-        raise RuntimeError(
-            f"two counts of {type(net).__name__} differ: modules {dict(asked)}, operators {dict(watched)}"
-        )
     rule = net.paper_sum
     paper = (
-        asked["macs"]
-        + rule.affine_norm * asked["affine_norm"]
-        + rule.plain_norm * asked["plain_norm"]
-        + rule.scan * asked["scan"]
+        totals["macs"]
+        + rule.affine_norm * totals["affine_norm"]
+        + rule.plain_norm * totals["plain_norm"]
+        + rule.scan * totals["scan"]
     )
     return Cost(
         params=sum(p.params for p in parts.values()),
-        macs=asked["macs"],
+        macs=totals["macs"],
         flops=sum(p.flops for p in parts.values()),
         paper_gflops=paper / 1e9,
         parts=parts,
     )
 
 
-def _ask_modules(net: Backbone, parts: dict[str, Part], totals: Counter) -> list[RemovableHandle]:
-    """Hooks that add every module's share to its part, and macs, normalised elements and scan operations to totals."""
-    path = ["rest"]
+class Count(TorchDispatchMode):
+    """Both counts of what a net computes `watching` it, module by module: macs, normalised elements, operations of
+    scans."""
 
-    def enter(module: nn.Module, _: Any) -> None:
-        path.append(getattr(module, "part", path[-1]))
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+        self.names = {module: name for name, module in net.named_modules()}
+        self.parts = {name: Part() for name in PARTS}
+        self.asked: dict[nn.Module, Counter] = {module: Counter() for module in self.names}
+        self.watched: dict[nn.Module, Counter] = {module: Counter() for module in self.names}
+        self.unknown: set[nn.Module] = set()  # those that call an operator of unknown cost
+        self.traced = {name: work for op in OPERATORS.values() for name, work in op.traced.items()}
+        self._inside: list[tuple[nn.Module, str]] = []  # the modules that are running, with their parts
 
-    def leave(module: nn.Module, inputs: tuple, output: Any) -> None:
-        part = parts[path.pop()]
-        macs = _module_macs(module, inputs, output)
-        totals["macs"] += macs
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Count what runs meanwhile."""
+        hooks = [(m.register_forward_pre_hook(self._enter), m.register_forward_hook(self._leave)) for m in self.names]
+        try:
+            with self:
+                yield
+        finally:
+            for handle in (handle for pair in hooks for handle in pair):
+                handle.remove()
+
+    def totals(self) -> Counter:
+        """The sums over all modules. Raises InputError for the first one whose two counts differ."""
+        totals: Counter = Counter()
+        for module, asked in self.asked.items():
+            watched = self.watched[module]
+            expected = Counter(watched)
+            if module in self.unknown:
+                expected["macs"] = max(watched["macs"], asked["macs"])
+            if asked != expected:
+                raise InputError(
+                    f"two counts of {self._called(module)} differ: by its type or its own methods (own_macs, "
+                    f"own_scan_operations, own_normalised) {_listed(asked)}, by the operators in it {_listed(watched)}"
+                )
+            totals.update(asked)
+        return totals
+
+    def _called(self, module: nn.Module) -> str:
+        name = self.names[module]
+        return f"{type(module).__name__} ({name})" if name else type(module).__name__
+
+    def _enter(self, module: nn.Module, _: Any) -> None:
+        part = getattr(module, "part", self._inside[-1][1] if self._inside else "rest")
+        if part not in self.parts:
+            raise unknown(f"part of {self._called(module)}", part, PARTS)
+        self._inside.append((module, part))
+
+    def _leave(self, module: nn.Module, inputs: tuple, output: Any) -> None:
+        part, asked = self.parts[self._inside[-1][1]], self.asked[module]
+        macs = self._macs(module, inputs, output)
+        asked["macs"] += macs
         part.macs += macs
         part.flops += 2 * macs
         if isinstance(module, nn.LayerNorm | nn.GroupNorm):
             affine = module.weight is not None
             name = ("affine_" if affine else "plain_") + ("norm" if isinstance(module, nn.LayerNorm) else "group_norm")
-            totals[name] += output.numel()
+            asked[name] += output.numel()
             part.flops += output.numel() * (AFFINE_OPS if affine else PLAIN_OPS)
-        if isinstance(module, SS2D):
-            operations = module.scan_operations(*inputs)
-            totals["scan"] += operations
-            parts["scan"].flops += operations
-            elements = module.normalised(*inputs)  # by its LayerNorm, which it does not call as a module
-            totals["affine_norm"] += elements
-            part.flops += elements * AFFINE_OPS
+        operations, elements = _own(module, "own_scan_operations", inputs), _own(module, "own_normalised", inputs)
+        asked["scan"] += operations or 0
+        self.parts["scan"].flops += operations or 0
+        asked["affine_norm"] += elements or 0
+        part.flops += (elements or 0) * AFFINE_OPS
+        self._inside.pop()
 
-    hooks = [(m.register_forward_pre_hook(enter), m.register_forward_hook(leave)) for m in net.modules()]
-    return [handle for pair in hooks for handle in pair]
+    def _macs(self, module: nn.Module, inputs: tuple, output: Any) -> int:
+        macs = _own(module, "own_macs", inputs)
+        if macs is not None:
+            return macs
+        if isinstance(module, nn.Linear):
+            return output.numel() * module.in_features
+        if isinstance(module, nn.Conv1d | nn.Conv2d):
+            return output.numel() * module.weight[0].numel()
+        known = isinstance(module, (nn.LayerNorm, nn.GroupNorm, Backbone, *SILENT_MODULES))
+        parameters, children = module.parameters(recurse=False), module.children()
+        if not known and (any(True for _ in parameters) or not any(True for _ in children)):
+            raise InputError(
+                f"the cost of {self._called(module)} is not known: give {type(module).__name__} own_macs(*inputs), "
+                "the multiply-adds of a call outside its child modules"
+            )
+        return 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        packet, name = func._overloadpacket, func._schema.name
+        module = self._inside[-1][0] if self._inside else self.net
+        watched = self.watched[module]
+        if packet in flop_registry:
+            watched["macs"] += flop_registry[packet](*args, **(kwargs or {}), out_val=out) // 2
+        elif name in self.traced:
+            work = self.traced[name](*args, **(kwargs or {}))
+            watched.update({"macs": work.macs, "scan": work.scan_operations, "affine_norm": work.normalised})
+        elif name == "aten::native_layer_norm":
+            watched["plain_norm" if args[2] is None else "affine_norm"] += args[0].numel()
+        elif name == "aten::native_group_norm":
+            watched["plain_group_norm" if args[1] is None else "affine_group_norm"] += args[0].numel()
+        elif not name.startswith("aten::") or name.removeprefix("aten::") not in SILENT_OPERATORS:
+            if not callable(getattr(module, "own_macs", None)):
+                raise InputError(
+                    f"{self._called(module)} calls {name}, whose cost is not known: give {type(module).__name__} "
+                    "own_macs(*inputs), the multiply-adds of a call outside its child modules"
+                )
+            self.unknown.add(module)
+        return out
 
 
-def _module_macs(module: nn.Module, inputs: tuple, output: Any) -> int:
-    own_macs = getattr(module, "own_macs", None)
-    if callable(own_macs):
-        return cast(int, own_macs(*inputs))
-    if isinstance(module, nn.Linear):
-        return output.numel() * module.in_features
-    if isinstance(module, nn.Conv1d | nn.Conv2d):
-        return output.numel() * module.weight[0].numel()
-    known = isinstance(module, (nn.LayerNorm, nn.GroupNorm, Backbone, *SILENT_MODULES))
-    if not known and (any(True for _ in module.parameters(recurse=False)) or not any(True for _ in module.children())):
-        raise RuntimeError(f"the cost count does not know {type(module).__name__}: give it own_macs(…) or add it here")
-    return 0
+def _own(module: nn.Module, method: str, inputs: tuple) -> int | None:
+    """What a module says of itself; None where it has no such method."""
+    own = getattr(module, method, None)
+    return cast(int, own(*inputs)) if callable(own) else None
+
+
+def _listed(counts: Counter) -> str:
+    return ", ".join(f"{name} {count}" for name, count in sorted(counts.items()) if count) or "nothing"
 
 
 def _count_params(module: nn.Module, part: str, parts: dict[str, Part], seen: set[int]) -> None:
@@ -142,44 +238,3 @@ def _count_params(module: nn.Module, part: str, parts: dict[str, Part], seen: se
             parts[part].params += parameter.numel()
     for child in module.children():
         _count_params(child, part, parts, seen)
-
-
-# Operators that multiply nothing together, or only element by element.
-SILENT_OPERATORS = frozenset(
-    """
-    _safe_softmax _softmax _to_copy _unsafe_view add addcmul alias arange avg_pool2d cat clone constant_pad_nd copy_
-    cos detach div embedding empty exp expand full gelu index mul neg permute pow repeat reshape roll rsub select
-    sigmoid silu sin slice split split_with_sizes sqrt squeeze stack sub sum t tanh transpose unbind unsafe_split
-    unsqueeze upsample_nearest2d view zeros
-    """.split()
-)
-
-
-TRACED = {**attention.TRACED, **depthwise_conv.TRACED, **selective_scan.TRACED, **window_attention.TRACED}
-
-
-class _Watch(TorchDispatchMode):
-    """Adds up what every dispatched operator costs."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.totals: Counter = Counter()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        packet, name = func._overloadpacket, func._schema.name
-        if packet in flop_registry:
-            self.totals["macs"] += flop_registry[packet](*args, **(kwargs or {}), out_val=out) // 2
-        elif name in TRACED:
-            macs, operations = TRACED[name](*args)
-            self.totals["macs"] += macs
-            self.totals["scan"] += operations
-        elif name in gated_norm.NORMALISED:
-            self.totals["affine_norm"] += gated_norm.NORMALISED[name](*args)
-        elif name == "aten::native_layer_norm":
-            self.totals["plain_norm" if args[2] is None else "affine_norm"] += args[0].numel()
-        elif name == "aten::native_group_norm":
-            self.totals["plain_group_norm" if args[1] is None else "affine_group_norm"] += args[0].numel()
-        elif not name.startswith("aten::") or name.removeprefix("aten::") not in SILENT_OPERATORS:
-            raise RuntimeError(f"the cost count does not know the operator {name}: say what it costs")
-        return out

@@ -17,9 +17,8 @@ from ..config import Config
 from ..device import autocast, compiled, device_name, pick_device, round_weights
 from ..diffusion.gaussian import Diffusion
 from ..training.loop import follow
-from .check import Reference, WrongOutput, batch_of, check, reference, trained
+from .check import Reference, WrongOutput, batch_of, check, check_operators, reference, trained
 from .cost import cost
-from .operator_check import check_operators
 from .search import FINISHED, Point, next_point
 from .timing import first_line, mfu, one_at_a_time, out_of_memory, time_calls
 

@@ -12,23 +12,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...kernels import OPERATORS, attention, depthwise_conv, selective_scan, window_attention
-from ...kernels.selective_scan import backend_mamba_ssm
+from ...kernels import OPERATORS
+from ...kernels.operator import Yardstick
 from ...models.registry import Backbone, build, select_backends
-from ..config import Config
+from ..config import BenchConfig, Config
 from ..device import device_name, pick_device
-from .check import WrongOutput, relative_rms
-from .mamba_scan import ScanAlone
+from .calls import Call, as_in_the_model, calls_of, fresh
+from .check import Held, WrongOutput, or_null, relative_rms
 from .models import Row, fill_constants, no_number, release
-from .operator_check import Call, Held, argument_names, as_in_the_model, calls_of, fresh, or_null
 from .search import FINISHED
 from .timing import LEAST, exponentials_per_s, one_at_a_time, peak_flops, quantiles, time_calls
 
-# Relative errors that are allowed on top of twice those of plain torch in the same precision: less than in a model.
-FLOOR = {"float32": 1e-5, "bfloat16": 1e-4}
+# Relative errors that an operator alone may have on top of twice those of plain torch in the same precision: less than
+# a model's.
+OPERATOR_FLOOR = {"float32": 1e-5, "bfloat16": 1e-4}
 PASSES = {"forward": "forward", "train": "forward+backward"}
-ALONE = "mamba_ssm (scan alone)"
-ALONE_LIMIT = 2e-2  # it rounds step sizes and outputs to bfloat16: a yardstick of time, not of accuracy
 OVERWRITE_S = 5e-4  # about what a GPU takes to overwrite 2 GiB (an H100: 0.7 ms)
 
 
@@ -40,33 +38,6 @@ def pairs_of(net: Backbone, batch: int, precision: str, device: str) -> list[tup
         whole_batch = calls_of(net, batch, precision, device)
     pairs = zip(one_image, whole_batch, strict=True)
     return [(one, many._replace(wanted=one.wanted)) for one, many in pairs if one.args]
-
-
-def work(call: Call) -> tuple[int, int]:
-    """Multiply-adds of the matrix products of a call, and its exponentials (one a decay and one a softplus; one a
-    score; one a SiLU)."""
-    given = dict(zip(argument_names(call.operator), call.args, strict=True))
-    if call.operator == "selective_scan":
-        batch, length, channels = given["x"].shape
-        directions, rank, states = *given["dt"].shape[2:], given["b"].shape[3]
-        size = batch * length * directions * channels
-        return selective_scan.macs(batch, length, directions, channels, rank), (states + 1) * size
-    if call.operator == "window_attention":
-        batch, height, width, three = given["qkv"].shape
-        window, heads = given["window"], given["heads"]
-        macs = window_attention.macs(batch, height, width, three // 3, window)
-        return macs, batch * height * width * window**2 * heads
-    if call.operator == "attention":
-        batch, heads, queries, head_dim = given["q"].shape
-        keys = given["k"].shape[2]
-        return attention.macs(batch, heads, queries, keys, head_dim), batch * heads * queries * keys
-    if call.operator == "depthwise_conv":
-        batch, height, width, channels = given["x"].shape
-        macs = depthwise_conv.macs(batch, height, width, channels, given["weight"].shape[-1])
-        return macs, batch * height * width * channels
-    if call.operator == "gated_norm":
-        return 0, given["y"].numel()
-    raise NotImplementedError(f"say in measure/operators.py what {call.operator} has to compute")
 
 
 def limits(device: str, precision: str) -> dict[str, float | None]:
@@ -94,11 +65,11 @@ def floors(call: Call, result: int, backward: bool, machine: dict[str, float | N
     gradients = sum(
         arg.numel() * arg.element_size() for arg, wanted in zip(call.args, call.wanted, strict=True) if wanted
     )
-    macs, exponentials = work(call)
+    work = OPERATORS[call.operator].work(*call.args)
     needs = {
         "bytes": inputs + result + ((inputs + result + gradients) if backward else 0),
-        "exponentials": exponentials * (2 if backward else 1),
-        "flops": 2 * macs * (3 if backward else 1),
+        "exponentials": work.exponentials * (2 if backward else 1),
+        "flops": 2 * work.macs * (3 if backward else 1),
     }
     return {
         f"{name}_floor_ms": None if (rate := machine[f"{name}_per_s"]) is None else 1e3 * need / rate
@@ -133,33 +104,41 @@ def time_queued(step: Callable[[], Any], device: str, repeats: int, seconds: flo
 
 
 def bench_kernels(config: Config, say: Callable[[str], None] = lambda text: None) -> Iterator[Row]:
+    """`bench_operators` of what a configuration says."""
+    return bench_operators(config.model, config.bench, config.backend, pick_device(config.run.device), say)
+
+
+def bench_operators(
+    model: Any, settings: BenchConfig, backend: Any, device: str, say: Callable[[str], None] = lambda text: None
+) -> Iterator[Row]:
     """A row for every operator of the model, shape, usable backend and pass: the fields of `bench` records.
 
-    At the first of `bench.batch_size` (`auto`: 64), in `bench.precision`, for `bench.modes`: the forward pass, or
-    forward and backward with every gradient that training needs. The reference is what the others are held against
-    and is not timed. Times are the device's (see `time_queued`), in ms; `floor_ms` is the largest of three floors (see
-    `floors`), `floor` its name. `state` "wrong" stands where a backend does not pass its check, "oom" or "failed"
-    where it cannot run; such rows have no time, and after the last one WrongOutput is raised where any was wrong or
-    failed. On a GPU that another process measures on, waits until that has ended.
+    `model` is a model's configuration, `backend` a BackendConfig: with which backends it runs while its calls are
+    recorded. At the first of `settings.batch_size` (`auto`: 64), in `settings.precision`, for `settings.modes`: the
+    forward pass, or forward and backward with every gradient that training needs. The reference is what the others are
+    held against and is not timed; what an operator names as yardsticks is. Times are the device's (see `time_queued`),
+    in ms; `floor_ms` is the largest of three floors (see `floors`), `floor` its name. `state` "wrong" stands where a
+    backend does not pass its check, "oom" or "failed" where it cannot run; such rows have no time, and after the last
+    one WrongOutput is raised where any was wrong or failed. On a GPU that another process measures on, waits until that
+    has ended.
     """
-    device, settings = pick_device(config.run.device), config.bench
     batch = 64 if settings.batch_size == "auto" else settings.batch_size[0]
     with one_at_a_time(device, say):
         torch.manual_seed(0)
         with torch.device(device):
-            net = build(config.model).to(device)
+            net = build(model).to(device)
         fill_constants(net)
-        select_backends(net, vars(config.backend), device.split(":")[0])
+        select_backends(net, vars(backend), device.split(":")[0])
         calls = pairs_of(net.train(), batch, settings.precision, device)
         del net
         release(device)
         for name in dict.fromkeys(one.operator for one, _ in calls):
             say(f"{name} left out: {OPERATORS[name].why_not(device.split(':')[0]) or 'none'}")
-        bad, subject = [], Subject(config, device, batch, limits(device, settings.precision))
+        bad, subject = [], Subject(settings, device, batch, model.input_size, limits(device, settings.precision))
         for one, many in calls:
             for row in subject.rows(one, many):
-                told = f"{row['p50_ms']:.3f} ms" if row["state"] == "done" else f"{row['state']}: {row['error']}"
-                text = f"{row['operator']}={row['backend'][row['operator']]}, {row['shape']}, {row['pass']}: {told}"
+                outcome = f"{row['p50_ms']:.3f} ms" if row["state"] == "done" else f"{row['state']}: {row['error']}"
+                text = f"{row['operator']}={row['backend'][row['operator']]}, {row['shape']}, {row['pass']}: {outcome}"
                 say(text)
                 bad += [text] if row["state"] not in FINISHED else []
                 yield row
@@ -170,12 +149,14 @@ def bench_kernels(config: Config, say: Callable[[str], None] = lambda text: None
 class Subject:
     """What all calls are measured with."""
 
-    def __init__(self, config: Config, device: str, batch: int, machine: dict[str, float | None]) -> None:
-        self.settings, self.device, self.batch = config.bench, device, batch
-        self.input_size, self.machine = config.model.input_size, machine
+    def __init__(
+        self, settings: BenchConfig, device: str, batch: int, input_size: int, machine: dict[str, float | None]
+    ) -> None:
+        self.settings, self.device, self.batch = settings, device, batch
+        self.input_size, self.machine = input_size, machine
 
     def rows(self, one: Call, many: Call) -> Iterator[Row]:
-        """Every backend and pass of a call: checked with one image, timed with many."""
+        """Every backend, yardstick and pass of a call: checked with one image, timed with many."""
         operator, device_type = OPERATORS[one.operator], self.device.split(":")[0]
         held = Held(one, self.settings.precision, self.device)
         # In the type of the first argument: plain torch may give another (CUDA's autocast norms in float32).
@@ -183,11 +164,12 @@ class Subject:
         for backend in operator.backends.values():
             if backend.name != "reference" and not backend.reasons(device_type):
                 run = as_in_the_model(backend.run, self.settings.precision, self.device)
-                compare, steps = partial(held.compare, run, FLOOR[self.settings.precision]), partial(_steps, run, many)
-                yield from self.passes(backend.name, compare, steps, many, result)
-        if operator.name == "selective_scan" and device_type == "cuda" and backend_mamba_ssm.INSTALLED:
-            alone = partial(_compare_alone, one, held.exact)
-            yield from self.passes(ALONE, alone, partial(_steps_alone, many), many, result)
+                compare = partial(held.compare, run, OPERATOR_FLOOR[self.settings.precision])
+                yield from self.passes(backend.name, compare, partial(_steps, run, many), many, result)
+        for yardstick in operator.yardsticks:
+            if not yardstick.reasons(device_type):
+                compare = partial(compare_yardstick, yardstick, one, held.exact)
+                yield from self.passes(yardstick.name, compare, partial(_steps_beside, yardstick, many), many, result)
 
     def passes(
         self, backend: str, compare: Callable[[], Row], steps: Callable[[], dict], call: Call, result: int
@@ -221,18 +203,21 @@ class Subject:
 
     def against_floors(self, call: Call, result: int, backward: bool, milliseconds: float) -> Row:
         """Every limit and floor, the largest floor, and the time over it."""
-        found = floors(call, result, backward, self.machine)
-        known = {name.removesuffix("_floor_ms"): value for name, value in found.items() if value is not None}
+        by_limit = floors(call, result, backward, self.machine)
+        known = {name.removesuffix("_floor_ms"): value for name, value in by_limit.items() if value is not None}
         largest = max(known, key=lambda name: known[name])
         more = {"floor": largest, "floor_ms": known[largest], "times_floor": milliseconds / known[largest]}
-        return {**self.machine, **found, **more}
+        return {**self.machine, **by_limit, **more}
 
 
-def _compare_alone(one: Call, exact: list[Tensor]) -> Row:
-    error = relative_rms([v.double() for v in ScanAlone(*one.args).output_and_gradient()], exact[:2])
-    row: Row = {"state": "done", "relative_error": or_null(error), "error_of": "output and x"}
-    if not error <= ALONE_LIMIT:
-        row |= {"state": "wrong", "error": f"output and gradient of x off by {error:.1e}, limit {ALONE_LIMIT:.0e}"}
+def compare_yardstick(yardstick: Yardstick, call: Call, exact: list[Tensor]) -> Row:
+    """The relative RMS error of a yardstick's output and first gradient together; see `Held.compare`."""
+    outcome = yardstick.prepare(*call.args).output_and_gradient()
+    error, first = relative_rms([v.double() for v in outcome], exact[:2]), call.names[1]
+    row: Row = {"state": "done", "relative_error": or_null(error), "error_of": f"output and {first}"}
+    if not error <= yardstick.limit:
+        text = f"output and gradient of {first} off by {error:.1e}, limit {yardstick.limit:.0e}"
+        row |= {"state": "wrong", "error": text}
     return row
 
 
@@ -247,6 +232,6 @@ def _steps(run: Callable[..., Tensor], call: Call) -> dict[str, Callable[[], Any
     return {"forward": torch.no_grad()(partial(run, *args)), "forward+backward": both}
 
 
-def _steps_alone(call: Call) -> dict[str, Callable[[], Any]]:
-    scan = ScanAlone(*call.args)
-    return {"forward": scan.forward, "forward+backward": scan.both}
+def _steps_beside(yardstick: Yardstick, call: Call) -> dict[str, Callable[[], Any]]:
+    timed = yardstick.prepare(*call.args)
+    return {"forward": timed.forward, "forward+backward": timed.both}

@@ -4,7 +4,7 @@ import hashlib
 import http.client
 import pickle
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 from torch_fidelity.utils import create_feature_extractor
 
 from ...kernels.errors import InputError, unknown
+from ..config import EvaluateConfig
 from ..record import write_atomically
 
 Features = NDArray[np.float32]
@@ -52,6 +53,13 @@ NETWORKS = {
         "inception-v3-compat", "Inception", "2048", 2048, "logits_unbiased", "bilinear TensorFlow 1 299, (x-128)/128"
     ),
 }
+
+
+def network_of(features: str) -> Network:
+    """The network of a name. Raises InputError for an unknown one."""
+    if features not in NETWORKS:
+        raise unknown("evaluate.features", features, NETWORKS)
+    return NETWORKS[features]
 
 
 class EfficientNetLite0(torch_fidelity.FeatureExtractorBase):
@@ -148,8 +156,7 @@ def find_weights(features: str, path: str | None) -> Path:
 
     Raises InputError for an unknown network, a missing file, a path given to EfficientNet, or a download that fails.
     """
-    if features not in NETWORKS:
-        raise unknown("evaluate.features", features, NETWORKS)
+    network_of(features)
     if features == "efficientnet_lite0":
         if path is not None:
             raise InputError(f"evaluate.features_path {path} is of no use to efficientnet_lite0; set it to null")
@@ -198,6 +205,43 @@ def build(features: str, weights: Path, layers: list[str], device: str) -> torch
         detail = " ".join(str(error).split())[:160]
         raise InputError(f"weights {weights} do not fit {features}: {detail} …") from None
     return extractor.to(device)
+
+
+class Extractor:
+    """A network of `NETWORKS` with weights, on a device: the features of images, layer by layer.
+
+    `title` is what a metric's name calls it, `identity` the plain data that tell its features from others. Raises
+    InputError as `find_weights` and `build` do.
+    """
+
+    def __init__(self, settings: EvaluateConfig, layers: list[str], device: str) -> None:
+        weights = find_weights(settings.features, settings.features_path)
+        digest = sha256(weights)
+        self.network, self.device, self.batch_size = network_of(settings.features), device, settings.batch_size
+        self.module = build(settings.features, weights, layers, device)
+        self.title = self.network.title
+        if settings.features == "inception_v3" and digest != INCEPTION_2015:
+            self.title += f"-{digest[:8]}"  # not Inception-2015 as published, hence no FID
+        self.identity = {
+            "torch_fidelity": torch_fidelity.__version__,
+            "network": self.network.extractor,
+            "weights": digest,
+            "inputs": self.network.inputs,
+        }
+
+    def features(
+        self, images: Callable[[int, int], Tensor], count: int, tell: Callable[[int], object]
+    ) -> dict[str, Features]:
+        """The features [count, D] of each layer; `images(start, stop)` gives a batch uint8 [B, 1 or 3, H, W], and
+        `tell` is called with the number of images of each batch."""
+
+        def batches() -> Iterator[Tensor]:
+            for start in range(0, count, self.batch_size):
+                stop = min(start + self.batch_size, count)
+                yield images(start, stop).to(self.device)
+                tell(stop - start)
+
+        return extract(self.module, batches())
 
 
 def extract(extractor: torch_fidelity.FeatureExtractorBase, batches: Iterable[Tensor]) -> dict[str, Features]:

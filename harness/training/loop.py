@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -15,9 +16,11 @@ from ...kernels.errors import InputError
 from ...models.registry import Backbone, build, select_backends, to_dict
 from .. import signals
 from ..config import Config, check_fit, micro_batch
-from ..data.images import TrainItems, load
+from ..data.encoder import encoder
+from ..data.images import load
+from ..data.items import TrainItems
 from ..device import autocast, compiled, pick_device
-from ..diffusion.gaussian import Diffusion
+from ..diffusion.gaussian import TIMESTEPS, Diffusion
 from ..progress import Progress
 from ..record import append, read_lines, write_lines
 from . import checkpoint as ckpt
@@ -26,6 +29,13 @@ METRICS = ("loss", "mse", "vb")
 # float32 means float32: cuDNN's convolutions would round their inputs to TF32 unasked.
 torch.backends.cudnn.allow_tf32 = False
 _INPUT_ERROR = f"{InputError.__module__}.{InputError.__qualname__}"
+
+
+class EvenTimesteps:
+    """Each of the 1000 timesteps as often as any other (DDPM)."""
+
+    def draw_t(self, rng: np.random.Generator) -> float:
+        return int(rng.integers(TIMESTEPS))
 
 
 class Diverged(RuntimeError):
@@ -100,6 +110,8 @@ def train(folder: Path, config: Config, progress: Progress) -> dict[str, Any]:
     _resume(state, folder, config, data.fingerprint, progress)
     items = TrainItems(
         data,
+        EvenTimesteps(),
+        encoder=encoder(config.encoder),
         seed=config.seed,
         flip=config.data.flip,
         class_dropout=settings.class_dropout,

@@ -1,18 +1,29 @@
 """Global attention: every query sees every key, no mask, no bias."""
 
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
 
-from ..operator import Backend, Operator
+from ..operator import Backend, Operator, Work
 from . import backend_flash
+from .backend_sdpa import sdpa
+from .plain import PlainAttention
 from .reference import reference
 
 
-def sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """torch's fused attention, whose default scale is `d^-0.5`; shapes as in `attention`."""
-    # Its fused CUDA kernels need a dense last axis; without it torch falls back to the one that stores every score.
-    q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
-    return scaled_dot_product_attention(q, k, v)
+def macs(batch: int, heads: int, queries: int, keys: int, head_dim: int) -> int:
+    """Multiply-adds of the two matrix products; the softmax has none."""
+    return 2 * batch * heads * queries * keys * head_dim
+
+
+def work(q: Tensor, k: Tensor, *_: Tensor) -> Work:
+    """Of one call, from the arguments of a backend: both products, and an exponential for each score."""
+    batch, heads, queries, head_dim = q.shape
+    scores = batch * heads * queries * k.shape[2]
+    return Work(macs=macs(batch, heads, queries, k.shape[2], head_dim), exponentials=scores)
+
+
+def _traced(q: Tensor, k: Tensor, *_: Tensor | float) -> Work:
+    """Of the custom operator, whose tokens come before heads."""
+    return work(q.transpose(1, 2), k.transpose(1, 2))
 
 
 OPERATOR = Operator(
@@ -25,6 +36,10 @@ OPERATOR = Operator(
         Backend("flash4", backend_flash.flash4, backend_flash.reasons("flash4"), auto_on=()),
         Backend("reference", reference),
     ],
+    work,
+    traced={"lamabench::flash4": _traced},
+    exact="sdpa",  # the reference keeps every score
+    rival=PlainAttention.apply,
 )
 
 
@@ -34,18 +49,3 @@ def attention(q: Tensor, k: Tensor, v: Tensor, backend: str = "auto") -> Tensor:
     q [B, heads, Lq, d], k and v [B, heads, Lk, d] -> [B, heads, Lq, d]. Raises InputError for an unknown backend.
     """
     return OPERATOR.resolve(backend, q.device.type).run(q, k, v)
-
-
-def macs(batch: int, heads: int, queries: int, keys: int, head_dim: int) -> int:
-    """Multiply-adds of the two matrix products; the softmax has none."""
-    return 2 * batch * heads * queries * keys * head_dim
-
-
-def traced_cost(q: Tensor, k: Tensor, *_: object) -> tuple[int, int]:
-    """MACs, and operations of a scan (none), of one call of the custom operator, from its arguments."""
-    batch, queries, heads, width = q.shape
-    return macs(batch, heads, queries, k.shape[1], width), 0
-
-
-# What a traced count needs to know about the operators registered here.
-TRACED = {"lamabench::flash4": traced_cost}

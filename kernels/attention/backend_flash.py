@@ -33,14 +33,14 @@ def reasons(backend: str) -> Callable[[str], list[str]]:
     """What a `Backend` of that name asks: why it cannot run on a kind of device here; empty when it can."""
 
     def ask(device_type: str) -> list[str]:
-        found = []
+        refusals = []
         if not INSTALLED[backend]:
-            found.append(f"the package {PACKAGES[backend]} is not installed")
+            refusals.append(f"the package {PACKAGES[backend]} is not installed")
         if device_type != "cuda":
-            found.append(f"it runs on CUDA GPUs only, not on {device_type!r}")
+            refusals.append(f"it runs on CUDA GPUs only, not on {device_type!r}")
         elif backend == "flash3" and torch.cuda.is_available() and torch.cuda.get_device_capability()[0] != 9:
-            found.append("it needs a GPU of the Hopper generation (compute capability 9)")
-        return found
+            refusals.append("it needs a GPU of the Hopper generation (compute capability 9)")
+        return refusals
 
     return ask
 

@@ -1,26 +1,33 @@
 """A depthwise convolution and SiLU, channels last: what comes before Mamba's scan (arXiv 2312.00752, figure 3)."""
 
 from torch import Tensor
-from torch.nn.functional import conv2d, silu
 
 from ..errors import InputError
-from ..operator import Backend, Operator
+from ..operator import Backend, Operator, Work
 from ..triton_support import triton_reasons
-from . import backend_triton, reference
+from . import backend_torch, backend_triton, reference
 
 
-def _torch(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    y = conv2d(x.permute(0, 3, 1, 2), weight, bias, padding=weight.shape[-1] // 2, groups=x.shape[-1])
-    return silu(y).permute(0, 2, 3, 1)
+def macs(batch: int, height: int, width: int, channels: int, kernel: int) -> int:
+    """Multiply-adds of the convolution: every pixel of every channel meets kernel² weights."""
+    return batch * height * width * channels * kernel**2
+
+
+def work(x: Tensor, weight: Tensor, *_: Tensor | None) -> Work:
+    """Of one call, from the arguments of a backend or of the custom operator: a SiLU for each element."""
+    batch, height, width, channels = x.shape
+    return Work(macs=macs(batch, height, width, channels, weight.shape[-1]), exponentials=x.numel())
 
 
 OPERATOR = Operator(
     "depthwise_conv",
     [
         Backend("triton", backend_triton.depthwise_conv_silu, triton_reasons, auto_on=("cuda",)),
-        Backend("torch", _torch),
+        Backend("torch", backend_torch.depthwise_conv_silu),
         Backend("reference", reference.depthwise_conv_silu),
     ],
+    work,
+    traced={"lamabench::depthwise_conv_silu": work},
 )
 
 
@@ -42,18 +49,3 @@ def depthwise_conv_silu(x: Tensor, weight: Tensor, bias: Tensor | None = None, b
     if bias is not None and bias.shape != (channels,):
         raise InputError(f"depthwise_conv: bias must be [{channels}], not {list(bias.shape)}")
     return OPERATOR.resolve(backend, x.device.type).run(x, weight, bias)
-
-
-def macs(batch: int, height: int, width: int, channels: int, kernel: int) -> int:
-    """Multiply-adds of the convolution: every pixel of every channel meets kernel² weights."""
-    return batch * height * width * channels * kernel**2
-
-
-def traced_cost(x: Tensor, weight: Tensor, *_: Tensor | None) -> tuple[int, int]:
-    """MACs, and operations of a scan (none), of one call of the custom operator, from its arguments."""
-    batch, height, width, channels = x.shape
-    return macs(batch, height, width, channels, weight.shape[-1]), 0
-
-
-# What a traced count needs to know about the operators registered here.
-TRACED = {"lamabench::depthwise_conv_silu": traced_cost}

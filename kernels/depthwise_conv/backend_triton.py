@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from ..triton_support import launched_on
+from ..triton_support import dense_rows, launched_on, power_of_two
 
 CHANNELS, CHANNELS_BACKWARD = 64, 32  # of a program: two of a thread forward, one backward
 COLUMNS = 8  # of a thread
@@ -22,15 +22,11 @@ GROUPS = 4  # of columns that share a program, a warp each
 WARPS = 2048  # about as many as an H100 runs at a time; shorter programs where there would be fewer
 
 
-def _rows(x: Tensor) -> Tensor:
-    return x if x.stride(-1) == 1 else x.contiguous()
-
-
 def _tiles(x: Tensor, channels: int, columns: int) -> tuple[dict[str, int], int, int]:
     """The constants of a kernel, and how many programs share the channels and the columns of an image."""
     tile = {"T": columns, "BE": channels} if x.is_cuda else INTERPRETED
     threads = -(-int(x.shape[2]) // tile["T"])  # a number even where torch.compile has a symbol
-    groups = min(GROUPS, 1 << (threads - 1).bit_length())
+    groups = min(GROUPS, power_of_two(threads))
     constants = {"E": x.shape[3], "XW": x.stride(2), **tile, "G": groups, "num_warps": groups}
     return constants, -(-x.shape[3] // tile["BE"]), -(-threads // groups)
 
@@ -44,7 +40,7 @@ def conv_forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
     batch, height, width, _ = x.shape
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    x = _rows(x)
+    x = dense_rows(x)
     constants, blocks, spans = _tiles(x, CHANNELS, COLUMNS)
     rows = rows_of_a_program(height, batch * blocks * spans * constants["G"])
     with launched_on(x):
@@ -74,7 +70,7 @@ def conv_backward(grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) 
     batch, height, width, channels = x.shape
     k = weight.shape[-1]
     g_x = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    x = _rows(x)
+    x = dense_rows(x)
     constants, blocks, spans = _tiles(x, CHANNELS_BACKWARD, COLUMNS_BACKWARD[k])
     partial = torch.empty((batch * spans, k * k + 1, channels), dtype=torch.float32, device=x.device)
     with launched_on(x):
@@ -93,7 +89,7 @@ def _(x, weight, bias):
 @conv_backward.register_fake
 def _(grad, x, weight, bias):
     k = int(weight.shape[-1])
-    _, _, spans = _tiles(_rows(x), CHANNELS_BACKWARD, COLUMNS_BACKWARD[k])
+    _, _, spans = _tiles(dense_rows(x), CHANNELS_BACKWARD, COLUMNS_BACKWARD[k])
     return x.new_empty(x.shape), x.new_empty(x.shape[0] * spans, k * k + 1, x.shape[-1], dtype=torch.float32)
 
 

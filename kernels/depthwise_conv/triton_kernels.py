@@ -11,7 +11,9 @@ compiled, so a neighbour is another register. The G groups of T columns of a pro
 import triton
 import triton.language as tl
 
-LOG2E = tl.constexpr(1.4426950408889634)
+from .. import triton_support
+
+LOG2E = tl.constexpr(triton_support.LOG2E)
 
 
 @triton.jit

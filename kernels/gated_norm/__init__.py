@@ -1,25 +1,28 @@
 """LayerNorm times SiLU of a gate: what follows the scan in SS2D (VMamba, arXiv 2401.10166; SPEC.md, section 1)."""
 
 from torch import Tensor
-from torch.nn.functional import layer_norm, silu
 
 from ..errors import InputError
-from ..operator import Backend, Operator
+from ..operator import Backend, Operator, Work
 from ..triton_support import triton_reasons
-from . import backend_triton, reference
+from . import backend_torch, backend_triton, reference
 
 
-def _torch(y: Tensor, z: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    return layer_norm(y, weight.shape, weight, bias, eps) * silu(z)
+def work(y: Tensor, *_: Tensor | float) -> Work:
+    """Of one call, from the arguments of a backend or of the custom operator: every element of y is normalised, and
+    has a SiLU."""
+    return Work(exponentials=y.numel(), normalised=y.numel())
 
 
 OPERATOR = Operator(
     "gated_norm",
     [
         Backend("triton", backend_triton.gated_norm, triton_reasons, auto_on=("cuda",)),
-        Backend("torch", _torch),
+        Backend("torch", backend_torch.gated_norm),
         Backend("reference", reference.gated_norm),
     ],
+    work,
+    traced={"lamabench::gated_norm": work},
 )
 
 
@@ -41,12 +44,3 @@ def gated_norm(y: Tensor, z: Tensor, weight: Tensor, bias: Tensor, eps: float = 
     if not eps > 0:
         raise InputError(f"gated_norm: eps must be above 0, not {eps}")
     return OPERATOR.resolve(backend, y.device.type).run(y, z, weight, bias, eps)
-
-
-def normalised(y: Tensor, *_: Tensor | float) -> int:
-    """Elements that one call of the custom operator normalises, from its arguments."""
-    return y.numel()
-
-
-# What a traced count needs to know about the operators registered here: elements of a LayerNorm with parameters.
-NORMALISED = {"lamabench::gated_norm": normalised}

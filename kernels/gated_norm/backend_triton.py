@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from ..triton_support import launched_on
+from ..triton_support import dense_rows, launched_on, power_of_two
 
 LARGEST = 8192  # channels: a row lies in the registers of a program
 TILES = 8  # of a row at most, and of at least 32 channels; more than half as many, so that little is padded
@@ -20,14 +20,13 @@ INTERPRETED = 3  # programs where Triton is interpreted
 
 
 def _rows(x: Tensor) -> Tensor:
-    x = x.reshape(-1, x.shape[-1])
-    return x if x.stride(1) == 1 else x.contiguous()
+    return dense_rows(x.reshape(-1, x.shape[-1]))
 
 
 def _tiles(y: Tensor, warps_at_a_time: int) -> tuple[dict[str, int], int]:
     """The constants of a kernel for y [rows, E], and how many programs share the rows."""
     channels = int(y.shape[1])  # a number even where torch.compile has a symbol
-    size = max(32, (1 << (channels - 1).bit_length()) // TILES)
+    size = max(32, power_of_two(channels) // TILES)
     warps = max(1, size // 64)  # two channels of every tile for a thread
     programs = INTERPRETED
     if y.is_cuda:

@@ -11,7 +11,9 @@ The sums of a row are taken in float32: the mean first, then the squares around 
 import triton
 import triton.language as tl
 
-LOG2E = tl.constexpr(1.4426950408889634)
+from .. import triton_support
+
+LOG2E = tl.constexpr(triton_support.LOG2E)
 
 
 @triton.jit

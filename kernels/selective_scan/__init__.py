@@ -5,9 +5,33 @@ from torch import Tensor
 
 from ..cross_scan import ScanPaths
 from ..errors import InputError
-from ..operator import Backend, Operator
+from ..operator import Backend, Operator, Work, Yardstick
 from ..triton_support import triton_reasons
 from . import backend_cuda, backend_mamba_ssm, backend_torch, backend_triton, reference
+from .scan_alone import ScanAlone
+
+
+def macs(batch: int, length: int, directions: int, channels: int, rank: int) -> int:
+    """Multiply-adds of the matrix products inside: the step sizes, r -> E."""
+    return batch * length * directions * channels * rank
+
+
+def operations(batch: int, length: int, directions: int, channels: int, states: int) -> int:
+    """Floating-point operations of the scan by the papers' rule: 9·K·E·L·N + K·E·L."""
+    return batch * directions * channels * length * (9 * states + 1)
+
+
+def work(x: Tensor, dt: Tensor, b: Tensor, *_: Tensor) -> Work:
+    """Of one call, from the arguments of a backend or of a custom operator. Exponentials: one for each decay, and one
+    for each softplus."""
+    batch, length, channels = x.shape
+    directions, rank, states = *dt.shape[2:], b.shape[3]
+    return Work(
+        macs=macs(batch, length, directions, channels, rank),
+        exponentials=(states + 1) * batch * length * directions * channels,
+        scan_operations=operations(batch, length, directions, channels, states),
+    )
+
 
 OPERATOR = Operator(
     "selective_scan",
@@ -18,6 +42,13 @@ OPERATOR = Operator(
         Backend("mamba_ssm", backend_mamba_ssm.selective_scan, backend_mamba_ssm.reasons, auto_on=()),
         Backend("reference", reference.selective_scan),
     ],
+    work,
+    traced=dict.fromkeys(
+        ("lamabench::selective_scan", "lamabench::selective_scan_cuda", "lamabench::selective_scan_triton"), work
+    ),
+    exact="torch",  # the reference loops over tokens
+    # It rounds step sizes and outputs to bfloat16: a yardstick of time, not of accuracy.
+    yardsticks=[Yardstick("mamba_ssm (scan alone)", ScanAlone, limit=2e-2, reasons=backend_mamba_ssm.reasons)],
 )
 
 
@@ -53,31 +84,3 @@ def selective_scan(
         )
     run = OPERATOR.resolve(backend, x.device.type).run
     return run(x, dt, b, c, dt_weight, dt_bias, a, skip, paths.order, paths.inverse)
-
-
-def macs(batch: int, length: int, directions: int, channels: int, rank: int) -> int:
-    """Multiply-adds of the matrix products inside: the step sizes, r -> E."""
-    return batch * length * directions * channels * rank
-
-
-def operations(batch: int, length: int, directions: int, channels: int, states: int) -> int:
-    """Floating-point operations of the scan by the papers' rule: 9·K·E·L·N + K·E·L."""
-    return batch * directions * channels * length * (9 * states + 1)
-
-
-def traced_cost(x: Tensor, dt: Tensor, b: Tensor, *_: Tensor) -> tuple[int, int]:
-    """MACs and operations of one call of the custom operator, from its arguments."""
-    batch, length, channels = x.shape
-    directions, rank = dt.shape[2:]
-    return (
-        macs(batch, length, directions, channels, rank),
-        operations(batch, length, directions, channels, b.shape[3]),
-    )
-
-
-# What a traced count needs to know about the operators registered here.
-TRACED = {
-    "lamabench::selective_scan": traced_cost,
-    "lamabench::selective_scan_cuda": traced_cost,
-    "lamabench::selective_scan_triton": traced_cost,
-}

@@ -20,12 +20,12 @@ INSTALLED = importlib.util.find_spec("selective_scan_cuda") is not None
 
 def reasons(device_type: str) -> list[str]:
     """Why the extension cannot run on that kind of device here; empty when it can."""
-    found = []
+    refusals = []
     if not INSTALLED:
-        found.append("the package mamba-ssm is not installed (its extension selective_scan_cuda)")
+        refusals.append("the package mamba-ssm is not installed (its extension selective_scan_cuda)")
     if device_type != "cuda":
-        found.append(f"it runs on CUDA GPUs only, not on {device_type!r}")
-    return found
+        refusals.append(f"it runs on CUDA GPUs only, not on {device_type!r}")
+    return refusals
 
 
 def extension() -> Any:

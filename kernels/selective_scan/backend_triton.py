@@ -4,14 +4,13 @@ Neither the step sizes, nor x along a path, nor a path's output ever reach memor
 program that owns the image and the channels. Sums are in a fixed order, so results repeat to the bit.
 """
 
-import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..errors import InputError
-from ..triton_support import launched_on
+from ..triton_support import LOG2E, dense_rows, launched_on, power_of_two
 
 CHANNELS, WARPS = 32, 1  # of a program of the forward pass
 CHANNELS_BACKWARD = 128  # a thread holds one; half as many where the rank is above 64: registers
@@ -21,10 +20,6 @@ GROUPS, GROUPS_BACKWARD = 1, 2  # programs that share the paths of an image and 
 UNROLL, UNROLL_BACKWARD = 16, 1  # up to how many states the loop over them is unrolled
 
 
-def _power(n: int, least: int = 1) -> int:
-    return max(least, 1 << (n - 1).bit_length())
-
-
 def _prepare(
     x: Tensor, dt: Tensor, b: Tensor, c: Tensor, a: Tensor, groups: int
 ) -> tuple[Tensor, Tensor, dict[str, Any]]:
@@ -32,15 +27,11 @@ def _prepare(
     directions, _, states = a.shape
     rank = dt.shape[-1]
     constants = {
-        "K": directions, "G": groups if directions % groups == 0 else 1, "N": states, "NP": _power(states),
-        "R": rank, "RP": _power(rank, 16), "T": STEPS,
+        "K": directions, "G": groups if directions % groups == 0 else 1, "N": states, "NP": power_of_two(states),
+        "R": rank, "RP": power_of_two(rank, 16), "T": STEPS,
         "EXACT": not x.is_cuda or torch.float32 in (x.dtype, dt.dtype, b.dtype, c.dtype),
     }  # fmt: skip
-    return x.contiguous(), _rows(dt), constants
-
-
-def _rows(v: Tensor) -> Tensor:
-    return v if v.stride(-1) == 1 else v.contiguous()
+    return x.contiguous(), dense_rows(dt), constants
 
 
 def _along_paths(v: Tensor, order: Tensor) -> Tensor:
@@ -54,7 +45,7 @@ def _along_paths(v: Tensor, order: Tensor) -> Tensor:
 
 def _decay(a: Tensor) -> Tensor:
     """[K, E, N] -> [K, N, E], times log2 e: the kernels take powers of 2."""
-    return (a.float() * math.log2(math.e)).transpose(1, 2).contiguous()
+    return (a.float() * LOG2E).transpose(1, 2).contiguous()
 
 
 @torch.library.custom_op("lamabench::selective_scan_triton", mutates_args=())
@@ -77,7 +68,7 @@ def scan_forward(
     batch, length, channels = x.shape
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     x, dt, constants = _prepare(x, dt, b, c, a, GROUPS)
-    b, c = _rows(b), _rows(c)
+    b, c = dense_rows(b), dense_rows(c)
     if b.stride() != c.stride():
         b, c = b.contiguous(), c.contiguous()
     groups = constants["G"]
@@ -135,7 +126,7 @@ def scan_backward(
         kernel[(blocks, parts, groups)](
             grad.contiguous(), x, dt, b, c, *weights, order.contiguous(), starts, g_x, g_tokens, g_channels, g_weight,
             *dt.stride()[:3], b.shape[-1], batch, length, channels, images,
-            **constants, NB=_power(n, 16), BE=block, UNROLL=UNROLL_BACKWARD, num_warps=max(1, block // 32),
+            **constants, NB=power_of_two(n, 16), BE=block, UNROLL=UNROLL_BACKWARD, num_warps=max(1, block // 32),
         )  # fmt: skip
     g_dt, g_b, g_c = g_tokens.sum(0).split([r, n, n], dim=-1)
     g_bias, g_skip, g_a = g_channels.sum(0).split([1, 1, n], dim=1)

@@ -10,7 +10,9 @@ of a thread, and the N states of a channel never meet another thread.
 import triton
 import triton.language as tl
 
-LOG2E = tl.constexpr(1.4426950408889634)
+from .. import triton_support
+
+LOG2E = tl.constexpr(triton_support.LOG2E)
 
 
 @triton.jit

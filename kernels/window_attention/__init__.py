@@ -1,43 +1,40 @@
 """Shifted-window attention with a relative position bias (Swin, arXiv 2103.14030)."""
 
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
 
-from ..operator import Backend, Operator
+from ..operator import Backend, Operator, Work
 from ..triton_support import triton_reasons
-from . import backend_triton, reference
-from .windows import merge, partition, relative_position_index, shift_mask
+from . import backend_sdpa, backend_triton, reference
+from .windows import relative_position_index, shift_mask
 
-__all__ = ["OPERATOR", "TRACED", "macs", "relative_position_index", "shift_mask", "window_attention"]
+__all__ = ["OPERATOR", "macs", "relative_position_index", "shift_mask", "window_attention"]
 
 
-def _sdpa(
-    qkv: Tensor, heads: int, window: int, shift: int, table: Tensor | None, index: Tensor | None, mask: Tensor | None
-) -> Tensor:
-    q, k, v = partition(qkv, heads, window, shift)
-    windows = q.shape[1]
-    bias = None
-    if table is not None and index is not None:
-        bias = table[index].permute(2, 0, 1).to(q.dtype).contiguous()  # dense: torch traces other layouts wrongly
-        bias = bias.expand(windows, -1, -1, -1)  # [windows, heads, w², w²]
-    if mask is not None:
-        mask = mask[:, None].to(q.dtype).expand(-1, heads, -1, -1)
-        bias = mask if bias is None else mask + bias
-    if bias is not None:
-        bias = bias.flatten(0, 1)[None]
-    # Windows count as heads: torch's fused kernels want four axes, and the bias is the same for every image.
-    q, k, v = (x.flatten(1, 2) for x in (q, k, v))
-    out = scaled_dot_product_attention(q, k, v, attn_mask=bias).unflatten(1, (windows, heads))
-    return merge(out, qkv.shape[1], qkv.shape[2], window, shift)
+def macs(batch: int, height: int, width: int, channels: int, window: int) -> int:
+    """Multiply-adds of both products: every token meets w² keys, then w² values."""
+    return 2 * batch * height * width * window**2 * channels
+
+
+def work(qkv: Tensor, heads: int, window: int, *_: int | Tensor | None) -> Work:
+    """Of one call, from the arguments of a backend: both products, and an exponential for each score."""
+    batch, height, width, channels = qkv.shape
+    scores = batch * height * width * window**2 * heads
+    return Work(macs=macs(batch, height, width, channels // 3, window), exponentials=scores)
+
+
+def _traced(qkv: Tensor, _table: Tensor | None, heads: int, window: int, *_: int) -> Work:
+    return work(qkv, heads, window)
 
 
 OPERATOR = Operator(
     "window_attention",
     [
         Backend("triton", backend_triton.window_attention, triton_reasons, auto_on=("cuda",)),
-        Backend("sdpa", _sdpa),
+        Backend("sdpa", backend_sdpa.window_attention),
         Backend("reference", reference.window_attention),
     ],
+    work,
+    traced={"lamabench::window_attention_triton": _traced},
 )
 
 
@@ -61,18 +58,3 @@ def window_attention(
     Backend `triton` computes index and mask itself: other values than these are not read.
     """
     return OPERATOR.resolve(backend, qkv.device.type).run(qkv, heads, window, shift, table, index, mask)
-
-
-def macs(batch: int, height: int, width: int, channels: int, window: int) -> int:
-    """Multiply-adds of both products: every token meets w² keys, then w² values."""
-    return 2 * batch * height * width * window**2 * channels
-
-
-def traced_cost(qkv: Tensor, _table: Tensor | None, _heads: int, window: int, *_: int) -> tuple[int, int]:
-    """MACs, and operations of a scan (none), of one call of the custom operator, from its arguments."""
-    batch, height, width, channels = qkv.shape
-    return macs(batch, height, width, channels // 3, window), 0
-
-
-# What a traced count needs to know about the operators registered here.
-TRACED = {"lamabench::window_attention_triton": traced_cost}

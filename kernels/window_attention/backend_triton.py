@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ..errors import InputError
-from ..triton_support import launched_on
+from ..triton_support import dense_rows, launched_on, power_of_two
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 WIDEST = 256  # head width that tests reach
@@ -20,16 +20,16 @@ PROGRAMS, PROGRAMS_BACKWARD = 1056, 528  # that share the work, where the batch 
 REGISTERS = 168  # of a thread of the backward pass: 3 programs at a time on a multiprocessor
 
 
-def _power(n: int) -> int:
-    """The sides of a tile: powers of two, and 16 at least for matrix products."""
-    return max(16, 1 << (n - 1).bit_length())
+def _side(n: int) -> int:
+    """Of a tile: a power of two, and 16 at least for matrix products."""
+    return power_of_two(n, 16)
 
 
 def _block(dtype: torch.dtype, head_dim: int, window: int) -> int:
     """Tokens of a window that are at hand together."""
     # float32 does without tensor cores, whose operands need not pass through registers: a quarter of the elements.
     most, widest = (32, 64) if dtype == torch.float32 else (64, 128)
-    return max(16, min(most, most * widest // _power(head_dim), _power(window**2)))
+    return max(16, min(most, most * widest // _side(head_dim), _side(window**2)))
 
 
 def _plan(
@@ -42,17 +42,13 @@ def _plan(
     head_dim = channels // (3 * heads)
     block = _block(qkv.dtype, head_dim, window)
     constants = {
-        "HEADS": heads, "D": head_dim, "DP": _power(head_dim), "HEIGHT": height, "WIDTH": width, "WINDOW": window,
+        "HEADS": heads, "D": head_dim, "DP": _side(head_dim), "HEIGHT": height, "WIDTH": width, "WINDOW": window,
         "SHIFT": shift, "MASKED": masked and shift > 0, "BIAS": table is not None, "BLOCK": block,
         "num_warps": 4 if qkv.dtype == torch.float32 else block // 16,
         # The loads of the next image go on meanwhile, unless that leaves room for few programs in shared memory.
-        "num_stages": 2 if qkv.element_size() * _power(head_dim) <= 128 else 1,
+        "num_stages": 2 if qkv.element_size() * _side(head_dim) <= 128 else 1,
     }  # fmt: skip
     return each, -(-batch // each), constants
-
-
-def _rows(qkv: Tensor) -> Tensor:
-    return qkv if qkv.stride(-1) == 1 else qkv.contiguous()
 
 
 def _by_head(table: Tensor | None, otherwise: Tensor) -> Tensor:
@@ -79,7 +75,7 @@ def attention_forward(
     lse = torch.empty(_lse_shape(qkv, heads, window), dtype=torch.float32, device=qkv.device)
     each, parts, constants = _plan(qkv, table, heads, window, shift, masked, PROGRAMS)
     grid = (heads * lse.shape[1] * parts, -(-(window**2) // constants["BLOCK"]))
-    qkv = _rows(qkv)
+    qkv = dense_rows(qkv)
     with launched_on(qkv):
         kernel[grid](qkv, _by_head(table, lse), out, lse, *qkv.stride()[:3], len(qkv), each, **constants)
     return out, lse
@@ -109,7 +105,7 @@ def attention_backward(
     g_qkv = torch.empty(qkv.shape, dtype=qkv.dtype, device=qkv.device)
     biases = 0 if table is None else heads
     g_bias = torch.empty((parts * windows, biases, tokens, tokens), dtype=torch.float32, device=qkv.device)
-    qkv, grad, table = _rows(qkv), grad.contiguous(), _by_head(table, lse)
+    qkv, grad, table = dense_rows(qkv), grad.contiguous(), _by_head(table, lse)
     rest = (g_qkv, g_bias, *qkv.stride()[:3], batch, each)
     grid = (heads * windows * parts,)
     with launched_on(qkv):

@@ -12,7 +12,9 @@ whole blocks, the head width D to a power of two DP, both by masks.
 import triton
 import triton.language as tl
 
-LOG2E = tl.constexpr(1.4426950408889634)
+from .. import triton_support
+
+LOG2E = tl.constexpr(triton_support.LOG2E)
 
 
 @triton.jit

@@ -24,8 +24,7 @@ def run(args: argparse.Namespace) -> int:
         from ...harness.scoring.score import score
 
         config, _ = compose(overrides)
-        scores = score(path, config, config.evaluate.metrics, Path(config.run.root) / ".cache", Progress())
-        rows = [row for lines in scores.values() for row in lines]
+        rows = score(path, config, config.evaluate.metrics, Path(config.run.root) / ".cache", Progress())
     else:
         config, wanted = asked_of(path, overrides, ("sample", "evaluate", "run"), ["sample", "evaluate"])
         for task in wanted:

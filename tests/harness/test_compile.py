@@ -108,7 +108,8 @@ def test_a_backend_is_found_within_a_traced_call(operator):
     """As in a network that nobody asked for its backends before: on a GPU, where Triton and NVRTC are asked too."""
 
     def name_length(x: Tensor) -> Tensor:
-        return x + len(Operator(operator, list(OPERATORS[operator].backends.values())).resolve("auto", "cuda").name)
+        asked_anew = Operator(operator, list(OPERATORS[operator].backends.values()), OPERATORS[operator].work)
+        return x + len(asked_anew.resolve("auto", "cuda").name)
 
     torch.compiler.reset()
     traced = torch.compile(name_length, fullgraph=True, backend="eager")

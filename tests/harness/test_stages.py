@@ -51,7 +51,7 @@ def scored(monkeypatch):
         asked.append(list(metrics))
         mean = float(np.load(samples)["images"].mean())
         row = {"count": 10, "protocol": "p", "features": "none"}
-        return {metric: [{"metric": metric.upper(), "value": mean, **row}] for metric in metrics}
+        return [{"request": metric, "metric": metric.upper(), "value": mean, **row} for metric in metrics]
 
     monkeypatch.setattr("lamabench.harness.scoring.score.score", score)
     return asked

@@ -229,7 +229,7 @@ def test_reasons(monkeypatch):
     assert any("TRITON_INTERPRET" in reason for reason in triton_support.triton_reasons("cpu"))
     assert any("'meta'" in reason for reason in triton_support.triton_reasons("meta"))
     assert op.OPERATOR.resolve("auto", "meta").name == op.OPERATOR.resolve("auto", "cpu").name == "torch"
-    asked_anew = Operator("selective_scan", list(op.OPERATOR.backends.values()))
+    asked_anew = Operator("selective_scan", list(op.OPERATOR.backends.values()), op.work)
     with pytest.raises(InputError, match=r"'triton' cannot run on cpu: .*Usable here: torch, reference"):
         asked_anew.resolve("triton", "cpu")
     monkeypatch.setattr(triton_support, "INSTALLED", False)

@@ -1,20 +1,24 @@
-"""Loaders against what they were given, and the items of training against their generators."""
+"""Loaders of images against what they were given."""
 
 import hashlib
+import os
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from lamabench.harness.config import DataConfig
-from lamabench.harness.data.images import ImageData, TrainItems, epoch_order, load, to_model_range, to_uint8
-from lamabench.harness.random import Stream, generator
+from lamabench.harness.data.images import ImageData, fingerprint, load
 from lamabench.kernels.errors import InputError
 from PIL import Image
 from sklearn.datasets import load_digits
-from torch.utils.data import DataLoader
 from torchvision.datasets import CIFAR10
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
 
 
 def stack(data: ImageData) -> np.ndarray:
@@ -25,9 +29,9 @@ def noise_images(*shape: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, size=shape, dtype=np.uint8)
 
 
-def refused(message: str, config: DataConfig, split: str = "train") -> None:
+def refused(message: str, config: DataConfig) -> None:
     with pytest.raises(InputError, match=message) as caught:
-        load(config, split)
+        load(config)
     assert "\n" not in str(caught.value)
 
 
@@ -174,14 +178,39 @@ def test_class_folders_sorted_by_name(tmp_path):
     assert np.abs(values - [80, 40, 0, 120, 160, 200]).max() < 2  # a/deeper/y, a/x, b/1, b/2, c/3, c/4; jpeg is lossy
 
 
-def test_the_fingerprint_is_of_names_and_sizes(tmp_path):
+def test_the_fingerprint_of_a_folder_is_of_names_and_bytes(tmp_path):
     config = class_folders(tmp_path / "one")
     first = load(config).fingerprint
+    names = ["a/deeper/y.bmp", "a/x.PNG", "b/1.png", "b/2.webp", "c/3.jpeg", "c/4.jpg"]
+    parts = [name.encode() + b"\0" + hashlib.sha256((tmp_path / "one" / name).read_bytes()).digest() for name in names]
+    assert first == hashlib.sha256(b"".join(parts)).hexdigest()[:16]
     assert load(class_folders(tmp_path / "two")).fingerprint == first  # wherever the folder is
+    assert load(replace(config, size=4, num_classes=0)).fingerprint == first  # the files, not what is made of them
     (tmp_path / "one" / "b" / "1.png").rename(tmp_path / "one" / "b" / "1b.png")
     renamed = load(config).fingerprint
     write_image(tmp_path / "one" / "b" / "1b.png", noise_images(8, 8, 3))
     assert len({first, renamed, load(config).fingerprint}) == 3
+
+
+def test_fingerprints_for_a_plan(tmp_path):
+    """Of what is in memory or was read before; None where files would have to be read, or are not there."""
+    assert fingerprint(DataConfig("digits")) == load(DataConfig("digits")).fingerprint
+    npz = DataConfig("npz", path=write_npz(tmp_path, images=noise_images(4, 8, 8)), size=8, num_classes=0)
+    assert fingerprint(npz) == load(npz).fingerprint
+    folder = class_folders(tmp_path / "set")
+    for file in Path(tmp_path / "set").rglob("*.*"):
+        os.utime(file, (10**9, 10**9))
+    assert fingerprint(folder) is None
+    whole = load(folder).fingerprint
+    assert fingerprint(folder) == whole
+    write_image(tmp_path / "set" / "b" / "1.png", noise_images(8, 8, 3))
+    assert fingerprint(folder) is None
+    for kind in ("npz", "folder", "cifar10"):
+        assert fingerprint(DataConfig(kind)) is None
+        assert fingerprint(DataConfig(kind, path=str(tmp_path / "missing"))) is None
+    (tmp_path / "set" / "empty").mkdir()
+    with pytest.raises(InputError, match="set/empty holds no image"):
+        fingerprint(folder)
 
 
 def test_flat_folders_and_grey(tmp_path):
@@ -278,7 +307,7 @@ def write_cifar10(root: Path, monkeypatch: pytest.MonkeyPatch) -> np.ndarray:
 def test_cifar10_in_torchvisions_layout(tmp_path, monkeypatch):
     images = write_cifar10(tmp_path, monkeypatch)
     config = DataConfig("cifar10", path=str(tmp_path), size=32, channels=3)
-    train, test = load(config), load(config, "test")
+    train, test = load(config), load(replace(config, split="test"))
     assert np.array_equal(stack(train), images[:50]) and np.array_equal(stack(test), images[50:])
     assert train.labels[8:13].tolist() == [8, 9, 1, 1, 2] and train.class_names[9] == "class9"
     assert train.fingerprint != test.fingerprint
@@ -297,114 +326,14 @@ def test_cifar10_that_is_not_there(tmp_path):
 
 def test_bad_requests():
     refused("unknown data.kind 'digit'.*did you mean 'digits'.*npz, folder, cifar10, synthetic", DataConfig("digit"))
-    refused("unknown split of data 'digits' 'test'; choices: train", DataConfig("digits"), "test")
+    refused("unknown data.split of 'digits' 'test'; choices: train$", DataConfig("digits", split="test"))
+    refused("unknown data.split of 'cifar10' 'val'; choices: train, test", DataConfig("cifar10", split="val"))
     refused("data.num_classes is 7, but data 'digits' has 10 classes", DataConfig("digits", num_classes=7))
     refused("data.size must be 8 or more for digits, not 7", DataConfig("digits", size=7))
+    for kind in ("digits", "synthetic"):
+        refused(
+            "images of data.size 10000000 would take .* GiB of memory, and this machine has",
+            DataConfig(kind, size=10**7),
+        )
     for kind in ("digits", "npz", "folder", "cifar10", "synthetic"):
         refused("data.channels must be 1 or 3 for images, not 4", DataConfig(kind, channels=4))
-
-
-def test_ranges_are_inverse():
-    every = torch.arange(256, dtype=torch.uint8)
-    scaled = to_model_range(every)
-    assert scaled.dtype == torch.float32 and (scaled[0], scaled[255]) == (-1, 1)
-    assert torch.equal(to_uint8(scaled), every)
-    assert to_uint8(torch.tensor([-3.0, 7.0, 0.001, -0.003])).tolist() == [0, 255, 128, 127]
-    for value in (torch.nan, torch.inf):
-        with pytest.raises(FloatingPointError, match="not finite"):
-            to_uint8(torch.tensor([0.0, value]))
-
-
-# --- training items
-
-
-@pytest.fixture(scope="module")
-def small() -> ImageData:
-    return load(DataConfig("synthetic", size=8, channels=1, num_classes=4))
-
-
-def items(data: ImageData, flip: bool = True, class_dropout: float = 0.25, **options) -> TrainItems:
-    return TrainItems(data, **{"seed": 5, "flip": flip, "class_dropout": class_dropout, "null_class": 4, **options})
-
-
-def test_an_item_is_what_its_generators_say(small):
-    every = items(small)
-    flips = drops = 0
-    for i in (0, 1, 319, 320, 641, 5000, *range(40, 60)):
-        item = every[i]
-        rng = np.random.Generator(np.random.Philox(key=[5, int(Stream.TRAIN)], counter=[0, 0, 0, i]))
-        t, drop, flip = rng.integers(1000), rng.random(), rng.random()
-        noise = rng.standard_normal((1, 8, 8), dtype=np.float32)
-        source = generator(5, Stream.ORDER, i // 320).permutation(320)[i % 320]
-        pixels = small[int(source)][0].numpy().astype(np.float64) / 127.5 - 1
-        expected = pixels[..., ::-1] if flip < 0.5 else pixels
-        assert int(item["t"]) == t and np.array_equal(item["noise"].numpy(), noise)
-        assert np.abs(item["x0"].numpy() - expected).max() < 1e-6
-        assert int(item["y"]) == (4 if drop < 0.25 else small.labels[source])
-        flips, drops = flips + (flip < 0.5), drops + (drop < 0.25)
-        assert {name: (value.dtype, tuple(value.shape)) for name, value in item.items()} == {
-            "x0": (torch.float32, (1, 8, 8)),
-            "y": (torch.int64, ()),
-            "t": (torch.int64, ()),
-            "noise": (torch.float32, (1, 8, 8)),
-        }
-    assert 0 < flips < 26 and 0 < drops < 26  # both branches were seen
-
-
-@pytest.mark.parametrize("start", [0, 300])
-def test_workers_and_start_do_not_change_items(small, start):
-    stop = 360  # over the end of the first epoch
-    whole = [items(small)[i] for i in range(start, stop)]
-    for workers in (0, 2):
-        loader = DataLoader(items(small), batch_size=20, sampler=range(start, stop), num_workers=workers)
-        batches = list(loader)
-        assert len(batches) == (stop - start) // 20
-        for name in ("x0", "y", "t", "noise"):
-            together = torch.cat([batch[name] for batch in batches])
-            assert torch.equal(together, torch.stack([item[name] for item in whole]))
-
-
-def test_options_leave_the_other_draws_alone(small):
-    plain, both = items(small, flip=False, class_dropout=0.0), items(small)
-    flipped = dropped = 0
-    for i in range(320):
-        a, b = plain[i], both[i]
-        assert torch.equal(a["t"], b["t"]) and torch.equal(a["noise"], b["noise"])
-        assert torch.equal(a["x0"], b["x0"]) or torch.equal(a["x0"].flip(-1), b["x0"])
-        assert int(a["y"]) < 4 and int(b["y"]) in (int(a["y"]), 4)
-        flipped += not torch.equal(a["x0"], b["x0"])
-        dropped += int(b["y"]) == 4
-    assert 120 < flipped < 200  # 160 ± 4.5 standard deviations
-    assert 50 < dropped < 115  # 80 ± 4.5 standard deviations
-
-
-def test_without_flips_an_epoch_is_every_image_once(small):
-    every = items(small, flip=False, class_dropout=0.0)
-    images = to_model_range(torch.from_numpy(stack(small))).reshape(320, -1)
-    for epoch in (0, 3):
-        seen = torch.stack([every[i]["x0"].flatten() for i in range(320 * epoch, 320 * (epoch + 1))])
-        assert sorted(seen.tolist()) == sorted(images.tolist())
-
-
-def test_timesteps_and_noise_are_fair(small):
-    drawn = [items(small)[i] for i in range(2000)]
-    t = torch.stack([item["t"] for item in drawn]).double()
-    assert t.min() >= 0 and t.max() <= 999 and abs(t.mean() - 499.5) < 4 * 288.7 / 2000**0.5
-    noise = torch.stack([item["noise"] for item in drawn]).double()
-    assert abs(noise.mean()) < 4 / noise.numel() ** 0.5 and abs(noise.var() - 1) < 4 * (2 / noise.numel()) ** 0.5
-
-
-def test_epoch_orders_are_different_permutations():
-    orders = [epoch_order(0, 0, 50), epoch_order(0, 1, 50), epoch_order(1, 0, 50)]
-    assert all(sorted(order) == list(range(50)) for order in orders)
-    assert len({tuple(order) for order in orders}) == 3
-    assert np.array_equal(epoch_order(0, 1, 50), orders[1])
-
-
-def test_label_dropout_needs_a_null_class_and_labels(small):
-    with pytest.raises(InputError, match=r"class_dropout is 0\.25, but the model has no null class"):
-        items(small, null_class=None)
-    assert int(items(small, null_class=None, class_dropout=0.0)[0]["y"]) < 4
-    unlabelled = load(DataConfig("synthetic", size=8, num_classes=0))
-    for null_class in (0, None):
-        assert not any(int(items(unlabelled, null_class=null_class)[i]["y"]) for i in range(50))

@@ -8,7 +8,9 @@ import torch
 import yaml
 from fvcore.nn import FlopCountAnalysis
 from lamabench.harness.measure import cost as module
-from lamabench.harness.measure.cost import PARTS, cost
+from lamabench.harness.measure.cost import PARTS, Count, cost
+from lamabench.kernels.errors import InputError
+from lamabench.launch.cli import main
 from lamabench.models.lamamba import LaMambaConfig
 from lamabench.models.mixers import SS2D
 from lamabench.models.registry import build, preset, presets
@@ -110,17 +112,17 @@ def test_scan_by_hand():
 def test_norm_after_the_scan_by_hand():
     """Five operations an element, whether torch's LayerNorm runs or the fused operator."""
     mixer = SS2D(16, 4, 3, "cross", 2, False).to("meta")
-    parts, asked = {name: module.Part() for name in PARTS}, module.Counter()
-    module._ask_modules(mixer, parts, asked)
+    count = Count(mixer)
     x = torch.empty(2, 4, 4, 16, device="meta")
-    with torch.no_grad(), module._Watch() as watch:
+    with torch.no_grad(), count.watching():
         mixer(x)
-    assert asked == watch.totals and asked["affine_norm"] == 2 * 4 * 4 * 32
-    assert parts["ssm"].flops == 2 * parts["ssm"].macs + 5 * 2 * 4 * 4 * 32
+    assert count.totals()["affine_norm"] == count.watched[mixer]["affine_norm"] == 2 * 4 * 4 * 32
+    assert count.parts["ssm"].flops == 2 * count.parts["ssm"].macs + 5 * 2 * 4 * 4 * 32
     y, weight = torch.empty(2, 4, 4, 32, device="meta"), torch.empty(32, device="meta")
-    with module._Watch() as watch:
+    count = Count(mixer)
+    with count.watching():
         torch.ops.lamabench.gated_norm(y, y, weight, weight, 1e-5)
-    assert watch.totals == {"affine_norm": 2 * 4 * 4 * 32}
+    assert count.watched[mixer]["affine_norm"] == 2 * 4 * 4 * 32
 
 
 def test_fvcore_counts_the_same_products():
@@ -137,39 +139,121 @@ def test_fvcore_counts_the_same_products():
     assert by_operator["linear"] + by_operator["conv"] == cost(config).macs
 
 
+class Inside(nn.Module):
+    """Tokens [1, 4, 4, 8] through a module; the counts of a backbone without the backbone."""
+
+    def __init__(self, module):
+        super().__init__()
+        self.mixer = module
+
+    def forward(self, x):
+        return self.mixer(x)
+
+
+def counted_inside(module):
+    """The totals of a net that is this module alone, at [1, 4, 4, 8]."""
+    net = Inside(module).to("meta")
+    count = Count(net)
+    with torch.no_grad(), count.watching():
+        net(torch.empty(1, 4, 4, 8, device="meta"))
+    return count.totals()
+
+
 class Strange(nn.Module):
-    """A layer that neither count knows."""
+    """A layer that no count knows, of operators that it knows."""
 
     def __init__(self):
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(1, device="meta"))
+        self.weight = nn.Parameter(torch.ones(1))
 
     def forward(self, x):
-        return torch.erfinv(x * self.weight)
+        return x * self.weight
 
 
-def test_unknown_layer_is_an_error(monkeypatch):
-    class WithLayer(build(TINY_DIT).__class__):
-        def __init__(self, config):
-            super().__init__(config)
-            self.strange = Strange()
+class FourierMixer(nn.Module):
+    """Filters in the frequency domain between two projections (GFNet, arXiv 2107.00645): torch.fft, and a product."""
 
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+        self.filter = nn.Parameter(torch.ones(4, 3, 8, 2))
+
+    def forward(self, x):
+        frequencies = torch.fft.rfft2(self.linear(x), dim=(1, 2)) * torch.view_as_complex(self.filter)
+        return torch.fft.irfft2(frequencies, dim=(1, 2), s=(4, 4)) @ self.linear.weight
+
+
+class DeclaredFourierMixer(FourierMixer):
+    own = 5000
+
+    def own_macs(self, x):
+        return self.own
+
+
+PRODUCT = 4 * 4 * 8 * 8  # of a matrix [8, 8] with every token
+
+
+def test_a_layer_that_is_not_known_is_one_line():
+    with pytest.raises(
+        InputError, match=r"^the cost of Strange \(mixer\) is not known: give Strange own_macs\(\*inputs"
+    ):
+        counted_inside(Strange())
+
+
+def test_an_operator_that_is_not_known_is_one_line():
+    with pytest.raises(InputError) as error:
+        counted_inside(FourierMixer())
+    assert str(error.value) == (
+        "FourierMixer (mixer) calls aten::_fft_r2c, whose cost is not known: give FourierMixer own_macs(*inputs), "
+        "the multiply-adds of a call outside its child modules"
+    )
+
+
+def test_a_module_answers_for_the_operators_in_it():
+    """Its own number and the Linear that it calls; never less than what is known to multiply in it."""
+    assert counted_inside(DeclaredFourierMixer())["macs"] == 5000 + PRODUCT
+    short = DeclaredFourierMixer()
+    short.own = PRODUCT - 1
+    with pytest.raises(
+        InputError, match=rf"DeclaredFourierMixer \(mixer\) differ: .* macs {PRODUCT - 1}, .* {PRODUCT}$"
+    ):
+        counted_inside(short)
+
+
+def test_a_module_answers_for_itself_alone():
+    class Outer(Inside):
+        def own_macs(self, x):
+            return 0
+
+    with pytest.raises(InputError, match=r"^FourierMixer \(mixer\.mixer\) calls aten::_fft_r2c"):
+        counted_inside(Outer(FourierMixer()))
+
+
+def test_the_command_says_so_in_a_line(monkeypatch, capsys):
+    class Fourier(build(TINY_DIT).__class__):
         def forward(self, x, t, y):
-            return self.strange(super().forward(x, t, y))
+            return torch.fft.fft2(super().forward(x, t, y)).real
 
-    monkeypatch.setattr(module, "build", WithLayer)
-    # The operator is met first; the layer's own hook runs when the layer is done.
-    with pytest.raises(RuntimeError, match=r"does not know the operator aten::erfinv"):
-        cost(TINY_DIT)
-    monkeypatch.setattr(module, "SILENT_OPERATORS", module.SILENT_OPERATORS | {"erfinv"})
-    with pytest.raises(RuntimeError, match="does not know Strange"):
-        cost(TINY_DIT)
+    monkeypatch.setattr(module, "build", Fourier)
+    assert main(["cost", "dit_nano"]) == 2
+    line = capsys.readouterr().err
+    assert "Fourier calls aten::_fft_c2c, whose cost is not known: give Fourier own_macs" in line
+    assert line.count("\n") == 1 and "Traceback" not in line
+
+
+def test_a_part_that_is_not_one_is_an_error():
+    strange = nn.Identity()
+    strange.part = "mixer"
+    with pytest.raises(InputError, match=r"unknown part of Identity \(mixer\) 'mixer'; choices: ssm, scan, attention"):
+        counted_inside(strange)
 
 
 def test_disagreeing_counts_are_an_error(monkeypatch):
     block = type(build(TINY_DIT).blocks[0].attn)
     monkeypatch.setattr(block, "own_macs", lambda self, x: 7)
-    with pytest.raises(RuntimeError, match="two counts of DiT differ"):
+    with pytest.raises(
+        InputError, match=r"two counts of Attention \(blocks\.0\.attn\) differ: .* macs 7, by the .* macs \d+"
+    ):
         cost(TINY_DIT)
 
 

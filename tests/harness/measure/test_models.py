@@ -15,9 +15,8 @@ from lamabench.baselines.adm import ADMConfig
 from lamabench.baselines.dit import DiT, DiTConfig
 from lamabench.harness import run as runs
 from lamabench.harness.config import BenchConfig, Config, DataConfig, RunConfig
-from lamabench.harness.measure import check, operator_check, operators, timing
+from lamabench.harness.measure import calls, check, operators, timing
 from lamabench.harness.measure import models as module
-from lamabench.harness.measure.mamba_scan import ScanAlone
 from lamabench.harness.measure.models import WrongOutput, bench
 from lamabench.harness.measure.search import Point, best_batch, finished, next_batch, next_compiled_batch, next_point
 from lamabench.harness.progress import Progress
@@ -454,14 +453,14 @@ CALLS = {
 
 def call(operator):
     given = CALLS[operator][0]
-    names = operator_check.argument_names(operator)
-    args = tuple(given.get(name) for name in names)
-    return operator_check.Call(operator, args, tuple(isinstance(arg, torch.Tensor) for arg in args))
+    args = tuple(given.get(name) for name in OPERATORS[operator].arguments)
+    return calls.Call(operator, args, tuple(isinstance(arg, torch.Tensor) for arg in args))
 
 
 @pytest.mark.parametrize("operator", list(OPERATORS))
 def test_work_of_every_operator_by_hand(operator):
-    assert operators.work(call(operator)) == CALLS[operator][1:]
+    work = OPERATORS[operator].work(*call(operator).args)
+    assert (work.macs, work.exponentials) == CALLS[operator][1:]
 
 
 def test_floors_by_hand():
@@ -569,13 +568,14 @@ def test_the_scan_alone_is_the_operator(monkeypatch):
     shapes = ((2, 8, 5), (2, 8, 4, 3), (2, 8, 4, 2), (2, 8, 4, 2), (4, 5, 3), (4, 5), (4, 5, 2), (4, 5))
     args = [torch.randn(shape) for shape in shapes]
     args[6] = -args[6].exp()
-    one = operator_check.Call("selective_scan", (*args, *paths), (True,) * 8 + (False,) * 2)
-    exact = operator_check.results(scan_reference.selective_scan, one, torch.float64)
-    for ours, theirs in zip(ScanAlone(*one.args).output_and_gradient(), exact[:2], strict=True):
+    one = calls.Call("selective_scan", (*args, *paths), (True,) * 8 + (False,) * 2)
+    exact = calls.results(scan_reference.selective_scan, one, torch.float64)
+    (yardstick,) = OPERATORS["selective_scan"].yardsticks
+    for ours, theirs in zip(yardstick.prepare(*one.args).output_and_gradient(), exact[:2], strict=True):
         torch.testing.assert_close(ours.double(), theirs, rtol=1e-5, atol=1e-5)
-    assert operators._compare_alone(one, exact)["state"] == "done"
+    assert operators.compare_yardstick(yardstick, one, exact)["state"] == "done"
     monkeypatch.setattr(extension, "fwd", lambda u, *_: (torch.full_like(u, math.nan), torch.empty(0)))
-    row = operators._compare_alone(one, exact)
+    row = operators.compare_yardstick(yardstick, one, exact)
     assert row["state"] == "wrong" and json.dumps(row, allow_nan=False)  # a record holds no NaN
 
 
@@ -783,5 +783,5 @@ def test_kernels_on_the_gpu(name):
     rows, error = kernel_rows(make(preset(name).config, "cuda", batch_size=8, precision="bfloat16"))
     assert error is None and all(row["state"] == "done" and row["times_floor"] > 0.5 for row in rows)
     installed = importlib.util.find_spec("selective_scan_cuda") is not None
-    alone = [row for row in rows if operators.ALONE in row["backend"].values()]
+    alone = [row for row in rows if "mamba_ssm (scan alone)" in row["backend"].values()]
     assert bool(alone) == (installed and name == "lamamba_nano")

@@ -3,15 +3,10 @@ paths and the step sizes are formed before the clock starts, the paths' outputs 
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from ...kernels.selective_scan import backend_mamba_ssm
-
-
-def output_weights(shape: torch.Size) -> Tensor:
-    """Random numbers that the output is weighted with before the backward pass, the same in every precision."""
-    return torch.randn(shape, generator=torch.Generator().manual_seed(0)).bfloat16()
+from ..operator import output_weights
+from . import backend_mamba_ssm
 
 
 class ScanAlone:

@@ -1,0 +1,76 @@
+"""Items of training: an image with everything random about it, from the seed and the number of images before it."""
+
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ...kernels.errors import InputError
+from ..random import Stream, generator
+from .encoder import Encoder, Pixels
+from .images import ImageData
+
+
+class Timesteps(Protocol):
+    """The part of an objective that an item needs."""
+
+    def draw_t(self, rng: np.random.Generator) -> float:
+        """The t of one item, in the unit of the objective's paper (DDPM: 0 … 999)."""
+        ...
+
+
+def epoch_order(seed: int, epoch: int, n: int) -> NDArray[np.int64]:
+    """The order of an epoch's images, a permutation of 0 … n-1."""
+    return generator(seed, Stream.ORDER, epoch).permutation(n)
+
+
+class TrainItems(Dataset[dict[str, Tensor]]):
+    """The i-th image of training, counted from its start over all epochs, with everything random about it.
+
+    Item i is `x0` float32 [C, S, S] as the encoder gives it, `y` int64 (`null_class` where dropped), `t` float32 as
+    `objective` draws it and `noise` float32 [C, S, S]. It depends on the seed and i alone: give a DataLoader
+    `sampler=range(start, stop)` and any number of workers. Labels are dropped with probability `class_dropout`, images
+    flipped half the time if `flip`.
+    """
+
+    def __init__(
+        self,
+        data: ImageData,
+        objective: Timesteps,
+        *,
+        seed: int,
+        flip: bool,
+        class_dropout: float,
+        null_class: int | None,
+        encoder: Encoder | None = None,
+    ) -> None:
+        """`encoder` is pixels unless given. Raises InputError where labels are to be dropped without a null class."""
+        if class_dropout > 0 and data.num_classes > 0 and null_class is None:
+            raise InputError(
+                f"train.class_dropout is {class_dropout:g}, but the model has no null class to replace labels by; use 0"
+            )
+        self.data, self.objective, self.encoder = data, objective, encoder or Pixels()
+        self.seed, self.flip = seed, flip
+        self.class_dropout, self.null_class = class_dropout, null_class
+        self.epoch, self.order = -1, np.empty(0, dtype=np.int64)
+
+    def __getitem__(self, i: int) -> dict[str, Tensor]:
+        epoch, position = divmod(i, len(self.data))
+        if epoch != self.epoch:
+            self.epoch, self.order = epoch, epoch_order(self.seed, epoch, len(self.data))
+        image, label = self.data[int(self.order[position])]
+        rng = generator(self.seed, Stream.TRAIN, i)  # all four are drawn, in this order, whatever the options
+        t, drop, flip = self.objective.draw_t(rng), rng.random(), rng.random()
+        x0 = self.encoder.encode(image.flip(-1) if self.flip and flip < 0.5 else image)
+        noise = rng.standard_normal(tuple(x0.shape), dtype=np.float32)
+        if self.null_class is not None and self.data.num_classes > 0 and drop < self.class_dropout:
+            label = self.null_class
+        return {
+            "x0": x0,
+            "y": torch.tensor(label),
+            "t": torch.tensor(t, dtype=torch.float32),
+            "noise": torch.from_numpy(noise),
+        }

@@ -1,0 +1,109 @@
+"""The calls that a model makes of its operators, recorded as it runs, and made again alone."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ...kernels import OPERATORS
+from ...kernels.operator import output_weights
+from ...models.registry import Backbone
+from ..device import autocast
+
+
+class Call(NamedTuple):
+    """One call of an operator's backend: its arguments, and which of them have a gradient."""
+
+    operator: str
+    args: tuple[Any, ...]
+    wanted: tuple[bool, ...]
+
+    @property
+    def signature(self) -> tuple[Any, ...]:
+        """What tells calls apart: the shape and type of every tensor, and every number."""
+        return tuple((tuple(arg.shape), arg.dtype) if isinstance(arg, Tensor) else arg for arg in self.args)
+
+    @property
+    def names(self) -> list[str]:
+        """What `results` returns: the output, and the arguments whose gradients follow."""
+        named = zip(OPERATORS[self.operator].arguments, self.wanted, strict=True)
+        return ["output", *(name for name, wanted in named if wanted)]
+
+    def shape(self, batch: int) -> str:
+        """For people: the tensors that grow with the batch and have a gradient, and the numbers."""
+        words = []
+        for name, arg, wanted in zip(OPERATORS[self.operator].arguments, self.args, self.wanted, strict=True):
+            if isinstance(arg, Tensor) and wanted and arg.shape[0] == batch:
+                words.append(f"{name} {'×'.join(map(str, arg.shape))}")
+            elif isinstance(arg, int):
+                words.append(f"{name} {arg}")
+        return ", ".join(words)
+
+
+@contextmanager
+def recorded() -> Iterator[list[Call]]:
+    """The calls that backends get while this lasts; those like an earlier one have lost their arguments."""
+    calls: list[Call] = []
+    seen: set[Any] = set()
+
+    def note(operator: str, *args: Any) -> None:
+        wanted = tuple(isinstance(arg, Tensor) and arg.requires_grad for arg in args)
+        call = Call(operator, tuple(arg.detach() if isinstance(arg, Tensor) else arg for arg in args), wanted)
+        key = (operator, call.signature)
+        calls.append(call._replace(args=()) if key in seen else call)
+        seen.add(key)
+
+    with ExitStack() as stack:
+        for name, operator in OPERATORS.items():
+            stack.enter_context(operator.watched(partial(note, name)))
+        yield calls
+
+
+def calls_of(net: Backbone, batch: int, precision: str, device: str) -> list[Call]:
+    """Every call in a forward pass of `batch` random images, in order; see `recorded`."""
+    config = net.config
+    x = torch.randn(batch, config.in_channels, config.input_size, config.input_size, device=device)
+    t = torch.randint(0, 1000, (batch,), device=device)
+    with autocast(device, precision), recorded() as calls:
+        net(x, t, torch.zeros_like(t))
+    return calls
+
+
+def fresh(call: Call, dtype: torch.dtype | None = None) -> tuple[list[Any], list[Tensor]]:
+    """The arguments of a call, and those among them that have a gradient; `dtype` for all float tensors."""
+    args, leaves = list(call.args), []
+    for place, (arg, wanted) in enumerate(zip(call.args, call.wanted, strict=True)):
+        if isinstance(arg, Tensor) and arg.is_floating_point():
+            args[place] = arg.to(dtype or arg.dtype).detach().requires_grad_(wanted)
+            leaves += [args[place]] if wanted else []
+    return args, leaves
+
+
+def results(
+    run: Callable[..., Tensor], call: Call, dtype: torch.dtype | None = None, spoil: Callable[[], None] = lambda: None
+) -> list[Tensor]:
+    """The output and every wanted gradient, of the output times fixed random weights; `dtype` for all float tensors.
+    `spoil` is called before each of the two passes.
+
+    The output's gradient lies in memory as the output does, like the one that attention gets in our models: of cuDNN's
+    attention, that layout must not change within a process (see `kernels/attention/README.md`).
+    """
+    args, leaves = fresh(call, dtype)
+    spoil()
+    out = run(*args)
+    weights = torch.empty_like(out).copy_(output_weights(out.shape))
+    spoil()
+    return [out.detach(), *torch.autograd.grad(out, leaves, weights)]
+
+
+def as_in_the_model(run: Callable[..., Tensor], precision: str, device: str) -> Callable[..., Tensor]:
+    """A backend under the autocast that it has in a model."""
+
+    def wrapped(*args: Any) -> Tensor:
+        with autocast(device, precision):
+            return run(*args)
+
+    return wrapped

@@ -1,0 +1,42 @@
+"""Encoders: what the network sees, and the way back."""
+
+import pytest
+import torch
+from lamabench.harness.config import ENCODERS, DataConfig, EncoderConfig
+from lamabench.harness.data.encoder import KINDS, encoder, to_model_range, to_uint8
+from lamabench.harness.data.images import load
+from lamabench.kernels.errors import InputError
+
+
+def test_ranges_are_inverse():
+    every = torch.arange(256, dtype=torch.uint8)
+    scaled = to_model_range(every)
+    assert scaled.dtype == torch.float32 and (scaled[0], scaled[255]) == (-1, 1)
+    assert torch.equal(to_uint8(scaled), every)
+    assert to_uint8(torch.tensor([-3.0, 7.0, 0.001, -0.003])).tolist() == [0, 255, 128, 127]
+    for value in (torch.nan, torch.inf):
+        with pytest.raises(FloatingPointError, match="not finite"):
+            to_uint8(torch.tensor([0.0, value]))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_shape_and_way_back(kind):
+    config = DataConfig("synthetic", size=8, channels=3, num_classes=0)
+    data, made = load(config), encoder(EncoderConfig(kind))
+    images = torch.stack([data[i][0] for i in range(4)])
+    x = made.encode(images)
+    channels, side = made.shape(config)
+    assert x.dtype == torch.float32 and tuple(x.shape) == (4, channels, side, side) and made.shape(data) == (3, 8)
+    assert torch.equal(made.encode(images[2]), x[2])
+    back = made.decode(x)
+    assert back.dtype == torch.uint8 and torch.equal(back, images)
+    with pytest.raises(FloatingPointError, match="not finite"):
+        made.decode(x * torch.nan)
+
+
+def test_kinds():
+    assert tuple(KINDS) == ENCODERS
+    config = EncoderConfig()
+    config.kind = "vae"
+    with pytest.raises(InputError, match=r"unknown encoder\.kind 'vae'; choices: pixels"):
+        encoder(config)

@@ -1,0 +1,222 @@
+"""What files contain: every byte counts, nothing is read twice, and bad archives are one line."""
+
+import builtins
+import io
+import os
+import time
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from lamabench.harness.data import files as module
+from lamabench.harness.data.files import fingerprint, known_fingerprint, read_npz
+from lamabench.kernels.errors import InputError
+from PIL import Image
+
+LONG_AGO = 10**18  # nanoseconds: 2001
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "lamabench" / "data"
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the images that are opened."""
+    original, names = builtins.open, []
+
+    def watched(file, *rest, **options):
+        if str(file).endswith(".bmp"):
+            names.append(Path(file).name)
+        return original(file, *rest, **options)
+
+    monkeypatch.setattr(builtins, "open", watched)
+    return names
+
+
+def folder_of_images(root: Path, count: int = 5) -> list[Path]:
+    root.mkdir(exist_ok=True)
+    for i in range(count):
+        Image.fromarray(np.full((4, 4), i, dtype=np.uint8)).save(root / f"{i}.bmp")
+        os.utime(root / f"{i}.bmp", ns=(LONG_AGO, LONG_AGO))
+    return sorted(root.glob("*.bmp"))
+
+
+def edit(file: Path, at: int = -1, time_ns: int | None = None) -> None:
+    """Change one byte in place."""
+    content = bytearray(file.read_bytes())
+    content[at] ^= 1
+    file.write_bytes(content)
+    if time_ns is not None:
+        os.utime(file, ns=(time_ns, time_ns))
+
+
+def test_the_second_look_reads_no_file(tmp_path, opened):
+    files = folder_of_images(tmp_path / "set")
+    opened.clear()
+    assert known_fingerprint(tmp_path / "set", files) is None and not opened
+    first = fingerprint(tmp_path / "set", files)
+    assert sorted(opened) == [file.name for file in files]
+    opened.clear()
+    assert fingerprint(tmp_path / "set", files) == known_fingerprint(tmp_path / "set", files) == first
+    assert not opened
+    for name in "abc":
+        (tmp_path / "set" / f"{name}.bmp").write_bytes(files[0].read_bytes())
+    more = sorted((tmp_path / "set").glob("*.bmp"))
+    assert known_fingerprint(tmp_path / "set", more) is None
+    assert fingerprint(tmp_path / "set", more) != first
+    assert sorted(opened) == ["a.bmp", "b.bmp", "c.bmp"]
+
+
+def test_a_pixel_counts_a_time_does_not(tmp_path, opened):
+    files = folder_of_images(tmp_path / "set")
+    first = fingerprint(tmp_path / "set", files)
+    opened.clear()
+    os.utime(files[1], ns=(LONG_AGO + 1, LONG_AGO + 1))
+    assert fingerprint(tmp_path / "set", files) == first and opened == ["1.bmp"]
+    opened.clear()
+    size = files[2].stat().st_size
+    edit(files[2], time_ns=LONG_AGO + 1)
+    assert files[2].stat().st_size == size
+    opened.clear()
+    assert fingerprint(tmp_path / "set", files) != first and opened == ["2.bmp"]
+    edit(files[2])
+    assert fingerprint(tmp_path / "set", files) == first
+    files[4].rename(tmp_path / "set" / "5.bmp")
+    assert fingerprint(tmp_path / "set", [*files[:4], tmp_path / "set" / "5.bmp"]) != first
+
+
+def test_two_edits_within_a_tick_of_the_clock(tmp_path):
+    """A file system that counts time in whole seconds: the second edit leaves size and time as they were."""
+    files = folder_of_images(tmp_path / "set")
+    tick = time.time_ns() // 10**9 * 10**9
+    os.utime(files[0], ns=(tick, tick))
+    first = fingerprint(tmp_path / "set", files)
+    edit(files[0], time_ns=tick)
+    assert known_fingerprint(tmp_path / "set", files) is None
+    assert fingerprint(tmp_path / "set", files) != first
+
+
+@pytest.mark.parametrize("damage", ["torn", "other", "folder", "read-only"])
+def test_a_cache_that_is_no_use_costs_time_alone(tmp_path, cache, damage, monkeypatch):
+    files = folder_of_images(tmp_path / "set")
+    first = fingerprint(tmp_path / "set", files)
+    (file,) = cache.iterdir()
+    whole = file.read_bytes()
+    if damage == "torn":
+        file.write_bytes(whole[: len(whole) // 2])
+    elif damage == "other":
+        np.savez(file, names=np.zeros(3, np.uint8), sizes=np.zeros(2), times=np.zeros(1), digests=np.zeros(40))
+    elif damage == "folder":
+        file.unlink()
+        file.mkdir()
+    else:
+        file.unlink()
+        monkeypatch.setattr(module, "write_atomically", lambda *_: (_ for _ in ()).throw(PermissionError(13, "no")))
+    assert known_fingerprint(tmp_path / "set", files) is None
+    assert fingerprint(tmp_path / "set", files) == first
+    assert list(cache.glob(".*")) == []
+
+
+def test_what_was_read_before_a_bad_file_is_not_read_again(tmp_path, opened, monkeypatch):
+    monkeypatch.setattr(module, "PART", 2)
+    files = folder_of_images(tmp_path / "set")
+    good = files[4].read_bytes()
+    files[4].write_bytes(b"no image")
+    with pytest.raises(InputError, match=r"unreadable image .*/4\.bmp: cannot identify image file$"):
+        fingerprint(tmp_path / "set", files)
+    files[4].write_bytes(good)
+    opened.clear()
+    fingerprint(tmp_path / "set", files)
+    assert opened == ["4.bmp"]
+
+
+def test_a_large_set_says_how_far_it_is(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "PART", 2)
+    files, lines = folder_of_images(tmp_path / "set"), []
+    fingerprint(tmp_path / "set", files, lines.append)
+    assert lines == []  # quick
+    monkeypatch.setattr(module, "SAY_S", 0.0)
+    for file in files:
+        os.utime(file)
+    fingerprint(tmp_path / "set", files, lines.append)
+    assert lines == [f"reading {done} of 5 files of {tmp_path / 'set'}" for done in (0, 2, 4)]
+
+
+def test_names_of_any_bytes(tmp_path):
+    odd = tmp_path / "set" / os.fsdecode(b"a\nb\xff.bmp")
+    folder_of_images(tmp_path / "set", 1)[0].rename(odd)
+    first = fingerprint(tmp_path / "set", [odd])
+    assert known_fingerprint(tmp_path / "set", [odd]) == first
+
+
+# archives
+
+
+def header(shape: str, descr: str = "|u1") -> bytes:
+    """A .npy file's head that says a shape, without the array."""
+    text = f"{{'descr': '{descr}', 'fortran_order': False, 'shape': {shape}, }}"
+    text += " " * (-(len(text) + 11) % 64) + "\n"
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text.encode()
+
+
+def archive(path: Path, content: bytes) -> Path:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("images.npy", content)
+    return path
+
+
+BAD = {
+    "64 TB": (header("(64000000000000,)") + b"\0" * 64, r"says uint8 \[64000000000000\], but holds 64 bytes"),
+    "short": (header("(4, 4)") + b"\0" * 9, "but holds 9 bytes"),
+    "negative": (header("(-4, 4)") + b"\0" * 16, "but holds 16 bytes"),
+    "objects": (header("(1,)", "|O") + b"\x80\x04N.", "allow_pickle"),
+    "no array": (b"hello", "."),
+    "long header": (header("(" + "1," * 20000 + ")") + b"\0", "."),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_arrays_that_are_not_what_they_say(tmp_path, name):
+    content, words = BAD[name]
+    path = archive(tmp_path / "x.npz", content)
+    with pytest.raises(InputError, match=rf"x\.npz is not a readable \.npz file: .*{words}") as caught:
+        read_npz(path, ("images",))
+    assert "\n" not in str(caught.value)
+
+
+def test_an_array_larger_than_the_memory(tmp_path, monkeypatch):
+    """A zip bomb: a small file that says the truth about its contents."""
+    path = archive(tmp_path / "x.npz", header("(16777216,)") + bytes(2**24))
+    assert path.stat().st_size < 2**16
+    assert read_npz(path, ("images",))["images"].shape == (2**24,)
+    pages = {"SC_PHYS_PAGES": 2**20, "SC_PAGE_SIZE": 8}
+    monkeypatch.setattr(os, "sysconf", pages.__getitem__)
+    with pytest.raises(
+        InputError, match=r"array images of .*x\.npz would take 0\.0 GiB of memory, and this machine has 0\.0"
+    ):
+        read_npz(path, ("images",))
+
+
+def test_files_that_are_no_archives(tmp_path):
+    whole = archive(tmp_path / "whole.npz", header("(4096,)") + np.random.default_rng(0).bytes(4096)).read_bytes()
+    flipped = bytearray(whole)
+    flipped[len(whole) // 2] ^= 255
+    buffer = io.BytesIO()
+    np.save(buffer, np.zeros((2, 8, 8, 1), np.uint8))
+    contents = {
+        "torn": whole[:-30],
+        "flipped": bytes(flipped),
+        "plain": buffer.getvalue(),
+        "text": b"hello",
+        "none": b"",
+    }
+    for name, content in contents.items():
+        path = tmp_path / f"{name}.npz"
+        path.write_bytes(content)
+        with pytest.raises(InputError, match=rf"{name}\.npz is not a readable \.npz file: \S"):
+            read_npz(path, ("images",))
+    assert read_npz(tmp_path / "whole.npz", ("labels",)) == {}

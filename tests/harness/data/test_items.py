@@ -1,0 +1,139 @@
+"""The items of training against their generators."""
+
+import numpy as np
+import pytest
+import torch
+from lamabench.harness.config import DataConfig
+from lamabench.harness.data.images import ImageData, load
+from lamabench.harness.data.items import TrainItems, epoch_order
+from lamabench.harness.random import Stream, generator
+from lamabench.kernels.errors import InputError
+from torch.utils.data import DataLoader
+
+
+class Even:
+    """An objective as far as items know it: timesteps of DDPM."""
+
+    def draw_t(self, rng: np.random.Generator) -> float:
+        return int(rng.integers(1000))
+
+
+@pytest.fixture(scope="module")
+def small() -> ImageData:
+    return load(DataConfig("synthetic", size=8, channels=1, num_classes=4))
+
+
+def items(data: ImageData, flip: bool = True, class_dropout: float = 0.25, **options) -> TrainItems:
+    return TrainItems(
+        data, Even(), **{"seed": 5, "flip": flip, "class_dropout": class_dropout, "null_class": 4, **options}
+    )
+
+
+def test_an_item_is_what_its_generators_say(small):
+    every = items(small)
+    flips = drops = 0
+    for i in (0, 1, 319, 320, 641, 5000, *range(40, 60)):
+        item = every[i]
+        rng = np.random.Generator(np.random.Philox(key=[5, int(Stream.TRAIN)], counter=[0, 0, 0, i]))
+        t, drop, flip = rng.integers(1000), rng.random(), rng.random()
+        noise = rng.standard_normal((1, 8, 8), dtype=np.float32)
+        source = generator(5, Stream.ORDER, i // 320).permutation(320)[i % 320]
+        pixels = small[int(source)][0].numpy().astype(np.float64) / 127.5 - 1
+        expected = pixels[..., ::-1] if flip < 0.5 else pixels
+        assert int(item["t"]) == t and np.array_equal(item["noise"].numpy(), noise)
+        assert np.abs(item["x0"].numpy() - expected).max() < 1e-6
+        assert int(item["y"]) == (4 if drop < 0.25 else small.labels[source])
+        flips, drops = flips + (flip < 0.5), drops + (drop < 0.25)
+        assert {name: (value.dtype, tuple(value.shape)) for name, value in item.items()} == {
+            "x0": (torch.float32, (1, 8, 8)),
+            "y": (torch.int64, ()),
+            "t": (torch.float32, ()),
+            "noise": (torch.float32, (1, 8, 8)),
+        }
+    assert 0 < flips < 26 and 0 < drops < 26  # both branches were seen
+
+
+@pytest.mark.parametrize("start", [0, 300])
+def test_workers_and_start_do_not_change_items(small, start):
+    stop = 360  # over the end of the first epoch
+    whole = [items(small)[i] for i in range(start, stop)]
+    for workers in (0, 2):
+        loader = DataLoader(items(small), batch_size=20, sampler=range(start, stop), num_workers=workers)
+        batches = list(loader)
+        assert len(batches) == (stop - start) // 20
+        for name in ("x0", "y", "t", "noise"):
+            together = torch.cat([batch[name] for batch in batches])
+            assert torch.equal(together, torch.stack([item[name] for item in whole]))
+
+
+def test_options_leave_the_other_draws_alone(small):
+    plain, both = items(small, flip=False, class_dropout=0.0), items(small)
+    flipped = dropped = 0
+    for i in range(320):
+        a, b = plain[i], both[i]
+        assert torch.equal(a["t"], b["t"]) and torch.equal(a["noise"], b["noise"])
+        assert torch.equal(a["x0"], b["x0"]) or torch.equal(a["x0"].flip(-1), b["x0"])
+        assert int(a["y"]) < 4 and int(b["y"]) in (int(a["y"]), 4)
+        flipped += not torch.equal(a["x0"], b["x0"])
+        dropped += int(b["y"]) == 4
+    assert 120 < flipped < 200  # 160 ± 4.5 standard deviations
+    assert 50 < dropped < 115  # 80 ± 4.5 standard deviations
+
+
+def test_without_flips_an_epoch_is_every_image_once(small):
+    every = items(small, flip=False, class_dropout=0.0)
+    images = torch.stack([small[i][0] for i in range(320)]).reshape(320, -1) / 127.5 - 1
+    for epoch in (0, 3):
+        seen = torch.stack([every[i]["x0"].flatten() for i in range(320 * epoch, 320 * (epoch + 1))])
+        assert sorted(seen.tolist()) == sorted(images.tolist())
+
+
+def test_timesteps_and_noise_are_fair(small):
+    drawn = [items(small)[i] for i in range(2000)]
+    t = torch.stack([item["t"] for item in drawn]).double()
+    assert t.min() >= 0 and t.max() <= 999 and abs(t.mean() - 499.5) < 4 * 288.7 / 2000**0.5
+    noise = torch.stack([item["noise"] for item in drawn]).double()
+    assert abs(noise.mean()) < 4 / noise.numel() ** 0.5 and abs(noise.var() - 1) < 4 * (2 / noise.numel()) ** 0.5
+
+
+def test_epoch_orders_are_different_permutations():
+    orders = [epoch_order(0, 0, 50), epoch_order(0, 1, 50), epoch_order(1, 0, 50)]
+    assert all(sorted(order) == list(range(50)) for order in orders)
+    assert len({tuple(order) for order in orders}) == 3
+    assert np.array_equal(epoch_order(0, 1, 50), orders[1])
+
+
+def test_label_dropout_needs_a_null_class_and_labels(small):
+    with pytest.raises(InputError, match=r"class_dropout is 0\.25, but the model has no null class"):
+        items(small, null_class=None)
+    assert int(items(small, null_class=None, class_dropout=0.0)[0]["y"]) < 4
+    unlabelled = load(DataConfig("synthetic", size=8, num_classes=0))
+    for null_class in (0, None):
+        assert not any(int(items(unlabelled, null_class=null_class)[i]["y"]) for i in range(50))
+
+
+def test_an_objective_and_an_encoder_of_ones_own(small):
+    """t is whatever the objective draws, first of all; noise has the shape of what the network sees."""
+
+    class Uniform:
+        def draw_t(self, rng: np.random.Generator) -> float:
+            return rng.random()
+
+    class Halves:
+        def shape(self, data):
+            return 2 * data.channels, data.size
+
+        def encode(self, images):
+            return torch.cat([images // 16, images % 16], dim=-3).float()
+
+        def decode(self, x):
+            raise NotImplementedError
+
+    options = {"seed": 5, "flip": False, "class_dropout": 0.0, "null_class": None}
+    item = TrainItems(small, Uniform(), **options, encoder=Halves())[3]
+    rng = np.random.Generator(np.random.Philox(key=[5, int(Stream.TRAIN)], counter=[0, 0, 0, 3]))
+    assert float(item["t"]) == np.float32(rng.random())
+    rng.random(2)
+    assert np.array_equal(item["noise"].numpy(), rng.standard_normal((2, 8, 8), dtype=np.float32))
+    image = small[int(generator(5, Stream.ORDER, 0).permutation(320)[3])][0]
+    assert torch.equal(16 * item["x0"][:1] + item["x0"][1:], image.float())

@@ -1,0 +1,143 @@
+"""Metrics against closed forms and plain sums, on features made for the purpose; their names."""
+
+import numpy as np
+import pytest
+import scipy.linalg
+import scipy.special
+from lamabench.harness.config import METRICS
+from lamabench.harness.scoring import statistics
+from lamabench.harness.scoring.statistics import compute, definition, kid_subset_size, metric_name
+from lamabench.kernels.errors import InputError
+
+
+def exact_moments(n, d, seed):
+    """[n, d] whose sample mean is 0 and whose sample covariance is the identity."""
+    x = np.random.default_rng(seed).normal(size=(n, d))
+    x -= x.mean(axis=0)
+    return x @ np.linalg.inv(np.linalg.cholesky(np.cov(x, rowvar=False))).T
+
+
+def test_frechet_distance_of_known_gaussians():
+    means, scales = np.random.default_rng(0).normal(size=(2, 6)), np.array([[1, 2, 3, 4, 5, 6], [2, 2, 1, 4, 9, 3]])
+    ours, theirs = (exact_moments(40 + i, 6, i) * scales[i] + means[i] for i in range(2))
+    expected = ((means[0] - means[1]) ** 2).sum() + ((scales[0] - scales[1]) ** 2).sum()
+    assert compute("fd", ours, theirs, 0)[0].value == pytest.approx(expected, rel=1e-9)
+    assert compute("fd", ours, theirs, 0)[0].std is None
+
+
+def test_frechet_distance_by_matrix_square_root():
+    rng = np.random.default_rng(2)
+    ours, theirs = (rng.normal(size=(n, 12)) @ rng.normal(size=(12, 12)) for n in (60, 50))
+    a, b = np.cov(ours, rowvar=False), np.cov(theirs, rowvar=False)
+    root = np.asarray(scipy.linalg.sqrtm(a))
+    cross = np.asarray(scipy.linalg.sqrtm(root @ b @ root))
+    expected = ((ours.mean(0) - theirs.mean(0)) ** 2).sum() + np.trace(a + b - 2 * cross)
+    assert compute("fd", ours, theirs, 0)[0].value == pytest.approx(expected, rel=1e-8)
+    assert abs(compute("fd", ours, ours, 0)[0].value) < 1e-9 * np.trace(a)
+
+
+def kernel_distance(x, y):
+    """The unbiased squared MMD with the kernel (x·y / d + 1)³, as a plain double sum."""
+    n, kernel = len(x), lambda a, b: (float(a @ b) / x.shape[1] + 1) ** 3
+    pairs = [(i, j) for i in range(n) for j in range(n)]
+    within = sum(kernel(x[i], x[j]) + kernel(y[i], y[j]) for i, j in pairs if i != j) / (n * (n - 1))
+    return within - 2 * sum(kernel(x[i], y[j]) for i, j in pairs) / n**2
+
+
+def test_kernel_distance_of_whole_sets():
+    rng = np.random.default_rng(3)
+    ours, theirs = rng.normal(size=(100, 8)), rng.normal(0.3, 1, size=(100, 8))
+    expected = kernel_distance(ours, theirs)
+    for seed in (0, 7):
+        one = compute("kid", ours, theirs, seed)[0]
+        assert one.value == pytest.approx(expected, rel=1e-10) and one.std is not None and one.std < 1e-12
+
+
+def test_kernel_distance_of_seeded_subsets(monkeypatch):
+    monkeypatch.setattr(statistics, "KID_SUBSETS", 4)
+    rng = np.random.default_rng(4)
+    ours, theirs = rng.normal(size=(130, 8)), rng.normal(0.3, 1, size=(110, 8))
+    draws, expected = np.random.RandomState(5), []
+    for _ in range(4):
+        mine = ours[draws.choice(130, 100, replace=False)]
+        expected.append(kernel_distance(mine, theirs[draws.choice(110, 100, replace=False)]))
+    one = compute("kid", ours, theirs, 5)[0]
+    assert one.value == pytest.approx(np.mean(expected), rel=1e-10)
+    assert one.std == pytest.approx(np.std(expected), rel=1e-8)
+    assert compute("kid", ours, theirs, 6)[0].value != one.value
+
+
+def test_precision_and_recall_by_counting():
+    rng = np.random.default_rng(6)
+    ours, theirs = rng.normal(size=(30, 3)), rng.normal(0.5, 2, size=(40, 3))
+
+    def covered(points, centres):
+        """The share of points within some centre's distance to its third neighbour."""
+        radii = [sorted(np.linalg.norm(centres - centre, axis=1))[3] for centre in centres]
+        inside = [any(np.linalg.norm(p - c) <= r for c, r in zip(centres, radii, strict=True)) for p in points]
+        return np.mean(inside)
+
+    precision, recall = compute("prc", ours, theirs, 0)
+    assert (precision.name, recall.name) == ("precision", "recall")
+    assert precision.value == pytest.approx(covered(ours, theirs))
+    assert recall.value == pytest.approx(covered(theirs, ours))
+    assert precision.value != recall.value
+
+
+def test_inception_score_by_splits():
+    logits = np.random.default_rng(7).normal(0, 3, size=(50, 6))
+    p = scipy.special.softmax(logits[np.random.RandomState(3).permutation(50)], axis=1).reshape(10, 5, 6)
+    expected = np.exp([(q * np.log(q / q.mean(0))).sum(1).mean() for q in p])
+    one = compute("isc", logits, None, 3)[0]
+    assert one.value == pytest.approx(expected.mean()) and one.std == pytest.approx(expected.std())
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_features_that_are_not_finite(metric):
+    features = np.random.default_rng(8).normal(size=(100, 3))
+    broken = features.copy()
+    broken[4, 1] = np.nan
+    with pytest.raises(InputError, match=f"{metric} cannot be computed: features of the samples are not finite"):
+        compute(metric, broken, features, 0)
+
+
+def test_result_that_is_not_finite():
+    huge = np.random.default_rng(9).normal(size=(100, 3)) * 1e120
+    with np.errstate(all="ignore"), pytest.raises(InputError, match="kid is not finite"):
+        compute("kid", huge, huge[::-1].copy(), 0)
+
+
+def test_every_configured_metric_exists():
+    for metric in METRICS:
+        assert isinstance(definition(metric, 10, 10), dict)
+
+
+@pytest.mark.parametrize(
+    ("quantity", "network", "count", "name"),
+    [
+        ("fd", "Inception", 50_000, "FID"),
+        ("fd", "Inception", 10_000, "FID-10k"),
+        ("fd", "Inception", 1797, "FID-1797"),
+        ("fd", "Inception", 49_999, "FID-49999"),
+        ("fd", "Inception-0123abcd", 50_000, "FD-Inception-0123abcd-50k"),
+        ("fd", "EffNetLite0", 512, "FD-EffNetLite0-512"),
+        ("fd", "EffNetLite0", 50_000, "FD-EffNetLite0-50k"),
+        ("kid", "Inception", 50_000, "KID"),
+        ("kid", "EffNetLite0", 512, "KD-EffNetLite0-512"),
+        ("isc", "Inception", 50_000, "IS"),
+        ("isc", "EffNetLite0", 1000, "IS-EffNetLite0-1k"),
+        ("precision", "Inception", 50_000, "precision-Inception-50k"),
+        ("recall", "EffNetLite0", 512, "recall-EffNetLite0-512"),
+    ],
+)
+def test_names(quantity, network, count, name):
+    assert metric_name(quantity, network, count) == name
+
+
+def test_subset_size():
+    assert [kid_subset_size(*counts) for counts in ((1000, 1000), (999, 5000), (5000, 999), (10, 10))] == [
+        1000,
+        100,
+        100,
+        100,
+    ]

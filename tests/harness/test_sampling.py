@@ -1,0 +1,207 @@
+"""Sampling: the same images however they are drawn, and never images of two weights or settings in one file."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from lamabench.baselines.dit import DiTConfig
+from lamabench.harness.config import Config, DataConfig, RunConfig, SampleConfig, TrainConfig
+from lamabench.harness.data.encoder import to_uint8
+from lamabench.harness.diffusion.gaussian import Diffusion
+from lamabench.harness.progress import Progress
+from lamabench.harness.random import Stream, generator
+from lamabench.harness.sampling import Sampler, generate, labels_of, load_weights
+from lamabench.harness.training.loop import train
+from lamabench.kernels.errors import InputError
+from lamabench.models.registry import build, to_dict
+
+DIT = DiTConfig(input_size=8, in_channels=1, num_classes=10, patch_size=2, hidden_size=16, depth=1, num_heads=2)
+STEP = 4
+
+
+def make(**sample):
+    return Config(
+        model=DIT,
+        data=DataConfig(kind="digits", size=8, channels=1, num_classes=10),
+        train=TrainConfig(steps=STEP, batch_size=4, ema_decay=0.5, precision="float32", lr=1e-2),
+        sample=SampleConfig(**{"count": 10, "method": "ddim", "steps": 4, "batch_size": 4, **sample}),
+        run=RunConfig(device="cpu", log_every=2, checkpoint_every=2),
+    )
+
+
+@pytest.fixture(scope="module")
+def training(tmp_path_factory):
+    """A training of four steps with weights of step 2 and 4."""
+    folder = tmp_path_factory.mktemp("training")
+    train(folder, make(), Progress())
+    return folder
+
+
+def draw(out, training, config, step=STEP, progress=None):
+    record = generate(out, training, config, step, progress or Progress())
+    with np.load(out / "samples.npz") as file:
+        return file["images"], file["labels"], record
+
+
+def setting(config, **changes):
+    return replace(config, sample=replace(config.sample, **changes))
+
+
+class Kill(Progress):
+    """Ends the call once so many images are drawn."""
+
+    def __init__(self, count):
+        super().__init__()
+        self.count = count
+
+    def update(self, stage, done, total, **facts):
+        if done >= self.count:
+            raise KeyboardInterrupt
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The batches that the network is called for."""
+    original, batches = Sampler.draw, []
+
+    def watched(self, indices):
+        batches.append(indices)
+        return original(self, indices)
+
+    monkeypatch.setattr(Sampler, "draw", watched)
+    return batches
+
+
+def test_images_are_what_the_weights_say(tmp_path, training):
+    """Two steps of DDIM (2010.02502, eq. 12) written out, from noise by the image's index."""
+    images, _, _ = draw(tmp_path, training, make(steps=2, count=3))
+    net = build(DIT).eval()
+    net.load_state_dict(load_weights(training, STEP, "ema", to_dict(DIT)).tensors)
+    start = [generator(0, Stream.SAMPLE, i).standard_normal((1, 8, 8), dtype=np.float32) for i in range(3)]
+    x = torch.tensor(np.stack(start))
+    alphas = Diffusion().alpha_bar.float()
+    with torch.no_grad():
+        for t, before in ((999, alphas[0]), (0, torch.tensor(1.0))):
+            noise = net(x, torch.full((3,), t), torch.arange(3))[:, :1]
+            x0 = (x - (1 - alphas[t]).sqrt() * noise) / alphas[t].sqrt()
+            x = before.sqrt() * x0 + (1 - before).sqrt() * noise
+    assert np.abs(to_uint8(x).permute(0, 2, 3, 1).numpy().astype(int) - images).max() <= 1
+    assert images.std() > 20
+
+
+@pytest.mark.parametrize("kind", ["ema", "live"])
+def test_weights_and_moments_are_told_apart(tmp_path, training, kind):
+    images, _, record = draw(tmp_path, training, make(weights=kind))
+    facts = {name: record[name] for name in ("step", "checkpoint_step", "weights", "images_seen", "seed", "count")}
+    assert facts == {"step": 4, "checkpoint_step": 4, "weights": kind, "images_seen": 16, "seed": 0, "count": 10}
+    assert record["training_seconds"] > 0 and record["images_per_s"] > 0
+    other, _, record = draw(tmp_path, training, make(weights={"ema": "live", "live": "ema"}[kind]))
+    earlier, _, at_two = draw(tmp_path, training, make(weights=kind), step=2)
+    assert (at_two["step"], at_two["images_seen"]) == (2, 8)
+    assert len({picture.tobytes() for picture in (images, other, earlier)}) == 3
+
+
+def test_the_seed_of_the_noise(tmp_path, training):
+    plain, _, record = draw(tmp_path, training, make())
+    own, _, _ = draw(tmp_path, training, make(seed=0))
+    other, _, one = draw(tmp_path, training, make(seed=1))
+    assert np.array_equal(plain, own) and (record["seed"], one["seed"]) == (0, 1)
+    assert not np.array_equal(plain, other)
+    of_training, _, _ = draw(tmp_path, training, replace(make(), seed=1))
+    assert np.array_equal(of_training, other)
+
+
+def test_labels_are_balanced():
+    assert np.bincount(labels_of(range(5, 105), 10)).tolist() == [10] * 10
+    assert labels_of(range(3), 0).tolist() == [0, 0, 0]
+
+
+def test_batch_size_does_not_change_samples(tmp_path, training):
+    first, labels, _ = draw(tmp_path, training, make())
+    assert first.shape == (10, 8, 8, 1) and labels.tolist() == list(range(10))
+    again, _, _ = draw(tmp_path, training, make(batch_size=3))
+    assert np.abs(again.astype(int) - first).max() <= 1  # rounding of a float at the edge of an integer
+    assert not (tmp_path / "samples.parts").exists()
+
+
+def test_a_compiled_network_draws_the_same(tmp_path, training, traced):
+    """Two whole batches and the part of a third: one graph, and no image more than asked for."""
+    first, _, _ = draw(tmp_path, training, make(guidance=2.0))
+    assert not traced
+    counts = torch._dynamo.utils.counters
+    counts.clear()
+    again, _, record = draw(tmp_path, training, make(guidance=2.0, compile="compile"))
+    assert record["compile"] == "compile" and traced == [{"fullgraph": True, "dynamic": False}]
+    assert counts["stats"]["unique_graphs"] == 1
+    assert np.abs(again.astype(int) - first).max() <= 1 and len(first) == 10
+
+
+def test_killed_sampling_continues(tmp_path, training, drawn):
+    config = make(method="ancestral")
+    expected, _, _ = draw(tmp_path, training, config)
+    (tmp_path / "samples.npz").unlink()
+    with pytest.raises(KeyboardInterrupt):
+        draw(tmp_path, training, config, progress=Kill(8))
+    assert not (tmp_path / "samples.npz").exists()
+    drawn.clear()
+    images, _, _ = draw(tmp_path, training, config)
+    assert drawn == [range(8, 10)]
+    assert np.array_equal(images, expected)
+
+
+OTHERS = {
+    "step": (2, {}),
+    "weights": (STEP, {"weights": "live"}),
+    "seed": (STEP, {"seed": 7}),
+    "guidance": (STEP, {"guidance": 2.0}),
+    "precision": (STEP, {"precision": "bfloat16"}),
+    "steps": (STEP, {"steps": 5}),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_parts_of_others_are_never_mixed_in(tmp_path, training, drawn, name):
+    step, changes = OTHERS[name]
+    (tmp_path / "alone").mkdir()
+    config = setting(make(), **changes)
+    expected, _, _ = draw(tmp_path / "alone", training, config, step)
+    with pytest.raises(KeyboardInterrupt):
+        draw(tmp_path, training, make(), progress=Kill(8))
+    drawn.clear()
+    images, _, _ = draw(tmp_path, training, config, step)
+    assert drawn == [range(0, 4), range(4, 8), range(8, 10)]
+    assert np.array_equal(images, expected)
+
+
+def test_more_samples_begin_with_the_same(tmp_path, training, drawn):
+    few, _, _ = draw(tmp_path, training, make())
+    with pytest.raises(KeyboardInterrupt):
+        draw(tmp_path, training, make(), progress=Kill(8))
+    drawn.clear()
+    many, labels, _ = draw(tmp_path, training, make(count=14))
+    assert drawn == [range(8, 12), range(12, 14)]  # the count is no setting of an image
+    assert len(many) == 14 and np.abs(many[:8].astype(int) - few[:8]).max() <= 1
+    assert labels.tolist() == [i % 10 for i in range(14)]
+
+
+def test_what_cannot_be_sampled(tmp_path, training):
+    with pytest.raises(InputError, match="step"):
+        generate(tmp_path, training, make(), 3, Progress())
+    other = replace(make(), model=replace(DIT, hidden_size=32))
+    with pytest.raises(InputError, match=r"of another model.*hidden_size 16 there, 32 here"):
+        generate(tmp_path, training, other, STEP, Progress())
+    assert not list(tmp_path.iterdir())
+
+
+def test_images_that_are_not_finite(tmp_path, training, monkeypatch):
+    monkeypatch.setattr(Sampler, "draw", lambda self, indices: torch.full((len(indices), 1, 8, 8), torch.nan))
+    with pytest.raises(InputError, match="the ema weights of step 4 give images that are not finite"):
+        generate(tmp_path, training, make(), STEP, Progress())
+    assert not (tmp_path / "samples.npz").exists()
+
+
+def test_a_folder_that_is_away_is_not_made_anew(tmp_path, training):
+    with pytest.raises(FileNotFoundError):
+        generate(tmp_path / "away", training, make(), STEP, Progress())
+    assert not list(tmp_path.iterdir())
