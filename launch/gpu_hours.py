@@ -91,7 +91,7 @@ def words(hours: Hours, shared: str = "") -> str:
     """Hours as a cell of a table; `shared` is the run that has the same training."""
     if isinstance(hours, str):
         return hours
-    none = f"none: the training of {shared}" if shared else "none: no training"
+    none = f"with {shared}" if shared else "none: no training"
     return ", ".join(f"{value:.3g} ({device})" for device, value in hours.items()) or none
 
 

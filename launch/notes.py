@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, fields, is_dataclass, replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -91,13 +92,14 @@ def data(runs: Sequence[Planned]) -> Iterator[str]:
 
 def _fingerprint(config: DataConfig) -> tuple[str | None, str]:
     """The fingerprint of data; None, and why, where there is none."""
-    read = getattr(images, "fingerprint", None)
     try:
-        value = read(config) if read is not None else None
+        value = images.fingerprint(config)
     except InputError as error:
         return None, str(error)
-    where = config.path or f"data.path of {config.kind}, which is not given,"
-    return value, f"{where} is not there, or was not read yet since it changed"
+    if config.path is None:
+        return value, f"{config.kind} needs data.path=FOLDER"
+    there = Path(config.path).exists()
+    return value, f"{config.path} {'was not read yet, or changed since' if there else 'is not there'}"
 
 
 def earlier(runs: Sequence[Planned]) -> Iterator[str]:

@@ -309,14 +309,21 @@ def only(runs: Sequence[Planned], patterns: str) -> list[Planned]:
 
 def pieces(runs: Sequence[Planned]) -> list[Piece]:
     """The tasks of several runs, one a folder, called after the first run that asks for it: models and trainings
-    before samples."""
+    before samples. A training is not asked for moments that it has passed and not kept (`Planned.problems`)."""
     owner: dict[tuple[str, str], Planned] = {}
     for run in runs:
         for task in run.tasks:
             owner.setdefault((task.kind, task.key), run)
-    found = merged(task for run in runs for task in run.tasks)
+    found = [_less_lost(task) for task in merged(task for run in runs for task in run.tasks)]
     found.sort(key=lambda task: task.kind == "samples")
     return [Piece(run.name, task, run.cluster, run.plugins) for task in found for run in (owner[task.kind, task.key],)]
+
+
+def _less_lost(task: Task) -> Task:
+    if task.kind != "training" or (end := reached_step(task.path)) is None:
+        return task
+    kept = {*kept_steps(task.path), *kept_steps(task.path, "live")}
+    return replace(task, moments=tuple(step for step in task.moments if step > end or step in kept))
 
 
 def rows(runs: Sequence[Planned]) -> list[dict[str, Any]]:
