@@ -202,9 +202,9 @@ def test_two_runs_that_ask_for_the_same_are_refused(study):
     with pytest.raises(StudyError, match="are the same run"):  # the cost of a model is the same for all seeds
         plan(study(stages=["cost"], seeds=(0, 1)))
     assert len(plan(study(stages=["cost", "train"], seeds=(0, 1)))) == 2
-    roots = study({"run.root": ["a", "b"]}, stages=["cost"])
-    with pytest.raises(StudyError, match="are the same run|all its runs have one run.root, not a, b"):
-        plan(roots)
+    roots = {"a": {"run.root": "a", "model": "dit_nano"}, "b": {"run.root": "b", "model": "unet_nano"}}
+    with pytest.raises(StudyError, match=r"all its runs have one run\.root, not a, b"):
+        plan(Study("s", "?", variants=roots))
 
 
 def test_another_study_file_of_that_name_is_refused_without_writing(study, tmp_path):
