@@ -121,13 +121,10 @@ class Study:
                         f"called {word!r}: leave one out, or write variants with names of their own"
                     )
                 known[word] = value
-        named: dict[str, dict[str, Any]] = {}
-        for values in itertools.product(*self.axes.values()):
-            name = "-".join(_word(value) for value in values)
-            if name in named:
-                raise StudyError(f"study {self.name}: two combinations of its axes would both be called {name!r}")
-            named[name] = dict(zip(self.axes, values, strict=True))
-        return named
+        return {
+            "-".join(_word(value) for value in values): dict(zip(self.axes, values, strict=True))
+            for values in itertools.product(*self.axes.values())
+        }
 
 
 def names() -> list[str]:
@@ -242,7 +239,7 @@ def _check(path: Path, data: Any) -> None:
 
 
 # What an override takes for a text without quotes; any other could be read as a number, a list, an expression.
-_PLAIN = re.compile(r"[A-Za-z_/][\w./-]*")
+_PLAIN = re.compile(r"[A-Za-z_/][\w./-]*", re.ASCII)
 _READ_OTHERWISE = ("null", "true", "false", "nan", "inf")
 
 

@@ -81,24 +81,23 @@ def test_a_list_of_texts_and_settings():
 
 
 COLLIDING = [
-    (
-        {"model.mixers": [[], ["none"]]},
-        r"the values \[\] and \['none'\] of axis model.mixers would both be called 'none'",
-    ),
+    ({"model.mixers": [[], ["none"]]}, r"the values \[\] and \['none'\] of axis model\.mixers .* be called 'none'"),
     ({"data.name": ["a b", "a@b"]}, "'a b' and 'a@b' of axis data.name would both be called 'a_b'"),
     ({"train.lr": [0.1, 0.2, 0.1]}, "the values 0.1 and 0.1 of axis train.lr"),
-    ({"data.name": ["a", "a-b"], "data.kind": ["b-c", "c"]}, "two combinations of its axes would both be called"),
 ]
 
 
 @pytest.mark.parametrize(("axes", "message"), COLLIDING)
 def test_no_run_is_lost_to_a_name(axes, message):
-    if "data.kind" in axes:  # words have no hyphen, so that no combination of names reads as another
-        names = [variant.name for variant in Study("s", "?", axes=axes).expand()]
-        assert len({*names}) == 4
-        return
     with pytest.raises(StudyError, match=message):
         Study("s", "?", axes=axes).expand()
+
+
+def test_words_have_no_hyphen():
+    """So that no two combinations are called the same."""
+    axes = {"data.name": ["a", "a-b"], "data.kind": ["b-c", "c"], "model.mixers": [[{"kind": "window", "size": 4}]]}
+    names = [variant.name for variant in Study("s", "?", axes=axes).expand()]
+    assert names == ["a-b_c-window_4", "a-c-window_4", "a_b-b_c-window_4", "a_b-c-window_4"]
 
 
 @pytest.mark.parametrize("name", studies.names())
@@ -142,7 +141,7 @@ def test_studies_extend_a_file(tmp_path):
     assert "_cifar10" not in studies.names()
     with pytest.raises(StudyError, match="unknown study '_cifar10'"):
         load("_cifar10")
-    with pytest.raises(StudyError, match="extends 'nothing', and there is no such file: .*nothing.yaml"):
+    with pytest.raises(StudyError, match=r"extends 'nothing', and there is no such file: .*nothing\.yaml"):
         load(write(tmp_path, question="?", extends="nothing", axes={"model": ["dit_nano"]}))
     with pytest.raises(StudyError, match="extends 'mine', which extends it in turn"):
         load(write(tmp_path, question="?", extends="mine", axes={"model": ["dit_nano"]}))
@@ -178,7 +177,7 @@ BAD = [
     ({"question": "?", "axes": AXES, "variants": {"a": {}}}, "axes or variants, one of the two"),
     ({"question": "?"}, "axes or variants, one of the two"),
     ({"question": "?", "axes": {"model": "dit_nano"}}, "axis model must list its values"),
-    ({"question": "?", "axes": AXES, "seed": [0]}, "unknown key 'seed'; choices: question, claim, base"),
+    ({"question": "?", "axes": AXES, "seed": [0]}, "unknown key 'seed'; choices: question, claim, extends, base"),
     ({"question": "?", "axes": AXES, "seeds": ["a"]}, "seeds are whole numbers, not 'a'"),
     ({"question": "?", "axes": AXES, "seeds": []}, "seeds must list at least one"),
     ({"question": "?", "axes": AXES, "stages": ["fly"]}, "unknown stage 'fly'; choices: cost, train"),
