@@ -92,6 +92,11 @@ def operator_speed_key(model: Any, row: dict[str, Any], device: str) -> str:
     return digest("operator_speed", registry.describe(model), [row[name] for name in names], device)
 
 
+def asked(backend: Any) -> dict[str, str] | None:
+    """The implementations that a section `backend` asks for by name; None where all are `auto`."""
+    return {name: value for name, value in asdict(backend).items() if value != "auto"} or None
+
+
 def model_folder(root: Path, model: Any) -> Path:
     """ROOT/models/FAMILY-KEY."""
     return root / "models" / f"{registry.family_of(model).name}-{model_key(model)}"

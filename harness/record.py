@@ -14,12 +14,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, Union, get_args, get_origin, get_type_hints
 
+from ..kernels.errors import InputError
+
 SCHEMA = 2
 STATES = ("done", "failed", "oom", "diverged", "wrong")
-
-
-class RecordError(ValueError):
-    """A folder or file that is not what a record should be, in one line."""
 
 
 def about(text: str, default: Any = None, name: str = "") -> Any:
@@ -162,6 +160,7 @@ class SpeedRow(_Timed):
     mode: str | None = about("forward or train (a step: forward, backward, AdamW, EMA)")
     checkpointing: bool | None = about("whether blocks ran again in the backward pass")
     compile: str | None = about("eager or a mode of torch.compile")
+    asked: dict[str, Any] | None = about("implementations that were asked for by name; null: none, all were auto")
     macs: int | None = about("multiply-adds of one forward pass of one image")
     flops: int | None = about("FLOPs of one forward pass of one image")
     checked_against: dict[str, Any] | None = about("backends of the reference")
@@ -221,43 +220,43 @@ def _types(row: type[Row]) -> dict[str, tuple[str, tuple[type, ...]]]:
 def row(kind: str, **values: Any) -> Row:
     """A row of `kind` from values by their names in the file; `time` is now where none is given.
 
-    Raises RecordError, naming the field, for one that the kind does not have, of another type, or missing where the
+    Raises InputError, naming the field, for one that the kind does not have, of another type, or missing where the
     state is done.
     """
     if kind not in ROWS:
-        raise RecordError(f"no such kind of record: {kind!r}; choices: {', '.join(ROWS)}")
+        raise InputError(f"no such kind of record: {kind!r}; choices: {', '.join(ROWS)}")
     known, made = _types(ROWS[kind]), {}
     for name, value in values.items():
         if name not in known:
-            raise RecordError(f"a record of kind {kind} has no field {name!r}; it has {', '.join(known)}")
+            raise InputError(f"a record of kind {kind} has no field {name!r}; it has {', '.join(known)}")
         attribute, allowed = known[name]
         if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):
-            raise RecordError(f"field {name!r} of a {kind} record is {value!r}, of type {type(value).__name__}")
+            raise InputError(f"field {name!r} of a {kind} record is {value!r}, of type {type(value).__name__}")
         made[attribute] = value
     made.setdefault("time", datetime.now(timezone.utc).isoformat(timespec="seconds"))
     result = ROWS[kind](**made)
     if result.state not in STATES:
-        raise RecordError(f"unknown state {result.state!r} of a {kind} record; choices: {', '.join(STATES)}")
+        raise InputError(f"unknown state {result.state!r} of a {kind} record; choices: {', '.join(STATES)}")
     missing = [name for name in result.needed if getattr(result, name) is None] if result.state == "done" else []
     if missing:
-        raise RecordError(f"a {kind} record that is done lacks {', '.join(missing)}")
+        raise InputError(f"a {kind} record that is done lacks {', '.join(missing)}")
     return result
 
 
 def read_row(line: Any, where: str) -> Row:
-    """The row of a line of `record.jsonl`. Raises RecordError, beginning with `where`, as `row` does, and for a schema
+    """The row of a line of `record.jsonl`. Raises InputError, beginning with `where`, as `row` does, and for a schema
     that this version does not know."""
     if not isinstance(line, dict) or "schema" not in line or "kind" not in line:
-        raise RecordError(f"{where} is not a record of lamabench")
+        raise InputError(f"{where} is not a record of lamabench")
     values = dict(line)
     schema, kind = values.pop("schema"), values.pop("kind")
     if schema != SCHEMA:
         age = "a newer" if isinstance(schema, int) and schema > SCHEMA else "an older"
-        raise RecordError(f"{where} has schema {schema}, of {age} version of lamabench; this one reads {SCHEMA}")
+        raise InputError(f"{where} has schema {schema}, of {age} version of lamabench; this one reads {SCHEMA}")
     try:
         return row(str(kind), **values)
-    except RecordError as error:
-        raise RecordError(f"{where}: {error}") from None
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
 
 
 def read_records(path: Path) -> list[Row]:
@@ -319,7 +318,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         try:
             lines.append(json.loads(text))
         except ValueError as error:
-            raise RecordError(f"{path} line {number} is not JSON: {error}") from None
+            raise InputError(f"{path} line {number} is not JSON: {error}") from None
     return lines
 
 

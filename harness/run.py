@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from ..kernels.errors import InputError
-from .record import RecordError, Row, read_lines, read_records, write_atomically
+from .record import Row, read_lines, read_records, write_atomically
 
 if TYPE_CHECKING:
     import numpy as np
@@ -55,27 +55,27 @@ class Run:
 
 
 def read_json(path: Path) -> Any:
-    """What a JSON file holds. Raises RecordError where it is not JSON, FileNotFoundError where it is not there."""
+    """What a JSON file holds. Raises InputError where it is not JSON, FileNotFoundError where it is not there."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, UnicodeDecodeError) as error:
-        raise RecordError(f"{path} is not JSON: {error}") from None
+        raise InputError(f"{path} is not JSON: {error}") from None
     except (IsADirectoryError, NotADirectoryError, PermissionError) as error:
-        raise RecordError(f"cannot read {path}: {error.strerror}") from None
+        raise InputError(f"cannot read {path}: {error.strerror}") from None
 
 
 def read_info(folder: Path) -> dict[str, Any]:
-    """config.json of a folder. Raises RecordError, one line, where there is none, or it is of another layout."""
+    """config.json of a folder. Raises InputError, one line, where there is none, or it is of another layout."""
     try:
         info = read_json(folder / "config.json")
     except FileNotFoundError:
-        raise RecordError(f"{folder} is not a run folder: it has no config.json") from None
+        raise InputError(f"{folder} is not a run folder: it has no config.json") from None
     if not isinstance(info, dict) or "config" not in info:
-        raise RecordError(f"{folder / 'config.json'} is not of lamabench")
+        raise InputError(f"{folder / 'config.json'} is not of lamabench")
     if (layout := info.get("layout", 1)) != LAYOUT:
         if isinstance(layout, int) and layout > LAYOUT:
-            raise RecordError(f"{folder} was written by a newer version of lamabench: its layout is {layout}")
-        raise RecordError(
+            raise InputError(f"{folder} was written by a newer version of lamabench: its layout is {layout}")
+        raise InputError(
             f"{folder} was written by an earlier version of lamabench, whose runs had one id for all stages: read it "
             "with that version (its records name the commit), or train it anew with this one"
         )
@@ -83,7 +83,7 @@ def read_info(folder: Path) -> dict[str, Any]:
 
 
 def read_run(folder: Path) -> Run:
-    """A folder with its records. Raises RecordError where there is no config.json or a line cannot be read."""
+    """A folder with its records. Raises InputError where there is no config.json or a line cannot be read."""
     return Run(folder, read_info(folder), read_records(folder / "record.jsonl"), read_lines(folder / "metrics.jsonl"))
 
 
@@ -145,14 +145,17 @@ def plain_name(text: str) -> str:
 
 def read_study(folder: Path) -> dict[str, Any]:
     """What .study.json of ROOT/STUDY says: `study`, `file` (None: no file), `runs`, a list of dicts with `name`,
-    `variant`, `seed`, `model`, `family`, `title`, and the folders `training` (None where it has none), `model_folder`
-    and `samples` (a list), relative to ROOT. Raises RecordError where there is none or it cannot be read."""
+    `variant`, `seed`, `model`, `family`, `title`, `steps` (of its training) and `backend` (as asked for), and the
+    folders `training` (None where it has none), `model_folder` and `samples` (a list), relative to ROOT.
+
+    Raises InputError where there is no listing or it cannot be read.
+    """
     try:
         listing = read_json(folder / STUDY)
     except FileNotFoundError:
-        raise RecordError(f"{folder} is not the folder of a study: it has no {STUDY}") from None
+        raise InputError(f"{folder} is not the folder of a study: it has no {STUDY}") from None
     if not isinstance(listing, dict) or not isinstance(listing.get("runs"), list):
-        raise RecordError(f"{folder / STUDY} is not of lamabench")
+        raise InputError(f"{folder / STUDY} is not of lamabench")
     return listing
 
 
@@ -265,12 +268,12 @@ class OpenRun:
 def open_run(path: str | Path) -> OpenRun:
     """A training by its folder, or by a study's link to it: `open_run("runs/demo/dit_nano")`.
 
-    Raises RecordError where there is none.
+    Raises InputError where there is none.
     """
     from .stages import config_from_dict
 
     folder = Path(path)
     info = read_info(folder)
     if info["kind"] != "training":
-        raise RecordError(f"{folder} is the folder of a {info['kind']}, not of a training")
+        raise InputError(f"{folder} is the folder of a {info['kind']}, not of a training")
     return OpenRun(folder, config_from_dict(info["config"]))

@@ -15,6 +15,7 @@ from ..models import registry
 from . import signals
 from .config import SECTIONS, BenchConfig, Config, check_fit, micro_batch
 from .keys import (
+    asked,
     config_from_dict,
     config_to_dict,
     digest,
@@ -385,7 +386,8 @@ def _bench(task: Task, config: Config, progress: Progress) -> Iterator[dict[str,
         settings, backend = BenchConfig(**plan["bench"]), SECTIONS["backend"](**plan["backend"])
         there = measurements(task, plan, rows, name)
         for line in bench(config.model, settings, backend, config.objective, device, progress.say, there):
-            yield {"kind": "speed", "key": speed_key(config.model, line, backend, name), **line}
+            key = speed_key(config.model, line, backend, name)
+            yield {"kind": "speed", "key": key, "asked": asked(backend), **line}
 
 
 _DO = {"cost": _cost, "train": _train, "sample": _sample, "evaluate": _evaluate, "bench": _bench}

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import NoReturn
 
 from ..ablations.study import StudyError
-from ..harness.record import RecordError
 from ..kernels.errors import InputError
 
 EPILOG = """examples
@@ -193,7 +192,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not _unread():
             raise
         return 141
-    except (InputError, StudyError, RecordError) as error:
+    except (InputError, StudyError) as error:
         print(f"lamabench {args.command}: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

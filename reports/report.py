@@ -12,14 +12,20 @@ import matplotlib
 from matplotlib.figure import Figure
 from tabulate import tabulate
 
-from ..harness.record import RecordError, Run
-from .figures import STYLE, loss, quality_vs_macs, throughput
-from .queries import Row, load, score_words, scores, setting_words, timings
+from ..kernels.errors import InputError
+from .costs import costs
+from .loss import loss
+from .origins import origins
+from .quality import quality_vs_macs
+from .queries import score_words, scores, setting_words, timings
+from .runs import Row, Run, read
 from .samples import all_samples, mosaic, samples
 from .speed import MODES, bench, kernels
 from .speed_figures import crossover, speed_vs_flops
+from .style import STYLE
+from .summary import TIMED, seeds, summary
 from .table import Table, filled
-from .tables import TIMED, costs, origins, seeds, summary
+from .throughput import throughput
 
 NOTHING = {  # why a table is not there
     "seeds": "no variant was run with several seeds",
@@ -45,39 +51,39 @@ ABOUT = {
 
 
 def summary_rows(paths: list[Path]) -> list[Row]:
-    """The summary table as plain data, keyed like its csv. Raises RecordError where the folders hold no runs."""
-    return summary(load(paths)).records()
+    """The summary table as plain data, keyed like its csv. Raises InputError where the folders hold no runs."""
+    return summary(read(paths)).records()
 
 
 def summary_text(paths: list[Path], baseline: str | None = None) -> str:
     """The summary for a terminal of 120 columns, under it the benchmarks of several measurements a model and of
-    operators; what does not fit is named. Raises RecordError like `build`."""
-    runs = load(paths)
+    operators; what does not fit is named. Raises InputError like `build`."""
+    runs = read(paths)
     table = summary(runs)
     parts = [_for_terminal(table, [f"{row['label']}: {row['error']}" for row in table.rows if row["error"]])]
-    timed = {(mode, path) for mode in MODES for lines in timings(runs, "bench", mode).values() for path in lines}
-    swept = any((line["mode"], run.path) not in timed for run in runs for line in run.records if line.get("mode"))
-    more = [bench(runs, baseline) if swept else None, kernels(runs)]
+    single = {(mode, run) for mode in MODES for rows in timings(runs, "speed", mode).values() for run in rows}
+    several = any((row["mode"], run) not in single for run in runs for row in run.rows if row.get("mode"))
+    more = [bench(runs, baseline) if several else None, kernels(runs)]
     parts += [_for_terminal(table, [table.caption]) for table in more if table is not None and table.rows]
     return "\n\n".join(parts)
 
 
 def _for_terminal(table: Table, notes: list[str]) -> str:
-    shown = [column for column in table.columns if column.title and column.name and filled(table.rows, column)]
-    shown += [column for column in table.columns if column.name == "state"]
-    dropped: list[str] = []
+    columns = [column for column in table.columns if column.title and column.name and filled(table.rows, column)]
+    columns += [column for column in table.columns if column.name == "state"]
+    omitted: list[str] = []
     while True:
-        heads = [textwrap.fill(column.title or "State", 13, break_long_words=False) for column in shown]
-        cells = [[column.cell(row) for column in shown] for row in table.rows]
-        sides = ["left" if column.digits is None else "right" for column in shown]
-        limits = [34 if column.name in ("label", "shape") else None for column in shown]
+        heads = [textwrap.fill(column.title or "State", 13, break_long_words=False) for column in columns]
+        cells = [[column.cell(row) for column in columns] for row in table.rows]
+        sides = ["left" if column.digits is None else "right" for column in columns]
+        limits = [34 if column.name in ("label", "shape") else None for column in columns]
         text = tabulate(cells, heads, colalign=sides, disable_numparse=True, maxcolwidths=limits)
-        last = max(shown, key=lambda column: column.rank)
+        last = max(columns, key=lambda column: column.rank)
         if max(map(len, text.splitlines())) <= WIDTH or not last.rank:
             break
-        shown.remove(last)
-        dropped.append(last.title or "")
-    notes = notes + ([f"Left out for want of room: {', '.join(dropped)}"] if dropped else [])
+        columns.remove(last)
+        omitted.append(last.title or "")
+    notes = notes + ([f"Columns omitted to fit the terminal: {', '.join(omitted)}"] if omitted else [])
     notes = [textwrap.fill(note, WIDTH, subsequent_indent="  ", break_on_hyphens=False) for note in notes]
     return "\n".join([text, *notes])
 
@@ -86,17 +92,17 @@ def build(paths: list[Path], out: Path, baseline: str | None = None) -> list[Pat
     """Write the report on every run at or below `paths` into the folder `out` and return the files, sorted.
 
     `baseline` is the model whose speed the others' is compared with; None: DiT-XL/2 where it was measured. All of it
-    is rendered in a folder beside `out` first. An earlier report in `out` is replaced file by file. Raises RecordError,
+    is rendered in a folder beside `out` first. An earlier report in `out` is replaced file by file. Raises InputError,
     with `out` untouched, where there is no run, a record or sample file cannot be read, the baseline was not measured,
     or `out` is a file or holds something that is not a report.
     """
     old = _files_of_report(out)
-    runs = load(paths)
+    runs = read(paths)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent))
     except OSError as error:
-        raise RecordError(f"cannot write a report at {out}: {error.strerror}") from None
+        raise InputError(f"cannot write a report at {out}: {error.strerror}") from None
     try:
         _write(runs, temporary, baseline)
         out.mkdir(exist_ok=True)
@@ -113,7 +119,7 @@ def build(paths: list[Path], out: Path, baseline: str | None = None) -> list[Pat
 def _files_of_report(out: Path) -> list[str]:
     """The files of an earlier report in `out`; none where `out` is empty or not there yet."""
     if out.exists() and not out.is_dir():
-        raise RecordError(f"{out} is a file; a report needs a folder of its own")
+        raise InputError(f"{out} is a file; a report needs a folder of its own")
     if not out.is_dir() or not any(out.iterdir()):
         return []
     try:
@@ -122,7 +128,7 @@ def _files_of_report(out: Path) -> list[str]:
             return [Path(name).name for name in index["files"]]
     except (OSError, ValueError, KeyError, TypeError):
         pass  # whatever it is, it is not our index
-    raise RecordError(f"{out} is neither empty nor an earlier report (no index.json of ours); give another")
+    raise InputError(f"{out} is neither empty nor an earlier report (no index.json of ours); give another")
 
 
 def _write(runs: list[Run], folder: Path, baseline: str | None) -> None:
@@ -138,7 +144,7 @@ def _write(runs: list[Run], folder: Path, baseline: str | None) -> None:
         for ending, text in (("md", table.markdown()), ("csv", table.csv()), ("tex", table.latex())):
             (folder / f"{table.name}.{ending}").write_text(text, encoding="utf-8")
         about[f"{table.name}.md, .csv, .tex"] = ABOUT[table.name]
-    pictures = {run.path: mosaic(run) for run in runs}
+    pictures = {run: mosaic(run) for run in runs}
     with matplotlib.rc_context():
         matplotlib.rcdefaults()  # nobody's own matplotlibrc
         matplotlib.rcParams.update(STYLE)
@@ -146,8 +152,8 @@ def _write(runs: list[Run], folder: Path, baseline: str | None) -> None:
             draw.__name__: draw(runs, overview) for draw in (loss, quality_vs_macs, throughput)
         }
         figures |= {draw.__name__: draw(runs, baseline) for draw in (speed_vs_flops, crossover)}
-        figures["samples"] = all_samples([(row["label"], pictures[row["folder"]]) for row in overview.rows])
-        figures |= {name: samples(pictures[run.path]) for name, run in _sample_names(runs).items()}
+        figures["samples"] = all_samples([(row["label"], pictures[row["run"]]) for row in overview.rows])
+        figures |= {name: samples(pictures[run]) for name, run in _sample_names(runs).items()}
         for name, figure in figures.items():
             if isinstance(figure, str):
                 absent[name] = figure
@@ -176,8 +182,8 @@ def _sample_names(runs: list[Run]) -> dict[str, Run]:
 
 
 def _readme(runs: list[Run], overview: Table, speeds: Table, about: dict[str, str], absent: dict[str, str]) -> str:
-    lines = [line for run in runs for line in run.records]
-    origin = [line["provenance"] for line in lines if line.get("provenance")]
+    lines = [row for run in runs for row in run.rows]
+    origin = [row["provenance"] for row in lines if row["provenance"]]
     commits = sorted({f"{where.get('commit') or 'none'}{' + dirty' if where.get('dirty') else ''}" for where in origin})
     devices = sorted({str(where.get("device")) for where in origin})
     days = sorted({line["time"][:10] for line in lines})
@@ -189,9 +195,9 @@ def _readme(runs: list[Run], overview: Table, speeds: Table, about: dict[str, st
     for kind, mode, title, _ in TIMED:
         for setting in timings(runs, kind, mode):
             notes.append(f"{title} throughput: {setting_words(kind, setting)}.")
-    for name, found in scores(runs).items():
-        row = next(iter(found.values()))
-        own = ", ± its own standard deviation" if any(row.get("std") is not None for row in found.values()) else ""
+    for name, rows in scores(runs).items():
+        row = next(iter(rows.values()))
+        own = ", ± its own standard deviation" if any(row.get("std") is not None for row in rows.values()) else ""
         notes.append(f"{name}: {score_words(row)}, features {row['features']}, protocol {row['protocol']}{own}.")
     notes.append("MACs: multiply-adds of one forward pass of one image; FLOPs: 2 × MACs and all other operations.")
     notes.append("Paper Gflops is what the model's paper would print, by its own convention.")

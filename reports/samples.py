@@ -12,8 +12,9 @@ from matplotlib.figure import Figure
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from ..harness.record import RecordError, Run
-from .figures import blank, wrapped
+from ..kernels.errors import InputError
+from .runs import Run
+from .style import blank, wrapped
 
 CLASSES, PER_CLASS, CELL, GAP = 10, 8, 48, 3  # rows and columns; least side of an enlarged image, space between, pixels
 
@@ -29,11 +30,11 @@ class Mosaic:
 def mosaic(run: Run) -> Mosaic | str:
     """The first images of each of a run's first classes, or why there are none.
 
-    Reads `samples.npz` no further than the last image shown. Raises RecordError, in one line, for a file that is not
+    Reads `samples.npz` no further than the last image shown. Raises InputError, in one line, for a file that is not
     `images` uint8 [N, H, W, 1 or 3] with `labels` [N].
     """
-    path = run.path / "samples.npz"
-    if not path.is_file():
+    path = run.samples and run.samples / "samples.npz"
+    if path is None or not path.is_file():
         return "the run has no samples"
     try:
         with zipfile.ZipFile(path) as archive, archive.open("labels.npy") as file:
@@ -48,7 +49,7 @@ def mosaic(run: Run) -> Mosaic | str:
             needed = 1 + max((int(row[-1]) for row in chosen), default=-1)
             images = np.frombuffer(file.read(needed * prod(shape[1:])), np.uint8).reshape(needed, *shape[1:])
     except (OSError, ValueError, KeyError, EOFError, zlib.error, zipfile.BadZipFile) as error:
-        raise RecordError(f"{path} cannot be read as samples: {' '.join(str(error).split())}") from None
+        raise InputError(f"{path} cannot be read as samples: {' '.join(str(error).split())}") from None
     return Mosaic(paste(images, chosen), names) if needed else "the run has no samples"
 
 

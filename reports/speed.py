@@ -1,11 +1,14 @@
 """Benchmarks to tables: how fast each model is at its best batch, and how much of its saved FLOPs became time."""
 
+import json
 from collections import Counter
 from collections.abc import Iterable
 from math import exp, log
+from typing import Any
 
-from ..harness.record import RecordError, Run, identity
-from .queries import Row, backend_words, measurement_of
+from ..kernels.errors import InputError
+from .queries import measurement_of, words_of
+from .runs import Row, Run
 from .table import Column, Table, shortened
 
 BASELINE = "dit_xl_2"
@@ -14,40 +17,44 @@ LATENT_CHANNELS, PIXELS = 4, 8  # an input of four channels is a latent: 8 × 8 
 MODES = {"forward": "Forward", "train": "Training"}
 
 
-def measurements(runs: list[Run], what: str = "mode") -> list[Row]:
-    """The newest line of each measurement of each model, of the whole model or with `what` "operator" of its operators.
+def measurements(runs: list[Run], kind: str = "speed") -> list[Row]:
+    """The newest record of each measurement of each model, of the whole model or with "operator_speed" of its
+    operators.
 
-    `group` is the model as configured and `label` its name, whichever run measured it and at whichever input size.
+    `group` is the model as configured, with the implementations that were asked for by name, and `label` its name,
+    whichever run measured it and at whichever input size.
     """
-    found: dict[tuple, Row] = {}
+    newest: dict[tuple[Any, ...], Row] = {}
     for run in runs:
-        info, config = run.info, run.info.get("config") or {}
-        model = {key: value for key, value in (config.get("model") or {}).items() if key != "input_size"}
-        label = info["title"] + _variant(info)
-        group = f"{label} {identity({'name': info['model'], 'model': model, 'backend': config.get('backend')})}"
+        info = run.info
+        model = {key: value for key, value in (info["config"].get("model") or {}).items() if key != "input_size"}
         scale = PIXELS if model.get("in_channels") == LATENT_CHANNELS else 1
-        for line in run.records:
-            if line["kind"] != "bench" or what not in line or "input_size" not in line:
+        for line in run.rows:
+            if line["kind"] != kind or line["input_size"] is None:
                 continue
-            where = line.get("provenance") or {}
+            asked = line.get("asked") or {}
+            label = info["title"] + _variant(info, asked)
+            group = f"{label} {info['model']} {json.dumps([model, asked], sort_keys=True)}"
+            where = line["provenance"] or {}
             row: Row = {**line, **{key: info[key] for key in ("id", "study", "model", "family", "title")}}
-            row |= {"group": group, "label": label, "px": scale * line["input_size"], "backend": backend_words(line)}
-            row |= {"device": where.get("device"), "commit": where.get("commit")}
+            row |= {"group": group, "label": label, "px": scale * line["input_size"]}
+            row |= {"backend": words_of(line["backend"]), "device": where.get("device"), "commit": where.get("commit")}
             key = (group, row["device"], *measurement_of(line))
-            if key not in found or found[key]["time"] <= line["time"]:
-                found[key] = row
-    labels = {row["group"]: row for row in found.values()}
+            if key not in newest or newest[key]["time"] <= line["time"]:
+                newest[key] = row
+    labels = {row["group"]: row for row in newest.values()}
     taken = Counter(row["label"] for row in labels.values())
     more = {group: f" [{row['id']}]" if taken[row["label"]] > 1 else "" for group, row in labels.items()}
-    return [{**row, "label": row["label"] + more[row["group"]]} for row in found.values()]
+    return [{**row, "label": row["label"] + more[row["group"]]} for row in newest.values()]
 
 
-def _variant(info: Row) -> str:
-    """What was set of the model and its backends, in brackets; its input size stands in a column of its own."""
-    axes = (info.get("variant") or {}).items()
+def _variant(info: Row, asked: Row) -> str:
+    """What was set of the model and its operators, in brackets; its input size stands in a column of its own."""
+    axes = {axis: value for axis, value in (info.get("variant") or {}).items() if not axis.startswith("backend.")}
+    axes |= {f"backend.{operator}": name for operator, name in asked.items()}
     words = [
         f"{axis}={value}"
-        for axis, value in axes
+        for axis, value in axes.items()
         if axis.removeprefix("model.") not in ("model", "seed", "input_size") and value != info["model"]
     ]
     return f" ({', '.join(words)})" if words else ""
@@ -61,11 +68,11 @@ def cell_of(row: Row) -> tuple:
 def baseline_of(rows: list[Row], name: str | None) -> str | None:
     """The model that others are compared with: as named, else DiT-XL/2 where it is there.
 
-    Raises RecordError for a name that was not measured.
+    Raises InputError for a name that was not measured.
     """
     models = sorted({row["model"] for row in rows})
     if name is not None and name not in models:
-        raise RecordError(f"the baseline {name!r} was not measured; choices: {', '.join(models) or 'none'}")
+        raise InputError(f"the baseline {name!r} was not measured; choices: {', '.join(models) or 'none'}")
     return name or (BASELINE if BASELINE in models else None)
 
 
@@ -82,7 +89,7 @@ def bench(runs: list[Run], baseline: str | None = None) -> Table:
     became time. They stand in the row of the model's best compile mode. `memory_ratio` is the peak memory over the
     baseline's in the same compile mode and at `memory_batch`, the largest that both were measured at.
 
-    Raises RecordError where the named baseline was not measured.
+    Raises InputError where the named baseline was not measured.
     """
     measured = measurements(runs)
     name = baseline_of(measured, baseline)
@@ -228,7 +235,7 @@ def crossing(sizes: list[int], ratios: list[float], rival: str) -> str:
 
 def kernels(runs: list[Run]) -> Table:
     """One row an operator, shape, backend and pass: its time, and how far that is from what the machine could do."""
-    rows = measurements(runs, "operator")
+    rows = measurements(runs, "operator_speed")
     for row in rows:
         row["status"] = row["state"] + (f" ({shortened(row['error'])})" if row.get("error") else "")
     rows.sort(key=lambda row: (str(row["device"]), row["label"], row["operator"], _numbers(row["shape"]), row["pass"]))

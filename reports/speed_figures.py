@@ -7,10 +7,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from ..harness.record import Run
-from .figures import Look, blank, logarithmic, wrapped
-from .queries import Row
+from .runs import Row, Run
 from .speed import MODES, baseline_of, crossings, fastest, measurements
+from .style import Look, blank, logarithmic, wrapped
 from .table import Table
 
 
@@ -27,11 +26,11 @@ def _panels(measured: list[Row]) -> list[str]:
 
 def _lines(measured: list[Row], mode: str) -> list[dict[int, list[Row]]]:
     """For each model, in the order of its family and cost, its measurements in a mode by the side of the image."""
-    found: dict[str, dict[int, list[Row]]] = {}
+    lines: dict[str, dict[int, list[Row]]] = {}
     for row in sorted(measured, key=lambda row: (row["family"], row.get("flops") or 0, row["label"])):
         if row["mode"] == mode:
-            found.setdefault(row["group"], {}).setdefault(row["px"], []).append(row)
-    return list(found.values())
+            lines.setdefault(row["group"], {}).setdefault(row["px"], []).append(row)
+    return list(lines.values())
 
 
 def speed_vs_flops(runs: list[Run], baseline: str | None = None) -> Figure | str:
@@ -110,8 +109,8 @@ def crossover(runs: list[Run], baseline: str | None = None) -> Figure | str:
                     sides, [f"{px}\n×{batches[px]}" if px in batches else str(px) for px in sides]
                 )
     _legend_above(figure, keys)
-    said = crossings(measured, baseline_of(measured, baseline))
-    figure.supxlabel("\n".join(wrapped(text, 120) for text in [*said, setting]), fontsize=8, color="0.35")
+    sentences = crossings(measured, baseline_of(measured, baseline))
+    figure.supxlabel("\n".join(wrapped(text, 120) for text in [*sentences, setting]), fontsize=8, color="0.35")
     return figure
 
 
@@ -133,8 +132,8 @@ def _peaks(sizes: dict[int, list[Row]], batches: dict[int, int]) -> dict[int, fl
     peaks = {}
     for px in sorted(sizes):
         rows = [row for row in sizes[px] if row["state"] == "done" and row["batch_size"] == batches.get(px)]
-        if found := [row["peak_memory_gib"] for row in rows if row["peak_memory_gib"]]:
-            peaks[px] = min(found)
+        if values := [row["peak_memory_gib"] for row in rows if row["peak_memory_gib"]]:
+            peaks[px] = min(values)
     return peaks
 
 

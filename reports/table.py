@@ -7,7 +7,7 @@ from math import floor, log10
 
 import pandas as pd
 
-from .queries import Row
+from .runs import Row
 
 TEX = {
     "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$",

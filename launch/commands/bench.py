@@ -9,7 +9,7 @@ from typing import Any
 
 from ...harness.config import Config, DataConfig
 from ...harness.device import device_name, pick_device
-from ...harness.keys import config_to_dict, model_folder, speed_key
+from ...harness.keys import asked, config_to_dict, model_folder, speed_key
 from ...harness.measure.models import WrongOutput, bench, check_bench
 from ...harness.provenance import provenance
 from ...harness.record import newest, read_records
@@ -41,7 +41,10 @@ def run(args: argparse.Namespace) -> int:
             try:
                 for row in bench(config.model, config.bench, config.backend, config.objective, device, say, there):
                     key = speed_key(config.model, row, config.backend, device_name(device))
-                    line = write(folder, {"kind": "speed", "key": key, "provenance": origin, **row})
+                    line = write(
+                        folder,
+                        {"kind": "speed", "key": key, "asked": asked(config.backend), "provenance": origin, **row},
+                    )
                     rows.append({"model": name, **line, "run": str(folder)})
             except WrongOutput as error:
                 wrong.append(f"{name}: {error}")

@@ -20,8 +20,14 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+<<<<<<< HEAD
 from ...harness.record import RecordError, write_atomically
 from ..worker import work
+=======
+from ...harness.record import write_atomically
+from ...kernels.errors import InputError
+from . import client
+>>>>>>> s
 from .cluster import ClusterConfig
 from .executor import SlurmExecutor
 
@@ -49,12 +55,12 @@ class Array:
 
 
 def arrays(home: Path) -> Iterator[Array]:
-    """Every array that was submitted, oldest first. Raises RecordError for a manifest that cannot be read."""
+    """Every array that was submitted, oldest first. Raises InputError for a manifest that cannot be read."""
     for path in sorted(home.glob("[0-9]*/manifest.json")):
         try:
             said = json.loads(path.read_text())
         except ValueError as error:
-            raise RecordError(f"{path} is not JSON: {error}") from None
+            raise InputError(f"{path} is not JSON: {error}") from None
         for index, array in enumerate(said["arrays"]):
             job = job_file(path.parent, index)
             yield Array(

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 from lamabench.harness import record
-from lamabench.harness.record import RecordError, append, read_lines, read_records, row, write_atomically
+from lamabench.harness.record import append, read_lines, read_records, row, write_atomically
+from lamabench.kernels.errors import InputError
 
 SCORE = {"key": "a" * 12, "metric": "FD", "value": 3.0, "count": 10, "protocol": "12345678"}
 
@@ -37,7 +38,7 @@ def test_a_row_survives_the_file(tmp_path):
     ],
 )
 def test_a_row_is_checked(kind, values, message):
-    with pytest.raises(RecordError, match=message):
+    with pytest.raises(InputError, match=message):
         row(kind, **values)
 
 
@@ -53,7 +54,7 @@ def test_a_row_is_checked(kind, values, message):
 )
 def test_what_is_read_is_checked(tmp_path, line, message):
     (tmp_path / "record.jsonl").write_text(json.dumps(line) + "\n")
-    with pytest.raises(RecordError, match=message):
+    with pytest.raises(InputError, match=message):
         read_records(tmp_path / "record.jsonl")
 
 
@@ -83,7 +84,7 @@ def test_a_torn_last_line_is_dropped(tmp_path):
 def test_damaged_line_in_the_middle_is_an_error(tmp_path):
     path = tmp_path / "record.jsonl"
     path.write_text('{"a": 1}\nnonsense\n{"b": 2}\n')
-    with pytest.raises(RecordError, match=r"record\.jsonl line 2 is not JSON"):
+    with pytest.raises(InputError, match=r"record\.jsonl line 2 is not JSON"):
         read_lines(path)
 
 

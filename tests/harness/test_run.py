@@ -9,7 +9,6 @@ import time
 
 import pytest
 from lamabench.harness import run as folders
-from lamabench.harness.record import RecordError
 from lamabench.kernels.errors import InputError
 
 INFO = {"kind": "training", "key": "a" * 12, "study": "s", "name": "n", "variant": {}, "seed": 0, "config": {"x": 1}}
@@ -36,7 +35,7 @@ def test_a_folder_keeps_what_it_says_of_itself(tmp_path):
 def test_what_is_no_run_is_one_line(tmp_path, content, message):
     if content is not None:
         (tmp_path / "config.json").write_text(content)
-    with pytest.raises(RecordError, match=message) as caught:
+    with pytest.raises(InputError, match=message) as caught:
         folders.read_run(tmp_path)
     assert "\n" not in str(caught.value)
 

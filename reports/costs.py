@@ -1,0 +1,32 @@
+"""What models cost, by part."""
+
+from .queries import group_labels
+from .runs import Row, Run
+from .table import Column, Table
+
+
+def costs(runs: list[Run]) -> Table:
+    """Where each distinct model spends its parameters, MACs and FLOPs; the last row of a model is their sum."""
+    labels = group_labels(runs)
+    seen: dict[str, tuple[Row, list[str]]] = {}
+    for run in runs:
+        if line := run.last("cost", state="done"):
+            counts = {key: line.get(key) for key in ("params", "macs", "flops", "parts")}
+            seen.setdefault(f"{run.info['title']} {counts}", (line, []))[1].append(labels[run.group])
+    rows = []
+    for line, sharing in sorted(seen.values(), key=lambda item: (item[0]["macs"], item[1])):
+        alike = len(set(sharing)) - 1  # variants that cost the same, such as two orders of a scan
+        label = sharing[0] + (f" and {alike} alike" if alike else "")
+        parts = line.get("parts") or {}
+        for part in [*parts, "total"]:
+            counts = line if part == "total" else parts[part]
+            if not any(counts[key] for key in ("params", "macs", "flops")):
+                continue
+            row: Row = {"label": label, "part": part, **{key: counts[key] for key in ("params", "macs", "flops")}}
+            for key in ("params", "macs", "flops"):
+                row[f"{key}_percent"] = 100 * counts[key] / line[key] if line[key] else None
+            rows.append(row)
+    columns = [Column("label", "Model"), Column("part", "Part")]
+    for key, title, unit in (("params", "Params (M)", 1e6), ("macs", "MACs (G)", 1e9), ("flops", "FLOPs (G)", 1e9)):
+        columns += [Column(key, title, unit, 4), Column(f"{key}_percent", f"{title[:-4]} (%)", 1.0, 3)]
+    return Table("cost", "Parameters, MACs and FLOPs of one forward pass of one image, by part.", columns, rows)

@@ -1,0 +1,78 @@
+"""Records as one pandas frame, for whoever draws figures of their own."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from .queries import current, group_labels, words_of
+from .runs import Row, Run, read
+
+FIRST = ("study", "name", "label", "variant", "seed", "family", "model", "title", "kind", "state", "error")
+LAST = ("time", "commit", "dirty", "device", "host", "driver", "torch", "python", "lamabench", "id", "key")
+LEFT_OUT = ("schema", "provenance", "parts", "checked_against")
+BACKENDS = ("backend", "asked")
+DRAWN = ("method", "steps", "guidance", "guidance_channels", "clip", "seed", "images_per_s")  # of a score's samples
+KINDS = ("score", "speed", "operator_speed", "cost")
+
+
+def load(paths: str | Path | Iterable[str | Path]) -> pd.DataFrame:
+    """What was recorded at or below folders (runs, studies, roots): one row a score, speed, operator speed or cost.
+
+    Every row has `study`, `name` (of the run), `label` (of its variant, as tables have it), `variant` (axis values in
+    words), `seed`, `family`, `model` (preset), `title`, `kind` (score, speed, operator_speed or cost), `state` (done,
+    failed, oom, diverged or wrong) and `error`; at its end `time` (UTC), the origin (`commit`, `dirty`, `device`,
+    `host`, `driver`, `torch`, `python`, `lamabench`), `id` (key of the training, or else of the model) and `key` (of
+    the row). Between them stand the fields of harness/RECORDS.md under their names there, which carry their units:
+
+    score            `metric`, `value`, `std`, `protocol`, `count`, `reference`, `reference_count`, `features`; the
+                     moment: `checkpoint_step`, `weights`, `images_seen`, `training_flops`, `training_seconds`; how its
+                     images were drawn: `sample_method`, `sample_steps`, `sample_guidance`,
+                     `sample_guidance_channels`, `sample_clip`, `sample_seed`, `sample_images_per_s`
+    speed            `mode`, `input_size` (side of the input), `batch_size`, `compile`, `checkpointing`, `precision`,
+                     `backend`, `asked`, `images_per_s`, `p50_ms` and other percentiles, `peak_memory_gib`, `mfu`
+    operator_speed   `operator`, `shape`, `pass`, `backend`, `p50_ms`, `floor_ms`, `floor`, `times_floor`
+    cost             `params`, `macs`, `flops` (of one forward pass of one image), `paper_gflops` (1e9), and by part
+                     such as `mlp_params`, `mlp_macs`, `mlp_flops`
+
+    The newest row of each key counts; every moment of a training that was scored has its rows. Speed and cost belong to
+    a model: they stand once for all seeds of a variant, and `seed` is missing. Columns without any value are left out.
+    Raises InputError, one line, for a folder that does not exist or holds no run, and for records of a newer version.
+    """
+    several = [paths] if isinstance(paths, str | Path) else paths
+    runs = read([Path(path) for path in several])
+    labels = group_labels(runs)
+    rows: dict[tuple[Any, ...], Row] = {}
+    for run in runs:
+        records = current([*run.rows, *run.earlier])
+        samples = {row["key"]: row for row in records if row["kind"] == "sample"}
+        for record in records:
+            if record["kind"] in KINDS:
+                mine = record["kind"] == "score"
+                key = (
+                    run.info["name"] if mine else None,
+                    run.group,
+                    record["kind"],
+                    record["key"],
+                    record.get("metric"),
+                )
+                rows.setdefault(key, _row(run, labels[run.group], record, samples.get(record.get("samples"))))
+    ordered = sorted(rows.values(), key=lambda row: KINDS.index(row["kind"]))
+    columns = list(dict.fromkeys([*FIRST, *(name for row in ordered for name in row if name not in LAST), *LAST]))
+    frame = pd.DataFrame(ordered, columns=columns)
+    names = [name for name in columns if name in (*FIRST, "key") or frame[name].notna().any()]
+    return frame[names].convert_dtypes()
+
+
+def _row(run: Run, label: str, record: Row, sample: Row | None) -> Row:
+    info = run.info
+    row: Row = {name: info.get(name) for name in FIRST} | {"label": label, "id": info["id"]}
+    row["variant"] = ", ".join(f"{axis}={value}" for axis, value in info["variant"].items() if axis != "seed")
+    row["seed"] = info.get("seed") if record["kind"] == "score" else None
+    row |= {name: value for name, value in record.items() if name not in LEFT_OUT}
+    row |= {name: words_of(record[name]) or None for name in BACKENDS if name in record}
+    for part, counts in (record.get("parts") or {}).items():
+        row |= {f"{part}_{name}": count for name, count in counts.items()}
+    row |= {f"sample_{name}": value for name, value in (sample or {}).items() if name in DRAWN}
+    return row | {name: value for name, value in (record["provenance"] or {}).items() if name in LAST}

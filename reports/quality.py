@@ -1,0 +1,88 @@
+"""The figure of quality against MACs."""
+
+import re
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.transforms import Bbox
+
+from .queries import better, score_words, scores
+from .runs import Run
+from .style import Look, blank, legend_below, logarithmic, wrapped
+from .table import Table
+
+
+def quality_vs_macs(runs: list[Run], overview: Table) -> Figure | str:
+    """The first Frechet distance (else the first metric) against MACs; a point a model, with the spread over seeds."""
+    columns = scores(runs)
+    if not columns:
+        return "no run has been evaluated"
+    name = min(columns, key=lambda name: (not re.match("FI?D", name), -len(columns[name])))
+    values: dict[str, list[float]] = {}
+    macs, members = {}, {}
+    for row in overview.rows:
+        if row.get(name) is not None and row["macs"]:
+            values.setdefault(row["group"], []).append(row[name])
+            macs[row["group"]], members[row["group"]] = row["macs"] / 1e9, row
+    if not values:
+        return f"no run has both {name} and a cost"
+    look, figure = Look(overview), blank(6.4, 4.2)
+    axes = figure.add_subplot()
+    points, labels, marks = [], [], []
+    for group, seeds in values.items():
+        mean, spread = float(np.mean(seeds)), float(np.std(seeds, ddof=1)) if len(seeds) > 1 else None
+        colour, marker = look.colour(group), look.marker(members[group]["family"])
+        axes.errorbar(macs[group], mean, spread, color=colour, marker=marker, markersize=8, capsize=3)
+        marks.append(Line2D([], [], color=colour, marker=marker, linestyle=""))
+        points.append((macs[group], mean))
+        labels.append(members[group]["model_label"] + (f" ({len(seeds)} seeds)" if len(seeds) > 1 else ""))
+    span = max(macs.values()) / min(macs.values())
+    if span > 4:
+        axes.set_xscale("log")
+        logarithmic(axes.xaxis, span)
+    axes.margins(0.15, 0.2)
+    facts = score_words(next(iter(columns[name].values())))
+    end = {"min": "; lower is better", "max": "; higher is better", "": ""}[better(name)]
+    axes.set_xlabel("MACs (G) of one forward pass of one image")
+    axes.set_ylabel(f"{name}\n{wrapped(facts + end, 60)}")
+    if not place_labels(figure, axes, points, [wrapped(label, 30) for label in labels]):
+        legend_below(figure, {f"{at}  {label}": marks[at - 1] for at, label in enumerate(labels, start=1)})
+        place_labels(figure, axes, points, [str(number) for number in range(1, len(points) + 1)])
+    return figure
+
+
+def place_labels(figure: Figure, axes: Axes, points: list[tuple[float, float]], labels: list[str]) -> bool:
+    """Label each point where its text meets the least of what is there already. With long labels that meet something
+    wherever they go, nothing is labelled and False comes back; short ones (numbers) always stay."""
+    figure.draw_without_rendering()  # the layout must stand before anything can be measured
+    around = [(9, 0, "left", "center"), (-9, 0, "right", "center")]
+    around += [(0, 9, "center", "bottom"), (0, -9, "center", "top")]
+    around += [(x, y, "left" if x > 0 else "right", "bottom" if y > 0 else "top") for x in (7, -7) for y in (7, -7)]
+    boxes = [Bbox.from_bounds(x - 8, y - 8, 16, 16) for x, y in axes.transData.transform(points)]
+    notes, clear = [], True
+    for point, label in zip(points, labels, strict=True):
+        note = axes.annotate(label, point, (0, 0), textcoords="offset points", fontsize=8, in_layout=False)
+        choices = []
+        for right, up, side, level in around:
+            note.set(position=(right, up), horizontalalignment=side, verticalalignment=level)
+            box = note.get_window_extent()
+            met = [box.width * box.height - _shared(box, axes.bbox), *(_shared(box, other) for other in boxes)]
+            choices.append((sum(met), len(choices), box))
+        overlap, best, box = min(choices, key=lambda choice: choice[:2])
+        right, up, side, level = around[best]
+        note.set(position=(right, up), horizontalalignment=side, verticalalignment=level)
+        notes.append(note)
+        boxes.append(box)
+        clear = clear and overlap < 1
+    if clear or max(map(len, labels)) < 3:
+        return True
+    for note in notes:
+        note.remove()
+    return False
+
+
+def _shared(one: Bbox, other: Bbox) -> float:
+    both = Bbox.intersection(one, other)
+    return both.width * both.height if both else 0.0

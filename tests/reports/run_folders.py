@@ -1,0 +1,179 @@
+"""Folders of runs for tests of reports, written as the harness writes them. Every number is one that a test chose."""
+
+import csv
+import hashlib
+import io
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from lamabench.harness.record import append, row
+from lamabench.harness.run import create, write_study
+
+Row = dict[str, Any]
+WHERE = {
+    "commit": "a" * 40, "dirty": False, "host": "box", "device": "A CPU", "driver": None, "torch": "2.15.0",
+    "python": "3.11.9", "lamabench": "0.1.0",
+}  # fmt: skip
+H100 = {**WHERE, "device": "NVIDIA H100 80GB HBM3", "driver": "570.1"}
+PARTS = {
+    "ssm": {"params": 300_000, "macs": 6_000_000, "flops": 12_000_000},
+    "scan": {"params": 0, "macs": 0, "flops": 1_000_000},
+    "attention": {"params": 0, "macs": 0, "flops": 0},
+    "mlp": {"params": 700_000, "macs": 4_000_000, "flops": 8_000_000},
+}
+# What tells the keys of records apart.
+KEYED = ("metric", "protocol", "mode", "operator", "shape", "pass", "input_size", "checkpointing", "compile")
+KEYED += ("precision", "batch_size", "asked")
+
+
+def digest(*content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def line(kind: str, state: str = "done", **fields: Any) -> Row:
+    about = {"kind": kind, "state": state, "time": "2025-06-01T10:00:00+00:00", "provenance": WHERE}
+    return {**about, **fields}
+
+
+def cost(macs: int = 10_000_000, params: int = 1_000_000) -> Row:
+    return line("cost", params=params, macs=macs, flops=2 * macs + 1_000_000, paper_gflops=macs / 1e9, parts=PARTS)
+
+
+def trained(final_loss: float = 0.0625, steps: int = 600) -> Row:
+    return line(
+        "train", steps=steps, images=64 * steps, seconds=96.0, images_per_s=400.0, final_loss=final_loss,
+        backend={"selective_scan": "torch"}, precision="float32", batch_size=64,
+    )  # fmt: skip
+
+
+def drawn(steps: int = 50, speed: float = 12.5) -> Row:
+    same = {"count": 512, "method": "ddim", "guidance": 1.0, "guidance_channels": None, "seconds": 41.0}
+    return line("sample", steps=steps, images_per_s=speed, **same)
+
+
+def scored(value: float, protocol: str = "p1", metric: str = "FD-EffNetLite0-512", std: float | None = None) -> Row:
+    against = {"reference": "digits", "reference_count": 1797, "features": "efficientnet_lite0"}
+    return line("score", metric=metric, value=value, std=std, count=512, protocol=protocol, **against)
+
+
+def timed(mode: str, speed: float, batch: int = 16, **fields: Any) -> Row:
+    middle = 1000 * batch / speed
+    same = {
+        "precision": "float32", "compile": "eager", "backend": {"attention": "sdpa"}, "peak_memory_gib": None,
+        "threads": 2, "input_size": 8, "checkpointing": False, "flops": 21_000_000,
+    }  # fmt: skip
+    steps = {"p20_ms": middle * 0.8, "p50_ms": middle, "p80_ms": middle * 1.25}
+    return line("speed", mode=mode, batch_size=batch, images_per_s=speed, **{**same, **steps, **fields})
+
+
+def swept(mode: str, speed: float, batch: int = 64, **fields: Any) -> Row:
+    return {**timed(mode, speed, batch, precision="bfloat16", **fields), "provenance": H100}
+
+
+def everything(value: float, speed: float, **more: Any) -> list[Row]:
+    return [cost(**more), trained(), drawn(), scored(value), timed("forward", speed), timed("train", speed / 4)]
+
+
+def put(folder: Path, info: Row, lines: list[Row]) -> Path:
+    """A folder with its records; a line without a key gets one of what it measured, in this folder."""
+    create(folder, info)
+    for values in lines:
+        apart = [values.get(name) for name in KEYED]
+        apart.append(values.get("backend") if "operator" in values else values["provenance"]["device"])
+        key = info["key"] if values["kind"] in ("cost", "train", "sample") else digest(info["key"], apart)
+        append(folder / "record.jsonl", row(**{"key": key, **values}).as_dict())
+    return folder
+
+
+def write(
+    root: Path,
+    name: str,
+    lines: list[Row],
+    family: str = "dit",
+    title: str = "DiT-demo",
+    variant: Row | None = None,
+    seed: int = 0,
+    curve: list[float] | None = None,
+    labels: list[int] | None = None,
+    study: str = "demo",
+    step: int = 600,
+    model: Row | None = None,
+    trains: bool = True,
+    entry: Row | None = None,
+    **sample: Any,
+) -> Path:
+    """A run of a study: its model, its training and, where there are such lines or labels, its samples at a step.
+
+    Returns the study's link to it. Image k of samples is 4 × 4 pixels of the value k. Called again, it adds samples.
+    """
+    variant = {"model": f"{family}_demo"} if variant is None else variant
+    preset = str(variant.get("model", f"{family}_demo"))
+    about = {"study": study, "name": name, "variant": variant, "seed": seed, "model": preset, "family": family}
+    about["title"] = title
+    config: Row = {
+        "model": {"family": family, **(model or {})},
+        "train": {"batch_size": 64, "steps": step},
+        "seed": seed,
+    }
+    config["sample"] = {"steps": 50, "batch_size": 8, **sample}
+    base = re.sub(r"-s\d+$", "", name)
+    model_key, key = digest(base, variant, model), digest(study, base, variant, model, seed)
+    home, models = root / "trainings" / f"{family}-digits-{key}", root / "models" / f"{family}-{model_key}"
+    of_samples = [one for one in lines if one["kind"] in ("sample", "score")]
+    of_training = [one for one in lines if one["kind"] == "train"]
+    of_model = [one for one in lines if one not in (*of_samples, *of_training)]
+    if of_model or not trains:
+        put(models, {"kind": "model", "key": model_key, **about, "config": {"model": config["model"]}}, of_model)
+    drawn_in = []
+    if trains:
+        put(home, {"kind": "training", "key": key, **about, "config": config}, of_training)
+        steps = [{"step": k, "images": 64 * k, "loss": value} for k, value in enumerate(curve or [], start=1)]
+        (home / "metrics.jsonl").write_text("".join(json.dumps(one) + "\n" for one in steps))
+    if of_samples or labels is not None:
+        own = digest(key, step, sample)
+        drawn_in.append(home / "samples" / own)
+        info = {"kind": "samples", "key": own, **about, "training": str(home), "step": step, "config": config}
+        put(
+            drawn_in[0],
+            info,
+            [{"checkpoint_step": step, "samples": own, **one} if one["kind"] == "score" else one for one in of_samples],
+        )
+    if labels is not None:
+        images = np.broadcast_to(np.arange(len(labels), dtype=np.uint8)[:, None, None, None], (len(labels), 4, 4, 1))
+        np.savez(drawn_in[0] / "samples.npz", images=images, labels=np.array(labels))
+    listed = {**about, "training": str(home.relative_to(root)) if trains else None, **(entry or {})}
+    listed |= {
+        "model_folder": str(models.relative_to(root)),
+        "samples": [str(one.relative_to(root)) for one in drawn_in],
+    }
+    write_study(root, study, f"{study}.yaml", [listed], add=True)
+    return root / study / name
+
+
+def write_three(root: Path) -> Path:
+    """Three models: two that finished, one that ran out of memory with an error full of signs that need escaping."""
+    curve = [1 / k for k in range(1, 31)]
+    write(root, "lamamba", everything(60.0, 600.0), "lamamba", "LaMamba_demo", curve=curve, labels=[1, 0, 1, 0, 2])
+    write(root, "dit", everything(75.5, 1200.0, macs=20_000_000), "dit", "DiT-demo", curve=curve, labels=[0, 1, 1])
+    out_of_memory = line("train", "oom", error="tried 50% of {0} & a_b | #1 $x\n ~^\\ <y>")
+    write(root, "adm", [cost(30_000_000), out_of_memory], "adm", "ADM", curve=curve[:9])
+    return root
+
+
+def samples_of(run: Path) -> Path:
+    """The file of a run's samples."""
+    (path,) = run.glob("samples/*/samples.npz")
+    return path
+
+
+def parsed(text: str) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(text)))
+
+
+def markdown(text: str) -> list[dict[str, str]]:
+    rows = [re.split(r"(?<!\\)\|", line)[1:-1] for line in text.splitlines() if line.startswith("|")]
+    head, _, *body = [[cell.strip() for cell in row] for row in rows]
+    return [dict(zip(head, row, strict=True)) for row in body]

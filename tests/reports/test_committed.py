@@ -1,0 +1,27 @@
+"""The records that are committed: folders and keys are those that the code makes today."""
+
+from pathlib import Path
+
+import lamabench.reports as reports
+import pytest
+from lamabench.harness.config import BackendConfig
+from lamabench.harness.keys import model_key, operator_speed_key, speed_key
+from lamabench.harness.run import read_run
+from lamabench.models.registry import from_dict
+
+ROOT = Path(reports.__file__).parent / "records"
+
+
+@pytest.mark.parametrize(("root", "folders", "lines"), [("bench", 3, 69), ("bench-kernels", 2, 148), ("costs", 37, 43)])
+def test_keys_are_those_of_today(root: str, folders: int, lines: int) -> None:
+    runs = [read_run(config.parent) for config in sorted((ROOT / root).glob("models/*/config.json"))]
+    assert (len(runs), sum(len(run.records) for run in runs)) == (folders, lines)
+    for run in runs:
+        model = from_dict(run.info["config"]["model"])
+        assert run.path.name == f"{run.info['family']}-{model_key(model)}" and run.info["key"] == model_key(model)
+        for row in run.records:
+            line, device = row.flat(), (row.provenance or {})["device"]
+            if row.kind == "speed":
+                assert row.key == speed_key(model, line, BackendConfig(), device)
+            else:
+                assert row.key == operator_speed_key(model, line, device)

@@ -1,0 +1,69 @@
+"""Records as a pandas frame."""
+
+from pathlib import Path
+
+import lamabench.reports as reports
+import pandas as pd
+import pytest
+from lamabench.kernels.errors import InputError
+from run_folders import WHERE, cost, drawn, line, scored, swept, timed, trained, write
+
+
+def write_runs(root: Path) -> Path:
+    """Two seeds of one variant, scored at two moments."""
+    for seed in (0, 1):
+        speed = timed("train", 64.0, peak_memory_gib=2.5, mfu=0.25)
+        lines = [trained(), drawn(), scored(2.0 + seed), *([] if seed else [cost(), speed])]
+        variant = {"train.lr": 0.1}
+        write(root, f"a-s{seed}", lines, variant=variant, seed=seed)
+        write(
+            root,
+            f"a-s{seed}",
+            [drawn(), {**scored(6.0 + seed), "images_seen": 200}],
+            variant=variant,
+            seed=seed,
+            step=200,
+        )
+    return root
+
+
+def test_a_row_a_score_a_speed_a_cost(tmp_path: Path) -> None:
+    frame = reports.load(write_runs(tmp_path))
+    assert list(frame["kind"]) == ["score"] * 4 + ["speed", "cost"]  # the model's stand once for both seeds
+    scores = frame[frame["kind"] == "score"]
+    found = {(row.seed, row.checkpoint_step): row.value for row in scores.itertuples()}
+    assert found == {(0, 600): 2.0, (1, 600): 3.0, (0, 200): 6.0, (1, 200): 7.0}
+    assert set(scores["label"]) == {"DiT-demo (train.lr=0.1)"} and set(scores["variant"]) == {"train.lr=0.1"}
+    assert (scores["sample_method"] == "ddim").all() and (scores["sample_steps"] == 50).all()
+    assert list(scores[scores["images_seen"].notna()]["value"]) == [6.0, 7.0]
+    speed, counted = frame[frame["kind"] == "speed"].iloc[0], frame[frame["kind"] == "cost"].iloc[0]
+    assert (speed["images_per_s"], speed["p50_ms"], speed["peak_memory_gib"], speed["mfu"]) == (64.0, 250.0, 2.5, 0.25)
+    assert speed["backend"] == "attention=sdpa" and pd.isna(speed["seed"]) and speed["device"] == WHERE["device"]
+    assert (counted["params"], counted["macs"], counted["mlp_macs"]) == (1_000_000, 10_000_000, 4_000_000)
+    assert counted["commit"] == "a" * 40 and (frame["state"] == "done").all()
+    assert frame["key"].is_unique and not {"operator", "std", "parts", "provenance"} & set(frame.columns)
+
+
+def test_the_newest_row_of_a_key_counts_and_failures_are_rows(tmp_path: Path) -> None:
+    full = {**swept("train", 1.0, 128), "state": "oom", "error": "full"}
+    write(tmp_path, "one", [swept("train", 9.0), swept("train", 10.0), full, line("cost", "failed", error="no")])
+    frame = reports.load([tmp_path / "demo"])
+    assert [(row.kind, row.state) for row in frame.itertuples()] == [
+        ("speed", "done"), ("speed", "oom"), ("cost", "failed")
+    ]  # fmt: skip
+    assert frame["images_per_s"].iloc[0] == 10.0 and list(frame["error"].iloc[1:]) == ["full", "no"]
+
+
+def test_every_column_is_in_the_docstring_or_in_the_page_of_records(tmp_path: Path) -> None:
+    from lamabench.harness import record
+
+    frame = reports.load(str(write_runs(tmp_path)))
+    fields = {name for row in record.ROWS.values() for name in record.row(row.kind, state="failed").flat()}
+    words = set((reports.load.__doc__ or "").replace("`", " ").replace(",", " ").split())
+    parts = {f"{part}_{what}" for part in ("ssm", "scan", "attention", "mlp") for what in ("params", "macs", "flops")}
+    assert [name for name in frame.columns if name not in fields | words | parts] == []
+
+
+def test_bad_input_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such folder"):
+        reports.load(tmp_path / "nowhere")

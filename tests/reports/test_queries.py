@@ -1,0 +1,40 @@
+"""What records say of a run: its label and its state."""
+
+from pathlib import Path
+
+import pytest
+from lamabench.reports.queries import group_labels, state_of
+from lamabench.reports.runs import read
+from run_folders import Row, cost, line, timed, trained, write
+
+
+def test_labels_tell_runs_apart(tmp_path: Path) -> None:
+    write(tmp_path, "a", [], study="first")
+    write(tmp_path, "a", [], study="second")
+    runs = read([tmp_path, tmp_path / "first"])  # a run named twice is one run
+    assert sorted(group_labels(runs).values()) == ["DiT-demo [first]", "DiT-demo [second]"]
+
+
+@pytest.mark.parametrize(
+    ("records", "curve", "state"),
+    [
+        ([], [], ("not started", "")),
+        ([cost()], [1.0], ("unfinished", "")),
+        ([line("train", "failed", error="killed"), trained()], [1.0], ("done", "")),
+        ([line("speed", "oom", mode="train", error="full"), timed("forward", 1.0)], [], ("oom", "bench train: full")),
+        ([line("speed", "failed", error="no"), timed("forward", 1.0)], [], ("done", "")),
+        ([timed("train", 1.0), timed("train", 1.0, 64) | {"state": "oom", "error": "x"}], [], ("done", "")),
+        (
+            [
+                timed("train", 1.0, compile=c) | s
+                for c, s in (("eager", {}), ("compile", {"state": "wrong", "error": "x"}))
+            ],
+            [],
+            ("wrong", "bench train: x"),
+        ),
+        ([line("sample", "failed", error="x"), line("train", "failed", error="a\n b")], [], ("failed", "train: a b")),
+    ],
+)
+def test_state(records: list[Row], curve: list[float], state: tuple[str, str], tmp_path: Path) -> None:
+    write(tmp_path, "run", records, curve=curve)
+    assert state_of(read([tmp_path])[0]) == state

@@ -1,0 +1,130 @@
+"""The report as a whole: files, what is not there, what is refused, the terminal."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from lamabench.kernels.errors import InputError
+from lamabench.reports.report import build, summary_rows, summary_text
+from run_folders import everything, samples_of, scored, write
+
+
+def test_the_same_records_give_the_same_bytes(three: Path, report: Path, tmp_path: Path) -> None:
+    first, second = sorted(report.iterdir()), build([three], tmp_path / "again")
+    assert [path.name for path in first] == [path.name for path in second] == sorted(path.name for path in first)
+    for one, two in zip(first, second, strict=True):
+        assert one.read_bytes() == two.read_bytes(), one.name
+    index = json.loads((report / "index.json").read_text())
+    assert index["files"] == [path.name for path in first]
+    assert set(index["absent"]) == {"seeds", "samples_adm", "kernels", "crossover"}
+    assert not list(tmp_path.glob(".*")) and not list(report.parent.glob(".*"))
+    for path in first:
+        if path.suffix in (".png", ".pdf"):
+            assert path.read_bytes().startswith(b"\x89PNG" if path.suffix == ".png" else b"%PDF")
+    figures = {path.stem for path in first if path.suffix == ".png"}
+    assert figures == {path.stem for path in first if path.suffix == ".pdf"}
+    samples = {"samples", "samples_dit", "samples_lamamba"}
+    assert figures == {"loss", "quality_vs_macs", "throughput", "speed_vs_flops", *samples}
+
+
+def test_what_there_is_nothing_to_show_of_is_named(tmp_path: Path) -> None:
+    write(tmp_path / "runs", "bare", [])
+    (tmp_path / "out").mkdir()  # an empty folder will do
+    files = build([tmp_path / "runs"], tmp_path / "out")
+    tables = [f"{name}.{ending}" for name in ("runs", "summary") for ending in ("csv", "md", "tex")]
+    assert [path.name for path in files] == ["README.md", "index.json", *tables]
+    absent = json.loads((tmp_path / "out/index.json").read_text())["absent"]
+    speed = {"throughput", "bench", "kernels", "speed_vs_flops", "crossover"}
+    assert set(absent) == {"cost", "seeds", "loss", "quality_vs_macs", "samples", "samples_bare", *speed}
+    readme = (tmp_path / "out/README.md").read_text()
+    assert all(name in readme and reason in readme for name, reason in absent.items())
+
+
+def test_an_earlier_report_is_replaced(three: Path, report: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(report, out)
+    (out / "notes.txt").write_text("mine")
+    assert (out / "samples_dit.png").exists()
+    samples_of(three / "demo/dit").unlink()
+    files = build([three], out)
+    assert {path.name for path in out.iterdir()} == {path.name for path in files} | {"notes.txt"}
+    assert not (out / "samples_dit.png").exists() and not (out / "samples.pdf").exists()
+
+
+def test_a_foreign_folder_is_refused_and_untouched(three: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    for content in ("not json", '{"files": []}', '["kind"]'):
+        out.mkdir(exist_ok=True)
+        (out / "index.json").write_text(content)
+        with pytest.raises(InputError, match="neither empty nor an earlier report") as caught:
+            build([three], out)
+        assert "\n" not in str(caught.value) and [path.name for path in out.iterdir()] == ["index.json"]
+        assert (out / "index.json").read_text() == content
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(InputError, match="is a file"):
+        build([three], tmp_path / "file")
+    with pytest.raises(InputError, match="cannot write a report"):
+        build([three], tmp_path / "file" / "below")
+
+
+def test_bad_input_leaves_nothing(three: Path, report: Path, tmp_path: Path) -> None:
+    (tmp_path / "none").mkdir()
+    none, nowhere = tmp_path / "none", tmp_path / "nowhere"
+    for paths, words in (([none], "holds no run"), ([nowhere], "no such folder"), ([], "no run folder")):
+        for ask in (lambda paths: build(paths, tmp_path / "out"), summary_text, summary_rows):
+            with pytest.raises(InputError, match=words):
+                ask(paths)
+    samples = samples_of(three / "demo/dit")
+    whole = samples.read_bytes()
+    shutil.copytree(report, tmp_path / "kept")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "kept").iterdir()}
+    pictures = {"images": np.zeros((2, 4, 4, 3), np.float32), "labels": np.zeros(2, np.int64)}
+    np.savez(tmp_path / "float.npz", **pictures)
+    np.savez(tmp_path / "short.npz", images=np.zeros((2, 4, 4, 3), np.uint8), labels=np.zeros(3, np.int64))
+    np.savez(tmp_path / "bare.npz", images=np.zeros((2, 4, 4, 3), np.uint8))
+    np.save(tmp_path / "array.npy", np.zeros(3))
+    others = [(tmp_path / name).read_bytes() for name in ("float.npz", "short.npz", "bare.npz", "array.npy")]
+    for content in (whole[: len(whole) // 2], b"", *others):
+        samples.write_bytes(content)
+        for out in ("kept", "new"):
+            with pytest.raises(InputError, match="cannot be read as samples") as caught:
+                build([three], tmp_path / out)
+            assert "\n" not in str(caught.value)
+    assert not (tmp_path / "new").exists() and not list(tmp_path.glob(".*"))
+    assert before == {path.name: path.read_bytes() for path in (tmp_path / "kept").iterdir()}
+    samples.write_bytes(whole)
+    config = (three / "demo/dit").resolve() / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "family": None}))
+    with pytest.raises(InputError, match=r"config\.json lacks family"):
+        summary_rows([config.parent])
+
+
+def test_terminal_table_fits(three: Path, tmp_path: Path) -> None:
+    text = summary_text([three])
+    assert "600.0" in text and "oom" in text and "Train" not in text[text.index("Columns omitted") :]
+    assert re.search(r"^ADM: train: tried 50% of", text, re.MULTILINE)
+    for place, metric in enumerate(("KID", "Precision", "Recall", "Density")):
+        more = [scored(1.5 + place, metric=f"{metric}-EffNetLite0-512-{k}") for k in range(2)]
+        write(three, f"wide-{metric}", more, variant={"mixers": "ssm and window and global", "n": place}, seed=place)
+    text = summary_text([three])
+    assert max(map(len, text.splitlines())) <= 120
+    notes = " ".join(text[text.index("Columns omitted to fit the terminal:") :].split())
+    assert "FLOPs (G)" in notes and "Density" in notes
+    head = text[: text.index("---")]
+    assert all(title in head for title in ("Model", "MACs (G)", "State", "FD-"))
+
+
+def test_no_torch(tmp_path: Path) -> None:
+    run = write(tmp_path / "runs", "dit", everything(60.0, 600.0), curve=[1.0, 0.5], labels=[0, 1])
+    code = (
+        "import sys; from pathlib import Path; from lamabench.reports.report import build, summary_text\n"
+        f"build([Path({str(run)!r})], Path({str(tmp_path / 'out')!r})); summary_text([Path({str(run)!r})])\n"
+        "assert 'torch' not in sys.modules, 'torch was imported'"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr

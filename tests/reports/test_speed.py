@@ -1,0 +1,207 @@
+"""Benchmarks as tables and figures."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from lamabench.kernels.errors import InputError
+from lamabench.reports.queries import state_of
+from lamabench.reports.report import build, summary_rows, summary_text
+from lamabench.reports.runs import read
+from lamabench.reports.speed import bench, crossing, kernels
+from lamabench.reports.speed_figures import crossover, speed_vs_flops
+from run_folders import Row, line, markdown, swept, write
+
+
+def write_sweep(root: Path) -> Path:
+    """DiT-XL/2 and a model of a third of its FLOPs at 256 and 512 px, and the latter at 1024 px."""
+
+    def full(mode: str, batch: int, **fields: Any) -> Row:
+        line = {**swept(mode, 1.0, batch, **fields), "state": "oom", "error": "CUDA out of memory"}
+        return {key: value for key, value in line.items() if key not in ("images_per_s", "p50_ms", "peak_memory_gib")}
+
+    small, large = {"input_size": 32, "flops": 240_000}, {"input_size": 64, "flops": 960_000}
+    dit = [
+        swept("forward", 900.0, 8, peak_memory_gib=4.0, mfu=0.25, **small),
+        swept("forward", 1000.0, 64, peak_memory_gib=8.0, mfu=0.3, **small),
+        full("forward", 128, **small),
+        swept("forward", 2000.0, 64, peak_memory_gib=6.0, compile="compile", mfu=0.5, **small),
+        swept("forward", 250.0, 8, peak_memory_gib=9.0, **large),
+        full("train", 1, **large),
+    ]
+    ours = [
+        swept("forward", 1000.0, 8, peak_memory_gib=2.0, input_size=32, flops=80_000),
+        swept("forward", 1200.0, 128, peak_memory_gib=9.0, compile="compile", input_size=32, flops=80_000),
+        swept("forward", 1250.0, 256, peak_memory_gib=17.0, compile="compile", input_size=32, flops=80_000),
+        swept("forward", 999.0, 256, compile="compile", input_size=32, flops=80_000, time="2025-05-31T10:00:00+00:00"),
+        swept("forward", 500.0, 8, input_size=64, flops=320_000, disturbed="others kept 9 of 16 cores busy"),
+        swept("forward", 100.0, 8, input_size=128, flops=1_280_000),
+        {**full("train", 8, input_size=32), "state": "wrong", "error": "gradient off by 1e-1"},
+    ]
+    latents = {"in_channels": 4}
+    write(root, "dit_xl_2", dit, "dit", "DiT-XL/2", {"model": "dit_xl_2"}, study="bench", model=latents, trains=False)
+    ours_is = ("lamamba", "LaMamba-Diff-XL", {"model": "lamamba_xl"})
+    write(root, "lamamba_xl", ours, *ours_is, study="bench", model=latents, trains=False)
+    return root
+
+
+def test_bench_table_by_hand(tmp_path: Path) -> None:
+    table = bench(read([write_sweep(tmp_path / "runs")]))
+    rows = {(r["model"], r["input_size"], r["mode"], r["compile"]): r for r in table.rows}
+    assert len(rows) == len(table.rows) == 9
+    eager, compiled = rows["dit_xl_2", 32, "forward", "eager"], rows["dit_xl_2", 32, "forward", "compile"]
+    assert (eager["batch_size"], eager["images_per_s"], eager["oom_batch"], eager["px"]) == (64, 1000.0, 128, 256)
+    assert eager["ms_per_image"] == 1.0 and eager.get("speed_up") is None and eager["memory_ratio"] == 1.0
+    assert (compiled["speed_up"], compiled["flops_ratio"], compiled["realised"]) == (1.0, 1.0, 1.0)
+    ours = rows["lamamba_xl", 32, "forward", "compile"]
+    assert (ours["batch_size"], ours["images_per_s"]) == (256, 1250.0)  # 999.0 is the older line
+    assert (ours["speed_up"], ours["flops_ratio"]) == (0.625, 3.0) and ours["realised"] == pytest.approx(0.625 / 3)
+    assert ours.get("memory_ratio") is None  # no batch in common
+    plain = rows["lamamba_xl", 32, "forward", "eager"]
+    assert (plain["memory_ratio"], plain["memory_batch"], plain.get("speed_up")) == (0.5, 8, None)
+    assert rows["lamamba_xl", 64, "forward", "eager"]["realised"] == pytest.approx(2 / 3)
+    assert rows["lamamba_xl", 128, "forward", "eager"].get("speed_up") is None
+    full = rows["dit_xl_2", 64, "train", "eager"]
+    assert (full["state"], full["oom_batch"], full["batch_size"], full["ms_per_image"]) == ("oom", 1, None, None)
+    assert rows["lamamba_xl", 32, "train", "eager"]["status"] == "wrong (gradient off by 1e-1)"
+    assert rows["lamamba_xl", 64, "forward", "eager"]["status"] == "done, disturbed"
+    assert plain["status"] == "done" and table.caption.endswith("the times may be too long.")
+    assert "others kept 9 of 16 cores busy" in table.csv()
+    people = markdown(table.markdown())
+    assert [row["Pixels"] for row in people] == sorted(
+        (row["Pixels"] for row in people), key=lambda px: int(px.replace(",", ""))
+    )
+    assert people[0]["Model"] == "DiT-XL/2" and {"MFU (%)", "Realised", "Peak (GiB)", "Backend"} <= people[0].keys()
+    assert {row["MFU (%)"] for row in people[:2]} == {"30.0", "50.0"}
+    # log-log: 0.625 at 256 px, 2 at 512 px
+    px = 256 * 2 ** (np.log(1 / 0.625) / np.log(2 / 0.625))
+    assert f"Forward: LaMamba-Diff-XL overtakes DiT-XL/2 at {px:.0f} px (interpolated)." in table.caption
+    assert "1 where every FLOP that was saved became time" in table.caption
+
+
+@pytest.mark.parametrize(
+    ("ratios", "words"),
+    [
+        ([0.5, 2.0], "overtakes X at 200 px (interpolated)"),
+        ([0.5, 0.5, 1.0], "overtakes X at 400 px (interpolated)"),
+        ([2.0, 0.5, 2.0], "falls behind X at 141 px and overtakes X at 283 px (interpolated)"),
+        ([1.5, 2.0], "is faster than X from 100 to 400 px, no crossing in the measured range"),
+        ([0.5, 0.9], "is slower than X from 100 to 400 px, no crossing in the measured range"),
+    ],
+)
+def test_crossing(ratios: list[float], words: str) -> None:
+    sizes = [100, 400] if len(ratios) == 2 else [100, 200, 400]
+    assert crossing(sizes, ratios, "X") == words
+
+
+def test_baseline_is_named_or_dit_xl_2(tmp_path: Path) -> None:
+    runs = read([write_sweep(tmp_path / "runs")])
+    ours = next(row for row in bench(runs, "lamamba_xl").rows if row.get("speed_up") and row["model"] == "dit_xl_2")
+    assert (ours["speed_up"], ours["flops_ratio"]) == (2000 / 1250, 1 / 3)
+    with pytest.raises(InputError, match=r"the baseline 'dit_b_2' was not measured; choices: dit_xl_2, lamamba_xl"):
+        build([tmp_path / "runs"], tmp_path / "out", "dit_b_2")
+    assert not (tmp_path / "out").exists()
+    lone = read([tmp_path / "runs" / "bench" / "lamamba_xl"])
+    assert not any("speed_up" in row for row in bench(lone).rows) and "overtakes" not in bench(lone).caption
+
+
+def test_other_devices_are_not_compared(tmp_path: Path) -> None:
+    root = write_sweep(tmp_path / "runs")
+    path = root / "bench" / "lamamba_xl" / "record.jsonl"
+    path.write_text(path.read_text().replace("H100", "H200"))
+    assert {row["speed_up"] for row in bench(read([root])).rows if row.get("speed_up")} == {1.0}
+
+
+def test_sweeps_stay_out_of_the_summary(tmp_path: Path) -> None:
+    root = write_sweep(tmp_path / "runs")
+    assert not any("images_per_s" in name for row in summary_rows([root]) for name in row)
+    text = summary_text([root])
+    assert "Realised" in text and max(map(len, text.splitlines())) <= 120 and "overtakes DiT-XL/2" in text
+    assert state_of(read([root / "bench" / "lamamba_xl"])[0]) == ("wrong", "bench train: gradient off by 1e-1")
+
+
+def test_one_swept_pass_is_enough_for_the_table_of_benchmarks(tmp_path: Path) -> None:
+    lines = [swept("train", 5.0), swept("forward", 9.0), swept("forward", 12.0, 128)]
+    text = summary_text([write(tmp_path, "one", lines)])
+    assert [line.split() for line in text.splitlines() if " forward " in line and "12.0" in line]
+
+
+def test_speed_figures_show_the_best_and_the_memory(tmp_path: Path) -> None:
+    runs = read([write_sweep(tmp_path / "runs")])
+    figure = crossover(runs)
+    assert not isinstance(figure, str)
+    panels: list[Any] = figure.axes
+    speed, memory = panels
+    dit, _, ours, _ = speed.lines  # for each model its line, then its crosses
+    assert (list(dit.get_xdata()), list(dit.get_ydata())) == ([256, 512], [2000.0, 250.0])
+    assert (list(ours.get_xdata()), list(ours.get_ydata())) == ([256, 512, 1024], [1250.0, 500.0, 100.0])
+    assert memory.get_ylabel() == "Peak memory (GiB), batch 8"
+    assert list(memory.lines[0].get_ydata()) == [4.0, 9.0]
+    assert "overtakes DiT-XL/2" in figure.get_supxlabel()
+    figure = speed_vs_flops(runs)
+    assert not isinstance(figure, str)
+    lines = figure.axes[0].lines
+    assert list(np.asarray(lines[0].get_xdata()) * 1e9) == [240_000, 960_000]
+    ends, heights = (np.asarray(values) for values in lines[2].get_data())
+    np.testing.assert_allclose(ends * heights, 2000 * 240_000 / 1e9)  # along it, a FLOP takes what it takes DiT
+
+
+def test_memory_is_compared_at_a_batch_that_all_have(tmp_path: Path) -> None:
+    """One on every side where there is one, else the largest on each, and then no line through them."""
+
+    def drawn(where: Path, batches: dict[str, dict[int, list[int]]]) -> tuple[Any, list[list[float]]]:
+        for name, sizes in batches.items():
+            lines = [swept("forward", 10.0, batch, input_size=size) for size, found in sizes.items() for batch in found]
+            lines = [{**line, "peak_memory_gib": 1.0 * line["batch_size"]} for line in lines]
+            write(where, name, lines, title=name, variant={"model": name})
+        figure = crossover(read([where]))
+        assert not isinstance(figure, str)
+        memory = figure.axes[1]
+        return memory, [list(map(float, line.get_ydata())) for line in memory.lines if len(line.get_ydata())]
+
+    memory, peaks = drawn(tmp_path / "a", {"one": {8: [2, 4, 8], 16: [4, 8]}, "two": {8: [4, 16, 8], 16: [8, 4]}})
+    assert memory.get_ylabel() == "Peak memory (GiB), batch 4" and peaks == [[4.0, 4.0]] * 2
+    memory, peaks = drawn(tmp_path / "b", {"one": {8: [8, 16, 32], 16: [2, 4]}, "two": {8: [8, 16], 16: [4]}})
+    assert peaks == [[16.0, 4.0]] * 2 and {line.get_linestyle() for line in memory.lines} == {"None"}
+    assert [label.get_text() for label in memory.get_xticklabels()] == ["8\n×16", "16\n×4"]
+
+
+def test_a_model_out_of_memory_is_marked(tmp_path: Path) -> None:
+    lines = [swept("forward", 10.0, 1, input_size=size) for size in (8, 16)]
+    full = {**swept("forward", 1.0, 1, input_size=32), "state": "oom", "error": "full"}
+    del full["images_per_s"]
+    write(tmp_path, "one", [*lines, full])
+    figure = crossover(read([tmp_path]))
+    assert not isinstance(figure, str)
+    assert [list(line.get_xdata()) for line in figure.axes[0].lines] == [[8, 16], [32]]
+
+
+def test_kernel_table(tmp_path: Path) -> None:
+    same: Row = {"operator": "selective_scan", "shape": "x 64×1024×640", "pass": "forward", "batch_size": 64}
+    same |= {"input_size": 32, "precision": "bfloat16", "threads": 2}
+    floor = {"floor_ms": 0.1, "floor": "bytes", "backend": {"selective_scan": "triton"}}
+    rows = [
+        line("operator_speed", p50_ms=0.4, times_floor=4.0, **floor, **same),
+        line("operator_speed", p50_ms=0.3, times_floor=3.0, **floor, **same),
+        line("operator_speed", "wrong", error="dt off by 1e-1", backend={"selective_scan": "mamba_ssm"}, **same),
+    ]
+    write(tmp_path, "one", rows)
+    runs = read([tmp_path])
+    table = markdown(kernels(runs).markdown())
+    assert [(row["Median (ms)"], row["Time ÷ floor"], row["State"]) for row in table] == [
+        ("0.300", "3.00", "done"), ("-", "-", "wrong (dt off by 1e-1)")
+    ]  # fmt: skip
+    assert table[0]["Backend"] == "selective_scan=triton" and table[0]["Shape"] == "x 64×1024×640"
+    assert bench(runs).rows == [] and r"64$\times$1024" in kernels(runs).latex()
+    assert state_of(runs[0]) == ("wrong", "bench selective_scan: dt off by 1e-1")
+
+
+def test_backends_asked_for_by_name_are_rows_of_their_own(tmp_path: Path) -> None:
+    """One folder of a model holds the measurements of all that were asked for."""
+    lines = [swept("train", 100.0), swept("train", 50.0, asked={"attention": "torch"}, backend={"attention": "torch"})]
+    write(tmp_path, "one", lines, trains=False)
+    rows = bench(read([tmp_path / "models"])).rows
+    assert [(row["label"], row["images_per_s"], row["backend"]) for row in rows] == [
+        ("DiT-demo", 100.0, "attention=sdpa"), ("DiT-demo (backend.attention=torch)", 50.0, "attention=torch")
+    ]  # fmt: skip

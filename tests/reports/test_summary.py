@@ -1,0 +1,155 @@
+"""Tables of runs: the summary, seeds, costs and where runs come from."""
+
+import json
+import re
+import statistics
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lamabench.reports.costs import costs
+from lamabench.reports.origins import origins
+from lamabench.reports.quality import quality_vs_macs
+from lamabench.reports.report import summary_rows
+from lamabench.reports.runs import read
+from lamabench.reports.summary import seeds, summary
+from run_folders import WHERE, cost, drawn, markdown, parsed, scored, timed, trained, write
+
+
+def test_summary_cell_by_cell(three: Path, report: Path) -> None:
+    adm, dit, lamamba = parsed((report / "summary.csv").read_text())  # by family, then MACs
+    key = (three / "demo" / "lamamba").resolve().name[-12:]
+    assert lamamba == {
+        "study": "demo", "name": "lamamba", "id": key, "family": "lamamba", "model": "lamamba_demo",
+        "title": "LaMamba_demo", "variant": "model=lamamba_demo", "seed": "0", "label": "LaMamba_demo",
+        "params": "1000000", "macs": "10000000", "flops": "21000000", "paper_gflops": "0.01", "final_loss": "0.0625",
+        "forward_images_per_s": "600.0", "forward_p20_ms": repr(16000 / 600 * 0.8), "forward_p50_ms": repr(16000 / 600),
+        "forward_p80_ms": repr(16000 / 600 * 1.25), "forward_backend": "attention=sdpa",
+        "train_images_per_s": "150.0", "train_p20_ms": repr(16000 / 150 * 0.8),
+        "train_p50_ms": repr(16000 / 150), "train_p80_ms": repr(16000 / 150 * 1.25),
+        "train_backend": "attention=sdpa", "sample_images_per_s": "12.5",
+        "FD-EffNetLite0-512": "60.0", "state": "done", "error": "",
+    }  # fmt: skip
+    assert (adm["state"], adm["FD-EffNetLite0-512"], adm["macs"], adm["final_loss"]) == ("oom", "", "30000000", "")
+    assert adm["error"] == "train: tried 50% of {0} & a_b | #1 $x ~^\\ <y>"
+    assert dit["macs"] == "20000000"
+    people = markdown((report / "summary.md").read_text())
+    assert people[2] == {
+        "Model": "LaMamba_demo", "Params (M)": "1.000", "MACs (G)": "0.01000", "FLOPs (G)": "0.02100",
+        "Paper Gflops": "0.01000", "Final loss": "0.06250", "Forward (images/s)": "600.0", "Train (images/s)": "150.0",
+        "Sampling (images/s)": "12.50", "FD-EffNetLite0-512": "**60.00**", "State": "done",
+    }  # fmt: skip
+    assert people[1]["FD-EffNetLite0-512"] == "75.50" and people[1]["Forward (images/s)"] == "1,200"
+    assert people[0]["State"].startswith("oom (train: tried 50% of {0} & a_b \\| #1")
+    assert people[0]["FD-EffNetLite0-512"] == people[0]["Final loss"] == "-"
+    sides = (report / "summary.md").read_text().splitlines()[1].strip("|").split("|")
+    assert [side.endswith(":") for side in sides] == [False] + [True] * 9 + [False]
+    assert people == markdown((report / "README.md").read_text())
+    rows = summary_rows([three])
+    assert rows[2]["params"] == 1_000_000 and rows[0]["FD-EffNetLite0-512"] is None and json.dumps(rows)
+
+
+def test_protocols_and_settings_never_share_a_column(tmp_path: Path) -> None:
+    root = tmp_path / "runs"
+    write(root, "one", [scored(60.0, "p1"), timed("forward", 100.0), drawn(50)])
+    write(root, "two", [scored(50.0, "p2"), timed("forward", 300.0, batch=32), drawn(250)], title="DiT-two")
+    one, two = summary_rows([root])
+    assert one["FD-EffNetLite0-512@p1"] == 60.0 and one["FD-EffNetLite0-512@p2"] is None
+    assert two["FD-EffNetLite0-512@p2"] == 50.0 and two["FD-EffNetLite0-512@p1"] is None
+    assert "FD-EffNetLite0-512" not in one and "forward_images_per_s" not in one
+    assert (one["forward_images_per_s_batch_16"], one["forward_images_per_s_batch_32"]) == (100.0, None)
+    assert (two["forward_images_per_s_batch_16"], two["forward_images_per_s_batch_32"]) == (None, 300.0)
+    assert (two["sample_images_per_s_50_steps"], two["sample_images_per_s_250_steps"]) == (None, 12.5)
+    text = summary(read([root])).markdown()
+    assert "Forward (images/s, batch 32)" in text and "**" not in text  # alone in its column, nothing is the best
+
+
+def test_threads_of_the_host_matter_on_a_cpu_only(tmp_path: Path) -> None:
+    for driver, columns in ((None, 2), ("570.1", 1)):
+        root = tmp_path / f"runs-{driver}"
+        for name, threads in (("one", 2), ("two", 8)):
+            write(root, name, [{**timed("forward", 10.0, threads=threads), "provenance": {**WHERE, "driver": driver}}])
+        assert sum("forward_images_per_s" in name for name in summary_rows([root])[0]) == columns
+
+
+def test_best_follows_the_metric(tmp_path: Path) -> None:
+    root = tmp_path / "runs"
+    for name, fd, precision in (("one", 3.0, 0.5), ("two", 2.0, 0.25)):
+        other = [scored(precision, metric="Precision-X"), scored(fd, metric="Oddity")]
+        write(root, name, [scored(fd, metric="KID-X", std=0.125), *other], title=name)
+    made = summary(read([root]))
+    one, two = markdown(made.markdown())
+    assert (one["KID-X"], two["KID-X"]) == ("3.000 ± 0.125", "**2.000 ± 0.125**")
+    assert (one["Precision-X"], two["Precision-X"]) == ("**0.5000**", "0.2500")
+    assert (one["Oddity"], two["Oddity"]) == ("3.000", "2.000")
+    assert r"\textbf{2.000 $\pm$ 0.125}" in made.latex()
+
+
+def test_latex_is_escaped_and_whole(report: Path) -> None:
+    checked = [path.read_text() for path in sorted(report.glob("*.tex"))]
+    assert len(checked) == 4  # bench, cost, runs, summary
+    for text in checked:
+        assert text.isascii()
+        bare = re.sub(r"\\[\\&%$#_{}]", "", text)  # what is left after escaped signs must be commands and structure
+        assert not re.search(r"[%#~^<>|]|(?<!tab:)_", bare.replace("|", "")) and bare.count("{") == bare.count("}")
+        assert bare.count("$") % 2 == 0
+        begun, ended = (re.findall(rf"\\{word}{{(\w+)}}", text) for word in ("begin", "end"))
+        assert begun == ["table", "tabular"] and ended == ["tabular", "table"]
+        sides = re.search(r"\\begin{tabular}{([lr]+)}", text)
+        lines = [row for row in text.splitlines() if row.endswith(r" \\")]
+        assert sides and {len(re.findall(r"(?<!\\)&", row)) for row in lines} == {len(sides[1]) - 1}
+    assert r"tried 50\% of \{0\} \& a\_b | \#1 \$x \textasciitilde{}\textasciicircum{}\textbackslash{}" in checked[3]
+    assert r"LaMamba\_demo" in checked[3]
+
+
+def test_seeds(tmp_path: Path) -> None:
+    root, values = tmp_path / "runs", [60.0, 62.0, 67.0]
+    for seed, value in enumerate(values):
+        records = [cost(), scored(value), *([trained(0.5)] if seed else [])]
+        write(root, f"scan-s{seed}", records, variant={"scan": "cross"}, seed=seed)
+    write(root, "alone", [cost(20_000_000), scored(70.0)], variant={"scan": "none"}, seed=7)
+    runs = read([root])
+    made = seeds(summary(runs))
+    (row,) = parsed(made.csv())
+    assert row["label"] == "DiT-demo (scan=cross)" and row["n"] == "3"
+    assert float(row["FD-EffNetLite0-512_mean"]) == 63.0
+    assert float(row["FD-EffNetLite0-512_std"]) == pytest.approx(statistics.stdev(values), rel=1e-12)
+    assert (row["FD-EffNetLite0-512_n"], row["final_loss_n"], row["final_loss_std"]) == ("3", "2", "0.0")
+    (people,) = markdown(made.markdown())
+    assert people["FD-EffNetLite0-512"] == "63.00 ± 3.61" and people["Final loss"] == "0.5000 ± 0.0000 (n=2)"
+    labels = [row["label"] for row in summary_rows([root])]
+    assert labels == [*(f"DiT-demo (scan=cross), seed {seed}" for seed in range(3)), "DiT-demo (scan=none)"]
+    figure = quality_vs_macs(runs, summary(runs))
+    assert not isinstance(figure, str)
+    axes: Any = figure.axes[0]
+    middle, lone = axes.containers
+    low, high = middle.lines[2][0].get_segments()[0][:, 1]
+    assert middle.lines[0].get_ydata()[0] == 63.0 and lone.lines[0].get_xdata()[0] == 0.02
+    assert (high - low) / 2 == pytest.approx(statistics.stdev(values))
+    assert "lower is better" in axes.get_ylabel() and "512 samples against 1797 digits" in axes.get_ylabel()
+    assert {text.get_text() for text in axes.texts} == {"DiT-demo (scan=cross) (3\nseeds)", "DiT-demo (scan=none)"}
+
+
+def test_cost_by_part(tmp_path: Path) -> None:
+    write(tmp_path / "runs", "one", [cost()], variant={"scan": "cross"})
+    write(tmp_path / "runs", "two", [cost()], variant={"scan": "continuous"})
+    made = costs(read([tmp_path / "runs"]))
+    rows = parsed(made.csv())
+    assert [row["part"] for row in rows] == ["ssm", "scan", "mlp", "total"]  # attention is empty, the model there once
+    assert {row["label"] for row in rows} == {"DiT-demo (scan=cross) and 1 alike"}
+    assert [float(row["macs_percent"]) for row in rows] == [60, 0, 40, 100]
+    assert float(rows[1]["flops_percent"]) == pytest.approx(100 / 21) and rows[2]["params"] == "700000"
+    assert markdown(made.markdown())[0]["MACs (%)"] == "60.0"
+
+
+def test_origins(three: Path, report: Path) -> None:
+    dirty = {**WHERE, "dirty": True}
+    write(three, "extra", [{**trained(), "provenance": dirty}], title="DiT-extra", seed=3)
+    made = origins(read([three]))
+    rows = {row["name"]: row for row in parsed(made.csv())}
+    assert rows["extra"]["dirty"] == "True" and rows["extra"]["steps"] == "600" and rows["extra"]["seed"] == "3"
+    assert rows["extra"]["backend"] == "selective_scan=torch" and rows["extra"]["stages"] == "train"
+    assert rows["adm"]["state"] == "oom" and rows["adm"]["steps"] == "9"  # as far as it got
+    people = {row["Name"]: row for row in markdown(made.markdown())}
+    assert people["extra"]["Commit"] == "a" * 12 + " + dirty" and people["dit"]["Commit"] == "a" * 12
+    assert "A CPU. Recorded: 2025-06-01." in (report / "README.md").read_text()
