@@ -2,8 +2,8 @@
 
 Its own makes a plain executor of itself for arrays, no array of one task, a pickle for each task, and renames pickles
 and batch file only after sbatch, when a task may have started. It takes one answer of sbatch, and SBATCH_* variables
-have more say than its batch file. Its quotes do not protect a backslash from sbatch, and it knows no lines of options
-as a person writes them.
+have more say than its batch file. It knows no lines of options as a person writes them, and no patterns in the names
+of folders.
 """
 
 import errno
@@ -43,6 +43,7 @@ class SlurmExecutor(submitit.SlurmExecutor):
         self, stem: Path, cluster: ClusterConfig, name: str, code: str | None = None, after: Sequence[str] = ()
     ) -> None:
         check(stem)
+        check(Path.cwd())
         super().__init__(stem.parent / "logs", python=PYTHON)
         self.stem, self.cluster, self.after = stem.absolute(), cluster, after
         memory = None if cluster.mem_gb is None else f"{round(1024 * cluster.mem_gb)}M"
@@ -109,8 +110,7 @@ class SlurmExecutor(submitit.SlurmExecutor):
         folder = str(self.folder).replace("%", "%%")
         text = slurm._make_sbatch_string(command=command, folder=folder, **self.parameters)
         head, mark, rest = text.partition("\n# setup\n")
-        lines = [_requoted(line) for line in head.rstrip().splitlines()]
-        lines += [f"#SBATCH {option}" for option in self.cluster.options]
+        lines = [head.rstrip(), *(f"#SBATCH {option}" for option in self.cluster.options)]
         return "\n".join([*lines, mark + rest])
 
     def _internal_process_submissions(
@@ -138,19 +138,9 @@ class SlurmExecutor(submitit.SlurmExecutor):
 
 
 def check(path: Path) -> None:
-    """Raise InputError for a path that submitit would read as a pattern, or that is no single line."""
-    if (tag := re.search(r"%[jtAa]|\n", str(path.absolute()))) is not None:
+    """Raise InputError for a path that submitit or sbatch would read as another one, or that is no single line."""
+    if (sign := re.search(r"%[jtAa]|\n|\\", str(path.absolute()))) is not None:
         raise InputError(
-            f"{str(path.absolute())!r} has {tag[0]!r} in its name, which SLURM's job ids would take the place of: "
-            "give another run.root, or the study another name"
+            f"{str(path.absolute())!r} has {sign[0]!r} in its name, which SLURM or submitit would take for something "
+            "else: start in another folder, give another run.root, or the study another name"
         )
-
-
-def _requoted(line: str) -> str:
-    """A #SBATCH line with its value in double quotes, where it has blanks, quotes, or what begins a comment."""
-    key, equals, value = line.partition("=")
-    if not equals:
-        return line
-    text = "".join(shlex.split(value))
-    escaped = re.sub(r'(["\\])', r"\\\1", text)
-    return f'{key}="{escaped}"' if re.search(r"""[\s'"\\#]""", text) else f"{key}={text}"

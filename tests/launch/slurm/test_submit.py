@@ -1,36 +1,21 @@
 """Sweeps on SLURM as far as they need no SLURM: clusters, batch files, snapshots, stopping, and how runs stand."""
 
-import errno
-import json
-import os
-import shutil
-import signal
-import subprocess
-import sys
-import threading
-import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 import yaml
 from lamabench.ablations.study import Study
-from lamabench.harness import provenance
-from lamabench.harness import signals as stop
 from lamabench.harness.record import append, entry, read_lines
 from lamabench.harness.run import create
 from lamabench.kernels.errors import InputError
-from lamabench.launch import worker as task
 from lamabench.launch.cli import main
 from lamabench.launch.plan import plan
-from lamabench.launch.slurm import client, snapshot
 from lamabench.launch.slurm import cluster as clusters
 from lamabench.launch.slurm import manifest as submissions
 from lamabench.launch.slurm.cluster import ClusterConfig, load
 from lamabench.launch.slurm.status import Look, Standing, rows, standings
 from lamabench.launch.slurm.submit import drafts, load_over, queue_of
-from lamabench.launch.worker import Attempt, requeue
-from safetensors.torch import load_file
 
 SMALL = {"model": "dit_nano", "model.depth": 1, "model.hidden_size": 16, "model.num_heads": 2, "data": "digits",
          "data.size": 8, "train.batch_size": 4, "train.precision": "float32", "run.device": "cpu"}  # fmt: skip
@@ -119,52 +104,6 @@ def test_runs_at_a_time_are_one_or_more(action, number, capsys):
     assert caught.value.code == 2 and f"must be a whole number above 0, not '{number}'" in err and err.count("\n") == 1
 
 
-def test_a_batch_file_is_bash_and_asks_for_what_the_cluster_says(tmp_path):
-    asked = load("example", ["cluster.mem_gb=0.5", "cluster.parallel=4"])
-    text = client.script(asked, "n", 12, "echo ran", tmp_path / "a b" / "%A_%a.log", "/code dir")
-    wanted = (
-        "array=0-11%4 partition=gpu account=my-project qos=normal constraint=a100 time=720 cpus-per-task=8 mem=512M"
-    )
-    wanted += " gpus-per-node=1 signal=USR2@120 requeue open-mode=append exclude=node013"
-    for line in [*wanted.split(), f'output="{tmp_path}/a b/%A_%a.log"']:
-        assert f"\n#SBATCH --{line}\n" in text
-    asked = replace(asked, setup=["export MINE=1"])
-    text = client.script(asked, "n", 1, "env", tmp_path / "log", "/code dir")
-    probe = 'srun() { "$@"; }\n' + text
-    env = {"PATH": os.environ["PATH"], "SLURM_CPUS_PER_TASK": "3", "PYTHONPATH": "/mine"}
-    said = subprocess.run(
-        ["bash", "-c", probe], env=env, capture_output=True, text=True, check=True
-    ).stdout.splitlines()
-    assert {
-        "PYTHONPATH=/code dir:/mine",
-        "OMP_NUM_THREADS=3",
-        "SRUN_CPUS_PER_TASK=3",
-        "SLURM_EXPORT_ENV=ALL",
-        "MINE=1",
-        "PYTHONSAFEPATH=1",
-    } <= {*said}
-
-
-@pytest.mark.parametrize(
-    ("folder", "line"),
-    [("/a", "/a/%A"), ("/o'brien", '"/o\'brien/%A"'), ("/a#2", '"/a#2/%A"'), ('/a "b"', '"/a \\"b\\"/%A"')],
-)
-def test_folders_of_any_name_reach_sbatch_whole(folder, line, tmp_path):
-    """An open quote in a #SBATCH line is an error of sbatch's, and # begins a comment."""
-    text = client.script(ClusterConfig(), "n", 1, "true", Path(folder, "%A"), None)
-    assert f"\n#SBATCH --output={line}\n" in text
-    (tmp_path / "a.sh").write_text(text)
-    assert f"--output={folder}/%A" in client._options(tmp_path / "a.sh")
-
-
-def test_a_notice_before_the_task_listens_does_not_kill_it(tmp_path):
-    text = client.script(
-        ClusterConfig(), "n", 1, "bash -c 'kill -USR2 $$; kill -TERM $$; echo alive'", tmp_path / "log", None
-    )
-    done = subprocess.run(["bash", "-c", 'srun() { "$@"; }\n' + text], capture_output=True, text=True)
-    assert done.stdout == "alive\n"
-
-
 def test_plan_prints_the_batch_files(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     base = {**SMALL, "cluster.time_min": 90}
@@ -204,91 +143,6 @@ def test_arrays_are_of_one_request_and_no_longer_than_allowed(tmp_path):
     assert [after for *_, after in shape(1, parallel=1)] == [(), (0,), (), (0,), (1, 3), (2,)]
 
 
-class NoReader:
-    """An stderr at whose other end nobody reads any more: srun's, whose own log is on a full disk."""
-
-    def write(self, text):
-        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
-
-    flush = close = lambda self: None
-
-
-def test_a_full_disk_is_told_without_words(tmp_path, monkeypatch):
-    (manifest := tmp_path / "manifest.json").write_text('{"arrays": [{}]}')
-
-    def full(*_):
-        task.say("started")
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(stop, "listen", lambda: None)
-    monkeypatch.setattr(task, "_attempt", full)
-    monkeypatch.setattr(sys, "stderr", NoReader())
-    assert task.main([str(manifest), "0"]) == errno.ENOSPC
-
-
-def test_task_ids():
-    assert client.tasks_of("7_3", 9) == ["7_3"]
-    assert client.tasks_of("7_[1,3-5%2]", 9) == ["7_1", "7_3", "7_4", "7_5"]
-    assert client.tasks_of("7_[0-4:2%2]", 9) == ["7_0", "7_2", "7_4"]
-    # As Debian's SLURM 22.05 says it in the first four seconds after tasks of half a second.
-    assert client.tasks_of("7", 1) == ["7_0"] and client.tasks_of("7", 3) == []
-
-
-def test_sacct_says_every_task_that_did_not_start(tmp_path, monkeypatch):
-    """By default it cuts a long list off, as `7_[1,3,…,51-...]`."""
-    (tmp_path / "sacct").write_text('#!/bin/sh\necho "7_[1,3-4]|PENDING|$SLURM_BITSTR_LEN:0"\necho "8|FAILED|28:0"\n')
-    (tmp_path / "sacct").chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    found = client.accounted({"7": 5, "8": 1}, "2026-01-01T00:00:00")
-    assert found == {f"7_{task}": [("PENDING", "0:0")] for task in (1, 3, 4)} | {"8_0": [("FAILED", "28:0")]}
-
-
-def test_variables_of_slurm_change_nothing_that_was_asked_for(tmp_path, monkeypatch):
-    """Those that a profile exports, and those of an interactive job from which a study is submitted."""
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    for name, text in (
-        ("sbatch", f'(printf "%s\\n" "$@"; env) > {tmp_path}/got; echo 7'),
-        ("squeue", "env | grep -c ^SQUEUE_STATES || true"),
-    ):
-        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
-        (tmp_path / name).chmod(0o755)
-    given = {"SQUEUE_STATES": "all", "SLURM_CONF": "/etc/a", "SLURM_MEM_PER_CPU": "100", "SBATCH_ACCOUNT": "other"}
-    for key, value in given.items():
-        monkeypatch.setenv(key, value)
-    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
-    asked = ClusterConfig(account="ours", options=["--comment='a b'  # why", "-w node1"])
-    (tmp_path / "a.sh").write_text(client.script(asked, "n", 2, "true", tmp_path / "a b" / "%A", None))
-
-    def got(*after):
-        client.sbatch(tmp_path / "a.sh", "n", after)
-        return (tmp_path / "got").read_text().splitlines()
-
-    words = got("7")
-    wanted = {"--account=ours", "--requeue", "--comment=a b", "-w", "node1", f"--output={tmp_path}/a b/%A"}
-    assert wanted <= {*words} and words.index("--dependency=afterany:7") + 1 == words.index(str(tmp_path / "a.sh"))
-    assert "SLURM_CONF=/etc/a" in words and "SLURM_MEM_PER_CPU=100" in words
-    monkeypatch.setenv("SLURM_JOB_ID", "3")
-    words = got()
-    assert "SLURM_CONF=/etc/a" in words and "SLURM_MEM_PER_CPU=100" not in words
-    assert client.call("squeue") == "0\n"
-
-
-def test_what_sbatch_says(tmp_path, monkeypatch):
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    (tmp_path / "a.sh").touch()
-    (tmp_path / "sbatch").touch(mode=0o755)
-    for said, job in (("7", "7"), ("7;here", "7"), ("-----\n Welcome to 2 nodes\n\n7", "7")):
-        (tmp_path / "sbatch").write_text(f"#!/bin/sh\nprintf '%s\\n' '{said}'\n")
-        assert client.sbatch(tmp_path / "a.sh", "n") == job
-    (tmp_path / "sbatch").write_text("#!/bin/sh\necho welcome\n")
-    with pytest.raises(client.SlurmError, match="sbatch gave no job id: 'welcome'"):
-        client.sbatch(tmp_path / "a.sh", "n")
-    monkeypatch.setattr(client, "ANSWER_S", 0.5)
-    (tmp_path / "sbatch").write_text("#!/bin/sh\necho no room for more >&2\nexec sleep 60\n")
-    with pytest.raises(client.Passing, match=r"sbatch gave no answer within 0.5 s \(no room for more\)"):
-        client.call("sbatch")
-
-
 def test_a_retry_keeps_what_was_asked_for():
     given = replace(load("example"), time_min=33)
     assert load_over(given, []) == given
@@ -301,162 +155,11 @@ def test_a_retry_keeps_what_was_asked_for():
         queue_of(None, [], None)
 
 
-def git(folder, *words):
-    command = ["git", "-C", str(folder), "-c", "user.name=a", "-c", "user.email=a@b", *words]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
-
-
-@pytest.fixture
-def checkout(tmp_path, monkeypatch):
-    """A small repository in the place of ours."""
-    folder = tmp_path / "checkout"
-    for name in ("kernels/a.py", "harness/provenance.py", "ablations/s.yaml", "README.md"):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(f"# {name}\n")
-    git(tmp_path, "init", "-q", str(folder))
-    git(folder, "add", "-A")
-    git(folder, "commit", "-q", "-m", "all")
-    monkeypatch.setattr(snapshot, "ROOT", folder)
-    monkeypatch.setattr(snapshot, "code", lambda: {"commit": git(folder, "rev-parse", "HEAD").strip(), "dirty": False})
-    return folder
-
-
-def test_a_snapshot_is_the_committed_tree(checkout, tmp_path):
-    commit = git(checkout, "rev-parse", "HEAD").strip()
-    snapshot.check(dirty=False)
-    made = snapshot.freeze(tmp_path / "code")
-    code = Path(made["path"]) / "lamabench"
-    assert {path.relative_to(code).as_posix() for path in code.rglob("*") if path.is_file()} == {
-        "kernels/a.py", "harness/provenance.py", "ablations/s.yaml", "SNAPSHOT.json",
-    }  # fmt: skip
-    assert json.loads((code / "SNAPSHOT.json").read_text())["commit"] == commit == made["commit"]
-    assert snapshot.freeze(tmp_path / "code") == made and len(list((tmp_path / "code").iterdir())) == 1
-    (checkout / "notes.txt").write_text("mine")
-    snapshot.check(dirty=False)  # not code
-
-    (checkout / "kernels" / "a.py").write_text("# changed\n")
-    (checkout / "kernels" / "b.py").write_text("# new\n")
-    with pytest.raises(InputError, match=r"kernels/a\.py, kernels/b\.py\): commit them, or give --dirty"):
-        snapshot.check(dirty=False)
-    snapshot.check(dirty=True)
-    dirty = snapshot.freeze(tmp_path / "code")
-    assert dirty["dirty"] and dirty["path"] != made["path"]
-    assert (code / "kernels" / "a.py").read_text() == "# kernels/a.py\n"
-    assert (Path(dirty["path"]) / "lamabench" / "kernels" / "b.py").read_text() == "# new\n"
-    assert git(checkout, "status", "--porcelain").split() == [
-        "M",
-        "kernels/a.py",
-        "??",
-        "kernels/b.py",
-        "??",
-        "notes.txt",
-    ]
-    git(checkout, "stash", "-u")
-    git(checkout, "apply", dirty["diff"])  # what was saved makes the tree again
-    assert (checkout / "kernels" / "a.py").read_text() == "# changed\n" and (checkout / "kernels" / "b.py").exists()
-
-
-def test_records_of_measurements_are_not_code(checkout, monkeypatch):
-    """So that the second of two measurements that add to committed records is of the commit, as the first is."""
-    monkeypatch.setattr(provenance, "__file__", str(checkout / "harness" / "provenance.py"))
-    record = checkout / "reports" / "records" / "bench" / "dit" / "record.jsonl"
-    record.parent.mkdir(parents=True)
-    record.write_text("{}\n")
-    git(checkout, "add", "-A")
-    git(checkout, "commit", "-q", "-m", "measured")
-    record.write_text("{}\n{}\n")
-    assert provenance.code() == {"commit": git(checkout, "rev-parse", "HEAD").strip(), "dirty": False}
-    (checkout / "README.md").write_text("changed")
-    assert provenance.code()["dirty"]
-
-
-@pytest.mark.parametrize("dirty", [False, True])
-def test_a_checkout_that_git_refuses_is_not_taken_for_an_installed_package(dirty, checkout, tmp_path, monkeypatch):
-    """As git refuses a folder of another user: jobs would import what is edited while they wait."""
-    monkeypatch.setattr(snapshot, "code", lambda: {"commit": None, "dirty": None})
-    (tmp_path / "git").write_text("#!/bin/sh\necho 'fatal: detected dubious ownership in repository' >&2; exit 128\n")
-    (tmp_path / "git").chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    with pytest.raises(InputError, match=r"git rev-parse failed in .*: fatal: detected dubious ownership"):
-        snapshot.check(dirty)
-    monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
-    with pytest.raises(InputError, match="git is not installed on this machine"):
-        snapshot.check(dirty)
-
-
-def test_a_snapshot_on_a_full_disk_is_one_short_line(checkout, tmp_path, monkeypatch):
-    real = f'[ "$3" = checkout-index ] || exec {shutil.which("git")} "$@"'
-    full = 'for file in $(seq 99); do echo "unable to write $file"; done >&2; exit 1'
-    (tmp_path / "git").write_text(f"#!/bin/bash\n{real}\n{full}\n")
-    (tmp_path / "git").chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    with pytest.raises(InputError, match=r"unable to write 1; [\d.]+ MiB are free there: is the disk full") as caught:
-        snapshot.freeze(tmp_path / "code")
-    assert len(str(caught.value)) < 300 and not list((tmp_path / "code").iterdir())
-
-
-def test_an_installed_package_is_its_own_snapshot(tmp_path, monkeypatch):
-    monkeypatch.setattr(snapshot, "ROOT", tmp_path)
-    monkeypatch.setattr(snapshot, "code", lambda: {"commit": None, "dirty": None})
-    snapshot.check(dirty=False)
-    made = snapshot.freeze(tmp_path / "code")
-    assert made["path"] is None and made["version"] == "0.1.0" and not list(tmp_path.iterdir())
-    assert snapshot.words(made) == "lamabench 0.1.0 as installed"
-    assert "PYTHONPATH" not in client.script(ClusterConfig(), "n", 1, "true", tmp_path / "log", made["path"])
-
-
-WORK = """
-import sys
-from pathlib import Path
-from lamabench.harness import signals
-signals.listen()
-from lamabench.harness.progress import Progress
-from lamabench.harness.run import execute
-print("ready", flush=True)
-try:
-    execute(Path(sys.argv[1]), ["train", "sample"], Progress(Path(sys.argv[1]), every=0.0))
-except signals.Stopped as error:
-    print(error, flush=True)
-"""
-
-
-def test_a_signal_stops_a_run_at_a_step_and_it_goes_on_bit_for_bit(tmp_path):
-    """As SLURM sends it: to every process of the step, those that load data too."""
-    more = {"train.steps": 80, "run.log_every": 7, "run.checkpoint_every": 50, "run.workers": 2}
-    more |= {"sample.count": 12, "sample.method": "ddim", "sample.steps": 3, "sample.batch_size": 1}
-    folders = []
-    for root, signals in (("whole", []), ("stopped", [signal.SIGUSR2, signal.SIGTERM])):
-        (run,) = plan(study(tmp_path / root, {"train.lr": [1e-3]}, **more))
-        folders.append(create(run.info))
-        for number in [*signals, None]:
-            process = subprocess.Popen([sys.executable, "-c", WORK, str(run.folder)], stdout=subprocess.PIPE, text=True,
-                                       stderr=subprocess.DEVNULL, start_new_session=True)  # fmt: skip
-            before = (run.folder / "progress.json").stat().st_mtime_ns if number and run.progress() else 0
-            while number and process.poll() is None:
-                if run.progress() and (run.folder / "progress.json").stat().st_mtime_ns != before:
-                    os.killpg(process.pid, number)
-                    break
-                time.sleep(0.005)
-            out, _ = process.communicate(timeout=120)
-            assert process.returncode == 0 and out.split() == [
-                "ready",
-                *(["stopped", "by", number.name] if number else []),
-            ]
-    whole, stopped = folders
-    assert len(read_lines(stopped / "record.jsonl")) == 2
-    for step in (50, 80):
-        one, two = (load_file(folder / "checkpoints" / f"step-{step:08d}.safetensors") for folder in folders)
-        assert one.keys() == two.keys() and all(one[key].equal(two[key]) for key in one)
-    metrics = [[{**line, "seconds": 0} for line in read_lines(folder / "metrics.jsonl")] for folder in folders]
-    assert metrics[0] == metrics[1]
-    assert (whole / "samples.npz").read_bytes() == (stopped / "samples.npz").read_bytes()
-
-
 def submitted(home, runs, job="7"):
     made = submissions.Draft(ClusterConfig(), [{"info": run.info, "stages": list(run.stages)} for run in runs])
-    (array,) = submissions.write(home, "s", [made], lambda *_: "#!/bin/bash\n", {"path": None})
+    (array,) = submissions.write(home, "s", [made], {"path": None})
     submissions.job_file(array.folder, 0).write_text(f"{job}\n")
-    return array
+    return replace(array, job=job)
 
 
 def test_what_was_submitted_is_read_back(tmp_path):
@@ -540,7 +243,7 @@ def test_states_agree_with_what_slurm_and_the_run_say(tmp_path, monkeypatch):
             )
         if log:
             text = f"train 1/5\n{log}\n\n".replace("PLACE", str(place))
-            (array.folder / "logs" / f"7_{place}.log").write_text(text)
+            array.log(place).write_text(text)
         live |= {f"7_{place}": queue} if queue else {}
         accounted |= {f"7_{place}": sacct} if sacct else {}
     seen = Look(live, accounted)
@@ -556,7 +259,7 @@ def test_states_where_slurm_does_not_answer(tmp_path, monkeypatch):
     """A run that left no word is not called cancelled where it began, nor ended where nobody says so."""
     (run,) = plan(study(tmp_path, {"train.lr": [1e-4]}))
     home = submissions.home_of(run.folder)
-    log = submitted(home, [run]).folder / "logs" / "7_0.log"
+    log = submitted(home, [run]).log(0)
 
     def state(live, accounted):
         seen = Look(live, accounted)
@@ -596,59 +299,6 @@ def test_further_stages_of_a_run_that_is_done_are_planned(tmp_path, monkeypatch)
     for one, state, left in ((run, "done", []), (more, "planned", ["cost"])):
         ((found,), _) = standings([one], home)
         assert (found.state, found.error, found.run.missing()) == (state, "", left)
-
-
-def test_queueing_again_is_tried_where_that_may_help(tmp_path, monkeypatch):
-    calls, scontrol = tmp_path / "calls", tmp_path / "scontrol"
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    monkeypatch.setenv("SLURM_JOB_ID", "7")
-    monkeypatch.setattr(client, "DELAYS_S", (0.0, 0.0))
-    scontrol.touch(mode=0o755)
-    for error, times in (("Requested operation is presently disabled", 1), ("Zero Bytes were transmitted", 3)):
-        calls.unlink(missing_ok=True)
-        scontrol.write_text(f"#!/bin/sh\necho $* >> {calls}\necho {error} >&2\nexit 1\n")
-        with pytest.raises(client.SlurmError, match=error):
-            requeue()
-        assert calls.read_text().split("\n") == ["requeue 7"] * times + [""]
-
-
-@pytest.mark.parametrize(
-    ("said", "notice", "preempted"),
-    [
-        ("JobState=RUNNING Reason=None PreemptTime=None", True, False),
-        ("JobState=RUNNING Reason=None PreemptTime=2026-11-22T10:34:23", True, True),
-        ("JobState=COMPLETING Reason=None PreemptTime=None", False, False),  # cancelled, or requeued by somebody
-        ("JobState=COMPLETING Reason=None PreemptTime=2026-11-22T10:34:23", False, False),
-        ("JobState=COMPLETING Reason=TimeLimit PreemptTime=None", True, False),
-    ],
-)
-def test_what_was_cancelled_does_not_queue_itself_again(said, notice, preempted, tmp_path, monkeypatch):
-    calls = tmp_path / "calls"
-    (tmp_path / "scontrol").write_text(f"#!/bin/sh\necho $1 >> {calls}\necho JobId=7 {said}\n")
-    (tmp_path / "scontrol").chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    for key in ("SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID"):
-        monkeypatch.setenv(key, "7")
-    for number, queued in ((signal.SIGUSR2, notice), (signal.SIGTERM, preempted)):
-        calls.unlink(missing_ok=True)
-        monkeypatch.setattr(task, "_ending", threading.Lock())
-        monkeypatch.setattr(stop, "_noted", [number])
-        assert task._stopped(Attempt(tmp_path)) == (0 if queued else 1)
-        assert calls.read_text().split() == ["show", "requeue"][: 1 + queued]
-
-
-def test_a_run_that_gets_nowhere_is_not_queued_again_for_ever(tmp_path, monkeypatch):
-    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "7")
-    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "0")
-    attempt = Attempt(tmp_path)
-    assert not attempt.stuck()
-    for _ in range(2):
-        assert not attempt.stuck()
-        attempt.note("stop", signal="SIGUSR2", mark=attempt.mark())
-    assert attempt.stuck()
-    (tmp_path / "checkpoints").mkdir()
-    (tmp_path / "checkpoints" / "step-00000001.safetensors").touch()
-    assert not attempt.stuck()
 
 
 def test_a_long_error_keeps_the_table_readable(tmp_path, monkeypatch, capsys):
