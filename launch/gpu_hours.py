@@ -22,7 +22,7 @@ def measured(folder: Path = RECORDS) -> list[Row]:
     """The training steps that were measured in FOLDER/models/* and FOLDER/*/models/*, each with the configuration of
     its model as `model`.
 
-    Raises RecordError for a folder that cannot be read.
+    Raises InputError for a folder that cannot be read.
     """
     found = sorted({*folder.glob("models/*/config.json"), *folder.glob("*/models/*/config.json")})
     return steps_of(read_run(path.parent) for path in found)

@@ -35,7 +35,7 @@ def named(root: Path, current: Mapping[str, Sequence[Mapping[str, Any]]] | None 
     """Every folder that the .study.json below a root name, with the trainings of samples; `current` has the runs of
     studies whose file says something else by now.
 
-    Raises RecordError for a .study.json that cannot be read: what it names must not be taken for unnamed.
+    Raises InputError for a .study.json that cannot be read: what it names must not be taken for unnamed.
     """
     listings = dict(current or {})
     for path in root.glob(f"*/{STUDY}"):

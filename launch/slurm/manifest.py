@@ -20,14 +20,9 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-<<<<<<< HEAD
-from ...harness.record import RecordError, write_atomically
-from ..worker import work
-=======
 from ...harness.record import write_atomically
 from ...kernels.errors import InputError
-from . import client
->>>>>>> s
+from ..worker import work
 from .cluster import ClusterConfig
 from .executor import SlurmExecutor
 

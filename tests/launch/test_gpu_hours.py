@@ -8,8 +8,9 @@ import pytest
 import yaml
 from lamabench.ablations.study import Study, load
 from lamabench.harness.keys import model_key
-from lamabench.harness.record import RecordError, append, row
+from lamabench.harness.record import append, row
 from lamabench.harness.run import create, read_run
+from lamabench.kernels.errors import InputError
 from lamabench.launch import gpu_hours
 from lamabench.launch.cli import main
 from lamabench.launch.plan import plan
@@ -74,7 +75,7 @@ def test_hours_come_from_records_alone(tmp_path):
     assert cost(plain, rows) == {"GPU A": pytest.approx(1.0)}
     (tmp_path / "models" / "old").mkdir(parents=True)
     (tmp_path / "models" / "old" / "config.json").write_text('{"config": {}}')
-    with pytest.raises(RecordError, match="was written by an earlier version of lamabench"):
+    with pytest.raises(InputError, match="was written by an earlier version of lamabench"):
         gpu_hours.measured(tmp_path)
 
 
