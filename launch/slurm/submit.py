@@ -210,7 +210,7 @@ def covers(task: Task, other: Task) -> bool:
     """Whether doing `task` does all that `other` asks for."""
     both, *more = merged([task, other])
     names = ("stages", "moments", "metrics", "plans")
-    further = both.config["train"]["steps"] > task.config["train"]["steps"]
+    further = task.kind == "training" and both.config["train"]["steps"] > task.config["train"]["steps"]
     return not more and not further and all(getattr(both, name) == getattr(task, name) for name in names)
 
 
