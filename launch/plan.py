@@ -268,7 +268,7 @@ def listing(runs: Sequence[Planned]) -> list[dict[str, Any]]:
             else value and str(value.relative_to(run.root))
             for name, value in folders.items()
         }
-        entries.append({key: value for key, value in run.about.items() if key != "study"} | relative)
+        entries.append(run.about | relative)
     return entries
 
 

@@ -15,7 +15,7 @@ from lamabench.harness.record import read_lines
 from lamabench.kernels.errors import InputError
 from lamabench.launch import local
 from lamabench.launch.cli import main
-from lamabench.launch.plan import plan
+from lamabench.launch.plan import pieces, plan
 
 SMALL = {"model": "dit_nano", "model.depth": 1, "model.hidden_size": 16, "model.num_heads": 2, "data": "digits",
          "data.size": 8, "train.batch_size": 4, "train.precision": "float32"}  # fmt: skip
@@ -25,7 +25,9 @@ SLICES = ["MIG-5e6f7a8b-aaaa-bbbb-cccc-000000000000", "MIG-5e6f7a8b-aaaa-bbbb-cc
 
 def runs(root, count=2, **more):
     axes = {"train.lr": [(1 + place) * 1e-3 for place in range(count)]}
-    return plan(Study("s", "?", base={**SMALL, "run.root": str(root), **more}, axes=axes, stages=["train"]))
+    """The trainings of a study."""
+    study = Study("s", "?", base={**SMALL, "run.root": str(root), **more}, axes=axes, stages=["train"])
+    return pieces(plan(study))
 
 
 @pytest.mark.parametrize(
@@ -107,7 +109,8 @@ def test_jobs_share_out_the_gpus_and_none_works_on_the_cpu(names, parallel, each
     assert [err.count(f"started on GPU {name}") for name in names] == each
     errors = [read_lines(run.folder / "attempts.jsonl")[-1]["error"] for run in mine]
     given = [error.split("CUDA_VISIBLE_DEVICES: ")[1].rstrip(")") for error in errors]
-    assert sorted(map(given.count, names), reverse=True) == each and not any(run.records() for run in mine)
+    assert sorted(map(given.count, names), reverse=True) == each
+    assert not any((run.folder / "record.jsonl").exists() for run in mine)
     assert all(f"{run.name}: failed: {error}" in err for run, error in zip(mine, errors, strict=True))
 
 
@@ -115,7 +118,7 @@ def test_without_a_gpu_the_cores_are_shared_out(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
     seen = []
     monkeypatch.setattr(local, "_start", lambda run, threads, visible, say: seen.append((threads, visible)) or
-                        local._Job(replace(run, stages=())))  # fmt: skip
+                        local._Job(replace(run, task=replace(run.task, stages=()))))  # fmt: skip
     monkeypatch.setattr("os.sched_getaffinity", lambda _: range(6))
     mine = runs(tmp_path, 3)
     local.run_local(mine)
@@ -140,7 +143,7 @@ def test_jobs_save_and_end_with_the_command(number, everyone, code, last, tmp_pa
                                cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True,
                                env={**os.environ, "CUDA_VISIBLE_DEVICES": ""})  # fmt: skip
     end = time.monotonic() + 120
-    while len(list(tmp_path.glob("runs/s/*/progress.json"))) < 2 and time.monotonic() < end:
+    while len(list(tmp_path.glob("runs/trainings/*/progress.json"))) < 2 and time.monotonic() < end:
         time.sleep(0.1)
     (os.killpg if everyone else os.kill)(command.pid, number)
     _, err = command.communicate(timeout=60)
@@ -148,8 +151,8 @@ def test_jobs_save_and_end_with_the_command(number, everyone, code, last, tmp_pa
     assert "saving, then ending" in err and err.count(last) == 1
     with pytest.raises(ProcessLookupError):
         os.killpg(command.pid, 0)  # nobody is left of its session
-    for folder in tmp_path.glob("runs/s/*-*"):
+    for folder in tmp_path.glob("runs/trainings/*"):
         (saved,) = (folder / "checkpoints").iterdir()
         assert 0 < int(saved.stem[5:]) < 200000
         assert [line["event"] for line in read_lines(folder / "attempts.jsonl")] == ["start", "stop"]
-    assert len(list(tmp_path.glob("runs/s/*-*"))) == 2
+    assert len(list(tmp_path.glob("runs/trainings/*"))) == 2

@@ -7,18 +7,18 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 import submitit
 from lamabench.ablations.study import Study
 from lamabench.harness import signals
 from lamabench.harness.record import read_lines, read_run
-from lamabench.harness.run import create
 from lamabench.launch import worker
-from lamabench.launch.plan import plan
+from lamabench.launch.plan import pieces, plan
 from lamabench.launch.slurm import client
 from lamabench.launch.slurm.cluster import ClusterConfig
+from lamabench.launch.slurm.submit import entry
 from lamabench.launch.worker import Attempt, requeue
 from safetensors.torch import load_file
 
@@ -30,33 +30,39 @@ def study(root, axes, **more):
     return Study("s", "?", base={**SMALL, "run.root": str(root), **more}, axes=axes, stages=["train"])
 
 
-def manifest(run, folder, **cluster):
+def training(root, **more):
+    """The task of one run."""
+    (piece,) = pieces(plan(study(root, {"train.lr": [1e-3]}, **more)))
+    return piece
+
+
+def manifest(piece, folder, **cluster):
     """A manifest of one array of one task."""
-    array = {"cluster": asdict(ClusterConfig(**cluster)), "tasks": [{"info": run.info, "stages": list(run.stages)}]}
+    array = {"cluster": asdict(ClusterConfig(**cluster)), "tasks": [entry(piece)]}
     (folder / "manifest.json").write_text(json.dumps({"arrays": [array]}))
     return str(folder / "manifest.json")
 
 
 def test_the_debug_executor_does_a_task_in_this_process(tmp_path):
     """And leaves its signals and its environment as they were."""
-    (run,) = plan(study(tmp_path, {"train.lr": [1e-3]}, **{"train.steps": 3}))
+    run = training(tmp_path, **{"train.steps": 3})
     before, ours = dict(os.environ), []
     handler = signal.signal(signal.SIGTERM, lambda number, _: ours.append(number))
     try:
         job = submitit.DebugExecutor(tmp_path).submit(worker.work, manifest(run, tmp_path), 0)
-        assert not run.exists() and job.results() == [None]
+        assert not run.folder.exists() and job.results() == [None]
         os.kill(os.getpid(), signal.SIGTERM)
         assert ours == [signal.SIGTERM]
     finally:
         signal.signal(signal.SIGTERM, handler)
-    assert read_run(run.folder).last("train")["state"] == "done" and dict(os.environ) == before
+    assert read_run(run.folder).last("train").state == "done" and dict(os.environ) == before
     start, end = read_lines(run.folder / "attempts.jsonl")
     assert (start["event"], start["records"], end["event"], end["error"]) == ("start", 0, "end", None)
     assert start["job"] == end["job"] == job.job_id
 
 
 def test_a_task_that_fails_in_this_process_raises_its_own_error(tmp_path, monkeypatch):
-    (run,) = plan(study(tmp_path, {"train.lr": [1e-3]}, **{"run.device": "nothing:0"}))
+    run = training(tmp_path, **{"run.device": "nothing:0"})
     job = submitit.DebugExecutor(tmp_path).submit(worker.work, manifest(run, tmp_path), 0)
     monkeypatch.setenv("SUBMITIT_DEBUG_JOB_ID", job.job_id)  # only `results` sets it, and debugs what fails
     for name in ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
@@ -72,7 +78,7 @@ def test_a_local_job_takes_the_signals_over_from_submitit(tmp_path):
     for number in (signal.SIGUSR2, signal.SIGTERM):
         folder = tmp_path / number.name
         more = {"train.steps": 100000, "run.checkpoint_every": 100000}
-        (run,) = plan(study(folder, {"train.lr": [1e-3]}, **more))
+        run = training(folder, **more)
         (folder / "logs").mkdir(parents=True)
         executor = submitit.LocalExecutor(folder / "logs")
         executor.update_parameters(timeout_min=60)
@@ -148,15 +154,15 @@ def test_a_full_disk_is_told_without_words(tmp_path, monkeypatch):
 
 
 WORK = """
-import sys
-from pathlib import Path
+import json, sys
 from lamabench.harness import signals
 signals.listen()
 from lamabench.harness.progress import Progress
-from lamabench.harness.run import execute
+from lamabench.harness.stages import Task, execute
 print("ready", flush=True)
 try:
-    execute(Path(sys.argv[1]), ["train", "sample"], Progress(Path(sys.argv[1]), every=0.0))
+    for task in map(Task.from_dict, json.loads(sys.argv[1])):
+        execute(task, Progress(task.path, every=0.0))
 except signals.Stopped as error:
     print(error, flush=True)
 """
@@ -166,16 +172,23 @@ def test_a_signal_stops_a_run_at_a_step_and_it_goes_on_bit_for_bit(tmp_path):
     """As SLURM sends it: to every process of the step, those that load data too."""
     more = {"train.steps": 80, "run.log_every": 7, "run.checkpoint_every": 50, "run.workers": 2}
     more |= {"sample.count": 12, "sample.method": "ddim", "sample.steps": 3, "sample.batch_size": 1}
+
+    def newest(each):
+        files = [piece.folder / "progress.json" for piece in each if piece.progress()]
+        return max((file.stat().st_mtime_ns for file in files), default=0)
+
     folders = []
     for root, numbers in (("whole", []), ("stopped", [signal.SIGUSR2, signal.SIGTERM])):
-        (run,) = plan(study(tmp_path / root, {"train.lr": [1e-3]}, **more))
-        folders.append(create(run.info))
+        mine = replace(study(tmp_path / root, {"train.lr": [1e-3]}, **more), stages=["train", "sample"])
+        each = pieces(plan(mine))
+        folders.append([piece.folder for piece in each])
+        wanted = json.dumps([asdict(piece.task) for piece in each])
         for number in [*numbers, None]:
-            process = subprocess.Popen([sys.executable, "-c", WORK, str(run.folder)], stdout=subprocess.PIPE, text=True,
+            process = subprocess.Popen([sys.executable, "-c", WORK, wanted], stdout=subprocess.PIPE, text=True,
                                        stderr=subprocess.DEVNULL, start_new_session=True)  # fmt: skip
-            before = (run.folder / "progress.json").stat().st_mtime_ns if number and run.progress() else 0
+            before = newest(each)
             while number and process.poll() is None:
-                if run.progress() and (run.folder / "progress.json").stat().st_mtime_ns != before:
+                if newest(each) != before:
                     os.killpg(process.pid, number)
                     break
                 time.sleep(0.005)
@@ -184,14 +197,14 @@ def test_a_signal_stops_a_run_at_a_step_and_it_goes_on_bit_for_bit(tmp_path):
                 "ready",
                 *(["stopped", "by", number.name] if number else []),
             ]
-    whole, stopped = folders
-    assert len(read_lines(stopped / "record.jsonl")) == 2
+    (whole, drawn), (stopped, redrawn) = folders
+    assert len(read_lines(stopped / "record.jsonl")) == len(read_lines(redrawn / "record.jsonl")) == 1
     for step in (50, 80):
-        one, two = (load_file(folder / "checkpoints" / f"step-{step:08d}.safetensors") for folder in folders)
+        one, two = (load_file(folder / "checkpoints" / f"step-{step:08d}.safetensors") for folder in (whole, stopped))
         assert one.keys() == two.keys() and all(one[key].equal(two[key]) for key in one)
-    metrics = [[{**line, "seconds": 0} for line in read_lines(folder / "metrics.jsonl")] for folder in folders]
+    metrics = [[{**line, "seconds": 0} for line in read_lines(folder / "metrics.jsonl")] for folder in (whole, stopped)]
     assert metrics[0] == metrics[1]
-    assert (whole / "samples.npz").read_bytes() == (stopped / "samples.npz").read_bytes()
+    assert (drawn / "samples.npz").read_bytes() == (redrawn / "samples.npz").read_bytes()
 
 
 def test_queueing_again_is_tried_where_that_may_help(tmp_path, monkeypatch):
