@@ -11,7 +11,7 @@ import time
 import numpy as np
 import pytest
 import yaml
-from lamabench.harness.record import read_run
+from lamabench.harness.run import read_run
 from lamabench.launch.cli import main
 from PIL import Image
 

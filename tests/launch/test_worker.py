@@ -13,7 +13,9 @@ import pytest
 import submitit
 from lamabench.ablations.study import Study
 from lamabench.harness import signals
-from lamabench.harness.record import read_lines, read_run
+from lamabench.harness.record import read_lines
+from lamabench.harness.run import read_run
+from lamabench.kernels.errors import InputError
 from lamabench.launch import worker
 from lamabench.launch.plan import pieces, plan
 from lamabench.launch.slurm import client
@@ -68,9 +70,9 @@ def test_a_task_that_fails_in_this_process_raises_its_own_error(tmp_path, monkey
     for name in ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
         monkeypatch.setenv(name, "29500")  # to be as before afterwards
     error = job.exception()
-    assert isinstance(error, RuntimeError) and "nothing" in str(error)
+    assert isinstance(error, InputError) and "unknown run.device 'nothing:0'" in str(error)
     (_, end) = read_lines(run.folder / "attempts.jsonl")
-    assert end["error"].startswith("RuntimeError: ") and "nothing" in end["error"]
+    assert end["error"].startswith("InputError: unknown run.device 'nothing:0'")
 
 
 def test_a_local_job_takes_the_signals_over_from_submitit(tmp_path):
