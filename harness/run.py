@@ -175,7 +175,8 @@ def check_study(root: Path, study: str, file: str | None) -> None:
 
 
 def write_study(root: Path, study: str, file: str | None, runs: Sequence[dict[str, Any]], add: bool = False) -> Path:
-    """Write ROOT/STUDY/.study.json and a relative link for each run; with `add`, to what is there already.
+    """Write ROOT/STUDY/.study.json and a relative link for each run; with `add`, to what is there already. Links of
+    other runs go.
 
     `runs` as in `read_study`. Raises InputError as `check_study` does.
     """
@@ -190,6 +191,9 @@ def write_study(root: Path, study: str, file: str | None, runs: Sequence[dict[st
         samples = [*earlier.get("samples", []), *run["samples"]]
         known[run["name"]] = {**run, "samples": list(dict.fromkeys(samples))}
         link(folder / run["name"], root / (run["training"] or run["model_folder"]))
+    for path in folder.iterdir():
+        if path.is_symlink() and path.name not in known:
+            path.unlink()
     listing = {"layout": LAYOUT, "study": study, "file": file, "runs": list(known.values())}
     write_atomically(folder / STUDY, json.dumps(listing, indent=1).encode())
     return folder

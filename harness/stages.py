@@ -18,6 +18,7 @@ from .keys import (
     asked,
     config_from_dict,
     config_to_dict,
+    digest,
     model_folder,
     model_key,
     samples_key,
@@ -153,29 +154,36 @@ def merged(several: Iterable[Task]) -> list[Task]:
     return list(known.values())
 
 
-def missing(task: Task) -> list[str]:
-    """The stages of a task that are not done, in the order in which they run."""
-    rows = newest(read_records(task.path / "record.jsonl"))
-    return [stage for stage in STAGES if stage in task.stages and not _done(task, stage, rows)]
+def missing(task: Task, records: Sequence[Row] | None = None) -> list[str]:
+    """The stages of a task that are not done, in the order in which they run; `records` are those of its folder."""
+    records = read_records(task.path / "record.jsonl") if records is None else records
+    return [stage for stage in STAGES if stage in task.stages and not _done(task, stage, records)]
 
 
-def _done(task: Task, stage: str, rows: dict[tuple[str, str], Row]) -> bool:
-    done = [one for one in rows.values() if one.state == "done"]
-    if stage == "train":
-        return any(one.kind == "train" and one.steps >= task.config["train"]["steps"] for one in done)  # type: ignore[attr-defined]
+def _done(task: Task, stage: str, records: Sequence[Row]) -> bool:
+    if stage == "train":  # done stays done where a longer training failed since
+        return (reached(records) or 0) >= task.config["train"]["steps"]
+    rows = newest(records)
     if stage == "evaluate":
         return not missing_metrics(task, rows)
     if stage == "bench":
         return all(next_measurement(task, plan, rows) is None for plan in task.plans)
-    return any(one.kind == stage for one in done)
+    return any(one.kind == stage and one.state == "done" for one in rows.values())
 
 
 def missing_metrics(task: Task, rows: dict[tuple[str, str], Row] | None = None) -> list[str]:
     """The metrics of a task of samples that have no done score."""
     rows = newest(read_records(task.path / "record.jsonl")) if rows is None else rows
-    config = config_from_dict(task.config)
     done = {one.key for one in rows.values() if one.kind == "score" and one.state == "done"}
+    if not done:
+        return list(task.metrics)
+    config = config_from_dict(task.config)
     return [metric for metric in task.metrics if score_key(config, task.key, metric) not in done]
+
+
+def plan_key(task: Task, plan: dict[str, Any]) -> str:
+    """The key of a plan of measurements, for the record of its failure."""
+    return digest("bench", task.key, plan)
 
 
 def next_measurement(task: Task, plan: dict[str, Any], rows: dict[tuple[str, str], Row], device: str = "") -> Any:
@@ -204,23 +212,46 @@ def measurements(
     return found
 
 
+def kept_steps(training: Path, weights: str = "ema") -> list[int]:
+    """The steps of which a training folder has averaged (`ema`) or plain (`live`) weights, ascending."""
+    from .training.checkpoint import moments
+
+    full = sorted((training / "checkpoints").glob("step-*.safetensors"))
+    return moments(training) if weights == "ema" else [int(path.stem.removeprefix("step-")) for path in full]
+
+
 def problem(task: Task) -> str | None:
     """Why a task cannot be done though something is missing of it: weights of a moment that its training has passed and
     not kept; None where nothing stands against it."""
-    from .training.checkpoint import moments
-
     if task.kind != "samples" or "sample" not in missing(task):
         return None
-    kept, reached = moments(Path(task.training)), reached_step(Path(task.training))
-    if reached is None or reached < task.step or task.step in kept:
+    kept, end = kept_steps(Path(task.training), task.config["sample"]["weights"]), reached_step(Path(task.training))
+    if end is None or end < task.step or task.step in kept:
         return None
-    near = sorted(kept, key=lambda step: abs(step - task.step))[:2]
-    return f"step {task.step} was not kept; kept near it: {', '.join(map(str, sorted(near))) or 'none'}"
+    return not_kept(task.step, kept)
+
+
+def not_kept(step: int, kept: Sequence[int]) -> str:
+    """The line that says so, with the nearest steps that are."""
+    near = sorted(kept, key=lambda other: abs(step - other))[:2]
+    return f"step {step} was not kept; kept near it: {', '.join(map(str, sorted(near))) or 'none'}"
+
+
+def ready(task: Task) -> bool:
+    """Whether what a task takes from another folder is there: weights, for samples that are to be drawn."""
+    if task.kind != "samples" or "sample" not in missing(task):
+        return True
+    return task.step in kept_steps(Path(task.training), task.config["sample"]["weights"])
 
 
 def reached_step(training: Path) -> int | None:
-    """The step at which the newest request of a training ended; None where none did."""
-    rows = [one for one in read_records(training / "record.jsonl") if one.kind == "train" and one.state == "done"]
+    """The step at which the furthest request of a training ended; None where none did."""
+    return reached(read_records(training / "record.jsonl"))
+
+
+def reached(records: Iterable[Row]) -> int | None:
+    """`reached_step` from the records of a training."""
+    rows = [one for one in records if one.kind == "train" and one.state == "done"]
     return max((one.steps for one in rows), default=None)  # type: ignore[attr-defined]
 
 
@@ -301,8 +332,13 @@ def _failure(task: Task, config: Config, stage: str, error: Exception) -> Iterat
         for metric in missing_metrics(task):
             key = score_key(config, task.key, metric)
             yield {"kind": "score", "key": key, "metric": metric, "samples": task.key, "state": state, "error": text}
+    elif stage == "bench":
+        rows = newest(read_records(task.path / "record.jsonl"))
+        for plan in task.plans:
+            if next_measurement(task, plan, rows) is not None:
+                yield {"kind": "speed", "key": plan_key(task, plan), "state": state, "error": text}
     else:
-        yield {"kind": "speed" if stage == "bench" else stage, "key": task.key, "state": state, "error": text}
+        yield {"kind": stage, "key": task.key, "state": state, "error": text}
 
 
 def _cost(task: Task, config: Config, progress: Progress) -> Iterator[dict[str, Any]]:

@@ -35,7 +35,7 @@ SWEEP = """lamabench sweep plan demo                               the runs, not
   lamabench sweep retry demo cluster.mem_gb=64            what failed, with more memory
   lamabench sweep cancel demo                             end the jobs; what runs saves first
   lamabench sweep collect demo                            all records of the study's runs in one file
-  lamabench sweep prune demo                              delete folders of runs that are not in the study"""
+  lamabench sweep prune demo                              delete what no study names any more"""
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -141,8 +141,12 @@ def parser() -> argparse.ArgumentParser:
     sweep.add_argument("--parallel", type=_positive, metavar="N", help=help_text)
     help_text = "of the study's stages only these: bench, say, for plan to know what training costs on this GPU"
     sweep.add_argument("--stages", metavar="STAGE,…", help=help_text)
+    help_text = "only the runs of these variants, such as 'window*,ssm'"
+    sweep.add_argument("--only", metavar="VARIANT,…", help=help_text)
     sweep.add_argument("--dirty", action="store_true", help="submit a tree with changes, and keep their diff")
     sweep.add_argument("--watch", action="store_true", help="status: look again and again while something runs")
+    help_text = "prune: full checkpoints of finished runs, whose weights stay; they cannot be trained further then"
+    sweep.add_argument("--checkpoints", action="store_true", help=help_text)
     sweep.add_argument("--yes", action="store_true", help="prune: do not ask")
     sweep.add_argument("--out", type=Path, metavar="FILE", help="collect: the file to write (RUNS/STUDY/records.jsonl)")
     report = add("report", "make tables and figures from records", "lamabench report runs/demo --out out/demo")

@@ -1,97 +1,219 @@
-"""Sweeps: what a study's runs are, what is missing of them, and doing that as separate jobs."""
+"""Plans: what the runs of a study are, which tasks they ask for, and how each stands by what its folders say.
 
+A run is a variant with a seed. It asks for up to three kinds of folders: its model's, its training's, and one for each
+set of samples. Runs that ask for the same folder share it.
+"""
+
+import importlib
 import json
-import os
-import sys
-import time
 from collections.abc import Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-import submitit
-import torch
-
 from ..ablations.study import Study, StudyError
-from ..harness.progress import clock
-from ..harness.progress import describe as describe_progress
-from ..harness.record import Run, identity, read_lines
-from ..harness.run import check_fit, create, describe, folder_of, is_locked, is_ready, missing_stages
-from ..kernels.errors import unknown
+from ..harness.config import Config, check_fit
+from ..harness.keys import config_from_dict, model_folder, score_key, training_folder
+from ..harness.progress import describe
+from ..harness.record import Row, read_records
+from ..harness.run import check_study, is_locked, write_study
+from ..harness.stages import (
+    Task,
+    kept_steps,
+    merged,
+    missing,
+    missing_metrics,
+    not_kept,
+    plan_key,
+    problem,
+    reached_step,
+    ready,
+    tasks,
+)
+from ..kernels.errors import InputError, unknown
+from ..models import registry
 from .compose import compose
-from .job import work
-from .slurm import manifest
 from .slurm.cluster import load as load_cluster
 from .slurm.cluster import of_cluster
 
-TRAINED = ("model", "data", "train", "backend", "seed")  # all that a checkpoint depends on
+STAGE_OF = {"cost": "cost", "train": "train", "sample": "sample", "score": "evaluate", "speed": "bench"}
+# The first of these that one of its tasks is in is how a run stands; states that are not here are failures.
+ORDER = ("running", "preempted", "queued", "", "stopped", "planned", "done")
+
+
+@dataclass(frozen=True)
+class Look:
+    """How a task stands by its folder: planned, running, stopped (begun, and nobody works on it), done, or what the
+    record says that stopped it (failed, oom, diverged, wrong), with its error; and the stages that are to do."""
+
+    state: str
+    error: str
+    missing: tuple[str, ...]
+
+
+def look(task: Task) -> Look:
+    """How a task stands."""
+    records = read_records(task.path / "record.jsonl")
+    left = tuple(missing(task, records))
+    if not left:
+        return Look("done", "", left)
+    if is_locked(task.path):
+        return Look("running", "", left)
+    if (failed := failure(task, left, records)) is not None:
+        return Look(failed.state, failed.error or "", left)
+    begun = {"training": "metrics.jsonl", "samples": "samples.parts"}.get(task.kind)
+    trained = any(row.kind == "train" and row.state == "done" for row in records)  # and asked for more steps since
+    begins = begun is not None and left[0] != "evaluate" and (task.path / begun).exists() and not trained
+    return Look("stopped" if begins else "planned", "", left)
+
+
+def failure(task: Task, left: Sequence[str], records: Sequence[Row]) -> Row | None:
+    """The record that says why stages that are to do are not done; None where the newest of theirs is no failure."""
+    keys = keys_of(replace(task, metrics=tuple(missing_metrics(task)) if "evaluate" in left else ()))
+    theirs = (row for row in reversed(records) if row.key in keys and STAGE_OF.get(row.kind) in left)
+    newest = next(theirs, None)
+    return newest if newest is not None and newest.state != "done" else None
+
+
+def keys_of(task: Task) -> set[str]:
+    """The keys of the records that answer a task, less those of measurements."""
+    keys = {task.key, *(plan_key(task, one) for one in task.plans)}
+    if task.metrics:
+        config = config_from_dict(task.config)
+        keys |= {score_key(config, task.key, metric) for metric in task.metrics}
+    return keys
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One task, done by one job: the run that it is called after, what its job asks for, and plug-ins to import."""
+
+    run: str
+    task: Task
+    cluster: tuple[str, ...] = ()
+    plugins: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The run and what is done for it: `dit_nano (sample, evaluate at 500)`."""
+        step = f" at {self.task.step}" if self.task.kind == "samples" else ""
+        return f"{self.run} ({', '.join(self.task.stages)}{step})"
+
+    @property
+    def folder(self) -> Path:
+        return self.task.path
+
+    @property
+    def id(self) -> tuple[str, str]:
+        return self.task.kind, self.task.key
+
+    def ready(self) -> bool:
+        """Whether what the task takes from another one is there."""
+        return ready(self.task)
+
+    def missing(self) -> list[str]:
+        """The stages that are to do."""
+        return missing(self.task)
+
+    def state(self) -> str:
+        return look(self.task).state
+
+    def error(self) -> str | None:
+        """The error that stopped it, where one did."""
+        return look(self.task).error or None
+
+    def progress(self) -> dict[str, Any]:
+        return progress(self.folder)
 
 
 @dataclass(frozen=True)
 class Planned:
-    """One run of a study before it runs: what config.json will say, and where."""
+    """One run of a study: its name (the variant's, and the seed where there are several), what config.json says of it
+    beside the configuration, the configuration, and what it asks for."""
 
-    info: dict[str, Any]
-    folder: Path
-    stages: tuple[str, ...]
+    name: str
+    variant: str
+    about: dict[str, Any]
+    config: Config
+    tasks: tuple[Task, ...]
+    overrides: tuple[str, ...] = ()
     cluster: tuple[str, ...] = ()  # settings `cluster.KEY=…` of the study or the command; no part of the run
+    plugins: tuple[str, ...] = ()
 
     @property
-    def name(self) -> str:
-        return self.info["name"]
+    def root(self) -> Path:
+        return Path(self.config.run.root)
 
-    def ready(self) -> bool:
-        """Whether the checkpoint that the run takes from another one is there, if its stages take one."""
-        return is_ready(self.info, self.stages)
+    @property
+    def training(self) -> Task | None:
+        return next((task for task in self.tasks if task.kind == "training"), None)
+
+    @property
+    def id(self) -> str:
+        """The key of its training, or of its model where it has none."""
+        main = next((task for task in self.tasks if task.kind != "model"), self.tasks[0])
+        return training_folder(self.root, self.config).name.rsplit("-", 1)[1] if main.kind != "model" else main.key
+
+    @property
+    def folder(self) -> Path:
+        """The folder of its training, or of its model."""
+        trained = any(task.kind != "model" for task in self.tasks)
+        return training_folder(self.root, self.config) if trained else model_folder(self.root, self.config.model)
+
+    def looks(self) -> list[Look]:
+        """How each of its tasks stands."""
+        return [look(task) for task in self.tasks]
 
     def missing(self) -> list[str]:
-        """The stages that are not done."""
-        return missing_stages(Run(self.folder, self.info, self.records()), self.stages)
-
-    def records(self) -> list[dict[str, Any]]:
-        """What record.jsonl says; nothing for a run that is not there."""
-        return read_lines(self.folder / "record.jsonl")
-
-    def exists(self) -> bool:
-        return (self.folder / "config.json").is_file()
-
-    def error(self) -> str | None:
-        """The error of the newest record, where the run stopped on one."""
-        records = self.records()
-        return records[-1].get("error") if records and records[-1]["state"] != "done" else None
+        """The stages that are to do."""
+        return to_do(self.looks())
 
     def state(self) -> str:
-        """planned, running, done, or what the newest record says: failed, oom, diverged; stopped if its training was
-        begun and more is to do."""
-        if not self.exists():
-            return "planned"
-        if is_locked(self.folder):
-            return "running"
-        if not self.missing():
-            return "done"
-        records = self.records()
-        if records and records[-1]["state"] != "done":
-            return records[-1]["state"]
-        return "stopped" if (self.folder / "metrics.jsonl").exists() else "planned"
+        """How it stands: as the task of it that comes first in `ORDER`."""
+        looks = self.looks()
+        return looks[first([one.state for one in looks])].state
 
-    def progress(self) -> dict[str, Any]:
-        """What the job last said of its work; empty before it said anything."""
-        try:
-            return json.loads((self.folder / "progress.json").read_text())
-        except (OSError, ValueError):
-            return {}
+    def problems(self) -> list[str]:
+        """What stands against doing what is missing."""
+        texts = [text for task in self.tasks if (text := problem(task)) is not None]
+        sampled = {task.step for task in self.tasks if task.kind == "samples"}  # that is all that is asked of them
+        training = self.training
+        if training is not None and (end := reached_step(training.path)) is not None:
+            kept = kept_steps(training.path)
+            lost = [step for step in training.moments if step <= end and step not in {*kept, *sampled}]
+            texts += [not_kept(step, kept) for step in lost]
+        return list(dict.fromkeys(texts))
+
+
+def to_do(looks: Sequence[Any]) -> list[str]:
+    """The stages that are missing of several tasks."""
+    return list(dict.fromkeys(stage for one in looks for stage in one.missing))
+
+
+def first(states: Sequence[str]) -> int:
+    """The place of the state that stands for all of them."""
+    ranks = [ORDER.index(state) if state in ORDER else ORDER.index("") for state in states]
+    return ranks.index(min(ranks))
+
+
+def progress(folder: Path) -> dict[str, Any]:
+    """What the job in a folder last said of its work; empty before it said anything."""
+    try:
+        return json.loads((folder / "progress.json").read_text())
+    except (OSError, ValueError):
+        return {}
 
 
 def plan(study: Study, overrides: Sequence[str] = ()) -> list[Planned]:
     """Every run of a study, each a checked configuration; nothing is written.
 
-    Runs that differ in nothing that training sees (`TRAINED`) are trained once: one of them trains, the others have it
-    as their `source`, sample its checkpoint, and wait for it.
-
-    Raises InputError for an override that does not fit, StudyError where two variants are the same run.
+    Raises InputError for an override that does not fit, StudyError where two runs ask for the same.
     """
-    runs: dict[str, Planned] = {}
+    if study.plugins:
+        importlib.import_module(".plugins", __package__).load(study.plugins)
+    runs: dict[tuple[Any, ...], Planned] = {}
+    titles = {name: preset.title for name, preset in registry.presets().items()}
     for variant in study.expand():
         words = [*variant.overrides, *overrides]
         settings = tuple(text for text in words if of_cluster(text))
@@ -99,49 +221,58 @@ def plan(study: Study, overrides: Sequence[str] = ()) -> list[Planned]:
         words = [text for text in words if not of_cluster(text)]
         config, chosen = compose(words)
         check_fit(config)
-        info = describe(
-            config,
-            study=study.name,
-            name=variant.name,
-            model=chosen["model"],
-            variant=variant.values,
-            overrides=words,
-        )
-        if info["id"] in runs:
-            raise StudyError(f"study {study.name}: {variant.name} and {runs[info['id']].name} are the same run")
-        runs[info["id"]] = Planned(info, folder_of(info), tuple(study.stages), settings)
-    return _train_once(list(runs.values())) if "train" in study.stages else list(runs.values())
+        name, model = study.run_name(variant), chosen["model"]
+        about = {"study": study.name, "name": name, "variant": variant.values, "seed": config.seed, "model": model}
+        about |= {"family": registry.family_of(config.model).name, "title": titles[model]}
+        found = tuple(tasks(config, about, study.stages))
+        run = Planned(name, variant.name, about, config, found, tuple(words), settings, tuple(study.plugins))
+        request = tuple(_request(task) for task in found)
+        if request in runs:
+            raise StudyError(f"study {study.name}: {name} and {runs[request].name} are the same run")
+        runs[request] = run
+    planned = list(runs.values())
+    if len(roots := {run.config.run.root for run in planned}) > 1:
+        raise StudyError(f"study {study.name}: all its runs have one run.root, not {', '.join(sorted(roots))}")
+    check_study(planned[0].root, study.name, study.file)
+    return planned
 
 
-def _train_once(runs: Sequence[Planned]) -> list[Planned]:
-    groups: dict[str, list[Planned]] = {}
+def _request(task: Task) -> tuple[Any, ...]:
+    """What a task asks for, to compare."""
+    return task.kind, task.key, task.stages, task.moments, frozenset(task.metrics), json.dumps(task.plans)
+
+
+def home(study: Study, runs: Sequence[Planned]) -> Path:
+    """ROOT/STUDY."""
+    return runs[0].root / study.name
+
+
+def write(study: Study, runs: Sequence[Planned]) -> Path:
+    """Write ROOT/STUDY/.study.json, with all runs of the study, and their links. Raises InputError as `check_study`."""
+    return write_study(runs[0].root, study.name, study.file, listing(runs))
+
+
+def listing(runs: Sequence[Planned]) -> list[dict[str, Any]]:
+    """The runs as .study.json has them (run.py, `read_study`)."""
+    entries = []
     for run in runs:
-        groups.setdefault(identity({name: run.info["config"][name] for name in TRAINED}), []).append(run)
-    if len(groups) == len(runs):
-        return list(runs)
-    tasks = [task for array in manifest.arrays(manifest.home_of(runs[0].folder)) for task in array.tasks]
-    submitted = {task["info"]["id"]: place for place, task in enumerate(tasks) if "train" in task["stages"]}
-    source: dict[str, Planned] = {}
-    for group in groups.values():
-        # A study that was given another first variant since does not train again, nor while the first training waits.
-        trainer = next(
-            (run for run in group if (run.folder / "checkpoints").is_dir()),
-            max(group, key=lambda run: submitted.get(run.info["id"], -1)),  # the first, where none was submitted
-        )
-        source |= {run.info["id"]: trainer for run in group if run is not trainer}
-    return [
-        replace(
-            run,
-            info=run.info | {"source": str(source[run.info["id"]].folder.resolve())},
-            stages=tuple(stage for stage in run.stages if stage != "train"),
-        )
-        if run.info["id"] in source
-        else run
-        for run in runs
-    ]
+        trained = any(task.kind != "model" for task in run.tasks)
+        folders: dict[str, Any] = {
+            "training": training_folder(run.root, run.config) if trained else None,
+            "model_folder": model_folder(run.root, run.config.model),
+            "samples": [task.path for task in run.tasks if task.kind == "samples"],
+        }
+        relative = {
+            name: [str(path.relative_to(run.root)) for path in value]
+            if isinstance(value, list)
+            else value and str(value.relative_to(run.root))
+            for name, value in folders.items()
+        }
+        entries.append(run.about | relative)
+    return entries
 
 
-def only(runs: Sequence[Planned], stages: Sequence[str], study: Study) -> list[Planned]:
+def of_stages(runs: Sequence[Planned], stages: Sequence[str], study: Study) -> list[Planned]:
     """The runs with some of the study's stages, without those that have none of them.
 
     Raises InputError for a stage that the study does not have.
@@ -149,119 +280,68 @@ def only(runs: Sequence[Planned], stages: Sequence[str], study: Study) -> list[P
     for stage in stages:
         if stage not in study.stages:
             raise unknown(f"stage of {study.name}", stage, study.stages)
-    kept = [replace(run, stages=tuple(stage for stage in run.stages if stage in stages)) for run in runs]
-    return [run for run in kept if run.stages]
+
+    def less(task: Task) -> Task:
+        metrics = task.metrics if "evaluate" in stages else ()
+        plans = task.plans if "bench" in stages else ()
+        kept = tuple(stage for stage in task.stages if stage in stages)
+        return replace(task, stages=kept, metrics=metrics, plans=plans)
+
+    kept = [replace(run, tasks=tuple(task for one in run.tasks if (task := less(one)).stages)) for run in runs]
+    return [run for run in kept if run.tasks]
+
+
+def only(runs: Sequence[Planned], patterns: str) -> list[Planned]:
+    """The runs whose variant, or whose own name, fits one of several patterns such as `window*,ssm`.
+
+    Raises InputError for a pattern that fits none, naming the variants.
+    """
+    kept: set[str] = set()
+    for pattern in patterns.split(","):
+        names = {run.name for run in runs if fnmatchcase(run.variant, pattern) or fnmatchcase(run.name, pattern)}
+        if not names:
+            variants = list(dict.fromkeys(run.variant for run in runs))
+            more = f", … ({len(variants)})" if len(variants) > 30 else ""
+            raise InputError(f"no variant is called {pattern!r}; variants: {', '.join(variants[:30])}{more}")
+        kept |= names
+    return [run for run in runs if run.name in kept]
+
+
+def pieces(runs: Sequence[Planned]) -> list[Piece]:
+    """The tasks of several runs, one a folder, called after the first run that asks for it: models and trainings
+    before samples. A training is not asked for moments that it has passed and not kept (`Planned.problems`)."""
+    owner: dict[tuple[str, str], Planned] = {}
+    for run in runs:
+        for task in run.tasks:
+            owner.setdefault((task.kind, task.key), run)
+    found = [_less_lost(task) for task in merged(task for run in runs for task in run.tasks)]
+    found.sort(key=lambda task: task.kind == "samples")
+    return [Piece(run.name, task, run.cluster, run.plugins) for task in found for run in (owner[task.kind, task.key],)]
+
+
+def _less_lost(task: Task) -> Task:
+    if task.kind != "training" or (end := reached_step(task.path)) is None:
+        return task
+    kept = {*kept_steps(task.path), *kept_steps(task.path, "live")}
+    return replace(task, moments=tuple(step for step in task.moments if step > end or step in kept))
 
 
 def rows(runs: Sequence[Planned]) -> list[dict[str, Any]]:
     """A row a run: name, id, state, missing stages, progress, error."""
-    made = []
+    lines = []
     for run in runs:
-        state, progress = run.state(), run.progress()
-        made.append(
+        looks = run.looks()
+        main = first([one.state for one in looks])
+        now = progress(run.tasks[main].path) if looks[main].state == "running" else {}
+        lines.append(
             {
                 "run": run.name,
-                "id": run.info["id"],
-                "state": state,
-                "to do": " ".join(run.missing()),
-                "progress": describe_progress(progress) if state == "running" and progress else "",
-                "error": (run.error() or "") if state not in ("running", "done") else "",
+                "id": run.id,
+                "state": looks[main].state,
+                "to do": " ".join(to_do(looks)),
+                "progress": describe(now) if now else "",
+                "error": looks[main].error,
                 "folder": str(run.folder),
             }
         )
-    return made
-
-
-def parallelism(runs: int) -> int:
-    """How many runs at a time: one where there is a GPU, else one a core."""
-    return 1 if torch.cuda.is_available() else max(1, min(runs, len(os.sched_getaffinity(0))))
-
-
-@contextmanager
-def _job_environment(threads: int):
-    """The environment that a job inherits: no import from the folder it starts in, its share of the cores."""
-    wanted = {"PYTHONSAFEPATH": "1", "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
-    before = {name: os.environ.get(name) for name in wanted}
-    os.environ.update(wanted)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-
-
-def run_local(runs: Sequence[Planned], parallel: int, every: float = 10.0) -> bool:
-    """Do what is missing of every run, as processes of submitit's local executor, `parallel` at a time.
-
-    A run that another process works on is watched, and taken over where that one dies; one whose checkpoint another
-    run trains waits for it. Says how each stands every `every` seconds. On an interrupt the jobs are cancelled;
-    started again, the runs continue. Returns whether all runs are done.
-    """
-    threads = max(1, len(os.sched_getaffinity(0)) // parallel)
-    waiting = [run for run in runs if run.missing()]
-    jobs: dict[str, tuple[Planned, submitit.Job[None] | None]] = {}
-    started, said = time.monotonic(), time.monotonic()
-
-    def say(text: str) -> None:
-        print(f"[{clock(time.monotonic() - started)}] {text}", file=sys.stderr, flush=True)
-
-    for run in runs:
-        if run not in waiting:
-            say(f"{run.name}: already done")
-    try:
-        while waiting or jobs:
-            while len(jobs) < parallel and (run := next((run for run in waiting if run.ready()), None)):
-                waiting.remove(run)
-                jobs[run.info["id"]] = (run, _start(run, threads, say))
-            if not jobs:
-                for run in waiting:
-                    say(f"{run.name}: not started, the training of {run.info['source']} did not end")
-                break
-            time.sleep(0.5)
-            for key, (run, job) in list(jobs.items()):
-                if is_locked(run.folder) or (job is not None and not job.done()):
-                    continue
-                del jobs[key]
-                if job is None and run.missing() and run.error() is None:
-                    say(f"{run.name}: whoever worked on it is gone")
-                    waiting.insert(0, run)
-                else:
-                    _finish(run, job, say)
-            if time.monotonic() - said >= every:
-                said = time.monotonic()
-                for run, _ in jobs.values():
-                    say(f"{run.name}: {describe_progress(progress) if (progress := run.progress()) else 'starting'}")
-    except KeyboardInterrupt:
-        for _, job in jobs.values():
-            if job is not None:
-                job.cancel(check=False)
-        say("interrupted; the same command continues")
-        raise
-    return not any(run.missing() for run in runs)
-
-
-def _start(run: Planned, threads: int, say: Any) -> "submitit.Job[None] | None":
-    if is_locked(run.folder):
-        say(f"{run.name}: already running, watching it")
-        return None
-    create(run.info)
-    (run.folder / "progress.json").unlink(missing_ok=True)
-    executor = submitit.AutoExecutor(folder=run.folder / "logs", cluster="local")
-    executor.update_parameters(timeout_min=60 * 24 * 30, name=run.name)
-    with _job_environment(threads):
-        job = executor.submit(work, str(run.folder), run.stages, threads)
-    say(f"{run.name}: started ({', '.join(run.missing())}), log {job.paths.stderr}")
-    return job
-
-
-def _finish(run: Planned, job: "submitit.Job[None] | None", say: Any) -> None:
-    if not run.missing():
-        say(f"{run.name}: done")
-        return
-    error = run.error()
-    if error is None and job is not None:
-        error = f"the job ended without a record; its log: {job.paths.stderr}"
-    say(f"{run.name}: {run.state()}: {error or 'stopped'}")
+    return lines

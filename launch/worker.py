@@ -1,25 +1,31 @@
-"""What a task of a job array runs: `python -m lamabench.launch.worker MANIFEST ARRAY`, below srun.
+"""What every executor of submitit starts: `work(MANIFEST, ARRAY)`, in a SLURM task, a local job or this very process.
 
 The signals of the scheduler are noted before anything slow is imported. The run leaves one line in `attempts.jsonl` of
 its folder as it starts, and one as it ends or stops. Where it cannot write even that, its exit code tells (`EXITS`).
+What a task is, only `prepare`, `do` and `unfinished` know.
 """
 
 import errno
+import importlib
 import json
 import os
 import platform
 import re
+import signal
 import sys
 import threading
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..harness import signals
+
+if TYPE_CHECKING:
+    from ..harness.progress import Progress
 
 BUSY_S = 120.0  # how long a run waits for the process of a lost node to let it go
 DELAYS_S = (2.0, 5.0, 10.0, 20.0, 30.0)
@@ -29,6 +35,33 @@ EXITS = {
     errno.EDQUOT: _FULL,
     errno.ESTALE: "its node did not see the folder of the submission: is the file system mounted there?",
 }
+
+
+def prepare(task: dict[str, Any]) -> Path:
+    """The folder of a task, made if it is not there; its attempts.jsonl lies in it. What registers families or mixers
+    of its own is imported first."""
+    from ..harness import stages
+
+    if task.get("plugins"):
+        importlib.import_module(".plugins", __package__).load(task["plugins"])
+    return stages.prepare(stages.Task.from_dict(task["task"]))
+
+
+def do(task: dict[str, Any], progress: "Progress") -> None:
+    """Do what is missing of a task. Raises Busy where another process works on it, Stopped where a signal came."""
+    from ..harness import stages
+
+    wanted = stages.Task.from_dict(task["task"])
+    if not stages.ready(wanted):
+        raise RuntimeError(f"not started: {wanted.training} has no weights of step {wanted.step}")
+    stages.execute(wanted, progress)
+
+
+def unfinished(task: dict[str, Any]) -> bool:
+    """Whether something of a task is left to do."""
+    from ..harness import stages
+
+    return bool(stages.missing(stages.Task.from_dict(task["task"])))
 
 
 def environment() -> dict[str, str]:
@@ -41,9 +74,23 @@ def environment() -> dict[str, str]:
     return {name: str(getattr(made, name)) for name in names}
 
 
+def executor() -> str:
+    """The executor that started this process: `slurm`, `local` or `debug`."""
+    from submitit import JobEnvironment
+
+    return JobEnvironment().cluster
+
+
 def job_key() -> str:
-    """`ARRAY_TASK` of this job, as sacct calls it."""
-    return f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    """The id of this job, as submitit has it: `ARRAY_TASK` on SLURM, as sacct calls it; locally a number."""
+    from submitit import JobEnvironment
+
+    return JobEnvironment().job_id
+
+
+def task_number() -> int:
+    """The place of this job's task in its array; other executors than SLURM's have arrays of one."""
+    return int(os.environ["SLURM_ARRAY_TASK_ID"]) if executor() == "slurm" else 0
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
@@ -65,14 +112,12 @@ def say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
-_ending = threading.Lock()
-
-
 class Attempt:
     """This start of a run: its lines in attempts.jsonl."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.path = folder, folder / "attempts.jsonl"
+        self.ending = threading.Lock()  # never released: whoever comes second waits for the end of the process
 
     def note(self, event: str, **fields: Any) -> None:
         from ..harness.record import append
@@ -118,10 +163,36 @@ def ours(notice: bool) -> bool:
     return notice or re.search(r"\bPreemptTime=\d", said) is not None
 
 
-def main(arguments: list[str]) -> int:
-    """Do what is missing of one run; the exit code: 0 done or queued again, a key of `EXITS`, 1 otherwise."""
+def work(manifest: str, index: int) -> None:
+    """Do what is missing of one task of array `index` of a manifest; the environment says which.
+
+    Returns where it is done. Else SystemExit says more than an exception, which submitit writes down as the result: 0
+    the job is queued again and goes on, a key of `EXITS`, 1 the job was stopped.
+    """
+    with _listening():
+        code = _guarded(Path(manifest), index)
+    if code is not None:
+        raise SystemExit(code)
+
+
+@contextmanager
+def _listening() -> Iterator[None]:
+    """Note the scheduler's signals, which submitit has taken a moment ago, and ignore them as the process ends; within
+    the process that asked for the work (`debug`) they are its own again then."""
+    here, before = executor(), {n: signal.getsignal(n) for n in (*signals.SIGNALS, signal.SIGCONT)}
     signals.listen()
-    path, index = Path(arguments[0]), int(arguments[1])
+    signal.signal(signal.SIGCONT, signal.SIG_DFL)  # submitit's handler writes to the log in the middle of a write
+    try:
+        yield
+    finally:
+        signals.ignore()
+        if here == "debug":
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def _guarded(path: Path, index: int) -> int | None:
+    """The exit code of `_attempt`, and of what stopped it where a key of `EXITS` says that best."""
     try:
         manifest = read_manifest(path)
     except OSError as error:
@@ -146,48 +217,59 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def _attempt(path: Path, index: int, array: dict[str, Any]) -> int:
-    task = array["tasks"][int(os.environ["SLURM_ARRAY_TASK_ID"])]
+def _attempt(path: Path, index: int, array: dict[str, Any]) -> int | None:
+    task = array["tasks"][task_number()]
     job = path.parent / f"array-{index}.job"
-    if not job.exists():  # whoever submitted was killed before it could note the id
+    if executor() == "slurm" and not job.exists():  # whoever submitted was killed before it could note the id
         job.write_text(os.environ["SLURM_ARRAY_JOB_ID"] + "\n")
     say(f"{job_key()} on {platform.node()}: " + " ".join(f"{key}={value}" for key, value in environment().items()))
 
     from ..harness.provenance import code
-    from ..harness.record import read_lines, read_run
-    from ..harness.run import create, missing_stages
+    from ..harness.record import read_lines
 
-    info = task["info"]
-    folder = create(info)
+    folder = prepare(task)
     attempt = Attempt(folder)
     records = len(read_lines(folder / "record.jsonl"))
     restart = int(os.environ.get("SLURM_RESTART_COUNT", 0))
     (folder / "progress.json").unlink(missing_ok=True)  # what is there after the note is this start's
     attempt.note("start", restart=restart, host=platform.node(), records=records, **code())
-    threading.Thread(target=_let_go, args=(attempt, array["cluster"]["signal_s"] / 2), daemon=True).start()
+    ended = threading.Event()
+    watch = threading.Thread(target=_let_go, args=(attempt, array["cluster"]["signal_s"] / 2, ended), daemon=True)
+    watch.start()
     try:
-        _work(folder, info, task["stages"])
+        check_gpus(array["cluster"]["gpus"])
+        _patiently(task, folder)
     except signals.Stopped as stopped:
-        if missing_stages(read_run(folder), task["stages"]):
+        if unfinished(task):
             say(str(stopped))
             return _stopped(attempt)
     except BaseException as error:
         attempt.note("end", error=f"{type(error).__name__}: {' '.join(str(error).split())}"[:500])
         raise
+    finally:
+        ended.set()
     attempt.note("end", error=None)
-    return 0
+    return None
 
 
-def _work(folder: Path, info: dict[str, Any], stages: list[str]) -> None:
+def check_gpus(count: int) -> None:
+    """Raise RuntimeError where the job was given GPUs and torch sees none: it would work on the CPU in silence."""
+    import torch
+
+    if count and not torch.cuda.is_available():
+        names = os.environ.get("CUDA_VISIBLE_DEVICES", "not set")
+        raise RuntimeError(f"the job was given {count} GPU, and torch sees none (CUDA_VISIBLE_DEVICES: {names})")
+
+
+def _patiently(task: dict[str, Any], folder: Path) -> None:
+    """Do a task; where the process of a lost node holds it, wait for that to let it go."""
     from ..harness.progress import Progress
-    from ..harness.run import Busy, execute, is_ready
+    from ..harness.run import Busy
 
-    if not is_ready(info, stages):
-        raise RuntimeError(f"not started: the training of {info['source']} did not end")
     end = time.monotonic() + BUSY_S
     while True:
         try:
-            return execute(folder, stages, Progress(folder))
+            return do(task, Progress(folder))
         except Busy as error:
             if time.monotonic() > end:
                 raise
@@ -200,11 +282,11 @@ def _stopped(attempt: Attempt) -> int:
     """After a stop: on the notice before the time limit, queue the run again, unless it gets no further that way.
 
     After SIGTERM too where it makes room for another job. Else that is SLURM's to decide: it queues again what it
-    requeued, and not what was cancelled, be it after the notice.
+    requeued, and not what was cancelled, be it after the notice. Other executors have no queue.
     """
     from .slurm.client import SlurmError
 
-    _ending.acquire()  # never released: whoever comes second waits for the end of the process
+    attempt.ending.acquire()
     number = signals.asked()
     assert number is not None
     stuck = number.name == "SIGUSR2" and attempt.stuck()
@@ -213,6 +295,8 @@ def _stopped(attempt: Attempt) -> int:
         error = "nothing new was saved between three time limits: give it more with cluster.time_min=N"
         attempt.note("end", error=error)
         say(error)
+        return 1
+    if executor() != "slurm":
         return 1
     try:
         if not ours(notice=number.name == "SIGUSR2"):
@@ -225,18 +309,11 @@ def _stopped(attempt: Attempt) -> int:
     return 0
 
 
-def _let_go(attempt: Attempt, grace_s: float) -> None:
+def _let_go(attempt: Attempt, grace_s: float, ended: threading.Event) -> None:
     """Queue the run again where its work does not stop by itself within `grace_s` seconds, as a long evaluation."""
     while signals.asked() is None:
-        time.sleep(1)
-    time.sleep(grace_s)
-    if not _ending.locked():
+        if ended.wait(1):
+            return
+    if not ended.wait(grace_s) and not attempt.ending.locked():
         say("what is being done cannot stop half way; it will start anew")
         os._exit(_stopped(attempt))
-
-
-if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    finally:
-        signals.ignore()

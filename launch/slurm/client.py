@@ -1,4 +1,4 @@
-"""SLURM's own commands: the text of a job array, asking what became of it, and patience while slurmctld is away."""
+"""SLURM's own commands: queueing a job array, asking what became of it, and patience while slurmctld is away."""
 
 import os
 import re
@@ -9,8 +9,6 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-
-from .cluster import ClusterConfig
 
 # What passes by itself: slurmctld restarts, or is too busy to answer.
 PASSING = (
@@ -173,49 +171,3 @@ def largest_array() -> int:
     """How many tasks an array may have (MaxArraySize)."""
     said = re.search(r"^MaxArraySize\s*=\s*(\d+)", patiently("scontrol", "show", "config"), re.MULTILINE)
     return int(said[1]) if said else 1000
-
-
-def script(cluster: ClusterConfig, name: str, count: int, command: str, log: Path, code: str | None) -> str:
-    """The batch file of an array of `count` tasks, each of which runs `command` (for bash) below `srun`.
-
-    `log` may hold sbatch's %A and %a; `code` is the folder of a snapshot to import.
-    """
-    memory = None if cluster.mem_gb is None else f"{round(1024 * cluster.mem_gb)}M"
-    options = {
-        "job-name": name,
-        "array": f"0-{count - 1}" + (f"%{cluster.parallel}" if cluster.parallel else ""),
-        "partition": cluster.partition,
-        "account": cluster.account,
-        "qos": cluster.qos,
-        "constraint": cluster.constraint,
-        "time": cluster.time_min,
-        "nodes": cluster.nodes,
-        "ntasks-per-node": cluster.tasks_per_node,
-        "cpus-per-task": cluster.cpus,
-        "mem": memory,
-        "gpus-per-node": cluster.gpus or None,
-        "signal": f"USR2@{cluster.signal_s}",
-        "output": str(log),
-        "open-mode": "append",  # a requeued task would cut off what it said before
-        "chdir": os.getcwd(),
-    }
-    lines = [f"#SBATCH --{key}={_quoted(str(value))}" for key, value in options.items() if value is not None]
-    lines += ["#SBATCH --requeue" if cluster.requeue else "#SBATCH --no-requeue"]
-    lines += [f"#SBATCH {option}" for option in cluster.options]
-    path = [f"export PYTHONPATH={shlex.quote(code)}${{PYTHONPATH:+:$PYTHONPATH}}"] if code else []
-    environment = [
-        *path,
-        "export PYTHONSAFEPATH=1 PYTHONUNBUFFERED=1 SUBMITIT_EXECUTOR=slurm",
-        "export OMP_NUM_THREADS=$SLURM_CPUS_PER_TASK MKL_NUM_THREADS=$SLURM_CPUS_PER_TASK",
-        "export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK  # srun does not take them over by itself",
-        "export SLURM_EXPORT_ENV=ALL  # where sbatch got --export=NONE, srun would pass on none of this",
-    ]
-    # Until the task listens for signals, they would end it, and SLURM queues nothing again that ended by itself.
-    start = f'srun bash -c \'trap "" USR2 TERM; exec "$@"\' task {command}'
-    return "\n".join(["#!/bin/bash", *lines, "", *environment, *cluster.setup, start, ""])
-
-
-def _quoted(text: str) -> str:
-    """A value as #SBATCH lines take it: in double quotes where it has blanks, quotes, or what begins a comment."""
-    escaped = re.sub(r'(["\\])', r"\\\1", text)
-    return f'"{escaped}"' if re.search(r"""[\s'"\\#]""", text) else text

@@ -3,8 +3,9 @@
 asked.json           the settings of the newest `sweep submit`
 code/TREE/           the code that jobs import (snapshot.py)
 0001/manifest.json   who, when, which code, the arrays and the runs in each
+0001/array-0.pkl     the call that every task of an array makes, for submitit
 0001/array-0.sh      what sbatch got; array-0.job: the job id it gave
-0001/logs/           a file a task, JOB_TASK.log
+0001/logs/           submitit's folder: a file a task, JOB_TASK_0_log.out, and its result
 """
 
 import getpass
@@ -21,14 +22,16 @@ from typing import Any
 
 from ...harness.record import write_atomically
 from ...kernels.errors import InputError
-from . import client
+from ..worker import work
 from .cluster import ClusterConfig
+from .executor import SlurmExecutor
 
 
 @dataclass(frozen=True)
 class Array:
-    """One job array of a submission. `tasks` are dicts of `info` (config.json) and `stages`; `job` is None where no
-    job id is known: it was never queued, or whoever queued it was killed in that moment."""
+    """One job array of a submission. `tasks` are dicts of `name` (the run), `folder`, `task` (a Task as plain data) and
+    `plugins`, where there are any; `job` is None where no job id is known: it was never queued, or whoever queued it
+    was killed in that moment."""
 
     folder: Path
     index: int
@@ -43,12 +46,7 @@ class Array:
         return f"{self.job}_{task}"
 
     def log(self, task: int) -> Path:
-        return self.folder / "logs" / f"{self.key(task)}.log"
-
-
-def home_of(folder: Path) -> Path:
-    """Where the submissions of a study are kept; `folder` is that of any of its runs."""
-    return folder.parent / ".sweep"
+        return self.folder / "logs" / f"{self.key(task)}_0_log.out"
 
 
 def arrays(home: Path) -> Iterator[Array]:
@@ -97,8 +95,8 @@ class Draft:
     after_jobs: tuple[str, ...] = ()
 
 
-def write(home: Path, study: str, drafts: Sequence[Draft], scripts: Any, code: dict[str, Any]) -> list[Array]:
-    """Put a submission on disk, all of it or nothing. `scripts(draft, name, folder, index)` is a batch file."""
+def write(home: Path, study: str, drafts: Sequence[Draft], code: dict[str, Any]) -> list[Array]:
+    """Put a submission on disk, all of it or nothing; `code` as `snapshot.freeze` says it."""
     home.mkdir(parents=True, exist_ok=True)
     number = 1 + max((int(path.name) for path in home.glob("[0-9]*")), default=0)
     folder = home.resolve() / f"{number:04d}"
@@ -120,8 +118,6 @@ def write(home: Path, study: str, drafts: Sequence[Draft], scripts: Any, code: d
     with tempfile.TemporaryDirectory(dir=home, prefix=".new-") as temporary:
         new = Path(temporary, "submission")
         (new / "logs").mkdir(parents=True)
-        for index, (name, draft) in enumerate(zip(names, drafts, strict=True)):
-            write_atomically(new / f"array-{index}.sh", scripts(draft, name, folder, index).encode())
         write_atomically(new / "manifest.json", json.dumps(said).encode())
         new.rename(folder)
     return [
@@ -130,12 +126,22 @@ def write(home: Path, study: str, drafts: Sequence[Draft], scripts: Any, code: d
     ]
 
 
-def queue(written: Sequence[Array], drafts: Sequence[Draft]) -> Iterator[tuple[Array, str]]:
-    """Queue the arrays of a submission one after the other, and note the job id of each. Raises SlurmError."""
+def executor_of(
+    folder: Path, index: int, cluster: ClusterConfig, name: str, code: str | None, after: Sequence[str] = ()
+) -> SlurmExecutor:
+    """What queues array `index` of the submission in `folder`; the rest as SlurmExecutor takes it."""
+    return SlurmExecutor(folder / f"array-{index}", cluster, name, code, after)
+
+
+def queue(written: Sequence[Array], drafts: Sequence[Draft], code: str | None) -> Iterator[tuple[Array, str]]:
+    """Queue the arrays of a submission one after the other, and note the job id of each; `code` is the folder of the
+    snapshot. Raises SlurmError."""
     jobs: list[str] = []
     for array, draft in zip(written, drafts, strict=True):
         after = [*(jobs[place] for place in draft.after), *draft.after_jobs]
-        job = client.sbatch(array.folder / f"array-{array.index}.sh", array.name, after)
+        queued = executor_of(array.folder, array.index, array.cluster, array.name, code, after)
+        count, call = len(array.tasks), (str(array.folder / "manifest.json"), array.index)
+        job = queued.map_array(work, *([value] * count for value in call))[0].job_id.split("_")[0]
         write_atomically(job_file(array.folder, array.index), f"{job}\n".encode())
         jobs.append(job)
         yield array, job

@@ -1,15 +1,18 @@
-"""How every run of a study stands, from one look at the queue, one at sacct, and the run's own files."""
+"""How every run of a study stands, from one look at the queue, one at sacct, and the files of its tasks' folders."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 from ...harness.progress import describe
-from ...harness.record import read_lines
-from ..plan import Planned
+from ...harness.record import read_lines, read_records
+from ...harness.run import is_locked
+from ...harness.stages import Task, missing
+from .. import plan
+from ..plan import Planned, failure
 from ..worker import EXITS
 from . import client
 from .manifest import Array, arrays
@@ -39,28 +42,70 @@ ENDS = {
 
 @dataclass(frozen=True)
 class Standing:
-    """A run and how it stands. `job` is `ARRAY_TASK` of its newest submission, `requeued` how often SLURM started that
-    again, `reason` why it waits."""
+    """A task and how it stands. `missing` are the stages to do, `job` is `ARRAY_TASK` of its newest submission, by
+    whichever study, `requeued` how often SLURM started that again, `reason` why it waits."""
 
-    run: Planned
+    task: Task
     state: str
     error: str = ""
+    missing: tuple[str, ...] = ()
     job: str | None = None
     requeued: int = 0
     reason: str = ""
     log: Path | None = None
     array: Array | None = None
+    asked: Task | None = None  # what that submission asked for
+
+
+@dataclass(frozen=True)
+class RunStanding:
+    """A run and how its tasks stand; `main` is the one that tells how the run does."""
+
+    run: Planned
+    parts: tuple[Standing, ...]
+
+    @property
+    def main(self) -> Standing:
+        return self.parts[plan.first([one.state for one in self.parts])]
+
+    @property
+    def state(self) -> str:
+        return self.main.state
+
+    @property
+    def missing(self) -> list[str]:
+        return plan.to_do(self.parts)
 
 
 @dataclass(frozen=True)
 class Look:
     """One look at SLURM: the tasks in the queue (None: it did not answer), the states that sacct has (None: there is no
-    sacct), what to tell a person about either, and which runs the tasks in the queue are ("info" as in manifests)."""
+    sacct), what to tell a person about either, and what the tasks in the queue are, by job, as manifests have them."""
 
     live: dict[str, tuple[str, str]] | None
     accounted: dict[str, list[tuple[str, str]]] | None
     notes: tuple[str, ...] = ()
     queued: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+def submitted(root: Path, keys: Iterable[tuple[str, str]] | None = None, own: Path | None = None) -> list[Array]:
+    """Every array that a study below `root` submitted, oldest first; with `keys` those with one of these tasks, and all
+    of the study whose submissions are in `own`."""
+    wanted = None if keys is None else {*keys}
+    found = []
+    for home in root.glob("*/.sweep"):
+        ours = own is not None and home.resolve() == own.resolve()
+        for array in arrays(home):
+            if not all("task" in entry for entry in array.tasks):
+                continue  # of an earlier version, whose runs are none of ours
+            if wanted is None or ours or any(key_of(entry) in wanted for entry in array.tasks):
+                found.append(array)
+    return sorted(found, key=lambda array: array.time)
+
+
+def key_of(entry: Mapping[str, Any]) -> tuple[str, str]:
+    """Kind and key of a task as a manifest has it."""
+    return entry["task"]["kind"], entry["task"]["key"]
 
 
 def look(submitted: Sequence[Array], need_queue: bool = False) -> tuple[list[Array], Look]:
@@ -86,42 +131,94 @@ def look(submitted: Sequence[Array], need_queue: bool = False) -> tuple[list[Arr
     except client.SlurmError as error:
         notes.append(f"sacct: {error}; how runs ended is told by their own files")
     states = None if live is None else {key: (state, reason) for key, (state, reason, _) in live.items()}
-    tasks = {array.key(number): task["info"] for array in known for number, task in enumerate(array.tasks)}
-    queued = {job: info for job, info in tasks.items() if job in (states or {})}
+    tasks = {array.key(number): task for array in known for number, task in enumerate(array.tasks)}
+    queued = {job: task for job, task in tasks.items() if job in (states or {})}
     return known, Look(states, accounted, tuple(notes), queued)
 
 
-def standings(runs: Sequence[Planned], home: Path, need_queue: bool = False) -> tuple[list[Standing], Look]:
-    """How every run stands. `need_queue` as in `look`."""
-    submitted, seen = look(list(arrays(home)), need_queue)
-    newest = {task["info"]["id"]: (array, number) for array in submitted for number, task in enumerate(array.tasks)}
-    return [_standing(run, newest.get(run.info["id"]), seen) for run in runs], seen
+@dataclass(frozen=True)
+class Survey:
+    """What SLURM and manifests say of the tasks of some runs: a look, and the newest submission of each task."""
+
+    seen: Look
+    newest: Mapping[tuple[str, str], tuple[Array, int]]
+
+    def task(self, task: Task) -> Standing:
+        """How a task stands."""
+        return _standing(task, self.newest.get((task.kind, task.key)), self.seen)
+
+    def run(self, run: Planned) -> RunStanding:
+        """How a run stands."""
+        return RunStanding(run, tuple(map(self.task, run.tasks)))
+
+    def job(self, kind: str, key: str) -> str | None:
+        """The job that SLURM has of a task, `ARRAY_TASK`."""
+        place = self.newest.get((kind, key))
+        job = place[0].key(place[1]) if place is not None else None
+        return job if job in (self.seen.live or {}) else None
 
 
-def _standing(run: Planned, task: tuple[Array, int] | None, seen: Look) -> Standing:
-    if task is None:
-        state = run.state()
-        return Standing(run, state, (run.error() or "") if state not in ("running", "done") else "")
-    array, number = task
-    key, log = array.key(number), array.log(number)
-    attempts = [line for line in read_lines(run.folder / "attempts.jsonl") if line["job"] == key]
+UNSEEN = Survey(Look(None, None), {})  # where SLURM is not asked: tasks stand as their folders say
+
+
+def survey(runs: Sequence[Planned], home: Path, need_queue: bool = False) -> Survey:
+    """A look at all that concerns some runs; `home` is ROOT/STUDY/.sweep. `need_queue` as in `look`."""
+    keys = {(task.kind, task.key) for run in runs for task in run.tasks}
+    keys |= {("training", training_of(task)) for run in runs for task in run.tasks if task.kind == "samples"}
+    known, seen = look(submitted(home.parents[1], keys, home), need_queue)
+    return Survey(seen, newest_of(known, seen))
+
+
+def training_of(task: Task) -> str:
+    """The key of the training whose weights a task of samples takes."""
+    return Path(task.training).name.rsplit("-", 1)[-1]
+
+
+def standings(runs: Sequence[Planned], home: Path, need_queue: bool = False) -> tuple[list[RunStanding], Look]:
+    """How every run stands, as `survey` sees it."""
+    found = survey(runs, home, need_queue)
+    return [found.run(run) for run in runs], found.seen
+
+
+def newest_of(known: Sequence[Array], seen: Look) -> dict[tuple[str, str], tuple[Array, int]]:
+    """The newest submission of each task, or the one that SLURM still has, by kind and key."""
+    newest: dict[tuple[str, str], tuple[Array, int]] = {}
+    for array in known:
+        for number, entry in enumerate(array.tasks):
+            other = newest.get(key_of(entry))
+            gone = array.key(number) not in (seen.live or {})
+            if other is None or not gone or other[0].key(other[1]) not in (seen.live or {}):
+                newest[key_of(entry)] = array, number
+    return newest
+
+
+def _standing(task: Task, place: tuple[Array, int] | None, seen: Look) -> Standing:
+    left = tuple(missing(task))
+    if place is None:
+        found = plan.look(task)
+        return Standing(task, found.state, found.error, found.missing)
+    array, number = place
+    key, log, asked = array.key(number), array.log(number), Task.from_dict(array.tasks[number]["task"])
+    attempts = [line for line in read_lines(task.path / "attempts.jsonl") if line["job"] == key]
     rows = (seen.accounted or {}).get(key, [])
     # SLURM's own count, as the newest start wrote it: a start that was ended before it could write is in it.
     starts = max((line["restart"] + 1 for line in attempts if line["event"] == "start"), default=0)
-    about: dict[str, Any] = {"job": key, "log": log, "array": array}
-    if not run.missing():
-        return Standing(run, "done", requeued=max(len(rows), starts, 1) - 1, **about)
+    about: dict[str, Any] = {"missing": left, "job": key, "log": log, "array": array, "asked": asked}
+    if not left:
+        return Standing(task, "done", requeued=max(len(rows), starts, 1) - 1, **about)
     if (queued := _queued(key, seen, rows, attempts, log)) is not None:
         state, reason = queued
         waiting = state in client.WAITING
         # While it waits, every start so far is one that ended.
         times = max(len(rows) - 1, starts - (not waiting), 0)
         word = ("preempted" if times else "queued") if waiting else "running"
-        return Standing(run, word, requeued=times, reason=reason if waiting else "", **about)
-    if not replace(run, stages=tuple(array.tasks[number]["stages"])).missing():
-        return Standing(run, "planned", **about)  # what was queued is done: the study has got further stages
-    state, error = _ended(run, rows, attempts, log, sacct=seen.accounted is not None)
-    return Standing(run, state, error, requeued=max(len(rows), starts, 1) - 1, **about)
+        return Standing(task, word, requeued=times, reason=reason if waiting else "", **about)
+    # Somebody works on it without SLURM, or what was queued is done and more is asked for since.
+    if is_locked(task.path) or not missing(replace(asked, folder=task.folder)):
+        found = plan.look(task)
+        return Standing(task, found.state, found.error, **about)
+    state, error = _ended(task, rows, attempts, log, sacct=seen.accounted is not None)
+    return Standing(task, state, error, requeued=max(len(rows), starts, 1) - 1, **about)
 
 
 def _queued(
@@ -141,15 +238,15 @@ def _queued(
 
 
 def _ended(
-    run: Planned, rows: Sequence[tuple[str, str]], attempts: Sequence[dict], log: Path, sacct: bool
+    task: Task, rows: Sequence[tuple[str, str]], attempts: Sequence[dict], log: Path, sacct: bool
 ) -> tuple[str, str]:
-    """State and error of a run that is not done and that SLURM no longer has; `sacct`: whether that answers."""
+    """State and error of a task that is not done and that SLURM no longer has; `sacct`: whether that answers."""
     began = max((place for place, line in enumerate(attempts) if line["event"] == "start"), default=None)
     now = attempts[began:] if began is not None else []
     # Only what this attempt wrote: older records are of attempts that were retried.
-    records = run.records()[now[0]["records"] :] if now else []
-    if records and records[-1]["state"] != "done":
-        return records[-1]["state"], records[-1]["error"]
+    records = read_records(task.path / "record.jsonl")[now[0]["records"] :] if now else []
+    if (failed := failure(task, missing(task), records)) is not None:
+        return failed.state, failed.error or ""
     last = _last_line(log)
     for line in reversed(now):
         if line.get("error"):
@@ -184,41 +281,36 @@ def _last_line(log: Path) -> str:
         return ""
     said = [line for line in lines if line and not SRUN_AFTER.match(line)]
     # A run says so as it starts: what is above is of the times before it was queued again.
-    start = max((place for place, line in enumerate(said) if line.startswith(f"{log.stem} on ")), default=0)
+    key = log.name.removesuffix("_0_log.out")
+    start = max((place for place, line in enumerate(said) if line.startswith(f"{key} on ")), default=0)
     said = said[start:]
     ends = [line for line in said[-4:] if any(words in line for words in LAST_WORDS)]
     return (ends or said or [""])[-1][:500]
 
 
-def rows(found: Sequence[Standing]) -> list[dict[str, Any]]:
-    """A row a run, for a table or JSON."""
-    made = []
-    for standing in found:
-        run, progress = standing.run, standing.run.progress()
-        times = f" ×{standing.requeued}" if standing.requeued else ""
-        working = (describe(progress) if progress else "starting") if standing.state == "running" else ""
-        if standing.state == "running" and times:
+def rows(found: Sequence[RunStanding]) -> list[dict[str, Any]]:
+    """A row a run, for a table or JSON: its job, log and error are those of the task that tells how it does."""
+    lines = []
+    for one in found:
+        run, main = one.run, one.main
+        progress = plan.progress(main.task.path)
+        times = f" ×{main.requeued}" if main.requeued else ""
+        working = (describe(progress) if progress else "starting") if main.state == "running" else ""
+        if main.state == "running" and times:
             working = f"{working}  (preempted{times})".strip()
-        made.append(
+        lines.append(
             {
                 "run": run.name,
-                "id": run.info["id"],
-                "state": standing.state,
-                "shown": f"preempted{times}" if standing.state == "preempted" else standing.state,
-                "requeued": standing.requeued,
-                "job": standing.job,
-                "to do": " ".join(run.missing()),
-                "progress": working or standing.reason.replace("None", ""),
-                "error": standing.error,
-                "log": str(standing.log) if standing.log else None,
+                "id": run.id,
+                "state": main.state,
+                "shown": f"preempted{times}" if main.state == "preempted" else main.state,
+                "requeued": main.requeued,
+                "job": main.job,
+                "to do": " ".join(one.missing),
+                "progress": working or main.reason.replace("None", ""),
+                "error": main.error,
+                "log": str(main.log) if main.log else None,
                 "folder": str(run.folder),
             }
         )
-    return made
-
-
-def strays(runs: Sequence[Planned], home: Path) -> list[Path]:
-    """Folders of runs that are not in the study (any more), nor what one of its runs takes its checkpoint from."""
-    kept = {run.folder.resolve() for run in runs} | {Path(s) for run in runs if (s := run.info.get("source"))}
-    found = sorted(path.parent for path in home.parent.glob("*/config.json"))
-    return [folder for folder in found if folder.resolve() not in kept]
+    return lines

@@ -1,24 +1,31 @@
-"""`sweep submit`, `retry`, `cancel`: what is missing of a study as job arrays, each run in one place at a time."""
+"""`sweep submit`, `retry`, `cancel`: what is missing of a study as job arrays, each task in one place at a time.
+
+A task is a model, a training or a set of samples with its scores. Samples come in arrays of their own, which start
+when the trainings that they need have ended, be it a training that another study below the same root queued.
+"""
 
 import json
-import shlex
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import time
+from collections.abc import Container, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ...harness.run import locked
+from ...ablations.study import Study
+from ...harness.run import Busy, locked
+from ...harness.stages import Task, merged, problem
 from ...kernels.errors import InputError
-from ..plan import Planned
-from . import client, manifest, snapshot
+from .. import plan
+from ..plan import Piece, Planned
+from . import client, executor, manifest, snapshot
 from .cluster import ClusterConfig, choices, load
 from .manifest import Draft
-from .status import ACTIVE, FAILED, Standing, standings
+from .status import FAILED, Survey, key_of, survey, training_of
 
 # What a run may be given anew without becoming another run.
 FREE = ("cluster.", "run.", "data.path=")
+TURN_S = 120.0  # how long a submit waits for that of another study below the same root
 
 
 @dataclass(frozen=True)
@@ -49,57 +56,69 @@ def _check(asked: ClusterConfig) -> None:
 
 
 def submit(
-    runs: Sequence[Planned], study: str, words: Sequence[str], cluster: str | None, parallel: int | None, dirty: bool
+    runs: Sequence[Planned],
+    study: Study,
+    words: Sequence[str],
+    cluster: str | None,
+    parallel: int | None,
+    dirty: bool,
+    whole: Sequence[Planned] = (),
 ) -> Submission:
-    """Queue the runs that are not done, not queued and did not fail; `words` are the settings of the command.
+    """Queue the tasks of runs that are not done, not queued and did not fail; `words` are the settings of the command,
+    `whole` all runs of the study, where `runs` are some.
 
     Raises InputError for a cluster without a queue or a tree with changes, Busy where another submit is at work,
     SlurmError where sbatch refuses; then what was queued before stays queued and the same call queues the rest.
     """
-    requests = {run.info["id"]: queue_of(cluster, run.cluster, parallel) for run in runs}
+    requests = {piece.id: queue_of(cluster, piece.cluster, parallel) for piece in plan.pieces(runs)}
     snapshot.check(dirty)
     client.check_here()
-    with _alone(runs, new=True) as home:
-        found, _ = standings(runs, home, need_queue=True)
-        chosen = [one for one in found if one.state in ("planned", "stopped")]
-        most = client.largest_array()
+    with _alone(runs, study, new=True) as home:
+        plan.write(study, whole or runs)
+        found = survey(runs, home, need_queue=True)
         manifest.remember(home, [word for word in words if not word.startswith("cluster.")])
-        return _queue(home, study, found, chosen, requests, most)
+        return _queue(home, study, runs, choose(plan.pieces(runs), found, ("planned", "stopped"), requests), found)
 
 
 def retry(
     runs: Sequence[Planned],
-    study: str,
+    study: Study,
     words: Sequence[str],
     cluster: str | None,
     parallel: int | None,
     dirty: bool,
 ) -> Submission:
-    """Queue the runs that failed again, each with what it asked for last time and `words` over it.
+    """Queue the tasks of runs that failed again, each with what it asked for last time and `words` over it.
 
     Raises InputError for a setting that would make other runs of them, and as `submit` does.
     """
     for word in words:
         if not word.startswith(FREE):
             raise InputError(
-                f"{word!r} would not repeat a run but make another one, with another id, that the study does not have "
-                "(half the batch with less memory is run.micro_batch=N). Write it into the study and submit that; "
-                "retry takes cluster.*, run.* and data.path"
+                f"{word!r} would not repeat a run but make another one, which the study does not have (half the batch "
+                "with less memory is run.micro_batch=N). Write it into the study and submit that; retry takes "
+                "cluster.*, run.* and data.path"
             )
     settings = [word for word in words if word.startswith("cluster.")]
     snapshot.check(dirty)
     client.check_here()
-    with _alone(runs) as home:
-        found, _ = standings(runs, home, need_queue=True)
-        chosen = [one for one in found if one.state in FAILED]
+    with _alone(runs, study) as home:
+        found = survey(runs, home, need_queue=True)
         requests = {}
-        for one in chosen:
-            if cluster is not None or one.array is None:
-                requests[one.run.info["id"]] = queue_of(cluster, one.run.cluster, parallel)
-            else:
-                given = replace(one.array.cluster, parallel=parallel or one.array.cluster.parallel)
-                requests[one.run.info["id"]] = load_over(given, settings)
-        return _queue(home, study, found, chosen, requests, client.largest_array())
+        for run in runs:
+            parts = found.run(run).parts
+            if not any(part.state in FAILED for part in parts):
+                continue
+            array = next((part.array for part in parts if part.array is not None), None)
+            for part in parts:
+                given = part.array or array  # samples that were never queued ask for what their training asked for
+                if cluster is not None or given is None:
+                    asked = queue_of(cluster, run.cluster, parallel)
+                else:
+                    asked = load_over(replace(given.cluster, parallel=parallel or given.cluster.parallel), settings)
+                requests.setdefault((part.task.kind, part.task.key), asked)
+        chosen = choose(plan.pieces(runs), found, (*FAILED, "planned", "stopped"), requests)
+        return _queue(home, study, runs, chosen, found)
 
 
 def load_over(given: ClusterConfig, settings: Sequence[str]) -> ClusterConfig:
@@ -115,92 +134,145 @@ _LISTS = ("setup", "options")  # free text, which an override would have to quot
 
 
 @contextmanager
-def _alone(runs: Sequence[Planned], new: bool = False) -> Iterator[Path]:
+def _alone(runs: Sequence[Planned], study: Study, new: bool = False) -> Iterator[Path]:
     """Hold the study for this process; gives the folder of its submissions. Raises InputError where there is nothing
     of the study, unless it may be `new`."""
-    home = manifest.home_of(runs[0].folder)
+    home = plan.home(study, runs) / ".sweep"
+    executor.check(home)
     if not new and not home.parent.is_dir():
         raise InputError(
             f"no such folder: {home.parent.absolute()}; nothing of the study ran yet (run.root says where)"
         )
     try:
         home.mkdir(parents=True, exist_ok=True)
-        with locked(home):
+        with locked(home), ExitStack() as stack:
+            _take_turn(stack, runs[0].root)
             yield home
     except OSError as error:  # a full disk, a shared folder that is away
         raise client.SlurmError(f"{error}; the same command goes on from what was queued") from None
 
 
-def drafts(
-    chosen: Sequence[Standing], found: Sequence[Standing], requests: dict[str, ClusterConfig], most: int
-) -> list[Draft]:
-    """One array for each distinct request, of at most `most` tasks; runs that take the checkpoint of another run come
-    in arrays that start after those of their trainers."""
-    ids = {str(one.run.folder.resolve()): one.run.info["id"] for one in found}
-    going = {one.run.info["id"] for one in chosen}
-    running = {one.run.info["id"]: one.array.job for one in found if one.state in ACTIVE and one.array}
+def _take_turn(stack: ExitStack, root: Path) -> None:
+    """Hold a root: two studies that submit at once would both train what they share. Raises Busy after a while."""
+    end = time.monotonic() + TURN_S
+    while True:
+        try:
+            stack.enter_context(locked(root))
+            return
+        except Busy:
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.5)
 
-    def trainer(one: Standing) -> str | None:
-        source = one.run.info.get("source")
-        return ids.get(str(Path(source).resolve())) if source and not one.run.ready() else None
 
+@dataclass(frozen=True)
+class Choice:
+    """A task to queue: what its job asks for, jobs that end first, and the folder of a training that the same submit
+    queues and that ends first."""
+
+    piece: Piece
+    cluster: ClusterConfig
+    jobs: tuple[str, ...] = ()
+    training: str = ""
+
+
+def choose(
+    pieces: Sequence[Piece],
+    found: Survey,
+    states: Container[str],
+    requests: Mapping[tuple[str, str], ClusterConfig],
+) -> list[Choice]:
+    """The tasks to queue, of those with a request: in one of `states`, or in the queue, of whichever study, with less
+    than is asked for now, and then after that. Samples come where their weights are there, or where a training is
+    queued that will keep them."""
+    chosen: list[Choice] = []
+    for piece in pieces:
+        task, part, job = piece.task, found.task(piece.task), found.job(*piece.id)
+        more = job is not None and part.asked is not None and bool(part.missing) and not covers(part.asked, task)
+        if piece.id not in requests or not (part.state in states or more):
+            continue
+        jobs, training = (job,) if job else (), ""
+        if not piece.ready():
+            other = found.job("training", training_of(task))
+            if problem(task) is not None:
+                continue
+            if any(one.piece.task.path == Path(task.training) for one in chosen):
+                training = task.training
+            elif other is None:
+                continue
+            else:
+                jobs = (*jobs, other)
+        chosen.append(Choice(piece, requests[piece.id], jobs, training))
+    return chosen
+
+
+def covers(task: Task, other: Task) -> bool:
+    """Whether doing `task` does all that `other` asks for."""
+    both, *more = merged([task, other])
+    names = ("stages", "moments", "metrics", "plans")
+    further = task.kind == "training" and both.config["train"]["steps"] > task.config["train"]["steps"]
+    return not more and not further and all(getattr(both, name) == getattr(task, name) for name in names)
+
+
+def drafts(chosen: Sequence[Choice], most: int) -> list[Draft]:
+    """One array for each distinct request, of at most `most` tasks; samples that wait for trainings of the same submit
+    come in arrays that start after those."""
     made: list[Draft] = []
-    place: dict[str, int] = {}
+    place: dict[str, int] = {}  # of arrays, by the folders of their tasks
     for second in (False, True):
-        groups: dict[str, list[Standing]] = {}
+        groups: dict[str, list[Choice]] = {}
         for one in chosen:
-            if (trainer(one) in going) == second:
-                groups.setdefault(json.dumps(asdict(requests[one.run.info["id"]])), []).append(one)
+            if (one.piece.task.kind == "samples") == second:
+                groups.setdefault(json.dumps([asdict(one.cluster), bool(one.training or one.jobs)]), []).append(one)
         for group in groups.values():
-            cluster = requests[group[0].run.info["id"]]
+            cluster = group[0].cluster
             for start in range(0, len(group), most):
                 part = group[start : start + most]
-                trainers = [name for one in part if (name := trainer(one))]
-                after = {place[name] for name in trainers if name in place}
+                after = {place[one.training] for one in part if one.training}
                 # %N holds within one array: the pieces of one that was too large go one after the other.
                 after |= {len(made) - 1} if start and cluster.parallel else set()
-                jobs = {job for name in trainers if (job := running.get(name))}
-                tasks = [{"info": _absolute(one.run.info), "stages": list(one.run.stages)} for one in part]
-                place |= {one.run.info["id"]: len(made) for one in part}
-                made.append(Draft(cluster, tasks, tuple(sorted(after)), tuple(sorted(jobs))))
+                jobs = dict.fromkeys(job for one in part for job in one.jobs)
+                place |= {one.piece.task.folder: len(made) for one in part}
+                made.append(Draft(cluster, [entry(one.piece) for one in part], tuple(sorted(after)), tuple(jobs)))
     return made
 
 
-def _absolute(info: dict[str, Any]) -> dict[str, Any]:
-    """A job whose working folder is gone starts in another one, and must not make its runs there."""
-    config = info["config"]
-    return info | {"config": config | {"run": config["run"] | {"root": str(Path(config["run"]["root"]).resolve())}}}
+def entry(piece: Piece) -> dict[str, Any]:
+    """A task as a manifest has it, with absolute folders: a job whose working folder is gone starts in another one, and
+    must not make its runs there."""
+    task, config = piece.task, piece.task.config
+    root = str(Path(config["run"]["root"]).resolve())
+    absolute = replace(
+        task,
+        folder=str(piece.folder.resolve()),
+        training=task.training and str(Path(task.training).resolve()),
+        config=config | {"run": config["run"] | {"root": root}},
+    )
+    more = {"plugins": list(piece.plugins)} if piece.plugins else {}
+    return {"name": piece.run, "folder": absolute.folder, "task": asdict(absolute), **more}
 
 
 def batch_file(draft: Draft, name: str, folder: Path, index: int, code: dict[str, Any]) -> str:
     """What sbatch gets for an array of a submission in `folder`."""
-    words = (sys.executable, "-m", "lamabench.launch.worker", str(folder / "manifest.json"), str(index))
-    log = Path(str(folder / "logs").replace("%", "%%")) / "%A_%a.log"
-    return client.script(draft.cluster, name, len(draft.tasks), shlex.join(words), log, code["path"])
+    array = manifest.executor_of(folder, index, draft.cluster, name, code["path"])
+    return array.batch_file(len(draft.tasks))
 
 
-def _queue(
-    home: Path,
-    study: str,
-    found: Sequence[Standing],
-    chosen: Sequence[Standing],
-    requests: dict[str, ClusterConfig],
-    most: int,
-) -> Submission:
+def _queue(home: Path, study: Study, runs: Sequence[Planned], chosen: Sequence[Choice], found: Survey) -> Submission:
+    ids = {one.piece.id for one in chosen}
     left: dict[str, int] = {}
-    for one in found:
-        if one not in chosen:
-            left[one.state] = left.get(one.state, 0) + 1
+    for run in runs:
+        if not any((task.kind, task.key) in ids for task in run.tasks):
+            state = found.run(run).state
+            left[state] = left.get(state, 0) + 1
     if not chosen:
         return Submission([], {}, left)
     code = snapshot.freeze(home / "code")
-    made = drafts(chosen, found, requests, most)
-    written = manifest.write(
-        home, study, made, lambda draft, name, folder, index: batch_file(draft, name, folder, index, code), code
-    )
+    made = drafts(chosen, client.largest_array())
+    written = manifest.write(home, study.name, made, code)
     queued: list[tuple[manifest.Array, str]] = []
     try:
-        for array, job in manifest.queue(written, made):
+        for array, job in manifest.queue(written, made, code["path"]):
             queued.append((array, job))
     except client.SlurmError as error:
         raise client.SlurmError(
@@ -210,13 +282,22 @@ def _queue(
     return Submission(queued, code, left)
 
 
-def cancel(runs: Sequence[Planned]) -> list[str]:
-    """End every job of the study that is queued or running, also of runs that are not in it any more; what runs saves
-    first. Returns the job ids."""
-    with _alone(runs) as home:
-        submitted = list(manifest.arrays(home))
-        tasks = client.live(array.name for array in submitted)
-        jobs = sorted({key.split("_")[0] for key in tasks}, key=int)
-        if jobs:
-            client.patiently("scancel", *jobs)
-        return jobs
+def cancel(runs: Sequence[Planned], study: Study, keys: Container[tuple[str, str]] | None = None) -> list[str]:
+    """End every job of the study that is queued or running, also of runs that are not in it any more, or of some tasks
+    by kind and key; what runs saves first. Returns the job ids."""
+    with _alone(runs, study) as home:
+        submitted = [array for array in manifest.arrays(home) if all("task" in one for one in array.tasks)]
+        live = client.live(array.name for array in submitted)
+        if keys is None:
+            jobs = {key.split("_")[0] for key in live}
+        else:
+            numbered = {array.name: array for array in submitted}
+            jobs = {
+                key
+                for key, (_, _, name) in live.items()
+                if key_of(numbered[name].tasks[int(key.split("_")[1])]) in keys
+            }
+        ordered = sorted(jobs, key=lambda job: [int(number) for number in job.split("_")])
+        if ordered:
+            client.patiently("scancel", *ordered)
+        return ordered

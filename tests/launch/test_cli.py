@@ -11,7 +11,7 @@ import time
 import numpy as np
 import pytest
 import yaml
-from lamabench.harness.record import read_run
+from lamabench.harness.run import read_run
 from lamabench.launch.cli import main
 from PIL import Image
 
@@ -220,7 +220,7 @@ def test_a_run_whose_worker_dies_is_taken_over(capsys, tmp_path):
     """Another process holds a run and is killed while the sweep watches it."""
     name = study(tmp_path, 2)
     row, _ = json.loads(run(capsys, "sweep", "plan", name, "--json")[1])
-    (folder := tmp_path / "runs" / "tiny" / f"one-{row['id']}").mkdir(parents=True)
+    (folder := tmp_path / row["folder"]).mkdir(parents=True)
     hold = "import sys, time; from pathlib import Path; from lamabench.harness.run import locked\n"
     hold += "with locked(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
     process = subprocess.Popen([sys.executable, "-c", hold, str(folder)], stdout=subprocess.PIPE)
@@ -229,8 +229,8 @@ def test_a_run_whose_worker_dies_is_taken_over(capsys, tmp_path):
     timer.start()
     code, _, err = run(capsys, "sweep", "run", name)
     process.communicate()
-    assert "one: already running, watching it" in err and "one: whoever worked on it is gone" in err
-    assert code == 0 and read_run(folder).last("sample")["state"] == "done"
+    assert "one (train): already running, watching it" in err and "one (train): whoever worked on it is gone" in err
+    assert code == 0 and read_run(folder).last("train").state == "done"
 
 
 def test_sweep_killed_with_all_its_jobs_continues(capsys, tmp_path):
@@ -242,25 +242,27 @@ def test_sweep_killed_with_all_its_jobs_continues(capsys, tmp_path):
 
     process = command("sweep", "run", name, "--parallel", "1", cwd=tmp_path)
     deadline = time.monotonic() + 120
-    while not list(tmp_path.glob("runs/tiny/one-*/checkpoints/*")) and time.monotonic() < deadline:
+    while not list(tmp_path.glob("runs/trainings/*/checkpoints/*")) and time.monotonic() < deadline:
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
-    (first,) = tmp_path.glob("runs/tiny/one-*")
+    (first,) = tmp_path.glob("runs/trainings/*")
     # submitit starts its jobs in the command's process group, so they are gone as well.
     assert json.loads(run(capsys, "sweep", "status", name, "--json")[1])[0]["state"] in ("stopped", "running")
 
     code, out, err = run(capsys, "sweep", "run", name)
     assert code == 0 and "tables and figures" in out
-    for folder in tmp_path.glob("runs/tiny/*-*"):
-        records = read_run(folder).records
-        assert [line["kind"] for line in records if line["state"] == "done"] == ["cost", "train", "sample"]
+    folders = [tmp_path / "runs" / "tiny" / name for name in ("one", "two")]
+    assert first.resolve() == folders[0].resolve()
+    for folder in folders:
+        assert [row.kind for row in read_run(folder).records] == ["train"]
         assert [line["step"] for line in read_run(folder).metrics] == list(range(2, 61, 2))
-    before = {p: p.read_bytes() for p in tmp_path.glob("runs/tiny/*/record.jsonl")}
+    records = [*tmp_path.glob("runs/models/*/record.jsonl"), *tmp_path.glob("runs/trainings/**/record.jsonl")]
+    before = {path: path.read_bytes() for path in records}
+    assert len(before) == 6
     code, _, err = run(capsys, "sweep", "run", name)
-    assert code == 0 and err.count("already done") == 2
-    assert before == {p: p.read_bytes() for p in tmp_path.glob("runs/tiny/*/record.jsonl")}
-    assert first.is_dir()
+    assert code == 0 and err.count("already done") == 6
+    assert before == {path: path.read_bytes() for path in records}
 
 
 def test_a_run_that_fails_leaves_the_others_alone(capsys, tmp_path):
@@ -271,7 +273,7 @@ def test_a_run_that_fails_leaves_the_others_alone(capsys, tmp_path):
     assert code == 1
     status = json.loads(run(capsys, "sweep", "status", name, "--json")[1])
     assert [row["state"] for row in status] == ["done", "diverged"]
-    assert "not finite" in status[1]["error"] and "two: diverged" in err and "diverged" in out
+    assert "not finite" in status[1]["error"] and "two (train): diverged" in err and "diverged" in out
 
 
 def test_a_study_that_samples_one_checkpoint_often_trains_once(capsys, tmp_path):
@@ -287,23 +289,21 @@ def test_a_study_that_samples_one_checkpoint_often_trains_once(capsys, tmp_path)
     assert code == 0 and not (tmp_path / "runs").exists()
     assert "3 runs; GPU-hours of training: unknown for 1 runs (no bench record)" in out
     rows = json.loads(run(capsys, "sweep", "plan", path, "--debug", "--json")[1])
-    assert "no bench record of dit_nano (model.depth=2, model" in rows[0]["gpu_hours"] and rows[1]["gpu_hours"] == {}
+    assert "no bench record of dit_nano (model.depth=2, model" in rows[0]["gpu_hours"]
+    assert [(row["gpu_hours"], row["trained_by"]) for row in rows[1:]] == [({}, "scale-1")] * 2
     assert run(capsys, "sweep", "plan", "demo", "--debug")[0] == 2
 
     code, out, err = run(capsys, "sweep", "run", path, "--debug")
-    assert code == 0 and err.count(": done") == 3 and "tables and figures" in out
-    done = {
-        config.parent.name[:7]: read_run(config.parent) for config in tmp_path.glob("runs/tiny-debug/*/config.json")
-    }
-    assert [name for name, found in done.items() if found.last("train")] == ["scale-1"]
-    assert [name for name, found in done.items() if (found.path / "checkpoints").exists()] == ["scale-1"]
-    assert {name: found.last("sample")["guidance"] for name, found in done.items()} == {
-        "scale-1": 1.0,
-        "scale-2": 2.0,
-        "scale-3": 3.0,
-    }
+    # A model, a training and three sets of samples.
+    assert code == 0 and err.count(": done") == 5 and "tables and figures" in out
+    (training,) = tmp_path.glob("runs/trainings/*")
+    assert [row.kind for row in read_run(training).records] == ["train"]
+    drawn = [read_run(folder).last("sample").guidance for folder in training.glob("samples/*")]
+    assert sorted(drawn) == [1.0, 2.0, 3.0]
+    links = [tmp_path / "runs" / "tiny-debug" / f"scale-{scale}" for scale in (1, 2, 3)]
+    assert {link.resolve() for link in links} == {training.resolve()}
     code, _, err = run(capsys, "sweep", "run", path, "--debug")
-    assert code == 0 and err.count("already done") == 3
+    assert code == 0 and err.count("already done") == 5
 
 
 def test_what_waits_for_a_training_that_diverged_is_not_started(capsys, tmp_path):
@@ -313,5 +313,6 @@ def test_what_waits_for_a_training_that_diverged_is_not_started(capsys, tmp_path
     data["variants"]["two"] = data["variants"]["one"] | {"sample.guidance": 2.0}
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(data))
     code, _, err = run(capsys, "sweep", "run", path)
-    assert code == 1 and "one: diverged" in err
-    assert "two: not started, the training of" in err and not list(tmp_path.glob("runs/tiny/two-*"))
+    assert code == 1 and "one (train): diverged" in err
+    assert "two (sample at 40): not started, " in err and "has no weights of step 40" in err
+    assert not list(tmp_path.glob("runs/trainings/*/samples/*"))

@@ -1,4 +1,4 @@
-"""The fixture `node`: one real SLURM node for the whole test session."""
+"""The fixtures `node`, one real SLURM node for the whole test session, and `sweep`, the command in a folder."""
 
 import os
 import subprocess
@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from studies import Sweep
 
 
 class Node:
@@ -88,3 +89,8 @@ def node() -> Iterator[Node]:
         yield found
     if not was_up:
         found.must("down")
+
+
+@pytest.fixture
+def sweep(tmp_path, capsys):
+    return Sweep(tmp_path, capsys)

@@ -383,12 +383,9 @@ def main() -> int:
             return 0 if status(state) else 1
         if args.action not in ("up", "down") and not (state / "slurm.conf").exists():
             raise NodeError(f"no node in {state}; set one up: {sys.argv[0]} up")
-        if args.action == "up":
-            up(state)
-        elif args.action == "down":
-            down(state)
-        elif args.action == "crash":
-            crash(state)
+        whole = {"up": up, "down": down, "crash": crash}
+        if args.action in whole:
+            whole[args.action](state)
         elif args.action == "start":
             start(state, args.daemon)
         else:

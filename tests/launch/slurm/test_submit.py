@@ -1,43 +1,30 @@
-"""Sweeps on SLURM as far as they need no SLURM: clusters, batch files, snapshots, stopping, and how runs stand."""
+"""Sweeps on SLURM as far as they need no SLURM: clusters, what is queued after what, and what was submitted."""
 
-import errno
 import json
-import os
-import shutil
-import signal
-import subprocess
-import sys
-import threading
-import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 import yaml
 from lamabench.ablations.study import Study
-from lamabench.harness import provenance
-from lamabench.harness import signals as stop
-from lamabench.harness.record import append, entry, read_lines
-from lamabench.harness.run import create
+from lamabench.harness.run import locked
 from lamabench.kernels.errors import InputError
-from lamabench.launch import worker as task
+from lamabench.launch import plan as plans
 from lamabench.launch.cli import main
-from lamabench.launch.plan import plan
-from lamabench.launch.slurm import client, snapshot
+from lamabench.launch.plan import pieces, plan
+from lamabench.launch.slurm import client, submit
 from lamabench.launch.slurm import cluster as clusters
 from lamabench.launch.slurm import manifest as submissions
 from lamabench.launch.slurm.cluster import ClusterConfig, load
-from lamabench.launch.slurm.status import Look, Standing, rows, standings
-from lamabench.launch.slurm.submit import drafts, load_over, queue_of
-from lamabench.launch.worker import Attempt, requeue
-from safetensors.torch import load_file
+from lamabench.launch.slurm.status import UNSEEN, survey
+from lamabench.launch.slurm.submit import choose, covers, drafts, entry, load_over, queue_of
 
 SMALL = {"model": "dit_nano", "model.depth": 1, "model.hidden_size": 16, "model.num_heads": 2, "data": "digits",
          "data.size": 8, "train.batch_size": 4, "train.precision": "float32", "run.device": "cpu"}  # fmt: skip
 
 
-def study(root, axes, **more):
-    return Study("s", "?", base={**SMALL, "run.root": str(root), **more}, axes=axes, stages=["train"])
+def study(root, axes, stages=("train",), name="s", **more):
+    return Study(name, "?", base={**SMALL, "run.root": str(root), **more}, axes=axes, stages=list(stages))
 
 
 @pytest.mark.parametrize("name", clusters.choices())
@@ -83,7 +70,7 @@ def test_bad_clusters_are_one_line(name, settings, message, tmp_path, monkeypatc
 def test_a_cluster_is_no_part_of_a_run(tmp_path):
     plain = plan(study(tmp_path, {"train.lr": [1e-4, 2e-4]}))
     asked = plan(study(tmp_path, {"train.lr": [1e-4, 2e-4]}, **{"cluster.time_min": 7}), ["cluster.mem_gb=3"])
-    assert [run.info for run in plain] == [run.info for run in asked]
+    assert [run.tasks for run in plain] == [run.tasks for run in asked]
     assert asked[0].cluster == ("cluster.time_min=7", "cluster.mem_gb=3")
     with pytest.raises(InputError, match="unknown key in cluster 'men_gb'"):
         plan(study(tmp_path, {"train.lr": [1e-4]}), ["cluster.men_gb=3"])
@@ -119,174 +106,166 @@ def test_runs_at_a_time_are_one_or_more(action, number, capsys):
     assert caught.value.code == 2 and f"must be a whole number above 0, not '{number}'" in err and err.count("\n") == 1
 
 
-def test_a_batch_file_is_bash_and_asks_for_what_the_cluster_says(tmp_path):
-    asked = load("example", ["cluster.mem_gb=0.5", "cluster.parallel=4"])
-    text = client.script(asked, "n", 12, "echo ran", tmp_path / "a b" / "%A_%a.log", "/code dir")
-    wanted = (
-        "array=0-11%4 partition=gpu account=my-project qos=normal constraint=a100 time=720 cpus-per-task=8 mem=512M"
-    )
-    wanted += " gpus-per-node=1 signal=USR2@120 requeue open-mode=append exclude=node013"
-    for line in [*wanted.split(), f'output="{tmp_path}/a b/%A_%a.log"']:
-        assert f"\n#SBATCH --{line}\n" in text
-    asked = replace(asked, setup=["export MINE=1"])
-    text = client.script(asked, "n", 1, "env", tmp_path / "log", "/code dir")
-    probe = 'srun() { "$@"; }\n' + text
-    env = {"PATH": os.environ["PATH"], "SLURM_CPUS_PER_TASK": "3", "PYTHONPATH": "/mine"}
-    said = subprocess.run(
-        ["bash", "-c", probe], env=env, capture_output=True, text=True, check=True
-    ).stdout.splitlines()
-    assert {
-        "PYTHONPATH=/code dir:/mine",
-        "OMP_NUM_THREADS=3",
-        "SRUN_CPUS_PER_TASK=3",
-        "SLURM_EXPORT_ENV=ALL",
-        "MINE=1",
-        "PYTHONSAFEPATH=1",
-    } <= {*said}
-
-
-@pytest.mark.parametrize(
-    ("folder", "line"),
-    [("/a", "/a/%A"), ("/o'brien", '"/o\'brien/%A"'), ("/a#2", '"/a#2/%A"'), ('/a "b"', '"/a \\"b\\"/%A"')],
-)
-def test_folders_of_any_name_reach_sbatch_whole(folder, line, tmp_path):
-    """An open quote in a #SBATCH line is an error of sbatch's, and # begins a comment."""
-    text = client.script(ClusterConfig(), "n", 1, "true", Path(folder, "%A"), None)
-    assert f"\n#SBATCH --output={line}\n" in text
-    (tmp_path / "a.sh").write_text(text)
-    assert f"--output={folder}/%A" in client._options(tmp_path / "a.sh")
-
-
-def test_a_notice_before_the_task_listens_does_not_kill_it(tmp_path):
-    text = client.script(
-        ClusterConfig(), "n", 1, "bash -c 'kill -USR2 $$; kill -TERM $$; echo alive'", tmp_path / "log", None
-    )
-    done = subprocess.run(["bash", "-c", 'srun() { "$@"; }\n' + text], capture_output=True, text=True)
-    assert done.stdout == "alive\n"
-
-
 def test_plan_prints_the_batch_files(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     base = {**SMALL, "cluster.time_min": 90}
     data = {"question": "?", "base": base, "variants": {"a": {}, "b": {"model.depth": 2, "cluster.gpus": 2}}}
-    Path("mine.yaml").write_text(yaml.safe_dump(data))
+    Path("mine.yaml").write_text(yaml.safe_dump(data | {"stages": ["train"]}))
     assert main(["sweep", "plan", "mine.yaml", "cluster=slurm", "--parallel", "2", "cluster.gpus=1"]) == 0
     out = capsys.readouterr().out
-    assert "asked for: 2 runs, 3 GPU-hours" in out and out.count("#!/bin/bash") == 1  # the command's word is the last
+    assert "asked for: 2 jobs, 3 GPU-hours" in out and out.count("#!/bin/bash") == 1  # the command's word is the last
     assert "\n#SBATCH --array=0-1%2\n" in out
     assert main(["sweep", "plan", "mine.yaml", "cluster=slurm"]) == 0
     out = capsys.readouterr().out
-    assert "asked for: 2 runs, 3 GPU-hours" in out and out.count("--gpus-per-node=2\n") == 1 == out.count("array 1:")
+    assert "asked for: 2 jobs, 4.5 GPU-hours" not in out and "asked for: 2 jobs, 3 GPU-hours" in out
+    assert out.count("--gpus-per-node=2\n") == 1 == out.count("array 1:")
     assert not Path("runs").exists()
 
 
-def test_arrays_are_of_one_request_and_no_longer_than_allowed(tmp_path):
+def chosen(runs, found=UNSEEN, states=("planned", "stopped"), requests=None):
+    each = pieces(runs)
+    return choose(each, found, states, requests or {piece.id: ClusterConfig() for piece in each})
+
+
+def test_a_task_a_model_and_a_training_then_one_for_each_set_of_samples(tmp_path, finish):
     axes = {"train.lr": [1e-4, 2e-4, 3e-4], "sample.guidance": [1.0, 2.0]}
-    runs = plan(replace(study(tmp_path, axes), stages=["train", "sample"]))
-    found = [Standing(run, "planned") for run in runs]
+    runs = plan(study(tmp_path, axes, stages=["cost", "train", "sample"]))
     small, large = ClusterConfig(), ClusterConfig(mem_gb=9)
-    asked = {run.info["id"]: large if "0.0003" in run.name else small for run in runs}
+    asked = {piece.id: large if "0.0003" in piece.run else small for piece in pieces(runs)}
 
     def shape(most, parallel=None):
         requests = {key: replace(value, parallel=parallel) for key, value in asked.items()}
         return [
-            (draft.cluster.mem_gb, [task["info"]["name"] for task in draft.tasks], draft.after)
-            for draft in drafts(found, found, requests, most)
+            (draft.cluster.mem_gb, [(one["task"]["kind"], one["name"]) for one in draft.tasks], draft.after)
+            for draft in drafts(chosen(runs, requests=requests), most)
         ]
 
+    first = [("model", "0.0001-1.0"), ("training", "0.0001-1.0"), ("training", "0.0002-1.0")]
+    samples = [("samples", f"{lr}-{scale}") for lr in ("0.0001", "0.0002", "0.0003") for scale in ("1.0", "2.0")]
     assert shape(100) == [
-        (None, ["0.0001-1.0", "0.0002-1.0"], ()),
-        (9, ["0.0003-1.0"], ()),
-        (None, ["0.0001-2.0", "0.0002-2.0"], (0,)),
-        (9, ["0.0003-2.0"], (1,)),
+        (None, first, ()),
+        (9, [("training", "0.0003-1.0")], ()),
+        (None, samples[:4], (0,)),
+        (9, samples[4:], (1,)),
     ]
-    assert [after for *_, after in shape(1)] == [(), (), (), (0,), (1,), (2,)]
-    assert [after for *_, after in shape(1, parallel=1)] == [(), (0,), (), (0,), (1, 3), (2,)]
+    assert [after for *_, after in shape(2)] == [(), (), (), (0,), (1,), (2,)]
+    assert [after for *_, after in shape(2, parallel=1)] == [(), (0,), (), (0,), (1, 3), (2,)]
+    finish(runs[0].training)  # the samples of a training that is done wait for nothing
+    assert [(len(tasks), after) for _, tasks, after in shape(100)] == [(2, ()), (1, ()), (2, ()), (2, (0,)), (2, (1,))]
 
 
-class NoReader:
-    """An stderr at whose other end nobody reads any more: srun's, whose own log is on a full disk."""
+def test_what_is_done_failed_or_cannot_be_is_not_queued(tmp_path, finish, fail):
+    runs = plan(study(tmp_path, {"train.lr": [1e-4, 2e-4, 3e-4]}, stages=["train", "sample"], **{"train.steps": 4}))
+    finish(runs[0].training)
+    fail(runs[1].training, "train", "oom")
 
-    def write(self, text):
-        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+    def queued(*states):
+        return [(one.piece.run, one.piece.task.kind) for one in chosen(runs, states=states)]
 
-    flush = close = lambda self: None
-
-
-def test_a_full_disk_is_told_without_words(tmp_path, monkeypatch):
-    (manifest := tmp_path / "manifest.json").write_text('{"arrays": [{}]}')
-
-    def full(*_):
-        task.say("started")
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(stop, "listen", lambda: None)
-    monkeypatch.setattr(task, "_attempt", full)
-    monkeypatch.setattr(sys, "stderr", NoReader())
-    assert task.main([str(manifest), "0"]) == errno.ENOSPC
+    third = [("0.0003", "training"), ("0.0003", "samples")]
+    # Samples of a training that failed would find no weights.
+    assert queued("planned", "stopped") == [third[0], ("0.0001", "samples"), third[1]]
+    retried = [("0.0002", "training"), ("0.0002", "samples")]
+    assert [one for one in queued("planned", "oom") if one[0] == "0.0002"] == retried
+    with locked(runs[2].training.path if runs[2].training.path.mkdir() is None else None):
+        assert queued("planned") == [("0.0001", "samples")]
+    lost = plan(study(tmp_path, {"train.lr": [1e-4]}, stages=["train", "sample"], **{"train.steps": 3}))
+    assert chosen(lost) == []
 
 
-def test_task_ids():
-    assert client.tasks_of("7_3", 9) == ["7_3"]
-    assert client.tasks_of("7_[1,3-5%2]", 9) == ["7_1", "7_3", "7_4", "7_5"]
-    assert client.tasks_of("7_[0-4:2%2]", 9) == ["7_0", "7_2", "7_4"]
-    # As Debian's SLURM 22.05 says it in the first four seconds after tasks of half a second.
-    assert client.tasks_of("7", 1) == ["7_0"] and client.tasks_of("7", 3) == []
+@pytest.fixture
+def slurm(monkeypatch):
+    """A queue of tasks `JOB_TASK` that are pending; sacct is not there."""
+    live = {}
+
+    def ask(names, *_):
+        wanted = {*names}
+        return {job: task for job, task in live.items() if task[2] in wanted}
+
+    monkeypatch.setattr(client, "live", ask)
+
+    def unknown(*_):
+        raise client.SlurmError("no sacct")
+
+    monkeypatch.setattr(client, "accounted", unknown)
+    return live
 
 
-def test_sacct_says_every_task_that_did_not_start(tmp_path, monkeypatch):
-    """By default it cuts a long list off, as `7_[1,3,…,51-...]`."""
-    (tmp_path / "sacct").write_text('#!/bin/sh\necho "7_[1,3-4]|PENDING|$SLURM_BITSTR_LEN:0"\necho "8|FAILED|28:0"\n')
-    (tmp_path / "sacct").chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    found = client.accounted({"7": 5, "8": 1}, "2026-01-01T00:00:00")
-    assert found == {f"7_{task}": [("PENDING", "0:0")] for task in (1, 3, 4)} | {"8_0": [("FAILED", "28:0")]}
+def queue(live, mine, runs, job):
+    """Queues what is chosen of a study, as `submit` does; the arrays."""
+    home = plans.home(mine, runs) / ".sweep"
+    made = drafts(chosen(runs, survey(runs, home)), 1000)
+    arrays = submissions.write(home, mine.name, made, {"path": None})
+    for number, array in enumerate(arrays):
+        submissions.job_file(array.folder, number).write_text(f"{job + number}\n")
+        live |= {f"{job + number}_{task}": ("PENDING", "Priority", array.name) for task in range(len(array.tasks))}
+    return made
 
 
-def test_variables_of_slurm_change_nothing_that_was_asked_for(tmp_path, monkeypatch):
-    """Those that a profile exports, and those of an interactive job from which a study is submitted."""
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    for name, text in (
-        ("sbatch", f'(printf "%s\\n" "$@"; env) > {tmp_path}/got; echo 7'),
-        ("squeue", "env | grep -c ^SQUEUE_STATES || true"),
-    ):
-        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
-        (tmp_path / name).chmod(0o755)
-    given = {"SQUEUE_STATES": "all", "SLURM_CONF": "/etc/a", "SLURM_MEM_PER_CPU": "100", "SBATCH_ACCOUNT": "other"}
-    for key, value in given.items():
-        monkeypatch.setenv(key, value)
-    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
-    asked = ClusterConfig(account="ours", options=["--comment='a b'  # why", "-w node1"])
-    (tmp_path / "a.sh").write_text(client.script(asked, "n", 2, "true", tmp_path / "a b" / "%A", None))
-
-    def got(*after):
-        client.sbatch(tmp_path / "a.sh", "n", after)
-        return (tmp_path / "got").read_text().splitlines()
-
-    words = got("7")
-    wanted = {"--account=ours", "--requeue", "--comment=a b", "-w", "node1", f"--output={tmp_path}/a b/%A"}
-    assert wanted <= {*words} and words.index("--dependency=afterany:7") + 1 == words.index(str(tmp_path / "a.sh"))
-    assert "SLURM_CONF=/etc/a" in words and "SLURM_MEM_PER_CPU=100" in words
-    monkeypatch.setenv("SLURM_JOB_ID", "3")
-    words = got()
-    assert "SLURM_CONF=/etc/a" in words and "SLURM_MEM_PER_CPU=100" not in words
-    assert client.call("squeue") == "0\n"
+def test_a_training_that_another_study_queued_is_waited_for(tmp_path, slurm):
+    first = study(tmp_path, {"sample.guidance": [1.0]}, ["train", "sample"], "first")
+    second = study(tmp_path, {"sample.guidance": [1.0, 2.0]}, ["train", "sample"], "second")
+    made = queue(slurm, first, plan(first), 7)
+    assert [(len(draft.tasks), draft.after, draft.after_jobs) for draft in made] == [(1, (), ()), (1, (0,), ())]
+    runs = plan(second)
+    (draft,) = queue(slurm, second, runs, 10)  # its samples of guidance 1 are those of the first study
+    assert [one["name"] for one in draft.tasks] == ["2.0"] and (draft.after, draft.after_jobs) == ((), ("7_0",))
+    standings = survey(runs, tmp_path / "second" / ".sweep")
+    assert [(standings.run(run).state, standings.run(run).main.job) for run in runs] == [("queued", "7_0")] * 2
+    assert queue(slurm, second, runs, 20) == []
 
 
-def test_what_sbatch_says(tmp_path, monkeypatch):
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    (tmp_path / "a.sh").touch()
-    (tmp_path / "sbatch").touch(mode=0o755)
-    for said, job in (("7", "7"), ("7;here", "7"), ("-----\n Welcome to 2 nodes\n\n7", "7")):
-        (tmp_path / "sbatch").write_text(f"#!/bin/sh\nprintf '%s\\n' '{said}'\n")
-        assert client.sbatch(tmp_path / "a.sh", "n") == job
-    (tmp_path / "sbatch").write_text("#!/bin/sh\necho welcome\n")
-    with pytest.raises(client.SlurmError, match="sbatch gave no job id: 'welcome'"):
-        client.sbatch(tmp_path / "a.sh", "n")
-    monkeypatch.setattr(client, "ANSWER_S", 0.5)
-    (tmp_path / "sbatch").write_text("#!/bin/sh\necho no room for more >&2\nexec sleep 60\n")
-    with pytest.raises(client.Passing, match=r"sbatch gave no answer within 0.5 s \(no room for more\)"):
-        client.call("sbatch")
+def test_more_than_was_queued_comes_after_it(tmp_path, slurm):
+    first = study(tmp_path, {"train.steps": [2]}, ["train"], "first")
+    longer = study(tmp_path, {"train.steps": [4]}, ["train", "sample"], "longer")
+    queue(slurm, first, plan(first), 7)
+    training, samples = queue(slurm, longer, plan(longer), 10)
+    assert training.after_jobs == ("7_0",) and (samples.after, samples.after_jobs) == ((0,), ())
+    assert training.tasks[0]["task"]["config"]["train"]["steps"] == 4
+
+
+def test_a_task_covers_what_it_holds(tmp_path):
+    base = {"train.steps": 4, "evaluate.metrics": ["fd", "kid"]}
+
+    def tasks(**more):
+        stages = ["cost", "bench", "train", "sample", "evaluate"]
+        return plan(study(tmp_path, {"train.lr": [1e-4]}, stages, **base | more))[0].tasks
+
+    ours = tasks()
+    assert all(covers(task, task) for task in ours)
+    for more in ({"train.snapshots": [1]}, {"train.steps": 8}, {"bench.batch_size": 3}):
+        pairs = [(task, other) for task, other in zip(ours, tasks(**more), strict=True) if task.key == other.key]
+        assert [covers(task, other) for task, other in pairs].count(False) == 1, more
+    one = tasks(**{"evaluate.metrics": ["kid"]})[2]
+    assert covers(ours[2], one) and not covers(one, ours[2])
+
+
+def test_a_submission_is_whole_or_nothing(tmp_path, slurm, monkeypatch):
+    """`submit` itself, up to sbatch."""
+    mine = study(tmp_path, {"sample.guidance": [1.0, 2.0]}, ["train", "sample"])
+    runs = plan(mine)
+    asked = []
+
+    def queued(written, made, code):
+        for number, (array, draft) in enumerate(zip(written, made, strict=True)):
+            submissions.job_file(array.folder, array.index).write_text(f"{5 + number}\n")
+            keys = {f"{5 + number}_{task}": ("PENDING", "None", array.name) for task in range(len(array.tasks))}
+            slurm.update(keys)
+            asked.append(draft.after)
+            yield array, str(5 + number)
+
+    monkeypatch.setattr(submissions, "queue", queued)
+    monkeypatch.setattr(client, "check_here", lambda: None)
+    monkeypatch.setattr(client, "largest_array", lambda: 100)
+    monkeypatch.setattr(submit.snapshot, "freeze", lambda home: {"path": None, "version": "0"})
+    done = submit.submit(runs[:1], mine, ["run.root=x"], "slurm", None, True, runs)
+    assert [job for _, job in done.arrays] == ["5", "6"] and asked == [(), (0,)] and done.left == {}
+    listing = json.loads((tmp_path / "s" / ".study.json").read_text())
+    assert [run["name"] for run in listing["runs"]] == ["1.0", "2.0"]  # all runs, whichever were chosen
+    assert submissions.remembered(tmp_path / "s" / ".sweep") == ["run.root=x"]
+    done = submit.submit(runs, mine, [], "slurm", None, True)
+    assert [[one["name"] for one in array.tasks] for array, _ in done.arrays] == [["2.0"]]
+    assert done.left == {"queued": 1}
 
 
 def test_a_retry_keeps_what_was_asked_for():
@@ -301,416 +280,36 @@ def test_a_retry_keeps_what_was_asked_for():
         queue_of(None, [], None)
 
 
-def git(folder, *words):
-    command = ["git", "-C", str(folder), "-c", "user.name=a", "-c", "user.email=a@b", *words]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
-
-
-@pytest.fixture
-def checkout(tmp_path, monkeypatch):
-    """A small repository in the place of ours."""
-    folder = tmp_path / "checkout"
-    for name in ("kernels/a.py", "harness/provenance.py", "ablations/s.yaml", "README.md"):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(f"# {name}\n")
-    git(tmp_path, "init", "-q", str(folder))
-    git(folder, "add", "-A")
-    git(folder, "commit", "-q", "-m", "all")
-    monkeypatch.setattr(snapshot, "ROOT", folder)
-    monkeypatch.setattr(snapshot, "code", lambda: {"commit": git(folder, "rev-parse", "HEAD").strip(), "dirty": False})
-    return folder
-
-
-def test_a_snapshot_is_the_committed_tree(checkout, tmp_path):
-    commit = git(checkout, "rev-parse", "HEAD").strip()
-    snapshot.check(dirty=False)
-    made = snapshot.freeze(tmp_path / "code")
-    code = Path(made["path"]) / "lamabench"
-    assert {path.relative_to(code).as_posix() for path in code.rglob("*") if path.is_file()} == {
-        "kernels/a.py", "harness/provenance.py", "ablations/s.yaml", "SNAPSHOT.json",
-    }  # fmt: skip
-    assert json.loads((code / "SNAPSHOT.json").read_text())["commit"] == commit == made["commit"]
-    assert snapshot.freeze(tmp_path / "code") == made and len(list((tmp_path / "code").iterdir())) == 1
-    (checkout / "notes.txt").write_text("mine")
-    snapshot.check(dirty=False)  # not code
-
-    (checkout / "kernels" / "a.py").write_text("# changed\n")
-    (checkout / "kernels" / "b.py").write_text("# new\n")
-    with pytest.raises(InputError, match=r"kernels/a\.py, kernels/b\.py\): commit them, or give --dirty"):
-        snapshot.check(dirty=False)
-    snapshot.check(dirty=True)
-    dirty = snapshot.freeze(tmp_path / "code")
-    assert dirty["dirty"] and dirty["path"] != made["path"]
-    assert (code / "kernels" / "a.py").read_text() == "# kernels/a.py\n"
-    assert (Path(dirty["path"]) / "lamabench" / "kernels" / "b.py").read_text() == "# new\n"
-    assert git(checkout, "status", "--porcelain").split() == [
-        "M",
-        "kernels/a.py",
-        "??",
-        "kernels/b.py",
-        "??",
-        "notes.txt",
-    ]
-    git(checkout, "stash", "-u")
-    git(checkout, "apply", dirty["diff"])  # what was saved makes the tree again
-    assert (checkout / "kernels" / "a.py").read_text() == "# changed\n" and (checkout / "kernels" / "b.py").exists()
-
-
-def test_records_of_measurements_are_not_code(checkout, monkeypatch):
-    """So that the second of two measurements that add to committed records is of the commit, as the first is."""
-    monkeypatch.setattr(provenance, "__file__", str(checkout / "harness" / "provenance.py"))
-    record = checkout / "reports" / "records" / "bench" / "dit" / "record.jsonl"
-    record.parent.mkdir(parents=True)
-    record.write_text("{}\n")
-    git(checkout, "add", "-A")
-    git(checkout, "commit", "-q", "-m", "measured")
-    record.write_text("{}\n{}\n")
-    assert provenance.code() == {"commit": git(checkout, "rev-parse", "HEAD").strip(), "dirty": False}
-    (checkout / "README.md").write_text("changed")
-    assert provenance.code()["dirty"]
-
-
-@pytest.mark.parametrize("dirty", [False, True])
-def test_a_checkout_that_git_refuses_is_not_taken_for_an_installed_package(dirty, checkout, tmp_path, monkeypatch):
-    """As git refuses a folder of another user: jobs would import what is edited while they wait."""
-    monkeypatch.setattr(snapshot, "code", lambda: {"commit": None, "dirty": None})
-    (tmp_path / "git").write_text("#!/bin/sh\necho 'fatal: detected dubious ownership in repository' >&2; exit 128\n")
-    (tmp_path / "git").chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    with pytest.raises(InputError, match=r"git rev-parse failed in .*: fatal: detected dubious ownership"):
-        snapshot.check(dirty)
-    monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
-    with pytest.raises(InputError, match="git is not installed on this machine"):
-        snapshot.check(dirty)
-
-
-def test_a_snapshot_on_a_full_disk_is_one_short_line(checkout, tmp_path, monkeypatch):
-    real = f'[ "$3" = checkout-index ] || exec {shutil.which("git")} "$@"'
-    full = 'for file in $(seq 99); do echo "unable to write $file"; done >&2; exit 1'
-    (tmp_path / "git").write_text(f"#!/bin/bash\n{real}\n{full}\n")
-    (tmp_path / "git").chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    with pytest.raises(InputError, match=r"unable to write 1; [\d.]+ MiB are free there: is the disk full") as caught:
-        snapshot.freeze(tmp_path / "code")
-    assert len(str(caught.value)) < 300 and not list((tmp_path / "code").iterdir())
-
-
-def test_an_installed_package_is_its_own_snapshot(tmp_path, monkeypatch):
-    monkeypatch.setattr(snapshot, "ROOT", tmp_path)
-    monkeypatch.setattr(snapshot, "code", lambda: {"commit": None, "dirty": None})
-    snapshot.check(dirty=False)
-    made = snapshot.freeze(tmp_path / "code")
-    assert made["path"] is None and made["version"] == "0.1.0" and not list(tmp_path.iterdir())
-    assert snapshot.words(made) == "lamabench 0.1.0 as installed"
-    assert "PYTHONPATH" not in client.script(ClusterConfig(), "n", 1, "true", tmp_path / "log", made["path"])
-
-
-WORK = """
-import sys
-from pathlib import Path
-from lamabench.harness import signals
-signals.listen()
-from lamabench.harness.progress import Progress
-from lamabench.harness.run import execute
-print("ready", flush=True)
-try:
-    execute(Path(sys.argv[1]), ["train", "sample"], Progress(Path(sys.argv[1]), every=0.0))
-except signals.Stopped as error:
-    print(error, flush=True)
-"""
-
-
-def test_a_signal_stops_a_run_at_a_step_and_it_goes_on_bit_for_bit(tmp_path):
-    """As SLURM sends it: to every process of the step, those that load data too."""
-    more = {"train.steps": 80, "run.log_every": 7, "run.checkpoint_every": 50, "run.workers": 2}
-    more |= {"sample.count": 12, "sample.method": "ddim", "sample.steps": 3, "sample.batch_size": 1}
-    folders = []
-    for root, signals in (("whole", []), ("stopped", [signal.SIGUSR2, signal.SIGTERM])):
-        (run,) = plan(study(tmp_path / root, {"train.lr": [1e-3]}, **more))
-        folders.append(create(run.info))
-        for number in [*signals, None]:
-            process = subprocess.Popen([sys.executable, "-c", WORK, str(run.folder)], stdout=subprocess.PIPE, text=True,
-                                       stderr=subprocess.DEVNULL, start_new_session=True)  # fmt: skip
-            before = (run.folder / "progress.json").stat().st_mtime_ns if number and run.progress() else 0
-            while number and process.poll() is None:
-                if run.progress() and (run.folder / "progress.json").stat().st_mtime_ns != before:
-                    os.killpg(process.pid, number)
-                    break
-                time.sleep(0.005)
-            out, _ = process.communicate(timeout=120)
-            assert process.returncode == 0 and out.split() == [
-                "ready",
-                *(["stopped", "by", number.name] if number else []),
-            ]
-    whole, stopped = folders
-    assert len(read_lines(stopped / "record.jsonl")) == 2
-    for step in (50, 80):
-        one, two = (load_file(folder / "checkpoints" / f"step-{step:08d}.safetensors") for folder in folders)
-        assert one.keys() == two.keys() and all(one[key].equal(two[key]) for key in one)
-    metrics = [[{**line, "seconds": 0} for line in read_lines(folder / "metrics.jsonl")] for folder in folders]
-    assert metrics[0] == metrics[1]
-    assert (whole / "samples.npz").read_bytes() == (stopped / "samples.npz").read_bytes()
-
-
 def submitted(home, runs, job="7"):
-    made = submissions.Draft(ClusterConfig(), [{"info": run.info, "stages": list(run.stages)} for run in runs])
-    (array,) = submissions.write(home, "s", [made], lambda *_: "#!/bin/bash\n", {"path": None})
+    made = submissions.Draft(ClusterConfig(), [entry(piece) for piece in pieces(runs)])
+    (array,) = submissions.write(home, "s", [made], {"path": None})
     submissions.job_file(array.folder, 0).write_text(f"{job}\n")
-    return array
+    return replace(array, job=job)
 
 
 def test_what_was_submitted_is_read_back(tmp_path):
     runs = plan(study(tmp_path, {"train.lr": [1e-4, 2e-4]}))
-    home = submissions.home_of(runs[0].folder)
+    home = tmp_path / "s" / ".sweep"
     first, second = submitted(home, runs[:1]), submitted(home, runs[1:], "8")
     assert [(array.name, array.job, array.folder.name) for array in submissions.arrays(home)] == [
         (first.name, "7", "0001"),
         (second.name, "8", "0002"),
     ]
-    assert first.name != second.name and next(submissions.arrays(home)).tasks == first.tasks
+    # A tuple of Python's is a list of JSON's.
+    assert first.name != second.name and next(submissions.arrays(home)).tasks == json.loads(json.dumps(first.tasks))
     assert submissions.remembered(home) == [] and not list(home.glob(".new*"))
 
 
-def test_a_training_that_waits_in_the_queue_stays_that_of_its_run(tmp_path):
-    """A study that is given another first variant before the first checkpoint does not train the same twice."""
-
-    def planned(scales):
-        axes = {"sample.guidance": scales}
-        made = Study("s", "?", base={**SMALL, "run.root": str(tmp_path)}, axes=axes, stages=["train", "sample"])
-        return {run.name: run for run in plan(made)}
-
-    before = planned([1.0, 2.0])
-    submitted(submissions.home_of(before["1.0"].folder), list(before.values()))
-    after = planned([1.5, 1.0, 2.0])
-    assert [name for name, run in after.items() if "train" in run.stages] == ["1.0"]
-    assert after["1.5"].info["source"] == after["2.0"].info["source"] == str(before["1.0"].folder.resolve())
-
-
-def test_states_agree_with_what_slurm_and_the_run_say(tmp_path, monkeypatch):
-    """One run an outcome: what squeue and sacct gave, what the run wrote, and what is to come of it."""
-    start, second, fourth = ({"event": "start", "records": 0, "restart": restart} for restart in (0, 1, 3))
-    killed = ("failed", "killed (signal 9)")
-    cases = [
-        # squeue, sacct, lines of attempts, records, log; state, error, requeued
-        (("PENDING", "Priority"), [("PENDING", "0:0")], [], [], "", "queued", "", 0),
-        (("PENDING", "BeginTime"), [("REQUEUED", "0:0"), ("PENDING", "0:0")], [start], [], "", "preempted", "", 1),
-        (("PENDING", "BeginTime"), [], [start, second], [], "", "preempted", "", 2),
-        # A start that was ended before it could write a line is counted by SLURM alone.
-        (("RUNNING", "None"), [], [start, second, fourth], [], "", "running", "", 3),
-        (None, [], [start, fourth], ["done"], "", "done", "", 3),
-        (("SIGNALING", "None"), [], [start], [], "", "running", "", 0),
-        (("RESV_DEL_HOLD", "Reservation"), [], [], [], "", "queued", "", 0),
-        (None, [("COMPLETED", "0:0")], [start], ["done"], "", "done", "", 0),
-        (None, [("FAILED", "1:0")], [start], ["oom"], "x", "oom", "why oom", 0),
-        (None, [("FAILED", "1:0")], [start], ["diverged"], "x", "diverged", "why diverged", 0),
-        (None, [], [start], ["failed"], "x", "failed", "why failed", 0),
-        (None, [("FAILED", "1:0")], [], [], "bash: module: not found", "failed", "bash: module: not found", 0),
-        (None, [("FAILED", "1:0")], [], [], "No module named 'x'\nsrun: error: a: task 0: Exited with exit code 1",
-         "failed", "No module named 'x'", 0),
-        (None, [("FAILED", "0:9")], [start], [], "x", *killed, 0),
-        (None, [("FAILED", "9:0")], [start], [], "x", *killed, 0),
-        (None, [], [start], [], "task 0: Killed\nsrun: Force Terminated StepId=7.0", "failed", "task 0: Killed", 0),
-        (None, [("OUT_OF_MEMORY", "0:125")], [start], [], "x", "oom", "SLURM killed it", 0),
-        (None, [("TIMEOUT", "0:0")], [start], [], "x", "timeout", "the time limit", 0),
-        (None, [("RUNNING", "0:0")], [start], [], "*** STEP DUE TO TIME LIMIT ***", "timeout", "the time limit", 0),
-        (None, [], [start], [], "error: *** JOB 7 ON a CANCELLED AT 1 ***", "cancelled", "cancelled", 0),
-        (None, [], [start], [], "*** JOB 7 CANCELLED AT 1 DUE TO JOB REQUEUE ***\n7_PLACE on a:\nSegmentation fault",
-         "failed", "Segmentation fault", 0),
-        (None, [], [], [], "", "cancelled", "left the queue without a start", 0),
-        (None, [("PENDING", "0:0")], [], [], "", "cancelled", "left the queue without a start", 0),
-        (None, [("RUNNING", "0:0")], [], [], "", "failed", "no word of it", 0),
-        (None, [("NODE_FAIL", "1:0")], [start], [], "x", "failed", "its node was lost", 0),
-        (None, [("FAILED", "28:0")], [start], [], "", "failed", "the disk of its folder is full", 0),
-        # Retried: the old record is of another attempt.
-        (None, [("TIMEOUT", "0:0")], [{**start, "records": 1}], ["failed"], "x", "timeout", "the time limit", 0),
-    ]  # fmt: skip
-    runs = plan(study(tmp_path, {"train.lr": [(1 + place) * 1e-4 for place in range(len(cases))]}))
-    home = submissions.home_of(runs[0].folder)
-    array = submitted(home, runs)
-    live, accounted = {}, {}
-    for place, (run, (queue, sacct, attempts, records, log, *_)) in enumerate(zip(runs, cases, strict=True)):
-        if attempts or records:
-            create(run.info)
-        for line in attempts:
-            append(run.folder / "attempts.jsonl", line | {"job": f"7_{place}"})
-        for state in records:
-            append(
-                run.folder / "record.jsonl",
-                entry("train", state, **({} if state == "done" else {"error": f"why {state}"})),
-            )
-        if log:
-            text = f"train 1/5\n{log}\n\n".replace("PLACE", str(place))
-            (array.folder / "logs" / f"7_{place}.log").write_text(text)
-        live |= {f"7_{place}": queue} if queue else {}
-        accounted |= {f"7_{place}": sacct} if sacct else {}
-    seen = Look(live, accounted)
-    monkeypatch.setattr("lamabench.launch.slurm.status.look", lambda submitted, need_queue: (submitted, seen))
-    found, _ = standings(runs, home)
-    for one, (*_, state, error, requeued) in zip(found, cases, strict=True):
-        assert (one.state, one.requeued) == (state, requeued), one
-        assert one.error.startswith(error) and bool(one.error) == bool(error), one
-    assert [row["shown"] for row in rows(found)][1:3] == ["preempted ×1", "preempted ×2"]
-
-
-def test_states_where_slurm_does_not_answer(tmp_path, monkeypatch):
-    """A run that left no word is not called cancelled where it began, nor ended where nobody says so."""
-    (run,) = plan(study(tmp_path, {"train.lr": [1e-4]}))
-    home = submissions.home_of(run.folder)
-    log = submitted(home, [run]).folder / "logs" / "7_0.log"
-
-    def state(live, accounted):
-        seen = Look(live, accounted)
-        monkeypatch.setattr("lamabench.launch.slurm.status.look", lambda submitted, need_queue: (submitted, seen))
-        ((one,), _) = standings([run], home)
-        return one.state, one.error
-
-    assert state(None, None) == ("queued", "") == state(None, {})
-    log.touch()  # on a full disk its file is there, and empty
-    assert state({}, None) == ("failed", f"no word of it: {log} is empty")
-    late = "and sacct does not know its end yet: look again"
-    assert state({}, {}) == ("failed", f"no word of it: {log} is empty, {late}")
-    assert state({}, {"7_0": [("FAILED", "28:0")]})[0] == "failed"
-    lines = ("start", "running"), ("stop", "preempted"), ("start", "running"), ("end", "failed")
-    create(run.info)
-    line = {"event": "start", "job": "7_0", "records": 0, "restart": 0}
-    for event, wanted in lines:
-        append(run.folder / "attempts.jsonl", {**line, "event": event, "signal": "SIGUSR2"})
-        assert state(None, None)[0] == wanted
-    append(run.folder / "attempts.jsonl", line)
-    log.write_text("slurmstepd: error: *** JOB 7 ON a CANCELLED AT 1 DUE TO TIME LIMIT ***\n")
-    assert state(None, None)[0] == "timeout"
-
-
-def test_further_stages_of_a_run_that_is_done_are_planned(tmp_path, monkeypatch):
-    """As of a study that was submitted with some stages, or got more: the next submit queues the rest."""
-    mine = study(tmp_path, {"train.lr": [1e-4]})
-    (run,) = plan(mine)
-    home = submissions.home_of(run.folder)
-    submitted(home, [run])
-    append(create(run.info) / "record.jsonl", entry("train", "done"))
-    append(run.folder / "attempts.jsonl", {"event": "start", "job": "7_0", "records": 0, "restart": 0})
-    seen = Look({}, {"7_0": [("COMPLETED", "0:0")]})
-    monkeypatch.setattr("lamabench.launch.slurm.status.look", lambda submitted, need_queue: (submitted, seen))
-    (more,) = plan(replace(mine, stages=["cost", "train"]))
-    assert run.stages == ("train",) and more.info["id"] == run.info["id"]
-    for one, state, left in ((run, "done", []), (more, "planned", ["cost"])):
-        ((found,), _) = standings([one], home)
-        assert (found.state, found.error, found.run.missing()) == (state, "", left)
-
-
-def test_queueing_again_is_tried_where_that_may_help(tmp_path, monkeypatch):
-    calls, scontrol = tmp_path / "calls", tmp_path / "scontrol"
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    monkeypatch.setenv("SLURM_JOB_ID", "7")
-    monkeypatch.setattr(client, "DELAYS_S", (0.0, 0.0))
-    scontrol.touch(mode=0o755)
-    for error, times in (("Requested operation is presently disabled", 1), ("Zero Bytes were transmitted", 3)):
-        calls.unlink(missing_ok=True)
-        scontrol.write_text(f"#!/bin/sh\necho $* >> {calls}\necho {error} >&2\nexit 1\n")
-        with pytest.raises(client.SlurmError, match=error):
-            requeue()
-        assert calls.read_text().split("\n") == ["requeue 7"] * times + [""]
-
-
-@pytest.mark.parametrize(
-    ("said", "notice", "preempted"),
-    [
-        ("JobState=RUNNING Reason=None PreemptTime=None", True, False),
-        ("JobState=RUNNING Reason=None PreemptTime=2026-11-22T10:34:23", True, True),
-        ("JobState=COMPLETING Reason=None PreemptTime=None", False, False),  # cancelled, or requeued by somebody
-        ("JobState=COMPLETING Reason=None PreemptTime=2026-11-22T10:34:23", False, False),
-        ("JobState=COMPLETING Reason=TimeLimit PreemptTime=None", True, False),
-    ],
-)
-def test_what_was_cancelled_does_not_queue_itself_again(said, notice, preempted, tmp_path, monkeypatch):
-    calls = tmp_path / "calls"
-    (tmp_path / "scontrol").write_text(f"#!/bin/sh\necho $1 >> {calls}\necho JobId=7 {said}\n")
-    (tmp_path / "scontrol").chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    for key in ("SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID"):
-        monkeypatch.setenv(key, "7")
-    for number, queued in ((signal.SIGUSR2, notice), (signal.SIGTERM, preempted)):
-        calls.unlink(missing_ok=True)
-        monkeypatch.setattr(task, "_ending", threading.Lock())
-        monkeypatch.setattr(stop, "_noted", [number])
-        assert task._stopped(Attempt(tmp_path)) == (0 if queued else 1)
-        assert calls.read_text().split() == ["show", "requeue"][: 1 + queued]
-
-
-def test_a_run_that_gets_nowhere_is_not_queued_again_for_ever(tmp_path, monkeypatch):
-    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "7")
-    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "0")
-    attempt = Attempt(tmp_path)
-    assert not attempt.stuck()
-    for _ in range(2):
-        assert not attempt.stuck()
-        attempt.note("stop", signal="SIGUSR2", mark=attempt.mark())
-    assert attempt.stuck()
-    (tmp_path / "checkpoints").mkdir()
-    (tmp_path / "checkpoints" / "step-00000001.safetensors").touch()
-    assert not attempt.stuck()
-
-
-def test_a_long_error_keeps_the_table_readable(tmp_path, monkeypatch, capsys):
+def test_cancel_ends_what_is_the_chosen_variants_own(tmp_path, slurm, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    path = Path("mine.yaml")
-    path.write_text(yaml.safe_dump({"question": "?", "base": SMALL, "axes": {"train.lr": [1e-4]}, "stages": ["train"]}))
-    (run,) = plan(Study("mine", "?", base=SMALL, axes={"train.lr": [1e-4]}, stages=["train"]))
-    append(create(run.info) / "record.jsonl", entry("train", "failed", error=f"words {'and more ' * 50}"))
-    submitted(submissions.home_of(run.folder), [run])
-    started = {"event": "start", "job": "7_0", "records": 0, "restart": 0}
-    append(run.folder / "attempts.jsonl", started)
-    live = {"7_0": ("RUNNING", "None")}
-    for queue, wanted in ((live, "starting    7_0"), ({}, "7_0    words and more")):
-        seen = Look(queue, {})
-        monkeypatch.setattr(
-            "lamabench.launch.slurm.status.look", lambda submitted, need_queue, seen=seen: (submitted, seen)
-        )
-        assert main(["sweep", "status", "mine.yaml"]) == 0
-        out = capsys.readouterr().out
-        assert wanted in out and max(map(len, out.splitlines())) < 170, out
-
-
-def test_status_of_some_stages_calls_no_run_of_the_study_a_stray(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    made = {"question": "?", "base": SMALL, "axes": {"sample.guidance": [1.0, 2.0]}, "stages": ["train", "sample"]}
-    Path("mine.yaml").write_text(yaml.safe_dump(made))
-    for run in plan(Study("mine", "?", base=SMALL, axes=made["axes"], stages=made["stages"])):
-        create(run.info)
-    assert main(["sweep", "status", "mine.yaml", "--stages", "train"]) == 0  # the second one has none
-    out = capsys.readouterr().out
-    assert "1 runs: 1 planned" in out and "not in the study" not in out
-
-
-def test_collect_and_prune_keep_to_the_study(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    path = Path("mine.yaml")
-    path.write_text(yaml.safe_dump({"question": "?", "base": SMALL, "axes": {"train.lr": [1e-4]}}))
-    assert main(["sweep", "collect", "mine.yaml"]) == 2
-    assert "no such folder: runs/mine; nothing of the study ran yet" in capsys.readouterr().err
-
-    def write(rates):
-        path.write_text(
-            yaml.safe_dump({"question": "?", "base": SMALL, "axes": {"train.lr": rates}, "stages": ["cost"]})
-        )
-
-    write([1e-4, 2e-4])
-    for run in plan(Study("mine", "?", base=SMALL, axes={"train.lr": [1e-4, 2e-4]}, stages=["cost"])):
-        append(create(run.info) / "record.jsonl", entry("cost", macs=1))
-    assert main(["sweep", "collect", "mine.yaml", "--out", "both.jsonl"]) == 0
-    assert [line["name"] for line in read_lines(Path("both.jsonl"))] == ["0.0001", "0.0002"]
-    for out, message in ((".", ". is a folder"), ("/proc/both.jsonl", "cannot write /proc/both.jsonl: No such file")):
-        assert main(["sweep", "collect", "mine.yaml", "--out", out]) == 2
-        assert message in capsys.readouterr().err
-    write([1e-4, 3e-4])
+    data = {"question": "?", "base": SMALL, "axes": {"sample.guidance": [1.0, 2.0]}, "stages": ["train", "sample"]}
+    Path("s.yaml").write_text(yaml.safe_dump(data))
+    ended = []
+    monkeypatch.setattr(client, "patiently", lambda *words: ended.append(words))
+    mine = study("runs", data["axes"], data["stages"])
+    queue(slurm, mine, plan(mine), 7)
+    assert main(["sweep", "cancel", "s.yaml", "--only", "2*"]) == 0 and ended == [("scancel", "8_1")]
+    assert main(["sweep", "cancel", "s.yaml"]) == 0 and ended[1] == ("scancel", "7", "8")
     capsys.readouterr()
-    assert main(["sweep", "status", "mine.yaml"]) == 0
-    assert "1 folders of runs that are not in the study" in capsys.readouterr().out
-    assert main(["sweep", "collect", "mine.yaml"]) == 1  # one of them is not done
-    (line,) = read_lines(Path("runs/mine/records.jsonl"))
-    assert (line["name"], line["model"], line["kind"]) == ("0.0001", "dit_nano", "cost") and "overrides" in line
-    capsys.readouterr()
-    assert main(["sweep", "prune", "mine.yaml"]) == 2
-    assert "0.0002" in capsys.readouterr().err and len(list(Path("runs/mine").glob("0*"))) == 2
-    assert main(["sweep", "prune", "mine.yaml", "--yes"]) == 0
-    assert [folder.name[:6] for folder in Path("runs/mine").glob("0*")] == ["0.0001"]
+    assert main(["sweep", "cancel", "s.yaml", "--only", "3*"]) == 2
+    assert "no variant is called '3*'; variants: 1.0, 2.0" in capsys.readouterr().err

@@ -1,0 +1,242 @@
+"""`sweep run`: what is missing of a study as jobs of this machine, each with a GPU or its share of the cores."""
+
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import submitit
+import torch
+from submitit.local.local import LocalJob, start_controller
+
+from ..harness.progress import clock, describe
+from ..harness.record import read_lines, write_atomically
+from ..harness.run import is_locked
+from ..kernels.errors import InputError
+from .plan import Piece
+from .slurm.cluster import ClusterConfig
+from .slurm.submit import entry
+from .worker import prepare, work
+
+DAYS_MIN = 60 * 24 * 30  # submitit ends a job after that long
+SIGNAL_S = 20  # what cannot stop half way is ended after half of it
+END_S = 30.0  # how long jobs are waited for that were told to end
+
+
+class LocalExecutor(submitit.LocalExecutor):
+    """submitit's own, but for the GPUs that a job sees: that takes numbers alone, no UUIDs, and hides every GPU from a
+    job that asks for none. `visible` is the job's CUDA_VISIBLE_DEVICES."""
+
+    def __init__(self, folder: Path, visible: str) -> None:
+        super().__init__(folder)
+        self.visible = visible
+
+    def _submit_command(self, command: str) -> LocalJob[Any]:
+        process = start_controller(
+            self.folder, command, cuda_devices=self.visible, timeout_min=DAYS_MIN, stderr_to_stdout=True
+        )
+        return LocalJob(self.folder, str(process.pid), process=process)
+
+
+def names(visible: str | None, count: int) -> list[str]:
+    """The GPUs to share out, as CUDA_VISIBLE_DEVICES calls them: `visible` is that variable of ours, `count` how many
+    of them torch sees. CUDA reads the variable up to the first name that it does not know."""
+    if visible is None:
+        return [str(number) for number in range(count)]
+    listed = [name.strip() for name in visible.split(",")]
+    if count and listed[0].startswith("MIG-"):  # of these a process sees one, however many there are
+        return [name for name in listed if name.startswith("MIG-")]
+    return listed[:count]
+
+
+def gpus() -> list[str]:
+    """The GPUs of this machine that are ours to share out."""
+    return names(os.environ.get("CUDA_VISIBLE_DEVICES"), torch.cuda.device_count())
+
+
+def device_of(run: Piece) -> str:
+    """What a run asks for: `auto`, `cpu`, `cuda`, `cuda:1` …"""
+    return run.task.config["run"]["device"]
+
+
+def visible_to(device: str, available: Sequence[str], busy: Iterable[str]) -> str:
+    """CUDA_VISIBLE_DEVICES of a job on `device`: the GPU that the fewest of the running jobs have, whose own variables
+    are `busy`. `cuda:1` says itself which one it takes, so it sees all of them."""
+    if device.startswith("cuda:"):
+        return ",".join(available)
+    if not available or device not in ("auto", "cuda"):
+        return ""
+    taken = list(busy)
+    return min(available, key=taken.count)
+
+
+def check_devices(runs: Iterable[Piece], available: Sequence[str]) -> None:
+    """Raise InputError for a run that asks for a GPU which is not there."""
+    for run in runs:
+        device, _, number = device_of(run).partition(":")
+        if device == "cuda" and (not available or (number.isdigit() and int(number) >= len(available))):
+            seen = f"GPUs 0 to {len(available) - 1}" if available else "none"
+            raise InputError(
+                f"{run.name}: run.device={device_of(run)} asks for a GPU, and torch sees {seen} on this machine "
+                "(lamabench doctor says more); choices: auto, cpu"
+            )
+
+
+def parallelism(runs: Sequence[Piece], available: Sequence[str]) -> int:
+    """How many runs at a time: one a GPU, or one a core where there is no GPU or no run wants one."""
+    wanted = any(device_of(run) != "cpu" for run in runs)
+    places = len(available) if available and wanted else len(os.sched_getaffinity(0))
+    return max(1, min(len(runs), places))
+
+
+@contextmanager
+def _job_environment(threads: int) -> Iterator[None]:
+    """What a job inherits: no import from the folder it starts in, its share of the cores, and no Ctrl-C, which the
+    terminal sends to every process and which we pass on in our own way."""
+    wanted = {"PYTHONSAFEPATH": "1", "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+@contextmanager
+def _noting() -> Iterator[list[int]]:
+    """The signals SIGINT and SIGTERM that came since, instead of ending this process in the middle of anything."""
+    came: list[int] = []
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in before:
+        signal.signal(number, lambda number, _: came.append(number))
+    try:
+        yield came
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class _Job:
+    """A run of ours that is being done: by a job, or, where `job` is None, by another process that we watch."""
+
+    def __init__(self, run: Piece, job: submitit.Job[None] | None = None, visible: str = "") -> None:
+        self.run, self.job, self.visible = run, job, visible
+
+    def ended(self) -> bool:
+        return not is_locked(self.run.folder) and (self.job is None or self.job.done())
+
+
+def run_local(runs: Sequence[Piece], parallel: int | None = None, every: float = 10.0) -> bool:
+    """Do what is missing of every task (called a run here), as processes of submitit's local executor, `parallel` at a
+    time (None: as `parallelism` says).
+
+    A run that another process works on is watched, and taken over where that one dies; samples wait for the training
+    whose weights they take. Says how each stands every `every` seconds. On Ctrl-C (KeyboardInterrupt) and on SIGTERM
+    (SystemExit) the jobs save and end first; started again, the runs continue. Returns whether all runs are done.
+    Raises InputError, before anything is written, where a run asks for a GPU that is not there.
+    """
+    available = gpus()
+    waiting = [run for run in runs if run.missing()]
+    check_devices(waiting, available)
+    parallel = parallel or parallelism(runs, available)
+    threads = max(1, len(os.sched_getaffinity(0)) // parallel)
+    jobs: list[_Job] = []
+    started, said = time.monotonic(), time.monotonic()
+
+    def say(text: str) -> None:
+        print(f"[{clock(time.monotonic() - started)}] {text}", file=sys.stderr, flush=True)
+
+    for run in runs:
+        if run not in waiting:
+            say(f"{run.name}: already done")
+    with _noting() as came:
+        while (waiting or jobs) and not came:
+            while len(jobs) < parallel and not came and (run := next((run for run in waiting if run.ready()), None)):
+                waiting.remove(run)
+                visible = visible_to(device_of(run), available, (job.visible for job in jobs))
+                jobs.append(_start(run, threads, visible, say))
+            if not jobs:
+                for run in waiting:
+                    say(f"{run.name}: not started, {run.task.training} has no weights of step {run.task.step}")
+                break
+            time.sleep(0.5)
+            for one in [one for one in jobs if one.ended()]:
+                jobs.remove(one)
+                if one.job is None and one.run.missing() and one.run.error() is None:
+                    say(f"{one.run.name}: whoever worked on it is gone")
+                    waiting.insert(0, one.run)
+                else:
+                    _finish(one, say)
+            if time.monotonic() - said >= every:
+                said = time.monotonic()
+                for one in jobs:
+                    progress = one.run.progress()
+                    say(f"{one.run.name}: {describe(progress) if progress else 'starting'}")
+        if came:
+            _end([one for one in jobs if one.job is not None], came, say)
+    if came and came[0] == signal.SIGINT:
+        raise KeyboardInterrupt
+    if came:
+        say("ended by SIGTERM; the same command continues")
+        raise SystemExit(128 + came[0])
+    return not any(run.missing() for run in runs)
+
+
+def _start(run: Piece, threads: int, visible: str, say: Callable[[str], None]) -> _Job:
+    if is_locked(run.folder):
+        say(f"{run.name}: already running, watching it")
+        return _Job(run)
+    task = entry(run)
+    logs = prepare(task) / "logs"
+    (run.folder / "progress.json").unlink(missing_ok=True)
+    logs.mkdir(exist_ok=True)
+    cluster = ClusterConfig(kind="local", gpus=1 if visible else 0, signal_s=SIGNAL_S)
+    manifest = logs / "manifest.json"
+    write_atomically(manifest, json.dumps({"arrays": [{"cluster": asdict(cluster), "tasks": [task]}]}).encode())
+    with _job_environment(threads):
+        job = LocalExecutor(logs, visible).submit(work, str(manifest), 0)
+    where = f" on GPU {visible}" if visible else ""
+    say(f"{run.name}: started{where} ({', '.join(run.missing())}), log {job.paths.stdout}")
+    return _Job(run, job, visible)
+
+
+def _finish(one: _Job, say: Callable[[str], None]) -> None:
+    run, job = one.run, one.job
+    if not run.missing():
+        say(f"{run.name}: done")
+        return
+    error, state = run.error(), run.state()
+    if error is None and job is not None:
+        attempts = [line for line in read_lines(run.folder / "attempts.jsonl") if line["job"] == job.job_id]
+        error = next((line["error"] for line in attempts if line.get("error")), None)
+        state = "failed" if error else state
+        error = error or f"the job ended without a record; its log: {job.paths.stdout}"
+    say(f"{run.name}: {state}: {error or 'stopped'}")
+
+
+def _end(jobs: Sequence[_Job], came: Sequence[int], say: Callable[[str], None]) -> None:
+    """Tell jobs to save and end, and wait for that; a second signal waits no longer."""
+    left, end, asked = [one for one in jobs if not one.ended()], time.monotonic() + END_S, len(came)
+    if left:
+        say(f"{', '.join(one.run.name for one in left)}: saving, then ending")
+    while left and len(came) == asked and time.monotonic() < end:
+        for one in left:
+            assert one.job is not None
+            if not one.job.done():  # told again and again, as it passes nothing on before its task starts
+                os.kill(int(one.job.job_id), signal.SIGTERM)
+        time.sleep(1)
+        left = [one for one in left if not one.ended()]
+    for one in left:
+        say(f"{one.run.name}: still at work, it ends by itself")

@@ -1,0 +1,141 @@
+"""What `sweep plan` says beside its table: room on the disk, data, trainings that are nearly the same, and problems."""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import MISSING, fields, is_dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..ablations.study import Study
+from ..harness.config import Config, DataConfig
+from ..harness.data import images
+from ..harness.keys import training_folder
+from ..harness.record import read_records
+from ..harness.stages import Task, kept_steps, reached
+from ..harness.training.checkpoint import KEEP
+from ..kernels.errors import InputError
+from ..models import registry
+from .plan import Planned, pieces
+
+GROUPS = 4  # tensors of a full checkpoint for each parameter: the weights, their average, two moments of AdamW
+GIB = 2**30
+
+
+def parameters(task: Task) -> int:
+    """The parameters of a task's model."""
+    return _parameters(json.dumps(task.config["model"]))
+
+
+@cache
+def _parameters(model: str) -> int:
+    with torch.device("meta"):
+        net = registry.build(registry.from_dict(json.loads(model)))
+    return sum(value.numel() for value in net.parameters())
+
+
+def gib(task: Task) -> float:
+    """What a training leaves on the disk, GiB: its newest checkpoints, and the weights of every moment."""
+    moments = len({*task.moments, *kept_steps(task.path)})
+    return 4 * parameters(task) * (GROUPS * KEEP + moments) / GIB
+
+
+def room(runs: Sequence[Planned]) -> dict[str, float]:
+    """GiB of each training of several runs, by the name of the run that comes first with it."""
+    return {piece.run: gib(piece.task) for piece in pieces(runs) if piece.task.kind == "training"}
+
+
+def hints(study: Study, runs: Sequence[Planned]) -> Iterator[str]:
+    """Axes over a setting that is a list: `model.mixers: [ssm, window]` is two runs of one mixer."""
+    for key, values in study.axes.items():
+        if len(values) > 1 and not any(isinstance(value, list) for value in values):
+            node: Any = runs[0].config
+            for word in key.split("."):
+                node = getattr(node, word, None)
+            if isinstance(node, list):
+                inner = ", ".join(map(str, values))
+                yield f"axis {key} has {len(values)} values, each a list of one; one value that lists all: [[{inner}]]"
+
+
+def problems(runs: Sequence[Planned]) -> Iterator[str]:
+    """What stands against doing what is missing."""
+    for run in runs:
+        yield from (f"{run.name}: {text}" for text in run.problems())
+
+
+def data(runs: Sequence[Planned]) -> Iterator[str]:
+    """Data that cannot be read here, and trainings of other data."""
+    prints: dict[str, str | None] = {}
+    unread: dict[str, str] = {}
+    for piece in pieces(runs):
+        if not {"train", "evaluate"} & {*piece.task.stages}:
+            continue
+        config = DataConfig(**piece.task.config["data"])
+        label = str(config)
+        if label not in prints:
+            prints[label], reason = _fingerprint(config)
+            if prints[label] is None:
+                unread.setdefault(reason, piece.run)
+        if piece.task.kind == "training" and prints[label] is not None:
+            rows = read_records(piece.folder / "record.jsonl")
+            trained = {row.data_fingerprint for row in rows if row.kind == "train"} - {None}  # type: ignore[attr-defined]
+            if others := trained - {prints[label]}:
+                yield (
+                    f"{piece.run}: {piece.folder} was trained on other data (fingerprint {others.pop()}, here "
+                    f"{prints[label]}): give these a name of their own, data.name=…"
+                )
+    for reason in unread:
+        yield f"data not checked: {reason}"
+
+
+def _fingerprint(config: DataConfig) -> tuple[str | None, str]:
+    """The fingerprint of data; None, and why, where there is none."""
+    try:
+        value = images.fingerprint(config)
+    except InputError as error:
+        return None, str(error)
+    if config.path is None:
+        return value, f"{config.kind} needs data.path=FOLDER"
+    there = Path(config.path).exists()
+    return value, f"{config.path} {'was not read yet, or changed since' if there else 'is not there'}"
+
+
+def earlier(runs: Sequence[Planned]) -> Iterator[str]:
+    """Finished trainings that differ from those of a study in one field that joined later, and whose default is not
+    what it was before (`since`)."""
+    known = {run.training.key: run for run in reversed(runs) if run.training is not None}
+    for run in reversed(list(known.values())):
+        if reached(read_records(run.folder / "record.jsonl")):
+            continue
+        for name, config in _before(run.config):
+            folder = training_folder(run.root, config)
+            if steps := reached(read_records(folder / "record.jsonl")):
+                value = _get(config, name)
+                yield f"{run.name}: {folder}, finished to step {steps}, differs in {name} alone, there {value!r}"
+
+
+def _before(config: Config) -> Iterator[tuple[str, Config]]:
+    """The configuration with each such field at its `since` value."""
+    for part in fields(config):
+        section = getattr(config, part.name)
+        for name, since in _joined(type(section)) if is_dataclass(section) else ():
+            if getattr(section, name) != since:
+                yield f"{part.name}.{name}", replace(config, **{part.name: replace(section, **{name: since})})  # type: ignore[type-var]
+
+
+@cache
+def _joined(section: type) -> list[tuple[str, Any]]:
+    """The fields of a section whose default is not their `since`, with that."""
+    found = []
+    for one in fields(section):
+        default = one.default if one.default_factory is MISSING else one.default_factory()
+        if "since" in one.metadata and default != one.metadata["since"]:
+            found.append((one.name, one.metadata["since"]))
+    return found
+
+
+def _get(config: Config, name: str) -> Any:
+    section, field = name.split(".")
+    return getattr(getattr(config, section), field)

@@ -1,0 +1,146 @@
+"""submitit's executor for SLURM, mended where it would not do for studies.
+
+Its own makes a plain executor of itself for arrays, no array of one task, a pickle for each task, and renames pickles
+and batch file only after sbatch, when a task may have started. It takes one answer of sbatch, and SBATCH_* variables
+have more say than its batch file. It knows no lines of options as a person writes them, and no patterns in the names
+of folders.
+"""
+
+import errno
+import os
+import re
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import submitit
+from submitit.core.utils import DelayedSubmission
+from submitit.slurm import slurm
+
+from ...harness.record import write_atomically
+from ...kernels.errors import InputError
+from . import client
+from .cluster import ClusterConfig
+
+PARALLEL = 256  # tasks of an array at a time, where the cluster does not say
+# Until a task listens for signals, they would end it, and SLURM queues nothing again that ended by itself.
+PYTHON = f'bash -c \'trap "" USR2 TERM; exec "$@"\' task {shlex.quote(sys.executable)}'
+
+
+class SlurmExecutor(submitit.SlurmExecutor):
+    """Queues an array of equal calls, whose tasks know their number from the environment, for a `cluster`.
+
+    `stem` names its files: STEM.pkl, the call, and STEM.sh, what sbatch got. Logs and results lie beside it in logs/,
+    as submitit calls them, so that `submitit.SlurmJob(logs, "JOB_TASK")` finds them. `name` is the array's own and
+    nobody else's, `code` the folder of a snapshot to import, `after` are jobs that end first.
+
+    Raises InputError for a folder or a setting that submitit or sbatch would read as something else.
+    """
+
+    def __init__(
+        self, stem: Path, cluster: ClusterConfig, name: str, code: str | None = None, after: Sequence[str] = ()
+    ) -> None:
+        check(stem)
+        check(Path.cwd())
+        super().__init__(stem.parent / "logs", python=PYTHON)
+        self.stem, self.cluster, self.after = stem.absolute(), cluster, after
+        memory = None if cluster.mem_gb is None else f"{round(1024 * cluster.mem_gb)}M"
+        asked: dict[str, Any] = {
+            "job_name": name,
+            "partition": cluster.partition,
+            "account": cluster.account,
+            "qos": cluster.qos,
+            "constraint": cluster.constraint,
+            "time": cluster.time_min,
+            "nodes": cluster.nodes,
+            "ntasks_per_node": cluster.tasks_per_node,
+            "cpus_per_task": cluster.cpus,
+            "mem": memory,
+            "gpus_per_node": cluster.gpus or None,
+            "array_parallelism": cluster.parallel or PARALLEL,
+        }
+        for key, value in asked.items():
+            if isinstance(value, str) and "\n" in value:
+                raise InputError(f"cluster.{key} has a line break, which would begin another line of the batch file")
+        more = {
+            "requeue" if cluster.requeue else "no-requeue": True,
+            "signal": f"USR2@{cluster.signal_s}",  # SUBMITIT_PREEMPT_SIGNAL has no say
+            "chdir": os.getcwd(),
+        }
+        setup = [*self._environment(code), *self._link(), *cluster.setup]
+        self.update_parameters(**asked, wckey=None, stderr_to_stdout=True, setup=setup, additional_parameters=more)
+
+    @classmethod
+    def affinity(cls) -> int:
+        """Usable anywhere: a batch file is planned also where there is no SLURM (`client.check_here` asks)."""
+        return 2
+
+    def batch_file(self, count: int) -> str:
+        """What sbatch gets for an array of `count` tasks."""
+        self.parameters["map_count"] = count
+        return self._make_submission_file_text(self._submitit_command_str, "")
+
+    def _environment(self, code: str | None) -> list[str]:
+        path = [f"export PYTHONPATH={shlex.quote(code)}${{PYTHONPATH:+:$PYTHONPATH}}"] if code else []
+        return [
+            *path,
+            "export PYTHONSAFEPATH=1 PYTHONUNBUFFERED=1 SUBMITIT_PREEMPT_SIGNAL=USR2",
+            "export OMP_NUM_THREADS=$SLURM_CPUS_PER_TASK MKL_NUM_THREADS=$SLURM_CPUS_PER_TASK",
+            "export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK  # srun does not take them over by itself",
+            "export SLURM_EXPORT_ENV=ALL  # where sbatch got --export=NONE, srun would pass on none of this",
+        ]
+
+    def _link(self) -> list[str]:
+        """Bash that waits for a shared folder which is away, and gives each task the pickle that submitit looks for."""
+        pickle, folder = shlex.quote(f"{self.stem}.pkl"), shlex.quote(str(self.folder))
+        link = f'{folder}/"${{SLURM_ARRAY_JOB_ID}}_${{SLURM_ARRAY_TASK_ID}}_submitted.pkl"'
+        return [
+            "for delay in 2 5 10 20 30; do",
+            f"  [ -e {pickle} ] && break",
+            f'  echo "$SLURMD_NODENAME does not see "{pickle}"; trying again in $delay s" >&2; sleep $delay',
+            "done",
+            f"[ -e {pickle} ] || exit {errno.ESTALE}",
+            f"ln -sfn ../{shlex.quote(self.stem.name)}.pkl {link} || exit {errno.ENOSPC}",
+        ]
+
+    def _make_submission_file_text(self, command: str, uid: str) -> str:
+        # % begins a pattern of sbatch's and srun's.
+        folder = str(self.folder).replace("%", "%%")
+        text = slurm._make_sbatch_string(command=command, folder=folder, **self.parameters)
+        head, mark, rest = text.partition("\n# setup\n")
+        lines = [head.rstrip(), *(f"#SBATCH {option}" for option in self.cluster.options)]
+        return "\n".join([*lines, mark + rest])
+
+    def _internal_process_submissions(
+        self, delayed_submissions: Sequence[DelayedSubmission]
+    ) -> list[submitit.Job[Any]]:
+        first, *others = delayed_submissions
+        if any((one.function, one.args, one.kwargs) != (first.function, first.args, first.kwargs) for one in others):
+            raise ValueError("the tasks of an array are one call, and differ by their number in the environment alone")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        first.set_timeout(self.cluster.time_min, self.max_num_timeout)
+        first.dump(f"{self.stem}.pkl")
+        self.parameters["map_count"] = len(delayed_submissions)
+        job = self._submit_command(self._submitit_command_str)
+        ranks = list(range(self._num_tasks()))
+        return [
+            submitit.SlurmJob(self.folder, f"{job.job_id}_{task}", tasks=ranks)
+            for task in range(len(delayed_submissions))
+        ]
+
+    def _submit_command(self, command: str) -> submitit.Job[Any]:
+        """sbatch of today, with patience: an answer that got lost does not queue the array twice. Raises SlurmError."""
+        script = self.stem.with_name(f"{self.stem.name}.sh")
+        write_atomically(script, self._make_submission_file_text(command, "").encode())
+        return submitit.SlurmJob(self.folder, client.sbatch(script, self.parameters["job_name"], self.after))
+
+
+def check(path: Path) -> None:
+    """Raise InputError for a path that submitit or sbatch would read as another one, or that is no single line."""
+    if (sign := re.search(r"%[jtAa]|\n|\\", str(path.absolute()))) is not None:
+        raise InputError(
+            f"{str(path.absolute())!r} has {sign[0]!r} in its name, which SLURM or submitit would take for something "
+            "else: start in another folder, give another run.root, or the study another name"
+        )

@@ -1,0 +1,78 @@
+"""Folders of tasks as their jobs leave them, without doing the work."""
+
+import pytest
+from lamabench.harness import stages
+from lamabench.harness.config import BenchConfig
+from lamabench.harness.keys import config_from_dict, score_key, speed_key
+from lamabench.harness.record import append, row
+from lamabench.harness.training import checkpoint
+
+DEVICE = {"device": "GPU A"}
+
+
+@pytest.fixture(autouse=True)
+def kept(monkeypatch):
+    """Moments by the names of their files."""
+    if not hasattr(checkpoint, "moments"):
+
+        def moments(folder):
+            return sorted(int(path.stem.removeprefix("step-")) for path in folder.glob("weights/step-*.safetensors"))
+
+        monkeypatch.setattr(checkpoint, "moments", moments, raising=False)
+
+
+def files(folder, name, *steps, size=0):
+    """Files of weights or checkpoints."""
+    (folder / name).mkdir(exist_ok=True)
+    for step in steps:
+        (folder / name / f"step-{step:08d}.safetensors").write_bytes(bytes(size))
+
+
+@pytest.fixture
+def finish():
+    """Does a task in pretence: rows of its stages, or of some, and weights of its moments."""
+
+    def done(task, *some, **values):
+        folder = stages.prepare(task)
+        config = config_from_dict(task.config)
+
+        def note(kind, key, **fields):
+            line = row(kind, key=key, provenance=DEVICE, **{**fields, **values})
+            append(folder / "record.jsonl", line.as_dict())
+
+        for stage in some or task.stages:
+            if stage == "cost":
+                note("cost", task.key, params=1, macs=1, flops=1, parts={})
+            if stage == "train":
+                steps = config.train.steps
+                note("train", task.key, steps=steps, images=steps, seconds=7200.0, final_loss=1.0, batch_size=1)
+                append(folder / "metrics.jsonl", {"step": steps, "seconds": 7200.0})
+                files(folder, "weights", *task.moments)
+                files(folder, "checkpoints", steps, size=1000)
+            if stage == "sample":
+                note("sample", task.key, count=1, method="ddim", steps=1, guidance=1.0, checkpoint_step=task.step)
+            for metric in task.metrics if stage == "evaluate" else ():
+                note("score", score_key(config, task.key, metric), metric=metric, value=1.0, count=1, protocol="p")
+            for plan in task.plans if stage == "bench" else ():
+                settings = BenchConfig(**plan["bench"])
+                for mode in settings.modes:
+                    fields = {"input_size": config.model.input_size, "mode": mode, "checkpointing": False}
+                    fields |= {"compile": "eager", "precision": settings.precision}
+                    fields |= {"batch_size": settings.batch_size[0], "images_per_s": 10.0}
+                    note("speed", speed_key(config.model, fields, config.backend, "GPU A"), **fields)
+        return folder
+
+    return done
+
+
+@pytest.fixture
+def fail():
+    """Leaves the record of a stage that failed."""
+
+    def failed(task, stage, state="failed", error="why"):
+        folder = stages.prepare(task)
+        for line in stages._failure(task, config_from_dict(task.config), stage, RuntimeError(error)):
+            stages.write(folder, {**line, "state": state, "error": error})
+        return folder
+
+    return failed

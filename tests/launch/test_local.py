@@ -1,0 +1,158 @@
+"""`sweep run` on this machine: which GPU a job sees, and how jobs end with the command."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+import yaml
+from lamabench.ablations.study import Study
+from lamabench.harness.record import read_lines
+from lamabench.kernels.errors import InputError
+from lamabench.launch import local
+from lamabench.launch.cli import main
+from lamabench.launch.plan import pieces, plan
+
+SMALL = {"model": "dit_nano", "model.depth": 1, "model.hidden_size": 16, "model.num_heads": 2, "data": "digits",
+         "data.size": 8, "train.batch_size": 4, "train.precision": "float32"}  # fmt: skip
+UUIDS = ["GPU-1d2f3a4b-aaaa-bbbb-cccc-000000000000", "GPU-1d2f3a4b-aaaa-bbbb-cccc-000000000001"]
+SLICES = ["MIG-5e6f7a8b-aaaa-bbbb-cccc-000000000000", "MIG-5e6f7a8b-aaaa-bbbb-cccc-000000000001"]
+
+
+def runs(root, count=2, **more):
+    axes = {"train.lr": [(1 + place) * 1e-3 for place in range(count)]}
+    """The trainings of a study."""
+    study = Study("s", "?", base={**SMALL, "run.root": str(root), **more}, axes=axes, stages=["train"])
+    return pieces(plan(study))
+
+
+@pytest.mark.parametrize(
+    ("visible", "count", "names"),
+    [
+        (None, 0, []),
+        (None, 3, ["0", "1", "2"]),
+        ("", 0, []),
+        ("-1", 0, []),
+        ("2, 5", 2, ["2", "5"]),
+        ("3,-1,1", 1, ["3"]),  # CUDA stops at the first name that it does not know
+        ("0,9", 1, ["0"]),
+        (",".join(UUIDS), 2, UUIDS),
+        (",".join(SLICES), 1, SLICES),  # of slices a process sees one, of however many that there are
+        (",".join(SLICES), 0, []),
+    ],
+)
+def test_the_names_in_our_own_variable_are_shared_out(visible, count, names, monkeypatch):
+    assert local.names(visible, count) == names
+    monkeypatch.setattr("torch.cuda.device_count", lambda: count)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert local.gpus() == names
+
+
+@pytest.mark.parametrize("names", [["0"], ["3", "5"], UUIDS, SLICES, ["0", "1", "2", "3"]])
+@pytest.mark.parametrize("device", ["auto", "cuda"])
+def test_each_job_has_a_gpu_of_its_own_and_more_jobs_share_them_alike(names, device):
+    busy = []
+    for _ in range(3 * len(names)):
+        busy.append(local.visible_to(device, names, busy))
+        counts = Counter(busy)
+        assert set(counts) <= set(names) and max(counts.values()) - min(counts[name] for name in names) <= 1
+    busy.remove(names[-1])  # a job ended: the next one takes its place
+    assert local.visible_to(device, names, busy) == names[-1]
+
+
+def test_jobs_that_want_no_gpu_see_none():
+    assert local.visible_to("cpu", UUIDS, []) == local.visible_to("auto", [], []) == ""
+    assert local.visible_to("cuda:1", UUIDS, []) == ",".join(UUIDS)  # the second of what it sees is the second of ours
+
+
+def test_as_many_runs_at_a_time_as_gpus_or_cores(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: range(6))
+    six, cpu = runs(tmp_path, 6), runs(tmp_path, 6, **{"run.device": "cpu"})
+    assert [local.parallelism(six, names) for names in ([], ["0"], UUIDS)] == [6, 1, 2]
+    assert local.parallelism(cpu, ["0"]) == 6 and local.parallelism(six[:1], UUIDS) == 1 == local.parallelism([], [])
+
+
+@pytest.mark.parametrize("visible", ["", *UUIDS, SLICES[0], "5"])
+def test_a_job_sees_what_it_was_given(visible, tmp_path):
+    job = local.LocalExecutor(tmp_path, visible).submit(os.getenv, "CUDA_VISIBLE_DEVICES")
+    assert job.result() == visible
+
+
+@pytest.mark.parametrize(("device", "count", "seen"), [("cuda", 0, "none"), ("cuda:2", 2, "GPUs 0 to 1")])
+def test_a_gpu_that_is_not_there_is_one_line_and_leaves_nothing(device, count, seen, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: count)
+    (tmp_path / "s.yaml").write_text(yaml.safe_dump({"question": "?", "base": SMALL, "axes": {"train.lr": [1e-3]}}))
+    assert main(["sweep", "run", "s.yaml", f"run.device={device}"]) == 2
+    err = capsys.readouterr().err
+    assert f"run.device={device} asks for a GPU, and torch sees {seen}" in err and err.count("\n") == 1
+    assert not (tmp_path / "runs").exists()
+    with pytest.raises(InputError, match="asks for a GPU"):
+        local.check_devices(runs(tmp_path, **{"run.device": device}), [])
+
+
+@pytest.mark.parametrize(("names", "parallel", "each"), [(UUIDS, None, [1, 1]), (SLICES, 3, [2, 1])])
+def test_jobs_share_out_the_gpus_and_none_works_on_the_cpu(names, parallel, each, tmp_path, monkeypatch, capsys):
+    """Two GPUs that the command sees and its jobs do not, as where a driver breaks: no job is "done" on the CPU."""
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", ",".join(names))
+    mine = runs(tmp_path, sum(each), **{"train.steps": 2})
+    assert not local.run_local(mine, parallel)
+    err = capsys.readouterr().err
+    assert [err.count(f"started on GPU {name}") for name in names] == each
+    errors = [read_lines(run.folder / "attempts.jsonl")[-1]["error"] for run in mine]
+    given = [error.split("CUDA_VISIBLE_DEVICES: ")[1].rstrip(")") for error in errors]
+    assert sorted(map(given.count, names), reverse=True) == each
+    assert not any((run.folder / "record.jsonl").exists() for run in mine)
+    assert all(f"{run.name}: failed: {error}" in err for run, error in zip(mine, errors, strict=True))
+
+
+def test_without_a_gpu_the_cores_are_shared_out(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    seen = []
+    monkeypatch.setattr(local, "_start", lambda run, threads, visible, say: seen.append((threads, visible)) or
+                        local._Job(replace(run, task=replace(run.task, stages=()))))  # fmt: skip
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: range(6))
+    mine = runs(tmp_path, 3)
+    local.run_local(mine)
+    local.run_local(mine, 1)
+    assert seen == [(2, "")] * 3 + [(6, "")] * 3
+
+
+@pytest.mark.parametrize(
+    ("number", "everyone", "code", "last"),
+    [
+        (signal.SIGINT, True, 130, "lamabench sweep: interrupted; the same command continues"),
+        (signal.SIGTERM, False, 143, "ended by SIGTERM; the same command continues"),
+    ],
+)
+def test_jobs_save_and_end_with_the_command(number, everyone, code, last, tmp_path):
+    """Ctrl-C reaches every process of the terminal, `kill` the command alone; either leaves no job behind."""
+    base = {**SMALL, "train.steps": 200000, "run.checkpoint_every": 200000}
+    study = {"question": "?", "base": base, "axes": {"train.lr": [1e-3, 2e-3]}, "stages": ["train"]}
+    (tmp_path / "s.yaml").write_text(yaml.safe_dump(study))
+    program = "import sys; from lamabench.launch.cli import main; sys.exit(main())"
+    command = subprocess.Popen([sys.executable, "-c", program, "sweep", "run", "s.yaml", "--parallel", "2"],
+                               cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True,
+                               env={**os.environ, "CUDA_VISIBLE_DEVICES": ""})  # fmt: skip
+    end = time.monotonic() + 120
+    while len(list(tmp_path.glob("runs/trainings/*/progress.json"))) < 2 and time.monotonic() < end:
+        time.sleep(0.1)
+    (os.killpg if everyone else os.kill)(command.pid, number)
+    _, err = command.communicate(timeout=60)
+    assert command.returncode == code and err.splitlines()[-1].endswith(last) and "Traceback" not in err
+    assert "saving, then ending" in err and err.count(last) == 1
+    with pytest.raises(ProcessLookupError):
+        os.killpg(command.pid, 0)  # nobody is left of its session
+    for folder in tmp_path.glob("runs/trainings/*"):
+        (saved,) = (folder / "checkpoints").iterdir()
+        assert 0 < int(saved.stem[5:]) < 200000
+        assert [line["event"] for line in read_lines(folder / "attempts.jsonl")] == ["start", "stop"]
+    assert len(list(tmp_path.glob("runs/trainings/*"))) == 2

@@ -1,0 +1,262 @@
+"""The worker: one task of a manifest, in whatever executor; stopping, going on, and being queued again."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict, replace
+
+import pytest
+import submitit
+from lamabench.ablations.study import Study
+from lamabench.harness import signals
+from lamabench.harness.record import read_lines
+from lamabench.harness.run import read_run
+from lamabench.kernels.errors import InputError
+from lamabench.launch import worker
+from lamabench.launch.plan import pieces, plan
+from lamabench.launch.slurm import client
+from lamabench.launch.slurm.cluster import ClusterConfig
+from lamabench.launch.slurm.submit import entry
+from lamabench.launch.worker import Attempt, requeue
+from safetensors.torch import load_file
+
+SMALL = {"model": "dit_nano", "model.depth": 1, "model.hidden_size": 16, "model.num_heads": 2, "data": "digits",
+         "data.size": 8, "train.batch_size": 4, "train.precision": "float32", "run.device": "cpu"}  # fmt: skip
+
+
+def study(root, axes, **more):
+    return Study("s", "?", base={**SMALL, "run.root": str(root), **more}, axes=axes, stages=["train"])
+
+
+def training(root, **more):
+    """The task of one run."""
+    (piece,) = pieces(plan(study(root, {"train.lr": [1e-3]}, **more)))
+    return piece
+
+
+def manifest(piece, folder, **cluster):
+    """A manifest of one array of one task."""
+    array = {"cluster": asdict(ClusterConfig(**cluster)), "tasks": [entry(piece)]}
+    (folder / "manifest.json").write_text(json.dumps({"arrays": [array]}))
+    return str(folder / "manifest.json")
+
+
+def test_the_debug_executor_does_a_task_in_this_process(tmp_path):
+    """And leaves its signals and its environment as they were."""
+    run = training(tmp_path, **{"train.steps": 3})
+    before, ours = dict(os.environ), []
+    handler = signal.signal(signal.SIGTERM, lambda number, _: ours.append(number))
+    try:
+        job = submitit.DebugExecutor(tmp_path).submit(worker.work, manifest(run, tmp_path), 0)
+        assert not run.folder.exists() and job.results() == [None]
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert ours == [signal.SIGTERM]
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+    assert read_run(run.folder).last("train").state == "done" and dict(os.environ) == before
+    start, end = read_lines(run.folder / "attempts.jsonl")
+    assert (start["event"], start["records"], end["event"], end["error"]) == ("start", 0, "end", None)
+    assert start["job"] == end["job"] == job.job_id
+
+
+def test_a_task_that_fails_in_this_process_raises_its_own_error(tmp_path, monkeypatch):
+    run = training(tmp_path, **{"run.device": "nothing:0"})
+    job = submitit.DebugExecutor(tmp_path).submit(worker.work, manifest(run, tmp_path), 0)
+    monkeypatch.setenv("SUBMITIT_DEBUG_JOB_ID", job.job_id)  # only `results` sets it, and debugs what fails
+    for name in ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+        monkeypatch.setenv(name, "29500")  # to be as before afterwards
+    error = job.exception()
+    assert isinstance(error, InputError) and "unknown run.device 'nothing:0'" in str(error)
+    (_, end) = read_lines(run.folder / "attempts.jsonl")
+    assert end["error"].startswith("InputError: unknown run.device 'nothing:0'")
+
+
+def test_a_local_job_takes_the_signals_over_from_submitit(tmp_path):
+    """submitit's own handler of the notice would end the task at once, with nothing saved, and of SIGTERM ignore it."""
+    for number in (signal.SIGUSR2, signal.SIGTERM):
+        folder = tmp_path / number.name
+        more = {"train.steps": 100000, "run.checkpoint_every": 100000}
+        run = training(folder, **more)
+        (folder / "logs").mkdir(parents=True)
+        executor = submitit.LocalExecutor(folder / "logs")
+        executor.update_parameters(timeout_min=60)
+        job = executor.submit(worker.work, manifest(run, folder, kind="local"), 0)
+        end = time.monotonic() + 120
+        while not run.progress() and time.monotonic() < end:
+            time.sleep(0.1)
+        os.kill(int((run.folder / ".lock").read_text()), number)
+        while not job.done():
+            time.sleep(0.1)
+        (saved,) = (run.folder / "checkpoints").iterdir()
+        assert 0 < int(saved.stem[5:]) < 100000 and not job.paths.result_pickle.exists()
+        assert [line["event"] for line in read_lines(run.folder / "attempts.jsonl")] == ["start", "stop"]
+        assert read_lines(run.folder / "attempts.jsonl")[1]["signal"] == number.name
+
+
+@pytest.mark.parametrize(("count", "sees", "error"), [(1, False, "given 1 GPU, and torch sees none"), (0, False, ""),
+                                                      (1, True, "")])  # fmt: skip
+def test_a_job_that_asked_for_a_gpu_does_not_work_on_the_cpu(count, sees, error, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: sees)
+    if not error:
+        return worker.check_gpus(count)
+    with pytest.raises(RuntimeError, match=error):
+        worker.check_gpus(count)
+
+
+def test_what_holds_a_run_up_is_let_go_of_after_its_grace(tmp_path):
+    """A stage that cannot stop half way; the watch ends with the work, so that none is left in this process."""
+    program = """
+import sys, threading, time
+from pathlib import Path
+from lamabench.harness import signals
+from lamabench.launch import worker
+signals.listen()
+attempt = worker.Attempt(Path(sys.argv[1]))
+threading.Thread(target=worker._let_go, args=(attempt, 0.1, threading.Event()), daemon=True).start()
+print("ready", flush=True)
+end = time.monotonic() + 60
+while time.monotonic() < end:
+    time.sleep(0.1)
+"""
+    environment = {**os.environ, "SUBMITIT_EXECUTOR": "local", "SUBMITIT_LOCAL_JOB_ID": "7"}
+    process = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE, env=environment)
+    assert process.stdout.readline() == b"ready\n"
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == 1
+    (line,) = read_lines(tmp_path / "attempts.jsonl")
+    assert (line["event"], line["job"], line["signal"]) == ("stop", "7", "SIGTERM")
+
+
+class NoReader:
+    """An stderr at whose other end nobody reads any more: srun's, whose own log is on a full disk."""
+
+    def write(self, text):
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    flush = close = lambda self: None
+
+
+def test_a_full_disk_is_told_without_words(tmp_path, monkeypatch):
+    (path := tmp_path / "manifest.json").write_text('{"arrays": [{}]}')
+
+    def full(*_):
+        worker.say("started")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setenv("SUBMITIT_DEBUG_JOB_ID", "7")
+    monkeypatch.setattr(worker, "_attempt", full)
+    monkeypatch.setattr(sys, "stderr", NoReader())
+    with pytest.raises(SystemExit) as caught:
+        worker.work(str(path), 0)
+    assert caught.value.code == errno.ENOSPC
+
+
+WORK = """
+import json, sys
+from lamabench.harness import signals
+signals.listen()
+from lamabench.harness.progress import Progress
+from lamabench.harness.stages import Task, execute
+print("ready", flush=True)
+try:
+    for task in map(Task.from_dict, json.loads(sys.argv[1])):
+        execute(task, Progress(task.path, every=0.0))
+except signals.Stopped as error:
+    print(error, flush=True)
+"""
+
+
+def test_a_signal_stops_a_run_at_a_step_and_it_goes_on_bit_for_bit(tmp_path):
+    """As SLURM sends it: to every process of the step, those that load data too."""
+    more = {"train.steps": 80, "run.log_every": 7, "run.checkpoint_every": 50, "run.workers": 2}
+    more |= {"sample.count": 12, "sample.method": "ddim", "sample.steps": 3, "sample.batch_size": 1}
+
+    def newest(each):
+        files = [piece.folder / "progress.json" for piece in each if piece.progress()]
+        return max((file.stat().st_mtime_ns for file in files), default=0)
+
+    folders = []
+    for root, numbers in (("whole", []), ("stopped", [signal.SIGUSR2, signal.SIGTERM])):
+        mine = replace(study(tmp_path / root, {"train.lr": [1e-3]}, **more), stages=["train", "sample"])
+        each = pieces(plan(mine))
+        folders.append([piece.folder for piece in each])
+        wanted = json.dumps([asdict(piece.task) for piece in each])
+        for number in [*numbers, None]:
+            process = subprocess.Popen([sys.executable, "-c", WORK, wanted], stdout=subprocess.PIPE, text=True,
+                                       stderr=subprocess.DEVNULL, start_new_session=True)  # fmt: skip
+            before = newest(each)
+            while number and process.poll() is None:
+                if newest(each) != before:
+                    os.killpg(process.pid, number)
+                    break
+                time.sleep(0.005)
+            out, _ = process.communicate(timeout=120)
+            assert process.returncode == 0 and out.split() == [
+                "ready",
+                *(["stopped", "by", number.name] if number else []),
+            ]
+    (whole, drawn), (stopped, redrawn) = folders
+    assert len(read_lines(stopped / "record.jsonl")) == len(read_lines(redrawn / "record.jsonl")) == 1
+    for step in (50, 80):
+        one, two = (load_file(folder / "checkpoints" / f"step-{step:08d}.safetensors") for folder in (whole, stopped))
+        assert one.keys() == two.keys() and all(one[key].equal(two[key]) for key in one)
+    metrics = [[{**line, "seconds": 0} for line in read_lines(folder / "metrics.jsonl")] for folder in (whole, stopped)]
+    assert metrics[0] == metrics[1]
+    assert (drawn / "samples.npz").read_bytes() == (redrawn / "samples.npz").read_bytes()
+
+
+def test_queueing_again_is_tried_where_that_may_help(tmp_path, monkeypatch):
+    calls, scontrol = tmp_path / "calls", tmp_path / "scontrol"
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setattr(client, "DELAYS_S", (0.0, 0.0))
+    scontrol.touch(mode=0o755)
+    for error, times in (("Requested operation is presently disabled", 1), ("Zero Bytes were transmitted", 3)):
+        calls.unlink(missing_ok=True)
+        scontrol.write_text(f"#!/bin/sh\necho $* >> {calls}\necho {error} >&2\nexit 1\n")
+        with pytest.raises(client.SlurmError, match=error):
+            requeue()
+        assert calls.read_text().split("\n") == ["requeue 7"] * times + [""]
+
+
+@pytest.mark.parametrize(
+    ("said", "notice", "preempted"),
+    [
+        ("JobState=RUNNING Reason=None PreemptTime=None", True, False),
+        ("JobState=RUNNING Reason=None PreemptTime=2026-11-22T10:34:23", True, True),
+        ("JobState=COMPLETING Reason=None PreemptTime=None", False, False),  # cancelled, or requeued by somebody
+        ("JobState=COMPLETING Reason=None PreemptTime=2026-11-22T10:34:23", False, False),
+        ("JobState=COMPLETING Reason=TimeLimit PreemptTime=None", True, False),
+    ],
+)
+def test_what_was_cancelled_does_not_queue_itself_again(said, notice, preempted, tmp_path, monkeypatch):
+    calls = tmp_path / "calls"
+    (tmp_path / "scontrol").write_text(f"#!/bin/sh\necho $1 >> {calls}\necho JobId=7 {said}\n")
+    (tmp_path / "scontrol").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    for key in ("SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID"):
+        monkeypatch.setenv(key, "7")
+    monkeypatch.setenv("SUBMITIT_EXECUTOR", "slurm")
+    for number, queued in ((signal.SIGUSR2, notice), (signal.SIGTERM, preempted)):
+        calls.unlink(missing_ok=True)
+        monkeypatch.setattr(signals, "_noted", [number])
+        assert worker._stopped(Attempt(tmp_path)) == (0 if queued else 1)
+        assert calls.read_text().split() == ["show", "requeue"][: 1 + queued]
+
+
+def test_a_run_that_gets_nowhere_is_not_queued_again_for_ever(tmp_path, monkeypatch):
+    for key, value in (("SUBMITIT_EXECUTOR", "slurm"), ("SLURM_ARRAY_JOB_ID", "7"), ("SLURM_ARRAY_TASK_ID", "0")):
+        monkeypatch.setenv(key, value)
+    attempt = Attempt(tmp_path)
+    assert not attempt.stuck()
+    for _ in range(2):
+        assert not attempt.stuck()
+        attempt.note("stop", signal="SIGUSR2", mark=attempt.mark())
+    assert attempt.stuck()
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "step-00000001.safetensors").touch()
+    assert not attempt.stuck()

@@ -1,0 +1,93 @@
+"""What tests of studies on SLURM share: a small training, the command in a folder, and how far a run is."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import yaml
+from lamabench.harness.record import read_lines, read_run
+from lamabench.launch.cli import main
+from safetensors.torch import load_file
+
+# More than what is left of a minute after a start: one core takes 200 a second, or 90 beside other work.
+STEPS = 8000
+HALF = str(STEPS // 2)
+BASE = {
+    "model": "dit_nano", "model.depth": 1, "model.hidden_size": 16, "model.num_heads": 2, "data": "digits",
+    "data.size": 8, "train.batch_size": 4, "train.precision": "float32", "run.device": "cpu",
+    "run.checkpoint_every": STEPS // 2,
+}  # fmt: skip
+COMMAND = (sys.executable, "-c", "import sys; from lamabench.launch.cli import main; sys.exit(main())")
+SLURM = ("cluster=slurm", "cluster.cpus=1", "cluster.mem_gb=1")
+
+
+def write(path, **study):
+    path.write_text(yaml.safe_dump({"question": "?", "base": BASE, "stages": ["train"], **study}, sort_keys=False))
+    return str(path)
+
+
+class Sweep:
+    """The command in a folder, in this process: its output, and how runs stand by their names."""
+
+    def __init__(self, folder, capsys):
+        self.folder, self.capsys = folder, capsys
+
+    def __call__(self, action, study, *words, code=0):
+        here = os.getcwd()
+        os.chdir(self.folder)
+        try:
+            found = main(["sweep", action, str(study), *words])
+        finally:
+            os.chdir(here)
+        out, err = self.capsys.readouterr()
+        assert found == code, f"{out}\n{err}"
+        self.err = err
+        return out
+
+    def submit(self, study, *words, action="submit", code=0):
+        return [row["job"] for row in json.loads(self(action, study, *words, "--dirty", "--json", code=code))["arrays"]]
+
+    def status(self, study, *words):
+        return {row["run"]: row for row in json.loads(self("status", study, *words, "--json"))}
+
+    def states(self, study, *words):
+        return {name: row["state"] for name, row in self.status(study, *words).items()}
+
+    def until(self, node, seconds, study, **wanted):
+        node.wait(lambda: wanted.items() <= self.states(study).items(), str(wanted), seconds)
+
+
+def run_folder(root, study, name):
+    (found,) = Path(root, study).glob(f"{name}-????????")
+    return found
+
+
+def progress(folder):
+    try:
+        return json.loads((folder / "progress.json").read_text())["done"]
+    except (OSError, ValueError):
+        return 0
+
+
+def trains(folder, start, steps=0):
+    """Whether the run trains in its `start`-th start, more than `steps` steps so far. SLURM says "running" as soon as
+    the batch script begins, and until the run begins its progress is of the start before."""
+    starts = [line for line in read_lines(folder / "attempts.jsonl") if line["event"] == "start"]
+    return len(starts) == start and progress(folder) > steps
+
+
+def same(ours, theirs, step):
+    """The checkpoints of a step hold the same bits, and the metrics before it are the same."""
+    one, two = (load_file(folder / "checkpoints" / f"step-{step:08d}.safetensors") for folder in (ours, theirs))
+    assert one.keys() == two.keys() and all(one[key].equal(two[key]) for key in one)
+    lines = [
+        [{**line, "seconds": 0} for line in read_lines(folder / "metrics.jsonl") if line["step"] <= step]
+        for folder in (ours, theirs)
+    ]
+    assert lines[0] == lines[1] and lines[0][-1]["step"] == step
+
+
+def trained_once(folder):
+    records = [line for line in read_run(folder).records if line["kind"] == "train"]
+    return [line["state"] for line in records if line["state"] == "done"] == ["done"]

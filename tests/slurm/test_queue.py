@@ -1,0 +1,152 @@
+"""Studies on a real SLURM: what is queued, each run once, also where slurmctld, the disk or the folder is away."""
+
+import errno
+import json
+import os
+import shutil
+import subprocess
+import threading
+import time
+
+import pytest
+from studies import BASE, COMMAND, HALF, SLURM, STEPS, progress, run_folder, trained_once, trains, write
+
+pytestmark = pytest.mark.slurm
+
+
+def test_two_submitters_queue_every_run_once(node, tmp_path, sweep):
+    study = write(tmp_path / "two.yaml", axes={"train.lr": [1e-3, 2e-3, 3e-3]})
+    command = [
+        *COMMAND,
+        "sweep",
+        "submit",
+        study,
+        "--dirty",
+        "--json",
+        *SLURM,
+        "cluster.options=[--hold]",
+    ]
+    both = [subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(2)]
+    outputs = [process.communicate() for process in both]
+    for process, (_, err) in zip(both, outputs, strict=True):
+        assert process.returncode == 0 or b"is being worked on" in err, err
+    jobs = [row["job"] for out, _ in outputs if out for row in json.loads(out)["arrays"]]
+    assert len(jobs) == 1 and len(node.run("squeue", "-h", "-r", "-j", jobs[0]).splitlines()) == 3
+    assert set(sweep.states(study).values()) == {"queued"}
+    assert "JobHeldUser" in sweep("status", study)
+    assert sweep.submit(study, *SLURM) == []
+    sweep("cancel", study)
+    assert not node.queued(jobs[0])
+    node.wait(lambda: set(node.sacct(jobs[0], "State")) == {"CANCELLED by 0"}, "sacct knows")
+    assert set(sweep.states(study).values()) == {"cancelled"}, sweep.err
+
+
+def test_a_thousand_runs(node, tmp_path, sweep, monkeypatch):
+    """Queued within 30 s, and looked at with one call of sacct and one of squeue."""
+    axes = {"train.lr": [place * 1e-5 for place in range(1, 101)]}
+    study = write(tmp_path / "large.yaml", axes=axes, seeds=list(range(10)))
+    started = time.monotonic()
+    (job,) = sweep.submit(study, *SLURM, "cluster.options=[--hold]")
+    seconds = time.monotonic() - started
+    assert seconds < 30 and len(node.run("squeue", "-h", "-r", "-j", job).splitlines()) == 1000
+    tools, calls = tmp_path / "bin", tmp_path / "calls"
+    tools.mkdir()
+    for name in ("sacct", "squeue"):
+        (tools / name).write_text(f'#!/bin/sh\necho {name} >> {calls}\nexec {shutil.which(name)} "$@"\n')
+        (tools / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
+    assert list(sweep.states(study).values()) == ["queued"] * 1000
+    assert sorted(calls.read_text().split()) == ["sacct", "squeue"]
+    sweep("cancel", study)
+    assert not node.queued(job)
+
+
+def test_slurmctld_is_away_for_a_moment(node, tmp_path, sweep):
+    study = write(tmp_path / "away.yaml", axes={"train.steps": [STEPS]})
+    node.must("stop", "slurmctld")
+    back = threading.Timer(8, lambda: node.must("start", "slurmctld"))
+    back.start()
+    try:
+        (job,) = sweep.submit(study, *SLURM)
+    finally:
+        back.join()
+    assert "Unable to contact slurm controller (connect failure); trying again in 2 s" in sweep.err
+    # While it trains, cancelling saves it; only `retry` queues it again.
+    node.wait(lambda: list(tmp_path.glob("runs/away/*/progress.json")), "it trains")
+    folder = run_folder(tmp_path / "runs", "away", str(STEPS))
+    node.wait(lambda: progress(folder) > 50, "a few steps")
+    seen = progress(folder)
+    sweep("cancel", study)
+    assert node.ended(job) == ["CANCELLED by 0"] and sweep.states(study) == {str(STEPS): "cancelled"}
+    (saved,) = (folder / "checkpoints").iterdir()
+    assert int(saved.stem[5:]) >= seen and sweep.submit(study, *SLURM) == []
+    (again,) = sweep.submit(study, action="retry")
+    node.wait(lambda: progress(folder) > int(saved.stem[5:]), "it goes on")
+    sweep("cancel", study)
+    assert node.ended(again) == ["CANCELLED by 0"]
+
+
+def test_what_makes_room_for_another_job_is_queued_again(node, tmp_path, sweep):
+    """Preempted by a partition of higher priority. Within its GraceTime a run ends by itself: SLURM queues only what it
+    killed."""
+    study = write(tmp_path / "room.yaml", axes={"train.steps": [int(HALF)]})
+    (job,) = sweep.submit(study, *SLURM)
+    node.wait(lambda: list(tmp_path.glob("runs/room/*/attempts.jsonl")), "it starts")
+    folder = run_folder(tmp_path / "runs", "room", HALF)
+    node.wait(lambda: trains(folder, 1, 50), "it trains")
+    other = node.submit("sleep 3", tmp_path / "other.log", "--partition=urgent", "--cpus-per-task=16", "--mem=1G")
+    node.wait(lambda: sweep.states(study)[HALF] == "preempted", "it makes room")
+    (saved,) = (folder / "checkpoints").iterdir()
+    assert 50 <= int(saved.stem[5:]) < int(HALF)
+    assert node.ended(other) == ["COMPLETED"]
+    sweep.until(node, 150, study, **{HALF: "done"})
+    assert node.ended(job) == ["COMPLETED"] and node.sacct(job, "State", "-D") == ["REQUEUED", "COMPLETED"]
+    assert sweep.status(study)[HALF]["requeued"] == 1 and trained_once(folder)
+    (log,) = tmp_path.glob("runs/room/.sweep/0001/logs/*_log.out")
+    assert f"continuing at step {int(saved.stem[5:])}" in log.read_text()
+
+
+def test_a_full_disk_is_said_and_mended(node, tmp_path, sweep):
+    study = write(tmp_path / "full.yaml", axes={"train.lr": [1e-3]}, base={**BASE, "train.steps": 10})
+    (disk := tmp_path / "runs").mkdir()
+    node.run("mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(disk))
+    try:
+        (job,) = sweep.submit(study, *SLURM, "cluster.options=[--hold]")
+        with pytest.raises(OSError, match="No space left"), open(disk / "other", "wb") as file:
+            for size in (2**16, 2**10, 1):
+                while file.write(b"x" * size):
+                    file.flush()
+        node.run("scontrol", "release", job)
+        assert node.ended(job) == ["FAILED"]
+        row = sweep.status(study)["0.001"]
+        assert row["state"] == "failed" and "the disk of its folder is full" in row["error"], row
+        (disk / "other").unlink()
+        (again,) = sweep.submit(study, "cluster.options=[]", action="retry")
+        assert node.ended(again) == ["COMPLETED"]
+        assert sweep.states(study) == {"0.001": "done"} and trained_once(run_folder(disk, "full", "0.001"))
+    finally:
+        node.run("umount", "--lazy", str(disk))
+
+
+def test_the_exit_code_of_a_task_that_ends_at_once_is_known_at_once(node, tmp_path, sweep):
+    """For some seconds sacct has the row of an array's only task as that of a job: `7` in place of `7_0`."""
+    study = write(tmp_path / "soon.yaml", axes={"train.lr": [1e-3]})
+    (job,) = sweep.submit(study, *SLURM, f"cluster.setup=[exit {errno.ENOSPC}]")
+    assert node.ended(job) == ["FAILED"]
+    assert "the disk of its folder is full" in sweep.status(study)["0.001"]["error"]
+
+
+def test_a_folder_that_goes_away_is_said_and_nothing_is_lost(node, tmp_path, sweep):
+    study = write(tmp_path / "gone.yaml", axes={"train.steps": [STEPS]}, base={**BASE, "run.checkpoint_every": 100})
+    (job,) = sweep.submit(study, *SLURM)
+    node.wait(lambda: list(tmp_path.glob("runs/gone/*/checkpoints/step-*")), "it trains")
+    (tmp_path / "runs").rename(tmp_path / "away")
+    assert node.ended(job) == ["FAILED"] and not (tmp_path / "runs").exists()
+    (tmp_path / "away").rename(tmp_path / "runs")
+    row = sweep.status(study)[str(STEPS)]
+    assert row["state"] == "failed" and "did not see the folder of the submission" in row["error"], row
+    (again,) = sweep.submit(study, action="retry")
+    logs = tmp_path / "runs" / "gone" / ".sweep" / "0002" / "logs"
+    node.wait(lambda: any("continuing at step" in log.read_text() for log in logs.glob("*_log.out")), "it goes on")
+    sweep("cancel", study)
+    assert node.ended(again) == ["CANCELLED by 0"]
