@@ -32,7 +32,7 @@ class ClusterConfig:
     gpus: int = 0
     nodes: int = 1
     tasks_per_node: int = 1
-    parallel: int | None = None  # runs of one array at a time; null: all
+    parallel: int | None = None  # runs of one array at a time; null: 256
     signal_s: int = 120  # before the time limit
     requeue: bool = True
     setup: list[str] = field(default_factory=list)
