@@ -27,9 +27,15 @@ def config_to_dict(config: Config) -> dict[str, Any]:
 
 
 def config_from_dict(data: dict[str, Any]) -> Config:
-    """The configuration that `config_to_dict` wrote; sections that joined since then have their defaults."""
-    made = {name: SECTIONS[name](**value) if name in SECTIONS else value for name, value in data.items()}
+    """The configuration that `config_to_dict` wrote. What joined later has its `since` value where it is missing, or
+    its default."""
+    made = {name: _section(SECTIONS[name], value) if name in SECTIONS else value for name, value in data.items()}
     return Config(**made | {"model": registry.from_dict(data["model"])})
+
+
+def _section(kind: type, values: dict[str, Any]) -> Any:
+    since = {f.name: f.metadata["since"] for f in fields(kind) if "since" in f.metadata}
+    return kind(**since | values)
 
 
 def digest(*content: Any) -> str:

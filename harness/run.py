@@ -17,7 +17,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -261,8 +261,8 @@ class OpenRun:
         """
         from .sampling import draw
 
-        settings = {"method": method, "steps": steps, "guidance": guidance}
-        return draw(self.model(weights, at), self.config, labels, seed=seed, **settings)
+        settings = replace(self.config.sample, method=method, steps=steps, guidance=guidance)
+        return draw(self.model(weights, at), replace(self.config, sample=settings), labels, seed)
 
 
 def open_run(path: str | Path) -> OpenRun:

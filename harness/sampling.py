@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..kernels.errors import InputError
-from ..models.registry import build, select_backends, to_dict
+from ..models.registry import Backbone, build, select_backends, to_dict
 from . import signals
-from .config import Config
+from .config import Config, check_fit
 from .data.encoder import encoder
 from .device import autocast, compiled, device_type, exact_float32, pick_device, round_weights
 from .diffusion.guidance import Net
@@ -81,7 +81,6 @@ def generate(out: Path, training: Path, config: Config, step: int, progress: Pro
         "guidance_channels": settings.guidance_channels,
         "clip": settings.clip,
         "seed": seed_of(config),
-        "step": step,
         "checkpoint_step": step,
         "weights": settings.weights,
         "images_seen": step * config.train.batch_size,
@@ -126,25 +125,8 @@ class Sampler:
 
     def draw(self, indices: range) -> Tensor:
         """What the network makes of the noise of these images, [B, C, S, S] on the device, as the encoder's images."""
-        settings, model = self.config.sample, self.config.model
-        shape = (model.in_channels, model.input_size, model.input_size)
-        draws = settings.steps if settings.method == "ancestral" else 1
-        noise = index_noise(seed_of(self.config), indices, shape, draws)
-        labels = torch.from_numpy(labels_of(indices, model.num_classes)).to(self.device)
-        with autocast(self.device, settings.precision):
-            return sample(
-                self.call,
-                next(noise).to(self.device),
-                labels,
-                objective=objective(self.config.objective),
-                method=settings.method,
-                steps=settings.steps,
-                guidance=settings.guidance,
-                guidance_channels=settings.guidance_channels,
-                null_class=self.null_class,
-                clip=settings.clip,
-                noise=lambda _: next(noise).to(self.device),
-            )
+        labels = labels_of(indices, self.config.model.num_classes)
+        return _sampled(self.call, self.config, indices, torch.from_numpy(labels), self.null_class, self.device)
 
     def images(self, x: Tensor) -> NDArray[np.uint8]:
         """Images uint8 [B, H, W, C] of what `draw` gave."""
@@ -193,3 +175,39 @@ def generate_newest(folder: Path, config: Config, progress: Progress, source: Pa
     """`generate` from the newest whole checkpoint of `source` (default: `folder`) into `folder`."""
     training = source or folder
     return generate(folder, training, config, newest_step(training, progress.say), progress)
+
+
+def draw(net: Backbone, config: Config, labels: Sequence[int], seed: int) -> NDArray[np.uint8]:
+    """Images uint8 [N, H, W, C] of a network, one a label, by `config.sample`; image i from the noise of (seed, i).
+
+    On the network's own device. Raises InputError for labels out of range and settings that do not fit.
+    """
+    most = max(config.model.num_classes, 1) - 1
+    if not labels or not all(0 <= label <= most for label in labels):
+        raise InputError(f"labels must be a list of classes from 0 to {most}, not {list(labels)}")
+    config = replace(config, sample=replace(config.sample, seed=seed))
+    check_fit(config)
+    exact_float32()
+    device = str(next(net.parameters()).device)
+    x = _sampled(net, config, range(len(labels)), torch.tensor(labels), net.null_class, device)
+    return encoder(config.encoder).decode(x).permute(0, 2, 3, 1).cpu().numpy()
+
+
+def _sampled(net: Net, config: Config, indices: range, labels: Tensor, null_class: int | None, device: str) -> Tensor:
+    settings, model = config.sample, config.model
+    shape = (model.in_channels, model.input_size, model.input_size)
+    noise = index_noise(seed_of(config), indices, shape, settings.steps if settings.method == "ancestral" else 1)
+    with autocast(device, settings.precision):
+        return sample(
+            net,
+            next(noise).to(device),
+            labels.to(device),
+            objective=objective(config.objective),
+            method=settings.method,
+            steps=settings.steps,
+            guidance=settings.guidance,
+            guidance_channels=settings.guidance_channels,
+            null_class=null_class,
+            clip=settings.clip,
+            noise=lambda _: next(noise).to(device),
+        )

@@ -348,9 +348,14 @@ def _cost(task: Task, config: Config, progress: Progress) -> Iterator[dict[str, 
 
 
 def _train(task: Task, config: Config, progress: Progress) -> Iterator[dict[str, Any]]:
+    from .training.checkpoint import moments
     from .training.loop import train
 
-    yield {"kind": "train", "key": task.key, **train(task.path, config, progress, task.moments)}
+    # What is past and was not kept cannot be had any more, and is not missed where nothing needs it (`problem`).
+    past, kept = reached_step(task.path) or 0, moments(task.path)
+    ahead = [step for step in task.moments if step > past or step in kept]
+    config = replace(config, train=replace(config.train, snapshots=[]))
+    yield {"kind": "train", "key": task.key, **train(task.path, config, progress, ahead)}
 
 
 def _sample(task: Task, config: Config, progress: Progress) -> Iterator[dict[str, Any]]:
@@ -375,9 +380,10 @@ def _evaluate(task: Task, config: Config, progress: Progress) -> Iterator[dict[s
 def _bench(task: Task, config: Config, progress: Progress) -> Iterator[dict[str, Any]]:
     """Rows as they are measured, so that a killed benchmark goes on where it stopped."""
     from .device import device_name, pick_device
+    from .diffusion.objective import objective
     from .measure.models import bench
 
-    device = pick_device(config.run.device)
+    device, goal = pick_device(config.run.device), objective(config.objective)
     name = device_name(device)
     for plan in task.plans:
         rows = newest(read_records(task.path / "record.jsonl"))
@@ -385,7 +391,7 @@ def _bench(task: Task, config: Config, progress: Progress) -> Iterator[dict[str,
             continue
         settings, backend = BenchConfig(**plan["bench"]), SECTIONS["backend"](**plan["backend"])
         there = measurements(task, plan, rows, name)
-        for line in bench(config.model, settings, backend, config.objective, device, progress.say, there):
+        for line in bench(config.model, settings, backend, goal, device, progress.say, there):
             key = speed_key(config.model, line, backend, name)
             yield {"kind": "speed", "key": key, "asked": asked(backend), **line}
 

@@ -192,18 +192,15 @@ def to_dict(config: Any) -> dict[str, Any]:
     return {"family": family_of(config).name, **asdict(config)}
 
 
-def describe(config: Any) -> dict[str, Any]:
-    """What keys hash of a model: its family and composed fields."""
-    return to_dict(config)
-
-
 def from_dict(data: dict[str, Any]) -> Any:
-    """The configuration that `to_dict` wrote."""
+    """The configuration that `to_dict` wrote. A field that joined later has its `since` value where it is missing."""
     settings = dict(data)
     family = settings.pop("family", None)
     if family not in families():
         raise unknown("model family", family, families())
-    return families()[family].config_type(**settings)
+    kind = families()[family].config_type
+    since = {f.name: f.metadata["since"] for f in fields(kind) if "since" in f.metadata}
+    return kind(**since | settings)
 
 
 def describe(config: Any) -> dict[str, Any]:

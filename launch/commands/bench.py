@@ -9,8 +9,9 @@ from typing import Any
 
 from ...harness.config import Config, DataConfig
 from ...harness.device import device_name, pick_device
+from ...harness.diffusion.objective import objective
 from ...harness.keys import asked, config_to_dict, model_folder, speed_key
-from ...harness.measure.models import WrongOutput, bench, check_bench
+from ...harness.measure.models import WrongOutput, bench, check_settings
 from ...harness.provenance import provenance
 from ...harness.record import newest, read_records
 from ...harness.run import locked, write_study
@@ -29,9 +30,9 @@ COLUMNS |= {"peak_memory_gib": "Peak memory (GiB)", "mfu": "MFU", "state": "Stat
 def run(args: argparse.Namespace) -> int:
     rows, wrong = [], []
     for config, task in asked_of(args, "bench"):
-        check_bench(config.model, config.bench, config.backend, pick_device(config.run.device))
         name, say = task.about["name"], speaker(task)
-        device = pick_device(config.run.device)
+        device, goal = pick_device(config.run.device), objective(config.objective)
+        check_settings(config.model, config.bench, config.backend, device)
         folder, origin = begin(task, config), provenance(device)
         with locked(folder):
             there = [] if args.again else known(task, config, origin)
@@ -39,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
                 say(f"{len(there)} measurements are in {folder} already (--again measures them anew)")
             rows += [{"model": name, **row, "run": str(folder)} for row in there]
             try:
-                for row in bench(config.model, config.bench, config.backend, config.objective, device, say, there):
+                for row in bench(config.model, config.bench, config.backend, goal, device, say, there):
                     key = speed_key(config.model, row, config.backend, device_name(device))
                     line = write(
                         folder,

@@ -17,7 +17,7 @@ from ...kernels.errors import InputError
 from ...models import registry
 from ...models.registry import Backbone
 from ..compose import load_plugins, model_config
-from .runs import split_arguments
+from ..output import split_arguments
 
 MANY = 20_000_000  # parameters from which the checks take minutes
 ROUNDING = 1e-9  # relative, of float64 sums

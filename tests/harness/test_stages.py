@@ -213,7 +213,7 @@ def test_a_failed_stage_is_a_record_and_is_done_again(config, monkeypatch):
         patch.setattr("lamabench.harness.training.loop.train", crash)
         execute(task, Progress())
     (row,) = read_records(task.path / "record.jsonl")
-    assert row.state == "oom" and "Tried to allocate 2 GiB; it passed 4 images" in row.error
+    assert row.state == "oom" and row.error is not None and "Tried to allocate 2 GiB; it passed 4 images" in row.error
     assert missing(task) == ["train"] and (task.path / "error.log").is_file()
     execute(task, Progress())
     assert [row.state for row in read_records(task.path / "record.jsonl")] == ["oom", "done"]
