@@ -96,7 +96,7 @@ def _runs(args: argparse.Namespace, study: str) -> list[tuple[Config, dict[str, 
         model = model_config(name, fields)
         data = DataConfig(kind="none", size=model.input_size, channels=model.in_channels, num_classes=model.num_classes)
         config = replace(base, model=model, data=data)
-        check_bench(config)
+        check_bench(config.model, config.bench, config.backend, pick_device(config.run.device))
         # A folder for a model and a precision: its lines say their batch, size, mode and way of compiling themselves.
         subject = replace(config, bench=BenchConfig(precision=base.bench.precision))
         kept = [text for text in overrides if not text.startswith(("bench.", "run.")) or "bench.precision" in text]
