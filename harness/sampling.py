@@ -24,6 +24,7 @@ from .device import autocast, compiled, device_type, exact_float32, pick_device,
 from .diffusion.guidance import Net
 from .diffusion.objective import objective
 from .diffusion.samplers import index_noise, sample
+from .measure.cost import cost
 from .progress import Progress
 from .record import write_atomically
 from .training import checkpoint as ckpt
@@ -86,6 +87,7 @@ def generate(out: Path, training: Path, config: Config, step: int, progress: Pro
         "checkpoint_step": step,
         "weights": settings.weights,
         "images_seen": step * config.train.batch_size,
+        "training_flops": 3 * cost(config.model).flops * step * config.train.batch_size,
         "training_seconds": round(weights.seconds, 3),
         "seconds": round(seconds, 3),
         # Only what this call drew; a resumed call that found everything drawn has no speed to tell.

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ...kernels.errors import InputError
 from ...models.registry import Backbone, build, select_backends
-from ..config import CUDA_GRAPHS, BenchConfig, Config
+from ..config import CUDA_GRAPHS, BenchConfig, Config, ObjectiveConfig
 from ..device import (
     autocast,
     compiled,
@@ -41,12 +41,7 @@ def model_at(model: Any, input_size: int) -> Any:
     return replace(model, input_size=input_size)
 
 
-def check_bench(config: Config) -> None:
-    """Raise InputError where the model cannot have one of `bench.input_sizes` or a named backend cannot run."""
-    check_settings(config.model, config.bench, config.backend, pick_device(config.run.device))
-
-
-def check_settings(model: Any, settings: BenchConfig, backend: Any, device: str) -> None:
+def check_bench(model: Any, settings: BenchConfig, backend: Any, device: str) -> None:
     """Raise InputError where the model cannot have one of the input sizes or a named backend cannot run."""
     for size in settings.input_sizes or []:
         model_at(model, size)
@@ -58,22 +53,21 @@ def check_settings(model: Any, settings: BenchConfig, backend: Any, device: str)
 def bench_config(config: Config, say: Say = lambda text: None, rows: Sequence[Row] = ()) -> Iterator[Row]:
     """`bench` with what it reads of a configuration."""
     device = pick_device(config.run.device)
-    yield from bench(config.model, config.bench, config.backend, objective(config.objective), device, say, rows)
+    yield from bench(config.model, config.bench, config.backend, config.objective, device, say, rows)
 
 
 def bench(
     model: Any,
     settings: BenchConfig,
     backend: Any,
-    objective: Objective,
+    objective_config: ObjectiveConfig,
     device: str,
     say: Say = lambda text: None,
     rows: Sequence[Row] = (),
 ) -> Iterator[Row]:
     """Every measurement of `model` that `settings` ask for and `rows` do not hold, as the fields of `bench` records.
-    `backend` is a BackendConfig.
 
-    Random weights with nothing at zero, random inputs. `forward` is one call without gradients, its weights rounded
+    `backend` is a BackendConfig. Random weights with nothing at zero, random inputs. `forward` is one call without gradients, its weights rounded
     beforehand as sampling does (`device.round_weights`); `train` a step of the training loop (`TrainStep`): forward,
     loss, backward, AdamW, EMA. Milliseconds are a batch's: median, quartiles, 20th and 80th percentile. `mfu` is null
     where the device's peak is not known, `peak_memory_gib` on the CPU; for CUDA graphs that is all memory that torch
@@ -81,15 +75,15 @@ def bench(
     measures on, waits until that has ended (`one_at_a_time`).
 
     Before anything is measured, every operator that the model calls is held against the reference alone, for one image
-    (see `operator_check`): `operator_error` is the largest relative RMS error of an output or a gradient, null where it
-    calls none. Then each call of the model is held against float32 (see `bench_check`). Where that fails the row has no
+    (see `check_operators`): `operator_error` is the largest relative RMS error of an output or a gradient, null where it
+    calls none. Then each call of the model is held against float32 (see `check`). Where that fails the row has no
     number but `state` "wrong"; "oom" and "failed" (torch.compile that cannot, for one) are rows too, and the next one
     follows. After the last one, raises WrongOutput if any was wrong or failed. Raises InputError where a size does not
     fit the model or a named backend cannot run.
     """
-    check_settings(model, settings, backend, device)
+    check_bench(model, settings, backend, device)
     exact_float32()
-    known, subject, bad = list(rows), None, []
+    known, subject, bad, goal = list(rows), None, [], objective(objective_config)
     if next_point(settings, model.input_size, known) is None:
         return  # nothing to wait for the GPU for
     with one_at_a_time(device, say):
@@ -97,7 +91,7 @@ def bench(
             if subject is None or subject.net.config.input_size != point.input_size:
                 subject = None  # the old one goes before the new one comes
                 release(device)
-                subject = Subject(model_at(model, point.input_size), settings, backend, objective, device, say)
+                subject = Subject(model_at(model, point.input_size), settings, backend, goal, device, say)
             row = subject.row(point)
             say(describe(row))
             known.append(row)
@@ -118,11 +112,11 @@ class Subject:
         model: Any,
         settings: BenchConfig,
         backend: Any,
-        objective: Objective,
+        goal: Objective,
         device: str,
         say: Say,
     ) -> None:
-        self.settings, self.objective, self.device = settings, objective, device
+        self.settings, self.goal, self.device = settings, goal, device
         torch.manual_seed(0)
         with torch.device(self.device):  # a large model is drawn on the GPU in a second
             self.net = build(model).to(self.device)
@@ -194,7 +188,7 @@ class Subject:
         release(self.device)
         x, t, y = batch_of(made, point.batch_size, self.device)
         how = (call, net, self.device, self.settings.precision)
-        one = train_step(*how, self.objective) if point.mode == "train" else forward(*how)
+        one = train_step(*how, self.goal) if point.mode == "train" else forward(*how)
         step = partial(one, x, t, y)
         timed = time_calls(step, self.device, self.settings.warmup, self.settings.repeats, self.settings.seconds)
         if graphs and is_cuda(self.device):  # a replay allocates nothing: it has what the graphs hold
@@ -252,10 +246,10 @@ def forward(call: Callable[..., Tensor], net: Backbone, device: str, precision: 
 
 
 def train_step(
-    call: Callable[..., Tensor], net: Backbone, device: str, precision: str, objective: Objective
+    call: Callable[..., Tensor], net: Backbone, device: str, precision: str, goal: Objective
 ) -> Callable[..., None]:
     """A step of the training loop. The learning rate is 0: the same work, and the weights stay what was checked."""
-    training = TrainStep(net, objective, call=call, device=device, precision=precision, lr=0.0)
+    training = TrainStep(net, goal, call=call, device=device, precision=precision, lr=0.0)
 
     def step(x: Tensor, t: Tensor, y: Tensor) -> None:
         training({"x0": x, "y": y, "t": t, "noise": torch.randn_like(x)})

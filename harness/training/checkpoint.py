@@ -206,6 +206,21 @@ def kept_origin(folder: Path, step: int) -> Weights:
     return _read(folder / "weights" / file_name(step), Weights, tensors=False)
 
 
+def check_data(folder: Path, fingerprint: str) -> None:
+    """Raise InputError where a training folder was trained on other data than those of `fingerprint`."""
+    for path in (*files(folder / "checkpoints"), *files(folder / "weights")):
+        try:
+            saved = _read(path, Weights, tensors=False)
+        except InputError:
+            continue  # a damaged file says nothing
+        if saved.fingerprint != fingerprint:
+            raise InputError(
+                f"{folder} was trained on other data (fingerprint {saved.fingerprint}, now {fingerprint}): "
+                "give the new set another data.name"
+            )
+        return
+
+
 def check_model(saved: Origin, model: dict[str, Any], where: Path) -> None:
     """Raise InputError, naming the first fields that differ, where a file is of another model.
 

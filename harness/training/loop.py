@@ -98,9 +98,9 @@ def train(folder: Path, config: Config, progress: Progress, moments: Sequence[in
 
     Appends to metrics.jsonl, saves checkpoints, returns the fields of the `train` record. Where every moment is kept
     already there is nothing to do. Raises Diverged on a loss that is not finite; the last checkpoint before it stays.
-    Raises InputError for data, a model, a checkpoint or backends that do not fit, for a moment that is past and was
-    not kept, and where there is nothing to go on from (see `continue_from`); Stopped after the step in which a signal
-    came, with a checkpoint of that step.
+    Raises InputError for data, a model, a checkpoint or backends that do not fit, and where there is nothing to go on
+    from or nothing left but moments that went by (see `continue_from`); Stopped after the step in which a signal came,
+    with a checkpoint of that step.
     """
     check_fit(config)
     exact_float32()

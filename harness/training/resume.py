@@ -12,6 +12,7 @@ from ..provenance import provenance
 from ..record import read_lines
 from .checkpoint import (
     Checkpoint,
+    check_data,
     check_model,
     describe,
     file_name,
@@ -54,16 +55,17 @@ def missing(folder: Path, asked: Sequence[int]) -> list[int]:
 def continue_from(folder: Path, config: Config, asked: Sequence[int], fingerprint: str, say: Say) -> Checkpoint | None:
     """The newest whole checkpoint of a training folder; None where it was never trained.
 
-    Moments asked for that a checkpoint holds are kept, should they not be yet. Raises InputError where it is of another
-    model or of other data than `fingerprint`, where a moment before it was not kept, and where the folder was trained
-    but has no whole checkpoint: training never begins anew below what is there.
+    Moments asked for that a checkpoint holds are kept, should they not be yet; one that went by is said. Raises
+    InputError where it is of another model or of other data than `fingerprint`, where such a moment is all that is left
+    to ask for, and where the folder was trained but has no whole checkpoint: training never begins anew below what is
+    there.
     """
     checkpoints = folder / "checkpoints"
     saved = _newest_whole(checkpoints, say)
     kept = moments(folder)
     if saved is None:
         if kept or any(
-            line["kind"] == "train" and line["state"] == "done" for line in read_lines(folder / "record.jsonl")
+            (line.get("kind"), line.get("state")) == ("train", "done") for line in read_lines(folder / "record.jsonl")
         ):
             raise InputError(
                 f"{folder} was trained, but has no whole checkpoint any more to go on from to step "
@@ -73,19 +75,17 @@ def continue_from(folder: Path, config: Config, asked: Sequence[int], fingerprin
             say(f"no checkpoint before it: training begins anew at step 0 of {config.train.steps}")
         return None
     check_model(saved, describe(config.model), checkpoints)
-    if saved.fingerprint != fingerprint:
-        raise InputError(
-            f"{folder} was trained on other data (fingerprint {saved.fingerprint}, now {fingerprint}): "
-            "give the new set another data.name"
-        )
+    check_data(folder, fingerprint)
     late = [step for step in asked if step <= saved.step and step not in kept]
+    lost = [step for step in late if not (checkpoints / file_name(step)).is_file()]
+    for step in lost:
+        text = f"step {step} of {folder} was not kept, and the training is at step {saved.step} already"
+        if asked[-1] <= saved.step:
+            raise InputError(f"{text}; {nearest(kept, step)}")
+        say(text)
     for step in late:
-        if not (checkpoints / file_name(step)).is_file():
-            raise InputError(
-                f"step {step} of {folder} was not kept, and the training is at step {saved.step} already; "
-                f"{nearest(kept, step)}"
-            )
-    for step in late:
+        if step in lost:
+            continue
         whole = saved if step == saved.step else load(checkpoints / file_name(step))
         keep(folder, weights_of(whole, loss=_loss_at(folder, step)))
     return saved

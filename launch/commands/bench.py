@@ -11,7 +11,7 @@ from ...harness.config import Config, DataConfig
 from ...harness.device import device_name, pick_device
 from ...harness.diffusion.objective import objective
 from ...harness.keys import asked, config_to_dict, model_folder, speed_key
-from ...harness.measure.models import WrongOutput, bench, check_settings
+from ...harness.measure.models import WrongOutput, bench, check_bench
 from ...harness.provenance import provenance
 from ...harness.record import newest, read_records
 from ...harness.run import locked, write_study
@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
     for config, task in asked_of(args, "bench"):
         name, say = task.about["name"], speaker(task)
         device, goal = pick_device(config.run.device), objective(config.objective)
-        check_settings(config.model, config.bench, config.backend, device)
+        check_bench(config.model, config.bench, config.backend, device)
         folder, origin = begin(task, config), provenance(device)
         with locked(folder):
             there = [] if args.again else known(task, config, origin)

@@ -86,11 +86,20 @@ def test_a_shorter_training_is_done_where_its_end_is_kept(tmp_path):
     assert metrics(folder) == before[1] and all(torch.equal(v, before[0][k]) for k, v in tensors(folder).items())
 
 
-@pytest.mark.parametrize(("steps", "snapshots"), [(2, []), (8, [2]), (6, [2])])
+@pytest.mark.parametrize(("steps", "snapshots"), [(2, []), (6, [2])])
 def test_a_moment_that_went_by_is_one_line(tmp_path, steps, snapshots):
     folder = trained(tmp_path, make(checkpoint_every=6, snapshots=[1, 3]))
     with pytest.raises(InputError, match=r"step 2 of .* was not kept, .* at step 6 already; the nearest kept: 1 and 3"):
         trained(folder, make(steps=steps, snapshots=snapshots))
+
+
+def test_a_longer_training_goes_on_without_the_moments_that_went_by(tmp_path, capsys):
+    """Weights that were pruned undo nothing; what asks for them says so itself."""
+    folder = trained(tmp_path, make(checkpoint_every=6, snapshots=[2, 3]))
+    (folder / "weights" / ckpt.file_name(2)).unlink()
+    trained(folder, make(steps=8, snapshots=[2, 3]))
+    assert ckpt.moments(folder) == [3, 6, 8]
+    assert f"step 2 of {folder} was not kept, and the training is at step 6 already" in capsys.readouterr().err
 
 
 def test_a_moment_that_a_checkpoint_holds_is_kept(tmp_path):
