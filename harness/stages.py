@@ -31,6 +31,7 @@ from .progress import Progress
 from .record import Row, append, newest, read_records, row
 from .run import create, locked, read_info
 from .signals import Stopped
+from .training.resume import asked_moments as snapshots
 
 STAGES = ("cost", "train", "sample", "evaluate", "bench")  # in the order in which they run
 KINDS = {"cost": "model", "bench": "model", "train": "training", "sample": "samples", "evaluate": "samples"}
@@ -38,13 +39,8 @@ KINDS = {"cost": "model", "bench": "model", "train": "training", "sample": "samp
 
 def asked_moments(config: Config) -> list[int]:
     """The steps of a training whose weights are asked for: `train.snapshots`, explicit `sample.at`, and the end."""
-    steps, snapshots, at = config.train.steps, config.train.snapshots, config.sample.at
-    if isinstance(snapshots, int):  # every so many images
-        size = config.train.batch_size
-        count = steps * size // snapshots
-        snapshots = [-(-number * snapshots // size) for number in range(1, count + 1)]
-    listed = at if isinstance(at, list) else []
-    return sorted({step for step in (*snapshots, *listed) if step <= steps} | {steps})
+    listed = config.sample.at if isinstance(config.sample.at, list) else []
+    return sorted({*snapshots(config), *(step for step in listed if step <= config.train.steps)})
 
 
 def sampled_moments(config: Config) -> list[int]:
@@ -380,10 +376,9 @@ def _evaluate(task: Task, config: Config, progress: Progress) -> Iterator[dict[s
 def _bench(task: Task, config: Config, progress: Progress) -> Iterator[dict[str, Any]]:
     """Rows as they are measured, so that a killed benchmark goes on where it stopped."""
     from .device import device_name, pick_device
-    from .diffusion.objective import objective
     from .measure.models import bench
 
-    device, goal = pick_device(config.run.device), objective(config.objective)
+    device = pick_device(config.run.device)
     name = device_name(device)
     for plan in task.plans:
         rows = newest(read_records(task.path / "record.jsonl"))
@@ -391,7 +386,7 @@ def _bench(task: Task, config: Config, progress: Progress) -> Iterator[dict[str,
             continue
         settings, backend = BenchConfig(**plan["bench"]), SECTIONS["backend"](**plan["backend"])
         there = measurements(task, plan, rows, name)
-        for line in bench(config.model, settings, backend, goal, device, progress.say, there):
+        for line in bench(config.model, settings, backend, config.objective, device, progress.say, there):
             key = speed_key(config.model, line, backend, name)
             yield {"kind": "speed", "key": key, "asked": asked(backend), **line}
 

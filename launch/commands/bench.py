@@ -9,7 +9,6 @@ from typing import Any
 
 from ...harness.config import Config, DataConfig
 from ...harness.device import device_name, pick_device
-from ...harness.diffusion.objective import objective
 from ...harness.keys import asked, config_to_dict, model_folder, speed_key
 from ...harness.measure.models import WrongOutput, bench, check_bench
 from ...harness.provenance import provenance
@@ -31,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
     rows, wrong = [], []
     for config, task in asked_of(args, "bench"):
         name, say = task.about["name"], speaker(task)
-        device, goal = pick_device(config.run.device), objective(config.objective)
+        device = pick_device(config.run.device)
         check_bench(config.model, config.bench, config.backend, device)
         folder, origin = begin(task, config), provenance(device)
         with locked(folder):
@@ -40,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
                 say(f"{len(there)} measurements are in {folder} already (--again measures them anew)")
             rows += [{"model": name, **row, "run": str(folder)} for row in there]
             try:
-                for row in bench(config.model, config.bench, config.backend, goal, device, say, there):
+                for row in bench(config.model, config.bench, config.backend, config.objective, device, say, there):
                     key = speed_key(config.model, row, config.backend, device_name(device))
                     line = write(
                         folder,
