@@ -209,11 +209,12 @@ def measurements(
 
 
 def kept_steps(training: Path, weights: str = "ema") -> list[int]:
-    """The steps of which a training folder has averaged (`ema`) or plain (`live`) weights, ascending."""
+    """The steps of which a training folder has averaged (`ema`) or plain (`live`) weights, ascending: full checkpoints
+    hold both."""
     from .training.checkpoint import moments
 
-    full = sorted((training / "checkpoints").glob("step-*.safetensors"))
-    return moments(training) if weights == "ema" else [int(path.stem.removeprefix("step-")) for path in full]
+    full = {int(path.stem.removeprefix("step-")) for path in (training / "checkpoints").glob("step-*.safetensors")}
+    return sorted(full if weights == "live" else {*full, *moments(training)})
 
 
 def problem(task: Task) -> str | None:

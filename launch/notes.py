@@ -14,8 +14,8 @@ from ..harness.config import Config, DataConfig
 from ..harness.data import images
 from ..harness.keys import training_folder
 from ..harness.record import read_records
-from ..harness.stages import Task, kept_steps, reached
-from ..harness.training.checkpoint import KEEP
+from ..harness.stages import Task, reached
+from ..harness.training.checkpoint import KEEP, moments
 from ..kernels.errors import InputError
 from ..models import registry
 from .plan import Planned, pieces
@@ -38,8 +38,8 @@ def _parameters(model: str) -> int:
 
 def gib(task: Task) -> float:
     """What a training leaves on the disk, GiB: its newest checkpoints, and the weights of every moment."""
-    moments = len({*task.moments, *kept_steps(task.path)})
-    return 4 * parameters(task) * (GROUPS * KEEP + moments) / GIB
+    kept = len({*task.moments, *moments(task.path)})
+    return 4 * parameters(task) * (GROUPS * KEEP + kept) / GIB
 
 
 def room(runs: Sequence[Planned]) -> dict[str, float]:

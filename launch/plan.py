@@ -322,7 +322,7 @@ def pieces(runs: Sequence[Planned]) -> list[Piece]:
 def _less_lost(task: Task) -> Task:
     if task.kind != "training" or (end := reached_step(task.path)) is None:
         return task
-    kept = {*kept_steps(task.path), *kept_steps(task.path, "live")}
+    kept = kept_steps(task.path)
     return replace(task, moments=tuple(step for step in task.moments if step > end or step in kept))
 
 
