@@ -67,17 +67,17 @@ def bench(
 ) -> Iterator[Row]:
     """Every measurement of `model` that `settings` ask for and `rows` do not hold, as the fields of `bench` records.
 
-    `backend` is a BackendConfig. Random weights with nothing at zero, random inputs. `forward` is one call without gradients, its weights rounded
-    beforehand as sampling does (`device.round_weights`); `train` a step of the training loop (`TrainStep`): forward,
-    loss, backward, AdamW, EMA. Milliseconds are a batch's: median, quartiles, 20th and 80th percentile. `mfu` is null
-    where the device's peak is not known, `peak_memory_gib` on the CPU; for CUDA graphs that is all memory that torch
-    holds. `disturbed` says what else kept the host busy: the times may then be too long. On a GPU that another process
-    measures on, waits until that has ended (`one_at_a_time`).
+    `backend` is a BackendConfig. Random weights with nothing at zero, random inputs. `forward` is one call without
+    gradients, its weights rounded beforehand as sampling does (`device.round_weights`); `train` a step of the training
+    loop (`TrainStep`): forward, loss, backward, AdamW, EMA. Milliseconds are a batch's: median, quartiles, 20th and
+    80th percentile. `mfu` is null where the device's peak is not known, `peak_memory_gib` on the CPU; for CUDA graphs
+    that is all memory that torch holds. `disturbed` says what else kept the host busy: the times may then be too long.
+    On a GPU that another process measures on, waits until that has ended (`one_at_a_time`).
 
     Before anything is measured, every operator that the model calls is held against the reference alone, for one image
-    (see `check_operators`): `operator_error` is the largest relative RMS error of an output or a gradient, null where it
-    calls none. Then each call of the model is held against float32 (see `check`). Where that fails the row has no
-    number but `state` "wrong"; "oom" and "failed" (torch.compile that cannot, for one) are rows too, and the next one
+    (`check_operators`): `operator_error` is the largest relative RMS error of an output or a gradient, null where it
+    calls none. Then each call of the model is held against float32 (`check`). Where that fails the row has no number
+    but `state` "wrong"; "oom" and "failed" (torch.compile that cannot, for one) are rows too, and the next one
     follows. After the last one, raises WrongOutput if any was wrong or failed. Raises InputError where a size does not
     fit the model or a named backend cannot run.
     """
