@@ -5,20 +5,8 @@ from lamabench.harness import stages
 from lamabench.harness.config import BenchConfig
 from lamabench.harness.keys import config_from_dict, score_key, speed_key
 from lamabench.harness.record import append, row
-from lamabench.harness.training import checkpoint
 
 DEVICE = {"device": "GPU A"}
-
-
-@pytest.fixture(autouse=True)
-def kept(monkeypatch):
-    """Moments by the names of their files."""
-    if not hasattr(checkpoint, "moments"):
-
-        def moments(folder):
-            return sorted(int(path.stem.removeprefix("step-")) for path in folder.glob("weights/step-*.safetensors"))
-
-        monkeypatch.setattr(checkpoint, "moments", moments, raising=False)
 
 
 def files(folder, name, *steps, size=0):
