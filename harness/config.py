@@ -4,7 +4,7 @@ A field that joins later declares what means "as before": `field(default=…, me
 that value it is left out of keys and of comparisons with checkpoints, so that no run of an earlier version is lost.
 """
 
-from dataclasses import dataclass, field, fields, is_dataclass, make_dataclass
+from dataclasses import dataclass, field, make_dataclass
 from typing import Any
 
 from ..kernels import NAMES
@@ -20,16 +20,6 @@ METRICS = ("fd", "kid", "prc", "isc")
 OBJECTIVES = ("ddpm",)
 ENCODERS = ("pixels",)
 WEIGHTS = ("ema", "live")
-
-
-def declared(section: Any) -> dict[str, Any]:
-    """The fields of a section as plain data, less those that have their `since` value: what keys hash."""
-    plain = {}
-    for f in fields(section):
-        value = getattr(section, f.name)
-        if "since" not in f.metadata or value != f.metadata["since"]:
-            plain[f.name] = declared(value) if is_dataclass(value) else value
-    return plain
 
 
 def _positive(section: str, values: dict[str, int | float]) -> None:

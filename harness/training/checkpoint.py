@@ -30,7 +30,8 @@ _NAME = re.compile(r"step-(\d{8})\.safetensors")
 @dataclass
 class Origin:
     """What a file of a training says of itself: `step`, `seconds` of training so far, the model (as
-    `registry.describe` has it), the fingerprint of the data, and `stretches`, each {from_step, backend, torch, commit, dirty, device, host}."""
+    `registry.describe` has it), the fingerprint of the data, and `stretches`, each {from_step, backend, torch, commit,
+    dirty, device, host}."""
 
     step: int
     seconds: float
