@@ -4,11 +4,12 @@ A field that joins later declares what means "as before": `field(default=…, me
 that value it is left out of keys and of comparisons with checkpoints, so that no run of an earlier version is lost.
 """
 
-from dataclasses import dataclass, field, fields, is_dataclass, make_dataclass
+from dataclasses import dataclass, field, make_dataclass
 from typing import Any
 
 from ..kernels import NAMES
 from ..kernels.errors import InputError, unknown
+from ..models.registry import out_channels
 
 PRECISIONS = ("float32", "bfloat16")
 MODES = ("forward", "train")  # of bench
@@ -17,19 +18,7 @@ COMPILE = ("eager", "compile", "reduce-overhead", "max-autotune")
 CUDA_GRAPHS = ("reduce-overhead", "max-autotune")
 FEATURES = ("efficientnet_lite0", "inception_v3")
 METRICS = ("fd", "kid", "prc", "isc")
-OBJECTIVES = ("ddpm",)
-ENCODERS = ("pixels",)
 WEIGHTS = ("ema", "live")
-
-
-def declared(section: Any) -> dict[str, Any]:
-    """The fields of a section as plain data, less those that have their `since` value: what keys hash."""
-    plain = {}
-    for f in fields(section):
-        value = getattr(section, f.name)
-        if "since" not in f.metadata or value != f.metadata["since"]:
-            plain[f.name] = declared(value) if is_dataclass(value) else value
-    return plain
 
 
 def _positive(section: str, values: dict[str, int | float]) -> None:
@@ -96,22 +85,14 @@ def _check_compile(name: str, value: str) -> None:
 class EncoderConfig:
     """What the network sees of an image: `pixels` is the image itself, in [-1, 1]."""
 
-    kind: str = "pixels"
-
-    def __post_init__(self) -> None:
-        if self.kind not in ENCODERS:
-            raise unknown("encoder.kind", self.kind, ENCODERS)
+    kind: str = "pixels"  # of data/encoder.py
 
 
 @dataclass
 class ObjectiveConfig:
     """What the network learns: `ddpm` is the noise and the variance, by the hybrid loss of improved DDPM."""
 
-    kind: str = "ddpm"
-
-    def __post_init__(self) -> None:
-        if self.kind not in OBJECTIVES:
-            raise unknown("objective.kind", self.kind, OBJECTIVES)
+    kind: str = "ddpm"  # of diffusion/objective.py
 
 
 @dataclass
@@ -315,15 +296,27 @@ def micro_batch(config: Config) -> int:
 
 
 def check_fit(config: Config) -> None:
-    """Raise InputError where model and data disagree, where label dropout or guidance needs a null class that is not
-    there, where more channels are guided than there are, or where CUDA graphs meet a micro-batch."""
+    """Raise InputError where the model fits neither what the encoder makes of the data nor the objective, where label
+    dropout or guidance needs a null class that is not there, where more channels are guided than there are, or where
+    CUDA graphs meet a micro-batch."""
+    from .data.encoder import encoder
+    from .diffusion.objective import objective
+
     model, data, settings = config.model, config.data, config.sample
-    for ours, theirs in (("input_size", "size"), ("in_channels", "channels"), ("num_classes", "num_classes")):
-        if getattr(model, ours) != getattr(data, theirs):
+    channels, side = encoder(config.encoder).shape(data)
+    shape = {"input_size": ("size", side), "in_channels": ("channels", channels), "num_classes": ("num_classes", None)}
+    for ours, (theirs, value) in shape.items():
+        value = getattr(data, theirs) if value is None else value
+        if getattr(model, ours) != value:
             raise InputError(
-                f"model.{ours} {getattr(model, ours)} does not fit data.{theirs} {getattr(data, theirs)}: "
+                f"model.{ours} {getattr(model, ours)} does not fit data.{theirs} {value}: "
                 f"set data.{theirs}, from which the model takes it"
             )
+    if (head := out_channels(model)) != (needed := objective(config.objective).out_channels(model.in_channels)):
+        raise InputError(
+            f"model.out_channels {head} does not fit objective {config.objective.kind}, which needs {needed}: "
+            "leave it at null, and the model takes it from there"
+        )
     if config.train.class_dropout and model.num_classes and not getattr(model, "null_class", True):
         raise InputError(
             f"train.class_dropout {config.train.class_dropout} needs a null class: set model.null_class=true, "

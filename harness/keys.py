@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from ..models import registry
-from .config import SECTIONS, Config, declared
+from ..models.fields import declared
+from .config import SECTIONS, Config
 from .run import plain_name
 
 SEEDED = ("kid", "isc")  # metrics that draw subsets

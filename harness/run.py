@@ -270,10 +270,12 @@ def open_run(path: str | Path) -> OpenRun:
 
     Raises InputError where there is none.
     """
-    from .stages import config_from_dict
+    from ..models import plugins
+    from .keys import config_from_dict
 
     folder = Path(path)
     info = read_info(folder)
+    plugins.load_recorded(info.get("plugins", ()))
     if info["kind"] != "training":
         raise InputError(f"{folder} is the folder of a {info['kind']}, not of a training")
     return OpenRun(folder, config_from_dict(info["config"]))

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..kernels.errors import InputError
-from ..models.registry import Backbone, build, select_backends, to_dict
+from ..models.registry import Backbone, build, describe, select_backends
 from . import signals
 from .config import Config, check_fit
 from .data.encoder import encoder
@@ -27,7 +27,6 @@ from .diffusion.samplers import index_noise, sample
 from .measure.cost import cost
 from .progress import Progress
 from .record import write_atomically
-from .training import checkpoint as ckpt
 from .training.checkpoint import load_weights
 
 
@@ -51,7 +50,7 @@ def generate(out: Path, training: Path, config: Config, step: int, progress: Pro
     """
     exact_float32()
     settings, device = config.sample, pick_device(config.run.device)
-    weights = load_weights(training, step, settings.weights, ckpt.describe(config.model))
+    weights = load_weights(training, step, settings.weights, describe(config.model))
     sampler = Sampler(config, weights.tensors, device)
     parts = Parts(out, sampler.key(weights.tensors))
     started, drawn = time.perf_counter(), 0
@@ -119,7 +118,7 @@ class Sampler:
         """16 hex digits of everything that decides an image but its index."""
         config, settings = self.config, vars(self.config.sample)
         chosen = {name: value for name, value in settings.items() if name not in ("count", "batch_size", "at", "seed")}
-        chosen |= {"seed": seed_of(config), "model": to_dict(config.model), "encoder": vars(config.encoder)}
+        chosen |= {"seed": seed_of(config), "model": describe(config.model), "encoder": vars(config.encoder)}
         chosen |= {"objective": vars(config.objective), "backend": self.backend, "device": device_type(self.device)}
         digest = hashlib.sha256(json.dumps(chosen, sort_keys=True).encode())
         for name in sorted(tensors):
@@ -162,23 +161,6 @@ class Parts:
     def remove(self) -> None:
         """Remove every part, those of other weights and settings too."""
         shutil.rmtree(self.folder.parent)
-
-
-def newest_step(folder: Path, say: Any) -> int:
-    """The step of the newest whole checkpoint below a run folder. Raises InputError where there is none."""
-    where = folder / "checkpoints"
-    for saved in ckpt.newest(where):
-        if isinstance(saved, InputError):
-            say(f"{saved}; falling back to the one before")
-            continue
-        return saved.step
-    raise InputError(f"{where} holds no whole checkpoint: train the run first (lamabench train …)")
-
-
-def generate_newest(folder: Path, config: Config, progress: Progress, source: Path | None = None) -> dict[str, Any]:
-    """`generate` from the newest whole checkpoint of `source` (default: `folder`) into `folder`."""
-    training = source or folder
-    return generate(folder, training, config, newest_step(training, progress.say), progress)
 
 
 def draw(net: Backbone, config: Config, labels: Sequence[int], seed: int) -> NDArray[np.uint8]:

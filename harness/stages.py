@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..kernels.errors import InputError, unknown
-from ..models import registry
+from ..models import plugins, registry
 from . import signals
 from .config import SECTIONS, BenchConfig, Config, check_fit, micro_batch
 from .keys import (
@@ -255,6 +255,8 @@ def reached(records: Iterable[Row]) -> int | None:
 def prepare(task: Task) -> Path:
     """The folder of a task, made with its config.json where it is not there."""
     info = {"kind": task.kind, "key": task.key, **task.about, "config": task.config}
+    if sources := plugins.loaded():
+        info["plugins"] = sources
     if task.kind == "training" and (task.path / "config.json").is_file():
         there = read_info(task.path)["config"]
         if there["train"]["steps"] >= task.config["train"]["steps"]:
@@ -276,13 +278,15 @@ def execute(task: Task, progress: Progress) -> None:
     from .provenance import provenance
 
     folder = prepare(task)
+    plugins.load_recorded(read_info(folder).get("plugins", ()), progress.say)
+    sources = {one["name"]: one["sha256"] for one in plugins.loaded()}
     config = config_from_dict(task.config)
     with locked(folder):
         if task.kind != "model":
             check_fit(config)
         for stage in missing(task):
             signals.check()
-            origin = provenance(pick_device(config.run.device))
+            origin = provenance(pick_device(config.run.device)) | ({"plugins": sources} if sources else {})
             try:
                 for line in _DO[stage](task, config, progress):
                     write(folder, {"provenance": origin, **line})

@@ -5,6 +5,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from functools import cache, lru_cache
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from hydra import compose as hydra_compose
@@ -18,9 +19,10 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ..harness.config import Config, DataConfig
+from ..harness.diffusion.objective import objective
 from ..kernels.errors import InputError, unknown
-from ..models.registry import presets, revision
-from . import plugins
+from ..models import plugins
+from ..models.registry import out_channels, presets, revision
 
 GROUPS = ("model", "data")
 
@@ -45,14 +47,20 @@ def _data_choices() -> tuple[str, ...]:
     return tuple(name for name in options if not name.startswith("_"))
 
 
+def plugin_names(overrides: Sequence[str]) -> list[str]:
+    """The plug-ins that overrides name with `plugins=[FILE.py, MODULE]`, files by their whole path."""
+    values: list[Any] = [_parse_one(text).value() for text in overrides if text.startswith("plugins=")]
+    names = [name for value in values for name in (value if isinstance(value, list) else [value])]
+    return [str(Path(name).expanduser().absolute()) if plugins.is_file(str(name)) else name for name in names]
+
+
 def load_plugins(overrides: Sequence[str]) -> list[str]:
     """Import the plug-ins of installed packages, and those that `plugins=[FILE.py, MODULE]` names.
 
     Returns the other overrides. Raises InputError as `plugins.load` does.
     """
     plugins.entry_points()
-    named: list[Any] = [_parse_one(text).value() for text in overrides if text.startswith("plugins=")]
-    plugins.load([name for value in named for name in (value if isinstance(value, list) else [value])])
+    plugins.load(plugin_names(overrides))
     if _revision != [revision()]:  # what was composed from a preset of that name may be another's now
         for cached in (_base, _section, _check_known):
             cached.cache_clear()
@@ -98,6 +106,9 @@ def compose(overrides: Sequence[str]) -> tuple[Config, dict[str, str]]:
             made[field.name] = pickle.loads(_section(field.name, *groups, tuple(texts)))
         except (HydraException, OmegaConfBaseException) as error:
             raise InputError(plain_error(error)) from None
+    model, goal = made["model"], objective(made["objective"])
+    if (channels := goal.out_channels(model.in_channels)) != out_channels(model) and model.out_channels is None:
+        made["model"] = replace(model, out_channels=channels)  # the head is the objective's, as the shape is the data's
     return Config(**made), dict(_base(*groups).chosen)
 
 

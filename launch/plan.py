@@ -4,7 +4,6 @@ A run is a variant with a seed. It asks for up to three kinds of folders: its mo
 set of samples. Runs that ask for the same folder share it.
 """
 
-import importlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -32,8 +31,8 @@ from ..harness.stages import (
     tasks,
 )
 from ..kernels.errors import InputError, unknown
-from ..models import registry
-from .compose import compose
+from ..models import plugins, registry
+from .compose import compose, plugin_names
 from .slurm.cluster import load as load_cluster
 from .slurm.cluster import of_cluster
 
@@ -210,8 +209,9 @@ def plan(study: Study, overrides: Sequence[str] = ()) -> list[Planned]:
 
     Raises InputError for an override that does not fit, StudyError where two runs ask for the same.
     """
-    if study.plugins:
-        importlib.import_module(".plugins", __package__).load(study.plugins)
+    names = [*study.plugins, *plugin_names(overrides)]
+    plugins.load(names)
+    overrides = [text for text in overrides if not text.startswith("plugins=")]
     runs: dict[tuple[Any, ...], Planned] = {}
     titles = {name: preset.title for name, preset in registry.presets().items()}
     for variant in study.expand():
@@ -225,7 +225,7 @@ def plan(study: Study, overrides: Sequence[str] = ()) -> list[Planned]:
         about = {"study": study.name, "name": name, "variant": variant.values, "seed": config.seed, "model": model}
         about |= {"family": registry.family_of(config.model).name, "title": titles[model]}
         found = tuple(tasks(config, about, study.stages))
-        run = Planned(name, variant.name, about, config, found, tuple(words), settings, tuple(study.plugins))
+        run = Planned(name, variant.name, about, config, found, tuple(words), settings, tuple(names))
         request = tuple(_request(task) for task in found)
         if request in runs:
             raise StudyError(f"study {study.name}: {name} and {runs[request].name} are the same run")

@@ -6,7 +6,6 @@ What a task is, only `prepare`, `do` and `unfinished` know.
 """
 
 import errno
-import importlib
 import json
 import os
 import platform
@@ -43,7 +42,9 @@ def prepare(task: dict[str, Any]) -> Path:
     from ..harness import stages
 
     if task.get("plugins"):
-        importlib.import_module(".plugins", __package__).load(task["plugins"])
+        from ..models import plugins
+
+        plugins.load(task["plugins"])
     return stages.prepare(stages.Task.from_dict(task["task"]))
 
 

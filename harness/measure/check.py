@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ...kernels import OPERATORS
-from ...models.registry import Backbone, called_operators
+from ...models.registry import Backbone, called_operators, out_channels
 from ..device import autocast
 from .calls import Call, as_in_the_model, calls_of, results
 
@@ -84,7 +84,7 @@ def reference(net: Backbone, precision: str, device: str) -> Reference:
     against = {name: backend for name, backend in backends.items() if name in called}
     draw = torch.Generator().manual_seed(0)
     image = torch.randn(config.in_channels, config.input_size, config.input_size, generator=draw)
-    channels = getattr(config, "out_channels", None) or 2 * config.in_channels
+    channels = out_channels(config)
     weights = torch.randn(channels, config.input_size, config.input_size, generator=draw)
     weights = weights.bfloat16()  # exact in every precision
     expected = Reference(image, 500, 0, weights, image, [], 0.0, 0.0, against)

@@ -29,8 +29,9 @@ _NAME = re.compile(r"step-(\d{8})\.safetensors")
 
 @dataclass
 class Origin:
-    """What a file of a training says of itself: `step`, `seconds` of training so far, the model (`describe`), the
-    fingerprint of the data, and `stretches`, each {from_step, backend, torch, commit, dirty, device, host}."""
+    """What a file of a training says of itself: `step`, `seconds` of training so far, the model (as
+    `registry.describe` has it), the fingerprint of the data, and `stretches`, each {from_step, backend, torch, commit,
+    dirty, device, host}."""
 
     step: int
     seconds: float
@@ -57,11 +58,6 @@ class Weights(Origin):
 
     tensors: dict[str, Tensor]
     loss: float | None = field(default=None, kw_only=True)
-
-
-def describe(model: Any) -> dict[str, Any]:
-    """What a file says of a model."""
-    return registry.to_dict(model)
 
 
 def file_name(step: int) -> str:
@@ -172,7 +168,7 @@ def load_weights(folder: Path, step: int, kind: str = "ema", model: dict[str, An
     """The weights of a training folder at a step, `ema` (averaged) or `live`, on the CPU.
 
     Live weights are in a whole checkpoint alone. Raises InputError, with the nearest kept steps, where there are none
-    of that step; and where they are damaged or of another model than `model` (as `describe` gives it).
+    of that step; and where they are damaged or of another model than `model` (as `registry.describe` gives it).
     """
     if kind not in WEIGHTS:
         raise unknown("sample.weights", kind, WEIGHTS)

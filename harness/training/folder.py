@@ -4,9 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ...models import registry
 from ..config import Config, micro_batch
 from ..record import append
-from .checkpoint import Checkpoint, Weights, check_model, describe, keep, kept_origin, moments, save
+from .checkpoint import Checkpoint, Weights, check_model, keep, kept_origin, moments, save
 from .step import TrainStep
 
 
@@ -55,7 +56,7 @@ def record(folder: Path, config: Config, flops: int) -> dict[str, Any]:
     """
     settings = config.train
     end = kept_origin(folder, settings.steps)
-    check_model(end, describe(config.model), folder / "weights")
+    check_model(end, registry.describe(config.model), folder / "weights")
     images = settings.steps * settings.batch_size
     return {
         "steps": settings.steps,

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ...kernels.errors import InputError
+from ...models import registry
 from ...models.registry import Backbone, build, select_backends
 from .. import signals
 from ..config import Config, RunConfig, check_fit, micro_batch
@@ -22,7 +23,6 @@ from ..diffusion.objective import Objective, objective
 from ..measure.cost import cost
 from ..progress import Progress
 from ..record import read_lines, write_lines
-from .checkpoint import describe
 from .folder import Position, TrainingFolder, record
 from .resume import all_asked, backends_to_ask, continue_from, missing, with_stretch
 from .step import TrainStep
@@ -136,7 +136,9 @@ def train(folder: Path, config: Config, progress: Progress, moments: Sequence[in
     metrics = folder / "metrics.jsonl"
     write_lines(metrics, [line for line in read_lines(metrics) if line["step"] <= at.window_start])
     stretches = with_stretch(before, at.step, backend, device, progress.say)
-    files = TrainingFolder(folder, step, describe(config.model), data.fingerprint, stretches, settings.batch_size)
+    files = TrainingFolder(
+        folder, step, registry.describe(config.model), data.fingerprint, stretches, settings.batch_size
+    )
     loop(
         step,
         batches(data, goal, config, net.null_class, at.step, device),

@@ -6,6 +6,7 @@ from typing import Any
 
 from ...kernels import OPERATORS
 from ...kernels.errors import InputError
+from ...models import registry
 from ..config import Config
 from ..device import device_type
 from ..provenance import provenance
@@ -14,7 +15,6 @@ from .checkpoint import (
     Checkpoint,
     check_data,
     check_model,
-    describe,
     file_name,
     files,
     keep,
@@ -74,7 +74,7 @@ def continue_from(folder: Path, config: Config, asked: Sequence[int], fingerprin
         if files(checkpoints):
             say(f"no checkpoint before it: training begins anew at step 0 of {config.train.steps}")
         return None
-    check_model(saved, describe(config.model), checkpoints)
+    check_model(saved, registry.describe(config.model), checkpoints)
     check_data(folder, fingerprint)
     late = [step for step in asked if step <= saved.step and step not in kept]
     lost = [step for step in late if not (checkpoints / file_name(step)).is_file()]

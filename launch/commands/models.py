@@ -4,11 +4,13 @@ import argparse
 import sys
 
 from ...models.registry import presets
+from ..compose import load_plugins
 from ..output import show
 from .cost import cost_row
 
 
 def run(args: argparse.Namespace) -> int:
+    load_plugins([])  # those of installed packages
     rows = []
     for index, (name, preset) in enumerate(presets().items(), start=1):
         if not args.json and sys.stderr.isatty():

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from ...harness.run import create, read_info
 from ...harness.stages import Task, execute, step_of, tasks
 from ...harness.training.checkpoint import moments
 from ...kernels.errors import InputError
+from ...models import plugins
 from ..compose import override
 from ..output import split_arguments
 from .train import STUDY, note
@@ -49,6 +51,7 @@ def asked_of(
         if text.split(".")[0] not in sections:
             raise InputError(f"{text!r} would make another training of it; sections to set here: {', '.join(sections)}")
     info = read_info(path)
+    plugins.load_recorded(info.get("plugins", ()), lambda text: print(text, file=sys.stderr))
     if info["kind"] != "training":
         raise InputError(f"{path} is the folder of a {info['kind']}; name that of a training, such as runs/train/NAME")
     home = path.resolve()

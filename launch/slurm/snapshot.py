@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from typing import Any
 from ...harness.provenance import SNAPSHOT, code
 from ...harness.record import write_atomically
 from ...kernels.errors import InputError
+from ...models import plugins
+from ..plan import Piece
 
 ROOT = Path(__file__).resolve().parents[2]
 CODE = ("ablations", "baselines", "harness", "kernels", "launch", "models", "reports")
@@ -108,6 +111,22 @@ def freeze(home: Path) -> dict[str, Any]:
         "version": version,
         "diff": diff,
     }
+
+
+def with_plugins(piece: Piece, home: Path) -> Piece:
+    """A piece whose plug-ins are copies below `home`, a folder for each content: edits do not reach jobs that wait.
+    Modules of installed packages stay as they are."""
+    copies = []
+    for name in piece.plugins:
+        if plugins.is_file(name):
+            folder = home / "plugins" / plugins.source_hash(Path(name))[:12]
+            folder.mkdir(parents=True, exist_ok=True)
+            copy = folder / Path(name).name
+            if not copy.exists():
+                write_atomically(copy, Path(name).read_bytes())
+            name = str(copy.resolve())
+        copies.append(name)
+    return replace(piece, plugins=tuple(copies))
 
 
 def words(made: dict[str, Any]) -> str:

@@ -268,6 +268,7 @@ def _queue(home: Path, study: Study, runs: Sequence[Planned], chosen: Sequence[C
     if not chosen:
         return Submission([], {}, left)
     code = snapshot.freeze(home / "code")
+    chosen = [replace(one, piece=snapshot.with_plugins(one.piece, home / "code")) for one in chosen]
     made = drafts(chosen, client.largest_array())
     written = manifest.write(home, study.name, made, code)
     queued: list[tuple[manifest.Array, str]] = []

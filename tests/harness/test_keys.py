@@ -12,9 +12,9 @@ from lamabench.harness.config import (
     Config,
     DataConfig,
     TrainConfig,
-    declared,
 )
 from lamabench.models import registry
+from lamabench.models.fields import declared
 
 DIT = DiTConfig(input_size=8, in_channels=1, num_classes=10, patch_size=2, hidden_size=16, depth=1, num_heads=2)
 CONFIG = Config(DIT, DataConfig(kind="digits", size=8), train=TrainConfig(steps=4, batch_size=4))

@@ -68,7 +68,7 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path):
     with pytest.raises(InputError, match="of another model: depth 1 there, 2 here"):
         trained(folder, make(replace(DIT, depth=2)))  # nothing is left to do, and yet
     with pytest.raises(InputError, match="family dit there, lamamba here"):
-        ckpt.load_weights(folder, 6, model=ckpt.describe(LAMAMBA) | {"depth": 1})
+        ckpt.load_weights(folder, 6, model=registry.describe(LAMAMBA) | {"depth": 1})
 
 
 def test_other_data_behind_the_same_name_are_refused(tmp_path):
@@ -121,7 +121,7 @@ def test_weights_of_a_moment(tmp_path):
     assert ckpt.moments(folder) == [1, 3, 6]
     for step in (1, 3, 6):
         alone = tensors(trained(tmp_path / str(step), longer(config, step, snapshots=[])))
-        weights = ckpt.load_weights(folder, step, model=ckpt.describe(DIT))
+        weights = ckpt.load_weights(folder, step, model=registry.describe(DIT))
         build(DIT).load_state_dict(weights.tensors)
         assert weights.step == step and weights.seconds > 0 and weights.fingerprint and weights.stretches
         assert all(torch.equal(v, alone[f"ema/{name}"]) for name, v in weights.tensors.items())
@@ -173,7 +173,7 @@ def test_a_field_that_joined_later_means_as_before(monkeypatch, tmp_path, there,
     monkeypatch.setattr(registry, "_FAMILIES", {**registry.families(), "ours": family})
     saved = ckpt.Checkpoint(1, 0.0, {"family": "ours", **there}, "", {})
     if differ is None:
-        ckpt.check_model(saved, ckpt.describe(here), tmp_path)
+        ckpt.check_model(saved, registry.describe(here), tmp_path)
     else:
         with pytest.raises(InputError, match=differ):
-            ckpt.check_model(saved, ckpt.describe(here), tmp_path)
+            ckpt.check_model(saved, registry.describe(here), tmp_path)

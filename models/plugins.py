@@ -120,6 +120,30 @@ def _import(run: Callable[[], ModuleType | None], what: str, path: Path) -> None
         raise InputError(f"{what}{where}: {type(error).__name__}: {first}") from error
 
 
+def loaded() -> list[dict[str, str]]:
+    """What this process imported, as plain data for config.json: `name`, `path` (a file's; a module's name) and
+    `sha256`."""
+    return [
+        {
+            "name": plugin.name,
+            "path": str(plugin.path) if PREFIX + plugin.name in sys.modules else plugin.name,
+            "sha256": plugin.sha256,
+        }
+        for plugin in _LOADED.values()
+    ]
+
+
+def load_recorded(recorded: Sequence[dict[str, str]], say: Callable[[str], object] = lambda text: None) -> None:
+    """Import what `loaded` said in another process. A source that changed since then is a line of `say`.
+
+    Raises InputError as `load` does.
+    """
+    for one in recorded:
+        plugin = _LOADED.get(one["name"]) or load([one["path"]])[0]
+        if (now := plugin.sha256) != (then := one["sha256"]):
+            say(f"plug-in {one['name']} changed: {plugin.path} has SHA-256 {now[:12]}…, it had {then[:12]}…")
+
+
 @lru_cache(maxsize=1)
 def entry_points() -> tuple[Plugin, ...]:
     """Import the plug-ins of installed packages. Raises InputError where one fails, with the package's name."""
