@@ -54,6 +54,11 @@ def plugin_names(overrides: Sequence[str]) -> list[str]:
     return [str(Path(name).expanduser().absolute()) if plugins.is_file(str(name)) else name for name in names]
 
 
+def value_of(text: str) -> Any:
+    """What an override sets, as Hydra reads it. Raises InputError for a text that is none."""
+    return _parse_one(text).value()
+
+
 def load_plugins(overrides: Sequence[str]) -> list[str]:
     """Import the plug-ins of installed packages, and those that `plugins=[FILE.py, MODULE]` names.
 

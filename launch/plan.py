@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..ablations.study import Study, StudyError
-from ..harness.config import Config, check_fit
+from ..harness.config import Config, RunConfig, check_fit
 from ..harness.keys import config_from_dict, model_folder, score_key, training_folder
 from ..harness.progress import describe
 from ..harness.record import Row, read_records
@@ -32,7 +32,7 @@ from ..harness.stages import (
 )
 from ..kernels.errors import InputError, unknown
 from ..models import plugins, registry
-from .compose import compose, plugin_names
+from .compose import compose, plugin_names, value_of
 from .slurm.cluster import load as load_cluster
 from .slurm.cluster import of_cluster
 
@@ -242,9 +242,10 @@ def _request(task: Task) -> tuple[Any, ...]:
     return task.kind, task.key, task.stages, task.moments, frozenset(task.metrics), json.dumps(task.plans)
 
 
-def home(study: Study, runs: Sequence[Planned]) -> Path:
-    """ROOT/STUDY."""
-    return runs[0].root / study.name
+def home(study: Study, overrides: Sequence[str] = ()) -> Path:
+    """ROOT/STUDY, without a look at the runs."""
+    named = [text for text in overrides if text.startswith("run.root=")]
+    return Path(value_of(named[-1]) if named else study.base.get("run.root", RunConfig().root)) / study.name
 
 
 def write(study: Study, runs: Sequence[Planned]) -> Path:

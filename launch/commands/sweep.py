@@ -47,7 +47,7 @@ class Sweep:
     @property
     def home(self) -> Path:
         """Where its submissions are kept."""
-        return plan.home(self.study, self.whole) / ".sweep"
+        return self.root / self.study.name / ".sweep"
 
 
 def run(args: argparse.Namespace) -> int:
@@ -65,8 +65,7 @@ def run(args: argparse.Namespace) -> int:
     again = args.action not in ("plan", "run", "submit")  # of what was submitted: with the settings of then
     settings = words
     if again and all(word.startswith(submit.FREE) for word in words):
-        first = plan.plan(study, [word for word in words if word.startswith("run.root=")])
-        kept = manifest.remembered(plan.home(study, first) / ".sweep")
+        kept = manifest.remembered(plan.home(study, words) / ".sweep")
         if kept and not args.json:
             print(f"with the settings of the newest submit: {' '.join(kept)}", file=sys.stderr)
         settings = [*kept, *words]
@@ -250,7 +249,7 @@ def _collect(sweep: Sweep) -> int:
     """Every record of exactly the study's runs in one file, each with what it is a record of."""
     args, runs = sweep.args, sweep.runs
     lines = [{**one.about, **row.as_dict()} for one in runs for task in one.tasks for row in _asked(task)]
-    out = args.out or plan.home(sweep.study, runs) / "records.jsonl"
+    out = args.out or sweep.home.parent / "records.jsonl"
     missing = [one.name for one in runs if one.missing()]
     if not out.parent.is_dir():
         raise InputError(f"no such folder: {out.parent}" + ("" if args.out else "; nothing of the study ran yet"))
@@ -279,7 +278,7 @@ def _asked(task: Task) -> list[Row]:
 def _prune(sweep: Sweep) -> int:
     """Delete what no study names, or full checkpoints of finished runs; only after each was shown."""
     args, root = sweep.args, sweep.root
-    if plan.home(sweep.study, sweep.whole).is_dir():  # a study that did nothing yet names nothing
+    if sweep.home.parent.is_dir():  # a study that did nothing yet names nothing
         plan.write(sweep.study, sweep.whole)
     _, seen = status.look(status.submitted(root), need_queue=True)
     queued = {Path(folder).resolve() for entry in seen.queued.values() for folder in _folders(entry) if folder}

@@ -24,7 +24,7 @@ from .manifest import Draft
 from .status import FAILED, Survey, key_of, survey, training_of
 
 # What a run may be given anew without becoming another run.
-FREE = ("cluster.", "run.", "data.path=")
+FREE = ("cluster.", "run.", "data.path=", "plugins=")
 TURN_S = 120.0  # how long a submit waits for that of another study below the same root
 
 
@@ -97,7 +97,7 @@ def retry(
             raise InputError(
                 f"{word!r} would not repeat a run but make another one, which the study does not have (half the batch "
                 "with less memory is run.micro_batch=N). Write it into the study and submit that; retry takes "
-                "cluster.*, run.* and data.path"
+                "cluster.*, run.*, data.path and plugins"
             )
     settings = [word for word in words if word.startswith("cluster.")]
     snapshot.check(dirty)
@@ -137,7 +137,7 @@ _LISTS = ("setup", "options")  # free text, which an override would have to quot
 def _alone(runs: Sequence[Planned], study: Study, new: bool = False) -> Iterator[Path]:
     """Hold the study for this process; gives the folder of its submissions. Raises InputError where there is nothing
     of the study, unless it may be `new`."""
-    home = plan.home(study, runs) / ".sweep"
+    home = runs[0].root / study.name / ".sweep"
     executor.check(home)
     if not new and not home.parent.is_dir():
         raise InputError(

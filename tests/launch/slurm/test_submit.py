@@ -193,7 +193,7 @@ def slurm(monkeypatch):
 
 def queue(live, mine, runs, job):
     """Queues what is chosen of a study, as `submit` does; the arrays."""
-    home = plans.home(mine, runs) / ".sweep"
+    home = plans.home(mine) / ".sweep"
     made = drafts(chosen(runs, survey(runs, home)), 1000)
     arrays = submissions.write(home, mine.name, made, {"path": None})
     for number, array in enumerate(arrays):
