@@ -6,8 +6,7 @@ import sys
 
 import pytest
 import torch
-from lamabench.models import plugins
-from lamabench.models import mixers, registry
+from lamabench.models import mixers, plugins, registry
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ...kernels.errors import InputError
 from ...models.registry import Backbone, build, select_backends
-from ..config import CUDA_GRAPHS, BenchConfig, Config, ObjectiveConfig
+from ..config import CUDA_GRAPHS, BenchConfig, ObjectiveConfig
 from ..device import (
     autocast,
     compiled,
@@ -21,7 +21,6 @@ from ..device import (
     device_type,
     exact_float32,
     is_cuda,
-    pick_device,
     round_weights,
 )
 from ..diffusion.objective import Objective, objective
@@ -48,12 +47,6 @@ def check_bench(model: Any, settings: BenchConfig, backend: Any, device: str) ->
     with torch.device("meta"):
         net = build(model)
     select_backends(net, vars(backend), device_type(device))
-
-
-def bench_config(config: Config, say: Say = lambda text: None, rows: Sequence[Row] = ()) -> Iterator[Row]:
-    """`bench` with what it reads of a configuration."""
-    device = pick_device(config.run.device)
-    yield from bench(config.model, config.bench, config.backend, config.objective, device, say, rows)
 
 
 def bench(

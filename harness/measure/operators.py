@@ -15,8 +15,8 @@ from torch import Tensor
 from ...kernels import OPERATORS
 from ...kernels.operator import Yardstick
 from ...models.registry import Backbone, build, select_backends
-from ..config import BenchConfig, Config
-from ..device import device_name, exact_float32, pick_device
+from ..config import BenchConfig
+from ..device import device_name, exact_float32
 from .calls import Call, as_in_the_model, calls_of, fresh
 from .check import Held, WrongOutput, or_null, relative_rms
 from .gpus import exponentials_per_s, peak_flops
@@ -102,11 +102,6 @@ def time_queued(step: Callable[[], Any], device: str, repeats: int, seconds: flo
         torch.cuda.synchronize(device)
         times.append(start.elapsed_time(end))
     return {**quantiles(times), "repeats": len(times)}
-
-
-def bench_kernels(config: Config, say: Callable[[str], None] = lambda text: None) -> Iterator[Row]:
-    """`bench_operators` of what a configuration says."""
-    return bench_operators(config.model, config.bench, config.backend, pick_device(config.run.device), say)
 
 
 def bench_operators(

@@ -93,12 +93,12 @@ def test_images_are_what_the_weights_say(tmp_path, training):
 @pytest.mark.parametrize("kind", ["ema", "live"])
 def test_weights_and_moments_are_told_apart(tmp_path, training, kind):
     images, _, record = draw(tmp_path, training, make(weights=kind))
-    facts = {name: record[name] for name in ("step", "checkpoint_step", "weights", "images_seen", "seed", "count")}
-    assert facts == {"step": 4, "checkpoint_step": 4, "weights": kind, "images_seen": 16, "seed": 0, "count": 10}
+    facts = {name: record[name] for name in ("checkpoint_step", "weights", "images_seen", "seed", "count")}
+    assert facts == {"checkpoint_step": 4, "weights": kind, "images_seen": 16, "seed": 0, "count": 10}
     assert record["training_seconds"] > 0 and record["images_per_s"] > 0
     other, _, record = draw(tmp_path, training, make(weights={"ema": "live", "live": "ema"}[kind]))
     earlier, _, at_two = draw(tmp_path, training, make(weights=kind), step=2)
-    assert (at_two["step"], at_two["images_seen"]) == (2, 8)
+    assert (at_two["checkpoint_step"], at_two["images_seen"]) == (2, 8)
     assert len({picture.tobytes() for picture in (images, other, earlier)}) == 3
 
 

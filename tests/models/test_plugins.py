@@ -9,10 +9,9 @@ from pathlib import Path
 
 import pytest
 from lamabench.kernels.errors import InputError
-from lamabench.launch import plugins
 from lamabench.launch.cli import main
 from lamabench.launch.compose import compose, load_plugins
-from lamabench.models import registry
+from lamabench.models import plugins, registry
 from lamabench.models.mixers import MIXERS
 
 SOURCE = """

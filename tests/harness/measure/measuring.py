@@ -6,7 +6,7 @@ import torch
 from lamabench.baselines.dit import DiT, DiTConfig
 from lamabench.harness.config import BenchConfig, Config, DataConfig, RunConfig
 from lamabench.harness.measure import operators
-from lamabench.harness.measure.models import WrongOutput, bench_config
+from lamabench.harness.measure.models import WrongOutput, bench
 from lamabench.kernels import OPERATORS
 from lamabench.models.registry import preset
 
@@ -19,11 +19,21 @@ def make(model=DIT, device="cpu", **settings):
     return Config(model=model, data=data, bench=BenchConfig(**{**quick, **settings}), run=RunConfig(device=device))
 
 
+def rows_of(config, rows=()):
+    """What `bench` gives for the sections of a configuration."""
+    return bench(config.model, config.bench, config.backend, config.objective, config.run.device, rows=rows)
+
+
+def operator_rows_of(config):
+    """What `bench_operators` gives for the sections of a configuration."""
+    return operators.bench_operators(config.model, config.bench, config.backend, config.run.device)
+
+
 def collect(config, rows=()):
     """Every row, and the error at the end or None."""
     found = []
     try:
-        for row in bench_config(config, rows=rows):
+        for row in rows_of(config, rows):
             found.append(row)
     except WrongOutput as error:
         return found, str(error)
@@ -36,7 +46,7 @@ NANO = replace(preset("lamamba_nano").config, input_size=8, depths=[2, 1], bottl
 def kernel_rows(config):
     found = []
     try:
-        for row in operators.bench_kernels(config):
+        for row in operator_rows_of(config):
             found.append(row)
     except WrongOutput as error:
         return found, str(error)

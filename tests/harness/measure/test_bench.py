@@ -6,17 +6,18 @@ from dataclasses import replace
 
 import pytest
 from lamabench.ablations import study as studies
-from lamabench.harness import run as runs
 from lamabench.harness.config import RunConfig
 from lamabench.harness.measure import models as module
 from lamabench.harness.measure import operators, timing
 from lamabench.harness.measure.models import WrongOutput
 from lamabench.harness.progress import Progress
-from lamabench.harness.record import read_lines, read_run
+from lamabench.harness.record import read_lines
+from lamabench.harness.run import read_run
+from lamabench.harness.stages import execute, missing, tasks
 from lamabench.launch.cli import main
 from lamabench.launch.plan import plan
 from lamabench.reports.report import build as build_report
-from measuring import NANO, make, out_of_memory_above, planted
+from measuring import NANO, make, operator_rows_of, out_of_memory_above, planted, rows_of
 
 
 @pytest.mark.parametrize("command", ["bench", "bench-kernels"])
@@ -31,7 +32,7 @@ def test_both_benchmarks_hold_the_gpu(command, monkeypatch):
 
     place, config = (module, make()) if command == "bench" else (operators, make(NANO))
     monkeypatch.setattr(place, "one_at_a_time", watched)
-    rows = module.bench_config(config) if command == "bench" else operators.bench_kernels(config)
+    rows = rows_of(config) if command == "bench" else operator_rows_of(config)
     assert held == [] and next(iter(rows))["state"] == "done" and held == ["cpu"]
     assert all(held == ["cpu"] for _ in rows) and held == ["cpu", "free"]
 
@@ -94,10 +95,10 @@ def test_wrong_rows_are_recorded_and_the_command_fails(folder, monkeypatch, caps
     captured = capsys.readouterr()
     assert "dit_nano: 2 measurements without a number" in captured.err and "wrong" in captured.out
     (theirs,) = folder.glob("runs/bench/lamamba_nano-*")
-    assert [row["state"] for row in read_run(theirs).records] == ["done", "done"]  # the next model goes on
+    assert [row.state for row in read_run(theirs).records] == ["done", "done"]  # the next model goes on
     assert main(["bench", "dit_nano", "bench.modes=[forward]", *WORDS[3:]]) == 0  # measured again
     (ours,) = folder.glob("runs/bench/dit_nano-*")
-    assert [row["state"] for row in read_run(ours).records] == ["wrong", "wrong", "done", "done"]
+    assert [row.state for row in read_run(ours).records] == ["wrong", "wrong", "done", "done"]
 
 
 def test_bench_kernels_command(folder, capsys):
@@ -110,42 +111,41 @@ def test_bench_kernels_command(folder, capsys):
     assert "attention" in (folder / "out" / "kernels.md").read_text()
 
 
-def stage(folder, **settings):
+def model_task(folder, **settings):
     config = replace(make(**settings), run=RunConfig(root=str(folder), device="cpu"))
-    config.data.kind = "digits"
-    info = runs.describe(config, study="s", name="n", model="dit_nano", variant={}, overrides=[])
-    path = runs.create(info)
-    return path, lambda: runs.execute(path, ["bench"], Progress())
+    about = {"study": "s", "name": "n", "variant": {}, "seed": 0, "model": "dit_nano", "family": "dit", "title": "DiT"}
+    (task,) = tasks(config, about, ["bench"])
+    return task
 
 
 def test_a_stage_with_a_batch_too_large_is_done(tmp_path, monkeypatch):
     out_of_memory_above(monkeypatch, 10)
-    path, work = stage(tmp_path, batch_size=[16, 2], modes=["forward"])
-    work()
-    assert [row["state"] for row in read_run(path).records] == ["oom", "done"]
-    assert runs.missing_stages(read_run(path), ["bench"]) == []
-    work()
-    assert len(read_run(path).records) == 2
+    task = model_task(tmp_path, batch_size=[16, 2], modes=["forward"])
+    execute(task, Progress())
+    assert [row.state for row in read_run(task.path).records] == ["oom", "done"]
+    assert missing(task) == []
+    execute(task, Progress())
+    assert len(read_run(task.path).records) == 2
 
 
 def test_a_stage_with_a_wrong_row_is_not_done(tmp_path, monkeypatch):
-    path, work = stage(tmp_path, modes=["forward"])
+    task = model_task(tmp_path, modes=["forward"])
     with monkeypatch.context() as patch, pytest.raises(WrongOutput):
         planted(patch, lambda right: lambda *args: right(*args) * 1.01)
-        work()
-    lines = read_run(path).records
-    assert [row["state"] for row in lines] == ["wrong", "failed"] and "without a number" in lines[1]["error"]
-    assert runs.missing_stages(read_run(path), ["bench"]) == ["bench"]
-    work()
-    assert runs.missing_stages(read_run(path), ["bench"]) == []
+        execute(task, Progress())
+    lines = read_run(task.path).records
+    assert [row.state for row in lines] == ["wrong", "failed"] and "without a number" in str(lines[1].error)
+    assert missing(task) == ["bench"]
+    execute(task, Progress())
+    assert missing(task) == []
 
 
 def test_crossover_runs_to_its_figure(folder):
     planned = plan(studies.load("crossover").debug_size(), ["run.device=cpu"])
     assert [run.name for run in planned] == ["dit_nano", "lamamba_nano"]
     for run in planned:
-        runs.create(run.info)
-        runs.execute(run.folder, run.stages, Progress())
+        for task in run.tasks:
+            execute(task, Progress())
         assert run.state() == "done" and run.missing() == []
     build_report([run.folder for run in planned], folder / "out", "dit_nano")
     names = {path.name for path in (folder / "out").iterdir()}

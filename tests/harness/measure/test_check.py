@@ -12,13 +12,13 @@ from lamabench.harness.measure import check
 from lamabench.harness.measure import models as module
 from lamabench.harness.measure.calls import Call, results
 from lamabench.harness.measure.check import SMALL, Held, WrongOutput, check_operators, fill_free_memory
-from lamabench.harness.measure.models import bench_config
 from lamabench.harness.record import read_lines
 from lamabench.kernels import OPERATORS
 from lamabench.kernels.attention import PlainAttention, sdpa
 from lamabench.kernels.errors import InputError
 from lamabench.launch.cli import main
 from lamabench.models.registry import build, preset, select_backends
+from measuring import rows_of
 
 DIT = DiTConfig(input_size=8, in_channels=1, num_classes=10, patch_size=2, hidden_size=16, depth=2, num_heads=2)
 
@@ -35,7 +35,7 @@ def collect(config):
     """Every row, and the error at the end or None."""
     found = []
     try:
-        for row in bench_config(config):
+        for row in rows_of(config):
             found.append(row)
     except WrongOutput as error:
         return found, str(error)

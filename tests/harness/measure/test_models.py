@@ -12,11 +12,10 @@ from lamabench.harness.config import BackendConfig
 from lamabench.harness.diffusion.gaussian import DDPM
 from lamabench.harness.measure import check
 from lamabench.harness.measure import models as module
-from lamabench.harness.measure.models import bench_config
 from lamabench.harness.measure.search import Point
 from lamabench.kernels.errors import InputError
 from lamabench.models.registry import build, preset
-from measuring import DIT, NANO, collect, make, out_of_memory_above, planted
+from measuring import DIT, NANO, collect, make, out_of_memory_above, planted, rows_of
 
 
 def test_a_bench_with_nothing_to_measure_does_not_wait(monkeypatch):
@@ -213,7 +212,7 @@ def test_a_compiler_that_fails_is_a_row(monkeypatch):
 )
 def test_bad_input_before_anything_is_measured(settings, message):
     with pytest.raises(InputError, match=message):
-        next(bench_config(make(**settings)))
+        next(rows_of(make(**settings)))
 
 
 SMALL = {  # a block or two: each is compiled six times

@@ -8,7 +8,7 @@ import torch
 from lamabench.harness.config import BackendConfig
 from lamabench.harness.measure.cost import cost
 from lamabench.harness.progress import Progress
-from lamabench.harness.record import append, entry
+from lamabench.harness.record import append, row
 from lamabench.harness.training import checkpoint as ckpt
 from lamabench.harness.training import resume
 from lamabench.harness.training.loop import train
@@ -119,7 +119,8 @@ def test_a_moment_that_a_checkpoint_holds_is_kept(tmp_path):
 @pytest.mark.parametrize("gone", ["pruned", "damaged"])
 def test_without_a_checkpoint_nothing_begins_anew(tmp_path, left, gone):
     folder = trained(tmp_path, make())
-    append(folder / "record.jsonl", entry("train"))
+    done = {"steps": 6, "images": 24, "seconds": 1.0, "final_loss": 0.1, "batch_size": 4}
+    append(folder / "record.jsonl", row("train", key="", **done).as_dict())
     for path in ckpt.files(folder / "checkpoints"):
         path.unlink() if gone == "pruned" else path.write_bytes(b"")
     if left == "weights":
