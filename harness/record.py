@@ -148,6 +148,7 @@ class _Timed(Row):
     p75_ms: float | None = about("75th percentile of a call, ms")
     p80_ms: float | None = about("80th percentile of a call, ms")
     repeats: int | None = about("calls measured")
+    peak_memory_gib: float | None = about("most memory that torch held in the measured calls, GiB")
     disturbed: str | None = about("what else kept the host busy")
 
 
@@ -168,7 +169,6 @@ class SpeedRow(_Timed):
     output_error: float | None = about("relative RMS error of the output against float32")
     gradient_error: float | None = about("relative RMS error of all gradients against float32")
     check_s: float | None = about("seconds of the check, with compilation")
-    peak_memory_gib: float | None = about("most memory that torch held in the measured calls, GiB")
     images_per_s: float | None = about("images a second at the median")
     mfu: float | None = about("model FLOPs over the device's peak (PaLM, appendix B)")
 

@@ -54,7 +54,7 @@ def test_holds_every_source_and_configuration_and_nothing_else(tree: Path, unpac
     expected = {
         f"lamabench/{path.relative_to(tree).as_posix()}"
         for house in HOUSES
-        for pattern in ("*.py", "*.yaml", "*.cu", "*.cuh", "README.md")
+        for pattern in ("*.py", "*.yaml", "*.cu", "*.cuh", "README.md", "RECORDS.md")
         for path in (tree / house).rglob(pattern)
     }
     held = {path.relative_to(unpacked).as_posix() for path in unpacked.rglob("*") if path.is_file()}

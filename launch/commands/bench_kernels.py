@@ -4,7 +4,7 @@ import argparse
 
 from ...harness.device import device_name, pick_device
 from ...harness.keys import operator_speed_key
-from ...harness.measure.models import WrongOutput
+from ...harness.measure.models import WrongOutput, check_bench
 from ...harness.measure.operators import bench_operators
 from ...harness.provenance import provenance
 from ...harness.run import locked
@@ -20,6 +20,7 @@ def run(args: argparse.Namespace) -> int:
     rows, wrong = [], []
     for config, task in asked_of(args, "bench-kernels"):
         device = pick_device(config.run.device)
+        check_bench(config.model, config.bench, config.backend, device)
         folder, origin = begin(task, config), provenance(device)
         with locked(folder):
             try:

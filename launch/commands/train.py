@@ -13,6 +13,7 @@ from ...harness.keys import asked, config_to_dict, model_folder, training_folder
 from ...harness.progress import Progress
 from ...harness.run import read_run, write_study
 from ...harness.stages import Task, execute, tasks
+from ...kernels.errors import InputError
 from ...models import registry
 from ..compose import compose
 
@@ -24,10 +25,12 @@ def run(args: argparse.Namespace) -> int:
         config, _ = compose(args.words)
         print(yaml.safe_dump(config_to_dict(config), sort_keys=False), end="")
         return 0
-    if not any(word.startswith("model=") for word in args.words):
+    if not args.words:
         args.parser.print_help()
         return 2
     config, chosen = compose(args.words)
+    if not any(word.startswith("model=") for word in args.words):
+        raise InputError(f"train needs a model: model=NAME; choices: {', '.join(registry.presets())}")
     name = f"{chosen['model']}-{chosen['data']}"
     about = describe(config, STUDY, name, chosen["model"], values_of(args.words))
     (task,) = tasks(config, about, ["train"])

@@ -84,6 +84,7 @@ class ToyConfig:
     input_size: int = 4
     in_channels: int = 2
     num_classes: int = 3
+    out_channels: int | None = None
 
 
 class Doubling(nn.Module):

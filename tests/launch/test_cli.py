@@ -11,7 +11,7 @@ import time
 import numpy as np
 import pytest
 import yaml
-from lamabench.harness.run import read_run
+from lamabench.harness.run import read_run, read_study
 from lamabench.launch.cli import main
 from PIL import Image
 
@@ -87,38 +87,63 @@ def test_bench_table_and_record(capsys, tmp_path):
     code, out, _ = run(capsys, "bench", "dit_nano", *small, "run.device=cpu", "--json")
     rows = json.loads(out)
     assert code == 0 and [row["mode"] for row in rows] == ["forward", "train"]
-    (folder,) = (tmp_path / "runs" / "bench").iterdir()
-    assert read_run(folder).last("bench", mode="train")["images_per_s"] == rows[1]["images_per_s"]
+    (folder,) = (tmp_path / "runs" / "models").iterdir()
+    assert read_run(folder).last("speed").images_per_s == rows[1]["images_per_s"]
+    (link,) = (tmp_path / "runs" / "bench").glob("dit_nano-*")
+    assert link.resolve() == folder and [run["name"] for run in read_study(link.parent)["runs"]] == [link.name]
 
 
 def test_train_sample_evaluate_report(capsys, tmp_path):
     code, out, err = run(capsys, "train", *DIT, *QUICK, "train.steps=4")
     assert code == 0 and "train 4/4" in err
-    (folder,) = (tmp_path / "runs" / "train").iterdir()
-    assert f"next: lamabench sample {folder.relative_to(tmp_path)}" in out
+    (folder,) = (tmp_path / "runs" / "train").glob("dit_nano-digits-*")
+    assert folder.is_symlink() and f"next: lamabench sample {folder.relative_to(tmp_path)}" in out
     assert run(capsys, "train", *DIT, *QUICK, "train.steps=4")[0] == 0
     assert len(read_run(folder).records) == 1
 
+    def drawn():
+        return {read_run(one).last("sample").guidance: one for one in folder.glob("samples/*")}
+
+    code, out, err = run(capsys, "evaluate", str(folder))
+    assert code == 2 and f"has no samples to score; draw them first (lamabench sample {folder})" in err
     assert run(capsys, "sample", str(folder))[0] == 0
-    with np.load(folder / "samples.npz") as file:
+    with np.load(drawn()[1.0] / "samples.npz") as file:
         assert file["images"].shape == (20, 8, 8, 1)
     assert run(capsys, "sample", str(folder), "sample.guidance=2", "sample.count=10")[0] == 0
-    guided = [f for f in folder.parent.iterdir() if f != folder]
-    assert len(guided) == 1 and read_run(guided[0]).last("sample")["guidance"] == 2.0
+    assert set(drawn()) == {1.0, 2.0}
 
-    code, out, err = run(capsys, "evaluate", str(folder), "evaluate.metrics=[fd]", "evaluate.reference_count=60")
-    assert code == 0 and "60" in out and not read_run(folder).last("evaluate")
-    settings = ("sample.count=12", "sample.guidance=3")
-    assert run(capsys, "sample", str(guided[0]), *settings)[0] == 0  # of a sampled run: the same checkpoint
-    code, out, err = run(capsys, "evaluate", str(guided[0]), "evaluate.reference_count=55")
-    assert code == 0 and "FD-EffNetLite0-10 " in out  # its own samples, not those of the run it came from
-    code, _, err = run(capsys, "evaluate", str(folder), "sample.steps=2")
-    assert code == 2 and "sections to set here: evaluate, run" in err
-    code, out, err = run(capsys, "evaluate", str(folder / "samples.npz"), *QUICK)
+    small = ["evaluate.metrics=[fd]", "evaluate.reference_count=60"]
+    code, out, err = run(capsys, "evaluate", str(folder), *small)
+    assert code == 0 and "60" in out and "FD-EffNetLite0-20 " in out
+    code, out, err = run(capsys, "evaluate", str(folder), *small, "sample.guidance=2", "sample.count=10")
+    assert code == 0 and "FD-EffNetLite0-10 " in out  # of the other samples
+    assert [row.metric for row in read_run(drawn()[1.0]).records if row.kind == "score"] == ["FD-EffNetLite0-20"]
+    code, _, err = run(capsys, "evaluate", str(folder), "train.lr=2")
+    assert code == 2 and "would make another training of it; sections to set here: sample, evaluate, run" in err
+    code, out, err = run(capsys, "evaluate", str(drawn()[1.0] / "samples.npz"), *QUICK)
     assert code == 0 and "FD-EffNetLite0-20" in out
     code, out, _ = run(capsys, "report", "runs/train", "--out", "out")
     assert code == 0 and "dit" in out.lower()
     assert {"summary.md", "summary.csv", "summary.tex"} <= {p.name for p in (tmp_path / "out").rglob("*")}
+
+
+def test_samples_of_a_colleague_lie_below_our_root(capsys, tmp_path):
+    """A training that we may not write in: its keys come below a root of ours, and say where the weights lie."""
+    assert run(capsys, "train", *DIT, *QUICK, "train.steps=2")[0] == 0
+    (theirs,) = (tmp_path / "runs" / "trainings").iterdir()
+    before = sorted(theirs.rglob("*"))
+    assert run(capsys, "sample", str(theirs), "run.root=mine", "sample.count=4")[0] == 0
+    assert sorted(theirs.rglob("*")) == before
+    ours = tmp_path / "mine" / "trainings" / theirs.name
+    assert json.loads((ours / "config.json").read_text())["weights"] == str(theirs)
+    assert len(list(ours.glob("samples/*/samples.npz"))) == 1
+
+
+def test_train_without_a_model(capsys, tmp_path):
+    code, out, err = run(capsys, "train")
+    assert code == 2 and out.startswith("usage: lamabench train") and not err
+    code, out, err = run(capsys, "train", "data=digits")
+    assert code == 2 and "train needs a model: model=NAME; choices: lamamba_s" in err and not list(tmp_path.iterdir())
 
 
 def _folder(tmp_path):

@@ -150,7 +150,7 @@ def test_words_on_a_command_line(here, capsys):
     (row,) = json.loads(capsys.readouterr().out)
     assert row["macs"] > 0
     assert main(["cost", "lamamba_nano", "mixers=[plain]", "plugins=[no.py]"]) == 2
-    assert "plug-in no.py is no .py file" in capsys.readouterr().err
+    assert "no.py is no .py file" in capsys.readouterr().err
 
 
 def test_a_preset_that_is_registered_again_is_composed_anew(here):

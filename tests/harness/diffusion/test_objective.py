@@ -12,13 +12,18 @@ from lamabench.harness.diffusion.gaussian import DDPM, Chain, ChainPath
 from lamabench.harness.diffusion.objective import OBJECTIVES, objective
 from lamabench.harness.diffusion.path import Denoised
 from lamabench.harness.diffusion.samplers import METHODS, sample
+from lamabench.kernels.errors import InputError
 from torch import Tensor
 
 CENTRE = 0.3  # of the data below, all whose images are this grey
 
 
 def test_every_name_is_an_objective():
-    assert set(config.OBJECTIVES) == set(OBJECTIVES) and isinstance(objective(ObjectiveConfig()), DDPM)
+    for kind in OBJECTIVES:
+        assert isinstance(objective(ObjectiveConfig(kind)), OBJECTIVES[kind])
+    assert isinstance(objective(ObjectiveConfig()), DDPM)
+    with pytest.raises(InputError, match=r"unknown objective\.kind 'flwo'; choices: ddpm"):
+        objective(ObjectiveConfig("flwo"))
     for method in METHODS:
         config.SampleConfig(method=method)
 

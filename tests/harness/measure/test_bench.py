@@ -157,6 +157,6 @@ def test_crossover_runs_to_its_figure(folder):
 def test_crossover_asks_about_both_and_only_measures():
     study = studies.load("crossover")
     assert study.stages == ["bench"] and study.axes == {"model": ["dit_xl_2", "lamamba_xl_release", "lamamba_xl"]}
-    config = plan(study)[0].info["config"]
-    assert [8 * side for side in config["bench"]["input_sizes"]] == [128, 256, 512, 1024, 2048]
-    assert config["model"]["in_channels"] == 4 and config["bench"]["modes"] == ["forward", "train"]
+    config = plan(study)[0].config
+    assert [8 * side for side in config.bench.input_sizes or []] == [128, 256, 512, 1024, 2048]
+    assert config.model.in_channels == 4 and config.bench.modes == ["forward", "train"]

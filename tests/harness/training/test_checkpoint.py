@@ -155,7 +155,8 @@ def test_damaged_weights_are_not_read(tmp_path):
         ckpt.load_weights(folder, 6)
 
 
-Later = make_dataclass("Later", [("size", int, 3), ("wide", str, field(default="new", metadata={"since": "old"}))])
+JOINED = field(default="new", metadata={"since": "old"})
+Later = make_dataclass("Later", [("size", int, 3), ("out_channels", int, 2), ("wide", str, JOINED)])
 
 
 @pytest.mark.parametrize(
@@ -171,7 +172,7 @@ Later = make_dataclass("Later", [("size", int, 3), ("wide", str, field(default="
 def test_a_field_that_joined_later_means_as_before(monkeypatch, tmp_path, there, here, differ):
     family = registry.Family("ours", Later, registry.Backbone, {})
     monkeypatch.setattr(registry, "_FAMILIES", {**registry.families(), "ours": family})
-    saved = ckpt.Checkpoint(1, 0.0, {"family": "ours", **there}, "", {})
+    saved = ckpt.Checkpoint(1, 0.0, {"family": "ours", "out_channels": 2, **there}, "", {})
     if differ is None:
         ckpt.check_model(saved, registry.describe(here), tmp_path)
     else:
