@@ -12,10 +12,12 @@ from typing import Any
 
 from ...ablations import study as studies
 from ...ablations.study import Study
-from ...harness.record import Row, read_records, write_lines
+from ...harness.measure.speed import stored
+from ...harness.record import Row, newest, read_records, write_lines
 from ...harness.run import read_run
-from ...harness.stages import Task, measurements
+from ...harness.stages import Task
 from ...kernels.errors import InputError
+from ...models import registry
 from .. import gpu_hours, local, notes, plan, prune
 from ..output import show
 from ..plan import Planned
@@ -270,8 +272,9 @@ def _asked(task: Task) -> list[Row]:
     """The records of a task's folder that answer the task, failures too."""
     rows = read_records(task.path / "record.jsonl")
     keys = plan.keys_of(task)
+    model = registry.from_dict(task.config["model"])
     for bench in task.plans:
-        keys |= {line["key"] for line in measurements(task, bench, {(row.key, ""): row for row in rows})}
+        keys |= {line["key"] for line in stored(model, bench, newest(rows).values())}
     return [row for row in rows if row.key in keys and plan.STAGE_OF[row.kind] in task.stages]
 
 
