@@ -56,7 +56,7 @@ def _load(name: str, folder: Path) -> Plugin:
         return _load_module(name, f"plug-in {name}")
     path = (folder / Path(name).expanduser()).resolve()
     if not path.is_file() or path.suffix != ".py":
-        raise InputError(f"plug-in {name}: there is no .py file at {path}")
+        raise InputError(f"plug-in {path.name}: there is no .py file at {path}")
     plugin = Plugin(path.stem, path, source_hash(path))
     earlier = _LOADED.get(plugin.name)
     if earlier is None:

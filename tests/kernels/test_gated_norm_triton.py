@@ -81,7 +81,7 @@ def test_small_bfloat16(shape, poison):
 
 
 def one_channel(device):
-    """A row of one channel is its own mean. y does not matter; its gradient is rounding of equal products, over √eps."""
+    """A row of one channel is its mean. y does not matter; its gradient is rounding of equal products, over √eps."""
     inputs = make((301, 1), device=device)
     _, z, _, bias = exact = [v.detach().double().requires_grad_() for v in inputs]
     out, g_y, *others = run(inputs, "triton")

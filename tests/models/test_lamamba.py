@@ -158,7 +158,7 @@ def test_zero_initialised_head_starts_at_zero():
 
 
 def test_initialisation():
-    """As in SPEC.md: Xavier linears, zero adaLN, S4D-real A, dt bias as inverse softplus of log-uniform [1e-3, 1e-1]."""
+    """SPEC.md: Xavier linears, zero adaLN, S4D-real A, dt bias as inverse softplus of log-uniform [1e-3, 1e-1]."""
     torch.manual_seed(0)
     net = LaMamba(LaMambaConfig(input_size=8, dim=64, depths=[1, 1], num_heads=4, num_classes=7))
     mixer = net.encoder[0].blocks[0].mixers[0]

@@ -102,7 +102,7 @@ def test_errors_for_names_of_no_plugin(here):
     Path("other/mine.py").write_text(SOURCE.replace("plain", "other"))
     for name, message in (
         ("missing.py", f"plug-in missing.py: there is no .py file at {here / 'missing.py'}"),
-        ("./text.txt", "plug-in ./text.txt: there is no .py file at"),
+        ("./text.txt", "plug-in text.txt: there is no .py file at"),
         ("missing", "plug-in missing: there is no module missing; give a file by its path, such as missing.py"),
         ("missing.too", "there is no module missing.too"),
         ("", "a plug-in must be the path of a .py file or the name of a module, not ''"),
@@ -111,7 +111,7 @@ def test_errors_for_names_of_no_plugin(here):
         with pytest.raises(InputError, match=message):
             plugins.load([name])
     plugins.load(["mine.py"])
-    with pytest.raises(InputError, match=r"two plug-ins have the name mine: .*/mine.py and .*/other/mine.py; rename one"):
+    with pytest.raises(InputError, match=r"two plug-ins have the name mine: .*/mine.py and .*/other/mine.py"):
         plugins.load(["other/mine.py"])
     Path("mine.py").write_text(SOURCE + "\n")
     with pytest.raises(InputError, match=r"plug-in mine.py has changed since this process imported it"):
@@ -154,7 +154,7 @@ def test_words_on_a_command_line(here, capsys):
 
 
 def test_a_preset_that_is_registered_again_is_composed_again(here):
-    """A second registration makes what compose cached of the first one stale."""
+    """A second registration invalidates what compose cached of the first."""
     family = "from lamabench.baselines.dit import DiT, DiTConfig\nfrom lamabench.models import Preset, register\n\n\n"
     family += "class Mine(DiT):\n    pass\n\n\nclass MineConfig(DiTConfig):\n    pass\n\n\n"
     family += "register('mine', MineConfig, Mine, [Preset('mine_s', 'Mine', MineConfig(depth={}), 'ours')])\n"
