@@ -31,8 +31,8 @@ def _positive(section: str, values: dict[str, int | float]) -> None:
 def _check_precision(key: str, precision: str) -> None:
     if precision == "float16":
         raise InputError(
-            f"{key}=float16 is not supported: states and outputs of a scan exceed float16's largest number (65504), and "
-            f"there is no loss scaling for small gradients; choices: {', '.join(PRECISIONS)}"
+            f"{key}=float16 is not supported: states and outputs of a scan exceed float16's largest number (65504), "
+            f"and there is no loss scaling for small gradients; choices: {', '.join(PRECISIONS)}"
         )
     if precision not in PRECISIONS:
         raise unknown(key, precision, PRECISIONS)
@@ -209,7 +209,7 @@ class BenchConfig:
     modes: list[str] = field(default_factory=lambda: ["forward", "train"])
     compile: list[str] = field(default_factory=lambda: ["eager"])
     input_sizes: list[int] | None = None  # sides of the input, in latents or pixels; null: the model's own
-    checkpointing: list[bool] = field(default_factory=lambda: [False])  # of training: recompute blocks in the backward pass
+    checkpointing: list[bool] = field(default_factory=lambda: [False])  # of training: as train.checkpointing
     repeats: int = 20
     seconds: float = 3.0
     warmup: int = 3

@@ -13,8 +13,8 @@ from ..models.registry import Backbone
 
 
 def pick_device(request: str) -> str:
-    """The device that is requested: `auto` is cuda if there is a GPU, else cpu. Raises InputError, with the choices, for
-    a device that this machine does not have."""
+    """The requested device of this machine: `auto` is cuda if there is a GPU, else cpu. Raises InputError, with the
+    choices, for a device that this machine does not have."""
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     choices = ["auto", "cpu", *(["cuda"] if gpus else []), *(f"cuda:{index}" for index in range(gpus))]
     if request == "auto":

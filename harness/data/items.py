@@ -50,7 +50,7 @@ class TrainItems(Dataset[dict[str, Tensor]]):
         """`encoder` defaults to `Pixels`. Raises InputError if labels are dropped but there is no null class."""
         if class_dropout > 0 and data.num_classes > 0 and null_class is None:
             raise InputError(
-                f"train.class_dropout is {class_dropout:g}, but the model has no null class to replace labels with; use 0"
+                f"train.class_dropout is {class_dropout:g}, but the model has no null class for dropped labels; use 0"
             )
         self.data, self.objective, self.encoder = data, objective, encoder or Pixels()
         self.seed, self.flip = seed, flip

@@ -124,9 +124,9 @@ class DDPM:
     def loss(self, out: Tensor, x0: Tensor, x_t: Tensor, t: Tensor, noise: Tensor) -> dict[str, Tensor]:
         """The hybrid loss (improved DDPM, eq. 16) of each sample, float32 [B] each.
 
-        `loss` is the sum of `mse`, the error of the noise, and `vb`, the variational term in bits: a mean over elements,
-        with a gradient only through the variance, not rescaled. out [B, 2C, H, W] is the noise, then v; x0, x_t and
-        noise are [B, C, H, W], t is [B].
+        `loss` is the sum of `mse`, the error of the noise, and `vb`, the variational term in bits: a mean over
+        elements, with a gradient only through the variance, not rescaled. out [B, 2C, H, W] is the noise, then v; x0,
+        x_t and noise are [B, C, H, W], t is [B].
         """
         steps, x0, x_t = t.long(), x0.float(), x_t.float()
         predicted, v = out.float().chunk(2, dim=1)

@@ -1,4 +1,4 @@
-"""Samplers, one function each: ancestral (DDPM, 2006.11239) and DDIM (2010.02502). Also the noise of each image index."""
+"""Samplers, one function each: ancestral (DDPM, 2006.11239) and DDIM (2010.02502); and noise by image index."""
 
 from collections.abc import Callable, Iterator, Sequence
 

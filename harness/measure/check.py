@@ -18,7 +18,7 @@ from ...models.registry import Backbone, called_operators, out_channels
 from ..device import autocast
 from .calls import Call, as_in_the_model, calls_of, results
 
-# From this number of tokens on, `Operator.exact` replaces the reference, which may loop over tokens or store all scores.
+# From this many tokens on, `Operator.exact` replaces the reference, which may loop over tokens or store all scores.
 MANY_TOKENS = 1024
 # The relative RMS error of a model that is allowed on top of twice the error of plain torch in the same precision.
 MODEL_FLOOR = {"float32": 1e-4, "bfloat16": 5e-3}
@@ -185,8 +185,8 @@ class Held:
         """Relative RMS errors of a backend as fields of a row: `relative_error` is the largest (null if it is not
         finite) and `error_of` the output or gradient that has it.
 
-        `state` is "wrong" if an error exceeds twice that of plain torch plus `floor`, and `error` names it. On a GPU the
-        backend gets memory full of NaN.
+        `state` is "wrong" if an error exceeds twice that of plain torch plus `floor`, and `error` names it. On a GPU
+        the backend gets memory full of NaN.
         """
         size = 8 * sum(arg.nbytes for arg in self.call.args if isinstance(arg, Tensor))
         outcome = results(run, self.call, spoil=lambda: fill_free_memory(self.device, size))

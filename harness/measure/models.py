@@ -237,7 +237,7 @@ def forward(call: Callable[..., Tensor], net: Backbone, device: str, precision: 
 def train_step(
     call: Callable[..., Tensor], net: Backbone, device: str, precision: str, goal: Objective
 ) -> Callable[..., None]:
-    """A step of the training loop with learning rate 0: it does the same work, and the weights stay those of the check."""
+    """A step of the training loop. The learning rate is 0: the same work, but the weights stay those of the check."""
     training = TrainStep(net, goal, call=call, device=device, precision=precision, lr=0.0)
 
     def step(x: Tensor, t: Tensor, y: Tensor) -> None:

@@ -42,8 +42,8 @@ def pairs_of(net: Backbone, batch: int, precision: str, device: str) -> list[tup
 
 
 def limits(device: str, precision: str) -> dict[str, float | None]:
-    """The limits of the machine: bytes a second of a large copy, measured now, and the device's exponentials and FLOPs a
-    second, None if they are not known."""
+    """The limits of the machine: bytes a second of a large copy, measured now, and the device's exponentials and FLOPs
+    a second, None if they are not known."""
     source = torch.empty(2**28 if device.startswith("cuda") else 2**22, device=device)  # 1 GiB, far larger than a cache
     target = torch.empty_like(source)
     timed = time_queued(partial(target.copy_, source), device, 10)
@@ -114,9 +114,9 @@ def bench_operators(
 
     `model` is a model's configuration. `backend` is a BackendConfig, the backends of the model while its calls are
     recorded. The batch is the first of `settings.batch_size` (`auto`: 64), the precision `settings.precision`. Of
-    `settings.modes`, `forward` is the forward pass and `train` is forward and backward with every gradient that training
-    needs. The reference is not timed, but the yardsticks of an operator are. Times are those of the device (see
-    `time_queued`), in ms. `floor_ms` is the largest of three floors (see `floors`), and `floor` its name.
+    `settings.modes`, `forward` is the forward pass and `train` is forward and backward with every gradient that
+    training needs. The reference is not timed, but the yardsticks of an operator are. Times are those of the device
+    (see `time_queued`), in ms. `floor_ms` is the largest of three floors (see `floors`), and `floor` its name.
 
     The `state` of a row is "wrong" if the backend fails its check, and "oom" or "failed" if it cannot run. Such rows
     have no time. After the last row, raises WrongOutput if any was wrong or failed. If another process measures on the
@@ -170,7 +170,7 @@ class Subject:
         for yardstick in operator.yardsticks:
             if not yardstick.reasons(device_type):
                 compare = partial(compare_yardstick, yardstick, one, held.exact)
-                yield from self.passes(yardstick.name, compare, partial(_yardstick_steps, yardstick, many), many, result)
+                yield from self.passes(yardstick.name, compare, partial(_rival_steps, yardstick, many), many, result)
 
     def passes(
         self, backend: str, compare: Callable[[], Row], steps: Callable[[], dict], call: Call, result: int
@@ -233,6 +233,6 @@ def _steps(run: Callable[..., Tensor], call: Call) -> dict[str, Callable[[], Any
     return {"forward": torch.no_grad()(partial(run, *args)), "forward+backward": both}
 
 
-def _yardstick_steps(yardstick: Yardstick, call: Call) -> dict[str, Callable[[], Any]]:
+def _rival_steps(yardstick: Yardstick, call: Call) -> dict[str, Callable[[], Any]]:
     timed = yardstick.prepare(*call.args)
     return {"forward": timed.forward, "forward+backward": timed.both}

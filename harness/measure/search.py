@@ -93,9 +93,9 @@ def next_batch(rows: dict[int, dict[str, Any]], seconds: float) -> int | None:
 def next_compiled_batch(rows: dict[int, dict[str, Any]], best: int) -> int | None:
     """The next batch of a compiled model, None at the end. `best` is the best batch of the eager model.
 
-    The search begins with `best`, then tries twice that. Where memory ends, it tries the middle between the largest batch
-    that fitted and the smallest that did not, until they differ by at most a quarter. A state other than done or out of
-    memory ends the search, because another batch would fail too, after another long compilation.
+    The search begins with `best`, then tries twice that. Where memory ends, it tries the middle between the largest
+    batch that fitted and the smallest that did not, until they differ by at most a quarter. A state other than done or
+    out of memory ends the search, because another batch would fail too, after another long compilation.
     """
     if not rows:
         return best

@@ -34,9 +34,9 @@ def synchronize(device: str) -> None:
 
 
 def others_busy() -> Callable[[], str | None]:
-    """Start to watch the host. The returned function says, for the time until its call, "other processes kept 12.3 of 16
-    cores busy". It returns None if they used at most a quarter of the cores, after less than 0.3 s, and without Linux's
-    /proc/stat."""
+    """Start to watch the host. The returned function says, for the time until its call, "other processes kept 12.3 of
+    16 cores busy". It returns None if they used at most a quarter of the cores, after less than 0.3 s, and without
+    Linux's /proc/stat."""
 
     def busy() -> float | None:
         try:
@@ -98,9 +98,9 @@ def time_calls(step: Callable[[], Any], device: str, warmup: int, repeats: int, 
 
     The clock is the host's, read when the device has finished. The first call is a warm-up, followed by more, up to
     `warmup` in all, while they start within `seconds`. Then at most `repeats` calls are measured: at least `LEAST` (or
-    `repeats`, if that is less), and more while they start within `seconds`. On a GPU, `peak_memory_gib` is the most that
-    torch's allocator held in the measured calls, else null. `disturbed` says that other processes kept the host busy
-    (`others_busy`), else null.
+    `repeats`, if that is less), and more while they start within `seconds`. On a GPU, `peak_memory_gib` is the most
+    that torch's allocator held in the measured calls, else null. `disturbed` says that other processes kept the host
+    busy (`others_busy`), else null.
     """
 
     def call() -> float:

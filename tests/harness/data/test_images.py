@@ -277,7 +277,7 @@ def test_an_unreadable_image_is_an_error_at_the_start(tmp_path):
         bad.write_bytes(content)
         refused("unreadable image .*c/5.png", config)
     Image.fromarray(np.zeros((8, 8), dtype=np.uint16)).save(bad)
-    refused("unreadable image .*c/5.png: mode I;16, 8 bits", config)
+    refused("unreadable image .*c/5.png: mode I;16, expected 8 bits per channel", config)
 
 
 # --- CIFAR-10

@@ -35,8 +35,8 @@ def test_losses_match_the_reference(name):
     actual = golden_losses(GOLDEN["model_output"])[name]
     assert actual.shape == (4,) and actual.dtype == torch.float32
     assert error(actual, GOLDEN[name]) < 3e-6
-    # Each timestep alone, because the first loss is a thousand times the last. There the reference's own vb is 6e-6 off a
-    # float64 formula (and ours 1e-6, see below).
+    # Each timestep alone, because the first loss is a thousand times the last. There the reference's own vb is 6e-6 off
+    # a float64 formula, and this code's is 1e-6 off (see below).
     for i in range(4):
         assert error(actual[i], GOLDEN[name][i]) < 1e-5
 

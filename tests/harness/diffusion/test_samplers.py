@@ -105,7 +105,7 @@ def test_guidance_leaves_the_variance_conditional():
     still = run(labelled_net, x, y, noise=lambda _: torch.zeros_like(noise), **options)
     beta = 1 - ALPHA_BAR[999] / ALPHA_BAR[0]
     low = beta * (1 - ALPHA_BAR[0]) / (1 - ALPHA_BAR[999])
-    sigma = (beta ** ((1 + 0.1) / 2) * low ** ((1 - 0.1) / 2)) ** 0.5  # v = y / 10 for the label, not for the null class
+    sigma = (beta ** ((1 + 0.1) / 2) * low ** ((1 - 0.1) / 2)) ** 0.5  # v = y / 10 of the label, not of the null class
     slope = 0.4 + 2 * (0.6 - 0.4)
     last = (1 - slope * SIGMA[0] ** 2) / ALPHA_BAR[0] ** 0.5  # the last step predicts the image from the noisy one
     assert error(noisy - still, sigma * last * noise) < 1e-4  # with the null class's v: 0.6
@@ -211,7 +211,8 @@ def test_clipping_against_a_loop_in_float64(method):
         )
         mean = before.sqrt() * beta / (1 - now) * x0 + (1 - beta).sqrt() * (1 - before) / (1 - now) * x
         x = mean + (i > 0) * torch.exp(0.25 * (beta.log() + first.log())) * noises[steps - 1 - i].double()
-    actual = run(linear_net, x_T, torch.zeros(2, dtype=torch.int64), steps, method, clip=True, noise=lambda i: noises[i])
+    y = torch.zeros(2, dtype=torch.int64)
+    actual = run(linear_net, x_T, y, steps, method, clip=True, noise=lambda i: noises[i])
     assert left and error(actual, x) < 3e-6
     assert method == "ancestral" or actual.abs().max() <= 1
 
