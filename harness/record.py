@@ -324,8 +324,8 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 def page() -> str:
     """RECORDS.md: every kind of record and its fields."""
     text = [
-        "# Records\n\n`python -m lamabench.harness.record` prints this page from the dataclasses of `record.py`. A line of",
-        f"a `record.jsonl` is a JSON object: `schema` ({SCHEMA}), `kind` and its fields without null ones.\n",
+        "# Records\n\n`python -m lamabench.harness.record` prints this page from the dataclasses in `record.py`.",
+        f"A line of a `record.jsonl` is a JSON object: `schema` ({SCHEMA}), `kind` and its fields without null ones.\n",
     ]
     shared = {_name(f) for f in fields(Row)}
     for heading, kind in (("Every line", Row), *((f"`{name}`", kind) for name, kind in ROWS.items())):

@@ -119,10 +119,10 @@ def evaluate(
     Returns one row per number: `metric` (its name), `request` (its metric in `config.METRICS`), `value`, `std` (or
     None), `count` N, `reference`, `reference_count` (None for the inception score, which has no reference), `features`
     (the network), and `protocol`: 8 hex digits, equal if and only if two rows are comparable. `settings.seed` draws
-    KID's subsets and IS's splits. Grey images are repeated to three channels. The features of an image are computed once
-    for all metrics, and those of the reference are cached in the folder `cache`. `progress(done, total)` counts images.
-    Raises InputError for unknown metrics, networks or weights, wrong shapes, sets that are too small, and results that
-    are not finite.
+    KID's subsets and IS's splits. Grey images are repeated to three channels. The features of an image are computed
+    once for all metrics, and those of the reference are cached in the folder `cache`. `progress(done, total)` counts
+    images. Raises InputError for unknown metrics, networks or weights, wrong shapes, sets that are too small, and
+    results that are not finite.
     """
     metrics = list(dict.fromkeys(metrics))
     for metric in metrics:
@@ -139,22 +139,22 @@ def evaluate(
 
     pooled = network.pooled
     file = cache / f"{settings.features}-{_hash({**basis, **reference.identity, 'layer': pooled}, 16)}.safetensors"
-    reference_features = read_cache(file, (len(reference.images), network.width)) if pooled in layers else None
-    missing = pooled in layers and reference_features is None
+    expected = read_cache(file, (len(reference.images), network.width)) if pooled in layers else None
+    missing = pooled in layers and expected is None
     count = Count(len(samples) + missing * len(reference.images), progress)
     if missing:
-        reference_features = extractor.features(reference.batch, len(reference.images), count.add)[pooled]
-        write_cache(file, reference_features)
-    sample_features = extractor.features(
+        expected = extractor.features(reference.batch, len(reference.images), count.add)[pooled]
+        write_cache(file, expected)
+    actual = extractor.features(
         lambda start, stop: torch.tensor(samples[start:stop]).permute(0, 3, 1, 2), len(samples), count.add
     )
-    return [row for metric in metrics for row in _rows(metric, sample_features, reference_features, reference, settings, extractor, basis)]
+    return [row for metric in metrics for row in _rows(metric, actual, expected, reference, settings, extractor, basis)]
 
 
 def _rows(
     metric: str,
-    sample_features: dict[str, Features],
-    reference_features: Features | None,
+    actual: dict[str, Features],
+    expected: Features | None,
     reference: Reference,
     settings: EvaluateConfig,
     extractor: Extractor,
@@ -163,7 +163,7 @@ def _rows(
     """The rows of one metric."""
     no_reference, network = metric in WITHOUT_REFERENCE, extractor.network
     layer = network.logits if no_reference else network.pooled
-    count = len(sample_features[layer])
+    count = len(actual[layer])
     protocol = {
         **basis,
         "metric": metric,
@@ -184,7 +184,7 @@ def _rows(
             "features": settings.features,
             "protocol": _hash(protocol, 8),
         }
-        for quantity in compute(metric, sample_features[layer], None if no_reference else reference_features, settings.seed)
+        for quantity in compute(metric, actual[layer], None if no_reference else expected, settings.seed)
     ]
 
 
