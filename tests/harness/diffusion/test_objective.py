@@ -1,4 +1,4 @@
-"""The protocol of an objective: the one by name, and two more in a few lines each, whose samples have closed forms."""
+"""The protocol of an objective: the registered one, and two short ones whose samples have closed forms."""
 
 import math
 from itertools import pairwise
@@ -15,7 +15,7 @@ from lamabench.harness.diffusion.samplers import METHODS, sample
 from lamabench.kernels.errors import InputError
 from torch import Tensor
 
-CENTRE = 0.3  # of the data below, all whose images are this grey
+CENTRE = 0.3  # the grey of every image of the data below
 
 
 def test_every_name_is_an_objective():
@@ -28,7 +28,7 @@ def test_every_name_is_an_objective():
         config.SampleConfig(method=method)
 
 
-def test_ddpm_draws_every_timestep_alike_often():
+def test_ddpm_draws_timesteps_uniformly():
     rng, ddpm = np.random.default_rng(0), DDPM()
     drawn = [ddpm.draw_t(rng) for _ in range(20_000)]
     assert all(isinstance(t, float) and t.is_integer() for t in drawn)
@@ -36,14 +36,14 @@ def test_ddpm_draws_every_timestep_alike_often():
     assert ddpm.draw_t(np.random.default_rng(7)) == float(np.random.default_rng(7).integers(1000))
 
 
-def test_metrics_are_what_the_loss_gives():
+def test_metrics_are_those_of_the_loss():
     ddpm, x = DDPM(), torch.randn(2, 1, 4, 4)
     assert tuple(ddpm.loss(torch.zeros(2, 2, 4, 4), x, x, torch.tensor([0.0, 999.0]), x)) == ddpm.metrics
     assert ddpm.metrics[0] == "loss" and ddpm.out_channels(4) == 8
 
 
 class VPrediction(DDPM):
-    """v = alpha · noise - sigma · x_0 (2202.00512), the variance fixed at the posterior's."""
+    """v = alpha · noise - sigma · x_0 (2202.00512), with the variance of the posterior."""
 
     metrics = ("loss",)
 
@@ -60,7 +60,7 @@ class VPrediction(DDPM):
 
 
 class Straight:
-    """The path of flow matching: x_t = (1 - t) x_0 + t · noise, the output its velocity noise - x_0 (SiT)."""
+    """The path of flow matching: x_t = (1 - t) x_0 + t · noise. The output is its velocity, noise - x_0 (SiT)."""
 
     def __init__(self, steps: int) -> None:
         self.times = torch.linspace(1, 0, steps + 1).tolist()[:-1]
@@ -69,14 +69,14 @@ class Straight:
         t = self.times[i]
         return Denoised(x - t * out, x + (1 - t) * out, None)
 
-    def join(self, said: Denoised, i: int) -> Tensor:
+    def join(self, estimate: Denoised, i: int) -> Tensor:
         after = self.times[i + 1] if i + 1 < len(self.times) else 0.0
-        return (1 - after) * said.x0 + after * said.noise
+        return (1 - after) * estimate.x0 + after * estimate.noise
 
-    def clipped(self, said: Denoised, x: Tensor, i: int) -> Denoised:
+    def clipped(self, estimate: Denoised, x: Tensor, i: int) -> Denoised:
         raise NotImplementedError
 
-    def posterior(self, said: Denoised, x: Tensor, i: int) -> tuple[Tensor, Tensor]:
+    def posterior(self, estimate: Denoised, x: Tensor, i: int) -> tuple[Tensor, Tensor]:
         raise NotImplementedError
 
 
@@ -101,18 +101,18 @@ class Flow:
 
 
 def test_flow_matching_fits_and_ddim_is_euler():
-    """The network of a data set of N(0, 1) images, whose velocity is (2t - 1) x / (t² + (1 - t)²)."""
+    """The exact network for N(0, 1) images: its velocity is (2t - 1) x / (t² + (1 - t)²)."""
 
     def velocity(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
         t = t.view(-1, 1, 1, 1)
         return (2 * t - 1) / (t**2 + (1 - t) ** 2) * x
 
     x = torch.randn(2, 1, 4, 4, generator=torch.Generator().manual_seed(0))
-    ours = sample(velocity, x, torch.zeros(2, dtype=torch.int64), objective=Flow(), method="ddim", steps=7)
+    actual = sample(velocity, x, torch.zeros(2, dtype=torch.int64), objective=Flow(), method="ddim", steps=7)
     exact, times = x.double(), np.linspace(1, 0, 8)
     for t, after in pairwise(times):
         exact = exact + (after - t) * velocity(exact, torch.tensor([t, t]), torch.zeros(2))
-    torch.testing.assert_close(ours.double(), exact, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(actual.double(), exact, rtol=1e-5, atol=1e-6)
     flow, t = Flow(), torch.tensor([0.25, 0.75])
     noise = torch.randn_like(x)
     assert not flow.loss(noise - x, x, flow.corrupt(x, t, noise), t, noise)["loss"].any()
@@ -120,7 +120,7 @@ def test_flow_matching_fits_and_ddim_is_euler():
 
 @pytest.mark.parametrize("method", METHODS)
 def test_v_prediction_fits(method):
-    """The exact network of a data set of one grey: every sampler ends at it."""
+    """The exact network for images of one grey: every sampler ends at that grey."""
     alpha_bar = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
 
     def v(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
