@@ -213,8 +213,9 @@ def _standing(task: Task, place: tuple[Array, int] | None, seen: Look) -> Standi
         times = max(len(rows) - 1, starts - (not waiting), 0)
         word = ("preempted" if times else "queued") if waiting else "running"
         return Standing(task, word, requeued=times, reason=reason if waiting else "", **about)
-    # Somebody works on it without SLURM, or what was queued is done and more is asked for since.
-    if is_locked(task.path) or not missing(replace(asked, folder=task.folder)):
+    # Somebody works on it without SLURM, or what was queued is done, or other things are asked for since.
+    other = not missing(replace(asked, folder=task.folder)) or not plan.left_of(task, left) & plan.keys_of(asked)
+    if is_locked(task.path) or other:
         found = plan.look(task)
         return Standing(task, found.state, found.error, **about)
     state, error = _ended(task, rows, attempts, log, sacct=seen.accounted is not None)

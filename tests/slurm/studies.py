@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 
 import yaml
-from lamabench.harness.record import read_lines, read_run
+from lamabench.harness.record import read_lines
+from lamabench.harness.run import read_run
 from lamabench.launch.cli import main
 from safetensors.torch import load_file
 
@@ -59,8 +60,9 @@ class Sweep:
 
 
 def run_folder(root, study, name):
-    (found,) = Path(root, study).glob(f"{name}-????????")
-    return found
+    """The folder of a run's training, made by its first job, from the link that a submit makes."""
+    assert Path(root, study, name).is_symlink()
+    return Path(root, study, name).resolve()
 
 
 def progress(folder):
@@ -88,6 +90,16 @@ def same(ours, theirs, step):
     assert lines[0] == lines[1] and lines[0][-1]["step"] == step
 
 
+def done(folder, kind):
+    """The records of a kind that are done."""
+    return [row for row in read_run(folder).records if (row.kind, row.state) == (kind, "done")]
+
+
 def trained_once(folder):
-    records = [line for line in read_run(folder).records if line["kind"] == "train"]
-    return [line["state"] for line in records if line["state"] == "done"] == ["done"]
+    return len(done(folder, "train")) == 1
+
+
+def tasks(root, study, number=1):
+    """What each array of a study's submission has to do: kind and folder of its tasks."""
+    manifest = json.loads(Path(root, study, ".sweep", f"{number:04d}", "manifest.json").read_text())
+    return [[(one["task"]["kind"], Path(one["folder"])) for one in array["tasks"]] for array in manifest["arrays"]]
