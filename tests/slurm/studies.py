@@ -11,14 +11,21 @@ from lamabench.harness.run import read_run
 from lamabench.launch.cli import main
 from safetensors.torch import load_file
 
-# More than what is left of a minute after a start: one core takes 200 a second, or 90 beside other work.
-STEPS = 8000
+STEPS = 8000  # of a training that is stopped before it ends: one core takes 300 a second, or 90 beside other work
 HALF = str(STEPS // 2)
 BASE = {
     "model": "dit_nano", "model.depth": 1, "model.hidden_size": 16, "model.num_heads": 2, "data": "digits",
     "data.size": 8, "train.batch_size": 4, "train.precision": "float32", "run.device": "cpu",
     "run.checkpoint_every": STEPS // 2,
 }  # fmt: skip
+# A training that does not end between a start and the notice before a limit of a minute, 15 to 45 s later.
+SLOW_STEPS = 1600
+SLOW = {
+    **{key: value for key, value in BASE.items() if not key.startswith("model")},
+    "model": "lamamba_nano", "model.layout": "isotropic", "model.depths": [1], "model.dim": 16, "model.num_heads": 2,
+    "model.mixers": ["sleep"], "run.checkpoint_every": SLOW_STEPS // 2,
+}  # fmt: skip
+PLUGIN = str(Path(__file__).with_name("slow.py"))
 COMMAND = (sys.executable, "-c", "import sys; from lamabench.launch.cli import main; sys.exit(main())")
 SLURM = ("cluster=slurm", "cluster.cpus=1", "cluster.mem_gb=1")
 

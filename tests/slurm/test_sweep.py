@@ -16,9 +16,10 @@ from lamabench.harness.record import read_lines
 from studies import (
     BASE,
     COMMAND,
-    HALF,
+    PLUGIN,
+    SLOW,
+    SLOW_STEPS,
     SLURM,
-    STEPS,
     Sweep,
     done,
     progress,
@@ -37,7 +38,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def long(node, tmp_path_factory):
     """The same training twice: with a limit of one minute, and undisturbed."""
     folder = tmp_path_factory.mktemp("long")
-    write(folder / "long.yaml", axes={"train.steps": [STEPS]})
+    write(folder / "long.yaml", base=SLOW, axes={"train.steps": [SLOW_STEPS]}, plugins=[PLUGIN])
     for root, *words in (("limited", "cluster.time_min=1", "cluster.signal_s=15"), ("whole", "cluster.time_min=20")):
         command = [*COMMAND, "sweep", "submit", "long.yaml", "--dirty", *SLURM]
         subprocess.run([*command, f"run.root={root}", *words], cwd=folder, check=True, stdout=subprocess.DEVNULL)
@@ -97,58 +98,59 @@ def test_jobs_run_the_code_that_was_submitted(node, tmp_path, long):
 
 def test_stopped_by_both_signals_it_goes_on_bit_for_bit(node, tmp_path, sweep, long):
     """The notice before a time limit (the run has itself queued again) and a preemption (SLURM queues it again)."""
-    study = write(tmp_path / "twice.yaml", axes={"train.steps": [int(HALF)]})
+    study = write(tmp_path / "twice.yaml", base=SLOW, axes={"train.steps": [SLOW_STEPS // 2]}, plugins=[PLUGIN])
     (job,) = sweep.submit(study, *SLURM)
     node.wait(lambda: list(tmp_path.glob("runs/trainings/*/progress.json")), "it trains")
-    folder, seen = run_folder(tmp_path / "runs", "twice", HALF), []
+    half = str(SLOW_STEPS // 2)
+    folder, seen = run_folder(tmp_path / "runs", "twice", half), []
     for start, command in enumerate((["scancel", "--signal=USR2"], ["scontrol", "requeue"]), 1):
         node.wait(lambda start=start: trains(folder, start, max([0, *seen])), "a few steps")
         seen.append(progress(folder))
         node.run(*command, f"{job}_0")
-        node.wait(lambda: sweep.states(study)[HALF] == "preempted", "it waits again")
-        row = sweep.status(study)[HALF]
+        node.wait(lambda: sweep.states(study)[half] == "preempted", "it waits again")
+        row = sweep.status(study)[half]
         assert row["requeued"] == len(seen) and row["shown"] == f"preempted ×{len(seen)}"
         files = sorted(path.name for path in (folder / "checkpoints").iterdir())
         assert files and all(int(name[5:13]) >= seen[-1] for name in files[-1:])
-        node.wait(lambda: sweep.states(study)[HALF] == "running", "it runs again")
+        node.wait(lambda: sweep.states(study)[half] == "running", "it runs again")
     node.must("kill", "slurmd")  # which jobs outlive
     node.must("start", "slurmd")
-    sweep.until(node, 150, study, **{HALF: "done"})
+    sweep.until(node, 150, study, **{half: "done"})
     assert node.ended(job) == ["COMPLETED"]
     assert node.sacct(job, "State", "-D") == ["REQUEUED", "REQUEUED", "COMPLETED"]
     (log,) = tmp_path.glob("runs/twice/.sweep/0001/logs/*_log.out")
     assert log.read_text().count("continuing at step") == 2 and trained_once(folder)
-    assert sweep.status(study)[HALF]["requeued"] == 2
-    same_step = whole(long) / "checkpoints" / f"step-{int(HALF):08d}.safetensors"
+    assert sweep.status(study)[half]["requeued"] == 2
+    same_step = whole(long) / "checkpoints" / f"step-{SLOW_STEPS // 2:08d}.safetensors"
     node.wait(same_step.exists, "the undisturbed one", 150)
-    same(folder, whole(long), int(HALF))
+    same(folder, whole(long), SLOW_STEPS // 2)
 
 
 def whole(long):
-    return run_folder(long / "whole", "long", str(STEPS))
+    return run_folder(long / "whole", "long", str(SLOW_STEPS))
 
 
 def test_a_minute_at_a_time_is_the_same_training(node, long, capsys):
     sweep, study = Sweep(long, capsys), "long.yaml"
     going = ("running", "preempted")
-    node.wait(lambda: sweep.states(study, "run.root=limited")[str(STEPS)] not in going, "ended", 300)
-    row = sweep.status(study, "run.root=limited")[str(STEPS)]
+    node.wait(lambda: sweep.states(study, "run.root=limited")[str(SLOW_STEPS)] not in going, "ended", 300)
+    row = sweep.status(study, "run.root=limited")[str(SLOW_STEPS)]
     assert row["state"] == "done" and row["requeued"] >= 1, row
     node.ended(row["job"])
     states = node.sacct(row["job"], "State", "-D")
     assert states == ["REQUEUED"] * row["requeued"] + ["COMPLETED"]
-    assert sweep.states(study, "run.root=whole")[str(STEPS)] == "done"
-    assert sweep.status(study, "run.root=whole")[str(STEPS)]["requeued"] == 0
-    limited = run_folder(long / "limited", "long", str(STEPS))
-    same(limited, whole(long), STEPS)
+    assert sweep.states(study, "run.root=whole")[str(SLOW_STEPS)] == "done"
+    assert sweep.status(study, "run.root=whole")[str(SLOW_STEPS)]["requeued"] == 0
+    limited = run_folder(long / "limited", "long", str(SLOW_STEPS))
+    same(limited, whole(long), SLOW_STEPS)
     assert trained_once(limited)
 
 
 def address_space():
     """What the process of a run maps before it trains, in KiB; most of it are libraries."""
-    probe = "import lamabench.harness.training.loop; print(open('/proc/self/status').read().split('VmPeak:')[1].split()[0])"
+    probe = "import lamabench.harness.training.loop; print(open('/proc/self/status').read())"
     answer = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
-    return int(answer.stdout)
+    return int(answer.stdout.split("VmPeak:")[1].split()[0])
 
 
 def test_what_waits_but_left_the_study_is_told(node, tmp_path, sweep):
@@ -184,7 +186,9 @@ def test_the_whole_story(node, tmp_path, sweep, monkeypatch):
     place = {name: f"{job}_{index}" for index, name in enumerate(names)}
     sweep.until(node, 120, study, crash="failed", **{f"large-{n}": "oom" for n in (1, 2, 3)})
     rows = sweep.status(study)
-    assert "RuntimeError" in rows["crash"]["error"] and "Traceback" in Path(rows["crash"]["log"]).read_text()
+    assert rows["crash"]["error"].startswith("unknown run.device 'nothing:0'; choices: auto, ")
+    assert "Traceback" in Path(rows["crash"]["log"]).read_text()
+    assert all("RuntimeError" in rows[f"large-{n}"]["error"] for n in (1, 2, 3))
     assert all("can't allocate memory" in rows[f"large-{n}"]["error"] for n in (1, 2, 3))
     assert {row["job"] for row in rows.values()} == set(place.values())
 

@@ -189,10 +189,10 @@ def test_a_run_is_as_the_task_of_it_that_works_now(tmp_path, seen, finish, fail)
     )
     fail(run.tasks[1], "train", "oom")
     assert row((2, waits)) == ("queued", "7_2", "", "train sample")
-    array.log(2).write_text("RuntimeError: not started\n")
+    array.log(2).write_text("not started\n")
     assert row() == ("oom", "7_1", "why", "train sample")
     finish(run.tasks[1])
-    assert row() == ("failed", "7_2", "RuntimeError: not started", "sample")
+    assert row() == ("failed", "7_2", "not started", "sample")
 
 
 def test_a_long_error_keeps_the_table_readable(tmp_path, monkeypatch, capsys, seen, fail):
