@@ -151,12 +151,9 @@ def test_memory_is_compared_at_a_batch_that_all_have(tmp_path: Path) -> None:
     """At one batch for all sides where there is one; else at the largest batch of each side, and without a line."""
 
     def drawn(where: Path, models: dict[str, dict[int, list[int]]]) -> tuple[Any, list[list[float]]]:
-        for name, sizes in batches.items():
-            lines = [
-                swept("forward", 10.0, batch, input_size=size)
-                for size, all_batches in sizes.items()
-                for batch in all_batches
-            ]
+        for name, sizes in models.items():
+            measured = [(size, batch) for size, batches in sizes.items() for batch in batches]
+            lines = [swept("forward", 10.0, batch, input_size=size) for size, batch in measured]
             lines = [{**line, "peak_memory_gib": 1.0 * line["batch_size"]} for line in lines]
             write(where, name, lines, title=name, variant={"model": name})
         figure = crossover(read([where]))
