@@ -14,6 +14,7 @@ from typing import Any
 from ..ablations.study import Study, StudyError
 from ..harness.config import Config, RunConfig, check_fit
 from ..harness.keys import config_from_dict, model_folder, score_key, training_folder
+from ..harness.measure.speed import next_measurement
 from ..harness.progress import describe
 from ..harness.record import Row, newest, read_records
 from ..harness.run import check_study, is_locked, write_study
@@ -23,7 +24,6 @@ from ..harness.stages import (
     merged,
     missing,
     missing_metrics,
-    next_measurement,
     not_kept,
     plan_key,
     problem,
@@ -88,9 +88,10 @@ def keys_of(task: Task) -> set[str]:
 def left_of(task: Task, left: Sequence[str]) -> set[str]:
     """The keys, among `keys_of`, of what is to do of a task: `left` are its stages to do."""
     rows = newest(read_records(task.path / "record.jsonl"))
-    plans = tuple(one for one in task.plans if "bench" in left and next_measurement(task, one, rows) is not None)
+    model = registry.from_dict(task.config["model"])
+    plans = [one for one in task.plans if "bench" in left and next_measurement(model, one, rows.values()) is not None]
     metrics = tuple(missing_metrics(task, rows)) if "evaluate" in left else ()
-    keys = keys_of(replace(task, plans=plans, metrics=metrics))
+    keys = keys_of(replace(task, plans=tuple(plans), metrics=metrics))
     return keys if {"cost", "train", "sample"} & {*left} else keys - {task.key}
 
 

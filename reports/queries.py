@@ -79,7 +79,11 @@ def state_of(run: Run) -> tuple[str, str]:
         return row["state"], f"{stage}: {' '.join(str(row['error'] or 'no reason recorded').split())}"
     if run.metrics and not run.last("train"):
         return "unfinished", ""
-    return ("done" if run.rows else "not started"), ""
+    # The cost and speed of its model may come from another study.
+    own = (
+        [row for row in run.rows if row["kind"] in ("train", "sample", "score")] if run.info.get("trains") else run.rows
+    )
+    return ("done" if own else "not started"), ""
 
 
 def measurement_of(row: Row) -> tuple[Any, ...]:

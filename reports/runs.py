@@ -98,6 +98,7 @@ def _of_study(folder: Path) -> tuple[list[tuple[Path, Run]], set[Path]]:
         named |= {one.resolve() for one in (training, model) if one}
         home = training or model
         info = {key: entry.get(key) for key in (*NAMED, "variant", "seed", "steps", "backend")}
+        info["trains"] = training is not None
         info |= {"id": home.name.rsplit("-", 1)[-1], "config": _config(training) or _config(model)}
         settings = {} if listing.get("file") else _of_training(info["config"])  # one file has one base
         samples = [(root / name).resolve() for name in entry["samples"]]

@@ -80,7 +80,8 @@ def one_at_a_time(device: str, say: Callable[[str], None]) -> Iterator[None]:
             while not _acquire(file):
                 signals.check()
                 time.sleep(WAIT_S)
-        yield
+        with torch.cuda.device(device):  # events and queries of a multiprocessor's kind mean the current one
+            yield
     finally:
         os.close(file)
 

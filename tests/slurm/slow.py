@@ -10,9 +10,9 @@ SLEEP_S = 0.03
 
 
 class Sleep(nn.Linear):
-    def forward(self, x):
+    def forward(self, input):
         time.sleep(SLEEP_S)
-        return super().forward(x)
+        return super().forward(input)
 
 
 @register_mixer("sleep")
