@@ -181,6 +181,7 @@ def _rows(
             "count": count,
             "reference": None if alone else reference.name,
             "reference_count": None if alone else len(reference.images),
+            "data_fingerprint": None if alone else reference.fingerprint.split("-")[0],
             "features": settings.features,
             "protocol": _hash(protocol, 8),
         }
