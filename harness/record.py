@@ -129,6 +129,7 @@ class ScoreRow(_OfWeights):
     count: int | None = about("samples")
     reference: str | None = about("the data that the samples are compared with")
     reference_count: int | None = about("reference images")
+    data_fingerprint: str | None = about("SHA-256 of the data that the reference is of, 16 digits")
     features: str | None = about("the network of the features")
     protocol: str | None = about("8 hex digits, equal if and only if two scores are comparable")
     samples: str | None = about("key of the samples, or SHA-256 of a foreign file")

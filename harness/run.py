@@ -15,6 +15,7 @@ import fcntl
 import json
 import os
 import re
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 
 LAYOUT = 2
 STUDY = ".study.json"
+GLANCE_S = 0.2  # who asks whether a folder is held, holds it for less
+LISTING_S = 30.0  # how long a command waits for another one that names its folders in the same study
 
 
 class Busy(RuntimeError):
@@ -101,13 +104,16 @@ def create(folder: Path, info: dict[str, Any]) -> Path:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold a folder for this process; the lock goes with the process, however it ends. Raises Busy where it is held,
-    InputError on a file system without locks."""
+def locked(folder: Path, wait_s: float = GLANCE_S) -> Iterator[None]:
+    """Hold a folder for this process; the lock goes with the process, however it ends. Raises Busy where it is held for
+    longer than a glance (`is_locked`) or `wait_s` seconds, InputError on a file system without locks."""
     with open(folder / ".lock", "a+") as file:
-        if not _lock(file, fcntl.LOCK_EX):
-            file.seek(0)
-            raise Busy(f"{folder} is being worked on by process {file.read().strip() or '?'}")
+        end = time.monotonic() + wait_s
+        while not _lock(file, fcntl.LOCK_EX):
+            if time.monotonic() > end:
+                file.seek(0)
+                raise Busy(f"{folder} is being worked on by process {file.read().strip() or '?'}")
+            time.sleep(0.02)
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
@@ -183,6 +189,13 @@ def write_study(root: Path, study: str, file: str | None, runs: Sequence[dict[st
     check_study(root, study, file)
     folder = root / study
     folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder, LISTING_S):
+        _write_study(root, study, file, runs, add)
+    return folder
+
+
+def _write_study(root: Path, study: str, file: str | None, runs: Sequence[dict[str, Any]], add: bool) -> None:
+    folder = root / study
     known: dict[str, dict[str, Any]] = {}
     if add and (folder / STUDY).is_file():
         known = {run["name"]: run for run in read_study(folder)["runs"]}
@@ -190,13 +203,14 @@ def write_study(root: Path, study: str, file: str | None, runs: Sequence[dict[st
         earlier = known.get(run["name"], {})
         samples = [*earlier.get("samples", []), *run["samples"]]
         known[run["name"]] = {**run, "samples": list(dict.fromkeys(samples))}
+        if steps := max(run.get("steps") or 0, earlier.get("steps") or 0):
+            known[run["name"]]["steps"] = steps
         link(folder / run["name"], root / (run["training"] or run["model_folder"]))
     for path in folder.iterdir():
         if path.is_symlink() and path.name not in known:
             path.unlink()
     listing = {"layout": LAYOUT, "study": study, "file": file, "runs": list(known.values())}
     write_atomically(folder / STUDY, json.dumps(listing, indent=1).encode())
-    return folder
 
 
 def link(path: Path, target: Path) -> None:
@@ -212,12 +226,20 @@ def link(path: Path, target: Path) -> None:
         os.replace(temporary, path)
 
 
+def weights_home(folder: Path, info: dict[str, Any]) -> Path:
+    """The folder where the weights of a training lie: itself, or, where samples alone were written in it, the one that
+    its config.json names."""
+    own = any((folder / name).is_dir() for name in ("weights", "checkpoints"))
+    return folder if own or "weights" not in info else Path(info["weights"])
+
+
 @dataclass(frozen=True)
 class OpenRun:
-    """A training, opened: what Python code asks of it."""
+    """A training, opened: what Python code asks of it. `home` is where its weights lie."""
 
     path: Path
     config: "Config"
+    home: Path
 
     @property
     def records(self) -> list[Row]:
@@ -230,7 +252,7 @@ class OpenRun:
         """The steps whose averaged weights are kept."""
         from .training.checkpoint import moments
 
-        return moments(self.path)
+        return moments(self.home)
 
     def model(self, weights: str = "ema", at: int | str = "last") -> "Backbone":
         """The network with the weights of a step, or of the last one that is kept, on the CPU, in eval mode.
@@ -242,7 +264,7 @@ class OpenRun:
         from .training.checkpoint import load_weights
 
         net = build(self.config.model)
-        net.load_state_dict(load_weights(self.path, step_of(self.path, at), weights).tensors)
+        net.load_state_dict(load_weights(self.home, step_of(self.home, at), weights).tensors)
         return net.eval()
 
     def sample(
@@ -278,4 +300,4 @@ def open_run(path: str | Path) -> OpenRun:
     plugins.load_recorded(info.get("plugins", ()))
     if info["kind"] != "training":
         raise InputError(f"{folder} is the folder of a {info['kind']}, not of a training")
-    return OpenRun(folder, config_from_dict(info["config"]))
+    return OpenRun(folder, config_from_dict(info["config"]), weights_home(folder, info))

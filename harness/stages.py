@@ -157,7 +157,7 @@ def missing(task: Task, records: Sequence[Row] | None = None) -> list[str]:
 
 def _done(task: Task, stage: str, records: Sequence[Row]) -> bool:
     if stage == "train":  # done stays done where a longer training failed since
-        return (reached(records) or 0) >= task.config["train"]["steps"]
+        return (reached(records) or 0) >= task.config["train"]["steps"] and not held(task)
     rows = newest(records)
     if stage == "evaluate":
         return not missing_metrics(task, rows)
@@ -165,6 +165,19 @@ def _done(task: Task, stage: str, records: Sequence[Row]) -> bool:
         model = registry.from_dict(task.config["model"])
         return all(next_measurement(model, plan, rows.values()) is None for plan in task.plans)
     return any(one.kind == stage and one.state == "done" for one in rows.values())
+
+
+def held(task: Task) -> list[int]:
+    """The moments of a training task that only a full checkpoint holds, which goes as training goes on."""
+    from .training.checkpoint import moments
+
+    return sorted({*task.moments} & {*kept_steps(task.path)} - {*moments(task.path)})
+
+
+def lost(task: Task) -> list[int]:
+    """The moments of a training task that its training has passed and not kept."""
+    past = reached_step(task.path) or 0
+    return sorted({step for step in task.moments if step <= past} - {*kept_steps(task.path)})
 
 
 def missing_metrics(task: Task, rows: dict[tuple[str, str], Row] | None = None) -> list[str]:
@@ -193,7 +206,11 @@ def kept_steps(training: Path, weights: str = "ema") -> list[int]:
 
 def problem(task: Task) -> str | None:
     """Why a task cannot be done though something is missing of it: weights of a moment that its training has passed and
-    not kept; None where nothing stands against it."""
+    not kept, or no full checkpoint to go on from; None where nothing stands against it."""
+    if task.kind == "training" and "train" in missing(task):
+        end, whole = reached_step(task.path), kept_steps(task.path, "live")
+        if end is not None and end < task.config["train"]["steps"] and not whole:
+            return f"trained to step {end}, and no full checkpoint is left to go on from"
     if task.kind != "samples" or "sample" not in missing(task):
         return None
     kept, end = kept_steps(Path(task.training), task.config["sample"]["weights"]), reached_step(Path(task.training))
@@ -323,13 +340,12 @@ def _cost(task: Task, config: Config, progress: Progress) -> Iterator[dict[str, 
 
 
 def _train(task: Task, config: Config, progress: Progress) -> Iterator[dict[str, Any]]:
-    from .training.checkpoint import moments
     from .training.loop import train
 
     # What is past and was not kept cannot be had any more, and is not missed where nothing needs it (`problem`).
-    past, kept = reached_step(task.path) or 0, moments(task.path)
-    ahead = [step for step in task.moments if step > past or step in kept]
-    config = replace(config, train=replace(config.train, snapshots=[]))
+    ahead = sorted({*task.moments} - {*lost(task)})
+    steps = max(config.train.steps, reached_step(task.path) or 0)  # the record stays that of the furthest step
+    config = replace(config, train=replace(config.train, steps=steps, snapshots=[]))
     yield {"kind": "train", "key": task.key, **train(task.path, config, progress, ahead)}
 
 
@@ -341,8 +357,12 @@ def _sample(task: Task, config: Config, progress: Progress) -> Iterator[dict[str
 
 
 def _evaluate(task: Task, config: Config, progress: Progress) -> Iterator[dict[str, Any]]:
+    from .data.images import load
     from .scoring.score import score
+    from .training.checkpoint import check_data
 
+    # In the record of a score that compares with other images than were learned, nothing would say so.
+    check_data(Path(task.training), load(config.data, progress.say).fingerprint)
     samples, cache = task.path / "samples.npz", Path(config.run.root) / ".cache"
     drawn = [one.flat() for one in read_records(task.path / "record.jsonl") if one.kind == "sample"]
     names = ("checkpoint_step", "weights", "images_seen", "training_flops", "training_seconds")

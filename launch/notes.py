@@ -15,6 +15,7 @@ from ..harness.data import images
 from ..harness.keys import training_folder
 from ..harness.record import read_records
 from ..harness.stages import Task, reached
+from ..harness.training import checkpoint
 from ..harness.training.checkpoint import KEEP, moments
 from ..kernels.errors import InputError
 from ..models import registry
@@ -67,6 +68,22 @@ def problems(runs: Sequence[Planned]) -> Iterator[str]:
 
 def data(runs: Sequence[Planned]) -> Iterator[str]:
     """Data that cannot be read here, and trainings of other data."""
+    others, unread = _compared(runs)
+    yield from dict(reversed([*others.values()])).values()  # a line a training
+    yield from (f"data not checked: {reason}" for reason in unread)
+
+
+def check_data(runs: Sequence[Planned]) -> None:
+    """Raise InputError where something is to do for a training of other data than those that can be read here."""
+    others = _compared(runs)[0]
+    for piece in pieces(runs):
+        if piece.id in others and piece.missing():
+            raise InputError(others[piece.id][1])
+
+
+def _compared(runs: Sequence[Planned]) -> tuple[dict[tuple[str, str], tuple[Path, str]], list[str]]:
+    """The training and a line for each task of other data, and why data cannot be compared."""
+    others: dict[tuple[str, str], tuple[Path, str]] = {}
     prints: dict[str, str | None] = {}
     unread: dict[str, str] = {}
     for piece in pieces(runs):
@@ -78,16 +95,13 @@ def data(runs: Sequence[Planned]) -> Iterator[str]:
             prints[label], reason = _fingerprint(config)
             if prints[label] is None:
                 unread.setdefault(reason, piece.run)
-        if piece.task.kind == "training" and prints[label] is not None:
-            rows = read_records(piece.folder / "record.jsonl")
-            trained = {row.data_fingerprint for row in rows if row.kind == "train"} - {None}  # type: ignore[attr-defined]
-            if others := trained - {prints[label]}:
-                yield (
-                    f"{piece.run}: {piece.folder} was trained on other data (fingerprint {others.pop()}, here "
-                    f"{prints[label]}): give these a name of their own, data.name=…"
-                )
-    for reason in unread:
-        yield f"data not checked: {reason}"
+        folder = piece.folder if piece.task.kind == "training" else Path(piece.task.training)
+        if (ours := prints[label]) is not None:
+            try:
+                checkpoint.check_data(folder, ours)
+            except InputError as error:
+                others[piece.id] = folder, f"{piece.run}: {error}"
+    return others, list(unread)
 
 
 def _fingerprint(config: DataConfig) -> tuple[str | None, str]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from ..ablations.study import Study, StudyError
 from ..harness.config import Config, RunConfig, check_fit
-from ..harness.keys import config_from_dict, model_folder, score_key, training_folder
+from ..harness.keys import asked, config_from_dict, model_folder, score_key, training_folder
 from ..harness.measure.speed import next_measurement
 from ..harness.progress import describe
 from ..harness.record import Row, newest, read_records
@@ -21,13 +21,13 @@ from ..harness.run import check_study, is_locked, write_study
 from ..harness.stages import (
     Task,
     kept_steps,
+    lost,
     merged,
     missing,
     missing_metrics,
     not_kept,
     plan_key,
     problem,
-    reached_step,
     ready,
     tasks,
 )
@@ -40,6 +40,9 @@ from .slurm.cluster import of_cluster
 STAGE_OF = {"cost": "cost", "train": "train", "sample": "sample", "score": "evaluate", "speed": "bench"}
 # The first of these that one of its tasks is in is how a run stands; states that are not here are failures.
 ORDER = ("running", "preempted", "queued", "", "stopped", "planned", "done")
+
+
+TAKEN = ("report", "records.jsonl")  # beside the links in the folder of a study
 
 
 @dataclass(frozen=True)
@@ -188,11 +191,9 @@ class Planned:
         """What stands against doing what is missing."""
         texts = [text for task in self.tasks if (text := problem(task)) is not None]
         sampled = {task.step for task in self.tasks if task.kind == "samples"}  # that is all that is asked of them
-        training = self.training
-        if training is not None and (end := reached_step(training.path)) is not None:
+        if (training := self.training) is not None:
             kept = kept_steps(training.path)
-            lost = [step for step in training.moments if step <= end and step not in {*kept, *sampled}]
-            texts += [not_kept(step, kept) for step in lost]
+            texts += [not_kept(step, kept) for step in lost(training) if step not in sampled]
         return list(dict.fromkeys(texts))
 
 
@@ -233,6 +234,8 @@ def plan(study: Study, overrides: Sequence[str] = ()) -> list[Planned]:
         config, chosen = compose(words)
         check_fit(config)
         name, model = study.run_name(variant), chosen["model"]
+        if name in TAKEN:
+            raise StudyError(f"study {study.name}: a run cannot be called {name!r}, where the study's {name} lies")
         about = {"study": study.name, "name": name, "variant": variant.values, "seed": config.seed, "model": model}
         about |= {"family": registry.family_of(config.model).name, "title": titles[model]}
         found = tuple(tasks(config, about, study.stages))
@@ -280,6 +283,7 @@ def listing(runs: Sequence[Planned]) -> list[dict[str, Any]]:
             else value and str(value.relative_to(run.root))
             for name, value in folders.items()
         }
+        relative |= {"steps": run.config.train.steps if trained else None, "backend": asked(run.config.backend) or {}}
         entries.append(run.about | relative)
     return entries
 
@@ -332,10 +336,9 @@ def pieces(runs: Sequence[Planned]) -> list[Piece]:
 
 
 def _less_lost(task: Task) -> Task:
-    if task.kind != "training" or (end := reached_step(task.path)) is None:
+    if task.kind != "training" or not (past := lost(task)):
         return task
-    kept = kept_steps(task.path)
-    return replace(task, moments=tuple(step for step in task.moments if step > end or step in kept))
+    return replace(task, moments=tuple(step for step in task.moments if step not in past))
 
 
 def rows(runs: Sequence[Planned]) -> list[dict[str, Any]]:

@@ -65,19 +65,36 @@ def leftover(folder: Path) -> Leftover:
 
 
 def checkpoints(runs: Sequence[Planned]) -> Iterator[Leftover]:
-    """Full checkpoints of the trainings of finished runs, where the averaged weights of the end are kept apart."""
+    """Full checkpoints of the trainings of finished runs, where the averaged weights of the end are kept apart; not of
+    those of which another study asks for more."""
     trainings: dict[Path, list[Planned]] = {}
     for run in runs:
         if run.training is not None:
             trainings.setdefault(run.training.path, []).append(run)
+    needed = {folder for root in {run.root for run in runs} for folder in _unfinished(root)}
     for folder, theirs in trainings.items():
         files = tuple(sorted((folder / "checkpoints").glob("step-*.safetensors")))
-        if not files or any(run.missing() for run in theirs):
+        if not files or any(run.missing() for run in theirs) or folder in needed:
             continue
         end = max(int(file.stem.removeprefix("step-")) for file in files)
         whole = reached(read_records(folder / "record.jsonl")) == end  # else a longer training is under way
         if whole and (folder / "weights" / f"step-{end:08d}.safetensors").is_file():
             yield Leftover(folder, files, 0.0, _size(files))
+
+
+def _unfinished(root: Path) -> Iterator[Path]:
+    """The trainings of which a study below a root asks for more: steps that they did not reach, or samples that are not
+    drawn yet."""
+    for path in root.glob(f"*/{STUDY}"):
+        for run in read_study(path.parent)["runs"]:
+            if not run["training"]:
+                continue
+            folder = root / run["training"]
+            further = (run.get("steps") or 0) > (reached(read_records(folder / "record.jsonl")) or 0)
+            samples = [read_records(root / name / "record.jsonl") for name in run["samples"]]
+            drawn = [any(row.kind == "sample" and row.state == "done" for row in rows) for rows in samples]
+            if further or not all(drawn):
+                yield folder
 
 
 def busy(folder: Path, queued: Container[Path]) -> bool:

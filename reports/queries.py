@@ -80,10 +80,9 @@ def state_of(run: Run) -> tuple[str, str]:
     if run.metrics and not run.last("train"):
         return "unfinished", ""
     # The cost and speed of its model may come from another study.
-    own = (
-        [row for row in run.rows if row["kind"] in ("train", "sample", "score")] if run.info.get("trains") else run.rows
-    )
-    return ("done" if own else "not started"), ""
+    own = [row for row in run.rows if row["kind"] in ("train", "sample", "score")]
+    begun = own if run.info.get("trains") and not run.metrics else run.rows
+    return ("done" if begun else "not started"), ""
 
 
 def measurement_of(row: Row) -> tuple[Any, ...]:

@@ -181,6 +181,7 @@ def _rows(
             "count": count,
             "reference": None if no_reference else reference.name,
             "reference_count": None if no_reference else len(reference.images),
+            "data_fingerprint": None if no_reference else reference.fingerprint.split("-")[0],
             "features": settings.features,
             "protocol": _hash(protocol, 8),
         }

@@ -11,6 +11,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,6 +24,7 @@ from torch import Tensor
 from ...kernels.errors import InputError, unknown
 from ...models import registry
 from ..config import WEIGHTS
+from ..record import read_records
 
 KEEP = 2
 _NAME = re.compile(r"step-(\d{8})\.safetensors")
@@ -203,18 +205,22 @@ def kept_origin(folder: Path, step: int) -> Weights:
 
 
 def check_data(folder: Path, fingerprint: str) -> None:
-    """Raise InputError if a training folder was trained on other data than those of `fingerprint`."""
+    """Raise InputError where a training folder was trained on other data than those of `fingerprint`."""
+    if (other := trained_on(folder)) not in (None, fingerprint):
+        raise InputError(
+            f"{folder} was trained on other data (fingerprint {other}, now {fingerprint}): "
+            "give the new set another data.name"
+        )
+
+
+def trained_on(folder: Path) -> str | None:
+    """The fingerprint of the data of a training folder, by its newest file or else by its record; None where neither
+    says any."""
     for path in (*files(folder / "checkpoints"), *files(folder / "weights")):
-        try:
-            saved = _read(path, Weights, tensors=False)
-        except InputError:
-            continue  # a damaged file has no fingerprint
-        if saved.fingerprint != fingerprint:
-            raise InputError(
-                f"{folder} was trained on other data (fingerprint {saved.fingerprint}, now {fingerprint}): "
-                "give the new set another data.name"
-            )
-        return
+        with suppress(InputError):  # a damaged file says nothing
+            return _read(path, Weights, tensors=False).fingerprint
+    rows = [row.flat().get("data_fingerprint") for row in read_records(folder / "record.jsonl")]
+    return next((value for value in reversed(rows) if value), None)
 
 
 def check_model(saved: Origin, model: dict[str, Any], where: Path) -> None:

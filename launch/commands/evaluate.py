@@ -4,10 +4,10 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ...harness.keys import score_key
+from ...harness.keys import config_from_dict, score_key
 from ...harness.progress import Progress
 from ...harness.record import newest, read_records
-from ...harness.stages import execute, missing
+from ...harness.stages import Task, execute, missing
 from ...kernels.errors import InputError
 from ..compose import compose
 from ..output import show
@@ -26,11 +26,17 @@ def run(args: argparse.Namespace) -> int:
         config, _ = compose(overrides)
         rows = score(path, config, config.evaluate.metrics, Path(config.run.root) / ".cache", Progress())
     else:
-        config, wanted = asked_of(path, overrides, ("sample", "evaluate", "run"), ["sample", "evaluate"])
-        for task in wanted:
+        from ...harness.data.images import load
+        from ...harness.training.checkpoint import check_data
+
+        def check(task: Task) -> None:
             if "sample" in missing(task):
                 words = " ".join([str(path), *(text for text in overrides if text.startswith(("sample.", "run.")))])
                 raise InputError(f"{path} has no samples to score; draw them first (lamabench sample {words})")
+            if missing(task):
+                check_data(Path(task.training), load(config_from_dict(task.config).data).fingerprint)
+
+        config, wanted = asked_of(path, overrides, ("sample", "evaluate", "run"), ["sample", "evaluate"], check)
         for task in wanted:
             execute(task, Progress(task.path))
             keys = [score_key(config, task.key, metric) for metric in task.metrics]

@@ -3,7 +3,7 @@
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,8 @@ from typing import Any
 from ...harness.config import Config, check_fit
 from ...harness.keys import config_from_dict, training_folder
 from ...harness.progress import Progress
-from ...harness.run import create, read_info
-from ...harness.stages import Task, execute, step_of, tasks
+from ...harness.run import create, read_info, weights_home
+from ...harness.stages import Task, execute, kept_steps, not_kept, ready, step_of, tasks
 from ...harness.training.checkpoint import moments
 from ...kernels.errors import InputError
 from ...models import plugins
@@ -23,12 +23,21 @@ from .train import STUDY, note
 
 def run(args: argparse.Namespace) -> int:
     path, overrides = run_and_overrides(args.words)
-    config, wanted = asked_of(path, overrides, ("sample", "evaluate", "backend", "run"), ["sample"])
+    config, wanted = asked_of(path, overrides, ("sample", "evaluate", "backend", "run"), ["sample"], check_weights)
     for task in wanted:
         execute(task, Progress(task.path))
         print(f"{task.path / 'samples.npz'}: {config.sample.count} images at step {task.step}")
-    print(f"next: lamabench evaluate {' '.join([str(path), *overrides])}")
+    words = [text for text in overrides if not text.startswith("backend.")]  # no setting of scores
+    print(f"next: lamabench evaluate {' '.join([str(path), *words])}")
     return 0
+
+
+def check_weights(task: Task) -> None:
+    """Raise InputError, with the nearest steps that are, where the weights that samples take are not kept."""
+    if not ready(task):
+        weights = task.config["sample"]["weights"]
+        text = not_kept(task.step, kept_steps(Path(task.training), weights))
+        raise InputError(f"{task.training}: {text} ({weights} weights)")
 
 
 def run_and_overrides(words: Sequence[str]) -> tuple[Path, list[str]]:
@@ -40,9 +49,14 @@ def run_and_overrides(words: Sequence[str]) -> tuple[Path, list[str]]:
 
 
 def asked_of(
-    path: Path, overrides: Sequence[str], sections: Sequence[str], stages: Sequence[str]
+    path: Path,
+    overrides: Sequence[str],
+    sections: Sequence[str],
+    stages: Sequence[str],
+    check: Callable[[Task], None],
 ) -> tuple[Config, list[Task]]:
-    """What `sample` or `evaluate` asks of a training: its configuration with overrides, and a task a moment.
+    """What `sample` or `evaluate` asks of a training: its configuration with overrides, and a task a moment. Each
+    passes `check` before anything is written.
 
     Keys are added to the training's folder. With run.root=R, or where that folder cannot be written, they come below R
     (`runs` by default), in a folder of the same key that says where the weights lie.
@@ -61,15 +75,21 @@ def asked_of(
         root = home.parent.parent if os.access(home, os.W_OK) else Path("runs").resolve()
         config = replace(config, run=replace(config.run, root=str(root)))
     # What it was asked for does not matter here, but what is there.
-    steps, sample = step_of(home), config.sample
-    if sample.at == "all":
-        sample = replace(sample, at=moments(home))
-    config = replace(config, train=replace(config.train, steps=steps), sample=sample)
+    weights, sample = weights_home(home, info), config.sample
+    last, kept = step_of(weights), kept_steps(weights, sample.weights)
+    words = {"last": [last], "all": kept if sample.weights == "live" else moments(weights)}
+    at = words[sample.at] if isinstance(sample.at, str) else sample.at
+    if not at:
+        raise InputError(f"{weights} has no {sample.weights} weights any more")
+    steps = max(last, *kept, 0)
+    config = replace(config, train=replace(config.train, steps=steps), sample=replace(sample, at=at))
     check_fit(config)
     about: dict[str, Any] = {key: info[key] for key in ("study", "name", "variant", "seed", "model", "family", "title")}
-    wanted = tasks(config, about, stages, training=home)
+    wanted = tasks(config, about, stages, training=weights)
+    for task in wanted:
+        check(task)
     copy = training_folder(Path(config.run.root), config)
-    if copy.resolve() != home:
-        create(copy, {**info, "weights": str(home)})
+    if copy.resolve() not in (home, weights):
+        create(copy, {**info, "weights": str(weights)})
     note(config, about | {"study": STUDY, "name": f"{info['model']}-{config.data.name or config.data.kind}"}, wanted)
     return config, wanted

@@ -137,6 +137,7 @@ def _run(sweep: Sweep) -> int:
         raise InputError(f"sweep run works on this machine; sweep submit queues on cluster {sweep.cluster}")
     pieces = plan.pieces(sweep.runs)
     local.check_devices(pieces, local.gpus())
+    notes.check_data(sweep.runs)
     folder = plan.write(sweep.study, sweep.whole)
     done = local.run_local(pieces, sweep.args.parallel)
     out = folder / "report"
@@ -151,6 +152,7 @@ def _run(sweep: Sweep) -> int:
 
 def _submit(sweep: Sweep) -> int:
     args = sweep.args
+    notes.check_data(sweep.runs)
     made = submit.submit(sweep.runs, sweep.study, sweep.words, sweep.cluster, args.parallel, args.dirty, sweep.whole)
     return _tell(sweep, made)
 

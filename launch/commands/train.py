@@ -1,6 +1,7 @@
 """`lamabench train`: one training, from where it stopped."""
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from ...harness.device import device_type, pick_device
 from ...harness.keys import asked, config_to_dict, model_folder, training_folder
 from ...harness.progress import Progress
 from ...harness.run import read_run, write_study
-from ...harness.stages import Task, execute, tasks
+from ...harness.stages import Task, execute, kept_steps, lost, missing, not_kept, problem, tasks
 from ...kernels.errors import InputError
 from ...models import registry
 from ..compose import compose
@@ -34,11 +35,16 @@ def run(args: argparse.Namespace) -> int:
     name = f"{chosen['model']}-{chosen['data']}"
     about = describe(config, STUDY, name, chosen["model"], values_of(args.words))
     (task,) = tasks(config, about, ["train"])
+    check_moments(task)
     check_ready(config, task.path)
     folder = note(config, about, [task])
     execute(task, Progress(task.path))
-    done = read_run(task.path).last("train", "done")
-    print(f"{folder}: {done.steps} steps, loss {done.final_loss:.4f}, {done.images_per_s:.1f} images/s")
+    rows = [row.flat() for row in read_run(task.path).records if row.kind == "train" and row.state == "done"]
+    done = next((row for row in reversed(rows) if row["steps"] == config.train.steps), None)
+    if done is None:  # a moment of a longer training
+        print(f"{folder}: step {config.train.steps} is kept, of {max(row['steps'] for row in rows)} steps")
+    else:
+        print(f"{folder}: {done['steps']} steps, loss {done['final_loss']:.4f}, {done['images_per_s']:.1f} images/s")
     print(f"next: lamabench sample {folder}")
     return 0
 
@@ -65,6 +71,18 @@ def note(config: Config, about: dict[str, Any], wanted: Sequence[Task], training
     entry |= {"steps": config.train.steps, "backend": asked(config.backend) or {}}
     entry["model_folder"] = str(model_folder(root, config.model).relative_to(root))
     return write_study(root, STUDY, None, [entry], add=True) / name
+
+
+def check_moments(task: Task) -> None:
+    """Raise InputError where a training has passed a moment that is asked for and not kept it, or cannot go on; where
+    it goes on, such a moment is a line on stderr."""
+    if (text := problem(task)) is not None:
+        raise InputError(f"{task.path}: {text}")
+    for step in lost(task):
+        text = f"{task.path}: {not_kept(step, kept_steps(task.path))}"
+        if not missing(task):
+            raise InputError(text)
+        print(text, file=sys.stderr)
 
 
 def check_ready(config: Config, folder: Path) -> None:

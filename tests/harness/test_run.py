@@ -1,10 +1,12 @@
 """Folders have one writer at a time, and studies list the folders that they share."""
 
 import errno
+import fcntl
 import json
 import os
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -96,6 +98,40 @@ def test_single_commands_add_to_their_study(tmp_path):
     folders.write_study(tmp_path, "train", None, [ENTRY | {"name": "other"}], add=True)
     runs = {run["name"]: run["samples"] for run in folders.read_study(tmp_path / "train")["runs"]}
     assert runs == {"small": ["a", "b"], "other": []}
+    for steps, furthest in ((8, 8), (4, 8)):
+        folders.write_study(tmp_path, "train", None, [ENTRY | {"steps": steps}], add=True)
+        assert folders.read_study(tmp_path / "train")["runs"][0]["steps"] == furthest
+
+
+def test_commands_at_the_same_time_lose_no_folder(tmp_path):
+    """What a listing loses, prune deletes."""
+    code = (
+        "import json, sys; from pathlib import Path; from lamabench.harness.run import write_study\n"
+        "entry = json.loads(sys.argv[2]); sys.stdin.read()\n"
+        "for n in range(10):\n"
+        "    write_study(Path(sys.argv[1]), 'train', None, [entry | {'name': entry['name'] + str(n)}], True)"
+    )
+    words = [[sys.executable, "-c", code, str(tmp_path), json.dumps(ENTRY | {"name": name})] for name in "abc"]
+    several = [subprocess.Popen(one, stdin=subprocess.PIPE) for one in words]
+    for one in several:  # all at once
+        assert one.stdin is not None
+        one.stdin.close()
+    assert [one.wait() for one in several] == [0, 0, 0]
+    names = {run["name"] for run in folders.read_study(tmp_path / "train")["runs"]}
+    assert names == {f"{name}{n}" for name in "abc" for n in range(10)}
+
+
+def test_a_glance_takes_no_lock_from_a_writer(tmp_path):
+    """`is_locked` holds a shared lock for a moment; a writer that comes then waits for it."""
+    with folders.locked(tmp_path):
+        pass
+    with open(tmp_path / ".lock") as file:
+        fcntl.flock(file, fcntl.LOCK_SH)
+        timer = threading.Timer(0.05, fcntl.flock, (file, fcntl.LOCK_UN))
+        timer.start()
+        with folders.locked(tmp_path, wait_s=10):
+            assert (tmp_path / ".lock").read_text() == str(os.getpid())
+        timer.join()
 
 
 def test_two_study_files_of_one_name_are_not_one_study(tmp_path):

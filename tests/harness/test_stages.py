@@ -179,6 +179,39 @@ def test_fewer_steps_than_reached(config, scored):
         execute(other[1], Progress())
 
 
+def test_a_moment_that_only_a_checkpoint_holds_is_to_be_kept(config, scored):
+    """The checkpoint goes as training goes on, and a moment that is asked for must not."""
+    do(change(config, "train", steps=8), ["train"])
+    asked = change(config, "train", steps=8, snapshots=[3, 6])
+    (task,) = tasks(asked, ABOUT, ["train"])
+    assert missing(task) == ["train"] and moments(task.path) == [8] and stages.lost(task) == [3]
+    execute(task, Progress())
+    assert missing(task) == [] and moments(task.path) == [6, 8]
+    shorter = tasks(change(config, "train", steps=6), ABOUT, ["train", "sample"])
+    assert [missing(one) for one in shorter] == [[], ["sample"]]
+    do(change(config, "train", steps=12), ["train"])
+    execute(shorter[1], Progress())
+    assert [row.steps for row in read_records(task.path / "record.jsonl")] == [8, 8, 12], "the newest goes furthest"
+
+
+def test_scores_are_of_the_data_that_were_learned(config, scored, tmp_path):
+    rng = np.random.default_rng(0)
+    images, labels = rng.integers(0, 256, (20, 8, 8, 1), dtype=np.uint8), np.arange(20) % 10
+    config = change(config, "data", kind="npz", path=str(tmp_path / "d.npz"))
+    np.savez(tmp_path / "d.npz", images=images, labels=labels)
+    do(config, ["train", "sample"])
+    images[3, 2, 1, 0] ^= 1
+    np.savez(tmp_path / "d.npz", images=images, labels=labels)
+    samples = tasks(config, ABOUT, ["train", "sample", "evaluate"])[1]
+    with pytest.raises(InputError, match=r"was trained on other data .*another data\.name"):
+        execute(samples, Progress())
+    for file in Path(samples.training).glob("*/step-*"):
+        file.unlink()
+    with pytest.raises(InputError, match="was trained on other data"):  # the record says so too
+        execute(samples, Progress())
+    assert scored == []
+
+
 def test_scores_outlive_pruned_weights(config, scored):
     do(config)
     training = tasks(config, ABOUT, ["train"])[0].path

@@ -11,7 +11,7 @@ import time
 import numpy as np
 import pytest
 import yaml
-from lamabench.harness.run import read_run, read_study
+from lamabench.harness.run import open_run, read_run, read_study
 from lamabench.launch.cli import main
 from PIL import Image
 
@@ -137,6 +137,9 @@ def test_samples_of_a_colleague_lie_below_our_root(capsys, tmp_path):
     ours = tmp_path / "mine" / "trainings" / theirs.name
     assert json.loads((ours / "config.json").read_text())["weights"] == str(theirs)
     assert len(list(ours.glob("samples/*/samples.npz"))) == 1
+    assert run(capsys, "sample", str(ours), "sample.count=5")[0] == 0  # the weights are still found from there
+    assert len(list(ours.glob("samples/*/samples.npz"))) == 2 and sorted(theirs.rglob("*")) == before
+    assert open_run(ours).moments == [2] and open_run(ours).sample([1], steps=2).shape == (1, 8, 8, 1)
 
 
 def test_train_without_a_model(capsys, tmp_path):

@@ -12,7 +12,7 @@ from lamabench.harness.keys import config_from_dict, training_key
 from lamabench.harness.measure.cost import cost
 from lamabench.harness.run import locked
 from lamabench.kernels.errors import InputError
-from lamabench.launch import gpu_hours, notes
+from lamabench.launch import gpu_hours, notes, prune
 from lamabench.launch import plan as plans
 from lamabench.launch.plan import look, of_stages, only, pieces, plan
 
@@ -195,6 +195,44 @@ def test_a_training_that_was_begun_is_stopped(study, finish):
     assert run.state() == "stopped"
 
 
+def test_a_listing_says_how_far_and_with_what(study, finish):
+    """Reports read the length that a study asks for from it: a shared training may have gone further."""
+    everything(study(train__steps=8, stages=["train"]), finish)
+    (entry,) = plans.listing(plan(study(train__steps=6, backend__attention="reference")))
+    assert (entry["steps"], entry["backend"]) == (6, {"attention": "reference"})
+    assert plans.listing(plan(study(stages=["cost"])))[0]["steps"] is None
+
+
+def test_a_run_is_not_called_as_what_lies_beside_its_link(study):
+    with pytest.raises(StudyError, match="a run cannot be called 'report'"):
+        plan(replace(study(), axes={}, variants={"report": {}}))
+
+
+def test_training_that_cannot_go_on_is_a_problem(study, finish):
+    everything(study(stages=["train"]), finish)
+    (longer,) = plan(study(stages=["train"], train__steps=8))
+    assert longer.problems() == []
+    for file in longer.folder.glob("checkpoints/*"):
+        file.unlink()
+    assert longer.problems() == ["trained to step 4, and no full checkpoint is left to go on from"]
+    assert plan(study(stages=["train"]))[0].problems() == []
+
+
+def test_checkpoints_that_another_study_needs_stay(study, finish):
+    everything(study(stages=["train", "sample"]), finish)
+    runs = plan(study(stages=["train", "sample"]))
+    (one,) = prune.checkpoints(runs)
+    assert [file.parent.name for file in one.files] == ["checkpoints"]
+    for more in ({"train__steps": 8}, {"sample__weights": "live"}):
+        other = replace(study(stages=["train", "sample"], **more), name="other")
+        plans.write(other, plan(other))
+        assert list(prune.checkpoints(runs)) == []
+        everything(other, finish)
+        runs = plan(study(stages=["train", "sample"], **more))
+        (one,) = prune.checkpoints(runs)
+        assert one.folder == runs[0].folder
+
+
 def test_two_runs_that_ask_for_the_same_are_refused(study):
     same = Study("s", "?", variants={"a": {"model": "dit_nano"}, "b": {"model": "dit_nano", "sample.batch_size": 7}})
     with pytest.raises(StudyError, match="b and a are the same run"):
@@ -276,7 +314,15 @@ def test_data_are_checked_where_they_are(study, finish, tmp_path, monkeypatch):
     assert list(notes.data([run])) == []
     finish(run.training, data_fingerprint="bb")
     (line,) = notes.data([run])
-    assert line.endswith("(fingerprint bb, here aa): give these a name of their own, data.name=…")
+    assert line.endswith("was trained on other data (fingerprint bb, now aa): give the new set another data.name")
+    notes.check_data([run])  # nothing is to do
+    for more in (study(stages=["train"], train__steps=8), study(stages=["train", "sample", "evaluate"])):
+        for piece in pieces(plan(more)):
+            if piece.task.kind == "samples":
+                finish(piece.task, "sample")
+        assert list(notes.data(plan(more))) == [line]
+        with pytest.raises(InputError, match="trained on other data"):
+            notes.check_data(plan(more))
     monkeypatch.setattr("lamabench.harness.data.images.fingerprint", lambda config: None)
     runs = plan(study(stages=["train"], data="npz", data__path=str(tmp_path / "none.npz"), data__channels=1))
     assert list(notes.data(runs)) == [f"data not checked: {tmp_path / 'none.npz'} is not there"]

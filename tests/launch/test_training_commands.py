@@ -1,0 +1,115 @@
+"""One training by single commands: other lengths of it, its moments, its weights, and data that changed."""
+
+import numpy as np
+import pytest
+import yaml
+from lamabench.harness.run import read_run, read_study
+from lamabench.launch.cli import main
+
+QUICK = [
+    "data=digits", "data.size=8", "train.batch_size=4", "train.precision=float32", "run.log_every=2",
+    "run.checkpoint_every=2", "run.device=cpu", "sample.method=ddim", "sample.steps=3", "sample.count=20",
+    "evaluate.metrics=[fd]", "evaluate.reference_count=50",
+]  # fmt: skip
+DIT = ["model=dit_nano", "model.depth=1", "model.hidden_size=16", "model.num_heads=2"]
+
+
+@pytest.fixture(autouse=True)
+def in_an_empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def run(capsys, *words):
+    code = main(list(words))
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_other_lengths_of_a_training(capsys, tmp_path):
+    """Fewer steps than reached: said of that moment where it is kept, else one line with the nearest that are."""
+
+    def train(*words):
+        code, out, err = run(capsys, "train", *DIT, *QUICK, *words)
+        return code, out + err.replace(str(tmp_path), "")
+
+    assert train("train.steps=4", "train.snapshots=[1]")[0] == train("train.steps=8")[0] == 0
+    (folder,) = (tmp_path / "runs" / "train").glob("dit_nano-digits-*")
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("*.json*")}
+    for words, message in (
+        (["train.steps=5"], "step 5 was not kept; kept near it: 4, 6"),
+        (["train.steps=8", "train.snapshots=[3]"], "step 3 was not kept; kept near it: 1, 4"),
+    ):
+        code, text = train(*words)
+        assert code == 2 and message in text and text.count("\n") == 1
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("*.json*")}
+    assert ": 4 steps, loss" in train("train.steps=4")[1] and ": 8 steps, loss" in train("train.steps=8")[1]
+    assert ": step 1 is kept, of 8 steps" in train("train.steps=1")[1]
+    code, text = train("train.steps=10", "train.snapshots=[3]")
+    assert code == 0 and "step 3 was not kept" in text and ": 10 steps, loss" in text
+    assert read_run(folder).last("train").moments == [1, 4, 8, 10]
+    for file in folder.glob("checkpoints/*"):
+        file.unlink()
+    code, text = train("train.steps=12")
+    assert code == 2 and "trained to step 10, and no full checkpoint is left to go on from" in text
+
+
+def test_moments_and_weights_that_a_training_has(capsys, tmp_path):
+    assert run(capsys, "train", *DIT, *QUICK, "train.steps=6", "train.snapshots=[1]")[0] == 0
+    (folder,) = (tmp_path / "runs" / "train").glob("dit_nano-digits-*")
+
+    def drawn(*words):
+        before = {*folder.glob("samples/*")}
+        code, _, err = run(capsys, "sample", str(folder), "sample.count=2", *words)
+        rows = [read_run(one).last("sample") for one in {*folder.glob("samples/*")} - before]
+        return code, err, sorted((row.checkpoint_step, row.weights) for row in rows)
+
+    assert drawn("sample.at=all")[2] == [(1, "ema"), (6, "ema")]
+    assert drawn("sample.at=all", "sample.weights=live")[2] == [(4, "live"), (6, "live")]
+    for words, message in (
+        (["sample.at=[1]", "sample.weights=live"], "step 1 was not kept; kept near it: 4, 6 (live weights)"),
+        (["sample.at=[4,5]"], "step 5 was not kept; kept near it: 4, 6 (ema weights)"),
+        (["sample.at=[9]"], "sample.at 9 is beyond the end of the training"),
+    ):
+        code, err, rows = drawn(*words)
+        assert code == 2 and message in err and err.count("\n") == 1 and rows == []
+    listed = read_study(folder.parent)["runs"][0]["samples"]
+    assert len(listed) == 4, "what could not be drawn is not listed"
+    for file in folder.glob("checkpoints/*"):
+        file.unlink()
+    assert "has no live weights any more" in drawn("sample.at=all", "sample.weights=live")[1]
+    code, out, _ = run(capsys, "sample", str(folder), "sample.count=2", "backend.attention=reference")
+    assert code == 0 and "backend" not in out, "the next command takes no backend"
+
+
+def test_data_that_changed_under_one_name(capsys, tmp_path):
+    """One line, before anything is written, by every command that reads them."""
+    rng = np.random.default_rng(0)
+    images, labels = rng.integers(0, 256, (60, 8, 8, 1), dtype=np.uint8), np.arange(60) % 10
+    np.savez(tmp_path / "d.npz", images=images, labels=labels)
+    words = [*DIT, *QUICK, "data=npz", "data.path=d.npz", "data.channels=1", "data.num_classes=10"]
+    assert run(capsys, "train", *words, "train.steps=2")[0] == 0
+    (folder,) = (tmp_path / "runs" / "train").glob("dit_nano-npz-*")
+    assert run(capsys, "sample", str(folder))[0] == run(capsys, "evaluate", str(folder))[0] == 0
+    (score,) = [row for one in folder.glob("samples/*") for row in read_run(one).records if row.kind == "score"]
+    assert score.data_fingerprint == read_run(folder).last("train").data_fingerprint
+    images[5, 1, 2, 0] ^= 1
+    np.savez(tmp_path / "d.npz", images=images, labels=labels)
+    path = tmp_path / "s.yaml"
+    settings = {key: yaml.safe_load(value) for key, value in (word.split("=", 1) for word in words)}
+    data = {"question": "?", "base": settings | {"train.steps": 4}, "variants": {"one": {}}, "stages": ["train"]}
+    path.write_text(yaml.safe_dump(data))
+
+    def written():
+        return {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("*")}
+
+    before = written()
+    for command in (
+        ["train", *words, "train.steps=4"],
+        ["evaluate", str(folder), "evaluate.metrics=[prc]"],
+        ["sweep", "run", str(path)],
+    ):
+        code, _, err = run(capsys, *command)
+        assert code == 2 and "was trained on other data" in err and "another data.name" in err
+        assert err.count("\n") == 1 and written() == before
+    assert run(capsys, "evaluate", str(folder))[0] == 0  # what is scored needs no data
+    assert run(capsys, "train", *words, "train.steps=4", "data.name=new")[0] == 0
