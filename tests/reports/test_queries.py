@@ -22,8 +22,10 @@ def test_labels_distinguish_runs(tmp_path: Path) -> None:
         ([cost()], [1.0], ("unfinished", "")),
         ([line("train", "failed", error="killed"), trained()], [1.0], ("done", "")),
         ([line("speed", "oom", mode="train", error="full"), timed("forward", 1.0)], [], ("oom", "bench train: full")),
-        ([line("speed", "failed", error="no"), timed("forward", 1.0)], [], ("done", "")),
-        ([timed("train", 1.0), timed("train", 1.0, 64) | {"state": "oom", "error": "x"}], [], ("done", "")),
+        # Its model was measured, and no measurement counts as failed; the training itself did not begin.
+        ([line("speed", "failed", error="no"), timed("forward", 1.0)], [], ("not started", "")),
+        ([timed("train", 1.0), timed("train", 1.0, 64) | {"state": "oom", "error": "x"}], [], ("not started", "")),
+        ([trained(), line("speed", "failed", error="no"), timed("forward", 1.0)], [], ("done", "")),
         (
             [
                 timed("train", 1.0, compile=c) | s
