@@ -1,4 +1,4 @@
-"""`lamabench evaluate`: scores of the samples of a training, or of any .npz of images."""
+"""`lamabench evaluate`: scores of the samples of a run, or of any .npz of images."""
 
 import argparse
 from pathlib import Path
@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
         for task in wanted:
             if "sample" in missing(task):
                 words = " ".join([str(path), *(text for text in overrides if text.startswith(("sample.", "run.")))])
-                raise InputError(f"{path} has no samples to score; draw them first (lamabench sample {words})")
+                raise InputError(f"{path} has no samples to score; draw them first: lamabench sample {words}")
         for task in wanted:
             execute(task, Progress(task.path))
             keys = [score_key(config, task.key, metric) for metric in task.metrics]
