@@ -305,7 +305,7 @@ def select_variants(runs: Sequence[Planned], patterns: str) -> list[Planned]:
         if not names:
             variants = list(dict.fromkeys(run.variant for run in runs))
             more = f", … ({len(variants)})" if len(variants) > 30 else ""
-            raise InputError(f"no variant matches {pattern!r}; variants: {', '.join(variants[:30])}{more}")
+            raise InputError(f"no variant is called {pattern!r}; variants: {', '.join(variants[:30])}{more}")
         selection |= names
     return [run for run in runs if run.name in selection]
 

@@ -116,8 +116,7 @@ def _print_arrays(sweep: Sweep, requests: dict[tuple[str, str], ClusterConfig]) 
     jobs = submit.choose(plan.pieces(sweep.runs), status.UNSEEN, ("planned", "stopped"), requests)
     hours = sum(job.cluster.gpus * job.cluster.time_min / 60 for job in jobs)
     print(
-        f"a submit requests {len(jobs)} jobs and {hours:g} GPU-hours "
-        "(GPUs × time limit; a job that needs more is queued again)"
+        f"asked for: {len(jobs)} jobs, {hours:g} GPU-hours (GPUs × time limit; a job that needs more is queued again)"
     )
     code: dict[str, Any] = {"path": str(home / "code" / "TREE")}
     for index, draft in enumerate(submit.drafts(jobs, sys.maxsize)):
@@ -254,7 +253,7 @@ def _collect(sweep: Sweep) -> int:
     out = args.out or sweep.home.parent / "records.jsonl"
     missing = [one.name for one in runs if one.missing()]
     if not out.parent.is_dir():
-        raise InputError(f"no such folder: {out.parent}" + ("" if args.out else "; no run of the study started yet"))
+        raise InputError(f"no such folder: {out.parent}" + ("" if args.out else "; nothing of the study ran yet"))
     if out.is_dir():
         raise InputError(f"{out} is a folder, but --out must name a file")
     try:
@@ -304,7 +303,7 @@ def _prune(sweep: Sweep) -> int:
     count = f"checkpoints of {len(idle)} trainings" if args.checkpoints else f"{len(idle)} folders"
     if not args.yes:
         if not sys.stdin.isatty():
-            raise InputError(f"{count} would be deleted, {size}; give --yes to delete them")
+            raise InputError(f"{count} would be deleted, {size}; --yes deletes them")
         if input(f"delete {count}, {size}? [y/N] ").strip().lower() not in ("y", "yes"):
             print("nothing deleted")
             return 1
