@@ -26,12 +26,12 @@ def run(args: argparse.Namespace) -> int:
         config, _ = compose(overrides)
         rows = score(path, config, config.evaluate.metrics, Path(config.run.root) / ".cache", Progress())
     else:
-        config, wanted = asked_of(path, overrides, ("sample", "evaluate", "run"), ["sample", "evaluate"])
-        for task in wanted:
+        config, tasks = asked_of(path, overrides, ("sample", "evaluate", "run"), ["sample", "evaluate"])
+        for task in tasks:
             if "sample" in missing(task):
                 words = " ".join([str(path), *(text for text in overrides if text.startswith(("sample.", "run.")))])
                 raise InputError(f"{path} has no samples to score; draw them first: lamabench sample {words}")
-        for task in wanted:
+        for task in tasks:
             execute(task, Progress(task.path))
             keys = [score_key(config, task.key, metric) for metric in task.metrics]
             newest_rows = newest(read_records(task.path / "record.jsonl")).values()
