@@ -13,9 +13,8 @@ from typing import Any
 from ..kernels.errors import InputError, unknown
 from ..models import plugins, registry
 from . import signals
-from .config import SECTIONS, BenchConfig, Config, check_fit, micro_batch
+from .config import Config, check_fit, micro_batch
 from .keys import (
-    asked,
     config_from_dict,
     config_to_dict,
     digest,
@@ -23,10 +22,10 @@ from .keys import (
     model_key,
     samples_key,
     score_key,
-    speed_key,
     training_folder,
     training_key,
 )
+from .measure.speed import measure, next_measurement, stored
 from .progress import Progress
 from .record import Row, append, newest, read_records, row
 from .run import create, locked, read_info
@@ -163,7 +162,8 @@ def _done(task: Task, stage: str, records: Sequence[Row]) -> bool:
     if stage == "evaluate":
         return not missing_metrics(task, rows)
     if stage == "bench":
-        return all(next_measurement(task, plan, rows) is None for plan in task.plans)
+        model = registry.from_dict(task.config["model"])
+        return all(next_measurement(model, plan, rows.values()) is None for plan in task.plans)
     return any(one.kind == stage and one.state == "done" for one in rows.values())
 
 
@@ -180,32 +180,6 @@ def missing_metrics(task: Task, rows: dict[tuple[str, str], Row] | None = None) 
 def plan_key(task: Task, plan: dict[str, Any]) -> str:
     """The key of a plan of measurements, for the record of its failure."""
     return digest("bench", task.key, plan)
-
-
-def next_measurement(task: Task, plan: dict[str, Any], rows: dict[tuple[str, str], Row], device: str = "") -> Any:
-    """The first measurement of a plan that rows of a model, on `device` or on any, do not hold; None at the end."""
-    from .measure.search import next_point
-
-    settings, size = BenchConfig(**plan["bench"]), task.config["model"]["input_size"]
-    return next_point(settings, size, measurements(task, plan, rows, device))
-
-
-def measurements(
-    task: Task, plan: dict[str, Any], rows: dict[tuple[str, str], Row], device: str = ""
-) -> list[dict[str, Any]]:
-    """The rows of a model that answer a plan: of its precision and backends, on `device` or on any, done or out of
-    memory."""
-    from .measure.search import FINISHED
-
-    model, backend = registry.from_dict(task.config["model"]), SECTIONS["backend"](**plan["backend"])
-    found = []
-    for one in rows.values():
-        if one.kind == "speed" and one.state in FINISHED:
-            line, where = one.flat(), (one.provenance or {}).get("device", "")
-            right = line["precision"] == plan["bench"]["precision"] and device in ("", where)
-            if right and one.key == speed_key(model, line, backend, where):
-                found.append(line)
-    return found
 
 
 def kept_steps(training: Path, weights: str = "ema") -> list[int]:
@@ -334,9 +308,9 @@ def _failure(task: Task, config: Config, stage: str, error: Exception) -> Iterat
             key = score_key(config, task.key, metric)
             yield {"kind": "score", "key": key, "metric": metric, "samples": task.key, "state": state, "error": text}
     elif stage == "bench":
-        rows = newest(read_records(task.path / "record.jsonl"))
+        rows = newest(read_records(task.path / "record.jsonl")).values()
         for plan in task.plans:
-            if next_measurement(task, plan, rows) is not None:
+            if next_measurement(config.model, plan, rows) is not None:
                 yield {"kind": "speed", "key": plan_key(task, plan), "state": state, "error": text}
     else:
         yield {"kind": stage, "key": task.key, "state": state, "error": text}
@@ -381,19 +355,13 @@ def _evaluate(task: Task, config: Config, progress: Progress) -> Iterator[dict[s
 def _bench(task: Task, config: Config, progress: Progress) -> Iterator[dict[str, Any]]:
     """Rows as they are measured, so that a killed benchmark goes on where it stopped."""
     from .device import device_name, pick_device
-    from .measure.models import bench
 
     device = pick_device(config.run.device)
-    name = device_name(device)
     for plan in task.plans:
-        rows = newest(read_records(task.path / "record.jsonl"))
-        if next_measurement(task, plan, rows) is None:
-            continue
-        settings, backend = BenchConfig(**plan["bench"]), SECTIONS["backend"](**plan["backend"])
-        there = measurements(task, plan, rows, name)
-        for line in bench(config.model, settings, backend, config.objective, device, progress.say, there):
-            key = speed_key(config.model, line, backend, name)
-            yield {"kind": "speed", "key": key, "asked": asked(backend), **line}
+        rows = newest(read_records(task.path / "record.jsonl")).values()
+        if next_measurement(config.model, plan, rows) is not None:
+            there = stored(config.model, plan, rows, device_name(device))
+            yield from measure(config.model, plan, config.objective, device, progress.say, there)
 
 
 _DO = {"cost": _cost, "train": _train, "sample": _sample, "evaluate": _evaluate, "bench": _bench}

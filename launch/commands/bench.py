@@ -9,12 +9,13 @@ from typing import Any
 
 from ...harness.config import Config, DataConfig
 from ...harness.device import device_name, pick_device
-from ...harness.keys import asked, config_to_dict, model_folder, speed_key
-from ...harness.measure.models import WrongOutput, bench, check_bench
+from ...harness.keys import asked, config_to_dict, model_folder
+from ...harness.measure.models import WrongOutput, check_bench
+from ...harness.measure.speed import measure, stored
 from ...harness.provenance import provenance
 from ...harness.record import newest, read_records
 from ...harness.run import locked, write_study
-from ...harness.stages import Task, measurements, prepare, tasks, write
+from ...harness.stages import Task, prepare, tasks, write
 from ...kernels.errors import InputError
 from ...models.registry import presets
 from ..compose import compose, model_config
@@ -34,30 +35,21 @@ def run(args: argparse.Namespace) -> int:
         check_bench(config.model, config.bench, config.backend, device)
         folder, origin = begin(task, config), provenance(device)
         with locked(folder):
-            there = [] if args.again else known(task, config, origin)
+            newest_rows = newest(read_records(folder / "record.jsonl")).values()
+            there = stored(config.model, task.plans[0], newest_rows, device_name(device))
+            # The same code, machine and versions: else it is another measurement.
+            there = [row for row in there if row["provenance"] == origin and not args.again]
             if there:
                 say(f"{len(there)} measurements are in {folder} already (--again measures them anew)")
             rows += [{"model": name, **row, "run": str(folder)} for row in there]
             try:
-                for row in bench(config.model, config.bench, config.backend, config.objective, device, say, there):
-                    key = speed_key(config.model, row, config.backend, device_name(device))
-                    line = write(
-                        folder,
-                        {"kind": "speed", "key": key, "asked": asked(config.backend), "provenance": origin, **row},
-                    )
-                    rows.append({"model": name, **line, "run": str(folder)})
+                for line in measure(config.model, task.plans[0], config.objective, device, say, there):
+                    row = write(folder, {"provenance": origin, **line})
+                    rows.append({"model": name, **row, "run": str(folder)})
             except WrongOutput as error:
                 wrong.append(f"{name}: {error}")
     show(rows, COLUMNS, args.json)
     return end(args, rows, wrong)
-
-
-def known(task: Task, config: Config, origin: dict[str, Any]) -> list[dict[str, Any]]:
-    """The measurements that a model's folder holds of the same code, machine and versions."""
-    rows = newest(read_records(task.path / "record.jsonl"))
-    plan = {"bench": task.config["bench"], "backend": task.config["backend"]}
-    found = measurements(task, plan, rows, device_name(pick_device(config.run.device)))
-    return [row for row in found if row["provenance"] == origin]
 
 
 def speaker(task: Task) -> Any:

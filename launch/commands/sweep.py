@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from ...ablations.study import Study, load
-from ...harness.record import Row, read_records, write_lines
+from ...harness.measure.speed import stored
+from ...harness.record import Row, newest, read_records, write_lines
 from ...harness.run import read_run
-from ...harness.stages import Task, measurements
+from ...harness.stages import Task
 from ...kernels.errors import InputError
+from ...models import registry
 from .. import gpu_hours, local, notes, plan, prune
 from ..output import show
 from ..plan import Planned
@@ -271,8 +273,9 @@ def _records(task: Task) -> list[Row]:
     """The records in a task's folder that answer the task, including failures."""
     rows = read_records(task.path / "record.jsonl")
     keys = plan.keys_of(task)
+    model = registry.from_dict(task.config["model"])
     for bench in task.plans:
-        keys |= {line["key"] for line in measurements(task, bench, {(row.key, ""): row for row in rows})}
+        keys |= {line["key"] for line in stored(model, bench, newest(rows).values())}
     return [row for row in rows if row.key in keys and plan.STAGE_OF[row.kind] in task.stages]
 
 
