@@ -1,1 +1,1 @@
-"""The questions: one YAML file a study, and the code that expands one into runs."""
+"""The studies, one YAML file each, and the code that expands a study into runs."""

@@ -1,6 +1,5 @@
-"""A study: one question as data. `study.py` reads one YAML file and expands it into variants; it knows no models."""
+"""A study is one question as data. This module reads its YAML file and expands it into variants; it knows no models."""
 
-import difflib
 import itertools
 import re
 from dataclasses import dataclass, field, replace
@@ -9,9 +8,11 @@ from typing import Any
 
 import yaml
 
+from ..kernels.errors import InputError, unknown
+
 FOLDER = Path(__file__).parent
 STAGES = ("cost", "train", "sample", "evaluate", "bench")
-# What every study's debug size has: seconds on a CPU, and results that mean nothing.
+# The settings of every study's debug size. It takes seconds on a CPU, and its results mean nothing.
 DEBUG: dict[str, Any] = {
     "data": "digits",
     "data.size": 8,
@@ -37,10 +38,6 @@ DEBUG: dict[str, Any] = {
 }
 
 
-class StudyError(ValueError):
-    """A study that does not exist or does not say what it must, in one line."""
-
-
 @dataclass(frozen=True)
 class Variant:
     """One run of a study: the variant's name, its axis values, all its settings {key: value}, and its seed."""
@@ -58,18 +55,20 @@ class Variant:
 
 @dataclass(frozen=True)
 class Study:
-    """What a YAML file says.
+    """The contents of a YAML file.
 
-    question, claim   the question and what the paper or we say about it
-    extends           another file whose settings it takes over: a name in its folder or ours, or a path from its folder
-    base              settings of every run, {key: value}
-    axes              {key: [values]}: every combination is a variant …
-    variants          … or named variants, {name: {key: value}}; not both
-    seeds             one run each
-    stages            what a run does, of `STAGES`
-    debug             the same study in seconds on a CPU: settings over `DEBUG`; an axis takes other values
-    plugins           Python files, from the folder of the file, or modules, that every job imports
-    file              where it stands: an absolute path, `lamabench:NAME`, or None where it was made in Python
+    question, claim   the question, and what the paper or we claim about it
+    extends           another file whose settings apply unless this file sets them: a name (looked up in the folder of
+                      this file, then among our studies) or a path relative to that folder
+    base              the settings of every run, {key: value}
+    axes              {key: [values]}; every combination is a variant
+    variants          {name: {key: value}}; a study has axes or variants, not both
+    seeds             every variant is run once with each seed
+    stages            what a run does, a list of `STAGES`
+    debug             settings that shrink the study to seconds on a CPU; they override `DEBUG`, and a list replaces
+                      the values of an axis
+    plugins           modules, or Python files relative to the folder of this file; every job imports them
+    file              an absolute path, `lamabench:NAME`, or None for a study that was built in Python
     """
 
     name: str
@@ -85,9 +84,9 @@ class Study:
     file: str | None = None
 
     def debug_size(self) -> "Study":
-        """The study at its debug size, `NAME-debug`. Raises StudyError where the file gives none."""
+        """The study at its debug size, called `NAME-debug`. Raises InputError if the file has no section debug."""
         if not self.debug:
-            raise StudyError(f"study {self.name} has no debug size: its file has no section debug")
+            raise InputError(f"study {self.name} has no debug size: its file has no section debug")
         fixed = {key: value for key, value in {**DEBUG, **self.debug}.items() if key not in self.axes}
         variants = {
             name: {key: fixed.get(key, value) for key, value in values.items()}
@@ -98,29 +97,29 @@ class Study:
         return replace(self, name=f"{self.name}-debug", base=base, axes=axes, variants=variants, seeds=self.seeds[:1])
 
     def expand(self) -> list[Variant]:
-        """Every run of the study, in the order of the file. Raises StudyError for values that are named alike."""
-        named = self.variants or self._combinations()
+        """Every run of the study, in the order of the file. Raises InputError if two variants get the same name."""
+        settings = self.variants or self._combinations()
         return [
             Variant(name, {"variant": name} if self.variants else values, {**self.base, **values}, seed)
-            for name, values in named.items()
+            for name, values in settings.items()
             for seed in self.seeds
         ]
 
     def run_name(self, variant: Variant) -> str:
-        """The name of a run: its variant's, and its seed where there are several."""
+        """The name of a run: the name of its variant, with the seed if the study has several."""
         return f"{variant.name}-s{variant.seed}" if len(self.seeds) > 1 else variant.name
 
     def _combinations(self) -> dict[str, dict[str, Any]]:
         for key, values in self.axes.items():
-            known: dict[str, Any] = {}
+            values_by_word: dict[str, Any] = {}
             for value in values:
                 word = _word(value)
-                if word in known:
-                    raise StudyError(
-                        f"study {self.name}: the values {known[word]!r} and {value!r} of axis {key} would both be "
-                        f"called {word!r}: leave one out, or write variants with names of their own"
+                if word in values_by_word:
+                    raise InputError(
+                        f"study {self.name}: the values {values_by_word[word]!r} and {value!r} of axis {key} would "
+                        f"both be called {word!r}; remove one, or write variants and name them"
                     )
-                known[word] = value
+                values_by_word[word] = value
         return {
             "-".join(_word(value) for value in values): dict(zip(self.axes, values, strict=True))
             for values in itertools.product(*self.axes.values())
@@ -128,27 +127,25 @@ class Study:
 
 
 def names() -> list[str]:
-    """The studies that come with lamabench; files that begin with `_` are for `extends`."""
+    """The studies that come with lamabench. Files whose name begins with `_` are no studies; studies extend them."""
     return sorted(path.stem for path in FOLDER.glob("[!_]*.yaml"))
 
 
 def load(name: str) -> Study:
-    """A study by name, or from a path that ends in .yaml.
+    """A study by its name, or by a path that ends in .yaml or .yml.
 
-    Raises StudyError for an unknown name, or for a file that is not a study.
+    Raises InputError for an unknown name, and for a file that is not a study.
     """
     path = Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
     if not path.is_file() or (path == FOLDER / f"{name}.yaml" and name.startswith("_")):
-        near = difflib.get_close_matches(name, names(), n=1)
-        hint = f" (did you mean {near[0]!r}?)" if near else ""
-        raise StudyError(f"unknown study {name!r}{hint}; choices: {', '.join(names())}, or a path to a .yaml file")
+        raise unknown("study", name, [*names(), "a path to a .yaml file"])
     data = _extended(path, _read(path), ())
     if not data.get("question"):
-        raise StudyError(f"{path}: a study states its question")
+        raise InputError(f"{path}: a study needs a question")
     if bool(data.get("axes")) == bool(data.get("variants")):
-        raise StudyError(f"{path}: a study has axes or variants, one of the two")
-    ours = path.resolve().parent == FOLDER.resolve()
-    return Study(name=path.stem, file=f"lamabench:{path.stem}" if ours else str(path.resolve()), **data)
+        raise InputError(f"{path}: a study needs either axes or variants, not both")
+    builtin = path.resolve().parent == FOLDER.resolve()
+    return Study(name=path.stem, file=f"lamabench:{path.stem}" if builtin else str(path.resolve()), **data)
 
 
 _TYPES = {"question": str, "claim": str, "extends": str, "base": dict, "axes": dict, "variants": dict, "seeds": list}
@@ -157,23 +154,23 @@ _MERGED = ("base", "debug")
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML without keys that are there twice, of which the first would be lost in silence."""
+    """YAML that refuses a key that occurs twice, because the first value would be lost silently."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [key.value for key, _ in node.value]
-        if twice := next((key for place, key in enumerate(keys) if key in keys[:place] and key != "<<"), None):
-            raise yaml.constructor.ConstructorError(None, None, f"key {twice!r} is there twice", node.start_mark)
+        if double := next((key for place, key in enumerate(keys) if key in keys[:place] and key != "<<"), None):
+            raise yaml.constructor.ConstructorError(None, None, f"key {double!r} occurs twice", node.start_mark)
         return super().construct_mapping(node, deep)
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """What a file says, checked, with the places of its plug-ins."""
+    """The checked contents of a file, with absolute paths of its plug-ins."""
     try:
         data = yaml.load(path.read_text(), _Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise StudyError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+        raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     except OSError as error:
-        raise StudyError(f"cannot read {path}: {error.strerror}") from None
+        raise InputError(f"cannot read {path}: {error.strerror}") from None
     _check(path, data)
     if "plugins" in data:
         folder = path.resolve().parent
@@ -181,70 +178,73 @@ def _read(path: Path) -> dict[str, Any]:
     return data
 
 
-def _extended(path: Path, data: dict[str, Any], below: tuple[Path, ...]) -> dict[str, Any]:
-    """`data` over what the file that it extends says."""
+def _extended(path: Path, data: dict[str, Any], extending: tuple[Path, ...]) -> dict[str, Any]:
+    """`data` merged over the contents of the file that it extends; `extending` are the files that led to this one."""
     if (name := data.pop("extends", None)) is None:
         return data
     plain = not name.endswith((".yaml", ".yml"))
     places = [folder / (f"{name}.yaml" if plain else name) for folder in (path.parent, *([FOLDER] if plain else []))]
     other = next((place for place in places if place.is_file()), None)
     if other is None:
-        raise StudyError(f"{path}: extends {name!r}, and there is no such file: {places[0]}")
-    below = (*below, path.resolve())
-    if other.resolve() in below:
-        raise StudyError(f"{path}: extends {name!r}, which extends it in turn")
-    lower = _extended(other, _read(other), below)
-    merged = {key: {**lower.get(key, {}), **data.get(key, {})} for key in _MERGED}
-    kinds = ("axes", "variants")  # whichever the study has stands in the place of either
-    kept = {key: value for key, value in lower.items() if key not in kinds or not any(kind in data for kind in kinds)}
-    return {**kept, **data, **merged}
+        raise InputError(f"{path}: extends {name!r}, but there is no file {places[0]}")
+    extending = (*extending, path.resolve())
+    if other.resolve() in extending:
+        raise InputError(f"{path}: extends {name!r}, which extends it in turn")
+    below = _extended(other, _read(other), extending)
+    merged = {key: {**below.get(key, {}), **data.get(key, {})} for key in _MERGED}
+    if "axes" in data or "variants" in data:  # they replace those of the other file, axes or variants
+        below = {key: value for key, value in below.items() if key not in ("axes", "variants")}
+    return {**below, **data, **merged}
 
 
 def _check(path: Path, data: Any) -> None:
     if not isinstance(data, dict):
-        raise StudyError(f"{path}: a study is a mapping with the keys {', '.join(_TYPES)}")
+        raise InputError(f"{path}: a study is a mapping with the keys {', '.join(_TYPES)}")
     for key, value in data.items():
         if key not in _TYPES:
-            raise StudyError(f"{path}: unknown key {key!r}; choices: {', '.join(_TYPES)}")
+            raise unknown(f"key in {path}", key, _TYPES)
         if not isinstance(value, _TYPES[key]):
-            raise StudyError(f"{path}: {key} must be a {_TYPES[key].__name__}, not {value!r}")
+            raise InputError(f"{path}: {key} must be a {_TYPES[key].__name__}, not {value!r}")
     for key, values in data.get("axes", {}).items():
-        for wanted in (values, data.get("debug", {}).get(key, values)):
-            if not isinstance(wanted, list) or not wanted:
-                raise StudyError(f"{path}: axis {key} must list its values, not {wanted!r}")
+        for listing in (values, data.get("debug", {}).get(key, values)):
+            if not isinstance(listing, list) or not listing:
+                raise InputError(f"{path}: axis {key} must be a list of values, not {listing!r}")
     for key, values in data.get("variants", {}).items():
         if not isinstance(values, dict):
-            raise StudyError(f"{path}: variant {key} must map keys to values, not {values!r}")
+            raise InputError(f"{path}: variant {key} must map keys to values, not {values!r}")
         if not isinstance(key, str) or not key or "/" in key or "\0" in key or key.startswith("."):
-            raise StudyError(f"{path}: variant {key!r} names a link: a text without /, which does not begin with a dot")
+            raise InputError(
+                f"{path}: the name of a variant becomes a link: it must be a text without / that does not begin with "
+                f"a dot, not {key!r}"
+            )
         if len(key.encode()) > 200:
-            raise StudyError(f"{path}: variant {key[:40]!r}… names a link: at most 200 bytes")
+            raise InputError(f"{path}: the name of a variant becomes a link: at most 200 bytes, not {key[:40]!r}…")
     settings = [data.get(key, {}) for key in ("base", "axes", "debug")]
     for place in (*settings, *data.get("variants", {}).values()):
         if "seed" in place:
-            raise StudyError(f"{path}: seed is no setting of a study's runs: list it in seeds, such as seeds: [0, 1]")
+            raise InputError(f"{path}: seed is not a setting of runs; list the seeds, such as seeds: [0, 1]")
     for seed in data.get("seeds", []):
         if not isinstance(seed, int) or isinstance(seed, bool):
-            raise StudyError(f"{path}: seeds are whole numbers, not {seed!r}")
+            raise InputError(f"{path}: seeds must be whole numbers, not {seed!r}")
     if not data.get("seeds", [0]):
-        raise StudyError(f"{path}: seeds must list at least one")
+        raise InputError(f"{path}: seeds must list at least one seed")
     if len({*data.get("seeds", [])}) < len(data.get("seeds", [])):
-        raise StudyError(f"{path}: seeds lists one twice: {data['seeds']}")
+        raise InputError(f"{path}: seeds lists a seed twice: {data['seeds']}")
     for stage in data.get("stages", []):
         if stage not in STAGES:
-            raise StudyError(f"{path}: unknown stage {stage!r}; choices: {', '.join(STAGES)}")
+            raise unknown(f"stage in {path}", stage, STAGES)
     for name in data.get("plugins", []):
         if not isinstance(name, str):
-            raise StudyError(f"{path}: plugins are Python files or modules, not {name!r}")
+            raise InputError(f"{path}: plugins must be Python files or modules, not {name!r}")
 
 
-# What an override takes for a text without quotes; any other could be read as a number, a list, an expression.
+# Texts that an override may hold without quotes; any other text could be read as a number, a list or an expression.
 _PLAIN = re.compile(r"[A-Za-z_/][\w./-]*", re.ASCII)
 _READ_OTHERWISE = ("null", "true", "false", "nan", "inf")
 
 
 def literal(value: Any) -> str:
-    """A value as an override writes it, so that a text stays that text."""
+    """A value in the syntax of overrides. A text is quoted where needed, so that it is read as the same text."""
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -258,7 +258,7 @@ def literal(value: Any) -> str:
     text = str(value)
     if _PLAIN.fullmatch(text) and text.lower() not in _READ_OTHERWISE:
         return text
-    # Backslashes count before a quote alone; there each is written twice.
+    # A backslash escapes only before a quote; there each one is doubled.
     escaped = re.sub(r"(\\*)('|$)", lambda end: end[1] * 2 + ("\\'" if end[2] else ""), text)
     return f"'{escaped}'"
 

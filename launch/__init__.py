@@ -1,1 +1,1 @@
-"""The command, its Hydra configuration, run identity and job submission."""
+"""The command, its Hydra configuration, plans of studies, and job submission."""

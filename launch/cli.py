@@ -1,4 +1,4 @@
-"""The command `lamabench`. Bad input is one line and exit code 2."""
+"""The command `lamabench`. Bad input gives a one-line error and exit code 2."""
 
 import argparse
 import importlib
@@ -10,36 +10,35 @@ from importlib import metadata
 from pathlib import Path
 from typing import NoReturn
 
-from ..ablations.study import StudyError
 from ..kernels.errors import InputError
 
 EPILOG = """examples
   lamabench models                                       every model, with parameters and MACs
-  lamabench cost lamamba_xl dit_xl_2 input_size=64       where the multiply-adds go, at 512 px
+  lamabench cost lamamba_xl dit_xl_2 input_size=64       multiply-adds by part, at 512 px
   lamabench train model=lamamba_nano data=digits train.steps=200 train.batch_size=32
   lamabench sample runs/train/lamamba_nano-digits-ID sample.count=64 sample.method=ddim sample.steps=25
   lamabench evaluate runs/train/lamamba_nano-digits-ID
   lamabench bench dit_nano lamamba_nano bench.batch_size=8
   lamabench bench-kernels lamamba_xl bench.batch_size=64 every backend of the scan, the attention and so on
-  lamabench sweep run demo                               three backbones from training to a report
+  lamabench sweep run demo                               three backbones, from training to a report
   lamabench report runs/demo --out out/demo
 
-A setting is key=value, as in Hydra: model=NAME and data=NAME choose, train.lr=1e-3 sets. Started again, the same
-command continues where it stopped."""
+Settings are written key=value, as in Hydra: model=NAME and data=NAME select a model and data, train.lr=1e-3 sets a
+value. Run the same command again to continue where it stopped."""
 
-QUEUED = ("submit", "status", "retry", "cancel", "collect", "prune")
-SWEEP = """lamabench sweep plan demo                               the runs, nothing is written
+ACTIONS = ("plan", "run", "submit", "status", "retry", "cancel", "collect", "prune")
+SWEEP = """lamabench sweep plan demo                               list the runs; writes nothing
   lamabench sweep run demo                                do what is missing, on this machine
-  lamabench sweep submit demo cluster=slurm --parallel 8  … as job arrays, 8 runs at a time; returns at once
-  lamabench sweep status demo --watch                     how every run stands, here or there
-  lamabench sweep retry demo cluster.mem_gb=64            what failed, with more memory
-  lamabench sweep cancel demo                             end the jobs; what runs saves first
-  lamabench sweep collect demo                            all records of the study's runs in one file
-  lamabench sweep prune demo                              delete what no study names any more"""
+  lamabench sweep submit demo cluster=slurm --parallel 8  queue what is missing, 8 jobs at a time; returns at once
+  lamabench sweep status demo --watch                     show the state of every run, here and on SLURM
+  lamabench sweep retry demo cluster.mem_gb=64            queue failed runs again, with more memory
+  lamabench sweep cancel demo                             end the jobs; a running job saves first
+  lamabench sweep collect demo                            write all records of the study's runs to one file
+  lamabench sweep prune demo                              delete folders that no study names any more"""
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line."""
+    """An argument parser whose error messages have one line."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
@@ -55,8 +54,8 @@ def parser() -> argparse.ArgumentParser:
     """The parser of every subcommand."""
     top = OneLineParser(
         prog="lamabench",
-        description="What does a diffusion backbone buy for its compute? Train, score, cost and time LaMamba-Diff, "
-        "DiT and the ADM U-Net under one protocol.",
+        description="Compare diffusion backbones under one protocol: train, sample, score, count and time "
+        "LaMamba-Diff,\nDiT and the ADM U-Net.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -64,11 +63,12 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
 
     def add(name: str, text: str, example: str, words: str | None = None, word_help: str = "") -> OneLineParser:
+        heading = "examples" if "\n" in example else "example"
         sub = commands.add_parser(
             name,
             help=text,
             description=text[0].upper() + text[1:] + ".",
-            epilog=f"example\n  {example}",
+            epilog=f"{heading}\n  {example}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         if words:
@@ -76,44 +76,46 @@ def parser() -> argparse.ArgumentParser:
         assert isinstance(sub, OneLineParser)
         return sub
 
-    settings = "settings, key=value (lamabench train --help lists the sections)"
+    settings = "settings (lamabench train --defaults lists them)"
     models = add("models", "list every model with its parameters and MACs", "lamabench models --json")
     cost = add(
         "cost",
-        "count parameters, MACs, FLOPs and the paper's own sum, split by part",
+        "count parameters, MACs and FLOPs by part, and the sum that the model's paper would print",
         "lamabench cost lamamba_xl dit_xl_2 input_size=64",
         "MODEL|key=value",
-        "models, and fields of their configuration such as input_size=64 or window_size=4",
+        "models, and fields of their configuration, such as input_size=64 or window_size=4",
     )
     check = add(
         "check",
-        "ask of a model of your own what the tests ask of every registered one",
+        "check a model of your own as the tests check every registered model",
         "lamabench check model=lamamba_nano mixers=[ssm,pool] plugins=[my_mixer.py]",
         "MODEL|key=value",
         "a model, fields of its configuration, and plugins=[FILE.py,…]",
     )
     train = add(
         "train",
-        "train one model; started again, it continues",
+        "train one model, or continue its training",
         "lamabench train model=lamamba_nano data=digits train.steps=200",
         "key=value",
-        "model=NAME, data=NAME, and settings of the sections model, data, train, backend, run; seed=N",
+        "model=NAME, data=NAME, seed=N, and settings of the sections model, data, encoder, objective, train, backend, "
+        "run",
     )
     train.set_defaults(parser=train)
-    train.add_argument("--defaults", action="store_true", help="print every setting with its default and stop")
+    train.add_argument("--defaults", action="store_true", help="print every setting with its value, and train nothing")
     add(
         "sample",
-        "draw images from a trained run; with settings, into a run of its own",
+        "draw images from a trained run; other settings add another set of samples to the run",
         "lamabench sample runs/train/NAME-ID sample.count=64 sample.steps=25 sample.method=ddim",
         "RUN|key=value",
-        f"a run folder, and {settings}",
+        f"a run folder, and {settings} of the sections sample, evaluate, backend, run",
     )
     evaluate = add(
         "evaluate",
         "score the samples of a run, or an .npz of images, against the data",
         "lamabench evaluate runs/train/NAME-ID",
         "RUN|FILE.npz|key=value",
-        f"a run folder or an .npz with `images` uint8 [N, H, W, C], and {settings}",
+        f"a run folder, or an .npz with `images` uint8 [N, H, W, C], and {settings}; of a run, those of the sections "
+        "sample, evaluate, run",
     )
     bench = add(
         "bench",
@@ -125,43 +127,51 @@ def parser() -> argparse.ArgumentParser:
     )
     operators = add(
         "bench-kernels",
-        "measure every backend of the operators that models call, at their shapes, after checking every gradient",
+        "measure every backend of the operators that models call, at the models' shapes, after checking every gradient",
         "lamabench bench-kernels lamamba_xl bench.batch_size=64",
         "MODEL|key=value",
         "models, fields of their configuration, and settings of the sections bench, run",
     )
-    bench.add_argument("--again", action="store_true", help="measure anew what the records hold already")
-    sweep = add("sweep", "do a study, all its runs, here or on SLURM", SWEEP)
-    sweep.add_argument("action", choices=["plan", "run", *QUEUED], help="plan and run: here; the others: on SLURM")
-    sweep.add_argument("study", metavar="STUDY", help="a study's name, or a path to its .yaml file")
-    help_text = "settings for every run; cluster=NAME or cluster=FILE.yaml, and cluster.KEY=… for what a job asks for"
+    bench.add_argument("--again", action="store_true", help="repeat measurements that are on record")
+    sweep = add("sweep", "run a study on this machine or on SLURM", SWEEP)
+    help_text = "run works on this machine; submit, retry and cancel use SLURM; the others serve both"
+    sweep.add_argument("action", choices=ACTIONS, help=help_text)
+    sweep.add_argument("study", metavar="STUDY", help="the name of a study, or a path to its .yaml file")
+    help_text = "settings of every run; cluster=NAME or cluster=FILE.yaml, and cluster.KEY=… for what a job gets"
     sweep.add_argument("words", nargs="*", metavar="key=value", help=help_text)
-    sweep.add_argument("--debug", action="store_true", help="the study's debug size: seconds on a CPU, NAME-debug")
-    help_text = "runs at a time (default: here a core each, one on a GPU; on SLURM what the cluster says, or all)"
+    help_text = "take the study's debug size, called NAME-debug, which needs seconds on a CPU"
+    sweep.add_argument("--debug", action="store_true", help=help_text)
+    help_text = (
+        "jobs at a time (default here: one per GPU, else one per core; on SLURM, per array: cluster.parallel or 256)"
+    )
     sweep.add_argument("--parallel", type=_positive, metavar="N", help=help_text)
-    help_text = "of the study's stages only these: bench, say, for plan to know what training costs on this GPU"
+    help_text = "run only these stages, e.g. bench, so that plan can estimate training time"
     sweep.add_argument("--stages", metavar="STAGE,…", help=help_text)
-    help_text = "only the runs of these variants, such as 'window*,ssm'"
+    help_text = "only the runs of these variants, such as 'window*,ssm', or runs by name"
     sweep.add_argument("--only", metavar="VARIANT,…", help=help_text)
-    sweep.add_argument("--dirty", action="store_true", help="submit a tree with changes, and keep their diff")
-    sweep.add_argument("--watch", action="store_true", help="status: look again and again while something runs")
-    help_text = "prune: full checkpoints of finished runs, whose weights stay; they cannot be trained further then"
+    help_text = "submit, retry: accept uncommitted changes, and keep their diff"
+    sweep.add_argument("--dirty", action="store_true", help=help_text)
+    sweep.add_argument("--watch", action="store_true", help="status: refresh while a run is queued or running")
+    help_text = "prune: delete full checkpoints of finished runs; their weights stay, but training cannot continue"
     sweep.add_argument("--checkpoints", action="store_true", help=help_text)
-    sweep.add_argument("--yes", action="store_true", help="prune: do not ask")
-    sweep.add_argument("--out", type=Path, metavar="FILE", help="collect: the file to write (RUNS/STUDY/records.jsonl)")
+    sweep.add_argument("--yes", action="store_true", help="prune: delete without asking")
+    help_text = "collect: the file to write (default: ROOT/STUDY/records.jsonl)"
+    sweep.add_argument("--out", type=Path, metavar="FILE", help=help_text)
     report = add("report", "make tables and figures from records", "lamabench report runs/demo --out out/demo")
-    report.add_argument("paths", nargs="+", type=Path, metavar="RUNS", help="run, study or root folders")
-    report.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder to make")
-    help_text = "whose speed the others' is compared with (default: dit_xl_2 where it was measured)"
+    report.add_argument(
+        "paths", nargs="+", type=Path, metavar="RUNS", help="folders of runs or studies, or root folders"
+    )
+    report.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder to write")
+    help_text = "the model whose speed the others are compared with (default: dit_xl_2 if it was measured)"
     report.add_argument("--baseline", metavar="MODEL", help=help_text)
-    doctor = add("doctor", "say what is installed, which backends run and why others do not", "lamabench doctor")
+    doctor = add("doctor", "show what is installed, which backends run and why others do not", "lamabench doctor")
     for sub in (models, cost, check, evaluate, bench, operators, sweep, report, doctor):
         sub.add_argument("--json", action="store_true", help="print JSON instead of a table")
     return top
 
 
 def _run(args: argparse.Namespace) -> int:
-    """Run a subcommand. Only its own module is imported: reports need no torch."""
+    """Run a subcommand. Only its own module is imported, because reports need no torch."""
     module = importlib.import_module(f".commands.{args.command.replace('-', '_')}", __package__)
     if args.command in ("report", "doctor", "models", "cost", "check"):
         return module.run(args)
@@ -175,7 +185,7 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _unread() -> bool:
-    """Whether nobody reads our output any more, as below `| head -1`; what is left of it goes nowhere then."""
+    """Whether the reader of our output is gone, as with `| head -1`. If so, the rest of the output is discarded."""
     poll = select.poll()
     poll.register(sys.stdout.fileno(), 0)
     if closed := any(event & select.POLLERR for _, event in poll.poll(0)):
@@ -184,7 +194,7 @@ def _unread() -> bool:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a subcommand; the exit code: 0 done, 1 a run failed, 2 bad input, 130 interrupted, 141 unread."""
+    """Run a subcommand. Exit codes: 0 done, 1 a run failed, 2 bad input, 130 interrupted, 141 output not read."""
     top = parser()
     args, rest = top.parse_known_args(argv)
     if any(word.startswith("-") or "=" not in word for word in rest) or (rest and not hasattr(args, "words")):
@@ -199,7 +209,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not _unread():
             raise
         return 141
-    except (InputError, StudyError) as error:
+    except InputError as error:
         print(f"lamabench {args.command}: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

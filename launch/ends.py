@@ -1,4 +1,4 @@
-"""Ends of a command that are no faults of the program: one line and exit code 1."""
+"""Errors that end a command with one line and exit code 1, because they are no faults of the program."""
 
 from ..harness.run import Busy
 from ..harness.training.loop import Diverged

@@ -1,4 +1,4 @@
-"""What `sweep plan` says beside its table: room on the disk, data, trainings that are nearly the same, and problems."""
+"""Notes below the table of `sweep plan`: disk space, data, trainings that are nearly the same, and problems."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -21,7 +21,7 @@ from ..kernels.errors import InputError
 from ..models import registry
 from .plan import Planned, pieces
 
-GROUPS = 4  # tensors of a full checkpoint for each parameter: the weights, their average, two moments of AdamW
+GROUPS = 4  # tensors per parameter in a full checkpoint: the weight, its average, two moments of AdamW
 GIB = 2**30
 
 
@@ -38,18 +38,18 @@ def _parameters(model: str) -> int:
 
 
 def gib(task: Task) -> float:
-    """What a training leaves on the disk, GiB: its newest checkpoints, and the weights of every moment."""
-    kept = len({*task.moments, *moments(task.path)})
-    return 4 * parameters(task) * (GROUPS * KEEP + kept) / GIB
+    """The disk space of a training in GiB: its newest checkpoints, and the weights of every moment."""
+    steps = {*task.moments, *moments(task.path)}
+    return 4 * parameters(task) * (GROUPS * KEEP + len(steps)) / GIB
 
 
 def room(runs: Sequence[Planned]) -> dict[str, float]:
-    """GiB of each training of several runs, by the name of the run that comes first with it."""
+    """The disk space of each training in GiB, by the name of the first run that asks for it."""
     return {piece.run: gib(piece.task) for piece in pieces(runs) if piece.task.kind == "training"}
 
 
 def hints(study: Study, runs: Sequence[Planned]) -> Iterator[str]:
-    """Axes over a setting that is a list: `model.mixers: [ssm, window]` is two runs of one mixer."""
+    """Axes over a setting that is a list: `model.mixers: [ssm, window]` gives two runs with one mixer each."""
     for key, values in study.axes.items():
         if len(values) > 1 and not any(isinstance(value, list) for value in values):
             node: Any = runs[0].config
@@ -57,11 +57,11 @@ def hints(study: Study, runs: Sequence[Planned]) -> Iterator[str]:
                 node = getattr(node, word, None)
             if isinstance(node, list):
                 inner = ", ".join(map(str, values))
-                yield f"axis {key} has {len(values)} values, each a list of one; one value that lists all: [[{inner}]]"
+                yield f"axis {key} takes its {len(values)} values one at a time; write [[{inner}]] to combine them"
 
 
 def problems(runs: Sequence[Planned]) -> Iterator[str]:
-    """What stands against doing what is missing."""
+    """What prevents runs from doing what is missing."""
     for run in runs:
         yield from (f"{run.name}: {text}" for text in run.problems())
 
@@ -85,7 +85,7 @@ def _compared(runs: Sequence[Planned]) -> tuple[dict[tuple[str, str], tuple[Path
     """The training and a line for each task of other data, and why data cannot be compared."""
     others: dict[tuple[str, str], tuple[Path, str]] = {}
     prints: dict[str, str | None] = {}
-    unread: dict[str, str] = {}
+    reasons: list[str] = []
     for piece in pieces(runs):
         if not {"train", "evaluate"} & {*piece.task.stages}:
             continue
@@ -94,60 +94,60 @@ def _compared(runs: Sequence[Planned]) -> tuple[dict[tuple[str, str], tuple[Path
         if label not in prints:
             prints[label], reason = _fingerprint(config)
             if prints[label] is None:
-                unread.setdefault(reason, piece.run)
+                reasons.append(reason)
         folder = piece.folder if piece.task.kind == "training" else Path(piece.task.training)
         if (ours := prints[label]) is not None:
             try:
                 checkpoint.check_data(folder, ours)
             except InputError as error:
                 others[piece.id] = folder, f"{piece.run}: {error}"
-    return others, list(unread)
+    return others, list(dict.fromkeys(reasons))
 
 
 def _fingerprint(config: DataConfig) -> tuple[str | None, str]:
-    """The fingerprint of data; None, and why, where there is none."""
+    """The fingerprint of the data, or None if it is unknown, and why it would be unknown."""
     try:
         value = images.fingerprint(config)
     except InputError as error:
         return None, str(error)
     if config.path is None:
         return value, f"{config.kind} needs data.path=FOLDER"
-    there = Path(config.path).exists()
-    return value, f"{config.path} {'was not read yet, or changed since' if there else 'is not there'}"
+    exists = Path(config.path).exists()
+    return value, f"{config.path} {'was not read yet, or changed since' if exists else 'does not exist'}"
 
 
 def earlier(runs: Sequence[Planned]) -> Iterator[str]:
-    """Finished trainings that differ from those of a study in one field that joined later, and whose default is not
-    what it was before (`since`)."""
-    known = {run.training.key: run for run in reversed(runs) if run.training is not None}
-    for run in reversed(list(known.values())):
+    """Finished trainings that differ from a training of the study only in a field that was added later and whose
+    default is not the value that means "as before" (`since`)."""
+    trainings = {run.training.key: run for run in reversed(runs) if run.training is not None}
+    for run in reversed(list(trainings.values())):
         if reached(read_records(run.folder / "record.jsonl")):
             continue
-        for name, config in _before(run.config):
+        for name, config in _earlier_configs(run.config):
             folder = training_folder(run.root, config)
             if steps := reached(read_records(folder / "record.jsonl")):
                 value = _get(config, name)
-                yield f"{run.name}: {folder}, finished to step {steps}, differs in {name} alone, there {value!r}"
+                yield f"{run.name}: {folder}, finished to step {steps}, differs only in {name} ({value!r} there)"
 
 
-def _before(config: Config) -> Iterator[tuple[str, Config]]:
-    """The configuration with each such field at its `since` value."""
+def _earlier_configs(config: Config) -> Iterator[tuple[str, Config]]:
+    """The configuration with each of the `_changed_defaults` set to its `since` value, and the name of that field."""
     for part in fields(config):
         section = getattr(config, part.name)
-        for name, since in _joined(type(section)) if is_dataclass(section) else ():
+        for name, since in _changed_defaults(type(section)) if is_dataclass(section) else ():
             if getattr(section, name) != since:
                 yield f"{part.name}.{name}", replace(config, **{part.name: replace(section, **{name: since})})  # type: ignore[type-var]
 
 
 @cache
-def _joined(section: type) -> list[tuple[str, Any]]:
-    """The fields of a section whose default is not their `since`, with that."""
-    found = []
+def _changed_defaults(section: type) -> list[tuple[str, Any]]:
+    """The fields of a section whose default is not their `since` value, each with that value."""
+    changed = []
     for one in fields(section):
         default = one.default if one.default_factory is MISSING else one.default_factory()
         if "since" in one.metadata and default != one.metadata["since"]:
-            found.append((one.name, one.metadata["since"]))
-    return found
+            changed.append((one.name, one.metadata["since"]))
+    return changed
 
 
 def _get(config: Config, name: str) -> Any:

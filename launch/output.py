@@ -1,4 +1,4 @@
-"""What the subcommands print, and how they read their arguments."""
+"""Tables that the subcommands print, and arguments that they read."""
 
 import json
 from collections.abc import Sequence
@@ -28,6 +28,6 @@ def _cell(value: Any) -> str:
 
 
 def split_arguments(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Names, and overrides: words with a `=`, but for paths that exist."""
+    """Names and overrides. An override is a word with a `=` that is not the path of an existing file."""
     names = [word for word in words if "=" not in word or Path(word).exists()]
     return names, [word for word in words if word not in names]

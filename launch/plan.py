@@ -1,7 +1,7 @@
-"""Plans: what the runs of a study are, which tasks they ask for, and how each stands by what its folders say.
+"""Plans: the runs of a study, the tasks that they ask for, and the state of each task as its folder records it.
 
-A run is a variant with a seed. It asks for up to three kinds of folders: its model's, its training's, and one for each
-set of samples. Runs that ask for the same folder share it.
+A run is a variant with a seed. It asks for up to three kinds of folders: one for its model, one for its training, and
+one for each set of samples. Runs that ask for the same folder share it.
 """
 
 import json
@@ -11,7 +11,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from ..ablations.study import Study, StudyError
+from ..ablations.study import Study
 from ..harness.config import Config, RunConfig, check_fit
 from ..harness.keys import asked, config_from_dict, model_folder, score_key, training_folder
 from ..harness.measure.speed import next_measurement
@@ -38,7 +38,7 @@ from .slurm.cluster import load as load_cluster
 from .slurm.cluster import of_cluster
 
 STAGE_OF = {"cost": "cost", "train": "train", "sample": "sample", "score": "evaluate", "speed": "bench"}
-# The first of these that one of its tasks is in is how a run stands; states that are not here are failures.
+# A run has the first of these states that one of its tasks has. "" stands for every state of failure.
 ORDER = ("running", "preempted", "queued", "", "stopped", "planned", "done")
 
 
@@ -47,8 +47,9 @@ TAKEN = ("report", "records.jsonl")  # beside the links in the folder of a study
 
 @dataclass(frozen=True)
 class Look:
-    """How a task stands by its folder: planned, running, stopped (begun, and nobody works on it), done, or what the
-    record says that stopped it (failed, oom, diverged, wrong), with its error; and the stages that are to do."""
+    """The state of a task according to its folder, its error, and the stages that are to do. The state is planned,
+    running, stopped (begun, but no process works on it), done, or that of the failure on record (failed, oom, diverged,
+    wrong)."""
 
     state: str
     error: str
@@ -56,23 +57,23 @@ class Look:
 
 
 def look(task: Task) -> Look:
-    """How a task stands."""
+    """The state of a task."""
     records = read_records(task.path / "record.jsonl")
     left = tuple(missing(task, records))
     if not left:
         return Look("done", "", left)
     if is_locked(task.path):
         return Look("running", "", left)
-    if (failed := failure(task, left, records)) is not None:
-        return Look(failed.state, failed.error or "", left)
-    begun = {"training": "metrics.jsonl", "samples": "samples.parts"}.get(task.kind)
-    trained = any(row.kind == "train" and row.state == "done" for row in records)  # and asked for more steps since
-    begins = begun is not None and left[0] != "evaluate" and (task.path / begun).exists() and not trained
-    return Look("stopped" if begins else "planned", "", left)
+    if (row := failure(task, left, records)) is not None:
+        return Look(row.state, row.error or "", left)
+    output = {"training": "metrics.jsonl", "samples": "samples.parts"}.get(task.kind)
+    extended = any(row.kind == "train" and row.state == "done" for row in records)  # and asked for more steps since
+    begun = output is not None and left[0] != "evaluate" and (task.path / output).exists() and not extended
+    return Look("stopped" if begun else "planned", "", left)
 
 
 def failure(task: Task, left: Sequence[str], records: Sequence[Row]) -> Row | None:
-    """The record that says why stages that are to do are not done; None where the newest of theirs is no failure."""
+    """The newest record of the stages that are to do, if it is a failure, else None."""
     keys = keys_of(replace(task, metrics=tuple(missing_metrics(task)) if "evaluate" in left else ()))
     theirs = (row for row in reversed(records) if row.key in keys and STAGE_OF.get(row.kind) in left)
     last = next(theirs, None)
@@ -80,7 +81,7 @@ def failure(task: Task, left: Sequence[str], records: Sequence[Row]) -> Row | No
 
 
 def keys_of(task: Task) -> set[str]:
-    """The keys of the records that answer a task, less those of measurements."""
+    """The keys of the records that answer a task, without those of measurements."""
     keys = {task.key, *(plan_key(task, one) for one in task.plans)}
     if task.metrics:
         config = config_from_dict(task.config)
@@ -100,7 +101,7 @@ def left_of(task: Task, left: Sequence[str]) -> set[str]:
 
 @dataclass(frozen=True)
 class Piece:
-    """One task, done by one job: the run that it is called after, what its job asks for, and plug-ins to import."""
+    """One task, done by one job: the run that it is named after, the cluster settings of the job, and its plug-ins."""
 
     run: str
     task: Task
@@ -109,7 +110,7 @@ class Piece:
 
     @property
     def name(self) -> str:
-        """The run and what is done for it: `dit_nano (sample, evaluate at 500)`."""
+        """The run and its stages: `dit_nano (sample, evaluate at 500)`."""
         step = f" at {self.task.step}" if self.task.kind == "samples" else ""
         return f"{self.run} ({', '.join(self.task.stages)}{step})"
 
@@ -122,7 +123,7 @@ class Piece:
         return self.task.kind, self.task.key
 
     def ready(self) -> bool:
-        """Whether what the task takes from another one is there."""
+        """Whether the weights that the task needs exist."""
         return ready(self.task)
 
     def missing(self) -> list[str]:
@@ -133,7 +134,7 @@ class Piece:
         return look(self.task).state
 
     def error(self) -> str | None:
-        """The error that stopped it, where one did."""
+        """The error that stopped the task, if there is one."""
         return look(self.task).error or None
 
     def progress(self) -> dict[str, Any]:
@@ -142,8 +143,8 @@ class Piece:
 
 @dataclass(frozen=True)
 class Planned:
-    """One run of a study: its name (the variant's, and the seed where there are several), what config.json says of it
-    beside the configuration, the configuration, and what it asks for."""
+    """One run of a study: its name (that of the variant, with the seed if there are several), its entries in
+    config.json (`about`), its configuration, and its tasks."""
 
     name: str
     variant: str
@@ -151,7 +152,7 @@ class Planned:
     config: Config
     tasks: tuple[Task, ...]
     overrides: tuple[str, ...] = ()
-    cluster: tuple[str, ...] = ()  # settings `cluster.KEY=…` of the study or the command; no part of the run
+    cluster: tuple[str, ...] = ()  # settings `cluster.KEY=…` of the study or the command; not part of its identity
     plugins: tuple[str, ...] = ()
 
     @property
@@ -164,18 +165,18 @@ class Planned:
 
     @property
     def id(self) -> str:
-        """The key of its training, or of its model where it has none."""
+        """The key of its training, or of its model if it has no training."""
         main = next((task for task in self.tasks if task.kind != "model"), self.tasks[0])
         return training_folder(self.root, self.config).name.rsplit("-", 1)[1] if main.kind != "model" else main.key
 
     @property
     def folder(self) -> Path:
         """The folder of its training, or of its model."""
-        trained = any(task.kind != "model" for task in self.tasks)
-        return training_folder(self.root, self.config) if trained else model_folder(self.root, self.config.model)
+        needs_training = any(task.kind != "model" for task in self.tasks)
+        return training_folder(self.root, self.config) if needs_training else model_folder(self.root, self.config.model)
 
     def looks(self) -> list[Look]:
-        """How each of its tasks stands."""
+        """The states of its tasks."""
         return [look(task) for task in self.tasks]
 
     def missing(self) -> list[str]:
@@ -183,14 +184,14 @@ class Planned:
         return to_do(self.looks())
 
     def state(self) -> str:
-        """How it stands: as the task of it that comes first in `ORDER`."""
+        """The state of the run: the one of its tasks' states that comes first in `ORDER`."""
         looks = self.looks()
         return looks[first([one.state for one in looks])].state
 
     def problems(self) -> list[str]:
-        """What stands against doing what is missing."""
+        """What prevents the run from doing what is missing."""
         texts = [text for task in self.tasks if (text := problem(task)) is not None]
-        sampled = {task.step for task in self.tasks if task.kind == "samples"}  # that is all that is asked of them
+        sampled = {task.step for task in self.tasks if task.kind == "samples"}  # these moments serve only samples
         if (training := self.training) is not None:
             kept = kept_steps(training.path)
             texts += [not_kept(step, kept) for step in lost(training) if step not in sampled]
@@ -198,18 +199,18 @@ class Planned:
 
 
 def to_do(looks: Sequence[Any]) -> list[str]:
-    """The stages that are missing of several tasks."""
+    """The missing stages of several tasks."""
     return list(dict.fromkeys(stage for one in looks for stage in one.missing))
 
 
 def first(states: Sequence[str]) -> int:
-    """The place of the state that stands for all of them."""
+    """The index of the state that comes first in `ORDER`."""
     ranks = [ORDER.index(state) if state in ORDER else ORDER.index("") for state in states]
     return ranks.index(min(ranks))
 
 
 def progress(folder: Path) -> dict[str, Any]:
-    """What the job in a folder last said of its work; empty before it said anything."""
+    """The newest progress that the job in a folder wrote; empty if it wrote none."""
     try:
         return json.loads((folder / "progress.json").read_text())
     except (OSError, ValueError):
@@ -217,9 +218,9 @@ def progress(folder: Path) -> dict[str, Any]:
 
 
 def plan(study: Study, overrides: Sequence[str] = ()) -> list[Planned]:
-    """Every run of a study, each a checked configuration; nothing is written.
+    """Every run of a study, with a checked configuration. Nothing is written.
 
-    Raises InputError for an override that does not fit, StudyError where two runs ask for the same.
+    Raises InputError for an override that does not fit, and if two runs ask for the same tasks.
     """
     names = [*study.plugins, *plugin_names(overrides)]
     plugins.load(names)
@@ -231,49 +232,49 @@ def plan(study: Study, overrides: Sequence[str] = ()) -> list[Planned]:
         settings = tuple(text for text in words if of_cluster(text))
         load_cluster("local", settings)
         words = [text for text in words if not of_cluster(text)]
-        config, chosen = compose(words)
+        config, choice_of = compose(words)
         check_fit(config)
-        name, model = study.run_name(variant), chosen["model"]
+        name, model = study.run_name(variant), choice_of["model"]
         if name in TAKEN:
-            raise StudyError(f"study {study.name}: a run cannot be called {name!r}, where the study's {name} lies")
+            raise InputError(f"study {study.name}: a run cannot be called {name!r}, where the study's {name} lies")
         about = {"study": study.name, "name": name, "variant": variant.values, "seed": config.seed, "model": model}
         about |= {"family": registry.family_of(config.model).name, "title": titles[model]}
-        found = tuple(tasks(config, about, study.stages))
-        run = Planned(name, variant.name, about, config, found, tuple(words), settings, tuple(names))
-        request = tuple(_request(task) for task in found)
+        run_tasks = tuple(tasks(config, about, study.stages))
+        run = Planned(name, variant.name, about, config, run_tasks, tuple(words), settings, tuple(names))
+        request = tuple(_request(task) for task in run_tasks)
         if request in runs:
-            raise StudyError(f"study {study.name}: {name} and {runs[request].name} are the same run")
+            raise InputError(f"study {study.name}: {name} and {runs[request].name} are the same run")
         runs[request] = run
     planned = list(runs.values())
     if len(roots := {run.config.run.root for run in planned}) > 1:
-        raise StudyError(f"study {study.name}: all its runs have one run.root, not {', '.join(sorted(roots))}")
+        raise InputError(f"study {study.name}: all runs must have the same run.root, not {', '.join(sorted(roots))}")
     check_study(planned[0].root, study.name, study.file)
     return planned
 
 
 def _request(task: Task) -> tuple[Any, ...]:
-    """What a task asks for, to compare."""
+    """What a task asks for, in a form that can be compared."""
     return task.kind, task.key, task.stages, task.moments, frozenset(task.metrics), json.dumps(task.plans)
 
 
 def home(study: Study, overrides: Sequence[str] = ()) -> Path:
-    """ROOT/STUDY, without a look at the runs."""
-    named = [text for text in overrides if text.startswith("run.root=")]
-    return Path(value_of(named[-1]) if named else study.base.get("run.root", RunConfig().root)) / study.name
+    """The folder ROOT/STUDY, without planning the runs."""
+    roots = [text for text in overrides if text.startswith("run.root=")]
+    return Path(value_of(roots[-1]) if roots else study.base.get("run.root", RunConfig().root)) / study.name
 
 
 def write(study: Study, runs: Sequence[Planned]) -> Path:
-    """Write ROOT/STUDY/.study.json, with all runs of the study, and their links. Raises InputError as `check_study`."""
+    """Write ROOT/STUDY/.study.json with all runs of the study, and their links. Raises InputError as `check_study`."""
     return write_study(runs[0].root, study.name, study.file, listing(runs))
 
 
 def listing(runs: Sequence[Planned]) -> list[dict[str, Any]]:
-    """The runs as .study.json has them (run.py, `read_study`)."""
+    """The runs as .study.json lists them (harness/run.py, `read_study`)."""
     entries = []
     for run in runs:
-        trained = any(task.kind != "model" for task in run.tasks)
+        needs_training = any(task.kind != "model" for task in run.tasks)
         folders: dict[str, Any] = {
-            "training": training_folder(run.root, run.config) if trained else None,
+            "training": training_folder(run.root, run.config) if needs_training else None,
             "model_folder": model_folder(run.root, run.config.model),
             "samples": [task.path for task in run.tasks if task.kind == "samples"],
         }
@@ -283,13 +284,16 @@ def listing(runs: Sequence[Planned]) -> list[dict[str, Any]]:
             else value and str(value.relative_to(run.root))
             for name, value in folders.items()
         }
-        relative |= {"steps": run.config.train.steps if trained else None, "backend": asked(run.config.backend) or {}}
+        relative |= {
+            "steps": run.config.train.steps if needs_training else None,
+            "backend": asked(run.config.backend) or {},
+        }
         entries.append(run.about | relative)
     return entries
 
 
-def of_stages(runs: Sequence[Planned], stages: Sequence[str], study: Study) -> list[Planned]:
-    """The runs with some of the study's stages, without those that have none of them.
+def select_stages(runs: Sequence[Planned], stages: Sequence[str], study: Study) -> list[Planned]:
+    """The runs with only some of the study's stages. Runs without any of these stages are left out.
 
     Raises InputError for a stage that the study does not have.
     """
@@ -297,52 +301,56 @@ def of_stages(runs: Sequence[Planned], stages: Sequence[str], study: Study) -> l
         if stage not in study.stages:
             raise unknown(f"stage of {study.name}", stage, study.stages)
 
-    def less(task: Task) -> Task:
+    def part(task: Task) -> Task:
         metrics = task.metrics if "evaluate" in stages else ()
         plans = task.plans if "bench" in stages else ()
-        kept = tuple(stage for stage in task.stages if stage in stages)
-        return replace(task, stages=kept, metrics=metrics, plans=plans)
+        return replace(
+            task, stages=tuple(stage for stage in task.stages if stage in stages), metrics=metrics, plans=plans
+        )
 
-    kept = [replace(run, tasks=tuple(task for one in run.tasks if (task := less(one)).stages)) for run in runs]
-    return [run for run in kept if run.tasks]
+    parts = [replace(run, tasks=tuple(task for one in run.tasks if (task := part(one)).stages)) for run in runs]
+    return [run for run in parts if run.tasks]
 
 
-def only(runs: Sequence[Planned], patterns: str) -> list[Planned]:
-    """The runs whose variant, or whose own name, fits one of several patterns such as `window*,ssm`.
+def select_variants(runs: Sequence[Planned], patterns: str) -> list[Planned]:
+    """The runs whose variant or own name matches one of several patterns, such as `window*,ssm`.
 
-    Raises InputError for a pattern that fits none, naming the variants.
+    Raises InputError for a pattern that matches none, with the names of the variants.
     """
-    kept: set[str] = set()
+    selection: set[str] = set()
     for pattern in patterns.split(","):
         names = {run.name for run in runs if fnmatchcase(run.variant, pattern) or fnmatchcase(run.name, pattern)}
         if not names:
             variants = list(dict.fromkeys(run.variant for run in runs))
             more = f", … ({len(variants)})" if len(variants) > 30 else ""
             raise InputError(f"no variant is called {pattern!r}; variants: {', '.join(variants[:30])}{more}")
-        kept |= names
-    return [run for run in runs if run.name in kept]
+        selection |= names
+    return [run for run in runs if run.name in selection]
 
 
 def pieces(runs: Sequence[Planned]) -> list[Piece]:
-    """The tasks of several runs, one a folder, called after the first run that asks for it: models and trainings
-    before samples. A training is not asked for moments that it has passed and not kept (`Planned.problems`)."""
+    """The tasks of several runs, one for each folder, models and trainings before samples.
+
+    A task is named after the first run that asks for it. A training is not asked for a moment that it has passed
+    without keeping its weights (`Planned.problems` says so).
+    """
     owner: dict[tuple[str, str], Planned] = {}
     for run in runs:
         for task in run.tasks:
             owner.setdefault((task.kind, task.key), run)
-    found = [_less_lost(task) for task in merged(task for run in runs for task in run.tasks)]
-    found.sort(key=lambda task: task.kind == "samples")
-    return [Piece(run.name, task, run.cluster, run.plugins) for task in found for run in (owner[task.kind, task.key],)]
+    every = [_without_lost_moments(task) for task in merged(task for run in runs for task in run.tasks)]
+    every.sort(key=lambda task: task.kind == "samples")
+    return [Piece(run.name, task, run.cluster, run.plugins) for task in every for run in (owner[task.kind, task.key],)]
 
 
-def _less_lost(task: Task) -> Task:
+def _without_lost_moments(task: Task) -> Task:
     if task.kind != "training" or not (past := lost(task)):
         return task
     return replace(task, moments=tuple(step for step in task.moments if step not in past))
 
 
 def rows(runs: Sequence[Planned]) -> list[dict[str, Any]]:
-    """A row a run: name, id, state, missing stages, progress, error."""
+    """A row for each run: name, id, state, missing stages, progress, error."""
     lines = []
     for run in runs:
         looks = run.looks()

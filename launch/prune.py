@@ -1,4 +1,4 @@
-"""`sweep prune`: what no study below a root names any more, and full checkpoints of finished runs."""
+"""`sweep prune`: folders that no study below a root names, and full checkpoints of finished runs."""
 
 import shutil
 from collections.abc import Container, Iterator, Mapping, Sequence
@@ -16,8 +16,8 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Leftover:
-    """What may be deleted: a folder, or checkpoint files of a training; the hours of training in it (0 where none is
-    lost), and its size."""
+    """What may be deleted: a whole folder, or only some `files` in it (checkpoints); the hours of training that would
+    be lost, and the size."""
 
     folder: Path
     files: tuple[Path, ...]
@@ -31,11 +31,11 @@ class Leftover:
             shutil.rmtree(self.folder)
 
 
-def named(root: Path, current: Mapping[str, Sequence[Mapping[str, Any]]] | None = None) -> set[Path]:
-    """Every folder that the .study.json below a root name, with the trainings of samples; `current` has the runs of
-    studies whose file says something else by now.
+def named_folders(root: Path, current: Mapping[str, Sequence[Mapping[str, Any]]] | None = None) -> set[Path]:
+    """Every folder that a .study.json below a root names, and the trainings of named samples. `current` holds the runs
+    of studies, {name: runs}, that replace those in their .study.json.
 
-    Raises InputError for a .study.json that cannot be read: what it names must not be taken for unnamed.
+    Raises InputError for a .study.json that cannot be read, because the folders that it names must be kept.
     """
     listings = dict(current or {})
     for path in root.glob(f"*/{STUDY}"):
@@ -48,15 +48,15 @@ def named(root: Path, current: Mapping[str, Sequence[Mapping[str, Any]]] | None 
     return folders | {folder.parents[1] for folder in folders if folder.parent.name == "samples"}
 
 
-def unnamed(root: Path, kept: Container[Path]) -> Iterator[Path]:
-    """Folders of trainings, samples and models below a root that are not among `kept`; samples of a training that is
-    not are part of that."""
+def unnamed_folders(root: Path, named: Container[Path]) -> Iterator[Path]:
+    """Folders of trainings, samples and models below a root that are not among `named`. An unnamed training includes
+    its samples."""
     for folder in sorted((root / "trainings").glob("*")):
-        if folder not in kept:
+        if folder not in named:
             yield folder
         else:
-            yield from (one for one in sorted((folder / "samples").glob("*")) if one not in kept)
-    yield from (folder for folder in sorted((root / "models").glob("*")) if folder not in kept)
+            yield from (one for one in sorted((folder / "samples").glob("*")) if one not in named)
+    yield from (folder for folder in sorted((root / "models").glob("*")) if folder not in named)
 
 
 def leftover(folder: Path) -> Leftover:
@@ -65,20 +65,20 @@ def leftover(folder: Path) -> Leftover:
 
 
 def checkpoints(runs: Sequence[Planned]) -> Iterator[Leftover]:
-    """Full checkpoints of the trainings of finished runs, where the averaged weights of the end are kept apart; not of
-    those of which another study asks for more."""
+    """Full checkpoints of finished trainings whose averaged weights at the end have a file of their own, and of which
+    no other study asks for more."""
     trainings: dict[Path, list[Planned]] = {}
     for run in runs:
         if run.training is not None:
             trainings.setdefault(run.training.path, []).append(run)
     needed = {folder for root in {run.root for run in runs} for folder in _unfinished(root)}
-    for folder, theirs in trainings.items():
+    for folder, users in trainings.items():
         files = tuple(sorted((folder / "checkpoints").glob("step-*.safetensors")))
-        if not files or any(run.missing() for run in theirs) or folder in needed:
+        if not files or any(run.missing() for run in users) or folder in needed:
             continue
         end = max(int(file.stem.removeprefix("step-")) for file in files)
-        whole = reached(read_records(folder / "record.jsonl")) == end  # else a longer training is under way
-        if whole and (folder / "weights" / f"step-{end:08d}.safetensors").is_file():
+        finished = reached(read_records(folder / "record.jsonl")) == end  # else a longer training is under way
+        if finished and (folder / "weights" / f"step-{end:08d}.safetensors").is_file():
             yield Leftover(folder, files, 0.0, _size(files))
 
 
@@ -98,13 +98,13 @@ def _unfinished(root: Path) -> Iterator[Path]:
 
 
 def busy(folder: Path, queued: Container[Path]) -> bool:
-    """Whether a folder, or one of the samples in it, is being worked on or is in the queue."""
+    """Whether a process works on a folder or on samples in it, or whether one of them is queued."""
     inside = [folder, *folder.glob("samples/*")]
     return any(is_locked(one) or one.resolve() in queued for one in inside)
 
 
 def hours(folder: Path) -> float:
-    """Hours of training in a folder; 0 for one of samples or of a model."""
+    """Hours of training in a folder; 0 for samples and models."""
     lines = read_lines(folder / "metrics.jsonl")
     return lines[-1].get("seconds", 0.0) / 3600 if lines else 0.0
 

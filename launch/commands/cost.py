@@ -1,4 +1,4 @@
-"""`lamabench cost`: parameters, MACs and FLOPs of models, and where they go."""
+"""`lamabench cost`: parameters, MACs and FLOPs of models, by part."""
 
 import argparse
 from typing import Any
@@ -11,17 +11,17 @@ from ..output import show, split_arguments
 
 
 def cost_row(name: str, title: str, config: Any) -> dict[str, Any]:
-    """What a model costs, as a row for a table or JSON."""
-    counted = cost(config)
+    """The cost of a model as a row of a table or of JSON."""
+    count = cost(config)
     return {
         "model": name,
         "title": title,
         "input_size": config.input_size,
         "in_channels": config.in_channels,
-        **counted.as_dict(),
-        "params_m": counted.params / 1e6,
-        "macs_g": counted.macs / 1e9,
-        "flops_g": counted.flops / 1e9,
+        **count.as_dict(),
+        "params_m": count.params / 1e6,
+        "macs_g": count.macs / 1e9,
+        "flops_g": count.flops / 1e9,
     }
 
 
@@ -34,11 +34,11 @@ def run(args: argparse.Namespace) -> int:
     headings = {"model": "Model", "input_size": "Input", "params_m": "Params (M)", "macs_g": "MACs (G)"}
     show(rows, headings | {"flops_g": "FLOPs (G)", "paper_gflops": "Paper's Gflops"}, args.json)
     if not args.json:
-        print("\nMACs (G) by part; the scan multiplies no matrices: its FLOPs (G)")
-        split = [
+        print("\nMACs (G) by part; of the scan FLOPs (G), because it multiplies no matrices")
+        parts = [
             {"model": row["model"]}
             | {part: row["parts"][part]["flops" if part == "scan" else "macs"] / 1e9 for part in PARTS}
             for row in rows
         ]
-        show(split, {"model": "Model"} | {part: part if part != "scan" else "scan (FLOPs)" for part in PARTS}, False)
+        show(parts, {"model": "Model"} | {part: part if part != "scan" else "scan (FLOPs)" for part in PARTS}, False)
     return 0

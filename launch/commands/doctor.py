@@ -1,4 +1,4 @@
-"""`lamabench doctor`: what is installed, which backends run here, and why the others do not."""
+"""`lamabench doctor`: which packages are installed, which backends run here, and why the others do not."""
 
 import argparse
 import json
@@ -25,9 +25,9 @@ def version(package: str) -> str | None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print versions, the device, and every operator's backends with the reasons of those that cannot run."""
+    """Print versions, the device, and the backends of every operator, with the reasons why a backend cannot run."""
     device = pick_device("auto")
-    found = {
+    facts = {
         "python": platform.python_version(),
         "device": device,
         "device_name": device_name(device),
@@ -40,17 +40,17 @@ def run(args: argparse.Namespace) -> int:
         },
     }
     if args.json:
-        print(json.dumps(found, indent=1))
+        print(json.dumps(facts, indent=1))
         return 0
-    print(f"Python {found['python']}, {device}: {found['device_name']}, {found['threads']} threads")
+    print(f"Python {facts['python']}, {device}: {facts['device_name']}, {facts['threads']} threads")
     if device == "cpu":
-        built = f"torch is built for CUDA {torch.version.cuda}" if torch.version.cuda else "torch is built without CUDA"
-        print(f"no GPU: {built}, but finds no device; everything runs on the CPU")
+        build = f"torch is built for CUDA {torch.version.cuda}" if torch.version.cuda else "torch is built without CUDA"
+        print(f"no GPU: {build} and finds no device; everything runs on the CPU")
     print("\nPackages")
-    for package, installed in found["packages"].items():
+    for package, installed in facts["packages"].items():
         print(f"  {package:34s} {installed or 'not installed'}")
-    print(f"\nBackends on {device} (the first usable one is `auto`)")
-    for name, backends in found["backends"].items():
+    print(f"\nBackends on {device} (`auto` takes the first usable one)")
+    for name, backends in facts["backends"].items():
         for backend, reasons in backends.items():
             print(f"  {name + '=' + backend:34s} {'usable' if not reasons else 'no: ' + '; '.join(reasons)}")
     return 0

@@ -1,4 +1,4 @@
-"""`lamabench evaluate`: scores of the samples of a training, or of any .npz of images."""
+"""`lamabench evaluate`: scores of the samples of a run, or of any .npz of images."""
 
 import argparse
 from pathlib import Path
@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
         def check(task: Task) -> None:
             if "sample" in missing(task):
                 words = " ".join([str(path), *(text for text in overrides if text.startswith(("sample.", "run.")))])
-                raise InputError(f"{path} has no samples to score; draw them first (lamabench sample {words})")
+                raise InputError(f"{path} has no samples to score; draw them first: lamabench sample {words}")
             if missing(task):
                 check_data(Path(task.training), load(config_from_dict(task.config).data).fingerprint)
 

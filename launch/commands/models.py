@@ -10,7 +10,7 @@ from .cost import cost_row
 
 
 def run(args: argparse.Namespace) -> int:
-    load_plugins([])  # those of installed packages
+    load_plugins([])  # of installed packages
     rows = []
     for index, (name, preset) in enumerate(presets().items(), start=1):
         if not args.json and sys.stderr.isatty():

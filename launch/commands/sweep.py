@@ -1,4 +1,4 @@
-"""`lamabench sweep`: plan a study, do it here or on SLURM, look at it, collect what came of it."""
+"""`lamabench sweep`: plan a study, run it here or on SLURM, show its state, and collect its records."""
 
 import argparse
 import json
@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...ablations import study as studies
-from ...ablations.study import Study
+from ...ablations.study import Study, load
 from ...harness.measure.speed import stored
 from ...harness.record import Row, newest, read_records, write_lines
 from ...harness.run import read_run
@@ -21,19 +20,19 @@ from ...models import registry
 from .. import gpu_hours, local, notes, plan, prune
 from ..output import show
 from ..plan import Planned
-from ..slurm import cluster as clusters
-from ..slurm import manifest, snapshot, status, submit
+from ..slurm import cluster, manifest, snapshot, status, submit
+from ..slurm.cluster import ClusterConfig
 
-LOOK = {"run": "Run", "id": "Id", "state": "State", "to do": "To do", "progress": "Progress", "error": "Error"}
-EVERY_S = 10.0  # between two looks of --watch
-CHOOSING = ("plan", "run", "submit", "retry", "cancel", "status")  # actions that take --only
-OF_STAGES = ("plan", "run", "submit", "retry", "status")  # … and --stages
+COLUMNS = {"run": "Run", "id": "Id", "state": "State", "to do": "To do", "progress": "Progress", "error": "Error"}
+EVERY_S = 10.0  # seconds between refreshes of --watch
+WITH_ONLY = ("plan", "run", "submit", "retry", "cancel", "status")  # actions that take --only
+WITH_STAGES = ("plan", "run", "submit", "retry", "status")  # actions that take --stages
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """What the command is about: a study, all its runs, those that `--only` and `--stages` leave, the cluster's name
-    and the settings as typed."""
+    """The subject of the command: a study, all its runs, the runs that `--only` and `--stages` select, the name of the
+    cluster, and the settings as typed."""
 
     args: argparse.Namespace
     study: Study
@@ -48,38 +47,38 @@ class Sweep:
 
     @property
     def home(self) -> Path:
-        """Where its submissions are kept."""
+        """The folder of its submissions."""
         return self.root / self.study.name / ".sweep"
 
 
 def run(args: argparse.Namespace) -> int:
     """Do `args.action` with a study."""
-    study = studies.load(args.study)
+    study = load(args.study)
     if args.debug:
         study = study.debug_size()
-    name, words = clusters.split(args.words)
+    name, words = cluster.split(args.words)
     if name is not None:
-        clusters.load(name)  # a typo is an error also where the cluster is of no use, as for status
-    for option, actions in (("only", CHOOSING), ("stages", OF_STAGES), ("checkpoints", ("prune",))):
+        cluster.load(name)  # so that a typo is an error even for actions that need no cluster, such as status
+    for option, actions in (("only", WITH_ONLY), ("stages", WITH_STAGES), ("checkpoints", ("prune",))):
         if getattr(args, option) and args.action not in actions:
-            listed = f"{', '.join(actions[:-1])} and {actions[-1]}" if len(actions) > 1 else actions[0]
-            raise InputError(f"--{option} is for {listed}, not for {args.action}")
-    again = args.action not in ("plan", "run", "submit")  # of what was submitted: with the settings of then
+            names = f"{', '.join(actions[:-1])} and {actions[-1]}" if len(actions) > 1 else actions[0]
+            raise InputError(f"--{option} is for {names}, not for {args.action}")
+    follows = args.action not in ("plan", "run", "submit")  # then it takes the settings of the newest submit
     settings = words
-    if again and all(word.startswith(submit.FREE) for word in words):
-        kept = manifest.remembered(plan.home(study, words) / ".sweep")
-        if kept and not args.json:
-            print(f"with the settings of the newest submit: {' '.join(kept)}", file=sys.stderr)
-        settings = [*kept, *words]
+    if follows and all(word.startswith(submit.FREE) for word in words):
+        earlier = manifest.remembered(plan.home(study, words) / ".sweep")
+        if earlier and not args.json:
+            print(f"with the settings of the newest submit: {' '.join(earlier)}", file=sys.stderr)
+        settings = [*earlier, *words]
     whole = plan.plan(study, settings)
-    runs = plan.of_stages(whole, args.stages.split(","), study) if args.stages else whole
-    runs = plan.only(runs, args.only) if args.only else runs
+    runs = plan.select_stages(whole, args.stages.split(","), study) if args.stages else whole
+    runs = plan.select_variants(runs, args.only) if args.only else runs
     actions = {"plan": _plan, "run": _run, "submit": _submit, "retry": _retry, "status": _status, "cancel": _cancel}
     actions |= {"collect": _collect, "prune": _prune}
     return actions[args.action](Sweep(args, study, whole, runs, name, words))
 
 
-def _question(sweep: Sweep) -> None:
+def _print_question(sweep: Sweep) -> None:
     study = sweep.study
     if not sweep.args.json:
         print(f"{study.name}: {study.question}" + (f"\nClaim: {study.claim}" if study.claim else "") + "\n")
@@ -87,19 +86,19 @@ def _question(sweep: Sweep) -> None:
 
 def _plan(sweep: Sweep) -> int:
     args, runs = sweep.args, sweep.runs
-    queue = sweep.cluster is not None and clusters.load(sweep.cluster).kind != "local"
+    queue = sweep.cluster is not None and cluster.load(sweep.cluster).kind != "local"
     pieces = plan.pieces(runs)
     requests = {one.id: submit.queue_of(sweep.cluster, one.cluster, args.parallel) for one in pieces} if queue else {}
-    _question(sweep)
+    _print_question(sweep)
     models = {task.path for run in runs for task in run.tasks if task.kind == "model"}
     own = [read_run(folder) for folder in models if (folder / "config.json").is_file()]
-    hours, shared = gpu_hours.of_runs(runs, gpu_hours.measured() + gpu_hours.steps_of(own))
+    hours, shared = gpu_hours.of_runs(runs, gpu_hours.committed_speeds() + gpu_hours.training_speeds(own))
     room = notes.room(runs)
     rows = plan.rows(runs)
     for row, one, cost, other in zip(rows, runs, hours, shared, strict=True):
-        row |= {"gpu_hours": cost if args.json else gpu_hours.words(cost, other), "gib": room.get(one.name)}
+        row |= {"gpu_hours": cost if args.json else gpu_hours.cell(cost, other), "gib": room.get(one.name)}
         row |= {"trained_by": other or None, "problems": one.problems()}
-    columns = {key: LOOK[key] for key in ("run", "id", "state", "to do")}
+    columns = {key: COLUMNS[key] for key in ("run", "id", "state", "to do")}
     show(rows, columns | {"gpu_hours": "GPU-hours of training", "gib": "GiB"}, args.json)
     if args.json:
         return 0
@@ -113,17 +112,16 @@ def _plan(sweep: Sweep) -> int:
     return 0
 
 
-def _print_arrays(sweep: Sweep, requests: dict[tuple[str, str], clusters.ClusterConfig]) -> None:
-    """What a submit would ask for, and what sbatch would get."""
+def _print_arrays(sweep: Sweep, requests: dict[tuple[str, str], ClusterConfig]) -> None:
+    """Print what a submit would request, and the files that sbatch would get."""
     home = sweep.home.resolve()
-    chosen = submit.choose(plan.pieces(sweep.runs), status.UNSEEN, ("planned", "stopped"), requests)
-    hours_asked = sum(one.cluster.gpus * one.cluster.time_min / 60 for one in chosen)
+    jobs = submit.choose(plan.pieces(sweep.runs), status.UNSEEN, ("planned", "stopped"), requests)
+    hours = sum(job.cluster.gpus * job.cluster.time_min / 60 for job in jobs)
     print(
-        f"asked for: {len(chosen)} jobs, {hours_asked:g} GPU-hours "
-        "(GPUs × time limit; a job that needs more is queued again)"
+        f"asked for: {len(jobs)} jobs, {hours:g} GPU-hours (GPUs × time limit; a job that needs more is queued again)"
     )
     code: dict[str, Any] = {"path": str(home / "code" / "TREE")}
-    for index, draft in enumerate(submit.drafts(chosen, sys.maxsize)):
+    for index, draft in enumerate(submit.drafts(jobs, sys.maxsize)):
         name, folder = f"{sweep.study.name}-NUMBER-{index}-TOKEN", home / "NUMBER"
         after = f", after array {', '.join(map(str, draft.after))}" if draft.after else ""
         print(f"\narray {index}{after}:")
@@ -131,10 +129,10 @@ def _print_arrays(sweep: Sweep, requests: dict[tuple[str, str], clusters.Cluster
 
 
 def _run(sweep: Sweep) -> int:
-    from ...reports.report import build, summary_text  # pandas and matplotlib, for this command alone
+    from ...reports.report import build, summary_text  # pandas and matplotlib, which only this action needs
 
-    if sweep.cluster is not None and clusters.load(sweep.cluster).kind != "local":
-        raise InputError(f"sweep run works on this machine; sweep submit queues on cluster {sweep.cluster}")
+    if sweep.cluster is not None and cluster.load(sweep.cluster).kind != "local":
+        raise InputError(f"sweep run works on this machine; to queue on cluster {sweep.cluster}, use sweep submit")
     pieces = plan.pieces(sweep.runs)
     local.check_devices(pieces, local.gpus())
     notes.check_data(sweep.runs)
@@ -143,7 +141,7 @@ def _run(sweep: Sweep) -> int:
     out = folder / "report"
     build([folder], out)
     if sweep.args.json:
-        show(plan.rows(sweep.runs), LOOK, True)
+        show(plan.rows(sweep.runs), COLUMNS, True)
     else:
         print(summary_text([folder]))
         print(f"\ntables and figures: {out}")
@@ -153,32 +151,37 @@ def _run(sweep: Sweep) -> int:
 def _submit(sweep: Sweep) -> int:
     args = sweep.args
     notes.check_data(sweep.runs)
-    made = submit.submit(sweep.runs, sweep.study, sweep.words, sweep.cluster, args.parallel, args.dirty, sweep.whole)
-    return _tell(sweep, made)
+    return _print_submission(
+        sweep,
+        submit.submit(sweep.runs, sweep.study, sweep.words, sweep.cluster, args.parallel, args.dirty, sweep.whole),
+    )
 
 
 def _retry(sweep: Sweep) -> int:
     args = sweep.args
-    return _tell(sweep, submit.retry(sweep.runs, sweep.study, sweep.words, sweep.cluster, args.parallel, args.dirty))
+    return _print_submission(
+        sweep, submit.retry(sweep.runs, sweep.study, sweep.words, sweep.cluster, args.parallel, args.dirty)
+    )
 
 
-def _tell(sweep: Sweep, made: submit.Submission) -> int:
+def _print_submission(sweep: Sweep, submission: submit.Submission) -> int:
+    arrays, left = submission.arrays, submission.left
     if sweep.args.json:
-        arrays = [{"job": job, "name": array.name, "tasks": len(array.tasks)} for array, job in made.arrays]
-        print(json.dumps({"arrays": arrays, "code": made.code, "left": made.left}, indent=1))
+        rows = [{"job": job, "name": array.name, "tasks": len(array.tasks)} for array, job in arrays]
+        print(json.dumps({"arrays": rows, "code": submission.code, "left": left}, indent=1))
         return 0
-    for array, job in made.arrays:
+    for array, job in arrays:
         kinds = Counter(one["task"]["kind"] for one in array.tasks)
         print(f"job {job}: {', '.join(f'{n} × {kind}' for kind, n in kinds.items())}, logs {array.folder / 'logs'}")
-    if made.arrays:
-        print(f"code: {snapshot.words(made.code)}")
+    if arrays:
+        print(f"code: {snapshot.words(submission.code)}")
     else:
         print("nothing to queue")
-    failed = sum(made.left.get(state, 0) for state in status.FAILED)
-    left = ", ".join(f"{count} {state}" for state, count in sorted(made.left.items()))
+    failed = sum(left.get(state, 0) for state in status.FAILED)
+    counts = ", ".join(f"{count} {state}" for state, count in sorted(left.items()))
     again = f"; sweep retry queues {failed} of them again" if failed else ""
-    print(f"runs left as they are: {left or 'none'}{again}")
-    if made.left.get("diverged"):
+    print(f"runs left as they are: {counts or 'none'}{again}")
+    if left.get("diverged"):
         print("a run that diverged would diverge again: change the study")
     for line in notes.problems(sweep.runs):
         print(line)
@@ -188,22 +191,22 @@ def _tell(sweep: Sweep, made: submit.Submission) -> int:
 def _status(sweep: Sweep) -> int:
     args, runs = sweep.args, sweep.runs
     while True:
-        found, seen = status.standings(runs, sweep.home)
-        rows = status.rows(found)
+        standings, look = status.standings(runs, sweep.home)
+        rows = status.rows(standings)
         if args.watch and not args.json and sys.stdout.isatty():
             print("\033[H\033[2J", end="")
-        _question(sweep)
-        columns = {key: LOOK[key] for key in LOOK if key != "error"}
-        columns |= ({"job": "Job"} if any(row["job"] for row in rows) else {}) | {"error": LOOK["error"]}
-        if not args.json:  # an error comes last and is cut: the logs below have all of it
+        _print_question(sweep)
+        columns = {key: COLUMNS[key] for key in COLUMNS if key != "error"}
+        columns |= ({"job": "Job"} if any(row["job"] for row in rows) else {}) | {"error": COLUMNS["error"]}
+        if not args.json:  # errors are cut, because the logs listed below hold all of them
             rows = [row | {"state": row["shown"], "error": _cut(row["error"])} for row in rows]
         show(rows, columns, args.json)
-        for note in seen.notes:
+        for note in look.notes:
             print(note, file=sys.stderr)
         if not args.json:
-            _print_summary(found)
-            _print_strays(sweep, seen)
-        if not args.watch or not any(one.state in status.ACTIVE for one in found):
+            _print_summary(standings)
+            _print_strays(sweep, look)
+        if not args.watch or not any(one.state in status.ACTIVE for one in standings):
             return 0
         time.sleep(EVERY_S)
 
@@ -212,25 +215,25 @@ def _cut(text: str) -> str:
     return text if len(text) <= 100 else f"{text[:99]}…"
 
 
-def _print_summary(found: Sequence[status.RunStanding]) -> None:
-    counts = Counter(one.state for one in found)
-    print(f"\n{len(found)} runs: {', '.join(f'{count} {state}' for state, count in counts.items())}")
-    for one in found:
+def _print_summary(standings: Sequence[status.RunStanding]) -> None:
+    counts = Counter(one.state for one in standings)
+    print(f"\n{len(standings)} runs: {', '.join(f'{count} {state}' for state, count in counts.items())}")
+    for one in standings:
         if one.state in (*status.FAILED, "diverged") and one.main.log and one.main.log.is_file():
             print(f"{one.run.name}: {one.main.log}")
 
 
-def _print_strays(sweep: Sweep, seen: status.Look) -> None:
-    """Folders that no study names, and jobs of this study that no run of it asks for."""
-    kept = prune.named(sweep.root, {sweep.study.name: plan.listing(sweep.whole)})
-    if folders := list(prune.unnamed(sweep.root, kept)):
-        print(f"{len(folders)} folders that no study below {sweep.root} names; sweep prune lists them")
-    asked = {(task.kind, task.key) for one in sweep.whole for task in one.tasks}
-    ours = {str(array.job) for array in manifest.arrays(sweep.home)}
+def _print_strays(sweep: Sweep, look: status.Look) -> None:
+    """Print the folders that no study names, and the jobs of this study that none of its runs asks for."""
+    named = prune.named_folders(sweep.root, {sweep.study.name: plan.listing(sweep.whole)})
+    if folders := list(prune.unnamed_folders(sweep.root, named)):
+        print(f"no study below {sweep.root} names {len(folders)} folders; sweep prune lists them")
+    keys = {(task.kind, task.key) for one in sweep.whole for task in one.tasks}
+    arrays = {str(array.job) for array in manifest.arrays(sweep.home)}
     queued = {
         job: entry["name"]
-        for job, entry in seen.queued.items()
-        if status.key_of(entry) not in asked and job.split("_")[0] in ours
+        for job, entry in look.queued.items()
+        if status.key_of(entry) not in keys and job.split("_")[0] in arrays
     }
     if queued:
         jobs = ", ".join(f"{job} ({name})" for job, name in list(queued.items())[:5])
@@ -240,7 +243,7 @@ def _print_strays(sweep: Sweep, seen: status.Look) -> None:
 
 def _cancel(sweep: Sweep) -> int:
     keys = None
-    if sweep.args.only:  # what others of its runs need goes on
+    if sweep.args.only:  # tasks that other runs need go on
         names = {one.name for one in sweep.runs}
         others = {(task.kind, task.key) for one in sweep.whole if one.name not in names for task in one.tasks}
         keys = {(task.kind, task.key) for one in sweep.runs for task in one.tasks} - others
@@ -251,18 +254,18 @@ def _cancel(sweep: Sweep) -> int:
 
 
 def _collect(sweep: Sweep) -> int:
-    """Every record of exactly the study's runs in one file, each with what it is a record of."""
+    """Write every record of exactly the study's runs to one file, each with the run that it belongs to."""
     args, runs = sweep.args, sweep.runs
-    lines = [{**one.about, **row.as_dict()} for one in runs for task in one.tasks for row in _asked(task)]
+    lines = [{**one.about, **row.as_dict()} for one in runs for task in one.tasks for row in _records(task)]
     out = args.out or sweep.home.parent / "records.jsonl"
     missing = [one.name for one in runs if one.missing()]
     if not out.parent.is_dir():
         raise InputError(f"no such folder: {out.parent}" + ("" if args.out else "; nothing of the study ran yet"))
     if out.is_dir():
-        raise InputError(f"{out} is a folder: --out names a file")
+        raise InputError(f"{out} is a folder, but --out must name a file")
     try:
         write_lines(out, lines)
-    except OSError as error:  # a full disk, a folder of somebody else's
+    except OSError as error:  # a full disk, or a folder of another user
         raise InputError(f"cannot write {out}: {error.strerror}") from None
     text = f"{out}: {len(lines)} records of {len(runs)} runs"
     if missing:
@@ -271,8 +274,8 @@ def _collect(sweep: Sweep) -> int:
     return 1 if missing else 0
 
 
-def _asked(task: Task) -> list[Row]:
-    """The records of a task's folder that answer the task, failures too."""
+def _records(task: Task) -> list[Row]:
+    """The records in a task's folder that answer the task, including failures."""
     rows = read_records(task.path / "record.jsonl")
     keys = plan.keys_of(task)
     model = registry.from_dict(task.config["model"])
@@ -282,23 +285,24 @@ def _asked(task: Task) -> list[Row]:
 
 
 def _prune(sweep: Sweep) -> int:
-    """Delete what no study names, or full checkpoints of finished runs; only after each was shown."""
+    """Delete folders that no study names, or full checkpoints of finished runs, after showing each of them."""
     args, root = sweep.args, sweep.root
-    if sweep.home.parent.is_dir():  # a study that did nothing yet names nothing
+    if sweep.home.parent.is_dir():  # else no run of the study started, so that it names no folder
         plan.write(sweep.study, sweep.whole)
-    _, seen = status.look(status.submitted(root), need_queue=True)
-    queued = {Path(folder).resolve() for entry in seen.queued.values() for folder in _folders(entry) if folder}
+    _, look = status.look(status.submitted(root), need_queue=True)
+    queued = {Path(folder).resolve() for entry in look.queued.values() for folder in _folders(entry) if folder}
     if args.checkpoints:
-        found = list(prune.checkpoints(sweep.runs))
+        leftovers = list(prune.checkpoints(sweep.runs))
     else:
-        found = [prune.leftover(folder) for folder in prune.unnamed(root, prune.named(root))]
+        unnamed = prune.unnamed_folders(root, prune.named_folders(root))
+        leftovers = [prune.leftover(folder) for folder in unnamed]
     idle = []
-    for one in found:
+    for one in leftovers:
         if prune.busy(one.folder, queued):
-            print(f"{one.folder}: left, it is queued or running (sweep cancel)", file=sys.stderr)
+            print(f"{one.folder}: kept, because it is queued or running (sweep cancel ends it)", file=sys.stderr)
             continue
-        what = f"{len(one.files)} checkpoints" if one.files else f"{one.hours:.3g} hours of training"
-        print(f"{one.folder}: {what}, {one.gib:.3g} GiB", file=sys.stderr)
+        content = f"{len(one.files)} checkpoints" if one.files else f"{one.hours:.3g} hours of training"
+        print(f"{one.folder}: {content}, {one.gib:.3g} GiB", file=sys.stderr)
         idle.append(one)
     if not idle:
         print("[]" if args.json else "nothing to prune")
@@ -318,5 +322,5 @@ def _prune(sweep: Sweep) -> int:
 
 
 def _folders(entry: Mapping[str, Any]) -> tuple[str, str]:
-    """The folder of a task in a manifest, and that of the training it reads."""
+    """The folder of a task in a manifest, and the folder of the training that it reads."""
     return entry["task"]["folder"], entry["task"]["training"]

@@ -1,12 +1,12 @@
-"""Studies: what a YAML file expands into, and what it must say."""
+"""Studies: the runs that a YAML file expands into, and the errors of a bad file."""
 
 import pytest
 import torch
 import yaml
 from hydra import compose as hydra_compose
 from hydra import initialize_config_module
-from lamabench.ablations import study as studies
-from lamabench.ablations.study import Study, StudyError, load
+from lamabench.ablations.study import STAGES as STUDY_STAGES
+from lamabench.ablations.study import Study, literal, load, names
 from lamabench.harness.keys import config_to_dict
 from lamabench.harness.progress import Progress
 from lamabench.harness.stages import STAGES, execute
@@ -67,7 +67,7 @@ TEXTS = [
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_a_text_stays_that_text(text):
+def test_a_text_is_read_as_the_same_text(text):
     variants = {"x": {"data.name": text, "data.path": f"/here/{text}", "sample.at": [1, 2], "data.flip": True}}
     (variant,) = Study("s", "?", variants=variants).expand()
     config, _ = compose(variant.overrides)
@@ -77,7 +77,7 @@ def test_a_text_stays_that_text(text):
 
 def test_a_list_of_texts_and_settings():
     values = ["a,b", [1, "null"], {"kind": "window", "size": 4}]
-    assert studies.literal(values) == "['a,b',[1,'null'],{kind:window,size:4}]"
+    assert literal(values) == "['a,b',[1,'null'],{kind:window,size:4}]"
 
 
 COLLIDING = [
@@ -88,19 +88,21 @@ COLLIDING = [
 
 
 @pytest.mark.parametrize(("axes", "message"), COLLIDING)
-def test_no_run_is_lost_to_a_name(axes, message):
-    with pytest.raises(StudyError, match=message):
+def test_values_with_the_same_name_are_refused(axes, message):
+    with pytest.raises(InputError, match=message):
         Study("s", "?", axes=axes).expand()
 
 
 def test_words_have_no_hyphen():
-    """So that no two combinations are called the same."""
+    """So that no two combinations get the same name."""
     axes = {"data.name": ["a", "a-b"], "data.kind": ["b-c", "c"], "model.mixers": [[{"kind": "window", "size": 4}]]}
-    names = [variant.name for variant in Study("s", "?", axes=axes).expand()]
-    assert names == [f"{name}-{kind}-window.size4" for name in ("a", "a_b") for kind in ("b_c", "c")]
+    variants = Study("s", "?", axes=axes).expand()
+    assert [variant.name for variant in variants] == [
+        f"{name}-{kind}-window.size4" for name in ("a", "a_b") for kind in ("b_c", "c")
+    ]
 
 
-@pytest.mark.parametrize("name", studies.names())
+@pytest.mark.parametrize("name", names())
 def test_committed_studies_plan(name):
     study = load(name)
     runs = plan(study)
@@ -134,16 +136,16 @@ def test_studies_extend_a_file(tmp_path):
     assert study.base == {"train.lr": 2, "data": "digits"} and study.debug == {"train.steps": 3}
     assert study.axes == mine["axes"] and study.variants == {} and study.stages == ["cost"]
     assert study.plugins == [str(tmp_path / "mine.py")] and study.file == str(tmp_path / "mine.yaml")
-    ours = load(write(tmp_path, question="?", extends="_cifar10", axes={"model": ["dit_nano"]}))
-    assert ours.base["data"] == "cifar10"
+    builtin = load(write(tmp_path, question="?", extends="_cifar10", axes={"model": ["dit_nano"]}))
+    assert builtin.base["data"] == "cifar10"
     by_path = load(write(tmp_path, question="?", extends="./_base.yaml"))
     assert by_path.variants == {"a": {}}
-    assert "_cifar10" not in studies.names()
-    with pytest.raises(StudyError, match="unknown study '_cifar10'"):
+    assert "_cifar10" not in names()
+    with pytest.raises(InputError, match="unknown study '_cifar10'"):
         load("_cifar10")
-    with pytest.raises(StudyError, match=r"extends 'nothing', and there is no such file: .*nothing\.yaml"):
+    with pytest.raises(InputError, match=r"extends 'nothing', but there is no file .*nothing\.yaml"):
         load(write(tmp_path, question="?", extends="nothing", axes={"model": ["dit_nano"]}))
-    with pytest.raises(StudyError, match="extends 'mine', which extends it in turn"):
+    with pytest.raises(InputError, match="extends 'mine', which extends it in turn"):
         load(write(tmp_path, question="?", extends="mine", axes={"model": ["dit_nano"]}))
 
 
@@ -158,45 +160,49 @@ def test_debug_size_replaces_settings_and_axes(tmp_path):
     assert Study("s", "?", variants=variants, debug={"model.dim": 8}).debug_size().variants == {
         "a": {"model.dim": 8, "model.shift": False}
     }
-    with pytest.raises(StudyError, match="study s has no debug size"):
+    with pytest.raises(InputError, match="study s has no debug size"):
         Study("s", "?", variants=variants).debug_size()
 
 
 def test_stages_are_those_of_a_run():
-    assert studies.STAGES == STAGES
+    assert STUDY_STAGES == STAGES
 
 
 def test_unknown_study_lists_the_choices():
-    with pytest.raises(StudyError, match=r"unknown study 'dmeo' \(did you mean 'demo'\?\); choices: .*demo"):
+    with pytest.raises(InputError, match=r"unknown study 'dmeo' \(did you mean 'demo'\?\); choices: .*demo"):
         load("dmeo")
 
 
 AXES = {"model": ["dit_nano"]}
 BAD = [
-    ({"axes": AXES}, "states its question"),
-    ({"question": "?", "axes": AXES, "variants": {"a": {}}}, "axes or variants, one of the two"),
-    ({"question": "?"}, "axes or variants, one of the two"),
-    ({"question": "?", "axes": {"model": "dit_nano"}}, "axis model must list its values"),
-    ({"question": "?", "axes": AXES, "seed": [0]}, "unknown key 'seed'; choices: question, claim, extends, base"),
-    ({"question": "?", "axes": AXES, "seeds": ["a"]}, "seeds are whole numbers, not 'a'"),
+    ({"axes": AXES}, "a study needs a question"),
+    ({"question": "?", "axes": AXES, "variants": {"a": {}}}, "either axes or variants, not both"),
+    ({"question": "?"}, "either axes or variants, not both"),
+    ({"question": "?", "axes": {"model": "dit_nano"}}, "axis model must be a list of values, not 'dit_nano'"),
+    (
+        {"question": "?", "axes": AXES, "seed": [0]},
+        r"unknown key in .*mine\.yaml 'seed' \(did you mean 'seeds'\?\); choices: question, claim, extends, base",
+    ),
+    ({"question": "?", "axes": AXES, "seeds": ["a"]}, "seeds must be whole numbers, not 'a'"),
     ({"question": "?", "axes": AXES, "seeds": []}, "seeds must list at least one"),
-    ({"question": "?", "axes": AXES, "stages": ["fly"]}, "unknown stage 'fly'; choices: cost, train"),
+    ({"question": "?", "axes": AXES, "stages": ["fly"]}, r"unknown stage in .*mine\.yaml 'fly'; choices: cost, train"),
+    ({"question": "?", "axes": AXES, "stages": ["smaple"]}, r"'smaple' \(did you mean 'sample'\?\)"),
     ({"question": "?", "axes": [1]}, "axes must be a dict"),
-    ({"question": "?", "axes": AXES, "debug": {"model": "dit_s_2"}}, "axis model must list its values, not 'dit_s_2'"),
-    ({"question": "?", "axes": AXES, "base": {"seed": 3}}, r"list it in seeds, such as seeds: \[0, 1\]"),
-    ({"question": "?", "axes": {"seed": [1, 2]}}, "list it in seeds"),
-    ({"question": "?", "variants": {"a": {"seed": 1}}}, "list it in seeds"),
-    ({"question": "?", "variants": {"a/b": {}}}, "variant 'a/b' names a link: a text without /"),
-    ({"question": "?", "variants": {"": {}}}, "variant '' names a link"),
+    ({"question": "?", "axes": AXES, "debug": {"model": "dit_s_2"}}, "axis model must be a list of values, not 'dit_s"),
+    ({"question": "?", "axes": AXES, "base": {"seed": 3}}, r"list the seeds, such as seeds: \[0, 1\]"),
+    ({"question": "?", "axes": {"seed": [1, 2]}}, "list the seeds"),
+    ({"question": "?", "variants": {"a": {"seed": 1}}}, "list the seeds"),
+    ({"question": "?", "variants": {"a/b": {}}}, "a text without / that does not begin with a dot, not 'a/b'"),
+    ({"question": "?", "variants": {"": {}}}, "the name of a variant becomes a link: .*, not ''"),
     ({"question": "?", "variants": {"a" * 300: {}}}, "at most 200 bytes"),
-    ({"question": "?", "axes": AXES, "seeds": [1, 1]}, r"seeds lists one twice: \[1, 1\]"),
-    ({"question": "?", "axes": AXES, "plugins": [1]}, "plugins are Python files or modules, not 1"),
+    ({"question": "?", "axes": AXES, "seeds": [1, 1]}, r"seeds lists a seed twice: \[1, 1\]"),
+    ({"question": "?", "axes": AXES, "plugins": [1]}, "plugins must be Python files or modules, not 1"),
 ]
 
 
 @pytest.mark.parametrize(("data", "message"), BAD)
 def test_bad_studies_are_one_line(tmp_path, data, message):
-    with pytest.raises(StudyError, match=message) as caught:
+    with pytest.raises(InputError, match=message) as caught:
         load(write(tmp_path, **data))
     assert "\n" not in str(caught.value)
 
@@ -205,13 +211,13 @@ def test_bad_studies_are_one_line(tmp_path, data, message):
 def test_broken_yaml_is_one_line(tmp_path, text):
     path = tmp_path / "x.yaml"
     path.write_text(text)
-    with pytest.raises(StudyError, match="is not YAML" if "[\n" in text else "key 'axes' is there twice") as caught:
+    with pytest.raises(InputError, match="is not YAML" if "[\n" in text else "key 'axes' occurs twice") as caught:
         load(str(path))
     assert "\n" not in str(caught.value)
 
 
-def slowly(overrides):
-    """What Hydra itself makes of overrides: the configuration as plain data."""
+def hydra_config(overrides):
+    """The configuration that Hydra itself composes from overrides, as plain data."""
     with initialize_config_module("lamabench.launch.conf", version_base="1.3"):
         return config_to_dict(OmegaConf.to_object(hydra_compose("config", list(overrides))))  # type: ignore[arg-type]
 
@@ -234,14 +240,14 @@ MIXED = Study(
 
 
 @pytest.mark.parametrize("study", [load("demo"), load("block_mix"), MIXED], ids=lambda study: study.name)
-def test_configurations_are_those_of_hydra(study):
+def test_configurations_equal_those_of_hydra(study):
     more = ["train.steps=9", "data.flip=true", "data.size=32"]
     for overrides in ([], more):
         for run, variant in zip(plan(study, overrides), study.expand(), strict=True):
-            assert config_to_dict(run.config) == slowly([*variant.overrides, *overrides])
+            assert config_to_dict(run.config) == hydra_config([*variant.overrides, *overrides])
 
 
-def test_a_configuration_belongs_to_its_run_alone():
+def test_configurations_share_nothing():
     first, _ = compose(["model=lamamba_nano"])
     first.model.mixers.append("conv")
     first.bench.modes.clear()
@@ -272,9 +278,9 @@ TYPOS = [
 
 
 @pytest.mark.parametrize(("overrides", "message"), TYPOS, ids=lambda value: str(value))
-def test_typos_are_refused_in_one_line_again_and_again(overrides, message):
+def test_a_typo_is_one_line_every_time(overrides, message):
     compose([])
-    for _ in range(2):  # what is kept between calls does not swallow errors
+    for _ in range(2):  # caches do not swallow errors
         with pytest.raises(InputError, match=message) as caught:
             compose(overrides)
         assert "\n" not in str(caught.value)

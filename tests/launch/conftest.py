@@ -1,4 +1,4 @@
-"""Folders of tasks as their jobs leave them, without doing the work."""
+"""Folders of tasks as jobs leave them, written without doing the work."""
 
 import pytest
 from lamabench.harness import stages
@@ -18,9 +18,9 @@ def files(folder, name, *steps, size=0):
 
 @pytest.fixture
 def finish():
-    """Does a task in pretence: rows of its stages, or of some, and weights of its moments."""
+    """Pretends to do a task: writes the rows of its stages, or of some of them, and the weights of its moments."""
 
-    def done(task, *some, **values):
+    def write_results(task, *some, **values):
         folder = stages.prepare(task)
         config = config_from_dict(task.config)
 
@@ -50,17 +50,17 @@ def finish():
                     note("speed", speed_key(config.model, fields, config.backend, "GPU A"), **fields)
         return folder
 
-    return done
+    return write_results
 
 
 @pytest.fixture
 def fail():
-    """Leaves the record of a stage that failed."""
+    """Writes the record of a stage that failed."""
 
-    def failed(task, stage, state="failed", error="why"):
+    def write_failure(task, stage, state="failed", error="why"):
         folder = stages.prepare(task)
         for line in stages._failure(task, config_from_dict(task.config), stage, RuntimeError(error)):
             stages.write(folder, {**line, "state": state, "error": error})
         return folder
 
-    return failed
+    return write_failure

@@ -1,4 +1,4 @@
-"""`lamabench check` passes what is right and names what is wrong: one fault a model, one check that fails."""
+"""`lamabench check` passes correct models. Each model with one fault fails the check that is made for it."""
 
 import json
 import re
@@ -28,7 +28,7 @@ RIGHT: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("name", RIGHT)
-def test_what_is_registered_passes(name):
+def test_registered_models_pass(name):
     rows = check(RIGHT[name])
     assert [row["check"] for row in rows] == list(CHECKS)
     assert all(row["ok"] for row in rows), rows
@@ -117,10 +117,10 @@ class Faulty(DiT):
 FAULTS = [
     ("shape", "shapes", r"a batch of 1 gives \[1, 1, 4, 4\], not \[1, 2, 4, 4\]"),
     ("odd batch", "shapes", r"a batch of 1 gives \[0, 2"),
-    ("not finite", "shapes", "32 values not finite"),
+    ("not finite", "shapes", "of which 32 values are not finite"),
     ("seed", "determinism", "t_embedder.mlp.0.weight differs when built again from the same seed"),
     ("noise", "determinism", "a pass in training draws random numbers"),
-    ("state", "determinism", "two passes in training over one batch differ"),
+    ("state", "determinism", "two passes in training over the same batch differ"),
     ("time", "conditions", "the output does not depend on t"),
     ("label", "conditions", "the output does not depend on y"),
     ("labels alike", "conditions", "the output does not depend on y"),
@@ -133,9 +133,9 @@ FAULTS = [
     ("checkpoints", "checkpointing", "differs with checkpointing"),
     ("half", "precision", "off by .* in float32"),
     ("bfloat16", "precision", "RuntimeError: no kernel for BFloat16"),
-    ("break", "compile", "does not take it in one graph"),
-    ("compiled", "compile", "is another when compiled"),
-    ("gradient", "gradients", r"the gradient of .* is .* along a line, by finite differences"),
+    ("break", "compile", "does not compile it into one graph"),
+    ("compiled", "compile", "differs when compiled"),
+    ("gradient", "gradients", r"the gradient of .* along a line is .*, by finite differences"),
     ("dead parameter", "gradients", "extra has no gradient"),
 ]
 
@@ -153,7 +153,7 @@ def test_a_fault_is_named_by_its_check(faulty, fault, name, message):
     assert "\n" not in rows[name]["detail"]
 
 
-def test_what_computes_in_float32_within_a_float64_network_passes(faulty):
+def test_a_module_that_computes_in_float32_passes(faulty):
     assert all(row["ok"] for row in check(FaultyConfig(**vars(TINY), fault="float32")))
 
 
@@ -176,7 +176,7 @@ def test_the_command(faulty, capsys):
         (["dit_nano", "depht=1"], "unknown key 'depht'"),
     ],
 )
-def test_bad_words_are_one_line(words, message, capsys):
+def test_bad_arguments_are_one_line(words, message, capsys):
     assert main(["check", *words]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1

@@ -1,4 +1,4 @@
-"""The command as a person types it: what it prints, and one clear line for every mistake."""
+"""The command line: its output, and one clear line for every mistake."""
 
 import json
 import os
@@ -45,12 +45,12 @@ def test_help_has_examples(capsys):
 
 def test_cost_json(capsys):
     code, out, _ = run(capsys, "cost", "lamamba_xl", "dit_xl_2", "input_size=64", "--json")
-    ours, theirs = json.loads(out)
-    assert code == 0 and (ours["model"], theirs["model"]) == ("lamamba_xl", "dit_xl_2")
-    assert ours["params"] == pytest.approx(660.725e6, abs=500) and theirs["macs"] == pytest.approx(524.538e9, abs=5e5)
-    assert 100 * (ours["paper_gflops"] / theirs["paper_gflops"] - 1) == pytest.approx(-61.6, abs=0.2)
-    assert list(ours["parts"]) == ["ssm", "scan", "attention", "mlp", "conditioning", "rest"]
-    assert ours["flops"] > 2 * ours["macs"]
+    lamamba, dit = json.loads(out)
+    assert code == 0 and (lamamba["model"], dit["model"]) == ("lamamba_xl", "dit_xl_2")
+    assert lamamba["params"] == pytest.approx(660.725e6, abs=500) and dit["macs"] == pytest.approx(524.538e9, abs=5e5)
+    assert 100 * (lamamba["paper_gflops"] / dit["paper_gflops"] - 1) == pytest.approx(-61.6, abs=0.2)
+    assert list(lamamba["parts"]) == ["ssm", "scan", "attention", "mlp", "conditioning", "rest"]
+    assert lamamba["flops"] > 2 * lamamba["macs"]
 
 
 def test_cost_table(capsys):
@@ -58,7 +58,7 @@ def test_cost_table(capsys):
     assert code == 0 and "MACs (G)" in out and "dit_nano" in out and "attention" in out
 
 
-def test_output_that_nobody_reads_is_no_traceback():
+def test_unread_output_is_no_traceback():
     script = "import sys; from lamabench.launch.cli import main; sys.exit(main(['sweep', 'plan', 'demo']))"
     process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout is not None and process.stderr is not None
@@ -101,45 +101,47 @@ def test_train_sample_evaluate_report(capsys, tmp_path):
     assert run(capsys, "train", *DIT, *QUICK, "train.steps=4")[0] == 0
     assert len(read_run(folder).records) == 1
 
-    def drawn():
+    def sample_folders():
         return {read_run(one).last("sample").guidance: one for one in folder.glob("samples/*")}
 
     code, out, err = run(capsys, "evaluate", str(folder))
-    assert code == 2 and f"has no samples to score; draw them first (lamabench sample {folder})" in err
+    assert code == 2 and f"has no samples to score; draw them first: lamabench sample {folder}" in err
     assert run(capsys, "sample", str(folder))[0] == 0
-    with np.load(drawn()[1.0] / "samples.npz") as file:
+    with np.load(sample_folders()[1.0] / "samples.npz") as file:
         assert file["images"].shape == (20, 8, 8, 1)
     assert run(capsys, "sample", str(folder), "sample.guidance=2", "sample.count=10")[0] == 0
-    assert set(drawn()) == {1.0, 2.0}
+    assert set(sample_folders()) == {1.0, 2.0}
 
     small = ["evaluate.metrics=[fd]", "evaluate.reference_count=60"]
     code, out, err = run(capsys, "evaluate", str(folder), *small)
     assert code == 0 and "60" in out and "FD-EffNetLite0-20 " in out
     code, out, err = run(capsys, "evaluate", str(folder), *small, "sample.guidance=2", "sample.count=10")
-    assert code == 0 and "FD-EffNetLite0-10 " in out  # of the other samples
-    assert [row.metric for row in read_run(drawn()[1.0]).records if row.kind == "score"] == ["FD-EffNetLite0-20"]
+    assert code == 0 and "FD-EffNetLite0-10 " in out  # the other set of samples
+    assert [row.metric for row in read_run(sample_folders()[1.0]).records if row.kind == "score"] == [
+        "FD-EffNetLite0-20"
+    ]
     code, _, err = run(capsys, "evaluate", str(folder), "train.lr=2")
     assert code == 2 and "would make another training of it; sections to set here: sample, evaluate, run" in err
-    code, out, err = run(capsys, "evaluate", str(drawn()[1.0] / "samples.npz"), *QUICK)
+    code, out, err = run(capsys, "evaluate", str(sample_folders()[1.0] / "samples.npz"), *QUICK)
     assert code == 0 and "FD-EffNetLite0-20" in out
     code, out, _ = run(capsys, "report", "runs/train", "--out", "out")
     assert code == 0 and "dit" in out.lower()
     assert {"summary.md", "summary.csv", "summary.tex"} <= {p.name for p in (tmp_path / "out").rglob("*")}
 
 
-def test_samples_of_a_colleague_lie_below_our_root(capsys, tmp_path):
-    """A training that we may not write in: its keys come below a root of ours, and say where the weights lie."""
+def test_samples_of_a_training_elsewhere_lie_below_our_root(capsys, tmp_path):
+    """With run.root, samples of a training go below that root, into a folder that says where the weights lie."""
     assert run(capsys, "train", *DIT, *QUICK, "train.steps=2")[0] == 0
-    (theirs,) = (tmp_path / "runs" / "trainings").iterdir()
-    before = sorted(theirs.rglob("*"))
-    assert run(capsys, "sample", str(theirs), "run.root=mine", "sample.count=4")[0] == 0
-    assert sorted(theirs.rglob("*")) == before
-    ours = tmp_path / "mine" / "trainings" / theirs.name
-    assert json.loads((ours / "config.json").read_text())["weights"] == str(theirs)
-    assert len(list(ours.glob("samples/*/samples.npz"))) == 1
-    assert run(capsys, "sample", str(ours), "sample.count=5")[0] == 0  # the weights are still found from there
-    assert len(list(ours.glob("samples/*/samples.npz"))) == 2 and sorted(theirs.rglob("*")) == before
-    assert open_run(ours).moments == [2] and open_run(ours).sample([1], steps=2).shape == (1, 8, 8, 1)
+    (training,) = (tmp_path / "runs" / "trainings").iterdir()
+    before = sorted(training.rglob("*"))
+    assert run(capsys, "sample", str(training), "run.root=mine", "sample.count=4")[0] == 0
+    assert sorted(training.rglob("*")) == before
+    copy = tmp_path / "mine" / "trainings" / training.name
+    assert json.loads((copy / "config.json").read_text())["weights"] == str(training)
+    assert len(list(copy.glob("samples/*/samples.npz"))) == 1
+    assert run(capsys, "sample", str(copy), "sample.count=5")[0] == 0  # the weights are still found from there
+    assert len(list(copy.glob("samples/*/samples.npz"))) == 2 and sorted(training.rglob("*")) == before
+    assert open_run(copy).moments == [2] and open_run(copy).sample([1], steps=2).shape == (1, 8, 8, 1)
 
 
 def test_train_without_a_model(capsys, tmp_path):
@@ -244,8 +246,8 @@ def command(*words, **kwargs):
                             stdout=subprocess.PIPE, start_new_session=True, **kwargs)  # fmt: skip
 
 
-def test_a_run_whose_worker_dies_is_taken_over(capsys, tmp_path):
-    """Another process holds a run and is killed while the sweep watches it."""
+def test_a_run_is_taken_over_when_its_process_dies(capsys, tmp_path):
+    """Another process holds the run and is killed while the sweep watches it."""
     name = study(tmp_path, 2)
     row, _ = json.loads(run(capsys, "sweep", "plan", name, "--json")[1])
     (folder := tmp_path / row["folder"]).mkdir(parents=True)
@@ -262,7 +264,7 @@ def test_a_run_whose_worker_dies_is_taken_over(capsys, tmp_path):
 
 
 def test_sweep_killed_with_all_its_jobs_continues(capsys, tmp_path):
-    """SIGKILL of the command and its jobs in mid-training; the same command finishes, and a third does nothing."""
+    """The command and its jobs get SIGKILL in mid-training. The same command finishes; a third does nothing."""
     name = study(tmp_path, 60)
     code, out, _ = run(capsys, "sweep", "plan", name, "--json")
     assert code == 0 and [row["state"] for row in json.loads(out)] == ["planned"] * 2
@@ -275,7 +277,7 @@ def test_sweep_killed_with_all_its_jobs_continues(capsys, tmp_path):
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     (first,) = tmp_path.glob("runs/trainings/*")
-    # submitit starts its jobs in the command's process group, so they are gone as well.
+    # submitit starts its jobs in the process group of the command, so that they are gone as well.
     assert json.loads(run(capsys, "sweep", "status", name, "--json")[1])[0]["state"] in ("stopped", "running")
 
     code, out, err = run(capsys, "sweep", "run", name)
@@ -305,7 +307,7 @@ def test_a_run_that_fails_leaves_the_others_alone(capsys, tmp_path):
 
 
 def test_a_study_that_samples_one_checkpoint_often_trains_once(capsys, tmp_path):
-    """A debug size, from the plan to the report."""
+    """At its debug size, from the plan to the report."""
     path = study(tmp_path, 4)
     data = yaml.safe_load((tmp_path / "tiny.yaml").read_text())
     one = data["variants"]["one"]
@@ -326,15 +328,15 @@ def test_a_study_that_samples_one_checkpoint_often_trains_once(capsys, tmp_path)
     assert code == 0 and err.count(": done") == 5 and "tables and figures" in out
     (training,) = tmp_path.glob("runs/trainings/*")
     assert [row.kind for row in read_run(training).records] == ["train"]
-    drawn = [read_run(folder).last("sample").guidance for folder in training.glob("samples/*")]
-    assert sorted(drawn) == [1.0, 2.0, 3.0]
+    scales = [read_run(folder).last("sample").guidance for folder in training.glob("samples/*")]
+    assert sorted(scales) == [1.0, 2.0, 3.0]
     links = [tmp_path / "runs" / "tiny-debug" / f"scale-{scale}" for scale in (1, 2, 3)]
     assert {link.resolve() for link in links} == {training.resolve()}
     code, _, err = run(capsys, "sweep", "run", path, "--debug")
     assert code == 0 and err.count("already done") == 5
 
 
-def test_what_waits_for_a_training_that_diverged_is_not_started(capsys, tmp_path):
+def test_samples_of_a_training_that_diverged_are_not_started(capsys, tmp_path):
     path = study(tmp_path, 40)
     data = yaml.safe_load((tmp_path / "tiny.yaml").read_text())
     data["base"]["train.lr"] = 1e18

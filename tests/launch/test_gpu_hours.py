@@ -1,4 +1,4 @@
-"""What a study costs: hours from measurements, and from nothing else."""
+"""GPU-hours of a study, which come only from measurements."""
 
 import json
 from dataclasses import replace
@@ -17,8 +17,8 @@ from lamabench.launch.plan import plan
 from lamabench.models.registry import preset, to_dict
 
 
-def planted(folder: Path, *rows):
-    """Records of benchmarks: DiT-S/2 at 100 images/s, but for what each row says."""
+def write_records(folder: Path, *rows):
+    """Write records of benchmarks, of DiT-S/2 at 100 images/s unless a row says otherwise, and read them."""
     line = {"mode": "train", "input_size": 32, "precision": "bfloat16", "checkpointing": False, "compile": "eager"}
     line |= {"images_per_s": 100.0, "batch_size": 8, "provenance": {"device": "GPU A"}}
     for one in rows:
@@ -27,10 +27,10 @@ def planted(folder: Path, *rows):
         place = folder / "bench" / "models" / f"x-{model_key(model)}"
         create(place, {"kind": "model", "key": model_key(model), "config": {"model": to_dict(model)}})
         append(place / "record.jsonl", row("speed", key="k", **{**line, **fields}).as_dict())
-    return gpu_hours.measured(folder)
+    return gpu_hours.committed_speeds(folder)
 
 
-def test_hours_come_from_records_alone(tmp_path):
+def test_hours_come_only_from_records(tmp_path):
     base = {"data": "cifar10", "train.steps": 3600, "train.batch_size": 100}
 
     def cost(values, rows):
@@ -38,14 +38,14 @@ def test_hours_come_from_records_alone(tmp_path):
         return gpu_hours.of_runs([run], rows)[0][0]
 
     plain, deeper = {"model": "dit_s_2"}, {"model": "dit_s_2", "model.depth": 14}
-    nothing = gpu_hours.measured(tmp_path / "nowhere")
+    nothing = gpu_hours.committed_speeds(tmp_path / "nowhere")
     assert cost(plain, nothing) == "unknown (no bench record of dit_s_2 at side 32, bfloat16, eager)"
-    rows = planted(
+    rows = write_records(
         tmp_path,
         {},
         {"images_per_s": 200.0, "batch_size": 64},
         {"images_per_s": 50.0, "provenance": {"device": "GPU B"}},
-        {"images_per_s": 9e9, "batch_size": 101},  # more than the training passes
+        {"images_per_s": 9e9, "batch_size": 101},  # more than a step passes
         {"images_per_s": 9e9, "mode": "forward"},
         {"images_per_s": 9e9, "compile": "compile"},
         {"images_per_s": 9e9, "precision": "float32"},
@@ -58,43 +58,46 @@ def test_hours_come_from_records_alone(tmp_path):
     assert cost(plain, rows) == {"GPU A": pytest.approx(0.5), "GPU B": pytest.approx(2.0)}
     assert cost(deeper, rows) == {"GPU A": pytest.approx(0.25)}
     assert cost({**plain, "run.micro_batch": 50}, rows) == {"GPU A": pytest.approx(1.0), "GPU B": pytest.approx(2.0)}
-    assert cost({**deeper, "run.micro_batch": 4}, rows) == {"GPU A": pytest.approx(0.25)}  # measured at 8 alone
+    assert cost({**deeper, "run.micro_batch": 4}, rows) == {"GPU A": pytest.approx(0.25)}  # measured only at 8
     assert cost(deeper | {"model.depth": 15}, rows) == (
         "unknown (no bench record of dit_s_2 (model.depth=15) at side 32, bfloat16, eager)"
     )
-    found = [cost(plain, rows), cost(deeper, rows), cost({"model": "unet_s"}, rows), {}]
-    assert gpu_hours.words(found[0]) == "0.5 (GPU A), 2 (GPU B)" and gpu_hours.words({}) == "none: no training"
-    assert gpu_hours.total(found) == "0.75 on GPU A (2 runs); 2 on GPU B (1 runs); unknown for 1 runs (no bench record)"
-    # What was measured beside others' work says so, and gives way to what was not.
-    rows = planted(tmp_path / "busy", {"disturbed": "x"}, {"images_per_s": 50.0, "provenance": {"device": "GPU B"}})
+    hours = [cost(plain, rows), cost(deeper, rows), cost({"model": "unet_s"}, rows), {}]
+    assert gpu_hours.cell(hours[0]) == "0.5 (GPU A), 2 (GPU B)" and gpu_hours.cell({}) == "none: no training"
+    assert gpu_hours.total(hours) == "0.75 on GPU A (2 runs); 2 on GPU B (1 runs); unknown for 1 runs (no bench record)"
+    # A disturbed measurement is marked, and an undisturbed one takes precedence.
+    rows = write_records(
+        tmp_path / "busy", {"disturbed": "x"}, {"images_per_s": 50.0, "provenance": {"device": "GPU B"}}
+    )
     assert cost(plain, rows) == {"GPU A, busy host": pytest.approx(1.0), "GPU B": pytest.approx(2.0)}
     assert gpu_hours.total([cost(plain, rows)]) == (
-        "2 on GPU B (1 runs); 1 on GPU A, busy host (1 runs); busy host: measured beside other work, fewer hours may do"
+        "2 on GPU B (1 runs); 1 on GPU A, busy host (1 runs); busy host: measured while other "
+        "processes kept it busy, so it may take fewer hours"
     )
-    rows = planted(tmp_path / "quiet", {"images_per_s": 400.0, "disturbed": "x"}, {}, {"disturbed": None})
+    rows = write_records(tmp_path / "quiet", {"images_per_s": 400.0, "disturbed": "x"}, {}, {"disturbed": None})
     assert cost(plain, rows) == {"GPU A": pytest.approx(1.0)}
     (tmp_path / "models" / "old").mkdir(parents=True)
     (tmp_path / "models" / "old" / "config.json").write_text('{"config": {}}')
     with pytest.raises(InputError, match="was written by an earlier version of lamabench"):
-        gpu_hours.measured(tmp_path)
+        gpu_hours.committed_speeds(tmp_path)
 
 
 def test_hours_of_one_training_are_counted_once():
     runs = plan(load("guidance"))
-    found, shared = gpu_hours.of_runs(runs, [])
-    assert [isinstance(cost, str) for cost in found] == [True] + [False] * (len(runs) - 1)
-    assert shared == [""] + ["none"] * (len(runs) - 1) and gpu_hours.words({}, shared[1]) == "with none"
+    hours, shared = gpu_hours.of_runs(runs, [])
+    assert [isinstance(cost, str) for cost in hours] == [True] + [False] * (len(runs) - 1)
+    assert shared == [""] + ["none"] * (len(runs) - 1) and gpu_hours.cell({}, shared[1]) == "with none"
 
 
-def test_hours_are_of_the_furthest_step_that_is_asked_for(tmp_path):
+def test_hours_count_to_the_furthest_step_of_all_runs(tmp_path):
     base = {"model": "dit_s_2", "data": "cifar10", "train.batch_size": 100}
     runs = plan(Study("s", "?", base=base, axes={"train.steps": [1800, 3600]}))
-    found, shared = gpu_hours.of_runs(runs, planted(tmp_path, {}))  # 100 images/s
-    assert found == [{"GPU A": pytest.approx(1.0)}, {}] and shared == ["", "1800"]
+    hours, shared = gpu_hours.of_runs(runs, write_records(tmp_path, {}))  # 100 images/s
+    assert hours == [{"GPU A": pytest.approx(1.0)}, {}] and shared == ["", "1800"]
 
 
-def test_a_measurement_of_the_command_is_understood(tmp_path, monkeypatch):
-    """What `bench` writes today has every field that hours read."""
+def test_records_of_the_command_are_read(tmp_path, monkeypatch):
+    """`bench` writes every field from which hours are computed."""
     monkeypatch.chdir(tmp_path)
     small = ["depth=1", "hidden_size=16", "num_heads=2", "bench.batch_size=2", "bench.repeats=1", "run.device=cpu"]
     assert main(["bench", "dit_nano", *small, "bench.precision=float32", "bench.seconds=0.01"]) == 0
@@ -104,11 +107,11 @@ def test_a_measurement_of_the_command_is_understood(tmp_path, monkeypatch):
     base |= {"model.depth": 1, "model.hidden_size": 16, "model.num_heads": 2}
     (planned,) = plan(Study("s", "?", base=base, variants={"a": {}}))
     (speed,) = (one.images_per_s for one in run.records if one.mode == "train")
-    (found,), _ = gpu_hours.of_runs([planned], gpu_hours.measured(tmp_path / "runs"))
-    assert list(found.values()) == [pytest.approx(0.1 / speed)]
+    (hours,), _ = gpu_hours.of_runs([planned], gpu_hours.committed_speeds(tmp_path / "runs"))
+    assert list(hours.values()) == [pytest.approx(0.1 / speed)]
 
 
-def test_a_study_measures_first_and_then_knows_its_cost(tmp_path, monkeypatch, capsys):
+def test_a_study_that_measures_first_knows_its_cost(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     base = {"model": "dit_nano", "model.depth": 1, "data": "digits", "train.precision": "float32", "train.steps": 10}
     base |= {"train.batch_size": 36, "bench.batch_size": 2, "bench.repeats": 1, "bench.precision": "float32"}
@@ -125,8 +128,8 @@ def test_a_study_measures_first_and_then_knows_its_cost(tmp_path, monkeypatch, c
     assert main(["sweep", "plan", path, "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
     speeds = [line.images_per_s for lines in records for line in lines if line.mode == "train"]
-    found = [cost for row in rows for cost in row["gpu_hours"].values()]
-    assert sorted(found) == pytest.approx(sorted(0.1 / speed for speed in speeds))
+    hours = [cost for row in rows for cost in row["gpu_hours"].values()]
+    assert sorted(hours) == pytest.approx(sorted(0.1 / speed for speed in speeds))
     assert all("train" in row["to do"] and row["state"] == "planned" for row in rows)
     assert main(["sweep", "prune", path, "--stages", "bench"]) == 2
     assert "--stages is for plan, run, submit, retry and status, not for prune" in capsys.readouterr().err

@@ -24,8 +24,8 @@ SLICES = ["MIG-5e6f7a8b-aaaa-bbbb-cccc-000000000000", "MIG-5e6f7a8b-aaaa-bbbb-cc
 
 
 def runs(root, count=2, **more):
-    axes = {"train.lr": [(1 + place) * 1e-3 for place in range(count)]}
     """The trainings of a study."""
+    axes = {"train.lr": [(1 + place) * 1e-3 for place in range(count)]}
     study = Study("s", "?", base={**SMALL, "run.root": str(root), **more}, axes=axes, stages=["train"])
     return pieces(plan(study))
 
@@ -41,11 +41,11 @@ def runs(root, count=2, **more):
         ("3,-1,1", 1, ["3"]),  # CUDA stops at the first name that it does not know
         ("0,9", 1, ["0"]),
         (",".join(UUIDS), 2, UUIDS),
-        (",".join(SLICES), 1, SLICES),  # of slices a process sees one, of however many that there are
+        (",".join(SLICES), 1, SLICES),  # a process sees one slice, however many there are
         (",".join(SLICES), 0, []),
     ],
 )
-def test_the_names_in_our_own_variable_are_shared_out(visible, count, names, monkeypatch):
+def test_the_gpus_of_our_own_variable_are_shared_out(visible, count, names, monkeypatch):
     assert local.names(visible, count) == names
     monkeypatch.setattr("torch.cuda.device_count", lambda: count)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
@@ -56,7 +56,7 @@ def test_the_names_in_our_own_variable_are_shared_out(visible, count, names, mon
 
 @pytest.mark.parametrize("names", [["0"], ["3", "5"], UUIDS, SLICES, ["0", "1", "2", "3"]])
 @pytest.mark.parametrize("device", ["auto", "cuda"])
-def test_each_job_has_a_gpu_of_its_own_and_more_jobs_share_them_alike(names, device):
+def test_jobs_are_spread_evenly_over_the_gpus(names, device):
     busy = []
     for _ in range(3 * len(names)):
         busy.append(local.visible_to(device, names, busy))
@@ -68,7 +68,7 @@ def test_each_job_has_a_gpu_of_its_own_and_more_jobs_share_them_alike(names, dev
 
 def test_jobs_that_want_no_gpu_see_none():
     assert local.visible_to("cpu", UUIDS, []) == local.visible_to("auto", [], []) == ""
-    assert local.visible_to("cuda:1", UUIDS, []) == ",".join(UUIDS)  # the second of what it sees is the second of ours
+    assert local.visible_to("cuda:1", UUIDS, []) == ",".join(UUIDS)  # it picks the second one itself
 
 
 def test_as_many_runs_at_a_time_as_gpus_or_cores(tmp_path, monkeypatch):
@@ -99,8 +99,8 @@ def test_a_gpu_that_is_not_there_is_one_line_and_leaves_nothing(device, count, s
 
 
 @pytest.mark.parametrize(("names", "parallel", "each"), [(UUIDS, None, [1, 1]), (SLICES, 3, [2, 1])])
-def test_jobs_share_out_the_gpus_and_none_works_on_the_cpu(names, parallel, each, tmp_path, monkeypatch, capsys):
-    """Two GPUs that the command sees and its jobs do not, as where a driver breaks: no job is "done" on the CPU."""
+def test_jobs_share_the_gpus_and_none_works_on_the_cpu(names, parallel, each, tmp_path, monkeypatch, capsys):
+    """The command sees two GPUs that its jobs do not see, as with a broken driver. No job is then done on the CPU."""
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", ",".join(names))
     mine = runs(tmp_path, sum(each), **{"train.steps": 2})
@@ -114,7 +114,7 @@ def test_jobs_share_out_the_gpus_and_none_works_on_the_cpu(names, parallel, each
     assert all(f"{run.name}: failed: {error}" in err for run, error in zip(mine, errors, strict=True))
 
 
-def test_without_a_gpu_the_cores_are_shared_out(tmp_path, monkeypatch, capsys):
+def test_without_a_gpu_jobs_share_the_cores(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
     seen = []
     monkeypatch.setattr(local, "_start", lambda run, threads, visible, say: seen.append((threads, visible)) or
@@ -134,7 +134,7 @@ def test_without_a_gpu_the_cores_are_shared_out(tmp_path, monkeypatch, capsys):
     ],
 )
 def test_jobs_save_and_end_with_the_command(number, everyone, code, last, tmp_path):
-    """Ctrl-C reaches every process of the terminal, `kill` the command alone; either leaves no job behind."""
+    """Ctrl-C reaches every process of the terminal, `kill` only the command. Neither leaves a job behind."""
     base = {**SMALL, "train.steps": 200000, "run.checkpoint_every": 200000}
     study = {"question": "?", "base": base, "axes": {"train.lr": [1e-3, 2e-3]}, "stages": ["train"]}
     (tmp_path / "s.yaml").write_text(yaml.safe_dump(study))
@@ -150,7 +150,7 @@ def test_jobs_save_and_end_with_the_command(number, everyone, code, last, tmp_pa
     assert command.returncode == code and err.splitlines()[-1].endswith(last) and "Traceback" not in err
     assert "saving, then ending" in err and err.count(last) == 1
     with pytest.raises(ProcessLookupError):
-        os.killpg(command.pid, 0)  # nobody is left of its session
+        os.killpg(command.pid, 0)  # no process of its session is left
     for folder in tmp_path.glob("runs/trainings/*"):
         (saved,) = (folder / "checkpoints").iterdir()
         assert 0 < int(saved.stem[5:]) < 200000

@@ -1,4 +1,4 @@
-"""Plans: what the runs of a study ask for, what they share, and how they stand by what their folders say."""
+"""Plans: the tasks that the runs of a study ask for, what they share, and their states according to their folders."""
 
 import json
 import time
@@ -6,15 +6,24 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
-from lamabench.ablations.study import Study, StudyError, load, names
+from lamabench.ablations.study import Study, load, names
 from lamabench.harness.config import Config, ObjectiveConfig
 from lamabench.harness.keys import config_from_dict, training_key
 from lamabench.harness.measure.cost import cost
 from lamabench.harness.run import locked
 from lamabench.kernels.errors import InputError
 from lamabench.launch import gpu_hours, notes, prune
-from lamabench.launch import plan as plans
-from lamabench.launch.plan import look, of_stages, only, pieces, plan
+from lamabench.launch.plan import (
+    listing,
+    look,
+    missing_metrics,
+    pieces,
+    plan,
+    rows,
+    select_stages,
+    select_variants,
+    write,
+)
 
 SMALL = {"model": "dit_nano", "model.depth": 1, "model.hidden_size": 16, "model.num_heads": 2, "data": "digits"}
 SMALL |= {"data.size": 8, "train.batch_size": 4, "train.precision": "float32", "train.steps": 4, "sample.count": 5}
@@ -24,30 +33,30 @@ ONE = {"model": ["dit_nano"]}
 
 @pytest.fixture
 def study(tmp_path):
-    """A study of one run, and variations of it: other axes, other settings."""
+    """Builds a study of one run, or a variation of it with other axes or settings."""
 
-    def made(axes=ONE, stages=("cost", "train", "sample", "evaluate", "bench"), seeds=(0,), **more):
+    def build(axes=ONE, stages=("cost", "train", "sample", "evaluate", "bench"), seeds=(0,), **more):
         base = {**SMALL, "run.root": str(tmp_path), **{key.replace("__", "."): value for key, value in more.items()}}
         return Study("s", "?", base=base, axes=dict(axes), stages=list(stages), seeds=list(seeds))
 
-    return made
+    return build
 
 
 def to_do(study, *overrides):
-    """What is missing, by kind of folder."""
-    found = {}
+    """The missing stages, by kind of folder."""
+    stages = {}
     for piece in pieces(plan(study, overrides)):
-        if left := piece.missing():
-            found.setdefault(piece.task.kind, []).append(left)
-    return found
+        if missing := piece.missing():
+            stages.setdefault(piece.task.kind, []).append(missing)
+    return stages
 
 
-def everything(study, finish, *overrides):
+def finish_all(study, finish, *overrides):
     for piece in pieces(plan(study, overrides)):
         finish(piece.task)
 
 
-def test_a_plan_says_what_is_asked_for(study, tmp_path):
+def test_a_plan_lists_the_tasks_of_each_run(study, tmp_path):
     (run,) = plan(study())
     assert [(task.kind, task.stages) for task in run.tasks] == [
         ("model", ("cost", "bench")),
@@ -73,17 +82,17 @@ def test_a_plan_says_what_is_asked_for(study, tmp_path):
     ],
 )
 def test_an_edit_of_sample_evaluate_or_bench_trains_nothing(study, finish, edit, again):
-    everything(study(), finish)
+    finish_all(study(), finish)
     assert to_do(study()) == {} and plan(study())[0].state() == "done"
     assert to_do(study(), edit) == again
 
 
 def test_a_metric_added_plans_only_that_metric(study, finish):
-    everything(study(), finish)
+    finish_all(study(), finish)
     more = study(evaluate__metrics=["fd", "kid"])
     assert to_do(more) == {"samples": [["evaluate"]]}
     (samples,) = [piece.task for piece in pieces(plan(more)) if piece.task.kind == "samples"]
-    assert plans.missing_metrics(samples) == ["kid"]
+    assert missing_metrics(samples) == ["kid"]
     assert plan(more)[0].state() == "planned"
 
 
@@ -92,20 +101,20 @@ def test_seven_studies_share_one_training():
     runs = [run for name in shared for run in plan(load(name))]
     plain = plan(load("scan"))[0]
     assert plain.name == "continuous"
-    theirs = {run.about["study"] for run in runs if run.training and run.training.key == plain.training.key}
-    assert theirs == {"block_mix", "d_state", "guidance", "scale", "scan", "unet", "window"}
+    studies = {run.about["study"] for run in runs if run.training and run.training.key == plain.training.key}
+    assert studies == {"block_mix", "d_state", "guidance", "scale", "scan", "unet", "window"}
     assert len({run.folder for run in runs if run.id == plain.id}) == 1
 
 
-def test_variants_that_training_does_not_see_share_it(study, finish):
+def test_variants_that_do_not_affect_training_share_it(study, finish):
     axes = {"sample.guidance": [1.0, 2.0], "train.lr": [1e-4, 2e-4]}
     runs = plan(study(axes, stages=["cost", "train", "sample"]))
-    found = pieces(runs)
-    assert [piece.task.kind for piece in found] == ["model", "training", "training"] + ["samples"] * 4
-    assert [piece.run for piece in found[:3]] == ["1.0-0.0001", "1.0-0.0001", "1.0-0.0002"]
-    assert not any(piece.ready() for piece in found[3:]) and all(piece.ready() for piece in found[:3])
-    finish(found[1].task)
-    assert [piece.ready() for piece in found[3:]] == [True, False, True, False]
+    every = pieces(runs)
+    assert [piece.task.kind for piece in every] == ["model", "training", "training"] + ["samples"] * 4
+    assert [piece.run for piece in every[:3]] == ["1.0-0.0001", "1.0-0.0001", "1.0-0.0002"]
+    assert not any(piece.ready() for piece in every[3:]) and all(piece.ready() for piece in every[:3])
+    finish(every[1].task)
+    assert [piece.ready() for piece in every[3:]] == [True, False, True, False]
     assert [run.missing() for run in runs][:2] == [["cost", "sample"], ["cost", "train", "sample"]]
     hours, others = gpu_hours.of_runs(runs, [])
     assert [isinstance(one, str) for one in hours] == [True, True, False, False]
@@ -122,37 +131,37 @@ def test_more_steps_are_the_same_training_with_a_moment_each(study, finish):
     assert [run.missing() for run in runs] == [["sample"]] * 3 and all(piece.ready() for piece in samples)
 
 
-def test_an_extension_plans_the_training_and_what_comes_of_its_end(study, finish):
-    everything(study(stages=["train"]), finish)
+def test_an_extension_plans_the_training_and_the_samples_of_its_end(study, finish):
+    finish_all(study(stages=["train"]), finish)
     longer = study(stages=["train"], train__steps=8)
     assert to_do(longer) == {"training": [["train"]]} and plan(longer)[0].state() == "planned"
-    everything(study(), finish)
+    finish_all(study(), finish)
     assert to_do(study(), "train.steps=8") == {"training": [["train"]], "samples": [["sample", "evaluate"]]}
     assert to_do(study()) == {}
 
 
 def test_a_longer_training_that_failed_leaves_the_shorter_one_done(study, finish, fail):
-    everything(study(stages=["train"]), finish)
+    finish_all(study(stages=["train"]), finish)
     (longer,) = plan(study(stages=["train"]), ["train.steps=8"])
     fail(longer.training, "train", "diverged")
     assert longer.state() == "diverged" and longer.looks()[0].error == "why"
     assert plan(study(stages=["train"]))[0].state() == "done"
 
 
-def test_fewer_steps_than_reached_want_a_moment_that_is_kept(study, finish):
-    everything(study(train__snapshots=[2]), finish)
+def test_fewer_steps_than_reached_need_a_moment_that_was_kept(study, finish):
+    finish_all(study(train__snapshots=[2]), finish)
     assert plan(study(train__steps=2, stages=["train"]))[0].problems() == []
     assert to_do(study(train__steps=2, stages=["train", "sample"])) == {"samples": [["sample"]]}
     (run,) = plan(study(train__steps=3, stages=["train", "sample"]))
     assert run.problems() == ["step 3 was not kept; kept near it: 2, 4"]
     assert plan(study(train__steps=3, stages=["train"]))[0].problems() == run.problems()
-    # A job is not asked for what cannot be, so that it goes on with the rest.
+    # A job is not asked for the impossible, so that it does the rest.
     (training, *_) = pieces(plan(study({"train.steps": [3, 8]}, stages=["train", "sample"])))
     assert training.task.moments == (8,)
 
 
-def test_pruned_weights_undo_no_score(study, finish):
-    everything(study(), finish)
+def test_scores_outlive_pruned_weights(study, finish):
+    finish_all(study(), finish)
     (run,) = plan(study())
     for file in run.folder.glob("*/step-*"):
         file.unlink()
@@ -164,7 +173,7 @@ def test_states_come_from_folders(study, finish, fail):
     (run,) = plan(study())
     model, training, samples = run.tasks
     fail(training, "train", "oom")
-    assert (run.state(), plans.rows([run])[0]["error"]) == ("oom", "why")
+    assert (run.state(), rows([run])[0]["error"]) == ("oom", "why")
     with locked(training.path):
         assert run.state() == "running"
     finish(training)
@@ -176,7 +185,7 @@ def test_states_come_from_folders(study, finish, fail):
     finish(samples, "sample")
     fail(samples, "evaluate")
     assert (look(samples).state, look(samples).missing) == ("failed", ("evaluate",))
-    # Another study's metric failed in the same folder, and another study's benchmark in that of the model.
+    # A metric of another study failed in the same folder, and a benchmark of another study in the folder of the model.
     other = replace(samples, metrics=("kid",))
     assert look(other).state == "planned"
     finish(samples, "evaluate")
@@ -187,7 +196,7 @@ def test_states_come_from_folders(study, finish, fail):
     assert (look(model).state, look(bench).state) == ("done", "failed")
 
 
-def test_a_training_that_was_begun_is_stopped(study, finish):
+def test_a_training_that_began_and_did_not_end_is_stopped(study, finish):
     (run,) = plan(study(stages=["train"]))
     finish(run.training, "none")
     assert run.state() == "planned"
@@ -197,19 +206,19 @@ def test_a_training_that_was_begun_is_stopped(study, finish):
 
 def test_a_listing_says_how_far_and_with_what(study, finish):
     """Reports read the length that a study asks for from it: a shared training may have gone further."""
-    everything(study(train__steps=8, stages=["train"]), finish)
-    (entry,) = plans.listing(plan(study(train__steps=6, backend__attention="reference")))
+    finish_all(study(train__steps=8, stages=["train"]), finish)
+    (entry,) = listing(plan(study(train__steps=6, backend__attention="reference")))
     assert (entry["steps"], entry["backend"]) == (6, {"attention": "reference"})
-    assert plans.listing(plan(study(stages=["cost"])))[0]["steps"] is None
+    assert listing(plan(study(stages=["cost"])))[0]["steps"] is None
 
 
 def test_a_run_is_not_called_as_what_lies_beside_its_link(study):
-    with pytest.raises(StudyError, match="a run cannot be called 'report'"):
+    with pytest.raises(InputError, match="a run cannot be called 'report'"):
         plan(replace(study(), axes={}, variants={"report": {}}))
 
 
 def test_training_that_cannot_go_on_is_a_problem(study, finish):
-    everything(study(stages=["train"]), finish)
+    finish_all(study(stages=["train"]), finish)
     (longer,) = plan(study(stages=["train"], train__steps=8))
     assert longer.problems() == []
     for file in longer.folder.glob("checkpoints/*"):
@@ -219,15 +228,15 @@ def test_training_that_cannot_go_on_is_a_problem(study, finish):
 
 
 def test_checkpoints_that_another_study_needs_stay(study, finish):
-    everything(study(stages=["train", "sample"]), finish)
+    finish_all(study(stages=["train", "sample"]), finish)
     runs = plan(study(stages=["train", "sample"]))
     (one,) = prune.checkpoints(runs)
     assert [file.parent.name for file in one.files] == ["checkpoints"]
     for more in ({"train__steps": 8}, {"sample__weights": "live"}):
         other = replace(study(stages=["train", "sample"], **more), name="other")
-        plans.write(other, plan(other))
+        write(other, plan(other))
         assert list(prune.checkpoints(runs)) == []
-        everything(other, finish)
+        finish_all(other, finish)
         runs = plan(study(stages=["train", "sample"], **more))
         (one,) = prune.checkpoints(runs)
         assert one.folder == runs[0].folder
@@ -235,20 +244,20 @@ def test_checkpoints_that_another_study_needs_stay(study, finish):
 
 def test_two_runs_that_ask_for_the_same_are_refused(study):
     same = Study("s", "?", variants={"a": {"model": "dit_nano"}, "b": {"model": "dit_nano", "sample.batch_size": 7}})
-    with pytest.raises(StudyError, match="b and a are the same run"):
+    with pytest.raises(InputError, match="b and a are the same run"):
         plan(same)
-    with pytest.raises(StudyError, match="are the same run"):  # the cost of a model is the same for all seeds
+    with pytest.raises(InputError, match="are the same run"):  # the cost of a model is the same for all seeds
         plan(study(stages=["cost"], seeds=(0, 1)))
     assert len(plan(study(stages=["cost", "train"], seeds=(0, 1)))) == 2
     roots = {"a": {"run.root": "a", "model": "dit_nano"}, "b": {"run.root": "b", "model": "unet_nano"}}
-    with pytest.raises(StudyError, match=r"all its runs have one run\.root, not a, b"):
+    with pytest.raises(InputError, match=r"all runs must have the same run\.root, not a, b"):
         plan(Study("s", "?", variants=roots))
 
 
 def test_another_study_file_of_that_name_is_refused_without_writing(study, tmp_path):
     mine = replace(study(), file="/here/s.yaml")
     runs = plan(mine)
-    plans.write(mine, runs)
+    write(mine, runs)
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(InputError, match=r"belongs to the study /here/s\.yaml, not to /there/s\.yaml"):
         plan(replace(mine, file="/there/s.yaml"))
@@ -259,55 +268,55 @@ def test_another_study_file_of_that_name_is_refused_without_writing(study, tmp_p
         plan(replace(mine, name="models"))
 
 
-def test_links_of_variants_that_are_gone_go(study, tmp_path):
+def test_links_of_former_variants_are_deleted(study, tmp_path):
     for rates in ([1e-4, 2e-4], [1e-4]):
         mine = study({"train.lr": rates})
-        plans.write(mine, plan(mine))
+        write(mine, plan(mine))
     assert [path.name for path in (tmp_path / "s").iterdir() if path.is_symlink()] == ["0.0001"]
 
 
-def test_some_variants_are_chosen_by_pattern(study):
+def test_variants_are_selected_by_pattern(study):
     runs = plan(study({"sample.guidance": [1.0, 2.0], "train.lr": [1e-4, 2e-4]}, seeds=(0, 1)))
-    assert [run.name for run in only(runs, "2.0-*1,*2-s1")] == [
+    assert [run.name for run in select_variants(runs, "2.0-*1,*2-s1")] == [
         "1.0-0.0002-s1", "2.0-0.0001-s0", "2.0-0.0001-s1", "2.0-0.0002-s1",
     ]  # fmt: skip
     with pytest.raises(InputError, match=r"no variant is called 'x\*'; variants: 1\.0-0\.0001, 1\.0-0\.0002, 2\.0"):
-        only(runs, "1*,x*")
+        select_variants(runs, "1*,x*")
 
 
-def test_some_stages_of_a_study(study):
-    """Without those that want weights, no run waits for a training."""
+def test_stages_are_selected(study):
+    """Without stages that need weights, no run waits for a training."""
     mine = study({"sample.guidance": [1.0, 2.0]})
     runs = plan(mine)
-    (counted,) = pieces(of_stages(runs, ["cost"], mine))
-    assert counted.task.stages == ("cost",) and counted.task.plans == ()
-    sampled = pieces(of_stages(runs, ["sample", "cost"], mine))
-    assert [piece.task.stages for piece in sampled] == [("cost",), ("sample",), ("sample",)]
-    assert sampled[1].task.metrics == () and not sampled[1].ready()
+    (model,) = pieces(select_stages(runs, ["cost"], mine))
+    assert model.task.stages == ("cost",) and model.task.plans == ()
+    model, samples, other = pieces(select_stages(runs, ["sample", "cost"], mine))
+    assert [piece.task.stages for piece in (model, samples, other)] == [("cost",), ("sample",), ("sample",)]
+    assert samples.task.metrics == () and not samples.ready()
     with pytest.raises(InputError, match=r"unknown stage of s .smaple. \(did you mean .sample.\?\)"):
-        of_stages(runs, ["smaple"], mine)
+        select_stages(runs, ["smaple"], mine)
 
 
-def test_room_on_the_disk(study):
+def test_disk_space(study):
     runs = plan(study({"sample.guidance": [1.0, 2.0]}, train__snapshots=[1, 3]))
     params = cost(runs[0].config.model).params
-    # Two checkpoints of four groups, and the weights of steps 1, 3 and 4; one training for both runs.
+    # Two checkpoints of four tensors per parameter, and the weights of steps 1, 3 and 4; both runs share a training.
     assert notes.room(runs) == {"1.0": pytest.approx(4 * params * (2 * 4 + 3) / 2**30)}
 
 
-def test_an_axis_over_a_list_is_several_runs(study):
+def test_an_axis_over_a_list_setting_gets_a_hint(study):
     def hint(axes):
         mine = study(axes, model="lamamba_nano")
         mine = replace(mine, base={key: value for key, value in mine.base.items() if not key.startswith("model.")})
         return list(notes.hints(mine, plan(mine)))
 
     assert hint({"model.mixers": ["ssm", "window"]}) == [
-        "axis model.mixers has 2 values, each a list of one; one value that lists all: [[ssm, window]]"
+        "axis model.mixers takes its 2 values one at a time; write [[ssm, window]] to combine them"
     ]
     assert hint({"model.mixers": [["ssm"], ["window"]]}) == hint({"model.d_state": [1, 4]}) == []
 
 
-def test_data_are_checked_where_they_are(study, finish, tmp_path, monkeypatch):
+def test_data_are_checked_where_they_can_be_read(study, finish, tmp_path, monkeypatch):
     mine = study(stages=["train"])
     monkeypatch.setattr("lamabench.harness.data.images.fingerprint", lambda config: "aa")
     (run,) = plan(mine)
@@ -325,29 +334,29 @@ def test_data_are_checked_where_they_are(study, finish, tmp_path, monkeypatch):
             notes.check_data(plan(more))
     monkeypatch.setattr("lamabench.harness.data.images.fingerprint", lambda config: None)
     runs = plan(study(stages=["train"], data="npz", data__path=str(tmp_path / "none.npz"), data__channels=1))
-    assert list(notes.data(runs)) == [f"data not checked: {tmp_path / 'none.npz'} is not there"]
-    assert list(notes.data(plan(study(stages=["bench"], data="npz")))) == []  # nothing of it reads data
+    assert list(notes.data(runs)) == [f"data not checked: {tmp_path / 'none.npz'} does not exist"]
+    assert list(notes.data(plan(study(stages=["bench"], data="npz")))) == []  # it reads no data
 
 
 @dataclass
 class Joined(ObjectiveConfig):
-    """An objective with a field that joined later, whose default is not what it was before."""
+    """An objective with a field that was added later and whose default is not its `since` value."""
 
     shift: float = field(default=2.0, metadata={"since": 1.0})
 
 
-def test_finished_trainings_that_differ_in_a_field_that_joined_are_named(study, finish):
+def test_finished_trainings_that_differ_only_in_a_later_field_are_named(study, finish):
     (run,) = plan(study(stages=["train"]))
     finish(run.training)
 
-    def joined(**values):
+    def with_objective(**values):
         config: Config = replace(run.config, objective=Joined(**values))
         return replace(run, config=config, tasks=(replace(run.training, key=training_key(config)),))
 
-    (line,) = notes.earlier([at_home(joined())])
-    assert line == f"dit_nano: {run.folder}, finished to step 4, differs in objective.shift alone, there 1.0"
-    assert training_key(joined(shift=1.0).config) == run.id
-    assert list(notes.earlier([at_home(joined(kind="ddpm", shift=1.0))])) == []
+    (line,) = notes.earlier([at_home(with_objective())])
+    assert line == f"dit_nano: {run.folder}, finished to step 4, differs only in objective.shift (1.0 there)"
+    assert training_key(with_objective(shift=1.0).config) == run.id
+    assert list(notes.earlier([at_home(with_objective(kind="ddpm", shift=1.0))])) == []
 
 
 def at_home(run):
@@ -373,10 +382,10 @@ def test_a_thousand_runs_are_planned_in_seconds(record_property):
     large = Study("large", "?", base={"data": "cifar10", "sample.clip": True}, axes=axes, seeds=list(range(10)))
     started = time.perf_counter()
     runs = plan(large)
-    rows = plans.rows(runs)
-    found = pieces(runs)
+    table = rows(runs)
+    tasks = pieces(runs)
     seconds = time.perf_counter() - started
     record_property("seconds", round(seconds, 2))
     print(f"planned {len(runs)} runs in {seconds:.2f} s")
-    assert len(runs) == len(rows) == 1000 and len(found) == 2004
+    assert len(runs) == len(table) == 1000 and len(tasks) == 2004
     assert seconds < 20, f"{seconds:.1f} s; 5 s on two cores is the aim, 300 s is what Hydra alone takes"

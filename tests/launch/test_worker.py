@@ -46,15 +46,15 @@ def manifest(piece, folder, **cluster):
 
 
 def test_the_debug_executor_does_a_task_in_this_process(tmp_path):
-    """And leaves its signals and its environment as they were."""
+    """It leaves the signal handlers and the environment as they were."""
     run = training(tmp_path, **{"train.steps": 3})
-    before, ours = dict(os.environ), []
-    handler = signal.signal(signal.SIGTERM, lambda number, _: ours.append(number))
+    before, signals_here = dict(os.environ), []
+    handler = signal.signal(signal.SIGTERM, lambda number, _: signals_here.append(number))
     try:
         job = submitit.DebugExecutor(tmp_path).submit(worker.work, manifest(run, tmp_path), 0)
         assert not run.folder.exists() and job.results() == [None]
         os.kill(os.getpid(), signal.SIGTERM)
-        assert ours == [signal.SIGTERM]
+        assert signals_here == [signal.SIGTERM]
     finally:
         signal.signal(signal.SIGTERM, handler)
     assert read_run(run.folder).last("train").state == "done" and dict(os.environ) == before
@@ -66,17 +66,17 @@ def test_the_debug_executor_does_a_task_in_this_process(tmp_path):
 def test_a_task_that_fails_in_this_process_raises_its_own_error(tmp_path, monkeypatch):
     run = training(tmp_path, **{"run.device": "nothing:0"})
     job = submitit.DebugExecutor(tmp_path).submit(worker.work, manifest(run, tmp_path), 0)
-    monkeypatch.setenv("SUBMITIT_DEBUG_JOB_ID", job.job_id)  # only `results` sets it, and debugs what fails
+    monkeypatch.setenv("SUBMITIT_DEBUG_JOB_ID", job.job_id)  # only `results` sets it, and it debugs failures
     for name in ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
-        monkeypatch.setenv(name, "29500")  # to be as before afterwards
+        monkeypatch.setenv(name, "29500")  # so that they are restored afterwards
     error = job.exception()
     assert isinstance(error, InputError) and "unknown run.device 'nothing:0'" in str(error)
     (_, end) = read_lines(run.folder / "attempts.jsonl")
     assert end["error"].startswith("unknown run.device 'nothing:0'")
 
 
-def test_a_local_job_takes_the_signals_over_from_submitit(tmp_path):
-    """submitit's own handler of the notice would end the task at once, with nothing saved, and of SIGTERM ignore it."""
+def test_a_local_job_replaces_the_signal_handlers_of_submitit(tmp_path):
+    """With the handlers of submitit, the notice would end the task unsaved, and SIGTERM would be ignored."""
     for number in (signal.SIGUSR2, signal.SIGTERM):
         folder = tmp_path / number.name
         more = {"train.steps": 100000, "run.checkpoint_every": 100000}
@@ -99,7 +99,7 @@ def test_a_local_job_takes_the_signals_over_from_submitit(tmp_path):
 
 @pytest.mark.parametrize(("count", "sees", "error"), [(1, False, "given 1 GPU, and torch sees none"), (0, False, ""),
                                                       (1, True, "")])  # fmt: skip
-def test_a_job_that_asked_for_a_gpu_does_not_work_on_the_cpu(count, sees, error, monkeypatch):
+def test_a_job_that_requested_a_gpu_does_not_run_on_the_cpu(count, sees, error, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: sees)
     if not error:
         return worker.check_gpus(count)
@@ -107,8 +107,8 @@ def test_a_job_that_asked_for_a_gpu_does_not_work_on_the_cpu(count, sees, error,
         worker.check_gpus(count)
 
 
-def test_what_holds_a_run_up_is_let_go_of_after_its_grace(tmp_path):
-    """A stage that cannot stop half way; the watch ends with the work, so that none is left in this process."""
+def test_a_run_that_cannot_stop_ends_after_its_grace(tmp_path):
+    """The stage cannot stop halfway. The watch runs in a process of its own, so that none is left in this one."""
     program = """
 import sys, threading, time
 from pathlib import Path
@@ -132,7 +132,7 @@ while time.monotonic() < end:
 
 
 class NoReader:
-    """An stderr at whose other end nobody reads any more: srun's, whose own log is on a full disk."""
+    """An stderr whose reader is gone, as when srun's own log is on a full disk."""
 
     def write(self, text):
         raise BrokenPipeError(errno.EPIPE, "Broken pipe")
@@ -140,7 +140,7 @@ class NoReader:
     flush = close = lambda self: None
 
 
-def test_a_full_disk_is_told_without_words(tmp_path, monkeypatch):
+def test_a_full_disk_is_reported_by_the_exit_code(tmp_path, monkeypatch):
     (path := tmp_path / "manifest.json").write_text('{"arrays": [{}]}')
 
     def full(*_):
@@ -171,7 +171,7 @@ except signals.Stopped as error:
 
 
 def test_a_signal_stops_a_run_at_a_step_and_it_goes_on_bit_for_bit(tmp_path):
-    """As SLURM sends it: to every process of the step, those that load data too."""
+    """SLURM sends signals to every process of the step, including those that load data."""
     more = {"train.steps": 80, "run.log_every": 7, "run.checkpoint_every": 50, "run.workers": 2}
     more |= {"sample.count": 12, "sample.method": "ddim", "sample.steps": 3, "sample.batch_size": 1}
 
@@ -184,9 +184,9 @@ def test_a_signal_stops_a_run_at_a_step_and_it_goes_on_bit_for_bit(tmp_path):
         mine = replace(study(tmp_path / root, {"train.lr": [1e-3]}, **more), stages=["train", "sample"])
         each = pieces(plan(mine))
         folders.append([piece.folder for piece in each])
-        wanted = json.dumps([asdict(piece.task) for piece in each])
+        tasks = json.dumps([asdict(piece.task) for piece in each])
         for number in [*numbers, None]:
-            process = subprocess.Popen([sys.executable, "-c", WORK, wanted], stdout=subprocess.PIPE, text=True,
+            process = subprocess.Popen([sys.executable, "-c", WORK, tasks], stdout=subprocess.PIPE, text=True,
                                        stderr=subprocess.DEVNULL, start_new_session=True)  # fmt: skip
             before = newest(each)
             while number and process.poll() is None:
@@ -209,7 +209,7 @@ def test_a_signal_stops_a_run_at_a_step_and_it_goes_on_bit_for_bit(tmp_path):
     assert (drawn / "samples.npz").read_bytes() == (redrawn / "samples.npz").read_bytes()
 
 
-def test_queueing_again_is_tried_where_that_may_help(tmp_path, monkeypatch):
+def test_queueing_again_is_retried_if_that_may_help(tmp_path, monkeypatch):
     calls, scontrol = tmp_path / "calls", tmp_path / "scontrol"
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     monkeypatch.setenv("SLURM_JOB_ID", "7")
@@ -224,18 +224,18 @@ def test_queueing_again_is_tried_where_that_may_help(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("said", "notice", "preempted"),
+    ("line", "notice", "preempted"),
     [
         ("JobState=RUNNING Reason=None PreemptTime=None", True, False),
         ("JobState=RUNNING Reason=None PreemptTime=2026-11-22T10:34:23", True, True),
-        ("JobState=COMPLETING Reason=None PreemptTime=None", False, False),  # cancelled, or requeued by somebody
+        ("JobState=COMPLETING Reason=None PreemptTime=None", False, False),  # cancelled, or requeued by a person
         ("JobState=COMPLETING Reason=None PreemptTime=2026-11-22T10:34:23", False, False),
         ("JobState=COMPLETING Reason=TimeLimit PreemptTime=None", True, False),
     ],
 )
-def test_what_was_cancelled_does_not_queue_itself_again(said, notice, preempted, tmp_path, monkeypatch):
+def test_a_cancelled_job_does_not_queue_itself_again(line, notice, preempted, tmp_path, monkeypatch):
     calls = tmp_path / "calls"
-    (tmp_path / "scontrol").write_text(f"#!/bin/sh\necho $1 >> {calls}\necho JobId=7 {said}\n")
+    (tmp_path / "scontrol").write_text(f"#!/bin/sh\necho $1 >> {calls}\necho JobId=7 {line}\n")
     (tmp_path / "scontrol").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     for key in ("SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID"):
@@ -248,7 +248,7 @@ def test_what_was_cancelled_does_not_queue_itself_again(said, notice, preempted,
         assert calls.read_text().split() == ["show", "requeue"][: 1 + queued]
 
 
-def test_a_run_that_gets_nowhere_is_not_queued_again_for_ever(tmp_path, monkeypatch):
+def test_a_run_without_progress_is_not_queued_again_for_ever(tmp_path, monkeypatch):
     for key, value in (("SUBMITIT_EXECUTOR", "slurm"), ("SLURM_ARRAY_JOB_ID", "7"), ("SLURM_ARRAY_TASK_ID", "0")):
         monkeypatch.setenv(key, value)
     attempt = Attempt(tmp_path)

@@ -311,7 +311,7 @@ def test_prune_leaves_what_is_locked_or_queued(mine, capsys, finish, monkeypatch
     with locked(one.tasks[2].path):  # of the samples in a training that nobody names
         assert main(["sweep", "prune", path, "--yes"]) == 0
     err = capsys.readouterr().err
-    assert err.count("left, it is queued or running") == 2 and one.folder.is_dir() and two.folder.is_dir()
+    assert err.count("kept, because it is queued or running") == 2 and one.folder.is_dir() and two.folder.is_dir()
 
 
 def test_prune_takes_nothing_of_a_listing_that_it_cannot_read(mine, capsys, finish):
