@@ -17,7 +17,7 @@ from ...harness.run import read_run
 from ...harness.stages import Task, measurements
 from ...kernels.errors import InputError
 from .. import gpu_hours, local, notes, plan, prune
-from ..output import show
+from ..output import number, show
 from ..plan import Planned
 from ..slurm import cluster as clusters
 from ..slurm import manifest, snapshot, status, submit
@@ -101,7 +101,7 @@ def _plan(sweep: Sweep) -> int:
     show(rows, columns | {"gpu_hours": "GPU-hours of training", "gib": "GiB"}, args.json)
     if args.json:
         return 0
-    print(f"\n{len(runs)} runs; GPU-hours of training: {gpu_hours.total(hours)}")
+    print(f"\n{number(len(runs), 'run')}; GPU-hours of training: {gpu_hours.total(hours)}")
     if room:
         print(f"checkpoints and weights: {sum(room.values()):.3g} GiB")
     for line in (*notes.problems(runs), *notes.data(runs), *notes.earlier(runs), *notes.hints(sweep.study, runs)):
@@ -117,7 +117,7 @@ def _print_arrays(sweep: Sweep, requests: dict[tuple[str, str], clusters.Cluster
     chosen = submit.choose(plan.pieces(sweep.runs), status.UNSEEN, ("planned", "stopped"), requests)
     hours_asked = sum(one.cluster.gpus * one.cluster.time_min / 60 for one in chosen)
     print(
-        f"asked for: {len(chosen)} jobs, {hours_asked:g} GPU-hours "
+        f"asked for: {number(len(chosen), 'job')}, {hours_asked:g} GPU-hours "
         "(GPUs × time limit; a job that needs more is queued again)"
     )
     code: dict[str, Any] = {"path": str(home / "code" / "TREE")}
@@ -210,7 +210,7 @@ def _cut(text: str) -> str:
 
 def _print_summary(found: Sequence[status.RunStanding]) -> None:
     counts = Counter(one.state for one in found)
-    print(f"\n{len(found)} runs: {', '.join(f'{count} {state}' for state, count in counts.items())}")
+    print(f"\n{number(len(found), 'run')}: {', '.join(f'{count} {state}' for state, count in counts.items())}")
     for one in found:
         if one.state in (*status.FAILED, "diverged") and one.main.log and one.main.log.is_file():
             print(f"{one.run.name}: {one.main.log}")
@@ -220,7 +220,7 @@ def _print_strays(sweep: Sweep, seen: status.Look) -> None:
     """Folders that no study names, and jobs of this study that no run of it asks for."""
     kept = prune.named(sweep.root, {sweep.study.name: plan.listing(sweep.whole)})
     if folders := list(prune.unnamed(sweep.root, kept)):
-        print(f"{len(folders)} folders that no study below {sweep.root} names; sweep prune lists them")
+        print(f"{number(len(folders), 'folder')} below {sweep.root} that no study names; sweep prune lists them")
     asked = {(task.kind, task.key) for one in sweep.whole for task in one.tasks}
     ours = {str(array.job) for array in manifest.arrays(sweep.home)}
     queued = {
@@ -231,7 +231,8 @@ def _print_strays(sweep: Sweep, seen: status.Look) -> None:
     if queued:
         jobs = ", ".join(f"{job} ({name})" for job, name in list(queued.items())[:5])
         more = ", …" if len(queued) > 5 else ""
-        print(f"{len(queued)} jobs of runs that are not in the study are queued: {jobs}{more}; scancel JOB ends one")
+        count = number(len(queued), "job")
+        print(f"{count} in the queue for runs that are not in the study: {jobs}{more}; scancel JOB ends one")
 
 
 def _cancel(sweep: Sweep) -> int:
@@ -260,7 +261,7 @@ def _collect(sweep: Sweep) -> int:
         write_lines(out, lines)
     except OSError as error:  # a full disk, a folder of somebody else's
         raise InputError(f"cannot write {out}: {error.strerror}") from None
-    text = f"{out}: {len(lines)} records of {len(runs)} runs"
+    text = f"{out}: {number(len(lines), 'record')} of {number(len(runs), 'run')}"
     if missing:
         text += f"; not done: {len(missing)} ({', '.join(missing[:3])}{', …' if len(missing) > 3 else ''})"
     print(json.dumps({"file": str(out), "records": len(lines), "missing": missing}) if args.json else text)
@@ -292,14 +293,14 @@ def _prune(sweep: Sweep) -> int:
         if prune.busy(one.folder, queued):
             print(f"{one.folder}: left, it is queued or running (sweep cancel)", file=sys.stderr)
             continue
-        what = f"{len(one.files)} checkpoints" if one.files else f"{one.hours:.3g} hours of training"
+        what = number(len(one.files), "checkpoint") if one.files else f"{one.hours:.3g} hours of training"
         print(f"{one.folder}: {what}, {one.gib:.3g} GiB", file=sys.stderr)
         idle.append(one)
     if not idle:
         print("[]" if args.json else "nothing to prune")
         return 0
     size = f"{sum(one.gib for one in idle):.3g} GiB"
-    count = f"checkpoints of {len(idle)} trainings" if args.checkpoints else f"{len(idle)} folders"
+    count = f"checkpoints of {number(len(idle), 'training')}" if args.checkpoints else number(len(idle), "folder")
     if not args.yes:
         if not sys.stdin.isatty():
             raise InputError(f"{count} would be deleted, {size}; --yes deletes them")
