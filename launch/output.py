@@ -27,6 +27,11 @@ def _cell(value: Any) -> str:
     return str(value)
 
 
+def number(count: int, noun: str) -> str:
+    """`1 run`, `2 runs`."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
 def split_arguments(words: Sequence[str]) -> tuple[list[str], list[str]]:
     """Names and overrides. An override is a word with a `=` that is not the path of an existing file."""
     names = [word for word in words if "=" not in word or Path(word).exists()]

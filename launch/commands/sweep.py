@@ -18,7 +18,7 @@ from ...harness.stages import Task
 from ...kernels.errors import InputError
 from ...models import registry
 from .. import gpu_hours, local, notes, plan, prune
-from ..output import show
+from ..output import number, show
 from ..plan import Planned
 from ..slurm import cluster, manifest, snapshot, status, submit
 from ..slurm.cluster import ClusterConfig
@@ -102,7 +102,7 @@ def _plan(sweep: Sweep) -> int:
     show(rows, columns | {"gpu_hours": "GPU-hours of training", "gib": "GiB"}, args.json)
     if args.json:
         return 0
-    print(f"\n{len(runs)} runs; GPU-hours of training: {gpu_hours.total(hours)}")
+    print(f"\n{number(len(runs), 'run')}; GPU-hours of training: {gpu_hours.total(hours)}")
     if room:
         print(f"checkpoints and weights: {sum(room.values()):.3g} GiB")
     for line in (*notes.problems(runs), *notes.data(runs), *notes.earlier(runs), *notes.hints(sweep.study, runs)):
@@ -118,7 +118,8 @@ def _print_arrays(sweep: Sweep, requests: dict[tuple[str, str], ClusterConfig]) 
     jobs = submit.choose(plan.pieces(sweep.runs), status.UNSEEN, ("planned", "stopped"), requests)
     hours = sum(job.cluster.gpus * job.cluster.time_min / 60 for job in jobs)
     print(
-        f"asked for: {len(jobs)} jobs, {hours:g} GPU-hours (GPUs × time limit; a job that needs more is queued again)"
+        f"asked for: {number(len(jobs), 'job')}, {hours:g} GPU-hours "
+        "(GPUs × time limit; a job that needs more is queued again)"
     )
     code: dict[str, Any] = {"path": str(home / "code" / "TREE")}
     for index, draft in enumerate(submit.drafts(jobs, sys.maxsize)):
@@ -217,7 +218,7 @@ def _cut(text: str) -> str:
 
 def _print_summary(standings: Sequence[status.RunStanding]) -> None:
     counts = Counter(one.state for one in standings)
-    print(f"\n{len(standings)} runs: {', '.join(f'{count} {state}' for state, count in counts.items())}")
+    print(f"\n{number(len(standings), 'run')}: {', '.join(f'{count} {state}' for state, count in counts.items())}")
     for one in standings:
         if one.state in (*status.FAILED, "diverged") and one.main.log and one.main.log.is_file():
             print(f"{one.run.name}: {one.main.log}")
@@ -227,7 +228,7 @@ def _print_strays(sweep: Sweep, look: status.Look) -> None:
     """Print the folders that no study names, and the jobs of this study that none of its runs asks for."""
     named = prune.named_folders(sweep.root, {sweep.study.name: plan.listing(sweep.whole)})
     if folders := list(prune.unnamed_folders(sweep.root, named)):
-        print(f"no study below {sweep.root} names {len(folders)} folders; sweep prune lists them")
+        print(f"{number(len(folders), 'folder')} below {sweep.root} that no study names; sweep prune lists them")
     keys = {(task.kind, task.key) for one in sweep.whole for task in one.tasks}
     arrays = {str(array.job) for array in manifest.arrays(sweep.home)}
     queued = {
@@ -238,7 +239,8 @@ def _print_strays(sweep: Sweep, look: status.Look) -> None:
     if queued:
         jobs = ", ".join(f"{job} ({name})" for job, name in list(queued.items())[:5])
         more = ", …" if len(queued) > 5 else ""
-        print(f"{len(queued)} jobs of runs that are not in the study are queued: {jobs}{more}; scancel JOB ends one")
+        count = number(len(queued), "job")
+        print(f"{count} in the queue for runs that are not in the study: {jobs}{more}; scancel JOB ends one")
 
 
 def _cancel(sweep: Sweep) -> int:
@@ -267,7 +269,7 @@ def _collect(sweep: Sweep) -> int:
         write_lines(out, lines)
     except OSError as error:  # a full disk, or a folder of another user
         raise InputError(f"cannot write {out}: {error.strerror}") from None
-    text = f"{out}: {len(lines)} records of {len(runs)} runs"
+    text = f"{out}: {number(len(lines), 'record')} of {number(len(runs), 'run')}"
     if missing:
         text += f"; not done: {len(missing)} ({', '.join(missing[:3])}{', …' if len(missing) > 3 else ''})"
     print(json.dumps({"file": str(out), "records": len(lines), "missing": missing}) if args.json else text)
@@ -308,7 +310,7 @@ def _prune(sweep: Sweep) -> int:
         print("[]" if args.json else "nothing to prune")
         return 0
     size = f"{sum(one.gib for one in idle):.3g} GiB"
-    count = f"checkpoints of {len(idle)} trainings" if args.checkpoints else f"{len(idle)} folders"
+    count = f"checkpoints of {number(len(idle), 'training')}" if args.checkpoints else number(len(idle), "folder")
     if not args.yes:
         if not sys.stdin.isatty():
             raise InputError(f"{count} would be deleted, {size}; --yes deletes them")
