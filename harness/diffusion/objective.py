@@ -5,15 +5,17 @@ flow matching (SiT, 2401.08740) has t in [0, 1], a head of C channels and a stra
 step.
 """
 
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from torch import Tensor
 
 from ...kernels.errors import unknown
-from ..config import ObjectiveConfig
 from .gaussian import DDPM
 from .path import Path
+
+if TYPE_CHECKING:
+    from ..config import ObjectiveConfig
 
 
 class Objective(Protocol):
@@ -51,7 +53,7 @@ class Objective(Protocol):
 OBJECTIVES: dict[str, type[Objective]] = {"ddpm": DDPM}
 
 
-def objective(config: ObjectiveConfig) -> Objective:
+def objective(config: "ObjectiveConfig") -> Objective:
     """The objective of a configuration. Raises InputError for an unknown kind."""
     if config.kind not in OBJECTIVES:
         raise unknown("objective.kind", config.kind, OBJECTIVES)

@@ -1,6 +1,11 @@
-"""Samplers, a function each: ancestral (DDPM, 2006.11239) and DDIM (2010.02502); and noise by image index."""
+"""Samplers, a function each: ancestral (DDPM, 2006.11239) and DDIM (2010.02502); and noise by image index.
+
+A sampler is a function and a line in `SAMPLERS`. It asks `denoiser(x, i)` what the network says at step i, and
+`denoiser.path` for the rest.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -42,10 +47,21 @@ class Denoiser:
         return self.path.clipped(said, x, i) if self.clip else said
 
 
-def ancestral(denoiser: Denoiser, x: Tensor, noise: Noise | None, told: Told) -> Tensor:
-    """Every step draws from the posterior; the last one takes its mean. Raises InputError without noise."""
-    if noise is None:
-        raise InputError("ancestral sampling needs noise for its steps")
+@dataclass(frozen=True)
+class Sampler:
+    """A sampler, `run(denoiser, x, noise, told)` -> x_0 of x [B, C, H, W], and what it asks for.
+
+    `told(i, steps)` is called after each step. Where `draws`, `noise(i)` is called once a step, in order, the last one
+    aside. Where `posterior`, the path must have one.
+    """
+
+    run: Callable[[Denoiser, Tensor, Noise, Told], Tensor]
+    draws: bool = False
+    posterior: bool = False
+
+
+def ancestral(denoiser: Denoiser, x: Tensor, noise: Noise, told: Told) -> Tensor:
+    """Every step draws from the posterior; the last one takes its mean."""
     path, steps = denoiser.path, len(denoiser.path.times)
     for i in range(steps):
         x, log_variance = path.posterior(denoiser(x, i), x, i)
@@ -55,7 +71,7 @@ def ancestral(denoiser: Denoiser, x: Tensor, noise: Noise | None, told: Told) ->
     return x
 
 
-def ddim(denoiser: Denoiser, x: Tensor, noise: Noise | None, told: Told) -> Tensor:
+def ddim(denoiser: Denoiser, x: Tensor, noise: Noise, told: Told) -> Tensor:
     """Every step keeps the noise that the network says, and draws none."""
     path, steps = denoiser.path, len(denoiser.path.times)
     for i in range(steps):
@@ -64,8 +80,31 @@ def ddim(denoiser: Denoiser, x: Tensor, noise: Noise | None, told: Told) -> Tens
     return x
 
 
-SAMPLERS: dict[str, Callable[[Denoiser, Tensor, Noise | None, Told], Tensor]] = {"ancestral": ancestral, "ddim": ddim}
-METHODS = tuple(SAMPLERS)
+SAMPLERS = {"ancestral": Sampler(ancestral, draws=True, posterior=True), "ddim": Sampler(ddim)}
+
+
+def _never(i: int) -> Tensor:
+    raise AssertionError(f"a sampler whose `draws` is False asked for the noise of step {i}")
+
+
+def draws(method: str, steps: int) -> int:
+    """The batches of noise that sampling takes: the start, and those of the steps but the last."""
+    return steps if SAMPLERS[method].draws else 1
+
+
+def path_of(objective: Objective, method: str, steps: int) -> Path:
+    """The path that a sampler takes. Raises InputError for an unknown method, steps that the objective cannot take, or
+    a method that needs what its path does not have."""
+    if method not in SAMPLERS:
+        raise unknown("sample.method", method, SAMPLERS)
+    path = objective.path(steps)
+    if SAMPLERS[method].posterior and not path.has_posterior:
+        fit = [name for name, other in SAMPLERS.items() if not other.posterior]
+        raise InputError(
+            f"sample.method {method} draws from a posterior, which this objective does not have; "
+            f"choices: {', '.join(fit)}"
+        )
+    return path
 
 
 @torch.no_grad()
@@ -93,9 +132,10 @@ def sample(
     eval mode. Raises InputError, before the network runs, for an unknown method, steps out of range, guidance without
     a null class, or more guidance channels than the image has.
     """
-    if method not in SAMPLERS:
-        raise unknown("sample.method", method, SAMPLERS)
+    path = path_of(objective, method, steps)
+    if noise is None and SAMPLERS[method].draws:
+        raise InputError(f"sample.method {method} needs noise for its steps")
     image_channels = x_T.shape[1]
     net = guided(net, guidance, image_channels=image_channels, channels=guidance_channels, null_class=null_class)
-    denoiser = Denoiser(net, y, objective.path(steps), clip)
-    return SAMPLERS[method](denoiser, x_T.float(), noise, progress or (lambda done, steps: None))
+    denoiser = Denoiser(net, y, path, clip)
+    return SAMPLERS[method].run(denoiser, x_T.float(), noise or _never, progress or (lambda done, steps: None))
