@@ -1,1 +1,1 @@
-"""Rival backbones behind the same protocol."""
+"""Rival backbones, which follow the same protocol."""

@@ -1,7 +1,7 @@
 """ADM's U-Net: ResBlocks with scale-shift conditioning, attention at low resolutions (Dhariwal and Nichol, 2105.05233).
 
-Parameters have the names of guided-diffusion's `UNetModel`, so that its checkpoints load as they are. Its dropout,
-which the 64-pixel model alone is trained with (0.1), is left out.
+Parameters have the names of guided-diffusion's `UNetModel`, so that its checkpoints load as they are. Its dropout is
+left out; only the 64-pixel model is trained with it (0.1).
 """
 
 from collections.abc import Mapping
@@ -19,15 +19,15 @@ from ..models.registry import Backbone, PaperSum, Preset, load_reference, out_ch
 
 Conv = TypeVar("Conv", nn.Conv1d, nn.Conv2d)
 
-GROUPS = 32  # of every GroupNorm
+GROUPS = 32  # groups of every GroupNorm
 
 
 @dataclass
 class ADMConfig:
     """An ADM U-Net. Level i has `int(channel_mult[i] * model_channels)` channels at side `input_size / 2^i`.
 
-    `attention_ds` lists the downsampling factors whose blocks have attention (the middle always has it).
-    `num_head_channels`, where above 0, sets the width of a head and wins over `num_heads`.
+    `attention_ds` lists the downsampling factors of the levels with attention (the middle always has it).
+    `num_head_channels` above 0 is the width of a head and overrides `num_heads`.
     Raises InputError where the sizes do not fit together.
     """
 
@@ -46,7 +46,7 @@ class ADMConfig:
     out_channels: int | None = None  # of the head; null: twice in_channels, DDPM's noise and variance
 
     def __post_init__(self) -> None:
-        # 1 and 1.0 would be two runs: a run's identity is the text of its configuration.
+        # A key hashes the text of a configuration, in which 1 and 1.0 differ.
         self.channel_mult = [float(mult) for mult in self.channel_mult]
         for name in ("input_size", "in_channels", "model_channels", "num_res_blocks", "num_heads"):
             if getattr(self, name) < 1:
@@ -61,17 +61,18 @@ class ADMConfig:
             if width < 1 or width % GROUPS:
                 raise InputError(
                     f"model.channel_mult {mult:g} times model.model_channels {self.model_channels} gives {width} "
-                    f"channels, which is not a positive multiple of {GROUPS}, the groups of a normalisation"
+                    f"channels, which is not a positive multiple of {GROUPS}, the number of groups of a GroupNorm"
                 )
         factors = [2**level for level in range(len(self.channel_mult))]
         if self.input_size % factors[-1]:
             raise InputError(
-                f"model.input_size {self.input_size} does not divide by {factors[-1]}, "
+                f"model.input_size {self.input_size} is not a multiple of {factors[-1]}, "
                 f"the downsampling of {len(factors)} levels"
             )
         for ds in self.attention_ds:
             if ds not in factors:
-                raise InputError(f"model.attention_ds {ds} is no level's; choices: {', '.join(map(str, factors))}")
+                choices = ", ".join(map(str, factors))
+                raise InputError(f"model.attention_ds {ds} is not the factor of a level; choices: {choices}")
         name = "num_head_channels" if self.num_head_channels > 0 else "num_heads"
         attended = [width for ds, width in zip(factors, self.widths, strict=True) if ds in self.attention_ds]
         for width in (*attended, self.widths[-1]):
@@ -89,7 +90,7 @@ class ADMConfig:
 
 
 def _zero(layer: Conv) -> Conv:
-    """The layer that closes a residual path, or the net, starts at zero."""
+    """The layer, set to zero: one that ends a residual path or the network."""
     nn.init.zeros_(layer.weight)
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
@@ -120,7 +121,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Nearest neighbour, then convolution: [B, C, S, S] -> [B, C, 2S, 2S]."""
+    """Nearest-neighbour upsampling, then convolution: [B, C, S, S] -> [B, C, 2S, 2S]."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -144,7 +145,7 @@ class ResBlock(nn.Module):
         )
         self.emb_layers = ConditioningMlp(nn.SiLU(), nn.Linear(emb_width, 2 * out_channels))
         last = _zero(nn.Conv2d(out_channels, out_channels, 3, padding=1))
-        # The Identity holds the place of the reference's dropout, so that the convolution keeps its name.
+        # The Identity stands for the reference's dropout, so that the convolution has the reference's name.
         self.out_layers = nn.Sequential(nn.GroupNorm(GROUPS, out_channels), nn.SiLU(), nn.Identity(), last)
         same = channels == out_channels
         self.skip_connection = nn.Identity() if same else nn.Conv2d(channels, out_channels, 1)
@@ -185,7 +186,7 @@ class AttentionBlock(nn.Module):
         batch, channels = x.shape[:2]
         flat = x.flatten(2)
         lead = (3, self.num_heads) if self.new_order else (self.num_heads, 3)
-        # Convolutions of width 1 as what they are, matrix products: attention wants channels last, as they leave them.
+        # Convolutions of width 1 are matrix products. These leave channels last, as attention wants them.
         qkv = F.linear(self.norm(flat).transpose(1, 2), self.qkv.weight.squeeze(-1), self.qkv.bias)
         parts = qkv.view(batch, -1, *lead, channels // self.num_heads).unbind(2 if self.new_order else 3)
         q, k, v = (part.transpose(1, 2) for part in parts)
@@ -201,7 +202,7 @@ class AttentionBlock(nn.Module):
 
 
 class Layers(nn.ModuleList):
-    """The layers of a block in turn: x [B, C, S, S], emb [B, E]; only a ResBlock reads the conditioning."""
+    """The layers of a block in turn: x [B, C, S, S], emb [B, E]. Only a ResBlock reads the conditioning."""
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         for layer in self:
@@ -210,7 +211,7 @@ class Layers(nn.ModuleList):
 
 
 class ADM(Backbone):
-    """`net(x, t, y) -> out`, shapes in `Backbone`. `y` is not read where there is no label table."""
+    """`net(x, t, y) -> out` with the shapes of `Backbone`. Without a label table, `y` is not read."""
 
     paper_sum = PaperSum(affine_norm=0, plain_norm=0, scan=0)
 
@@ -255,7 +256,7 @@ class ADM(Backbone):
         self.out = nn.Sequential(nn.GroupNorm(GROUPS, channels), nn.SiLU(), last)
 
     def _attention(self, level: int) -> list[AttentionBlock]:
-        """What follows each ResBlock of a level: attention, or nothing."""
+        """The attention after each ResBlock of a level, if the level has any."""
         config, width = self.config, self.config.widths[level]
         if 2**level not in config.attention_ds:
             return []
@@ -280,7 +281,7 @@ class ADM(Backbone):
 
 
 def from_reference(state_dict: Mapping[str, Tensor], config: ADMConfig) -> ADM:
-    """An ADM U-Net with the weights of guided-diffusion's, whose names it shares.
+    """An ADM U-Net with weights of guided-diffusion, whose parameter names it shares.
 
     Raises InputError where a name is missing, unexpected or of another shape.
     """
@@ -299,7 +300,7 @@ def _paper(
 
 
 def _latent(name: str, title: str, width: int) -> Preset:
-    """A U-Net of one shape for every size, on latents of 256 x 256 images, with a null class as DiT has."""
+    """A U-Net on latents of 256 x 256 images, with a null class as in DiT. All sizes have the same shape."""
     config = ADMConfig(32, 4, 1000, width, 1, [1, 2, 2, 2], [2, 4, 8], 1, 64, True, False, null_class=True)
     return Preset(name, title, config, OURS)
 

@@ -41,7 +41,7 @@ class DiTConfig:
         if self.hidden_size % self.num_heads:
             raise InputError(f"model.num_heads {self.num_heads} does not divide model.hidden_size {self.hidden_size}")
         if self.hidden_size % 4:
-            raise InputError(f"model.hidden_size must divide by 4 for the position table, not {self.hidden_size}")
+            raise InputError(f"model.hidden_size must be a multiple of 4 for its positions, not {self.hidden_size}")
         if self.out_channels is not None and self.out_channels < 1:
             raise InputError(f"model.out_channels must be 1 or more, or null, not {self.out_channels}")
 
@@ -86,7 +86,7 @@ class Mlp(nn.Module):
 
 
 class AdaLN(nn.Sequential):
-    """SiLU -> Linear: c [B, C] -> [B, vectors · C]. Starts at zero, so that a block starts as the identity."""
+    """SiLU -> Linear: c [B, C] -> [B, vectors · C]. `DiT` sets it to zero, so that a block starts as the identity."""
 
     part = "conditioning"
 
@@ -112,7 +112,7 @@ class Block(nn.Module):
 
 
 class FinalLayer(nn.Module):
-    """Norm, shift and scale, Linear to the pixels of a patch: x [B, L, C], c [B, C] -> [B, L, patch² · out]."""
+    """Norm, shift and scale, then a Linear to the pixels of a patch: x [B, L, C], c [B, C] -> [B, L, patch² · out]."""
 
     def __init__(self, width: int, patch_size: int, out_channels: int) -> None:
         super().__init__()
@@ -126,7 +126,7 @@ class FinalLayer(nn.Module):
 
 
 class PatchEmbed(nn.Module):
-    """The stem: x [B, C, S, S] -> [B, (S / patch)², width], rows first."""
+    """The stem: x [B, C, S, S] -> [B, (S / patch)², width], row by row."""
 
     def __init__(self, in_channels: int, patch_size: int, width: int) -> None:
         super().__init__()
@@ -137,7 +137,7 @@ class PatchEmbed(nn.Module):
 
 
 class DiT(Backbone):
-    """`net(x, t, y) -> out`, shapes in `Backbone`."""
+    """`net(x, t, y) -> out` with the shapes of `Backbone`."""
 
     paper_sum = PaperSum(affine_norm=0, plain_norm=1, scan=0)
 
@@ -154,7 +154,7 @@ class DiT(Backbone):
         self._initialise()
 
     def _initialise(self) -> None:
-        """The paper's: Xavier everywhere, zero for the last Linear and for whatever opens a residual path."""
+        """As in the paper: Xavier for the stem, the blocks and the head, zero for the last Linear and every `AdaLN`."""
         xavier_linears(self.blocks)
         xavier_linears(self.final_layer)
         stem = self.x_embedder.proj
@@ -177,7 +177,7 @@ class DiT(Backbone):
 
 
 def from_reference(state_dict: Mapping[str, Tensor], config: DiTConfig) -> DiT:
-    """A DiT with the weights of the released code, whose names it shares.
+    """A DiT with weights of the released code, whose parameter names it shares.
 
     Raises InputError where a name is missing, unexpected or of another shape.
     """

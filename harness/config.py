@@ -1,7 +1,8 @@
-"""The typed configuration of a run. Hydra composes it; stages.py makes keys of what each stage reads.
+"""The typed configuration of a run. Hydra composes it, and keys.py hashes what each stage reads of it.
 
-A field that joins later declares what means "as before": `field(default=…, metadata={"since": VALUE})`. Where it has
-that value it is left out of keys and of comparisons with checkpoints, so that no run of an earlier version is lost.
+A field that is added later declares the value that means "as before": `field(default=…, metadata={"since": VALUE})`.
+A field with that value is left out of keys and of comparisons with checkpoints, so that no run of an earlier version
+is lost.
 """
 
 from dataclasses import dataclass, field, make_dataclass
@@ -14,7 +15,7 @@ from .diffusion.samplers import SAMPLERS, path_of
 
 PRECISIONS = ("float32", "bfloat16")
 MODES = ("forward", "train")  # of bench
-# How a network is called: plainly, through torch.compile, the same with CUDA graphs, with graphs and kernels tried out.
+# How a network is called: directly, through torch.compile, with CUDA graphs too, or with CUDA graphs and autotuning.
 COMPILE = ("eager", "compile", "reduce-overhead", "max-autotune")
 CUDA_GRAPHS = ("reduce-overhead", "max-autotune")
 FEATURES = ("efficientnet_lite0", "inception_v3")
@@ -31,8 +32,8 @@ def _positive(section: str, values: dict[str, int | float]) -> None:
 def _check_precision(key: str, precision: str) -> None:
     if precision == "float16":
         raise InputError(
-            f"{key}=float16 is not supported: states and outputs of a scan pass float16's largest number (65504), and "
-            f"there is no loss scaling for its smallest; choices: {', '.join(PRECISIONS)}"
+            f"{key}=float16 is not supported: states and outputs of a scan exceed float16's largest number (65504), "
+            f"and there is no loss scaling for small gradients; choices: {', '.join(PRECISIONS)}"
         )
     if precision not in PRECISIONS:
         raise unknown(key, precision, PRECISIONS)
@@ -40,9 +41,9 @@ def _check_precision(key: str, precision: str) -> None:
 
 @dataclass
 class DataConfig:
-    """Which images: `kind` names the loader, `path` a file or folder, `size` the side in pixels after resizing.
+    """The images: `kind` names the loader, `path` is a file or folder, `size` the side in pixels after resizing.
 
-    A path is in no key; `name` is: give it where two paths hold different sets.
+    Keys contain `name` but not `path`, so set `name` where two paths hold different sets.
     """
 
     kind: str = "digits"
@@ -66,8 +67,8 @@ def _check_seed(name: str, seed: int) -> None:
 
 
 def check_steps(name: str, value: Any, number: bool = False, words: tuple[str, ...] = ()) -> Any:
-    """Steps of a training as a sorted list without doubles, or the one `number` that stands for a rule. Raises
-    InputError for anything else."""
+    """The steps of a training as a sorted list without duplicates. Where `number` is true, a single positive int is
+    allowed too and returned as it is. Raises InputError for anything else."""
     if number and type(value) is int and value > 0:
         return value
     steps = list(value) if isinstance(value, list | tuple) else None
@@ -84,14 +85,14 @@ def _check_compile(name: str, value: str) -> None:
 
 @dataclass
 class EncoderConfig:
-    """What the network sees of an image: `pixels` is the image itself, in [-1, 1]."""
+    """What the network sees of an image. `pixels` is the image itself, in [-1, 1]."""
 
     kind: str = "pixels"  # of data/encoder.py
 
 
 @dataclass
 class ObjectiveConfig:
-    """What the network learns: `ddpm` is the noise and the variance, by the hybrid loss of improved DDPM."""
+    """What the network learns. `ddpm` is the noise and the variance, with the hybrid loss of improved DDPM."""
 
     kind: str = "ddpm"  # of diffusion/objective.py
 
@@ -105,12 +106,12 @@ class TrainConfig:
     lr: float = 1e-4
     weight_decay: float = 0.0
     ema_decay: float = 0.9999
-    class_dropout: float = 0.1  # how often a label is replaced by the null class
+    class_dropout: float = 0.1  # the probability that the null class replaces a label
     precision: str = "bfloat16"
-    compile: str = "eager"  # or compile, reduce-overhead, max-autotune: faster, and other rounding
-    checkpointing: bool = False  # blocks run again in the backward pass: less memory, about a third more time
-    # Moments of which the averaged weights are kept, beside the last: a list of steps, or N for every N images. In no
-    # key, and neither is `steps`: a longer training goes on from the shorter one.
+    compile: str = "eager"  # or compile, reduce-overhead, max-autotune: faster, with different rounding
+    checkpointing: bool = False  # recompute blocks in the backward pass: less memory, about a third more time
+    # The moments whose averaged weights are kept, besides the end: a list of steps, or N for every N images. Neither
+    # `snapshots` nor `steps` is in a key, so that a longer training goes on from a shorter one.
     snapshots: Any = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -126,18 +127,18 @@ class TrainConfig:
 
 @dataclass
 class SampleConfig:
-    """How images are drawn: 250 ancestral steps without guidance by default, the papers' protocol."""
+    """How images are drawn. The default is the papers' protocol: 250 ancestral steps without guidance."""
 
     count: int = 50_000
     method: str = "ancestral"  # or ddim: of diffusion/samplers.py
     steps: int = 250
     guidance: float = 1.0  # 1: none
-    guidance_channels: int | None = None  # the first channels guided; null: all
-    clip: bool = False  # clamp predicted images to [-1, 1]: ADM's rule in pixels; latents have no bounds
+    guidance_channels: int | None = None  # how many of the first channels are guided; null: all
+    clip: bool = False  # clamp predicted images to [-1, 1], as ADM does for pixels; latents have no bounds
     precision: str = "float32"
-    compile: str = "eager"  # or compile, reduce-overhead, max-autotune: faster, and other rounding
+    compile: str = "eager"  # or compile, reduce-overhead, max-autotune: faster, with different rounding
     batch_size: int = 64
-    at: Any = "last"  # or all (every moment that is kept), or a list of steps
+    at: Any = "last"  # or all (every kept moment), or a list of steps
     weights: str = "ema"  # or live: not averaged
     seed: int | None = None  # of the noise; null: the training's
 
@@ -161,15 +162,15 @@ class SampleConfig:
 
 @dataclass
 class EvaluateConfig:
-    """How samples are scored: `features` names the network, `metrics` what is computed from its features: Fréchet
+    """How samples are scored. `features` names the network and `metrics` what is computed from its features: Fréchet
     distance (`fd`), kernel distance (`kid`), precision and recall (`prc`), inception score (`isc`)."""
 
-    features: str = "efficientnet_lite0"  # or inception_v3 (the Inception-2015 network that FID means)
+    features: str = "efficientnet_lite0"  # or inception_v3 (the Inception-2015 network of FID)
     features_path: str | None = None  # weights of inception_v3; null: torch-fidelity's, downloaded
     metrics: list[str] = field(default_factory=lambda: ["fd", "kid", "prc"])
-    reference_count: int | None = None  # a fixed random subset of the data; null: all of it
+    reference_count: int | None = None  # size of a fixed random subset of the data; null: all of it
     batch_size: int = 64
-    seed: int = 0  # of the subsets of kid and the splits of isc: one for all trainings, whatever theirs is
+    seed: int = 0  # for the subsets of kid and the splits of isc; independent of the training's seed
 
     def __post_init__(self) -> None:
         if self.reference_count is not None:
@@ -185,7 +186,7 @@ class EvaluateConfig:
                 raise unknown("evaluate.metrics", metric, METRICS)
 
 
-# The implementation of each operator, by name; `auto` takes the first that runs on the device.
+# The implementation of each operator by name. `auto` takes the first that runs on the device.
 BackendConfig = make_dataclass(
     "BackendConfig",
     [(name, str, field(default="auto", metadata={"since": "auto"})) for name in NAMES],
@@ -195,19 +196,19 @@ BackendConfig = make_dataclass(
 
 @dataclass
 class BenchConfig:
-    """What `bench` and the benchmark of a run measure: every combination of the lists.
+    """What `bench` and the stage `bench` of a run measure: every combination of the lists.
 
-    `batch_size` is a number, a list of them, or `auto`: one image, then larger batches of the eager model until they
-    gain nothing, do not fit or take longer than `seconds`; the other `compile` modes at the best of them, at its
-    double, and between the two where memory ends there. A measurement takes about `seconds`, at least 5 and at most
-    `repeats` calls.
+    `batch_size` is a number, a list of numbers, or `auto`. `auto` measures one image, then larger batches of the eager
+    model until a larger batch gains nothing, does not fit or takes longer than `seconds`. It measures the other
+    `compile` modes at the best of these batches, at twice that batch, and in between where memory ends there. A
+    measurement takes about `seconds`, with at least 5 and at most `repeats` calls.
     """
 
     batch_size: Any = 16
     modes: list[str] = field(default_factory=lambda: ["forward", "train"])
     compile: list[str] = field(default_factory=lambda: ["eager"])
     input_sizes: list[int] | None = None  # sides of the input, in latents or pixels; null: the model's own
-    checkpointing: list[bool] = field(default_factory=lambda: [False])  # of training: blocks run again going backward
+    checkpointing: list[bool] = field(default_factory=lambda: [False])  # of training: as train.checkpointing
     repeats: int = 20
     seconds: float = 3.0
     warmup: int = 3
@@ -234,17 +235,17 @@ class BenchConfig:
 
 @dataclass
 class RunConfig:
-    """Where and how, never what: in no key."""
+    """Where and how a run works, never what it computes. No field is in a key."""
 
     root: str = "runs"
     device: str = "auto"  # cuda where there is one, else cpu
-    workers: int = 0  # processes that load data
-    # The most images that a training step passes at a time; null: the batch. Gradients are added up over equal parts,
-    # the largest that divide the batch: the same training but for rounding, in less memory.
+    workers: int = 0  # number of processes that load data
+    # The most images in one pass of a training step; null: the batch. Gradients are summed over equal parts of the
+    # batch, as large as possible. The training is the same except for rounding and needs less memory.
     micro_batch: int | None = None
     log_every: int = 50  # steps between lines of metrics
     checkpoint_every: int = 1000  # steps
-    new_backends: bool = False  # go on with other backends than a training had, where those cannot run any more
+    new_backends: bool = False  # continue with other backends where those of a training cannot run any more
 
     def __post_init__(self) -> None:
         _positive("run", {"log_every": self.log_every, "checkpoint_every": self.checkpoint_every})
@@ -256,7 +257,7 @@ class RunConfig:
 
 @dataclass
 class Config:
-    """Everything that a run is. `model` is the configuration of a registered family."""
+    """The whole configuration of a run. `model` is the configuration of a registered family."""
 
     model: Any
     data: DataConfig
@@ -288,35 +289,38 @@ SECTIONS: dict[str, type] = {
 
 
 def micro_batch(config: Config) -> int:
-    """How many images a training step passes at a time: the largest divisor of the batch up to `run.micro_batch`."""
+    """The number of images in one pass of a training step: the largest divisor of the batch up to `run.micro_batch`."""
     whole = config.train.batch_size
     most = min(config.run.micro_batch or whole, whole)
     return next(size for size in range(most, 0, -1) if whole % size == 0)
 
 
 def check_fit(config: Config) -> None:
-    """Raise InputError where the model fits neither what the encoder makes of the data nor the objective, where the
-    sampler does not fit the objective, where label dropout or guidance needs a null class that is not there, where
-    more channels are guided than there are, or where CUDA graphs meet a micro-batch."""
+    """Check that the sections of a configuration fit together.
+
+    Raises InputError where the model does not fit the encoded data or the objective, where the sampler does not fit the
+    objective, where label dropout or guidance needs a null class that the model lacks, where more channels are guided
+    than the model has, or where CUDA graphs are combined with micro-batches.
+    """
     from .data.encoder import encoder
     from .diffusion.objective import objective
 
     model, data, settings = config.model, config.data, config.sample
     channels, side = encoder(config.encoder).shape(data)
     shape = {"input_size": ("size", side), "in_channels": ("channels", channels), "num_classes": ("num_classes", None)}
-    for ours, (theirs, value) in shape.items():
-        value = getattr(data, theirs) if value is None else value
-        if getattr(model, ours) != value:
+    for name, (source, value) in shape.items():
+        value = getattr(data, source) if value is None else value
+        if getattr(model, name) != value:
             raise InputError(
-                f"model.{ours} {getattr(model, ours)} does not fit data.{theirs} {value}: "
-                f"set data.{theirs}, from which the model takes it"
+                f"model.{name} {getattr(model, name)} does not fit data.{source} {value}: "
+                f"set data.{source}, and the model takes its value"
             )
     goal = objective(config.objective)
     path_of(goal, settings.method, settings.steps)
     if (head := out_channels(model)) != (needed := goal.out_channels(model.in_channels)):
         raise InputError(
             f"model.out_channels {head} does not fit objective {config.objective.kind}, which needs {needed}: "
-            "leave it at null, and the model takes it from there"
+            "leave it at null, and the model takes the number from the objective"
         )
     if config.train.class_dropout and model.num_classes and not getattr(model, "null_class", True):
         raise InputError(
@@ -325,12 +329,12 @@ def check_fit(config: Config) -> None:
         )
     if config.train.compile in CUDA_GRAPHS and micro_batch(config) < config.train.batch_size:
         raise InputError(
-            f"run.micro_batch adds gradients up over several passes, and train.compile={config.train.compile} (CUDA "
-            "graphs) keeps them until the next pass only: choose train.compile=compile, or run.micro_batch=null"
+            f"run.micro_batch sums gradients over several passes, but train.compile={config.train.compile} (CUDA "
+            "graphs) keeps them only until the next pass: choose train.compile=compile, or run.micro_batch=null"
         )
     if settings.guidance != 1 and not getattr(model, "null_class", True):
         raise InputError(
-            f"sample.guidance {settings.guidance} needs a null class: set model.null_class=true, or 1 for none"
+            f"sample.guidance {settings.guidance} needs a null class: set model.null_class=true, or 1 for no guidance"
         )
     guided = settings.guidance_channels or 0
     if guided > model.in_channels:

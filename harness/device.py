@@ -13,8 +13,8 @@ from ..models.registry import Backbone
 
 
 def pick_device(request: str) -> str:
-    """A device of this machine: `auto` is cuda where there is one, else cpu. Raises InputError, with the choices, for
-    one that is not here."""
+    """The requested device of this machine: `auto` is cuda if there is a GPU, else cpu. Raises InputError, with the
+    choices, for a device that this machine does not have."""
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     choices = ["auto", "cpu", *(["cuda"] if gpus else []), *(f"cuda:{index}" for index in range(gpus))]
     if request == "auto":
@@ -27,7 +27,7 @@ def pick_device(request: str) -> str:
 
 
 def device_type(device: str) -> str:
-    """The kind of a device, `cuda` or `cpu`: what backends and autocast ask for."""
+    """The type of a device, `cuda` or `cpu`, as backends and autocast take it."""
     return device.split(":")[0]
 
 
@@ -49,9 +49,9 @@ def device_name(device: str) -> str:
 
 
 def exact_float32() -> None:
-    """Let float32 mean float32 in this process: cuDNN's convolutions would round their inputs to TF32 unasked.
+    """Make float32 exact in this process. By default, cuDNN's convolutions round their inputs to TF32.
 
-    What trains, samples, scores or measures calls it first.
+    Code that trains, samples, scores or measures calls this first.
     """
     torch.backends.cudnn.allow_tf32 = False
 
@@ -62,10 +62,10 @@ def autocast(device: str, precision: str) -> torch.autocast:
 
 
 def round_weights(net: nn.Module, precision: str) -> None:
-    """Give a net that is trained no further the bfloat16 weights that autocast would make of them at every call.
+    """Round the weights of a net for inference to bfloat16, in place, as autocast would do at every call.
 
-    Those of linear layers and of convolutions over all channels, in place; nothing for float32. Outputs under autocast
-    stay the same to the bit, a pass no longer reads and writes every weight before it multiplies.
+    Rounds linear layers and convolutions over all channels, and nothing for float32. Outputs under autocast stay the
+    same bit for bit, but a pass no longer reads and writes every weight before it multiplies.
     """
     if precision == "bfloat16":
         for module in net.modules():
@@ -73,7 +73,7 @@ def round_weights(net: nn.Module, precision: str) -> None:
                 module.to(torch.bfloat16)
 
 
-# What torch.compile is given. One graph for one batch: neither a break nor another shape goes by unseen.
+# The arguments of torch.compile. One graph for one shape: a graph break or another shape never goes unnoticed.
 COMPILE: dict[str, dict[str, Any]] = {
     "compile": {"fullgraph": True, "dynamic": False},
     "reduce-overhead": {"fullgraph": True, "dynamic": False, "mode": "reduce-overhead"},
@@ -82,16 +82,16 @@ COMPILE: dict[str, dict[str, Any]] = {
 
 
 def compiled(net: Backbone, kind: str) -> Callable[..., Tensor]:
-    """`net` itself (`eager`) or through torch.compile, as one graph for the shapes of its first call.
+    """`net` itself (`eager`), or `net` compiled by torch.compile as one graph for the shapes of its first call.
 
-    On a GPU, `reduce-overhead` and `max-autotune` (`config.CUDA_GRAPHS`) replay CUDA graphs from the third call on:
-    nothing of Python is left of a pass. Its result lies where the next call writes, so it must be read before;
-    gradients must be gone before the next forward pass.
+    On a GPU, `reduce-overhead` and `max-autotune` (`config.CUDA_GRAPHS`) replay CUDA graphs from the third call on, and
+    a pass runs no Python. The next call overwrites the result, so read it before. Release gradients before the next
+    forward pass.
 
-    `net` stays as it is and keeps the weights; the function returned follows them. What breaks the graph, or fails to
-    compile, is an error at the first call, never a plain call in its place.
+    `net` is not changed and keeps the weights, and the compiled function follows them. A graph break or a failed
+    compilation is an error at the first call, never a silent fallback to eager.
     """
     if kind == "eager":
         return net
-    torch.compiler.reset()  # torch keeps a bounded number of graphs of a forward method, whichever net it was called on
+    torch.compiler.reset()  # torch limits the number of graphs of a forward method, over all nets that have it
     return torch.compile(net, **COMPILE[kind])

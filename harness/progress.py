@@ -1,4 +1,4 @@
-"""What a long job says while it works: lines for a person, a small file for whoever watches from outside."""
+"""Progress of long work: lines on the terminal, and a small file for other processes."""
 
 import json
 import os
@@ -16,22 +16,22 @@ def clock(seconds: float) -> str:
 
 
 class Progress:
-    """Prints at most one line every `every` seconds and keeps `progress.json` in `folder` up to date."""
+    """Prints at most one line every `every` seconds and updates `progress.json` in `folder` with it."""
 
     def __init__(self, folder: Path | None = None, every: float = 5.0) -> None:
         self.folder, self.every = folder, every
-        self._stage, self._began, self._first, self._printed = "", 0.0, 0, 0.0
+        self._stage, self._started, self._first, self._printed = "", 0.0, 0, 0.0
 
     def say(self, text: str) -> None:
-        """One line, at once."""
+        """Print one line immediately."""
         print(text, file=sys.stderr, flush=True)
 
     def update(self, stage: str, done: int, total: int, **facts: Any) -> None:
-        """`done` of `total` units of a stage are through."""
+        """Report that `done` of `total` units of a stage are done."""
         now = time.monotonic()
         if stage != self._stage:
-            self._stage, self._began, self._first, self._printed = stage, now, done, 0.0
-        rate = (done - self._first) / (now - self._began) if now > self._began else 0.0
+            self._stage, self._started, self._first, self._printed = stage, now, done, 0.0
+        rate = (done - self._first) / (now - self._started) if now > self._started else 0.0
         left = (total - done) / rate if rate else None
         if now - self._printed < self.every and done < total:
             return
@@ -42,13 +42,13 @@ class Progress:
             try:
                 temporary.write_text(json.dumps(state))
                 os.replace(temporary, self.folder / "progress.json")
-            finally:  # on a full disk half of it would stay
+            finally:  # on a full disk, part of it would remain
                 temporary.unlink(missing_ok=True)
         self.say(describe(state))
 
 
 def describe(state: dict[str, Any]) -> str:
-    """The line for a person: `train 400/1500  12.1/s  1:31 left  loss 0.0812`."""
+    """The line on the terminal: `train 400/1500  12.1/s  1:31 left  loss 0.0812`."""
     words = [f"{state['stage']} {state['done']}/{state['total']}"]
     if state["rate"]:
         words.append(f"{state['rate']:.3g}/s")

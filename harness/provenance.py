@@ -1,4 +1,4 @@
-"""Where a number comes from: the code's commit, the device, the versions."""
+"""Where a number comes from: the commit of the code, the device and the versions."""
 
 import json
 import platform
@@ -13,28 +13,27 @@ import torch
 from .device import device_name
 
 SNAPSHOT = "SNAPSHOT.json"
-RECORDS = "reports/records"  # what was measured is committed there: data, not code
+RECORDS = "reports/records"  # committed measurements: data, not code
 
 
 def _git(*command: str) -> str | None:
     folder = Path(__file__).resolve().parent
     try:
-        done = subprocess.run(["git", "-C", folder, *command], capture_output=True, text=True, timeout=20)
+        process = subprocess.run(["git", "-C", folder, *command], capture_output=True, text=True, timeout=20)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return done.stdout.strip() if done.returncode == 0 else None
+    return process.stdout.strip() if process.returncode == 0 else None
 
 
 def code() -> dict[str, Any]:
-    """`commit` and `dirty` of the code that runs, records of measurements aside; both None for an installed wheel.
-
-    Jobs import a snapshot of a checkout, in which a file beside the packages says of which commit.
+    """`commit` and `dirty` of the code that runs, without regard to committed records. Both are None for an installed
+    wheel. Jobs import a snapshot of a checkout, and a file in the snapshot names its commit.
     """
     snapshot = Path(__file__).resolve().parents[1] / SNAPSHOT
     if snapshot.is_file():
-        said = json.loads(snapshot.read_text())
-        return {key: said[key] for key in ("commit", "dirty")}
-    # Only where this very file is tracked: an environment inside somebody's repository is not our commit.
+        origin = json.loads(snapshot.read_text())
+        return {key: origin[key] for key in ("commit", "dirty")}
+    # Only if git tracks this file, because an environment inside another repository is not of that commit.
     tracked = _git("ls-files", "--error-unmatch", Path(__file__).name) is not None
     changed = ("status", "--porcelain", "--untracked-files=no", "--", ":(top)", f":(top,exclude){RECORDS}")
     return {
@@ -46,15 +45,15 @@ def code() -> dict[str, Any]:
 def _driver() -> str | None:
     command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=20)
+        process = subprocess.run(command, capture_output=True, text=True, timeout=20)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return done.stdout.split("\n")[0].strip() or None if done.returncode == 0 else None
+    return process.stdout.split("\n")[0].strip() or None if process.returncode == 0 else None
 
 
 @lru_cache(maxsize=4)
 def provenance(device: str) -> dict[str, Any]:
-    """Commit and dirty flag of the code that runs (null for an installed wheel), device, driver and versions."""
+    """Commit and dirty flag of the code that runs (None for an installed wheel), device, driver and versions."""
     return {
         **code(),
         "host": platform.node(),

@@ -1,4 +1,4 @@
-"""Random numbers that depend on a seed and an index alone, never on batch size, order or the number of workers."""
+"""Random numbers that depend only on a seed and an index, not on batch size, order or the number of workers."""
 
 from enum import IntEnum
 
@@ -6,12 +6,12 @@ import numpy as np
 
 
 class Stream(IntEnum):
-    """What the numbers are for; two streams of one seed never overlap."""
+    """The purpose of the numbers. Two streams of one seed never overlap."""
 
     ORDER = 0  # the order of an epoch; index: the epoch
     TRAIN = 1  # timestep, label drop, flip and noise of one training image; index: images seen before it
     SAMPLE = 2  # start and noise of one sampled image; index: the image
-    INIT = 3  # synthetic data and weights; index: what the caller counts
+    INIT = 3  # synthetic data and weights; index: chosen by the caller
 
 
 def generator(seed: int, stream: Stream, index: int) -> np.random.Generator:

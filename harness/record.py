@@ -1,7 +1,7 @@
-"""Records: what a folder of measurements wrote down. Plain JSON lines and plain Python, so that reports need no torch.
+"""Records of what was done in a folder. They are JSON lines and need only plain Python, so that reports need no torch.
 
-A line of `record.jsonl` is one of the rows below; RECORDS.md has all their fields. Its `key` names what was done (see
-stages.py), and the newest line of a key counts.
+A line of `record.jsonl` is one of the rows below, and RECORDS.md lists their fields. The `key` identifies what was done
+(see keys.py). The newest line of a key counts.
 """
 
 import json
@@ -21,45 +21,44 @@ STATES = ("done", "failed", "oom", "diverged", "wrong")
 
 
 def about(text: str, default: Any = None, name: str = "") -> Any:
-    """A field of a row: what it means, with its unit; `name` is its name in the file where Python cannot have it."""
+    """A field of a row with its meaning and unit. `name` is its name in the file if Python cannot have that name."""
     return field(default=default, metadata={"about": text, "name": name})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """What every line has. A field is null where it does not apply, and in lines that are not `done` where nothing was
-    measured."""
+    """The fields of every line. A field is null if it does not apply, or if a line that is not `done` has no value."""
 
     kind: ClassVar[str] = ""
-    needed: ClassVar[tuple[str, ...]] = ()  # fields that a line with state `done` cannot lack
+    needed: ClassVar[tuple[str, ...]] = ()  # fields that a line with state `done` must have
 
-    key: str = about("12 hex digits: the hash of what was asked for", "")
+    key: str = about("12 hex digits: the hash of the request", "")
     state: str = about(
         "done, failed, oom (out of memory), diverged (loss not finite) or wrong (failed its check)", "done"
     )
     time: str = about("when the line was written, UTC, ISO 8601", "")
-    error: str | None = about("the reason in one line, where the state is not done")
+    error: str | None = about("the reason in one line, if the state is not done")
     provenance: dict[str, Any] | None = about("commit, dirty, host, device, driver, versions")
 
     def as_dict(self) -> dict[str, Any]:
-        """The line as it stands in the file, without fields that are null."""
+        """The line as written to the file, without null fields."""
         return {"schema": SCHEMA} | {name: value for name, value in self.flat().items() if value is not None}
 
     def flat(self) -> dict[str, Any]:
-        """Every field by its name in the file, null or not, and `kind`."""
+        """Every field by its name in the file, including null ones, and `kind`."""
         return {"kind": self.kind} | {_name(f): getattr(self, f.name) for f in fields(self)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class CostRow(Row):
-    """What one forward pass of one image costs."""
+    """The cost of one forward pass of one image."""
 
     kind = "cost"
     needed = ("params", "macs", "flops", "parts")
     params: int | None = about("parameters, trained or fixed")
     macs: int | None = about("multiply-adds of matrix products and convolutions")
-    flops: int | None = about("2 · macs and the operations of norms and scans")
-    paper_gflops: float | None = about("the sum that the family's paper prints, in 1e9")
+    flops: int | None = about("2 · macs plus the operations of norms and scans")
+    paper_gflops: float | None = about("cost by the rule of the family's paper, in 1e9")
     parts: dict[str, Any] | None = about("params, macs and flops by part")
 
 
@@ -72,16 +71,16 @@ class TrainRow(Row):
     steps: int | None = about("steps since the start")
     images: int | None = about("images seen")
     seconds: float | None = about("seconds of training, over all stretches")
-    images_per_s: float | None = about("images over seconds")
+    images_per_s: float | None = about("images per second")
     final_loss: float | None = about("mean loss of the last logged window")
-    training_flops: float | None = about("FLOPs of all steps: three times those of a forward pass an image")
+    training_flops: float | None = about("FLOPs of all steps: three forward passes for each image")
     backend: dict[str, Any] | None = about("implementation by operator")
     precision: str | None = about("float32 or bfloat16 (autocast)")
     compile: str | None = about("eager or a mode of torch.compile")
-    checkpointing: bool | None = about("whether blocks ran again in the backward pass")
-    batch_size: int | None = about("images a step")
-    micro_batch: int | None = about("images that a step passes at a time")
-    data_fingerprint: str | None = about("SHA-256 of the data, 16 digits")
+    checkpointing: bool | None = about("whether blocks were recomputed in the backward pass")
+    batch_size: int | None = about("images per step")
+    micro_batch: int | None = about("images in one pass of a step")
+    data_fingerprint: str | None = about("SHA-256 of the data, 16 hex digits")
     moments: list[int] | None = about("steps whose weights are kept")
     stretches: list[dict[str, Any]] | None = about(
         "each stretch of steps: first step, backends, torch, commit, device, host"
@@ -93,8 +92,8 @@ class _OfWeights(Row):
     checkpoint_step: int | None = about("the step of the weights")
     weights: str | None = about("ema or live")
     images_seen: int | None = about("images that the weights saw")
-    training_flops: float | None = about("FLOPs of the training up to them")
-    training_seconds: float | None = about("seconds of the training up to them")
+    training_flops: float | None = about("FLOPs of the training up to this step")
+    training_seconds: float | None = about("seconds of the training up to this step")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,38 +106,38 @@ class SampleRow(_OfWeights):
     method: str | None = about("ancestral or ddim")
     steps: int | None = about("steps of the sampler")
     guidance: float | None = about("scale of classifier-free guidance; 1: none")
-    guidance_channels: int | None = about("first channels that are guided; null: all")
+    guidance_channels: int | None = about("number of first channels that are guided; null: all")
     clip: bool | None = about("whether predicted images were clamped to [-1, 1]")
     seed: int | None = about("seed of the noise")
     seconds: float | None = about("seconds of this call")
-    images_per_s: float | None = about("images that this call drew over its seconds")
+    images_per_s: float | None = about("images per second of this call")
     precision: str | None = about("float32 or bfloat16 (autocast)")
     compile: str | None = about("eager or a mode of torch.compile")
-    batch_size: int | None = about("images at a time")
+    batch_size: int | None = about("images per batch")
     backend: dict[str, Any] | None = about("implementation by operator")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreRow(_OfWeights):
-    """One number of one set of samples."""
+    """One score of one set of samples."""
 
     kind = "score"
     needed = ("metric", "value", "count", "protocol")
-    metric: str | None = about("the metric's name, with network and count where it is not the published one")
+    metric: str | None = about("the metric's name, with network and count unless it is the published one")
     value: float | None = about("the number")
     std: float | None = about("standard deviation over the metric's own subsets or splits")
     count: int | None = about("samples")
     reference: str | None = about("the data that the samples are compared with")
     reference_count: int | None = about("reference images")
     features: str | None = about("the network of the features")
-    protocol: str | None = about("8 digits that agree where two scores may be compared")
-    samples: str | None = about("key of the samples, or SHA-256 of a file of others")
+    protocol: str | None = about("8 hex digits, equal if and only if two scores are comparable")
+    samples: str | None = about("key of the samples, or SHA-256 of a foreign file")
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Timed(Row):
     input_size: int | None = about("side of the input")
-    batch_size: int | None = about("images a call")
+    batch_size: int | None = about("images per call")
     precision: str | None = about("float32 or bfloat16 (autocast)")
     threads: int | None = about("CPU threads of torch")
     backend: dict[str, Any] | None = about("implementation by operator")
@@ -148,7 +147,7 @@ class _Timed(Row):
     p75_ms: float | None = about("75th percentile of a call, ms")
     p80_ms: float | None = about("80th percentile of a call, ms")
     repeats: int | None = about("calls measured")
-    peak_memory_gib: float | None = about("most memory that torch held in the measured calls, GiB")
+    peak_memory_gib: float | None = about("peak memory that torch held in the measured calls, GiB")
     disturbed: str | None = about("what else kept the host busy")
 
 
@@ -159,17 +158,17 @@ class SpeedRow(_Timed):
     kind = "speed"
     needed = ("input_size", "mode", "batch_size", "images_per_s")
     mode: str | None = about("forward or train (a step: forward, backward, AdamW, EMA)")
-    checkpointing: bool | None = about("whether blocks ran again in the backward pass")
+    checkpointing: bool | None = about("whether blocks were recomputed in the backward pass")
     compile: str | None = about("eager or a mode of torch.compile")
-    asked: dict[str, Any] | None = about("implementations that were asked for by name; null: none, all were auto")
+    asked: dict[str, Any] | None = about("implementations that were requested by name; null: all were auto")
     macs: int | None = about("multiply-adds of one forward pass of one image")
     flops: int | None = about("FLOPs of one forward pass of one image")
     checked_against: dict[str, Any] | None = about("backends of the reference")
-    operator_error: float | None = about("largest relative RMS error of an operator alone")
+    operator_error: float | None = about("largest relative RMS error of an operator in isolation")
     output_error: float | None = about("relative RMS error of the output against float32")
     gradient_error: float | None = about("relative RMS error of all gradients against float32")
     check_s: float | None = about("seconds of the check, with compilation")
-    images_per_s: float | None = about("images a second at the median")
+    images_per_s: float | None = about("images per second at the median")
     mfu: float | None = about("model FLOPs over the device's peak (PaLM, appendix B)")
 
 
@@ -184,14 +183,14 @@ class OperatorSpeedRow(_Timed):
     pass_: str | None = about("forward or forward+backward", name="pass")
     relative_error: float | None = about("largest relative RMS error against float64")
     error_of: str | None = about("the output or gradient that has it")
-    bytes_per_s: float | None = about("bytes a second of a large copy")
-    exponentials_per_s: float | None = about("exponentials a second of the device")
-    flops_per_s: float | None = about("peak FLOPs a second of the device")
+    bytes_per_s: float | None = about("bytes per second of a large copy")
+    exponentials_per_s: float | None = about("exponentials per second of the device")
+    flops_per_s: float | None = about("peak FLOPs per second of the device")
     bytes_floor_ms: float | None = about("least time by memory, ms")
     exponentials_floor_ms: float | None = about("least time by exponentials, ms")
     flops_floor_ms: float | None = about("least time by matrix products, ms")
-    floor: str | None = about("the largest of the three")
-    floor_ms: float | None = about("that floor, ms")
+    floor: str | None = about("name of the largest of the three floors")
+    floor_ms: float | None = about("the largest floor, ms")
     times_floor: float | None = about("median over floor")
 
 
@@ -206,35 +205,35 @@ def _name(f: Any) -> str:
 
 @cache
 def _types(row: type[Row]) -> dict[str, tuple[str, tuple[type, ...]]]:
-    """{name in the file: (attribute, types)}; an int may stand for a float."""
+    """{name in the file: (attribute, types)}. A float field accepts an int."""
     hints = get_type_hints(row)
-    found = {}
+    types_by_name = {}
     for f in fields(row):
         hint = hints[f.name]
         options = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
         plain = tuple(get_origin(option) or option for option in options)
-        found[_name(f)] = f.name, (*plain, int) if float in plain else plain
-    return found
+        types_by_name[_name(f)] = f.name, (*plain, int) if float in plain else plain
+    return types_by_name
 
 
 def row(kind: str, **values: Any) -> Row:
-    """A row of `kind` from values by their names in the file; `time` is now where none is given.
+    """A row of `kind` from values by their names in the file. `time` defaults to now.
 
-    Raises InputError, naming the field, for one that the kind does not have, of another type, or missing where the
-    state is done.
+    Raises InputError, with the name of the field, for a field that the kind does not have, a value of another type, or
+    a missing value if the state is done.
     """
     if kind not in ROWS:
         raise InputError(f"no such kind of record: {kind!r}; choices: {', '.join(ROWS)}")
-    known, made = _types(ROWS[kind]), {}
+    types_by_name, attributes = _types(ROWS[kind]), {}
     for name, value in values.items():
-        if name not in known:
-            raise InputError(f"a record of kind {kind} has no field {name!r}; it has {', '.join(known)}")
-        attribute, allowed = known[name]
+        if name not in types_by_name:
+            raise InputError(f"a record of kind {kind} has no field {name!r}; it has {', '.join(types_by_name)}")
+        attribute, allowed = types_by_name[name]
         if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):
             raise InputError(f"field {name!r} of a {kind} record is {value!r}, of type {type(value).__name__}")
-        made[attribute] = value
-    made.setdefault("time", datetime.now(timezone.utc).isoformat(timespec="seconds"))
-    result = ROWS[kind](**made)
+        attributes[attribute] = value
+    attributes.setdefault("time", datetime.now(timezone.utc).isoformat(timespec="seconds"))
+    result = ROWS[kind](**attributes)
     if result.state not in STATES:
         raise InputError(f"unknown state {result.state!r} of a {kind} record; choices: {', '.join(STATES)}")
     missing = [name for name in result.needed if getattr(result, name) is None] if result.state == "done" else []
@@ -244,8 +243,8 @@ def row(kind: str, **values: Any) -> Row:
 
 
 def read_row(line: Any, where: str) -> Row:
-    """The row of a line of `record.jsonl`. Raises InputError, beginning with `where`, as `row` does, and for a schema
-    that this version does not know."""
+    """The row of a line of `record.jsonl`. Raises InputError, beginning with `where`, like `row` and for a schema that
+    this version does not know."""
     if not isinstance(line, dict) or "schema" not in line or "kind" not in line:
         raise InputError(f"{where} is not a record of lamabench")
     values = dict(line)
@@ -260,7 +259,7 @@ def read_row(line: Any, where: str) -> Row:
 
 
 def read_records(path: Path) -> list[Row]:
-    """The rows of a `record.jsonl`, oldest first; none where there is no such file."""
+    """The rows of a `record.jsonl`, oldest first. Empty if there is no such file."""
     return [read_row(line, f"{path} line {number}") for number, line in enumerate(read_lines(path), start=1)]
 
 
@@ -270,9 +269,9 @@ def newest(rows: Iterable[Row]) -> dict[tuple[str, str], Row]:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write `data` so that `path` holds all of it or what it held before, even if the machine dies in between.
+    """Write a file so that it has all of `data` or its old contents, even if the machine crashes in between.
 
-    The folder has to be there: if a shared one went away, making it anew would give a run two homes.
+    The folder must exist. If a shared folder disappeared, creating it again would split a run over two folders.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -286,9 +285,9 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 def append(path: Path, line: dict[str, Any]) -> None:
-    """Append one JSON line and flush it to disk. A last line torn by an earlier kill is dropped first.
+    """Append one JSON line and flush it to disk. First removes a last line that an earlier kill left incomplete.
 
-    Only the holder of the folder's lock may call this. The folder has to be there, as for `write_atomically`.
+    Only the holder of the folder's lock may call this. The folder must exist, as for `write_atomically`.
     """
     with open(path, "a+b") as file:
         end = file.seek(0, os.SEEK_END)
@@ -303,12 +302,12 @@ def append(path: Path, line: dict[str, Any]) -> None:
 
 
 def write_lines(path: Path, lines: Iterable[dict[str, Any]]) -> None:
-    """Replace a file of JSON lines, atomically."""
+    """Replace a file of JSON lines atomically."""
     write_atomically(path, "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines).encode())
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Every whole JSON line of a file; a last line without its newline is a torn write and is left out."""
+    """Every complete JSON line of a file. A last line without a newline is an incomplete write and is left out."""
     if not path.is_file():
         return []
     lines = []
@@ -325,8 +324,8 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 def page() -> str:
     """RECORDS.md: every kind of record and its fields."""
     text = [
-        "# Records\n\nMade by `python -m lamabench.harness.record`, from the dataclasses of `record.py`. A line of a",
-        f"`record.jsonl` is a JSON object: `schema` ({SCHEMA}), `kind` and its fields; null ones are left out.\n",
+        "# Records\n\n`python -m lamabench.harness.record` prints this page from the dataclasses in `record.py`.",
+        f"A line of a `record.jsonl` is a JSON object: `schema` ({SCHEMA}), `kind` and its fields without null ones.\n",
     ]
     shared = {_name(f) for f in fields(Row)}
     for heading, kind in (("Every line", Row), *((f"`{name}`", kind) for name, kind in ROWS.items())):
@@ -336,7 +335,7 @@ def page() -> str:
             if kind is Row or _name(f) not in shared:
                 kinds = " or ".join(t.__name__ for t in _types(kind)[_name(f)][1] if t is not type(None))
                 kinds = kinds.replace("float or int", "float")
-                needed = "" if f.name not in kind.needed else " (always, where done)"
+                needed = "" if f.name not in kind.needed else " (always, if done)"
                 text.append(f"| `{_name(f)}` | {kinds} | {f.metadata['about']}{needed} |")
         text.append("")
     return "\n".join(text)

@@ -1,4 +1,7 @@
-"""Drawing images from a training's weights: seeded by image index, so kills, batch size and sharding change nothing."""
+"""Sampling of images from the weights of a training.
+
+Each image is seeded by its index, so that kills, batch size and sharding change nothing.
+"""
 
 import hashlib
 import io
@@ -31,22 +34,22 @@ from .training.checkpoint import load_weights
 
 
 def labels_of(indices: range, num_classes: int) -> NDArray[np.int64]:
-    """The class of each sampled image: its index modulo the number of classes, so that all classes are alike often."""
+    """The class of each sampled image: its index modulo the number of classes, so that classes are balanced."""
     return np.arange(indices.start, indices.stop, dtype=np.int64) % max(num_classes, 1)
 
 
 def seed_of(config: Config) -> int:
-    """The seed of the noise: `sample.seed`, or the training's."""
+    """The seed of the noise: `sample.seed`, or the training's seed if that is null."""
     return config.seed if config.sample.seed is None else config.sample.seed
 
 
 def generate(out: Path, training: Path, config: Config, step: int, progress: Progress) -> dict[str, Any]:
-    """Sample `config.sample.count` images from the weights that the folder `training` kept of a step, into
-    `out/samples.npz` (`images` uint8 [N, H, W, C], `labels` int64 [N]); returns the fields of the `sample` record.
+    """Sample `config.sample.count` images from the weights of a step in the folder `training`.
 
-    Finished batches wait in `out/samples.parts`, so that a killed call continues; those of other weights or settings
-    are left alone there. Raises InputError where the weights are not there or of another model, guidance does not fit,
-    or images are not finite; Stopped after a batch in which a signal came.
+    Writes `out/samples.npz` (`images` uint8 [N, H, W, C], `labels` int64 [N]) and returns the fields of the `sample`
+    record. Finished batches are kept in `out/samples.parts`, so that a killed call continues. It never uses parts of
+    other weights or settings. Raises InputError if the weights are missing or of another model, if guidance does not
+    fit, or if images are not finite; Stopped after a batch in which a signal came.
     """
     exact_float32()
     settings, device = config.sample, pick_device(config.run.device)
@@ -58,7 +61,7 @@ def generate(out: Path, training: Path, config: Config, step: int, progress: Pro
     for start in range(0, settings.count, settings.batch_size):
         indices = range(start, min(start + settings.batch_size, settings.count))
         if (images := parts.read(indices)) is None:
-            # A compiled network takes whole batches alone: what is too much is not kept.
+            # A compiled network takes only whole batches. Images beyond the count are dropped.
             batch = indices if settings.compile == "eager" else range(start, start + settings.batch_size)
             x = sampler.draw(batch)[: len(indices)]
             if not torch.isfinite(x).all():
@@ -89,7 +92,7 @@ def generate(out: Path, training: Path, config: Config, step: int, progress: Pro
         "training_flops": 3 * cost(config.model).flops * step * config.train.batch_size,
         "training_seconds": round(weights.seconds, 3),
         "seconds": round(seconds, 3),
-        # Only what this call drew; a resumed call that found everything drawn has no speed to tell.
+        # Only images of this call. A resumed call without any has no speed.
         "images_per_s": drawn / seconds if drawn else None,
         "precision": settings.precision,
         "compile": settings.compile,
@@ -99,7 +102,7 @@ def generate(out: Path, training: Path, config: Config, step: int, progress: Pro
 
 
 class Sampler:
-    """A network with weights on a device, ready to draw images by their index.
+    """A network with weights on a device that draws images by their index.
 
     `backend` names the implementation of each operator that the network calls.
     """
@@ -115,58 +118,58 @@ class Sampler:
         self.call: Net = compiled(net, config.sample.compile)
 
     def key(self, tensors: dict[str, Tensor]) -> str:
-        """16 hex digits of everything that decides an image but its index."""
+        """16 hex digits of everything that determines an image, except its index."""
         config, settings = self.config, vars(self.config.sample)
-        chosen = {name: value for name, value in settings.items() if name not in ("count", "batch_size", "at", "seed")}
-        chosen |= {"seed": seed_of(config), "model": describe(config.model), "encoder": vars(config.encoder)}
-        chosen |= {"objective": vars(config.objective), "backend": self.backend, "device": device_type(self.device)}
-        digest = hashlib.sha256(json.dumps(chosen, sort_keys=True).encode())
+        facts = {name: value for name, value in settings.items() if name not in ("count", "batch_size", "at", "seed")}
+        facts |= {"seed": seed_of(config), "model": describe(config.model), "encoder": vars(config.encoder)}
+        facts |= {"objective": vars(config.objective), "backend": self.backend, "device": device_type(self.device)}
+        digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
         for name in sorted(tensors):
             digest.update(name.encode())
             digest.update(tensors[name].detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
         return digest.hexdigest()[:16]
 
     def draw(self, indices: range) -> Tensor:
-        """What the network makes of the noise of these images, [B, C, S, S] on the device, as the encoder's images."""
+        """The network's images for these indices, encoded, float32 [B, C, S, S] on the device."""
         labels = labels_of(indices, self.config.model.num_classes)
         return _sampled(self.call, self.config, indices, torch.from_numpy(labels), self.null_class, self.device)
 
     def images(self, x: Tensor) -> NDArray[np.uint8]:
-        """Images uint8 [B, H, W, C] of what `draw` gave."""
+        """Images uint8 [B, H, W, C] from the result of `draw`."""
         return self.encoder.decode(x).permute(0, 2, 3, 1).cpu().numpy()
 
 
 class Parts:
-    """Batches that are drawn, a file each, below `out/samples.parts/KEY`."""
+    """Finished batches, one file each, in `out/samples.parts/KEY`."""
 
     def __init__(self, out: Path, key: str) -> None:
         self.folder = out / "samples.parts" / key
-        for folder in (self.folder.parent, self.folder):  # but not `out`, which may be away
+        for folder in (self.folder.parent, self.folder):  # but not `out`, whose disk may be missing
             folder.mkdir(exist_ok=True)
 
     def _file(self, indices: range) -> Path:
         return self.folder / f"{indices.start}-{indices.stop}.npy"
 
     def read(self, indices: range) -> NDArray[np.uint8] | None:
-        """The images of a batch, or None where it is not drawn yet."""
+        """The images of a batch, None if it is not finished."""
         file = self._file(indices)
         return np.load(file, allow_pickle=False) if file.is_file() else None
 
     def write(self, indices: range, images: NDArray[np.uint8]) -> None:
-        """Keep a batch; a file is whole or not there."""
+        """Write the file of a batch, atomically."""
         buffer = io.BytesIO()
         np.save(buffer, images, allow_pickle=False)
         write_atomically(self._file(indices), buffer.getvalue())
 
     def remove(self) -> None:
-        """Remove every part, those of other weights and settings too."""
+        """Remove all parts, including those of other weights and settings."""
         shutil.rmtree(self.folder.parent)
 
 
 def draw(net: Backbone, config: Config, labels: Sequence[int], seed: int) -> NDArray[np.uint8]:
-    """Images uint8 [N, H, W, C] of a network, one a label, by `config.sample`; image i from the noise of (seed, i).
+    """Draw images uint8 [N, H, W, C] with a network by `config.sample`: one for each label, image i from (seed, i).
 
-    On the network's own device. Raises InputError for labels out of range and settings that do not fit.
+    Runs on the network's device. Raises InputError for labels out of range and settings that do not fit.
     """
     most = max(config.model.num_classes, 1) - 1
     if not labels or not all(0 <= label <= most for label in labels):

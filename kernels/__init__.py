@@ -1,6 +1,6 @@
 """Tensors in, tensors out: the operators that the backbones are made of, each with its backends and its cost.
 
-`OPERATORS` has them by name; it is made when first asked for, so that `kernels.errors` can be had without torch.
+`OPERATORS` maps names to operators. It is built on first access, so that `kernels.errors` imports without torch.
 """
 
 from functools import cache
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     OPERATORS: dict[str, Operator]
 
-# Every operator that backbones call: a folder each.
+# Every operator that backbones call. Each is a folder here.
 NAMES = ("depthwise_conv", "selective_scan", "gated_norm", "window_attention", "attention")
 
 

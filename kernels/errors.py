@@ -5,12 +5,12 @@ from collections.abc import Iterable
 
 
 class InputError(ValueError):
-    """A request that cannot be met as asked. The command prints its message as one line and exits with 2."""
+    """A request that cannot be met as asked. Commands print the message as one line and exit with 2."""
 
 
 def unknown(what: str, name: object, choices: Iterable[object]) -> InputError:
-    """An `InputError` for a name that is not among `choices`, with the nearest one first where one is near."""
-    known = [str(choice) for choice in choices]
-    near = difflib.get_close_matches(str(name), known, n=1)
+    """An `InputError` for a name that is not among `choices`. It suggests the closest choice where one is close."""
+    names = [str(choice) for choice in choices]
+    near = difflib.get_close_matches(str(name), names, n=1)
     hint = f" (did you mean {near[0]!r}?)" if near else ""
-    return InputError(f"unknown {what} {str(name)!r}{hint}; choices: {', '.join(known) or 'none'}")
+    return InputError(f"unknown {what} {str(name)!r}{hint}; choices: {', '.join(names) or 'none'}")

@@ -16,17 +16,17 @@ from torch import Tensor
 LEAST_CAPABILITY = (8, 0)  # cp.async and bfloat16 products on the matrix units
 
 
-# In this order: asking for what is inside a package that is not there is an error.
+# The order matters: looking up a submodule of a missing package raises an error.
 INSTALLED = importlib.util.find_spec("cuda") is not None and importlib.util.find_spec("cuda.bindings") is not None
 
 
 def reasons(device_type: str) -> list[str]:
-    """Why kernels compiled here cannot run on that kind of device; empty when they can."""
+    """Every reason why these kernels cannot run on a kind of device; empty where they can."""
     if device_type != "cuda":
         return ["needs an NVIDIA GPU"]
     refusals = []
     if torch.version.hip:
-        refusals.append("not for AMD GPUs")
+        refusals.append("does not run on AMD GPUs")
     if not INSTALLED:
         refusals.append("the package cuda-bindings is not installed")
     if not torch.cuda.is_available():
@@ -39,7 +39,7 @@ def reasons(device_type: str) -> list[str]:
 
 
 def cache_folder() -> Path:
-    """Where compiled kernels are kept from one process to the next: ~/.cache/lamabench, or below XDG_CACHE_HOME."""
+    """The folder in which processes share compiled kernels: lamabench below XDG_CACHE_HOME, or below ~/.cache."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lamabench"
 
 
@@ -47,8 +47,8 @@ def cache_folder() -> Path:
 def compile_source(files: tuple[Path, ...], constants: tuple[tuple[str, int], ...], capability: str) -> bytes:
     """The machine code ("cubin") of some source files, joined, with `#define`s, for a compute capability like "90".
 
-    Needs no GPU. Taken from the cache where the same compiler has compiled the same source before. Raises RuntimeError
-    with the compiler's log.
+    Needs no GPU. The cache serves a source that the same compiler has compiled before. Raises RuntimeError with the
+    compiler's log.
     """
     nvrtc = import_module("cuda.bindings.nvrtc")
     source = "".join(f"#define {name} {value}\n" for name, value in constants)
@@ -56,23 +56,23 @@ def compile_source(files: tuple[Path, ...], constants: tuple[tuple[str, int], ..
     options = [f"--gpu-architecture=sm_{capability}", "--std=c++17"]
     version = _ok(nvrtc.nvrtcVersion())[1:]
     key = hashlib.sha256(repr((source, options, version)).encode()).hexdigest()
-    kept = cache_folder() / f"{key}.cubin"
+    cached = cache_folder() / f"{key}.cubin"
     with suppress(OSError):
-        return kept.read_bytes()
+        return cached.read_bytes()
     code = _compile(source, files[-1].name, options)
     with suppress(OSError):  # a cache that cannot be written only costs time
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        whole = kept.with_suffix(f".{os.getpid()}")
-        whole.write_bytes(code)
-        whole.replace(kept)
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        temporary = cached.with_suffix(f".{os.getpid()}")
+        temporary.write_bytes(code)
+        temporary.replace(cached)
     return code
 
 
 def _compile(source: str, name: str, options: list[str]) -> bytes:
     nvrtc = import_module("cuda.bindings.nvrtc")
     program = _ok(nvrtc.nvrtcCreateProgram(source.encode(), name.encode(), 0, [], []))[1]
-    failed = nvrtc.nvrtcCompileProgram(program, len(options), [option.encode() for option in options])[0]
-    if int(failed):
+    status = nvrtc.nvrtcCompileProgram(program, len(options), [option.encode() for option in options])[0]
+    if int(status):
         log = bytes(_ok(nvrtc.nvrtcGetProgramLogSize(program))[1])
         nvrtc.nvrtcGetProgramLog(program, log)
         raise RuntimeError(f"NVRTC refused {name}:\n{log.decode(errors='replace')}")
@@ -88,9 +88,9 @@ def _ok(result: tuple) -> tuple:
     return result
 
 
-def _need_context(driver: Any) -> None:
-    """Gives this thread the current device's context: a thread that has called nothing of CUDA yet, as autograd's may
-    be, has none."""
+def _ensure_context(driver: Any) -> None:
+    """Give this thread the context of the current device. A thread that has not called CUDA yet has none; autograd's
+    threads may be such threads."""
     if not int(_ok(driver.cuCtxGetCurrent())[1]):
         device = _ok(driver.cuDeviceGet(torch.cuda.current_device()))[1]
         _ok(driver.cuCtxSetCurrent(_ok(driver.cuDevicePrimaryCtxRetain(device))[1]))
@@ -104,23 +104,22 @@ class Kernel:
 
     def __init__(self, code: bytes, name: str, shared: int) -> None:
         self.driver = driver = import_module("cuda.bindings.driver")
-        _need_context(driver)
+        _ensure_context(driver)
         self.module = _ok(driver.cuModuleLoadData(code))[1]
         self.function = _ok(driver.cuModuleGetFunction(self.module, name.encode()))[1]
         self.shared = shared
         if shared > 48 * 1024:
-            most = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-            _ok(driver.cuFuncSetAttribute(self.function, most, shared))
+            attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+            _ok(driver.cuFuncSetAttribute(self.function, attribute, shared))
 
     def blocks_at_once(self, threads: int) -> int:
         """How many blocks of that many threads the whole device runs at a time."""
-        each = _ok(self.driver.cuOccupancyMaxActiveBlocksPerMultiprocessor(self.function, threads, self.shared))[1]
-        return max(1, each) * torch.cuda.get_device_properties().multi_processor_count
+        blocks = _ok(self.driver.cuOccupancyMaxActiveBlocksPerMultiprocessor(self.function, threads, self.shared))[1]
+        return max(1, blocks) * torch.cuda.get_device_properties().multi_processor_count
 
     def __call__(self, grid: tuple[int, int], threads: int, *arguments: Any) -> None:
-        _need_context(self.driver)
-        packed = tuple(_argument(v) for v in arguments)
-        values, types = zip(*packed, strict=True)
+        _ensure_context(self.driver)
+        values, types = zip(*(_argument(v) for v in arguments), strict=True)
         stream = torch.cuda.current_stream().cuda_stream
         _ok(
             self.driver.cuLaunchKernel(
@@ -139,6 +138,6 @@ def _argument(v: Any) -> tuple[int, type]:
 def kernel(
     files: tuple[Path, ...], name: str, constants: tuple[tuple[str, int], ...], shared: int, device: int
 ) -> Kernel:
-    """Compile (once a process) and load a kernel on the current device, `device` being its index."""
+    """A kernel on the current device, whose index is `device`. It is compiled and loaded once a process."""
     major, minor = torch.cuda.get_device_capability(device)
     return Kernel(compile_source(files, constants, f"{major}{minor}"), name, shared)

@@ -1,7 +1,7 @@
-"""What an operator is: its backends, what a call costs, and what it is held against and timed beside.
+"""An operator: its backends, the work of a call, and what its results and times are compared with.
 
-A backend is asked for by name and refuses in words (DESIGN.md, rule 5). Everything about an operator lives in its
-folder; `kernels.NAMES` is the one other place that names it.
+Backends are chosen by name, and one that cannot run says why (DESIGN.md, rule 5). Everything about an operator lives in
+its folder. The only other place that names it is `kernels.NAMES`.
 """
 
 import inspect
@@ -25,9 +25,9 @@ def always(device_type: str) -> list[str]:
 class Backend:
     """One implementation of an operator.
 
-    `reasons(device_type)` returns every reason why it cannot run on that kind of device here ("cuda", "cpu",
-    "meta"); an empty list means usable. `auto_on` names the kinds of device on which `auto` may take it (None: all), so
-    that no environment variable decides what `auto` means.
+    `reasons(device_type)` returns every reason why it cannot run on a kind of device here ("cuda", "cpu", "meta"); an
+    empty list means usable. `auto_on` names the kinds of device on which `auto` may take it (None: all), so that no
+    environment variable decides what `auto` means.
     """
 
     name: str
@@ -37,10 +37,10 @@ class Backend:
 
 
 class Work(NamedTuple):
-    """What the forward pass of one call has to compute, whatever the backend.
+    """The work of one call's forward pass, whatever the backend.
 
     macs             multiply-adds of matrix products and convolutions
-    exponentials     those of scores, decays, softplus and SiLU: one each
+    exponentials     one for each score, decay, softplus and SiLU
     scan_operations  floating-point operations of a scan, by the papers' rule
     normalised       elements of a LayerNorm with parameters
     """
@@ -52,23 +52,23 @@ class Work(NamedTuple):
 
 
 class Timed(Protocol):
-    """What a yardstick has made of the arguments of a call: both passes, ready to be timed."""
+    """A call that a yardstick has prepared: both passes, ready to be timed."""
 
     def forward(self) -> Any: ...
 
     def both(self) -> Any: ...
 
     def output_and_gradient(self) -> list[Tensor]:
-        """The operator's output and the gradient of its first argument, as `output_weights` weight the output."""
+        """The operator's output, and the gradient of its first argument where `output_weights` weight the output."""
         ...
 
 
 @dataclass(frozen=True)
 class Yardstick:
-    """Something else that a call is timed beside, which is no backend: a rival's kernel without what is around it.
+    """Something other than a backend that a call is timed beside: a rival's kernel without the steps around it.
 
-    `prepare` takes the arguments of a backend; `limit` is the relative RMS error that its output and the gradient of
-    the first argument may have; `reasons` are as a backend's.
+    `prepare` takes the arguments of a backend. `limit` is the largest relative RMS error of its output and of the
+    gradient of the first argument. `reasons` is as in `Backend`.
     """
 
     name: str
@@ -78,23 +78,24 @@ class Yardstick:
 
 
 def output_weights(shape: torch.Size) -> Tensor:
-    """Random numbers that an output is weighted with before the backward pass, the same in every precision."""
+    """Random weights for an output before the backward pass, bfloat16: the same numbers in every precision."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(0)).bfloat16()
 
 
 class Operator:
     """An operator and its backends. `auto` takes the first usable one, in the order given.
 
-    Every backend takes the arguments of the one that is called `reference`, by position.
+    Every backend takes the arguments of the backend `reference`, by position.
 
-    work        what a call with these arguments has to compute
-    traced      {name of a torch operator that a backend registers: what a call with *its* arguments has to compute};
-                a cost count that watches what torch dispatches then knows it
-    exact       the backend that whole models are held against in float32 where there are many tokens, since a reference
-                may loop over them or keep every score
-    rival       plain torch in the precision of a model, which errs as much as a backend may; None: the backend that
-                `auto` takes on a CPU. In float64 it is exact, and takes the reference's place where `exact` is another
-    yardsticks  what else is timed beside the backends
+    work        the work of a call, from its arguments
+    traced      {name of a torch operator that a backend registers: the work of a call, from the arguments of that torch
+                operator}. A cost count that watches torch's dispatcher reads it
+    exact       the backend that whole models are compared with in float32 where there are many tokens, because a
+                reference may loop over the tokens or store every score
+    rival       plain torch in the precision of a model, whose error sets the limit of a backend's error; None: the
+                backend that `auto` takes on a CPU. In float64 it is exact, and it replaces the reference where `exact`
+                is another backend
+    yardsticks  what is timed beside the backends
     """
 
     def __init__(
@@ -120,23 +121,23 @@ class Operator:
 
     @property
     def arguments(self) -> list[str]:
-        """The names of the arguments that its backends take."""
+        """The names of the backends' arguments."""
         return list(inspect.signature(self.backends["reference"].run).parameters)
 
     @property
     def rival(self) -> Callable[..., Any]:
-        """Plain torch that rounds as a backend may."""
+        """Plain torch whose rounding a backend is allowed too."""
         return self._rival or self.resolve("auto", "cpu").run
 
     def exact_alone(self, backend: str) -> Callable[..., Any]:
-        """What a call alone is held against in float64, where the whole model is held against `backend`."""
+        """What a single call is compared with in float64, where the whole model is compared with `backend`."""
         return self.backends["reference"].run if backend == "reference" else self.rival
 
     @contextmanager
     def watched(self, watcher: Callable[..., None]) -> Iterator[None]:
-        """Calls `watcher` with the arguments of every call that backends get while this lasts, before they run.
+        """Call `watcher` with the arguments of every backend call inside this context, before the backend runs.
 
-        Only backends that are resolved meanwhile are watched, so a call that nobody watches costs nothing.
+        Only backends that are resolved inside the context are watched, so that other calls cost nothing.
         """
         before = self._resolved, self._watcher
         self._resolved, self._watcher = {}, watcher
@@ -148,8 +149,8 @@ class Operator:
     def resolve(self, request: str, device_type: str) -> Backend:
         """The backend for `request` ("auto" or a name) on a device type.
 
-        Asked once: the answer is kept, so that a call costs nothing and torch.compile finds no question in its graph.
-        Raises InputError with every reason when the named backend, or none at all, can run.
+        The first answer is cached, so that later calls cost nothing and torch.compile traces no look-up. Raises
+        InputError with every reason where the named backend cannot run, or where `auto` finds none.
         """
         backend = self._resolved.get((request, device_type))
         if backend is None:
@@ -178,9 +179,9 @@ class Operator:
         return backend
 
     def why_not(self, device_type: str) -> str:
-        """Every unusable backend with its reasons, in one line; empty when all are usable."""
-        refused = {name: backend.reasons(device_type) for name, backend in self.backends.items()}
-        return "; ".join(f"{name}: {', '.join(reasons)}" for name, reasons in refused.items() if reasons)
+        """Every unusable backend with its reasons, in one line; empty where all are usable."""
+        by_name = {name: backend.reasons(device_type) for name, backend in self.backends.items()}
+        return "; ".join(f"{name}: {', '.join(reasons)}" for name, reasons in by_name.items() if reasons)
 
 
 def _watched(backend: Backend, watcher: Callable[..., None]) -> Backend:

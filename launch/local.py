@@ -208,7 +208,9 @@ def _start(run: Piece, threads: int, visible: str, say: Callable[[str], None]) -
     with _job_environment(threads):
         job = LocalExecutor(logs, visible).submit(work, str(manifest), 0)
     where = f" on GPU {visible}" if visible else ""
-    say(f"{run.name}: started{where} ({', '.join(run.missing())}), log {job.paths.stdout}")
+    missing = run.missing()
+    left = f", {', '.join(missing)} to do" if missing != list(run.task.stages) else ""
+    say(f"{run.name}: started{where}{left}, log {job.paths.stdout}")
     return _Job(run, job, visible)
 
 

@@ -15,7 +15,7 @@ from ..ablations.study import Study, StudyError
 from ..harness.config import Config, RunConfig, check_fit
 from ..harness.keys import config_from_dict, model_folder, score_key, training_folder
 from ..harness.progress import describe
-from ..harness.record import Row, read_records
+from ..harness.record import Row, newest, read_records
 from ..harness.run import check_study, is_locked, write_study
 from ..harness.stages import (
     Task,
@@ -23,6 +23,7 @@ from ..harness.stages import (
     merged,
     missing,
     missing_metrics,
+    next_measurement,
     not_kept,
     plan_key,
     problem,
@@ -71,8 +72,8 @@ def failure(task: Task, left: Sequence[str], records: Sequence[Row]) -> Row | No
     """The record that says why stages that are to do are not done; None where the newest of theirs is no failure."""
     keys = keys_of(replace(task, metrics=tuple(missing_metrics(task)) if "evaluate" in left else ()))
     theirs = (row for row in reversed(records) if row.key in keys and STAGE_OF.get(row.kind) in left)
-    newest = next(theirs, None)
-    return newest if newest is not None and newest.state != "done" else None
+    last = next(theirs, None)
+    return last if last is not None and last.state != "done" else None
 
 
 def keys_of(task: Task) -> set[str]:
@@ -82,6 +83,15 @@ def keys_of(task: Task) -> set[str]:
         config = config_from_dict(task.config)
         keys |= {score_key(config, task.key, metric) for metric in task.metrics}
     return keys
+
+
+def left_of(task: Task, left: Sequence[str]) -> set[str]:
+    """The keys, among `keys_of`, of what is to do of a task: `left` are its stages to do."""
+    rows = newest(read_records(task.path / "record.jsonl"))
+    plans = tuple(one for one in task.plans if "bench" in left and next_measurement(task, one, rows) is not None)
+    metrics = tuple(missing_metrics(task, rows)) if "evaluate" in left else ()
+    keys = keys_of(replace(task, plans=plans, metrics=metrics))
+    return keys if {"cost", "train", "sample"} & {*left} else keys - {task.key}
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..harness import signals
+from ..kernels.errors import InputError
 
 if TYPE_CHECKING:
     from ..harness.progress import Progress
@@ -54,7 +55,9 @@ def do(task: dict[str, Any], progress: "Progress") -> None:
 
     wanted = stages.Task.from_dict(task["task"])
     if not stages.ready(wanted):
-        raise RuntimeError(f"not started: {wanted.training} has no weights of step {wanted.step}")
+        raise InputError(
+            f"not started: {wanted.training} has no weights of step {wanted.step}; sweep retry queues both again"
+        )
     stages.execute(wanted, progress)
 
 
@@ -111,6 +114,12 @@ def say(text: str) -> None:
     """Into the log, where that can be written: a full disk may hold it too, and then srun reads no more."""
     with suppress(OSError):
         print(text, file=sys.stderr, flush=True)
+
+
+def one_line(error: BaseException) -> str:
+    """An error as attempts.jsonl has it; one about the input says all by itself."""
+    text = " ".join(str(error).split())
+    return (text if isinstance(error, InputError) else f"{type(error).__name__}: {text}")[:500]
 
 
 class Attempt:
@@ -245,7 +254,7 @@ def _attempt(path: Path, index: int, array: dict[str, Any]) -> int | None:
             say(str(stopped))
             return _stopped(attempt)
     except BaseException as error:
-        attempt.note("end", error=f"{type(error).__name__}: {' '.join(str(error).split())}"[:500])
+        attempt.note("end", error=one_line(error))
         raise
     finally:
         ended.set()

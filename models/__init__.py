@@ -1,7 +1,6 @@
-"""The door: `create_model`, `list_models`, and `register` and `register_mixer` for what others add.
+"""The entry point: `create_model` and `list_models`; `register` and `register_mixer` add models and mixers of your own.
 
-Nothing is imported before it is asked for, and families only when a model is (README.md: your own mixer, backbone,
-operator).
+README.md explains how. A name is imported when it is first used, and families when a model is first asked for.
 """
 
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""Fields of configurations: what keys hash of them, and values of the type that a field declares."""
+"""Fields of configurations: the plain data that keys hash, and values of the types that fields declare."""
 
 from dataclasses import fields, is_dataclass
 from types import UnionType
@@ -8,7 +8,7 @@ from ..kernels.errors import InputError
 
 
 def declared(section: Any) -> dict[str, Any]:
-    """The fields of a dataclass as plain data, less those that have their `since` value: what keys hash."""
+    """The fields of a dataclass as plain data, without those at their `since` value. Keys hash this."""
     return {
         f.name: _plain(getattr(section, f.name))
         for f in fields(section)
@@ -25,10 +25,10 @@ def _plain(value: Any) -> Any:
 
 
 def typed(what: str, config_type: type, values: dict[str, Any]) -> dict[str, Any]:
-    """Values for fields of a dataclass, each of the type that its field declares; a whole number serves as a float,
-    one value as a list of one.
+    """Values for fields of a dataclass, each of the type that its field declares. A whole number becomes a float where
+    the field is one, and a single value becomes a list where the field is one.
 
-    Raises InputError where a value is of another type; `what` is what messages call the dataclass.
+    Raises InputError where a value has another type. `what` names the dataclass in messages.
     """
     hints = get_type_hints(config_type)
     return {name: _typed(f"{name} of {what}", hints[name], value) for name, value in values.items()}
@@ -46,12 +46,12 @@ def _typed(what: str, hint: Any, value: Any) -> Any:
     elif _fits(hint, value):
         return float(value) if hint is float else value
     name = hint.__name__ if isinstance(hint, type) and origin is None else str(hint)
-    wanted = f"one of {', '.join(map(str, arguments))}" if origin is Literal else f"of type {name}"
-    raise InputError(f"{what} must be {wanted}, not {value!r}")
+    expected = f"one of {', '.join(map(str, arguments))}" if origin is Literal else f"of type {name}"
+    raise InputError(f"{what} must be {expected}, not {value!r}")
 
 
 def _fits(hint: Any, value: Any) -> bool:
-    """Whether a value is of a type; True and False are no numbers."""
+    """Whether a value has a type. True and False are not numbers."""
     origin = get_origin(hint)
     if hint is Any:
         return True

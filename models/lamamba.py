@@ -15,7 +15,7 @@ from .registry import Backbone, PaperSum, Preset, load_reference, out_channels, 
 
 SKIPS = ("add", "concat", "none")
 LAYOUTS = ("unet", "isotropic")
-# Fields that set that of every mixer that has it, unless an entry of `mixers` sets its own.
+# The model's values for these settings hold for every mixer that has them, unless an entry of `mixers` sets its own.
 SHARED = ("num_heads", "window_size", "d_state", "scan", "shift", "relative_bias", "ssm_ratio", "conv_bias")
 
 
@@ -23,13 +23,13 @@ SHARED = ("num_heads", "window_size", "d_state", "scan", "shift", "relative_bias
 class LaMambaConfig:
     """Widths, depths and the ablations of a LaMamba-Diff.
 
-    Stages have widths D, 2D, 4D, … and sides R, R/2, R/4, … where the last two stages share both; the decoder's
-    have one block more than their twins. `layout="isotropic"` is a stack of sum(depths) blocks of width D at side R,
-    to which `bottleneck_depth` and `skip` mean nothing.
+    Stages have widths D, 2D, 4D, … and sides R, R/2, R/4, …; the last two stages share both. A stage of the decoder has
+    one block more than its twin in the encoder. `layout="isotropic"` is a stack of sum(depths) blocks of width D at
+    side R, which ignores `bottleneck_depth` and `skip`.
 
-    `mixers` lists kinds, or mappings with settings of their own ({kind: window, size: 4}); or such lists, one a stage
-    of `depths`: the decoder's stages have their twin's, the middle the last stage's. The fields in `SHARED` set that
-    field of every mixer that has it.
+    `mixers` is a list of kinds, or of mappings with their own settings ({kind: window, size: 4}). It may also be a list
+    of such lists, one for each stage of `depths`: a stage of the decoder has its twin's mixers, and the middle has the
+    last stage's. The fields in `SHARED` set that setting of every mixer that has it.
     """
 
     input_size: int = 32
@@ -43,8 +43,8 @@ class LaMambaConfig:
     d_state: int = 16
     scan: str = "continuous"
     patch_size: int = 1
-    mixers: list[Any] = field(default_factory=lambda: ["ssm", "window"])  # in order; the MLP comes after them
-    parallel: bool = False  # the mixers read the same input and their outputs are added
+    mixers: list[Any] = field(default_factory=lambda: ["ssm", "window"])  # in order, before the MLP
+    parallel: bool = False  # mixers read the same input, and their outputs are added
     shift: bool = True  # odd blocks shift their windows
     relative_bias: bool = True
     skip: str = "add"
@@ -65,24 +65,24 @@ class LaMambaConfig:
             if getattr(self, name) < 0:
                 raise InputError(f"{name} must be 0 or more, not {getattr(self, name)}")
         if not self.depths or min(self.depths) < 1:
-            raise InputError(f"depths must list one or more stages of 1 or more blocks, not {list(self.depths)}")
+            raise InputError(f"depths must be a list of one or more numbers above 0, not {list(self.depths)}")
         for what, name, choices in (("skip", self.skip, SKIPS), ("layout", self.layout, LAYOUTS)):
             if name not in choices:
                 raise unknown(what, name, choices)
         if self.out_channels is not None and self.out_channels < 1:
             raise InputError(f"out_channels must be 1 or more, or null, not {self.out_channels}")
         if self.dim % 4:
-            raise InputError(f"dim must divide by 4 for the 2-D sine-cosine positions, not {self.dim}")
+            raise InputError(f"dim must be a multiple of 4 for the 2-D sine-cosine positions, not {self.dim}")
         cells = self.patch_size * 2**self.merges
         if self.input_size % cells:
             raise InputError(
-                f"input_size {self.input_size} does not divide by patch_size · 2^merges = {cells} "
+                f"input_size {self.input_size} is not a multiple of patch_size · 2^merges = {cells} "
                 f"(patch_size {self.patch_size}, {self.merges} merges)"
             )
         self._check_mixers()
 
     def _check_mixers(self) -> None:
-        # What the model shares is checked whether or not a mixer reads it.
+        # Shared settings are checked even where no mixer reads them.
         stage_mixers(["ssm", "window"], self._shared(), 1)
         levels = [(stage, self._levels[min(i, len(self._levels) - 1)]) for i, stage in enumerate(self.stages())]
         for mixer in [mixer for stage, _ in levels for mixer in stage]:
@@ -97,12 +97,12 @@ class LaMambaConfig:
         return stage_mixers(self.mixers, self._shared(), len(self.depths))
 
     def resolved(self, plain: dict[str, Any]) -> dict[str, Any]:
-        """Plain data of this configuration with every mixer's complete settings, and without the fields that set them:
-        one list a stage where stages differ, else one list."""
+        """Plain data of this configuration, with the complete settings of every mixer instead of the shared fields.
+        `mixers` is one list for each stage where stages differ, else one list."""
         stages = [[mixer.described() for mixer in stage] for stage in self.stages()]
         same = all(stage == stages[0] for stage in stages)
-        kept = {name: value for name, value in plain.items() if name not in SHARED}
-        return kept | {"mixers": stages[0] if same else stages}
+        own = {name: value for name, value in plain.items() if name not in SHARED}
+        return own | {"mixers": stages[0] if same else stages}
 
     @property
     def merges(self) -> int:
@@ -115,7 +115,7 @@ class LaMambaConfig:
         return [self.side(level) for level in self._levels]
 
     def side(self, level: int) -> int:
-        """Side of the token grid after so many halvings."""
+        """Side of the token grid after `level` halvings."""
         return self.input_size // self.patch_size // 2**level
 
     @property
@@ -142,7 +142,7 @@ class Conditioning(nn.Sequential):
 
 
 class ConditionProjection(nn.Linear):
-    """The condition, brought to the width of a block."""
+    """A Linear from the condition to the width of a block."""
 
     part = "conditioning"
 
@@ -160,7 +160,7 @@ class MLP(nn.Sequential):
 
 
 class Block(nn.Module):
-    """Mixers, then an MLP, each as `x + gate · f(LN(x) · (1 + scale) + shift)`; the vectors come from the condition."""
+    """Mixers, then an MLP, each as `x + gate · f(LN(x) · (1 + scale) + shift)` with vectors from the condition."""
 
     def __init__(
         self, config: LaMambaConfig, mixers: Sequence[Mixer], dim: int, side: int, shift: bool, project: bool
@@ -199,7 +199,7 @@ class PatchMerging(nn.Module):
 
 
 class PatchExpanding(nn.Module):
-    """[B, H, W, C] -> [B, pH, pW, out]: Linear, channels read as (row, column, out), LayerNorm."""
+    """[B, H, W, C] -> [B, pH, pW, out]: Linear to (row, column, out), then LayerNorm."""
 
     def __init__(self, dim: int, out: int, patch: int) -> None:
         super().__init__()
@@ -214,9 +214,9 @@ class PatchExpanding(nn.Module):
 
 
 class Stage(nn.Module):
-    """Blocks of one width, one for each list of mixers; every second one shifts its windows. `resample` comes after
-    them in the encoder (merging), before them in the decoder (expanding, then `fuse`, which joins a concatenated skip).
-    """
+    """Blocks of one width, one for each list of mixers. Every second block shifts its windows. The network calls
+    `resample` after the blocks in the encoder (merging) and before them in the decoder (expanding); then `fuse` joins a
+    concatenated skip."""
 
     def __init__(
         self,
@@ -255,7 +255,7 @@ class Stem(nn.Module):
 
 
 class LaMamba(Backbone):
-    """LaMamba-Diff as SPEC and the released weights have it, with the ablations of `LaMambaConfig`."""
+    """LaMamba-Diff as in SPEC.md and the released weights, with the ablations of `LaMambaConfig`."""
 
     paper_sum: ClassVar[PaperSum] = PaperSum(affine_norm=5, plain_norm=4, scan=1)
 
@@ -332,7 +332,7 @@ class LaMamba(Backbone):
         return x.permute(0, 3, 1, 2)
 
 
-# Our names in the reference's, in the order in which they are applied.
+# Parts of parameter names here, and what the released code has for them, in the order of replacement.
 RENAMES = (
     (r"^encoder\.(\d+)\.resample\.", r"layers.\1.downsample."),
     (r"^encoder\.", "layers."),
@@ -348,19 +348,19 @@ RENAMES = (
 
 
 def reference_name(name: str) -> str:
-    """What the released code calls a parameter of ours, for the mixers ssm, then window."""
+    """The released code's name of a parameter, for the mixers ssm, then window."""
     for pattern, replacement in RENAMES:
         name = re.sub(pattern, replacement, name)
     return name
 
 
 def from_reference(state_dict: dict[str, Tensor], config: LaMambaConfig) -> LaMamba:
-    """A LaMamba-Diff with the released code's weights, under its parameter names.
+    """A LaMamba-Diff with a state dict of the released code.
 
-    Raises InputError where a name is missing, unknown or of another shape, or where the mixers are not ssm, window.
+    Raises InputError where a name is missing, unexpected or of another shape, or where the mixers are not ssm, window.
     """
     if any([mixer.kind for mixer in stage] != ["ssm", "window"] for stage in config.stages()):
-        raise InputError(f"the released code has mixers [ssm, window], not {list(config.mixers)}")
+        raise InputError(f"weights of the released code need mixers [ssm, window], not {list(config.mixers)}")
     # Index and mask tables are derived, not learned.
     state = {k: v for k, v in state_dict.items() if not k.endswith(("relative_position_index", "attn_mask"))}
     return load_reference(LaMamba(config), state, reference_name)

@@ -37,7 +37,7 @@ class TimestepEmbedder(nn.Module):
 
 
 class LabelEmbedder(nn.Module):
-    """A table of `num_classes` rows and one more, the null class: y [B] -> [B, width]."""
+    """A table of `num_classes` rows, then one for the null class: y [B] -> [B, width]."""
 
     part = "conditioning"
 
@@ -51,8 +51,8 @@ class LabelEmbedder(nn.Module):
 
 
 def sincos_positions(width: int, side: int) -> Tensor:
-    """The 2-D sine-cosine table of MAE, [side, side, width]: the first half of the channels encodes the column, the
-    second the row; each half is sines, then cosines. `width` must divide by 4."""
+    """The 2-D sine-cosine table of MAE, [side, side, width]. The first half of the channels encodes the column, the
+    second half the row; each half has sines, then cosines. `width` must be a multiple of 4."""
     quarter = width // 4
     omega = 1.0 / 10000 ** (torch.arange(quarter, dtype=torch.float64) / quarter)
     angles = torch.arange(side, dtype=torch.float64)[:, None] * omega[None]

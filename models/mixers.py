@@ -1,6 +1,6 @@
-"""Token mixers: [B, H, W, C] -> the same. A block is a list of them, so an ablation is data.
+"""Token mixers: [B, H, W, C] -> the same shape. A block has a list of them, so that an ablation is data.
 
-An entry of a model's `mixers` is a kind (`window`), or a mapping with settings of its own ({kind: window, size: 4}). It
+An entry of a model's `mixers` is a kind (`window`) or a mapping with its own settings ({kind: window, size: 4}). It
 becomes a `Mixer`, a small dataclass that builds the module.
 """
 
@@ -23,7 +23,7 @@ class SS2D(nn.Module):
     """The 2-D selective scan (VMamba, arXiv 2401.10166; LaMamba-Diff, arXiv 2408.02615).
 
     Linear -> x, z; depthwise 3 × 3 and SiLU on x; K scans; LayerNorm; times SiLU(z); Linear. Inner width
-    E = `ratio` · C, rank r = ceil(C / 16). Every direction has parameters of its own.
+    E = `ratio` · C, rank r = ceil(C / 16). Every direction has its own parameters.
     """
 
     part = "ssm"
@@ -36,13 +36,13 @@ class SS2D(nn.Module):
         inner, self.rank, self.d_state = ratio * dim, math.ceil(dim / 16), d_state
         directions = DIRECTIONS[scan]
         self.in_proj = nn.Linear(dim, 2 * inner, bias=False)
-        self.conv2d = nn.Conv2d(inner, inner, 3, padding=1, groups=inner, bias=conv_bias)  # parameters; not called
+        self.conv2d = nn.Conv2d(inner, inner, 3, padding=1, groups=inner, bias=conv_bias)  # parameters, never called
         self.x_proj_weight = nn.Parameter(torch.empty(directions, self.rank + 2 * d_state, inner))
         self.dt_projs_weight = nn.Parameter(torch.empty(directions, inner, self.rank))
         self.dt_projs_bias = nn.Parameter(torch.empty(directions, inner))
         self.A_logs = nn.Parameter(torch.arange(1, d_state + 1).float().log().repeat(directions * inner, 1))
         self.Ds = nn.Parameter(torch.ones(directions * inner))
-        self.out_norm = nn.LayerNorm(inner)  # parameters; not called
+        self.out_norm = nn.LayerNorm(inner)  # parameters, never called
         self.out_proj = nn.Linear(inner, dim, bias=False)
         paths = scan_paths(scan, side, side)
         self.register_buffer("order", paths.order, persistent=False)
@@ -54,7 +54,7 @@ class SS2D(nn.Module):
             nn.init.uniform_(weight, -(width**-0.5), width**-0.5)
         step = torch.exp(torch.empty_like(self.dt_projs_bias).uniform_(math.log(1e-3), math.log(1e-1)))
         with torch.no_grad():
-            self.dt_projs_bias.copy_(step + torch.log(-torch.expm1(-step)))  # softplus of it is the step
+            self.dt_projs_bias.copy_(step + torch.log(-torch.expm1(-step)))  # its softplus is the step
 
     def forward(self, x: Tensor) -> Tensor:
         _, height, width, _ = x.shape
@@ -64,7 +64,7 @@ class SS2D(nn.Module):
         ).flatten(1, 2)  # [B, L, E]
         directions, _, inner = self.x_proj_weight.shape
         rates = self.A_logs if self.A_logs.dtype == torch.float64 else self.A_logs.float()
-        # Projected in image order: a token's projection does not depend on the path.
+        # Project in image order, because a token's projection does not depend on the path.
         projected = F.linear(x, self.x_proj_weight.flatten(0, 1)).unflatten(-1, (directions, -1))
         dt, b, c = projected.split([self.rank, self.d_state, self.d_state], dim=-1)
         y = selective_scan.selective_scan(
@@ -110,7 +110,7 @@ class SS2D(nn.Module):
 
 
 class WindowAttention(nn.Module):
-    """Shifted-window attention (Swin, arXiv 2103.14030). Where `side` <= `window`, one window and no shift."""
+    """Shifted-window attention (Swin, arXiv 2103.14030). A grid with `side` <= `window` has one window and no shift."""
 
     part = "attention"
     relative_position_index: Tensor | None
@@ -177,7 +177,7 @@ class GlobalAttention(nn.Module):
 
 
 class ConvMixer(nn.Module):
-    """The local control without attention or scan: Linear, depthwise 7 × 7, GELU, Linear (cf. ConvNeXt, 2201.03545)."""
+    """A local control without attention or scan: Linear, depthwise 7 × 7, GELU, Linear (cf. ConvNeXt, 2201.03545)."""
 
     kernel = 7
 
@@ -196,25 +196,25 @@ class ConvMixer(nn.Module):
 class Mixer:
     """A kind of mixer with its settings.
 
-    A setting that has the name of a field that the model shares with its mixers, or names that field in its metadata as
-    `model`, is the model's unless an entry sets it.
+    A setting takes the model's value, unless an entry sets it, if the model shares a field of the same name with its
+    mixers. The metadata `model` of a setting names a shared field of another name.
     """
 
     kind: ClassVar[str]
 
     def check(self, dims: Sequence[int], sides: Sequence[int]) -> None:
-        """Raise InputError where the settings do not fit the stages that have the mixer: their widths and sides."""
+        """Raise InputError where the settings do not fit the widths and sides of the stages that have the mixer."""
 
     def build(self, dim: int, side: int, shift: bool) -> nn.Module:
         """The module for `dim` channels on a `side` × `side` grid; `shift` is True in every second block.
 
-        Its attribute `part` names the part of a cost that it belongs to ("rest" where it has none); its `own_macs(x)`
-        are the multiply-adds that its child modules do not make.
+        The module's attribute `part` is the part of a cost that it belongs to ("rest" if there is none). Its
+        `own_macs(x)` are the multiply-adds outside of its child modules.
         """
         raise NotImplementedError
 
     def described(self) -> dict[str, Any]:
-        """The kind and every setting, as plain data: an entry that makes this mixer again."""
+        """The kind and every setting as plain data: an entry that makes the same mixer."""
         return {"kind": self.kind, **declared(self)}
 
 
@@ -227,19 +227,19 @@ def _check_positive(mixer: Mixer, *names: str) -> None:
 def _check_heads(heads: int, dims: Sequence[int]) -> None:
     for dim in dims:
         if dim % heads:
-            fit = [n for n in range(1, dim + 1) if all(other % n == 0 for other in dims)]
-            raise InputError(f"num_heads {heads} does not divide dim {dim}; choices: {fit}")
+            choices = [n for n in range(1, dim + 1) if all(other % n == 0 for other in dims)]
+            raise InputError(f"num_heads {heads} does not divide dim {dim}; choices: {choices}")
 
 
 MixerType = TypeVar("MixerType", bound=type[Mixer])
 MIXERS: dict[str, type[Mixer]] = {}
-EMPTY = "none"  # a place left empty
+EMPTY = "none"  # an entry without a mixer
 
 
 def register_mixer(kind: str) -> Callable[[MixerType], MixerType]:
-    """Decorates a dataclass derived from `Mixer`, which entries of `mixers` then name as `kind`.
+    """Decorate a dataclass derived from `Mixer`, which entries of `mixers` then name as `kind`.
 
-    Raises InputError where the kind is taken by another class, or where the class is no such dataclass.
+    Raises InputError where another class has the kind, or where the class is not such a dataclass.
     """
 
     def add(mixer_type: MixerType) -> MixerType:
@@ -247,11 +247,11 @@ def register_mixer(kind: str) -> Callable[[MixerType], MixerType]:
         if not issubclass(mixer_type, Mixer) or not is_dataclass(mixer_type):
             raise InputError(f"mixer {kind!r}: {place} must be a dataclass derived from lamabench.models.mixers.Mixer")
         if "kind" in [f.name for f in fields(mixer_type)]:
-            raise InputError(f"mixer {kind!r}: {place} has a setting named kind, which is what entries call a mixer")
+            raise InputError(f"mixer {kind!r}: {place} has a setting named kind, the word for the mixer in an entry")
         other = MIXERS.get(kind, mixer_type)
-        taken = f"{other.__module__}.{other.__qualname__}"
-        if kind == EMPTY or taken != place:  # the same class again is a notebook's cell that ran twice
-            raise InputError(f"mixer {kind!r} is registered already" + (f", by {taken}" if kind != EMPTY else ""))
+        owner = f"{other.__module__}.{other.__qualname__}"
+        if kind == EMPTY or owner != place:  # the same class again is a notebook cell that ran twice
+            raise InputError(f"mixer {kind!r} is registered already" + (f", by {owner}" if kind != EMPTY else ""))
         mixer_type.kind = kind
         MIXERS[kind] = mixer_type
         return mixer_type
@@ -297,9 +297,9 @@ class WindowMixer(Mixer):
         _check_heads(self.num_heads, dims)
         for side in sides:
             if side > self.size and side % self.size:
-                fit = [w for w in range(1, side + 1) if all(s <= w or s % w == 0 for s in sides)]
+                choices = [w for w in range(1, side + 1) if all(s <= w or s % w == 0 for s in sides)]
                 raise InputError(
-                    f"window_size {self.size} does not divide the {side} × {side} grid of a stage; choices: {fit}"
+                    f"window_size {self.size} does not divide the {side} × {side} grid of a stage; choices: {choices}"
                 )
 
     def build(self, dim: int, side: int, shift: bool) -> nn.Module:
@@ -333,39 +333,39 @@ class ConvolutionMixer(Mixer):
 
 
 def stage_mixers(entries: Any, shared: Mapping[str, Any], stages: int) -> list[list[Mixer]]:
-    """The mixers of each stage, from a list of entries, or from a list of such lists, one a stage.
+    """The mixers of each stage, from a list of entries or from a list of such lists, one for each stage.
 
-    `shared` has the fields of the model that set those of its mixers. Raises InputError for what is neither list, for
-    an unknown kind or setting, and for a value of a wrong type.
+    `shared` has the fields that the model shares with its mixers. Raises InputError for a mixture of entries and lists,
+    for a wrong number of lists, for an unknown kind or setting, and for a value of a wrong type.
     """
     lists = [isinstance(entry, list | tuple) for entry in entries]
     if any(lists) and not all(lists):
-        raise InputError(f"mixers must be a list of mixers, or of lists of mixers, one a stage, not {entries}")
+        raise InputError(f"mixers must be a list of mixers, or a list for each stage, not {entries}")
     if any(lists) and len(lists) != stages:
-        raise InputError(f"mixers has {len(lists)} lists for {stages} stages: give one list a stage, or one for all")
+        raise InputError(f"mixers has {len(lists)} lists for {stages} stages: give one for each stage, or one for all")
     by_stage = entries if any(lists) else [entries] * stages
     resolved = [[_resolve(entry, shared) for entry in stage] for stage in by_stage]
     return [[mixer for mixer in stage if mixer is not None] for stage in resolved]
 
 
 def _resolve(entry: Any, shared: Mapping[str, Any]) -> Mixer | None:
-    """The mixer that an entry stands for, or None for a place left empty."""
+    """The mixer of an entry, or None for an entry without a mixer."""
     settings = {"kind": entry} if isinstance(entry, str) else entry
     choices = [*MIXERS, EMPTY]
     if not isinstance(settings, Mapping) or "kind" not in settings:
-        raise InputError(f"a mixer is a kind, or a mapping with its kind, not {entry!r}; kinds: {', '.join(choices)}")
+        raise InputError(f"a mixer must be a kind or a mapping with a kind, not {entry!r}; kinds: {', '.join(choices)}")
     kind = settings["kind"]
     if kind not in choices:
         raise unknown("mixer", kind, choices)
     own = {name: value for name, value in settings.items() if name != "kind"}
-    known = {f.name: f for f in fields(MIXERS[kind])} if kind != EMPTY else {}
+    settable = {f.name: f for f in fields(MIXERS[kind])} if kind != EMPTY else {}
     for name in own:
-        if name not in known:
-            raise unknown(f"setting of mixer {kind}", name, known)
+        if name not in settable:
+            raise unknown(f"setting of mixer {kind}", name, settable)
     if kind == EMPTY:
         return None
     values = typed(f"mixer {kind}", MIXERS[kind], own)
-    for name, f in known.items():
+    for name, f in settable.items():
         model_field = f.metadata.get("model", name)
         if name not in values and model_field in shared:
             values[name] = shared[model_field]

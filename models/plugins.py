@@ -1,7 +1,7 @@
-"""Plug-ins: a user's own modules, which register mixers and families when they are imported.
+"""Plug-ins: modules of users, which register mixers and families when they are imported.
 
-They are named in a study (`plugins: [my_mixer.py]`) or on a command line (`plugins=[my_mixer.py]`), or belong to an
-installed package that names its module in the entry points of the group `lamabench.plugins`.
+A study names them (`plugins: [my_mixer.py]`), or a command line does (`plugins=[my_mixer.py]`). An installed package
+names its module in the entry points of the group `lamabench.plugins`.
 """
 
 import hashlib
@@ -19,13 +19,13 @@ from types import ModuleType
 from ..kernels.errors import InputError
 
 GROUP = "lamabench.plugins"
-# A file's module is called so, with the file's name: the same name in every process, wherever a copy of the file lies.
+# The module of a file is named PREFIX + the file's stem, in every process and wherever a copy of the file lies.
 PREFIX = "lamabench_plugin_"
 
 
 @dataclass(frozen=True)
 class Plugin:
-    """A plug-in that this process imported: a name, the file or the package's folder, and the SHA-256 of its source."""
+    """A plug-in that this process imported: its name, its file or package folder, and the SHA-256 of its source."""
 
     name: str
     path: Path
@@ -36,37 +36,37 @@ _LOADED: dict[str, Plugin] = {}
 
 
 def load(names: Sequence[str], folder: Path | None = None) -> list[Plugin]:
-    """Import plug-ins, each once a process; a name is a file's path (below `folder` where relative) or a module's name.
+    """Import plug-ins, each once a process. A name is a file's path (relative to `folder`) or a module's name.
 
-    Raises InputError, one line, where there is no such file or module, where importing it fails (with the line of the
-    file), where two files have one name, or where a file changed since this process imported it.
+    Raises InputError, one line, where there is no such file or module, where the import fails (with the line of the
+    file), where two files have one name, or where a file has changed since this process imported it.
     """
     return [_load(name, folder or Path()) for name in names]
 
 
 def is_file(name: str) -> bool:
-    """Whether the name of a plug-in is a path, and not a module's name."""
+    """Whether the name of a plug-in is a path, not a module's name."""
     return name.endswith(".py") or "/" in name
 
 
 def _load(name: str, folder: Path) -> Plugin:
     if not isinstance(name, str) or not name:
-        raise InputError(f"a plug-in is the path of a .py file or the name of a module, not {name!r}")
+        raise InputError(f"a plug-in must be the path of a .py file or the name of a module, not {name!r}")
     if not is_file(name):
         return _load_module(name, f"plug-in {name}")
     path = (folder / Path(name).expanduser()).resolve()
     if not path.is_file() or path.suffix != ".py":
-        raise InputError(f"plug-in {name} is no .py file: there is none at {path}")
+        raise InputError(f"plug-in {path.name}: there is no .py file at {path}")
     plugin = Plugin(path.stem, path, source_hash(path))
-    loaded = _LOADED.get(plugin.name)
-    if loaded is None:
+    earlier = _LOADED.get(plugin.name)
+    if earlier is None:
         _import(lambda: _execute(path), f"plug-in {name}", path)
         return _LOADED.setdefault(plugin.name, plugin)
-    if loaded.sha256 == plugin.sha256:  # a copy of a file is the same plug-in
-        return loaded
-    if loaded.path == path:
-        raise InputError(f"plug-in {name} changed since this process imported it: start again")
-    raise InputError(f"two plug-ins are called {plugin.name}: {loaded.path} and {path}; rename one of them")
+    if earlier.sha256 == plugin.sha256:  # a copy of a file is the same plug-in
+        return earlier
+    if earlier.path == path:
+        raise InputError(f"plug-in {name} has changed since this process imported it: start again")
+    raise InputError(f"two plug-ins have the name {plugin.name}: {earlier.path} and {path}; rename one of them")
 
 
 def _load_module(name: str, what: str) -> Plugin:
@@ -74,10 +74,10 @@ def _load_module(name: str, what: str) -> Plugin:
         return _LOADED[name]
     try:
         spec = importlib.util.find_spec(name)
-    except (ImportError, ValueError):  # the package above it is not there, or it is no name
+    except (ImportError, ValueError):  # the parent package is missing, or the name is malformed
         spec = None
     if spec is None or spec.origin is None:
-        raise InputError(f"{what}: there is no module {name}; a file is named by its path, such as {name}.py")
+        raise InputError(f"{what}: there is no module {name}; give a file by its path, such as {name}.py")
     origin = Path(spec.origin)
     _import(lambda: importlib.import_module(name), what, origin)
     path = origin.parent if spec.submodule_search_locations else origin
@@ -85,7 +85,7 @@ def _load_module(name: str, what: str) -> Plugin:
 
 
 def source_hash(path: Path) -> str:
-    """The SHA-256 of a file, or of all sources below a package's folder with their names."""
+    """The SHA-256 of a file, or of the names and contents of all sources below a package's folder."""
     if path.is_file():
         return hashlib.sha256(path.read_bytes()).hexdigest()
     sources = sorted((file.relative_to(path).as_posix(), file) for file in path.rglob("*.py"))
@@ -107,7 +107,7 @@ def _execute(path: Path) -> None:
 
 
 def _import(run: Callable[[], ModuleType | None], what: str, path: Path) -> None:
-    """Run an import; whatever it raises becomes one line that names the line of `path`."""
+    """Run an import. An exception becomes an InputError, one line that names the line of `path`."""
     try:
         run()
     except (Exception, SystemExit) as error:
@@ -115,14 +115,14 @@ def _import(run: Callable[[], ModuleType | None], what: str, path: Path) -> None
         if isinstance(error, SyntaxError) and error.filename == str(path):
             frames.append(error.lineno)
         where = f", line {frames[-1]}" if frames else ""
-        said = error.msg if isinstance(error, SyntaxError) else str(error)
-        first = (said.strip().splitlines() or ["no message"])[0]
+        message = error.msg if isinstance(error, SyntaxError) else str(error)
+        first = (message.strip().splitlines() or ["no message"])[0]
         raise InputError(f"{what}{where}: {type(error).__name__}: {first}") from error
 
 
 def loaded() -> list[dict[str, str]]:
-    """What this process imported, as plain data for config.json: `name`, `path` (a file's; a module's name) and
-    `sha256`."""
+    """The plug-ins that this process imported, as plain data for config.json: `name`, `path` (of a file, or a module's
+    name) and `sha256`."""
     return [
         {
             "name": plugin.name,
@@ -134,19 +134,19 @@ def loaded() -> list[dict[str, str]]:
 
 
 def load_recorded(recorded: Sequence[dict[str, str]], say: Callable[[str], object] = lambda text: None) -> None:
-    """Import what `loaded` said in another process. A source that changed since then is a line of `say`.
+    """Import the plug-ins that `loaded` listed in another process. `say` gets a line for each changed source.
 
     Raises InputError as `load` does.
     """
-    for one in recorded:
-        plugin = _LOADED.get(one["name"]) or load([one["path"]])[0]
-        if (now := plugin.sha256) != (then := one["sha256"]):
-            say(f"plug-in {one['name']} changed: {plugin.path} has SHA-256 {now[:12]}…, it had {then[:12]}…")
+    for row in recorded:
+        plugin = _LOADED.get(row["name"]) or load([row["path"]])[0]
+        if (now := plugin.sha256) != (then := row["sha256"]):
+            say(f"plug-in {row['name']} has changed: {plugin.path} has SHA-256 {now[:12]}…, it had {then[:12]}…")
 
 
 @lru_cache(maxsize=1)
 def entry_points() -> tuple[Plugin, ...]:
-    """Import the plug-ins of installed packages. Raises InputError where one fails, with the package's name."""
+    """Import the plug-ins of installed packages. Raises InputError with the package's name where an import fails."""
     points = sorted(importlib.metadata.entry_points(group=GROUP), key=lambda point: point.name)
     plugins = []
     for point in points:

@@ -1,4 +1,4 @@
-"""The registry: every family of backbones, its configuration type and its presets. It is Hydra's `model` group too."""
+"""The registry: families of backbones, their configuration types and their presets. It fills Hydra's group `model`."""
 
 import copy
 import importlib
@@ -16,7 +16,7 @@ from .fields import declared, typed
 
 
 class PaperSum(NamedTuple):
-    """What a paper adds to its multiply-adds before it prints "Gflops" (SPEC.md, section 5)."""
+    """The operations that a paper adds to its multiply-adds for the "Gflops" it prints (SPEC.md, section 5)."""
 
     affine_norm: int  # operations per element of an affine normalisation
     plain_norm: int  # the same without affine parameters
@@ -29,19 +29,20 @@ class Backbone(nn.Module):
     x   [B, C, S, S]   noised images, float
     t   [B]            times, float, in the unit of the objective's paper: 0 … 999 for DDPM
     y   [B]            class labels, `null_class` for "no class"
-    out [B, out_channels, S, S]  what the objective asks for: DDPM the noise, then the variance interpolation
+    out [B, out_channels, S, S]  the objective's target: for DDPM the noise, then the variance interpolation
 
-    Loss, schedule, guidance, label dropout, EMA and precision live outside.
+    Loss, schedule, guidance, label dropout, EMA and precision stay outside.
     """
 
     config: Any
     paper_sum: ClassVar[PaperSum] = PaperSum(affine_norm=0, plain_norm=0, scan=0)
-    checkpointing = False  # in training, keep a block's inputs alone and run it once more in the backward pass
+    checkpointing = False  # in training, store only a block's inputs and run it again in the backward pass
 
     def run_block(self, block: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
         """`block(*inputs)`, checkpointed (Chen et al., arXiv 1604.06174) in training where `checkpointing` is set.
 
-        Every family calls each of its blocks through this, and no block holds another: none is checkpointed twice.
+        Every family calls each of its blocks through this method. No block contains another, so that none is
+        checkpointed twice.
         """
         if self.checkpointing and self.training:
             out = checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False)  # no block draws numbers
@@ -59,7 +60,7 @@ class Backbone(nn.Module):
 
 @dataclass(frozen=True)
 class Preset:
-    """One row of a preset table: the name on the command line, the name in a paper, the numbers and their source."""
+    """One row of a preset table: the name on the command line, the name in a paper, a configuration and its source."""
 
     name: str
     title: str
@@ -77,14 +78,14 @@ class Family:
     presets: dict[str, Preset]
 
 
-# The modules that register the families of the suite, imported when the registry is first asked.
+# The modules that register the families of the suite. They are imported when the registry is first used.
 MODULES = ("lamabench.models.lamamba", "lamabench.baselines.dit", "lamabench.baselines.adm")
 _FAMILIES: dict[str, Family] = {}
 _REGISTERED: list[str] = []
 
 
 def families() -> dict[str, Family]:
-    """Every family by name: those of `MODULES` in their order, then those that others registered."""
+    """Every family by name: those of `MODULES` in this order, then all others."""
     for module in MODULES:
         importlib.import_module(module)
     places = {module: place for place, module in enumerate(MODULES)}
@@ -92,34 +93,35 @@ def families() -> dict[str, Family]:
     return {family.name: family for family in order}
 
 
-# What every configuration has: the data and the objective set these fields.
+# The fields of every configuration that the data and the objective set.
 SHAPE = ("input_size", "in_channels", "num_classes", "out_channels")
 
 
 def register(family: str, config_type: type, net_type: type[Backbone], presets: list[Preset]) -> None:
     """Add a family. Its presets become choices of `model=` in every command.
 
-    Raises InputError where a name is taken, or where the configuration is no dataclass with the fields of `SHAPE`.
+    Raises InputError where another family has a name, or where the configuration is not a dataclass with the fields of
+    `SHAPE`.
     """
-    known = _FAMILIES if net_type.__module__ in MODULES else families()
+    others = _FAMILIES if net_type.__module__ in MODULES else families()
     config_fields = [f.name for f in fields(config_type)] if is_dataclass(config_type) else []
-    if lacking := [name for name in SHAPE if name not in config_fields]:
-        raise InputError(f"{config_type.__name__} must be a dataclass with the fields {', '.join(lacking)}")
-    same = known[family].net_type if family in known else net_type
-    if (same.__module__, same.__qualname__) != (net_type.__module__, net_type.__qualname__):
-        raise InputError(f"family {family!r} is registered already, by {same.__module__}.{same.__qualname__}")
-    taken = {name: other for other in known if other != family for name in known[other].presets}
+    if missing := [name for name in SHAPE if name not in config_fields]:
+        raise InputError(f"{config_type.__name__} must be a dataclass with the fields {', '.join(missing)}")
+    earlier = others[family].net_type if family in others else net_type
+    if (earlier.__module__, earlier.__qualname__) != (net_type.__module__, net_type.__qualname__):
+        raise InputError(f"family {family!r} is registered already, by {earlier.__module__}.{earlier.__qualname__}")
+    owners = {name: other for other in others if other != family for name in others[other].presets}
     table: dict[str, Preset] = {}
     for preset in presets:
-        if preset.name in table or preset.name in taken:
-            raise InputError(f"model {preset.name!r} is registered already, by {taken.get(preset.name, family)}")
+        if preset.name in table or preset.name in owners:
+            raise InputError(f"model {preset.name!r} is registered already, by {owners.get(preset.name, family)}")
         table[preset.name] = preset
     _FAMILIES[family] = Family(family, config_type, net_type, table)
     _REGISTERED.append(family)
 
 
 def revision() -> int:
-    """How often families were registered in this process: what was cached of presets is of one revision."""
+    """The number of registrations in this process. A cache of presets is valid for one revision."""
     families()
     return len(_REGISTERED)
 
@@ -130,26 +132,25 @@ def presets() -> dict[str, Preset]:
 
 
 def preset(name: str) -> Preset:
-    """The preset of that name; its configuration is a copy that the caller may change."""
-    known = presets()
-    if name not in known:
-        raise unknown("model", name, known)
-    found = known[name]
-    return Preset(found.name, found.title, copy.deepcopy(found.config), found.source)
+    """The preset of that name. Its configuration is a copy that the caller may change."""
+    table = presets()
+    if name not in table:
+        raise unknown("model", name, table)
+    return replace(table[name], config=copy.deepcopy(table[name].config))
 
 
 def family_of(config: Any) -> Family:
-    """The family that a configuration belongs to, by its type."""
+    """The family of a configuration, by its type."""
     for family in families().values():
         if type(config) is family.config_type:
             return family
     raise InputError(
-        f"{type(config).__name__} is not the configuration of a registered family: {', '.join(families())}"
+        f"{type(config).__name__} is not the configuration of a registered family; families: {', '.join(families())}"
     )
 
 
 def build(config: Any) -> Backbone:
-    """The backbone that a configuration describes, initialised from torch's global generator."""
+    """The backbone of a configuration, initialised from torch's global generator."""
     return family_of(config).net_type(config)
 
 
@@ -157,12 +158,12 @@ Net = TypeVar("Net", bound=Backbone)
 
 
 def load_reference(net: Net, state: Mapping[str, Tensor], reference_name: Callable[[str], str] = str) -> Net:
-    """Fill `net` from a reference implementation's state dict; `reference_name` translates our names into its own.
+    """Fill `net` from a reference implementation's state dict. `reference_name` maps names of `net` to its names.
 
     Raises InputError, with the first few names, where a name is missing, unexpected or of another shape.
     """
     own = {reference_name(name): value for name, value in net.state_dict().items()}
-    wrong = {
+    mismatches = {
         "missing": [name for name in own if name not in state],
         "unexpected": [name for name in state if name not in own],
         "misshaped": [
@@ -173,7 +174,7 @@ def load_reference(net: Net, state: Mapping[str, Tensor], reference_name: Callab
     }
     faults = [
         f"{len(names)} {kind}: {', '.join(names[:3])}{', …' if len(names) > 3 else ''}"
-        for kind, names in wrong.items()
+        for kind, names in mismatches.items()
         if names
     ]
     if faults:
@@ -183,31 +184,31 @@ def load_reference(net: Net, state: Mapping[str, Tensor], reference_name: Callab
 
 
 def out_channels(config: Any) -> int:
-    """Channels of the head of a configuration's network: its `out_channels`, or twice its `in_channels`."""
+    """Channels of the head: the configuration's `out_channels`, or twice its `in_channels`."""
     return 2 * config.in_channels if config.out_channels is None else config.out_channels
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """A configuration as plain data, as it was asked for, with its `family`; `from_dict` reads it back."""
+    """A configuration as plain data, unresolved, with its `family`. `from_dict` reads it back."""
     return {"family": family_of(config).name, **asdict(config)}
 
 
 def from_dict(data: dict[str, Any]) -> Any:
-    """The configuration that `to_dict` wrote. A field that joined later has its `since` value where it is missing."""
+    """The configuration that `to_dict` wrote. A missing field has its `since` value if it declares one."""
     settings = dict(data)
     family = settings.pop("family", None)
     if family not in families():
         raise unknown("model family", family, families())
-    kind = families()[family].config_type
-    since = {f.name: f.metadata["since"] for f in fields(kind) if "since" in f.metadata}
-    return kind(**since | settings)
+    config_type = families()[family].config_type
+    since = {f.name: f.metadata["since"] for f in fields(config_type) if "since" in f.metadata}
+    return config_type(**since | settings)
 
 
 def describe(config: Any) -> dict[str, Any]:
-    """The network that a configuration makes, as plain data: what keys hash and checkpoints are compared by.
+    """The network of a configuration as plain data. Keys hash it, and checkpoints are compared by it.
 
-    Its family, its fields less those that have their `since` value, and the channels of its head. A configuration that
-    can say one network in several ways has a method `resolved(plain) -> plain` that takes these fields to one of them.
+    It has the family, the fields without those at their `since` value, and the channels of the head. A configuration
+    type with several spellings of one network has a method `resolved(plain) -> plain` that makes them equal.
     """
     plain = declared(config) | {"out_channels": out_channels(config)}
     if hasattr(config, "resolved"):
@@ -216,38 +217,39 @@ def describe(config: Any) -> dict[str, Any]:
 
 
 def create_model(name: str, *, pretrained: Any = None, **settings: Any) -> Backbone:
-    """The backbone of a preset, with fields of its configuration set: create_model("lamamba_s", d_state=4).
+    """The backbone of a preset with changed fields of its configuration: create_model("lamamba_s", d_state=4).
 
-    Its weights are drawn from torch's global generator. Raises InputError for an unknown name or field, a value of the
-    wrong type, or one that does not fit.
+    Weights are drawn from torch's global generator. Raises InputError for an unknown name or field, and for a value of
+    a wrong type or size.
     """
     if pretrained is not None:
-        raise InputError("pretrained weights cannot be loaded by create_model yet: pretrained must be None")
+        raise InputError("create_model cannot load pretrained weights yet: pretrained must be None")
     config = preset(name).config
-    known = [f.name for f in fields(config)]
+    names = [f.name for f in fields(config)]
     for setting in settings:
-        if setting not in known:
-            raise unknown(f"field of {name}", setting, known)
+        if setting not in names:
+            raise unknown(f"field of {name}", setting, names)
     return build(replace(config, **typed(name, type(config), settings)))
 
 
 def list_models(pattern: str = "*") -> list[str]:
-    """The names of the presets that fit a pattern such as `dit_*`, in the order of registration."""
+    """The names of the presets that match a pattern such as `dit_*`, in the order of registration."""
     return [name for name in presets() if fnmatchcase(name, pattern)]
 
 
 def called_operators(net: Backbone) -> list[dict[str, str]]:
-    """The operators that each module of `net` calls, {operator: backend}; changing one changes the module."""
-    found = (getattr(module, "operators", None) for module in net.modules())
-    return [operators for operators in found if isinstance(operators, dict)]
+    """The dictionary {operator: backend} of each module of `net` that calls operators. A change in it changes the
+    module."""
+    by_module = (getattr(module, "operators", None) for module in net.modules())
+    return [operators for operators in by_module if isinstance(operators, dict)]
 
 
 def select_backends(net: Backbone, request: dict[str, str], device_type: str) -> dict[str, str]:
-    """Resolve the backend of every operator that `net` calls, once, and tell its modules.
+    """Resolve the backend of every operator that `net` calls, and set it in the modules.
 
-    Returns {operator: resolved name}, for the record. Raises InputError where a named backend cannot run.
+    Returns {operator: resolved name} for the record. Raises InputError where a named backend cannot run.
     """
-    # Resolved whether called or not: a misspelt name is an error with every model.
+    # Resolve operators that `net` does not call too, so that a misspelt name is an error with every model.
     resolved = {name: op.resolve(request.get(name, "auto"), device_type).name for name, op in OPERATORS.items()}
     called = called_operators(net)
     for operators in called:

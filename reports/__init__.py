@@ -1,7 +1,7 @@
 """Tables and figures: pure functions of records. Nothing here imports torch.
 
 import lamabench.reports as reports
-frame = reports.load("runs/demo")  # pandas: one row a score, speed or cost
+frame = reports.load("runs/demo")  # pandas, one row per score, speed or cost
 """
 
 from typing import TYPE_CHECKING, Any

@@ -1,4 +1,4 @@
-"""What models cost, by part."""
+"""The table of what models cost, by part."""
 
 from .queries import group_labels
 from .runs import Row, Run
@@ -6,16 +6,16 @@ from .table import Column, Table
 
 
 def costs(runs: list[Run]) -> Table:
-    """Where each distinct model spends its parameters, MACs and FLOPs; the last row of a model is their sum."""
+    """Parameters, MACs and FLOPs of each distinct model by part; the last row of a model is the sum."""
     labels = group_labels(runs)
-    seen: dict[str, tuple[Row, list[str]]] = {}
+    models: dict[str, tuple[Row, list[str]]] = {}
     for run in runs:
         if line := run.last("cost", state="done"):
             counts = {key: line.get(key) for key in ("params", "macs", "flops", "parts")}
-            seen.setdefault(f"{run.info['title']} {counts}", (line, []))[1].append(labels[run.group])
+            models.setdefault(f"{run.info['title']} {counts}", (line, []))[1].append(labels[run.group])
     rows = []
-    for line, sharing in sorted(seen.values(), key=lambda item: (item[0]["macs"], item[1])):
-        alike = len(set(sharing)) - 1  # variants that cost the same, such as two orders of a scan
+    for line, sharing in sorted(models.values(), key=lambda item: (item[0]["macs"], item[1])):
+        alike = len(set(sharing)) - 1  # other variants of the same cost, such as another order of the scan
         label = sharing[0] + (f" and {alike} alike" if alike else "")
         parts = line.get("parts") or {}
         for part in [*parts, "total"]:

@@ -1,4 +1,4 @@
-"""Records as one pandas frame, for whoever draws figures of their own."""
+"""Records as one pandas frame, for figures of your own."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -18,16 +18,17 @@ KINDS = ("score", "speed", "operator_speed", "cost")
 
 
 def load(paths: str | Path | Iterable[str | Path]) -> pd.DataFrame:
-    """What was recorded at or below folders (runs, studies, roots): one row a score, speed, operator speed or cost.
+    """All records at or below some folders (runs, studies or roots): one row per score, speed, operator speed or cost.
 
-    Every row has `study`, `name` (of the run), `label` (of its variant, as tables have it), `variant` (axis values in
-    words), `seed`, `family`, `model` (preset), `title`, `kind` (score, speed, operator_speed or cost), `state` (done,
-    failed, oom, diverged or wrong) and `error`; at its end `time` (UTC), the origin (`commit`, `dirty`, `device`,
-    `host`, `driver`, `torch`, `python`, `lamabench`), `id` (key of the training, or else of the model) and `key` (of
-    the row). Between them stand the fields of harness/RECORDS.md under their names there, which carry their units:
+    Every row begins with `study`, `name` (of the run), `label` (of its variant, as in tables), `variant` (axis values
+    in words), `seed`, `family`, `model` (preset), `title`, `kind` (score, speed, operator_speed or cost), `state`
+    (done, failed, oom, diverged or wrong) and `error`. It ends with `time` (UTC), the origin (`commit`, `dirty`,
+    `device`, `host`, `driver`, `torch`, `python`, `lamabench`), `id` (key of the training, or of the model where there
+    is no training) and `key` (of the row). Between them are the fields of harness/RECORDS.md, under the same names,
+    which include units:
 
     score            `metric`, `value`, `std`, `protocol`, `count`, `reference`, `reference_count`, `features`; the
-                     moment: `checkpoint_step`, `weights`, `images_seen`, `training_flops`, `training_seconds`; how its
+                     moment: `checkpoint_step`, `weights`, `images_seen`, `training_flops`, `training_seconds`; how the
                      images were drawn: `sample_method`, `sample_steps`, `sample_guidance`,
                      `sample_guidance_channels`, `sample_clip`, `sample_seed`, `sample_images_per_s`
     speed            `mode`, `input_size` (side of the input), `batch_size`, `compile`, `checkpointing`, `precision`,
@@ -36,12 +37,13 @@ def load(paths: str | Path | Iterable[str | Path]) -> pd.DataFrame:
     cost             `params`, `macs`, `flops` (of one forward pass of one image), `paper_gflops` (1e9), and by part
                      such as `mlp_params`, `mlp_macs`, `mlp_flops`
 
-    The newest row of each key counts; every moment of a training that was scored has its rows. Speed and cost belong to
-    a model: they stand once for all seeds of a variant, and `seed` is missing. Columns without any value are left out.
-    Raises InputError, one line, for a folder that does not exist or holds no run, and for records of a newer version.
+    Only the newest row of each key is kept. Every moment of a training that was scored has its own rows. Speed and cost
+    belong to a model: they appear once for all seeds of a variant, without a `seed`. Columns without any value are left
+    out. Raises InputError, one line, for a folder that does not exist or holds no run, and for records of a newer
+    version.
     """
-    several = [paths] if isinstance(paths, str | Path) else paths
-    runs = read([Path(path) for path in several])
+    folders = [paths] if isinstance(paths, str | Path) else paths
+    runs = read([Path(folder) for folder in folders])
     labels = group_labels(runs)
     rows: dict[tuple[Any, ...], Row] = {}
     for run in runs:
@@ -49,9 +51,9 @@ def load(paths: str | Path | Iterable[str | Path]) -> pd.DataFrame:
         samples = {row["key"]: row for row in records if row["kind"] == "sample"}
         for record in records:
             if record["kind"] in KINDS:
-                mine = record["kind"] == "score"
+                of_run = record["kind"] == "score"
                 key = (
-                    run.info["name"] if mine else None,
+                    run.info["name"] if of_run else None,
                     run.group,
                     record["kind"],
                     record["key"],

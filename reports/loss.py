@@ -1,4 +1,4 @@
-"""The figure of training losses. A figure's function gives a Figure or, where there is nothing to show, why not."""
+"""The figure of training losses. The function of a figure returns a Figure or, if there is nothing to show, why not."""
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -12,20 +12,21 @@ from .table import Table
 
 
 def running_median(values: NDArray[np.floating], window: int) -> NDArray[np.floating]:
-    """The median over a window around each value: narrower, but centred, at the start; cut off at the end."""
+    """The median over a window around each value. The window is narrower but centred at the start, and cut off at the
+    end."""
     halves = [min(window // 2, at) for at in range(len(values))]
     return np.array([np.median(values[at - half : at + half + 1]) for at, half in enumerate(halves)])
 
 
 def loss(runs: list[Run], overview: Table) -> Figure | str:
-    """Training loss against images seen, one line a run: a running median over the raw values."""
+    """Training loss against images seen, one line per run: a running median over the raw values."""
     look = Look(overview)
     figure = blank(6.4, 3.8)
     axes = figure.add_subplot()
     keys: dict[str, Line2D] = {}
     ends: list[float] = []
     for row in overview.rows:
-        # A run that was resumed may have logged a step twice: the later line counts.
+        # A resumed run may have logged a step twice: the later line counts.
         curve = {line["images"]: line["loss"] for line in row["run"].metrics if line.get("loss") is not None}
         if not curve:
             continue

@@ -1,4 +1,4 @@
-"""Where the runs come from."""
+"""The table of where runs come from."""
 
 from .queries import STAGES, state_of, words_of
 from .runs import Run
@@ -6,7 +6,7 @@ from .table import Column, Table, shortened
 
 
 def origins(runs: list[Run]) -> Table:
-    """Where every run comes from: commit, machine, versions, training settings, and how it ended."""
+    """Where each run comes from: commit, machine, versions, training settings, and how it ended."""
     rows = []
     for run in runs:
         train = run.last("train", state="done") or {}

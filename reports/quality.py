@@ -15,7 +15,8 @@ from .table import Table
 
 
 def quality_vs_macs(runs: list[Run], overview: Table) -> Figure | str:
-    """The first Frechet distance (else the first metric) against MACs; a point a model, with the spread over seeds."""
+    """The first Frechet distance (or else the first metric) against MACs: one point per model, with its spread over
+    seeds."""
     columns = scores(runs)
     if not columns:
         return "no run has been evaluated"
@@ -54,9 +55,12 @@ def quality_vs_macs(runs: list[Run], overview: Table) -> Figure | str:
 
 
 def place_labels(figure: Figure, axes: Axes, points: list[tuple[float, float]], labels: list[str]) -> bool:
-    """Label each point where its text meets the least of what is there already. With long labels that meet something
-    wherever they go, nothing is labelled and False comes back; short ones (numbers) always stay."""
-    figure.draw_without_rendering()  # the layout must stand before anything can be measured
+    """Label each point where the text overlaps least with what is already drawn.
+
+    Where a long label overlaps something in every place, all labels are removed and the result is False. Short labels
+    (numbers) always stay.
+    """
+    figure.draw_without_rendering()  # nothing can be measured before there is a layout
     around = [(9, 0, "left", "center"), (-9, 0, "right", "center")]
     around += [(0, 9, "center", "bottom"), (0, -9, "center", "top")]
     around += [(x, y, "left" if x > 0 else "right", "bottom" if y > 0 else "top") for x in (7, -7) for y in (7, -7)]
@@ -68,8 +72,8 @@ def place_labels(figure: Figure, axes: Axes, points: list[tuple[float, float]], 
         for right, up, side, level in around:
             note.set(position=(right, up), horizontalalignment=side, verticalalignment=level)
             box = note.get_window_extent()
-            met = [box.width * box.height - _shared(box, axes.bbox), *(_shared(box, other) for other in boxes)]
-            choices.append((sum(met), len(choices), box))
+            areas = [box.width * box.height - _shared(box, axes.bbox), *(_shared(box, other) for other in boxes)]
+            choices.append((sum(areas), len(choices), box))
         overlap, best, box = min(choices, key=lambda choice: choice[:2])
         right, up, side, level = around[best]
         note.set(position=(right, up), horizontalalignment=side, verticalalignment=level)

@@ -1,4 +1,4 @@
-"""What the records of runs say: names, states, timings and scores, before anything is rounded for a table."""
+"""What the records of runs say: labels, states, timings and scores, not yet rounded for a table."""
 
 import re
 from collections import Counter
@@ -7,21 +7,22 @@ from typing import Any
 
 from .runs import Row, Run
 
-# The stage of each kind of record, in the order in which they run.
+# The stage that writes each kind of record, in the order in which the stages run.
 STAGES = {"cost": "cost", "train": "train", "sample": "sample", "score": "evaluate", "speed": "bench"}
 STAGES |= {"operator_speed": "bench"}
-LOWER = ("fd", "fid", "sfid", "kid", "kd", "mmd")  # the first letters of a metric's name say what is better
+# The first word of a metric's name says whether lower or higher is better.
+LOWER = ("fd", "fid", "sfid", "kid", "kd", "mmd")
 HIGHER = ("is", "isc", "precision", "recall", "density", "coverage", "f")
-# What tells the measurements of a benchmark apart, beside the batch and an operator's backend.
+# The fields that distinguish the measurements of a benchmark, besides the batch and an operator's backend.
 MEASURED = ("mode", "operator", "shape", "pass", "input_size", "checkpointing", "compile", "precision")
-SETTINGS = {  # what two throughputs must have in common to share a column
+SETTINGS = {  # two throughputs share a column where these fields are equal
     "speed": ("batch_size", "precision", "compile", "checkpointing", "threads", "device"),
     "sample": ("method", "steps", "guidance", "guidance_channels", "compile", "device"),
 }
 
 
 def group_labels(runs: list[Run]) -> dict[str, str]:
-    """Each group's name for people: the model, the variant where it says more, whatever else keeps names apart."""
+    """A label for each group: the model, the variant where it adds something, and whatever else makes labels differ."""
     first = {run.group: run.info for run in reversed(runs)}
     labels = {}
     for group, info in first.items():
@@ -39,20 +40,21 @@ def group_labels(runs: list[Run]) -> dict[str, str]:
 def current(rows: Iterable[Row]) -> list[Row]:
     """The newest record of everything that was done or tried, oldest first.
 
-    A failed score counts until a later one of its key, a benchmark that failed before it measured anything until the
-    next record of one.
+    A failed score counts until there is a later score of its key. A benchmark that failed before it measured anything
+    counts until there is a later record of a benchmark.
     """
-    known: dict[tuple[Any, ...], Row] = {}
+    newest: dict[tuple[Any, ...], Row] = {}
     for row in rows:
-        for name in [name for name, other in known.items() if _made_good(other, row)]:
-            del known[name]
+        for name in [name for name, other in newest.items() if _is_obsolete(other, row)]:
+            del newest[name]
         name = row["kind"], row["key"], row.get("metric")
-        known.pop(name, None)
-        known[name] = row
-    return list(known.values())
+        newest.pop(name, None)
+        newest[name] = row
+    return list(newest.values())
 
 
-def _made_good(row: Row, later: Row) -> bool:
+def _is_obsolete(row: Row, later: Row) -> bool:
+    """Whether a failure no longer counts because of a later record."""
     if row["state"] == "done" or row["kind"] != later["kind"]:
         return False
     if row["kind"] == "score":
@@ -61,10 +63,10 @@ def _made_good(row: Row, later: Row) -> bool:
 
 
 def state_of(run: Run) -> tuple[str, str]:
-    """The run's state and, where a stage's newest attempt did not end well, that stage and its error in one line."""
+    """The run's state and, where the newest attempt of a stage failed, that stage and its error in one line."""
     rows = current(run.rows)
     fits = {measurement_of(row)[:-1] for row in rows if row["kind"] == "speed" and row["state"] == "done"}
-    # A batch too large is no failure where another one was measured.
+    # A batch that is too large is not a failure where another batch was measured.
     bad = [
         row
         for row in rows
@@ -81,14 +83,14 @@ def state_of(run: Run) -> tuple[str, str]:
 
 
 def measurement_of(row: Row) -> tuple[Any, ...]:
-    """What a record of speed measured: the fields of MEASURED, the implementations (of an operator alone what ran, else
-    what was asked for), and the batch at the end."""
+    """What a record of speed measured: the fields of MEASURED, the implementations and, last, the batch. The
+    implementations are those that ran for a single operator, and those that were asked for otherwise."""
     backend = words_of(row["backend"] if row.get("operator") else row.get("asked"))
     return *(row.get(field) for field in MEASURED), backend, row.get("batch_size")
 
 
 def setting_of(line: Row) -> tuple[Any, ...]:
-    """The circumstances of a throughput, see SETTINGS; the host's threads do not count where a GPU did the work."""
+    """The values of SETTINGS for a throughput. The host's threads do not count where a GPU did the work."""
     where = line.get("provenance") or {}
     values = {**line, "device": where.get("device"), "threads": None if where.get("driver") else line.get("threads")}
     values["checkpointing"] = "checkpointed" if line.get("checkpointing") else None
@@ -96,7 +98,7 @@ def setting_of(line: Row) -> tuple[Any, ...]:
 
 
 def setting_words(kind: str, setting: tuple[Any, ...], among: Iterable[tuple[Any, ...]] | None = None) -> str:
-    """A setting in words; given those `among` which it stands, only what tells it from them."""
+    """A setting in words. With `among`, a list of settings, only the values in which those differ."""
     rivals = None if among is None else list(among)
     units = {"batch_size": "batch {}", "threads": "{} threads", "steps": "{} steps", "guidance": "guidance {}"}
     units |= {"guidance_channels": "guided channels {}", "compile": "{} mode"}
@@ -112,7 +114,7 @@ def setting_words(kind: str, setting: tuple[Any, ...], among: Iterable[tuple[Any
 def timings(runs: list[Run], kind: str, mode: str | None = None) -> dict[tuple[Any, ...], dict[Run, Row]]:
     """The newest finished measurement of each run under each setting: {setting: {run: row}}.
 
-    A run that was timed in several ways, a sweep of batches or sizes, is left to the table `bench`.
+    A run that was timed in several ways (a sweep of batches or sizes) is left to the table `bench`.
     """
     columns: dict[tuple[Any, ...], dict[Run, Row]] = {}
     for run in runs:
@@ -126,8 +128,11 @@ def timings(runs: list[Run], kind: str, mode: str | None = None) -> dict[tuple[A
 
 
 def scores(runs: list[Run]) -> dict[str, dict[Run, Row]]:
-    """The scores of each run's furthest samples: {column: {run: row}}. One column holds one protocol (DESIGN.md,
-    rule 8): a metric under several protocols has a column for each, named `METRIC@PROTOCOL`."""
+    """The scores of each run's samples at its furthest step: {column: {run: row}}.
+
+    A column has one protocol (DESIGN.md, rule 8). A metric with several protocols has a column for each, named
+    `METRIC@PROTOCOL`.
+    """
     columns: dict[tuple[str, str], dict[Run, Row]] = {}
     for run in runs:
         for row in run.rows:
@@ -152,6 +157,6 @@ def words_of(backends: Row | None) -> str:
 
 
 def better(metric: str) -> str:
-    """Which end of a metric is the good one: "min", "max" or, for a metric that we do not know, ""."""
+    """Which value of a metric is the best: "min", "max" or, for an unknown metric, ""."""
     word = re.split(r"[^A-Za-z]", metric.lower(), maxsplit=1)[0]
     return "min" if word in LOWER else "max" if word in HIGHER else ""

@@ -1,4 +1,4 @@
-"""The report: every table and figure that the records of some runs give, written as a whole or not at all."""
+"""The report: all tables and figures of some runs, written completely or not at all."""
 
 import json
 import os
@@ -27,37 +27,38 @@ from .summary import TIMED, seeds, summary
 from .table import Table, filled
 from .throughput import throughput
 
-NOTHING = {  # why a table is not there
+NOTHING = {  # why a table is missing
     "seeds": "no variant was run with several seeds",
     "cost": "no run has a cost",
     "bench": "no run has been timed",
     "kernels": "no operator was timed alone",
 }
-KIND, WIDTH = "lamabench report", 120  # what marks index.json as ours; columns of a terminal
+KIND = "lamabench report"  # marks index.json as that of a report
+WIDTH = 120  # columns of a terminal
 ABOUT = {
-    "summary": "one row a run: cost, speed, quality and state",
-    "cost": "where each model spends its parameters, MACs and FLOPs",
+    "summary": "one row per run: cost, speed, quality and state",
+    "cost": "parameters, MACs and FLOPs of each model by part",
     "runs": "where the runs come from: commit, machine, versions, settings",
     "seeds": "mean and sample standard deviation over seeds",
     "bench": "speed and memory of each model at its best batch, and how many of its saved FLOPs became time",
-    "kernels": "operators at the shapes of a model: times, and the floors of the machine",
-    "loss": "training loss against images seen, a running median over the raw values",
+    "kernels": "operators at the shapes of a model: times and the floors of the machine",
+    "loss": "training loss against images seen: a running median over the raw values",
     "quality_vs_macs": "the first quality metric against MACs",
     "throughput": "forward and training throughput",
-    "speed_vs_flops": "images a second against FLOPs",
+    "speed_vs_flops": "images per second against FLOPs",
     "crossover": "speed and memory against the size of the image",
-    "samples": "samples of every run side by side, a row a class",
+    "samples": "samples of all runs side by side, one row per class",
 }
 
 
 def summary_rows(paths: list[Path]) -> list[Row]:
-    """The summary table as plain data, keyed like its csv. Raises InputError where the folders hold no runs."""
+    """The summary table as plain data, with the keys of its csv. Raises InputError where the folders hold no runs."""
     return summary(read(paths)).records()
 
 
 def summary_text(paths: list[Path], baseline: str | None = None) -> str:
-    """The summary for a terminal of 120 columns, under it the benchmarks of several measurements a model and of
-    operators; what does not fit is named. Raises InputError like `build`."""
+    """The summary for a terminal of 120 columns. Below it come benchmarks of operators, and those of models that were
+    timed in several ways. Columns that do not fit are named. Raises InputError as `build` does."""
     runs = read(paths)
     table = summary(runs)
     parts = [_for_terminal(table, [f"{row['label']}: {row['error']}" for row in table.rows if row["error"]])]
@@ -91,10 +92,10 @@ def _for_terminal(table: Table, notes: list[str]) -> str:
 def build(paths: list[Path], out: Path, baseline: str | None = None) -> list[Path]:
     """Write the report on every run at or below `paths` into the folder `out` and return the files, sorted.
 
-    `baseline` is the model whose speed the others' is compared with; None: DiT-XL/2 where it was measured. All of it
-    is rendered in a folder beside `out` first. An earlier report in `out` is replaced file by file. Raises InputError,
-    with `out` untouched, where there is no run, a record or sample file cannot be read, the baseline was not measured,
-    or `out` is a file or holds something that is not a report.
+    `baseline` is the model that others are compared with in speed; None: DiT-XL/2 if it was measured. The report is
+    first rendered in a folder beside `out`. Then an earlier report in `out` is replaced file by file. Raises InputError
+    and leaves `out` untouched where there is no run, a record or sample file cannot be read, the baseline was not
+    measured, or `out` is a file or holds something that is not a report.
     """
     old = _files_of_report(out)
     runs = read(paths)
@@ -117,9 +118,9 @@ def build(paths: list[Path], out: Path, baseline: str | None = None) -> list[Pat
 
 
 def _files_of_report(out: Path) -> list[str]:
-    """The files of an earlier report in `out`; none where `out` is empty or not there yet."""
+    """The files of an earlier report in `out`; none where `out` is empty or does not exist."""
     if out.exists() and not out.is_dir():
-        raise InputError(f"{out} is a file; a report needs a folder of its own")
+        raise InputError(f"{out} is a file; a report needs its own folder")
     if not out.is_dir() or not any(out.iterdir()):
         return []
     try:
@@ -127,8 +128,8 @@ def _files_of_report(out: Path) -> list[str]:
         if index["kind"] == KIND:
             return [Path(name).name for name in index["files"]]
     except (OSError, ValueError, KeyError, TypeError):
-        pass  # whatever it is, it is not our index
-    raise InputError(f"{out} is neither empty nor an earlier report (no index.json of ours); give another")
+        pass  # not the index of a report
+    raise InputError(f"{out} is neither empty nor an earlier report (it has no index.json of one); name another folder")
 
 
 def _write(runs: list[Run], folder: Path, baseline: str | None) -> None:
@@ -146,7 +147,7 @@ def _write(runs: list[Run], folder: Path, baseline: str | None) -> None:
         about[f"{table.name}.md, .csv, .tex"] = ABOUT[table.name]
     pictures = {run: mosaic(run) for run in runs}
     with matplotlib.rc_context():
-        matplotlib.rcdefaults()  # nobody's own matplotlibrc
+        matplotlib.rcdefaults()  # ignore the user's matplotlibrc
         matplotlib.rcParams.update(STYLE)
         figures: dict[str, Figure | str] = {
             draw.__name__: draw(runs, overview) for draw in (loss, quality_vs_macs, throughput)
@@ -160,7 +161,9 @@ def _write(runs: list[Run], folder: Path, baseline: str | None) -> None:
                 continue
             figure.savefig(folder / f"{name}.png", dpi=150, metadata={"Software": None})
             figure.savefig(folder / f"{name}.pdf", metadata={"CreationDate": None, "Creator": None, "Producer": None})
-            about[f"{name}.png, .pdf"] = ABOUT.get(name, f"samples of {name.removeprefix('samples_')}, a row a class")
+            about[f"{name}.png, .pdf"] = ABOUT.get(
+                name, f"samples of {name.removeprefix('samples_')}, one row per class"
+            )
     (folder / "README.md").write_text(_readme(runs, overview, speeds, about, absent), encoding="utf-8")
     files = sorted([*(path.name for path in folder.iterdir()), "index.json"])
     ids = [run.info["id"] for run in runs]
@@ -169,7 +172,7 @@ def _write(runs: list[Run], folder: Path, baseline: str | None) -> None:
 
 
 def _sample_names(runs: list[Run]) -> dict[str, Run]:
-    """A file name for the samples of each run: its own name, with its id and study where names meet."""
+    """A file name for the samples of each run: its name, with its id and study where names collide."""
     names: dict[str, Run] = {}
     for run in runs:
         info = run.info
@@ -199,12 +202,12 @@ def _readme(runs: list[Run], overview: Table, speeds: Table, about: dict[str, st
         row = next(iter(rows.values()))
         own = ", ± its own standard deviation" if any(row.get("std") is not None for row in rows.values()) else ""
         notes.append(f"{name}: {score_words(row)}, features {row['features']}, protocol {row['protocol']}{own}.")
-    notes.append("MACs: multiply-adds of one forward pass of one image; FLOPs: 2 × MACs and all other operations.")
-    notes.append("Paper Gflops is what the model's paper would print, by its own convention.")
+    notes.append("MACs: multiply-adds of one forward pass of one image. FLOPs: 2 × MACs plus all other operations.")
+    notes.append("Paper Gflops: what the paper of the model would print, by its own convention.")
     notes += [f"bench.md: {speeds.caption}"] if speeds.rows else []
     text += [f"- {note}" for note in notes]
     text += ["", "## Files", ""]
     text += [f"- {files}: {what}" for files, what in about.items()]
     for reason in dict.fromkeys(absent.values()):
-        text.append(f"- not here: {', '.join(name for name, why in absent.items() if why == reason)} ({reason})")
+        text.append(f"- not included: {', '.join(name for name, why in absent.items() if why == reason)} ({reason})")
     return "\n".join(text) + "\n"

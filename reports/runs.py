@@ -1,4 +1,4 @@
-"""Runs as tables have them: each variant and seed of a study, with all that is recorded of it, wherever that lies."""
+"""Runs as tables show them: each variant and seed of a study with all its records, from whichever folders have them."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -10,20 +10,20 @@ from ..harness.run import STUDY, read_info, read_run, read_study
 from ..harness.run import Run as Folder
 from ..kernels.errors import InputError
 
-Row = dict[str, Any]  # of a record or a table, a field that does not apply being None
-NAMED = ("study", "name", "model", "family", "title")  # what every run must say of itself
+Row = dict[str, Any]  # of a record or a table; a field that does not apply is None
+NAMED = ("study", "name", "model", "family", "title")  # what every config.json must have
 
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """A variant and seed of a study, or a folder by itself.
+    """A variant and seed of a study, or a single folder.
 
-    info      `study`, `name`, `id` (the key of the training, or else of the model), `variant` (axis values), `seed`,
-              `model` (preset), `family`, `title`, `config`
-    group     what runs that differ in nothing but their seed have in common
-    rows      records of its model, its training, and its samples at the furthest step, oldest first in each
+    info      `study`, `name`, `id` (the key of the training, or of the model where there is no training), `variant`
+              (axis values), `seed`, `model` (preset), `family`, `title`, `config`
+    group     equal for runs that differ only in their seed
+    rows      records of its model, its training, and its samples at the furthest step; oldest first within each
     earlier   records of its samples at earlier steps
-    metrics   what its training logged
+    metrics   the log of its training
     samples   the folder of its samples
     """
 
@@ -43,9 +43,9 @@ class Run:
 def read(paths: Iterable[Path]) -> list[Run]:
     """The runs at or below folders, sorted by study and name, each once.
 
-    A folder is that of a study, of one training, model or samples, or a root: all its studies, and what they do not
-    name. Links are followed. Raises InputError, one line, for a folder that does not exist or holds no run, and for
-    records that this version does not read.
+    A folder is that of a study, of one training, model or set of samples, or a root. A root stands for all its studies
+    and for the folders that no study names. Links are followed. Raises InputError, one line, for a folder that does not
+    exist or holds no run, and for records that this version cannot read.
     """
     runs: dict[tuple[Any, ...], Run] = {}
     for path in paths:
@@ -62,7 +62,7 @@ def read(paths: Iterable[Path]) -> list[Run]:
 
 
 def _below(path: Path) -> Iterator[tuple[Path, Run]]:
-    """The runs at or below one folder, each with the place of its training or model."""
+    """The runs at or below one folder, each with the folder of its training or model."""
     if (path / STUDY).is_file():
         yield from _of_study(path)[0]
         return
@@ -88,7 +88,7 @@ def _below(path: Path) -> Iterator[tuple[Path, Run]]:
 
 
 def _of_study(folder: Path) -> tuple[list[tuple[Path, Run]], set[Path]]:
-    """The runs that a study names, done or not, and all folders of trainings and models that it names."""
+    """All runs of a study, done or not, and the folders of trainings and models that it names."""
     listing, root = read_study(folder), folder.resolve().parent
     runs, named = [], set()
     for entry in listing["runs"]:
@@ -106,7 +106,7 @@ def _of_study(folder: Path) -> tuple[list[tuple[Path, Run]], set[Path]]:
 
 
 def _alone(folder: Path) -> Iterator[tuple[Path, Run]]:
-    """The run of one folder that is not read through a study."""
+    """The runs of one folder, read without a study."""
     info = read_info(folder)
     _check(info, folder / "config.json")
     training = {"training": folder, "samples": folder.parent.parent}.get(info["kind"])
@@ -124,7 +124,7 @@ def _check(info: Row, where: Path) -> None:
 
 
 def _model_of(training: Path, info: Row) -> Path | None:
-    """The folder of a training's model, two folders up; None where nothing was recorded of the model."""
+    """The folder of a training's model, below the same root; None where the model has no records."""
     if info["kind"] == "model":
         return None
     for config in sorted(training.parent.parent.glob(f"models/{info['family']}-*/config.json")):
@@ -138,7 +138,7 @@ def _config(folder: Path | None) -> Row:
 
 
 def _of_training(config: Row) -> Row:
-    """What makes a training another one, whatever its seed and length."""
+    """The settings that distinguish trainings, other than seed and length."""
     settings = {name: config[name] for name in ("model", "encoder", "objective", "backend") if name in config}
     for name, less in (("data", ("path",)), ("train", ("steps", "snapshots"))):
         if name in config:
@@ -147,10 +147,10 @@ def _of_training(config: Row) -> Row:
 
 
 def _runs(info: Row, settings: Row, training: Path | None, model: Path | None, samples: list[Path]) -> Iterator[Run]:
-    """A run from its folders: several where samples of its furthest step were drawn in several ways."""
+    """The run of some folders; several runs where samples of the furthest step were drawn in several ways."""
     rows = [row for row in _rows(_read(model)) if row["kind"] != "speed" or _asked(info) in (None, row["asked"] or {})]
     trained = _read(training)
-    if trained and (elsewhere := trained.info.get("weights")):  # samples alone were written here
+    if trained and (elsewhere := trained.info.get("weights")):  # only samples were written here
         trained = _read(Path(elsewhere)) or trained
     last = info.get("steps") or float("inf")
     rows += [row for row in _rows(trained) if row["kind"] != "train" or (row["steps"] or 0) <= last]
@@ -182,12 +182,12 @@ def _rows(folder: Folder | None) -> list[Row]:
 
 
 def _way(config: Row) -> Row:
-    """How samples were drawn, as axis values."""
+    """The way in which samples were drawn, as axis values."""
     left_out = ("batch_size", "at")
     return {f"sample.{key}": value for key, value in (config.get("sample") or {}).items() if key not in left_out}
 
 
 def _asked(info: Row) -> Row | None:
-    """The implementations that a run asks for by name; None for a model by itself, which was timed with any."""
+    """The implementations that a run asks for by name; None for a single model, for which all timings count."""
     backend = info["config"].get("backend") if info.get("backend") is None else info["backend"]
     return None if backend is None else {name: value for name, value in backend.items() if value != "auto"}

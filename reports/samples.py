@@ -1,4 +1,4 @@
-"""Sample grids: what the runs drew, a row a class, enlarged by whole pixels."""
+"""Grids of the images that runs drew: one row per class, enlarged by a whole factor."""
 
 import itertools
 import zipfile
@@ -16,22 +16,23 @@ from ..kernels.errors import InputError
 from .runs import Run
 from .style import blank, wrapped
 
-CLASSES, PER_CLASS, CELL, GAP = 10, 8, 48, 3  # rows and columns; least side of an enlarged image, space between, pixels
+CLASSES, PER_CLASS = 10, 8  # rows and columns
+CELL, GAP = 48, 3  # pixels: the least side of an enlarged image, and the space between images
 
 
 @dataclass(frozen=True)
 class Mosaic:
-    """One picture, uint8 [height, width, 3], and the names of its rows; no names where there are no classes."""
+    """One picture, uint8 [height, width, 3], and the names of its rows; without classes there are no names."""
 
     picture: NDArray[np.uint8]
     names: list[str]
 
 
 def mosaic(run: Run) -> Mosaic | str:
-    """The first images of each of a run's first classes, or why there are none.
+    """The first images of each of the first classes of a run, or why there are none.
 
-    Reads `samples.npz` no further than the last image shown. Raises InputError, in one line, for a file that is not
-    `images` uint8 [N, H, W, 1 or 3] with `labels` [N].
+    Reads `samples.npz` only as far as the last image shown. Raises InputError, one line, for a file that does not hold
+    `images` uint8 [N, H, W, 1 or 3] and `labels` [N].
     """
     path = run.samples and run.samples / "samples.npz"
     if path is None or not path.is_file():
@@ -45,16 +46,16 @@ def mosaic(run: Run) -> Mosaic | str:
             fits = len(shape) == 4 and shape[-1] in (1, 3) and labels.shape == shape[:1]
             if not fits or dtype != np.uint8 or columns_first:
                 raise ValueError(f"images must be uint8 [N, H, W, 1 or 3] with N labels, not {dtype} {list(shape)}")
-            chosen, names = choose(labels)
-            needed = 1 + max((int(row[-1]) for row in chosen), default=-1)
+            rows, names = choose(labels)
+            needed = 1 + max((int(row[-1]) for row in rows), default=-1)
             images = np.frombuffer(file.read(needed * prod(shape[1:])), np.uint8).reshape(needed, *shape[1:])
     except (OSError, ValueError, KeyError, EOFError, zlib.error, zipfile.BadZipFile) as error:
         raise InputError(f"{path} cannot be read as samples: {' '.join(str(error).split())}") from None
-    return Mosaic(paste(images, chosen), names) if needed else "the run has no samples"
+    return Mosaic(paste(images, rows), names) if needed else "the run has no samples"
 
 
 def choose(labels: NDArray[np.int64]) -> tuple[list[NDArray[np.int64]], list[str]]:
-    """The indices of each row of a grid and the rows' names; with a single class, simply the first images in rows."""
+    """The indices of each row of a grid, and the names of the rows. With a single class: the first images, in rows."""
     classes = np.unique(labels)[:CLASSES]
     if len(classes) == 1:
         first = np.arange(min(len(labels), CLASSES * PER_CLASS))
@@ -62,14 +63,14 @@ def choose(labels: NDArray[np.int64]) -> tuple[list[NDArray[np.int64]], list[str
     return [np.flatnonzero(labels == label)[:PER_CLASS] for label in classes], [str(label) for label in classes]
 
 
-def paste(images: NDArray[np.uint8], chosen: list[NDArray[np.int64]]) -> NDArray[np.uint8]:
+def paste(images: NDArray[np.uint8], rows: list[NDArray[np.int64]]) -> NDArray[np.uint8]:
     """Rows of images side by side on white, every pixel enlarged to a square of pixels."""
-    if not chosen:
+    if not rows:
         return np.empty((0, 0, 3), np.uint8)
     scale = max(1, ceil(CELL / max(images.shape[1:3])))
     height, width = (scale * side + GAP for side in images.shape[1:3])
-    picture = np.full((len(chosen) * height - GAP, max(map(len, chosen)) * width - GAP, 3), 255, np.uint8)
-    for down, row in enumerate(chosen):
+    picture = np.full((len(rows) * height - GAP, max(map(len, rows)) * width - GAP, 3), 255, np.uint8)
+    for down, row in enumerate(rows):
         for right, index in enumerate(row):
             large = images[index].repeat(scale, axis=0).repeat(scale, axis=1)
             picture[down * height : (down + 1) * height - GAP, right * width : (right + 1) * width - GAP] = large
@@ -88,7 +89,7 @@ def _show(axes: Axes, grid: Mosaic) -> None:
 
 
 def samples(grid: Mosaic | str) -> Figure | str:
-    """A grid of one run's samples."""
+    """The samples of one run in a grid."""
     if isinstance(grid, str):
         return grid
     height, width, _ = grid.picture.shape
@@ -100,7 +101,7 @@ def samples(grid: Mosaic | str) -> Figure | str:
 
 
 def all_samples(grids: list[tuple[str, Mosaic | str]]) -> Figure | str:
-    """The grids of two to six runs, each under its label."""
+    """The grids of two to six runs, each below its label."""
     panels = [(label, grid) for label, grid in grids if not isinstance(grid, str)]
     if not 2 <= len(panels) <= 6:
         return f"{len(panels)} run(s) with samples; the joint figure is for 2 to 6"

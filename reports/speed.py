@@ -1,4 +1,4 @@
-"""Benchmarks to tables: how fast each model is at its best batch, and how much of its saved FLOPs became time."""
+"""Tables of benchmarks: how fast each model is at its best batch, and how much of its saved FLOPs became time."""
 
 import json
 from collections import Counter
@@ -12,17 +12,16 @@ from .runs import Row, Run
 from .table import Column, Table, shortened
 
 BASELINE = "dit_xl_2"
-CELL = ("input_size", "mode", "checkpointing", "precision", "device")  # what two models must share to be compared
-LATENT_CHANNELS, PIXELS = 4, 8  # an input of four channels is a latent: 8 × 8 pixels each (sd-vae-ft)
+CELL = ("input_size", "mode", "checkpointing", "precision", "device")  # models are compared where these are equal
+LATENT_CHANNELS, PIXELS = 4, 8  # an input of four channels is a latent, of 8 × 8 pixels per position (sd-vae-ft)
 MODES = {"forward": "Forward", "train": "Training"}
 
 
 def measurements(runs: list[Run], kind: str = "speed") -> list[Row]:
-    """The newest record of each measurement of each model, of the whole model or with "operator_speed" of its
-    operators.
+    """The newest record of each measurement of each model; with "operator_speed", of its operators.
 
-    `group` is the model as configured, with the implementations that were asked for by name, and `label` its name,
-    whichever run measured it and at whichever input size.
+    `group` is the model as configured, with the implementations that were asked for by name, and `label` its name. Both
+    are the same for every run and every input size.
     """
     newest: dict[tuple[Any, ...], Row] = {}
     for run in runs:
@@ -49,7 +48,7 @@ def measurements(runs: list[Run], kind: str = "speed") -> list[Row]:
 
 
 def _variant(info: Row, asked: Row) -> str:
-    """What was set of the model and its operators, in brackets; its input size stands in a column of its own."""
+    """The settings of the model and its operators, in brackets, without the input size, which has its own column."""
     axes = {axis: value for axis, value in (info.get("variant") or {}).items() if not axis.startswith("backend.")}
     axes |= {f"backend.{operator}": name for operator, name in asked.items()}
     words = [
@@ -61,12 +60,12 @@ def _variant(info: Row, asked: Row) -> str:
 
 
 def cell_of(row: Row) -> tuple:
-    """Where a measurement can be compared with another model's."""
+    """The circumstances in which measurements of two models can be compared."""
     return tuple(row[field] for field in CELL)
 
 
 def baseline_of(rows: list[Row], name: str | None) -> str | None:
-    """The model that others are compared with: as named, else DiT-XL/2 where it is there.
+    """The model that others are compared with: the named one, or else DiT-XL/2 if it was measured.
 
     Raises InputError for a name that was not measured.
     """
@@ -77,17 +76,17 @@ def baseline_of(rows: list[Row], name: str | None) -> str | None:
 
 
 def fastest(rows: Iterable[Row]) -> Row | None:
-    """The measurement of the most images a second; None where none was done."""
+    """The measurement with the most images per second; None where there is none."""
     return max((row for row in rows if row["state"] == "done"), key=lambda row: row["images_per_s"], default=None)
 
 
 def bench(runs: list[Run], baseline: str | None = None) -> Table:
-    """One row a model, size, mode and way of compiling: its best batch, and there what became of its saved FLOPs.
+    """One row per model, size, mode and compile mode: its best batch, and how much of its saved FLOPs became time.
 
-    `speed_up` is the model's images per second over the baseline's, each at its best over batches and compile modes;
-    `flops_ratio` the baseline's FLOPs over the model's; `realised` their quotient: 1 where every FLOP that was saved
-    became time. They stand in the row of the model's best compile mode. `memory_ratio` is the peak memory over the
-    baseline's in the same compile mode and at `memory_batch`, the largest that both were measured at.
+    `speed_up` is the model's images per second over the baseline's, each at its best over batches and compile modes.
+    `flops_ratio` is the baseline's FLOPs over the model's, and `realised` is `speed_up` over `flops_ratio`: 1 where all
+    saved FLOPs became time. They are in the row of the model's best compile mode. `memory_ratio` is the model's peak
+    memory over the baseline's, in the same compile mode and at `memory_batch`, the largest batch measured for both.
 
     Raises InputError where the named baseline was not measured.
     """
@@ -99,18 +98,19 @@ def bench(runs: list[Run], baseline: str | None = None) -> Table:
     rows = [_at_its_best(members) for members in groups.values()]
     for row in rows:
         cell = [other for other in measured if cell_of(other) == cell_of(row)]
-        theirs = [other for other in cell if other["model"] == name]
-        best, rival = fastest(other for other in cell if other["group"] == row["group"]), fastest(theirs)
+        rivals = [other for other in cell if other["model"] == name]
+        best, rival = fastest(other for other in cell if other["group"] == row["group"]), fastest(rivals)
         if best and rival and best["compile"] == row["compile"]:
             row["speed_up"] = best["images_per_s"] / rival["images_per_s"]
             if best.get("flops") and rival.get("flops"):
                 row["flops_ratio"] = rival["flops"] / best["flops"]
                 row["realised"] = row["speed_up"] / row["flops_ratio"]
-        mine = _memory(other for other in cell if other["group"] == row["group"] and _alike(other, row))
-        others = _memory(other for other in theirs if _alike(other, row))
-        if common := mine.keys() & others.keys():
+        alike = [other for other in cell if other["compile"] == row["compile"]]
+        memory = _memory(other for other in alike if other["group"] == row["group"])
+        baseline_memory = _memory(other for other in alike if other["model"] == name)
+        if common := memory.keys() & baseline_memory.keys():
             row["memory_batch"] = max(common)
-            row["memory_ratio"] = mine[max(common)] / others[max(common)]
+            row["memory_ratio"] = memory[max(common)] / baseline_memory[max(common)]
     order = {mode: place for place, mode in enumerate(MODES)}
     rows.sort(
         key=lambda row: (
@@ -154,7 +154,7 @@ def bench(runs: list[Run], baseline: str | None = None) -> Table:
     title = next((row["title"] for row in measured if row["model"] == name), None)
     caption = [*_caption(title), *crossings(measured, name)]
     if any("disturbed" in row["status"] for row in rows):
-        caption.append("Disturbed: other work kept the host busy meanwhile; the times may be too long.")
+        caption.append("Disturbed: other work kept the host busy, so that the times may be too long.")
     return Table("bench", " ".join(caption), columns, rows)
 
 
@@ -174,12 +174,8 @@ def _at_its_best(members: list[Row]) -> Row:
     return row
 
 
-def _alike(one: Row, other: Row) -> bool:
-    return one["compile"] == other["compile"]
-
-
 def _memory(rows: Iterable[Row]) -> dict[int, float]:
-    """{batch: peak memory} of what was measured."""
+    """{batch: peak memory} of measurements."""
     return {row["batch_size"]: row["peak_memory_gib"] for row in rows if row.get("peak_memory_gib")}
 
 
@@ -188,15 +184,19 @@ def _caption(baseline: str | None) -> list[str]:
     if baseline is not None:
         words += [
             f"Speed-up: images per second over those of {baseline}, each model at its best over batches and compile "
-            "modes; FLOPs saved: those of its forward pass over the model's; realised: their quotient, 1 where every "
-            "FLOP that was saved became time. Memory: peak over its peak, at the largest batch of both."
+            f"modes. FLOPs saved: a forward pass of {baseline} over one of the model. Realised: speed-up over FLOPs "
+            f"saved, 1 where all saved FLOPs became time. Memory: peak over that of {baseline}, at the largest batch "
+            "measured for both."
         ]
     return words
 
 
 def crossings(measured: list[Row], baseline: str | None) -> list[str]:
-    """Where each model becomes faster or slower than the baseline as images grow, one sentence a model and mode; none
-    without a baseline or with fewer than two sizes in common. Between sizes, ratios are lines in log-log."""
+    """Where each model becomes faster or slower than the baseline as images grow, one sentence per model and mode.
+
+    There is no sentence without a baseline or with fewer than two sizes in common. Between sizes, ratios are
+    interpolated linearly in log-log.
+    """
     sentences = []
     cells: dict[tuple, dict[str, dict[int, Row]]] = {}
     for row in measured:
@@ -219,7 +219,7 @@ def crossings(measured: list[Row], baseline: str | None) -> list[str]:
 
 
 def crossing(sizes: list[int], ratios: list[float], rival: str) -> str:
-    """What speed-ups over a rival at rising sizes in pixels say: "overtakes DiT-XL/2 at 400 px"."""
+    """Speed-ups over a rival at growing sizes in pixels as words: "overtakes DiT-XL/2 at 400 px"."""
     turns = []
     for place in range(1, len(sizes)):
         low, high = log(ratios[place - 1]), log(ratios[place])
@@ -234,7 +234,7 @@ def crossing(sizes: list[int], ratios: list[float], rival: str) -> str:
 
 
 def kernels(runs: list[Run]) -> Table:
-    """One row an operator, shape, backend and pass: its time, and how far that is from what the machine could do."""
+    """One row per operator, shape, backend and pass: its time, and how far that is from the floor of the machine."""
     rows = measurements(runs, "operator_speed")
     for row in rows:
         row["status"] = row["state"] + (f" ({shortened(row['error'])})" if row.get("error") else "")
@@ -265,13 +265,13 @@ def kernels(runs: list[Run]) -> Table:
         Column(None, "State", key="status"),
     ]
     caption = (
-        "Operators at the shapes of a model, held against float64 first. Floor: the least time that inputs and outputs "
-        "once through memory, the exponentials or the products take, the largest of the three."
+        "Operators at the shapes of a model, each checked against float64 before it is timed. Floor: the largest of "
+        "three least times: for inputs and outputs once through memory, for the exponentials, and for the products."
     )
     return Table("kernels", caption, columns, rows)
 
 
 def _numbers(shape: str) -> list[int]:
-    """Larger shapes first, by the tokens of their first tensor."""
+    """A sort key that puts large shapes first, by the dimensions of the first tensor."""
     words = shape.split(",")[0].split(" ")[-1].split("×")
     return [-int(word) for word in words if word.isdigit()]

@@ -1,4 +1,4 @@
-"""Benchmarks to figures: speed against FLOPs, and speed and memory against the size of the image."""
+"""Figures of benchmarks: speed against FLOPs, and speed and memory against the size of the image."""
 
 from typing import Any, Literal
 
@@ -14,10 +14,10 @@ from .table import Table
 
 
 def _main_setting(measured: list[Row]) -> tuple[list[Row], str]:
-    """The measurements of the precision and device that most have in common, and those two in words."""
+    """The measurements with the most frequent precision and device, and those two in words."""
     settings = [(row["precision"], row["device"]) for row in measured]
-    most = max(settings, key=lambda setting: (settings.count(setting), str(setting)))
-    return [row for row, setting in zip(measured, settings, strict=True) if setting == most], ", ".join(map(str, most))
+    main = max(settings, key=lambda setting: (settings.count(setting), str(setting)))
+    return [row for row, setting in zip(measured, settings, strict=True) if setting == main], ", ".join(map(str, main))
 
 
 def _panels(measured: list[Row]) -> list[str]:
@@ -25,7 +25,7 @@ def _panels(measured: list[Row]) -> list[str]:
 
 
 def _lines(measured: list[Row], mode: str) -> list[dict[int, list[Row]]]:
-    """For each model, in the order of its family and cost, its measurements in a mode by the side of the image."""
+    """The measurements of each model in a mode, by the side of the image; models are ordered by family and cost."""
     lines: dict[str, dict[int, list[Row]]] = {}
     for row in sorted(measured, key=lambda row: (row["family"], row.get("flops") or 0, row["label"])):
         if row["mode"] == mode:
@@ -34,8 +34,10 @@ def _lines(measured: list[Row], mode: str) -> list[dict[int, list[Row]]]:
 
 
 def speed_vs_flops(runs: list[Run], baseline: str | None = None) -> Figure | str:
-    """The best images a second against FLOPs, a panel a mode; a line a model through the sizes of the image. Along the
-    dotted line a FLOP takes as long as where the baseline makes the most of them."""
+    """The most images per second against FLOPs: one panel per mode, one line per model through the sizes of the image.
+
+    Along the dotted line, FLOPs per second are the most that the baseline reaches.
+    """
     measured = [row for row in measurements(runs) if row.get("flops")]
     if not _panels(measured):
         return "no model was timed with its cost"
@@ -66,8 +68,11 @@ def speed_vs_flops(runs: list[Run], baseline: str | None = None) -> Figure | str
 
 
 def crossover(runs: list[Run], baseline: str | None = None) -> Figure | str:
-    """The best images a second, and the peak memory (see `_common_batches`), against the side of the image; a column a
-    mode, a line a model. A cross at the foot or the top stands where a model ran out of memory."""
+    """The most images per second and the peak memory (at `_common_batches`) against the side of the image.
+
+    There is one column per mode and one line per model. A cross at the bottom or top marks a size at which a model ran
+    out of memory.
+    """
     measured = measurements(runs)
     if not any(len(sizes) > 1 for mode in _panels(measured) for sizes in _lines(measured, mode)):
         return "no model was timed at two sizes"
@@ -115,8 +120,10 @@ def crossover(runs: list[Run], baseline: str | None = None) -> Figure | str:
 
 
 def _common_batches(lines: list[dict[int, list[Row]]]) -> dict[int, int]:
-    """For each side the batch at which memory is compared: the smallest that every model has on every side, or else, on
-    each side, the largest that the models there have in common."""
+    """The batch at which memory is compared at each side: the smallest batch that every model has at every side.
+
+    Where there is none, it is the largest batch that all models at that side have in common.
+    """
     common: dict[int, set[int]] = {}
     for sizes in lines:
         for px, rows in sizes.items():
@@ -128,7 +135,7 @@ def _common_batches(lines: list[dict[int, list[Row]]]) -> dict[int, int]:
 
 
 def _peaks(sizes: dict[int, list[Row]], batches: dict[int, int]) -> dict[int, float]:
-    """The least peak memory at a side's batch by the side of the image, over compile modes."""
+    """{side of the image: peak memory at its batch}, the least over compile modes."""
     peaks = {}
     for px in sorted(sizes):
         rows = [row for row in sizes[px] if row["state"] == "done" and row["batch_size"] == batches.get(px)]
@@ -153,7 +160,7 @@ def _draw(axes: Axes, values: dict[int, float], absent: list[int], height: float
 
 
 def _logarithmic(axes: Axes, side: Literal["x", "y"], values: list[float]) -> None:
-    """A logarithmic axis around the values, with few enough ticks to read."""
+    """A logarithmic axis around the values, with so few ticks that they are legible."""
     low, high = min(values), max(values)
     axes.set(**{f"{side}scale": "log", f"{side}lim": (low / 1.5, high * 1.5)})
     axis = axes.xaxis if side == "x" else axes.yaxis

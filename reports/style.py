@@ -1,4 +1,4 @@
-"""What figures have in common: colours, markers and dashes, empty figures, legends, axes."""
+"""What all figures share: colours, markers, dashes, empty figures, legends and axes."""
 
 import itertools
 import textwrap
@@ -14,7 +14,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from .table import Table
 
-# Okabe and Ito's colours, safe for the colour-blind, but wine and grey for their pale yellow and their black.
+# Okabe and Ito's colours, safe for the colour-blind, with wine and grey instead of their pale yellow and black.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#882255", "#999999")
 MARKERS = "osD^vPXp<>h*"
 FAMILIES = ("lamamba", "dit", "adm")  # these keep their colour and marker in every report
@@ -27,7 +27,8 @@ STYLE: dict[Any, Any] = {
 
 
 class Look:
-    """A fixed look: a family has its marker and its first model's colour, every further model a colour of its own."""
+    """Colours, dashes and markers of models: each family has a marker and the colour of its first model; every further
+    model has a colour of its own."""
 
     def __init__(self, overview: Table) -> None:
         self.families = [*FAMILIES, *sorted({row["family"] for row in overview.rows} - set(FAMILIES))]
@@ -61,7 +62,7 @@ def wrapped(label: str, width: int) -> str:
 
 
 def legend_below(figure: Figure, keys: Mapping[str, Artist]) -> None:
-    """A legend under the axes, in as many columns as its labels leave room for; the figure grows by its height."""
+    """A legend below the axes, with as many columns as fit; the figure grows by the height of the legend."""
     labels = [wrapped(label, 78) for label in keys]
     columns = max(1, min(len(labels), 84 // (8 + max(map(len, labels)))))
     lines = sum(1 + label.count("\n") for label in labels)
@@ -70,7 +71,7 @@ def legend_below(figure: Figure, keys: Mapping[str, Artist]) -> None:
 
 
 def logarithmic(axis: Axis, span: float) -> None:
-    """Ticks such as 0.2 and 30 for a logarithmic axis whose ends are a factor `span` apart."""
+    """Ticks such as 0.2 and 30 for a logarithmic axis whose ends differ by a factor `span`."""
     axis.set_major_locator(LogLocator(subs=(1, 2, 5) if span > 8 else (1, 1.5, 2, 3, 4, 5, 7)))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_locator(NullLocator())

@@ -1,4 +1,4 @@
-"""The summary, one row a run, and how its numbers scatter over seeds."""
+"""The summary, one row per run, and the spread of its numbers over seeds."""
 
 import re
 import statistics
@@ -11,7 +11,7 @@ TIMED = (("speed", "forward", "Forward", 6), ("speed", "train", "Train", 6), ("s
 
 
 def summary(runs: list[Run]) -> Table:
-    """One row a run: what it is, what it costs, how fast and how good it was, and how it ended."""
+    """One row per run: what it is, what it costs, how fast and how good it is, and how it ended."""
     labels = group_labels(runs)
     groups = [run.group for run in runs]
     speeds, speed_columns = _speeds(runs)
@@ -51,11 +51,11 @@ def summary(runs: list[Run]) -> Table:
         columns.append(Column(f"{name}_std"))
     columns += [Column("state"), Column("error"), Column(None, "State", key="status")]
     rows.sort(key=lambda row: (row["family"], row["macs"] is None, row["macs"], row["label"], row["study"], row["id"]))
-    return Table("summary", "One row a run.", columns, rows)
+    return Table("summary", "One row per run.", columns, rows)
 
 
 def _speeds(runs: list[Run]) -> tuple[dict[Run, Row], list[Column]]:
-    """Each run's throughputs and their columns: one for every setting that some run was timed under."""
+    """The throughputs of each run, and their columns: one for every setting in which some run was timed."""
     rows: dict[Run, Row] = {run: {} for run in runs}
     columns = []
     for kind, mode, title, rank in TIMED:
@@ -76,7 +76,7 @@ def _speeds(runs: list[Run]) -> tuple[dict[Run, Row], list[Column]]:
 
 
 def seeds(overview: Table) -> Table:
-    """Mean and sample standard deviation of every measured column of a summary, for variants with several seeds."""
+    """Mean and sample standard deviation of each measured column of a summary, for variants with several seeds."""
     first = next(place for place, column in enumerate(overview.columns) if column.name == "final_loss")
     measured = [column for column in overview.columns[first:] if column.title and column.digits is not None]
     rows = []

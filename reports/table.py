@@ -1,4 +1,4 @@
-"""A table and how it is written: csv in full precision, Markdown and LaTeX rounded for people."""
+"""A table and how it is written: csv in full precision, Markdown and LaTeX rounded for reading."""
 
 import re
 from collections.abc import Callable
@@ -18,11 +18,11 @@ TEX = {
 
 @dataclass(frozen=True)
 class Column:
-    """A column: `name` heads it in the csv (None: not there), `title` for people (None: csv only).
+    """A column: `name` is its heading in the csv (None: not there), `title` elsewhere (None: csv only).
 
-    People see the value of `key` (by default `name`) over `scale`, to `digits` significant digits (0: an integer,
-    None: text), with the value of `spread` behind a ±. `best` marks the smallest ("min") or the largest ("max").
-    `rank` orders what a narrow terminal gives up: the highest first, 0 never.
+    Elsewhere a cell is the value of `key` (by default `name`) divided by `scale`, to `digits` significant digits (0: an
+    integer, None: text), and the value of `spread` after a ±. `best` marks the smallest ("min") or the largest ("max").
+    On a narrow terminal the column of the highest `rank` is left out first; one of rank 0 always stays.
     """
 
     name: str | None
@@ -54,7 +54,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows and their columns under a name; a column without any value is left out."""
+    """Named rows and columns; a column without any value is left out."""
 
     name: str
     caption: str
@@ -65,7 +65,7 @@ class Table:
         return [column for column in self.columns if column.title and filled(self.rows, column)]
 
     def records(self) -> list[Row]:
-        """The rows in full precision under the csv's names."""
+        """The rows in full precision, with the headings of the csv."""
         names = [column.name for column in self.columns if column.name and filled(self.rows, column)]
         return [{name: row.get(name) for name in names} for row in self.rows]
 
@@ -99,7 +99,7 @@ def filled(rows: list[Row], column: Column) -> bool:
 
 
 def is_best(rows: list[Row], row: Row, column: Column) -> bool:
-    """Whether a row holds the best value of a quality column; one value alone is not the best of anything."""
+    """Whether a row has the best value of a quality column. A single value is not marked."""
     values = [other[column.source] for other in rows if other.get(column.source) is not None]
     if not column.best or len(values) < 2:
         return False
@@ -107,7 +107,7 @@ def is_best(rows: list[Row], row: Row, column: Column) -> bool:
 
 
 def style_of(value: float, digits: int) -> str:
-    """The format that shows a number to so many significant digits; 0 digits: as an integer."""
+    """The format of a number with so many significant digits; 0 digits: as an integer."""
     if not digits or not value:
         return ",.0f"
     places = digits - 1 - floor(log10(abs(value)))

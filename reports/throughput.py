@@ -13,14 +13,14 @@ from .table import Table
 
 
 def throughput(runs: list[Run], overview: Table) -> Figure | str:
-    """Images a second, forward and training, a bar a model (of several seeds, the one in the middle); whiskers from the
-    20th to the 80th percentile of a step."""
+    """Images per second, forward and training: one bar per model (of several seeds, the one in the middle). Whiskers go
+    from the 20th to the 80th percentile of a step."""
     panels = []
     for mode, title in (("forward", "Forward"), ("train", "Training step")):
         settings = timings(runs, "speed", mode)
         panels += [(title, setting, settings, lines) for setting, lines in settings.items()]
     if not panels:
-        return "no run has been timed"
+        return "no run was timed in exactly one way"
     look = Look(overview)
     timed = {run for *_, lines in panels for run in lines}
     models: dict[str, list[Row]] = {}

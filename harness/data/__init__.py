@@ -1,1 +1,1 @@
-"""Images, and the items of training with everything random about them."""
+"""Images, their encoders, and the items of training with everything that is random about them."""

@@ -1,4 +1,4 @@
-"""Encoders: what the network sees of an image. The data stay images: they are what is shown and what scores."""
+"""Encoders: what the network sees of an image. The data stay images, because reports and scores need images."""
 
 from typing import TYPE_CHECKING, Protocol
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class Shape(Protocol):
-    """What has images of `channels` and a side of `size` pixels: a data section, or a set of images."""
+    """The shape of images: `channels`, and the side `size` in pixels. A data section or a set of images has it."""
 
     @property
     def channels(self) -> int: ...
@@ -21,7 +21,7 @@ class Shape(Protocol):
 
 
 class Encoder(Protocol):
-    """From images to what the network sees, and back. The leading dimensions of a tensor stay as they are."""
+    """Converts images to what the network sees, and back. Leading dimensions of a tensor stay as they are."""
 
     def shape(self, data: Shape) -> tuple[int, int]:
         """(channels, side) of what the network sees of such images. Raises InputError where they do not fit."""
@@ -60,7 +60,7 @@ def to_model_range(images: Tensor) -> Tensor:
 def to_uint8(images: Tensor) -> Tensor:
     """[-1, 1] -> uint8, clamped and rounded, any shape. Raises FloatingPointError for NaN or infinity."""
     if not images.isfinite().all():
-        raise FloatingPointError("images hold values that are not finite")
+        raise FloatingPointError("images have values that are not finite")
     return ((images.float() + 1) * 127.5).clamp(0, 255).round().to(torch.uint8)
 
 

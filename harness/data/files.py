@@ -1,7 +1,8 @@
-"""Files of data: what they contain, byte for byte, and whether they can be read at all.
+"""Files of data: fingerprints of their bytes, and a check that they can be read.
 
-The digest of a file is kept beside its size and its time of change, in a file a data folder below the user's cache, so
-that a second look at a large set reads nothing. A cache that cannot be read or written only costs time.
+The digest of each file is cached with the file's size and modification time, so that the second fingerprint of a large
+set reads no file. The user's cache folder has one cache file for each data folder. A cache that cannot be read or
+written only costs time.
 """
 
 import hashlib
@@ -29,16 +30,16 @@ from ..record import write_atomically
 UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what Pillow raises for bad files
 BAD_ARCHIVE = (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error, lzma.LZMAError)
 THREADS = 16
-PART = 512  # files between two looks at the clock
-SAY_S = 5.0  # between two lines about a large set
-# A file that changes twice within a tick of its file system's clock keeps its time: the digest of one that changed so
-# short a while ago is not kept.
+PART = 512  # files between two checks of the clock
+SAY_S = 5.0  # seconds between two lines about a large set
+# A file that changes twice within one tick of its file system's clock has the same time after both changes. So the
+# digest of a file that changed this recently is not cached.
 SETTLED_NS = 2 * 10**9
 Say = Callable[[str], None]
 
 
 class Entry(NamedTuple):
-    """A file as it was read: its size in bytes, its time of change in nanoseconds, and SHA-256 of its bytes."""
+    """A file as it was read: its size in bytes, its modification time in nanoseconds, and SHA-256 of its bytes."""
 
     size: int
     time: int
@@ -46,40 +47,40 @@ class Entry(NamedTuple):
 
 
 def unreadable(file: Path, error: object) -> InputError:
-    """The one line about an image that cannot be read."""
+    """The error, one line, of an image that cannot be read."""
     return InputError(f"unreadable image {file}: {' '.join(str(error).split())}")
 
 
 def fingerprint(root: Path, files: Sequence[Path], say: Say | None = None) -> str:
     """16 hex digits of SHA-256 over the names below `root` and the bytes of image files, in their order.
 
-    Every file that the cache does not know is read once, in parallel, and its header checked; `say` gets a line every
-    few seconds. Raises InputError for a file that is no image, or one of more than 8 bits a channel.
+    Every file that is not in the cache is read once, in parallel, and its header is checked. `say` gets a line every
+    few seconds. Raises InputError for a file that is not an image or has more than 8 bits per channel.
     """
     names = _names(root, files)
     with ThreadPoolExecutor(THREADS) as pool:
-        entries = list(pool.map(_unchanged, files, _kept_entries(root, names)))
+        entries = list(pool.map(_unchanged, files, _cached(root, names)))
         missing = [i for i, entry in enumerate(entries) if entry is None]
-        spoken = time.monotonic()
+        last_line = time.monotonic()
         try:
             for start in range(0, len(missing), PART):
-                if say is not None and time.monotonic() - spoken >= SAY_S:
+                if say is not None and time.monotonic() - last_line >= SAY_S:
                     say(f"reading {start:,} of {len(missing):,} files of {root}")
-                    spoken = time.monotonic()
+                    last_line = time.monotonic()
                 part = missing[start : start + PART]
-                for i, entry in zip(part, pool.map(_look, [files[i] for i in part]), strict=True):
+                for i, entry in zip(part, pool.map(_read_entry, [files[i] for i in part]), strict=True):
                     entries[i] = entry
-        finally:  # what was read before a bad file or a kill is not read again
+        finally:  # files that were read before a bad file or a kill are not read again
             if missing:
-                _keep(root, zip(names, entries, strict=True))
+                _write_cache(root, zip(names, entries, strict=True))
     return _joined(names, entries)
 
 
 def known_fingerprint(root: Path, files: Sequence[Path]) -> str | None:
-    """`fingerprint` where the cache knows every file, else None. Reads no file."""
+    """The `fingerprint` of a set whose files are all in the cache, else None. Reads no file."""
     names = _names(root, files)
     with ThreadPoolExecutor(THREADS) as pool:
-        entries = list(pool.map(_unchanged, files, _kept_entries(root, names)))
+        entries = list(pool.map(_unchanged, files, _cached(root, names)))
     return None if None in entries else _joined(names, entries)
 
 
@@ -91,12 +92,12 @@ def _joined(names: Sequence[bytes], entries: Sequence[Entry | None]) -> str:
     digest = hashlib.sha256()
     for name, entry in zip(names, entries, strict=True):
         assert entry is not None
-        digest.update(name + b"\0" + entry.digest)  # no name holds a zero, every digest is 32 bytes
+        digest.update(name + b"\0" + entry.digest)  # no name contains a zero, every digest has 32 bytes
     return digest.hexdigest()[:16]
 
 
 def _unchanged(file: Path, entry: Entry | None) -> Entry | None:
-    """The entry where the file still has its size and time, else None."""
+    """The entry if the file still has its size and time, else None."""
     if entry is None:
         return None
     try:
@@ -106,8 +107,8 @@ def _unchanged(file: Path, entry: Entry | None) -> Entry | None:
     return entry if (entry.size, entry.time) == (status.st_size, status.st_mtime_ns) else None
 
 
-def _look(file: Path) -> Entry:
-    """Read a file whole and check its header."""
+def _read_entry(file: Path) -> Entry:
+    """Read a whole file and check its header."""
     try:
         with open(file, "rb") as opened:
             status = os.fstat(opened.fileno())
@@ -115,10 +116,10 @@ def _look(file: Path) -> Entry:
         with Image.open(io.BytesIO(content)) as image:
             mode = image.mode
     except UNREADABLE as error:
-        # Pillow names the object that it read from, which says nothing here.
+        # Pillow adds the object that it read from, which tells the user nothing.
         raise unreadable(file, str(error).split(" <_io.")[0]) from None
     if mode.startswith(("I", "F")):
-        raise unreadable(file, f"mode {mode}, 8 bits a channel expected")
+        raise unreadable(file, f"mode {mode}, expected 8 bits per channel")
     settled = time.time_ns() - status.st_mtime_ns >= SETTLED_NS
     return Entry(status.st_size, status.st_mtime_ns if settled else -1, hashlib.sha256(content).digest())
 
@@ -128,28 +129,28 @@ def _cache_file(root: Path) -> Path:
     return cache_folder() / "data" / f"{name}.npz"
 
 
-def _kept_entries(root: Path, names: Sequence[bytes]) -> list[Entry | None]:
-    """What the cache holds of each name."""
+def _cached(root: Path, names: Sequence[bytes]) -> list[Entry | None]:
+    """The cached entry of each name, None where there is none."""
     try:
         arrays = read_npz(_cache_file(root), ("names", "sizes", "times", "digests"))
-        known = arrays["names"].tobytes().split(b"\0")
+        cached_names = arrays["names"].tobytes().split(b"\0")
         sizes, times = arrays["sizes"].tolist(), arrays["times"].tolist()
         digests = [row.tobytes() for row in arrays["digests"].reshape(-1, 32)]
-        kept = dict(zip(known, map(Entry, sizes, times, digests), strict=True))
+        entries = dict(zip(cached_names, map(Entry, sizes, times, digests), strict=True))
     except (InputError, KeyError, ValueError):
         return [None] * len(names)
-    return [kept.get(name) for name in names]
+    return [entries.get(name) for name in names]
 
 
-def _keep(root: Path, entries: Iterable[tuple[bytes, Entry | None]]) -> None:
-    kept = [(name, entry) for name, entry in entries if entry is not None and entry.time >= 0]
+def _write_cache(root: Path, entries: Iterable[tuple[bytes, Entry | None]]) -> None:
+    settled = [(name, entry) for name, entry in entries if entry is not None and entry.time >= 0]
     buffer = io.BytesIO()
     np.savez(
         buffer,
-        names=np.frombuffer(b"\0".join(name for name, _ in kept), dtype=np.uint8),
-        sizes=np.array([entry.size for _, entry in kept], dtype=np.int64),
-        times=np.array([entry.time for _, entry in kept], dtype=np.int64),
-        digests=np.frombuffer(b"".join(entry.digest for _, entry in kept), dtype=np.uint8),
+        names=np.frombuffer(b"\0".join(name for name, _ in settled), dtype=np.uint8),
+        sizes=np.array([entry.size for _, entry in settled], dtype=np.int64),
+        times=np.array([entry.time for _, entry in settled], dtype=np.int64),
+        digests=np.frombuffer(b"".join(entry.digest for _, entry in settled), dtype=np.uint8),
     )
     file = _cache_file(root)
     with suppress(OSError):
@@ -161,20 +162,20 @@ def _keep(root: Path, entries: Iterable[tuple[bytes, Entry | None]]) -> None:
 
 
 def check_memory(needed: int, what: str) -> None:
-    """Raise InputError where `needed` bytes are more than this machine has."""
+    """Raise InputError if `needed` bytes are more than the memory of this machine."""
     whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if needed > whole:
         gib = 2**30
         raise InputError(
-            f"{what} would take {needed / gib:,.1f} GiB of memory, and this machine has {whole / gib:,.1f}"
+            f"{what} would take {needed / gib:,.1f} GiB of memory, but this machine has {whole / gib:,.1f}"
         )
 
 
 def read_npz(path: Path, names: Sequence[str]) -> dict[str, NDArray]:
-    """Those of the named arrays that an .npz file holds. No code from the file runs.
+    """The arrays of an .npz file that are among `names`. No code from the file runs.
 
-    Raises InputError for a file that is none, is damaged, holds Python objects, or says a size that it does not have
-    or that the memory of this machine does not.
+    Raises InputError for a file that is not an .npz, is damaged, contains Python objects, or declares an array that is
+    larger than the file or than the memory of this machine.
     """
     arrays = {}
     try:
@@ -194,11 +195,11 @@ def read_npz(path: Path, names: Sequence[str]) -> dict[str, NDArray]:
 
 
 def _check_size(file: IO[bytes], held: int, what: str) -> None:
-    """Raise an error where the header of an array does not agree with the size of its file, or memory is short."""
+    """Raise an error if the header of an array does not match the size of its file, or memory does not suffice."""
     version = np.lib.format.read_magic(file)
     read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, _, dtype = read_header(file)
     header = file.tell()
     if not dtype.hasobject and math.prod(shape) * dtype.itemsize != held - header:
-        raise ValueError(f"the {what} says {dtype} {list(shape)}, but holds {held - header:,} bytes")
+        raise ValueError(f"the {what} should be {dtype} {list(shape)}, but has {held - header:,} bytes")
     check_memory(held, f"the {what}")

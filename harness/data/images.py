@@ -1,6 +1,6 @@
-"""Sets of images, by kind. Whatever the kind, a set is `ImageData`: uint8 images [C, S, S] and labels.
+"""Sets of images, by kind. A set of any kind is an `ImageData`: uint8 images [C, S, S] and labels.
 
-Data are what they contain: two sets are the same where their fingerprints are.
+Data are identified by their contents: two sets with the same fingerprint are the same set.
 """
 
 import hashlib
@@ -27,8 +27,8 @@ Labels = NDArray[np.int64]
 
 
 def fit(image: Image.Image, size: int) -> Image.Image:
-    """The centre square of an image at side `size`, as ADM and DiT prepare ImageNet: box halving while the short side
-    is at least twice `size`, bicubic until it is `size`, then a crop."""
+    """Crop the centre square of an image, with side `size`, as ADM and DiT prepare ImageNet: box halving while the
+    short side is at least twice `size`, bicubic resizing of the short side to `size`, then a centre crop."""
     while min(image.size) >= 2 * size:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
     scale = size / min(image.size)
@@ -41,8 +41,8 @@ class ImageData(Dataset[tuple[Tensor, int]]):
     """A set of images: item i is (uint8 [C, S, S], label).
 
     `size` S, `channels` C, `num_classes` (0: unconditional, every label 0), `class_names`, `labels` int64 [N],
-    `fingerprint` 16 hex digits of SHA-256 over every byte (in memory: images [N, C, S, S], then labels; folders: names
-    and contents of the files).
+    `fingerprint` 16 hex digits of SHA-256 over every byte (sets in memory: images [N, C, S, S], then labels; folders:
+    names and contents of the files).
     """
 
     fingerprint: str
@@ -51,11 +51,11 @@ class ImageData(Dataset[tuple[Tensor, int]]):
         where = f"data {config.kind!r}" + (f" at {config.path}" if config.path else "")
         needed = max(2, len(class_names) if config.num_classes else 0)
         if len(labels) < needed:
-            raise InputError(f"{where} has too few images: {len(labels)}, at least {needed} needed")
+            raise InputError(f"{where} has too few images: {len(labels)}, at least {needed} are needed")
         if config.num_classes not in (0, len(class_names)):
             raise InputError(
                 f"data.num_classes is {config.num_classes}, but {where} has {len(class_names)} classes; "
-                f"set it to {len(class_names)}, or to 0 for unconditional"
+                f"set it to {len(class_names)}, or to 0 for unconditional training"
             )
         self.size, self.channels, self.num_classes = config.size, config.channels, config.num_classes
         self.class_names = class_names if config.num_classes else []
@@ -73,7 +73,7 @@ class ImageData(Dataset[tuple[Tensor, int]]):
 
 
 class ArrayData(ImageData):
-    """Images in memory, from uint8 [N, H, W, C] with C 1 or 3; another side or shape goes through `fit`."""
+    """Images in memory, from uint8 [N, H, W, C] with C 1 or 3. `fit` resizes those that are not [size, size]."""
 
     def __init__(self, config: DataConfig, images: NDArray[np.uint8], labels: Labels, class_names: list[str]) -> None:
         _check_memory(config, len(images))
@@ -95,8 +95,8 @@ class ArrayData(ImageData):
 
 
 class FolderData(ImageData):
-    """Images in files, decoded when asked for. Every file that is new or changed is read at the start, so that a file
-    that is no image is found before training and not in the middle."""
+    """Images in files, decoded on demand. Every new or changed file is read at the start, so that a file that is not an
+    image is an error before training and not in the middle of it."""
 
     def __init__(
         self, config: DataConfig, files: list[Path], labels: Labels, class_names: list[str], say: Say | None
@@ -153,7 +153,8 @@ def _digits(config: DataConfig, say: Say | None) -> ImageData:
 
 
 def _npz(config: DataConfig, say: Say | None) -> ImageData:
-    """`images` uint8 [N, H, W, C] or [N, H, W] and, if there, integer `labels` [N]; classes are 0 … the highest."""
+    """An .npz file with `images` uint8 [N, H, W, C] or [N, H, W] and optional integer `labels` [N], from class 0 to the
+    highest label."""
     path = _path(config)
     arrays = read_npz(path, ("images", "labels"))
     if "images" not in arrays:
@@ -162,19 +163,19 @@ def _npz(config: DataConfig, say: Say | None) -> ImageData:
     if images.ndim == 3:
         images = images[..., None]
     if images.dtype != np.uint8 or images.ndim != 4 or 0 in images.shape[1:]:
-        found = f"{images.dtype} {list(arrays['images'].shape)}"
-        raise InputError(f"{path}: images is {found}, not uint8 [N, H, W, C] or [N, H, W]")
+        actual = f"{images.dtype} {list(arrays['images'].shape)}"
+        raise InputError(f"{path}: images is {actual}, not uint8 [N, H, W, C] or [N, H, W]")
     if images.shape[3] != config.channels:
         raise InputError(f"data.channels is {config.channels}, but the images of {path} have {images.shape[3]}")
     labels = arrays.get("labels", np.zeros(len(images), dtype=np.int64))
     if labels.shape != (len(images),) or labels.dtype.kind not in "iu" or labels.min(initial=0) < 0:
-        found = f"{labels.dtype} {list(labels.shape)}"
-        raise InputError(f"{path}: labels is {found}, not [{len(images)}] integers of 0 or more")
+        actual = f"{labels.dtype} {list(labels.shape)}"
+        raise InputError(f"{path}: labels is {actual}, not [{len(images)}] integers of 0 or more")
     return ArrayData(config, images, labels.astype(np.int64), [str(i) for i in range(int(labels.max(initial=0)) + 1)])
 
 
 def _folder(config: DataConfig, say: Say | None) -> ImageData:
-    """A folder of class folders (each of any depth), or of images alone: one class. Hidden files are left out."""
+    """A folder of class folders (of any depth), or a folder of images, which is one class. Hidden files are ignored."""
     root = _path(config)
     groups = _files_by_class(root)
     labels = np.repeat(np.arange(len(groups)), [len(group) for group in groups.values()])
@@ -183,19 +184,19 @@ def _folder(config: DataConfig, say: Say | None) -> ImageData:
 
 
 def _files_by_class(root: Path) -> dict[Path, list[Path]]:
-    """The images of each class folder, sorted; those of `root` itself where it has no folders."""
+    """The images of each class folder, sorted. Where `root` has no folders, its own images are one class."""
     if not root.is_dir():
         raise InputError(f"data.path {root} is not a folder")
     classes = sorted(entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     flat = [entry for entry in sorted(root.iterdir()) if _is_image(entry)]
     if flat and classes:
         raise InputError(
-            f"{root} holds images ({flat[0].name}) and folders ({classes[0].name}); expected only one kind"
+            f"{root} contains images ({flat[0].name}) and folders ({classes[0].name}); expected only one of the two"
         )
     groups = {folder: sorted(_images_below(folder)) for folder in classes} or {root: flat}
     for folder, group in groups.items():
         if not group:
-            raise InputError(f"{folder} holds no image; read are {', '.join(SUFFIXES)}")
+            raise InputError(f"{folder} contains no image; supported are {', '.join(SUFFIXES)}")
     return groups
 
 
@@ -209,7 +210,7 @@ def _images_below(folder: Path) -> list[Path]:
 
 
 def _cifar10(config: DataConfig, say: Say | None) -> ImageData:
-    """CIFAR-10 as torchvision stores it; its checksums are torchvision's."""
+    """CIFAR-10 as torchvision stores it, with torchvision's check of its checksums."""
     from torchvision.datasets import CIFAR10  # not needed by the other kinds
 
     if config.path is None:
@@ -218,15 +219,15 @@ def _cifar10(config: DataConfig, say: Say | None) -> ImageData:
         data = CIFAR10(config.path, train=config.split == "train", download=False)
     except RuntimeError:
         raise InputError(
-            f"data.path {config.path} does not hold the whole of CIFAR-10; expected is torchvision's layout: "
+            f"data.path {config.path} does not contain all of CIFAR-10; expected torchvision's layout: "
             "a folder cifar-10-batches-py with data_batch_1 … data_batch_5, test_batch and batches.meta"
         ) from None
     return ArrayData(config, np.asarray(data.data), np.array(data.targets, dtype=np.int64), list(data.classes))
 
 
 def _synthetic(config: DataConfig, say: Say | None) -> ImageData:
-    """320 smooth images, or one a class if that is more: each class has its own three waves, each image its own phases
-    and colours. Always the same."""
+    """320 smooth images, or one per class if that is more. Each class has its own three waves, each image its own
+    phases and colours. The images are the same in every call."""
     classes = max(1, config.num_classes)
     labels = np.arange(max(SYNTHETIC_IMAGES, classes)) % classes
     _check_memory(config, len(labels))
@@ -250,13 +251,13 @@ KINDS: dict[str, Callable[[DataConfig, Say | None], ImageData]] = {
     "synthetic": _synthetic,
 }
 ON_DISK = ("npz", "folder", "cifar10")
-SPLITS = {"cifar10": ("train", "test")}  # of the kinds that have one other than train
+SPLITS = {"cifar10": ("train", "test")}  # of the kinds that have more than train
 
 
 def load(config: DataConfig, say: Say | None = None) -> ImageData:
-    """The images that `config` names; `say` gets a line now and then while a large set is read.
+    """Load the images that `config` describes. `say` gets a line every few seconds while a large set is read.
 
-    Raises InputError, in one line, for a kind, split, path, file or number of classes or channels that does not fit.
+    Raises InputError, in one line, for an invalid kind, split, path, file, or number of classes or channels.
     """
     if config.kind not in KINDS:
         raise unknown("data.kind", config.kind, KINDS)
@@ -268,8 +269,8 @@ def load(config: DataConfig, say: Say | None = None) -> ImageData:
 
 
 def fingerprint(config: DataConfig) -> str | None:
-    """The fingerprint of a set where that takes no reading of a folder: None where files are not there, or are new or
-    changed since they were read. Raises InputError as `load` does for data that are there."""
+    """The fingerprint of a set without reading the images of a folder. None where the files are missing, or where files
+    of a folder are new or changed since they were last read. Raises InputError like `load` for existing data."""
     if config.kind in ON_DISK and (config.path is None or not Path(config.path).exists()):
         return None
     if config.kind != "folder":

@@ -1,4 +1,4 @@
-"""Items of training: an image with everything random about it, from the seed and the number of images before it."""
+"""Items of training: images with everything that is random about them, from the seed and the item's index alone."""
 
 from typing import Protocol
 
@@ -28,12 +28,12 @@ def epoch_order(seed: int, epoch: int, n: int) -> NDArray[np.int64]:
 
 
 class TrainItems(Dataset[dict[str, Tensor]]):
-    """The i-th image of training, counted from its start over all epochs, with everything random about it.
+    """The images of a training, counted from its start over all epochs, with everything that is random about them.
 
-    Item i is `x0` float32 [C, S, S] as the encoder gives it, `y` int64 (`null_class` where dropped), `t` float32 as
-    `objective` draws it and `noise` float32 [C, S, S]. It depends on the seed and i alone: give a DataLoader
-    `sampler=range(start, stop)` and any number of workers. Labels are dropped with probability `class_dropout`, images
-    flipped half the time if `flip`.
+    Item i is `x0` float32 [C, S, S] from the encoder, `y` int64 (`null_class` where the label is dropped), `t` float32
+    from `objective.draw_t`, and `noise` float32 [C, S, S]. It depends only on the seed and on i, so a DataLoader takes
+    `sampler=range(start, stop)` and any number of workers. A label is dropped with probability `class_dropout`. With
+    `flip`, half of the images are flipped.
     """
 
     def __init__(
@@ -47,10 +47,10 @@ class TrainItems(Dataset[dict[str, Tensor]]):
         null_class: int | None,
         encoder: Encoder | None = None,
     ) -> None:
-        """`encoder` is pixels unless given. Raises InputError where labels are to be dropped without a null class."""
+        """`encoder` defaults to `Pixels`. Raises InputError if labels are dropped but there is no null class."""
         if class_dropout > 0 and data.num_classes > 0 and null_class is None:
             raise InputError(
-                f"train.class_dropout is {class_dropout:g}, but the model has no null class to replace labels by; use 0"
+                f"train.class_dropout is {class_dropout:g}, but the model has no null class for dropped labels; use 0"
             )
         self.data, self.objective, self.encoder = data, objective, encoder or Pixels()
         self.seed, self.flip = seed, flip
@@ -62,7 +62,7 @@ class TrainItems(Dataset[dict[str, Tensor]]):
         if epoch != self.epoch:
             self.epoch, self.order = epoch, epoch_order(self.seed, epoch, len(self.data))
         image, label = self.data[int(self.order[position])]
-        rng = generator(self.seed, Stream.TRAIN, i)  # all four are drawn, in this order, whatever the options
+        rng = generator(self.seed, Stream.TRAIN, i)  # all four numbers are drawn in this order, with any options
         t, drop, flip = self.objective.draw_t(rng), rng.random(), rng.random()
         x0 = self.encoder.encode(image.flip(-1) if self.flip and flip < 0.5 else image)
         noise = rng.standard_normal(tuple(x0.shape), dtype=np.float32)

@@ -1,1 +1,1 @@
-"""How an image becomes noise and noise an image: the objective, samplers, guidance."""
+"""From images to noise and back: the objective, samplers, guidance."""

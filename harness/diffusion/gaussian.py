@@ -15,20 +15,20 @@ from .path import Denoised, Path
 
 TIMESTEPS = 1000
 BETA_FIRST, BETA_LAST = 1e-4, 0.02
-HALF_BIN = 1 / 255  # half of the distance between two 8-bit values in [-1, 1]
-OPEN_END = 0.999  # beyond it, a bin of the discretised Gaussian reaches to infinity
+HALF_BIN = 1 / 255  # half the distance between two 8-bit values in [-1, 1]
+OPEN_END = 0.999  # beyond this value, a bin of the discretised Gaussian extends to infinity
 SMALLEST_PROBABILITY = 1e-12  # in float32 a difference of two CDFs can be 0
 
 
 def _normal_cdf(x: Tensor) -> Tensor:
-    """The tanh approximation of the standard normal's CDF, the one that GELU uses (Hendrycks and Gimpel, 2016)."""
+    """The tanh approximation of the standard normal's CDF, as GELU uses it (Hendrycks and Gimpel, 2016)."""
     return 0.5 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
 
 
 def discretised_log_likelihood(x0: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
     """Log-probability, in nats, of 8-bit pixels under a Gaussian integrated over each pixel's bin (DDPM, eq. 13).
 
-    All [B, C, H, W] float32; `x0` in [-1, 1]. The lowest and highest bins are open: they reach to infinity.
+    All [B, C, H, W] float32; `x0` is in [-1, 1]. The lowest and highest bins extend to infinity.
     """
     inverse_sigma = torch.exp(-0.5 * log_variance)
     upper = _normal_cdf((x0 - mean + HALF_BIN) * inverse_sigma)
@@ -44,11 +44,11 @@ def gaussian_kl(mean: Tensor, log_variance: Tensor, other_mean: Tensor, other_lo
 
 
 class Chain:
-    """The chain x_0 → x_1 … of 1000 linear betas, or of some of its timesteps.
+    """The chain x_0 → x_1 … of 1000 linear betas, or a chain of some of its timesteps.
 
-    `timesteps` int64 [S] are the original timesteps of the chain's steps, `alpha_bar` float64 [S] its products.
-    A step `t` of the methods counts in this chain: 0 … S-1. Tables are computed in float64 and used in float32;
-    every tensor is taken to float32 first, whatever the network ran in.
+    `timesteps` int64 [S] are the original timesteps of the chain's steps, `alpha_bar` float64 [S] the products of its
+    1 - beta. The methods count steps `t` in this chain: 0 … S-1. Tables are computed in float64 and used in float32.
+    Tensors are converted to float32 first, whatever type the network computed in.
     """
 
     def __init__(self, timesteps: Sequence[int] = range(TIMESTEPS)) -> None:
@@ -58,7 +58,7 @@ class Chain:
         before = torch.cat([torch.ones(1, dtype=torch.float64), self.alpha_bar[:-1]])
         beta = 1 - self.alpha_bar / before
         variance = beta * (1 - before) / (1 - self.alpha_bar)
-        variance[0] = variance[1]  # the first is 0, which has no logarithm
+        variance[0] = variance[1]  # the first variance is 0, which has no logarithm
         self._cpu = {
             "signal": self.alpha_bar.sqrt(),
             "noise": (1 - self.alpha_bar).sqrt(),
@@ -100,7 +100,7 @@ class Chain:
 
 
 class DDPM:
-    """The objective of improved DDPM: the network gives the noise and the variance, 2C channels; t is 0 … 999."""
+    """The objective of improved DDPM. The network predicts the noise and the variance, 2C channels; t is 0 … 999."""
 
     metrics = ("loss", "mse", "vb")
 
@@ -108,11 +108,11 @@ class DDPM:
         self.chain = Chain()
 
     def out_channels(self, in_channels: int) -> int:
-        """The noise, then v."""
+        """Twice the channels of the image: the noise, then v."""
         return 2 * in_channels
 
     def draw_t(self, rng: np.random.Generator) -> float:
-        """One of the timesteps, all alike often."""
+        """One of the timesteps, uniformly distributed."""
         return float(rng.integers(TIMESTEPS))
 
     def corrupt(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
@@ -120,11 +120,11 @@ class DDPM:
         return self.chain.q_sample(x0, t.long(), noise)
 
     def loss(self, out: Tensor, x0: Tensor, x_t: Tensor, t: Tensor, noise: Tensor) -> dict[str, Tensor]:
-        """The hybrid loss of each sample, float32 [B] each: `loss` is the sum of `mse`, of the noise, and `vb`, the
-        variational term in bits (mean over elements, gradient through the variance only, not rescaled) (improved DDPM,
-        eq. 16).
+        """The hybrid loss (improved DDPM, eq. 16) of each sample, float32 [B] each.
 
-        out [B, 2C, H, W]: noise, then v; x0, x_t and noise [B, C, H, W]; t [B].
+        `loss` is the sum of `mse`, the error of the noise, and `vb`, the variational term in bits: a mean over
+        elements, with a gradient only through the variance, not rescaled. out [B, 2C, H, W] is the noise, then v; x0,
+        x_t and noise are [B, C, H, W], t is [B].
         """
         steps, x0, x_t = t.long(), x0.float(), x_t.float()
         predicted, v = out.float().chunk(2, dim=1)
@@ -143,11 +143,11 @@ class DDPM:
 
 
 def read_output(chain: Chain, out: Tensor, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The image, the noise and the log-variance of the step, each [B, C, H, W] float32, that out [B, 2C, H, W] (noise,
-    then v) says of x_t [B, C, H, W] at the steps t [B] of a chain.
+    """Convert a network's output to the image, the noise and the log-variance of the step, each [B, C, H, W] float32.
 
-    The log-variance lies between that of the posterior and beta, at (v + 1) / 2 (improved DDPM, eq. 15). The image is
-    not clipped.
+    out [B, 2C, H, W] is the noise, then v, for x_t [B, C, H, W] at the steps t [B] of a chain. The log-variance is
+    interpolated between those of the posterior and of beta, at (v + 1) / 2 (improved DDPM, eq. 15). The image is not
+    clipped.
     """
     noise, v = out.float().chunk(2, dim=1)
     x0 = chain.at("x0_from_x", t) * x_t.float() - chain.at("x0_from_noise", t) * noise
@@ -177,16 +177,16 @@ class ChainPath(Path):
         return torch.full((len(x),), len(self.times) - 1 - i, dtype=torch.int64, device=x.device)
 
     def denoised(self, out: Tensor, x: Tensor, i: int) -> Denoised:
-        """What the output [B, 2C, H, W] for x [B, C, H, W] says at step i."""
+        """The estimate from the output [B, 2C, H, W] for x [B, C, H, W] at step i."""
         return Denoised(*read_output(self.chain, out, x, self._step(i, x)))
 
-    def clipped(self, said: Denoised, x: Tensor, i: int) -> Denoised:
-        """The same with the image clamped to [-1, 1], and the noise that then is left in x."""
-        x0 = said.x0.clamp(-1, 1)
+    def clipped(self, estimate: Denoised, x: Tensor, i: int) -> Denoised:
+        """The estimate with its image clamped to [-1, 1], and the noise that remains in x for that image."""
+        x0 = estimate.x0.clamp(-1, 1)
         noise = (self._at("x0_from_x", i, x) * x - x0) / self._at("x0_from_noise", i, x)
-        return said._replace(x0=x0, noise=noise)
+        return estimate._replace(x0=x0, noise=noise)
 
-    def posterior(self, said: Denoised, x: Tensor, i: int) -> tuple[Tensor, Tensor]:
+    def posterior(self, estimate: Denoised, x: Tensor, i: int) -> tuple[Tensor, Tensor]:
         """Mean and log-variance of p(x_{t-1} | x_t)."""
-        assert said.log_variance is not None  # `denoised` gives it
-        return self.chain.q_mean(said.x0, x, self._step(i, x)), said.log_variance
+        assert estimate.log_variance is not None  # `denoised` gives it
+        return self.chain.q_mean(estimate.x0, x, self._step(i, x)), estimate.log_variance

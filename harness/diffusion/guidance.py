@@ -1,4 +1,4 @@
-"""Classifier-free guidance (2207.12598), around a network: what samples from it sees one network."""
+"""Classifier-free guidance (2207.12598) as a wrapper of a network, so that samplers see one network."""
 
 from collections.abc import Callable
 
@@ -7,15 +7,15 @@ from torch import Tensor
 
 from ...kernels.errors import InputError
 
-Net = Callable[[Tensor, Tensor, Tensor], Tensor]  # a Backbone, or anything called like one
+Net = Callable[[Tensor, Tensor, Tensor], Tensor]  # a Backbone, or any function with the same arguments
 
 
 def guided(net: Net, scale: float, *, image_channels: int, channels: int | None, null_class: int | None) -> Net:
-    """`net` guided away from `null_class` by `scale`; `net` itself where that is 1.
+    """`net` guided away from `null_class` by `scale`, or `net` itself if `scale` is 1.
 
-    Both halves run as one batch. Only the first `channels` (None: all) of what the network says of the image are
-    guided; the rest, and the variance of a head that has one, are the conditional ones. The output is float32. Raises
-    InputError for guidance without a null class, or more channels than the image has.
+    Both halves run as one batch. Guidance applies only to the first `channels` (None: all) of the predicted image
+    channels. The other channels, and those of a predicted variance, are the conditional ones. The output is float32.
+    Raises InputError for guidance without a null class, or for more channels than the image has.
     """
     if channels is not None and not 1 <= channels <= image_channels:
         raise InputError(
@@ -28,8 +28,8 @@ def guided(net: Net, scale: float, *, image_channels: int, channels: int | None,
     split = image_channels if channels is None else channels
 
     def call(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
-        nobody = torch.full_like(y, null_class)
-        conditional, free = net(torch.cat([x, x]), torch.cat([t, t]), torch.cat([y, nobody])).float().chunk(2)
+        null = torch.full_like(y, null_class)
+        conditional, free = net(torch.cat([x, x]), torch.cat([t, t]), torch.cat([y, null])).float().chunk(2)
         first = free[:, :split] + scale * (conditional[:, :split] - free[:, :split])
         return torch.cat([first, conditional[:, split:]], dim=1)
 

@@ -1,8 +1,8 @@
-"""What a network learns and how an image comes back out of it: the protocol of an objective, and the one by name.
+"""What a network learns and how its output becomes an image: the protocol of an objective, and objectives by name.
 
-An objective is one file beside this one and a line in `OBJECTIVES`. v-prediction keeps the chain of `gaussian.py`, and
-flow matching (SiT, 2401.08740) has t in [0, 1], a head of C channels and a straight path, on which `ddim` is Euler's
-step.
+To add an objective, add one file beside this one and a line in `OBJECTIVES`. v-prediction would use the chain of
+`gaussian.py`. Flow matching (SiT, 2401.08740) would have t in [0, 1], a head of C channels and a straight path, on
+which `ddim` is Euler's method.
 """
 
 from typing import TYPE_CHECKING, Protocol
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
 
 class Objective(Protocol):
-    """How t is drawn, how x_t is made, what the head gives, the loss, and the way back.
+    """How t is drawn, how x_t is made, the channels of the head, the loss, and the path back to an image.
 
-    t is float32 [B] in the unit of the objective's paper (DDPM: 0 … 999); the network takes it as it is.
+    t is float32 [B] in the unit of the objective's paper (DDPM: 0 … 999). The network takes it in that unit.
     """
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """The names of what `loss` returns, "loss" first."""
+        """The names of the values that `loss` returns, "loss" first."""
         ...
 
     def out_channels(self, in_channels: int) -> int:
@@ -46,7 +46,7 @@ class Objective(Protocol):
         ...
 
     def path(self, steps: int) -> Path:
-        """The steps of a sampler. Raises InputError for a number that it cannot take."""
+        """The path of a sampler with that many steps. Raises InputError for an unsupported number."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""The way from noise to an image: what a sampler asks of an objective."""
+"""The path from noise to an image: the part of an objective that samplers use."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -8,10 +8,10 @@ from torch import Tensor
 
 
 class Denoised(NamedTuple):
-    """What a network's output says at one step, each [B, C, H, W] float32.
+    """The estimate from a network's output at one step, each [B, C, H, W] float32.
 
-    `x0` is the image, `noise` the noise in x_t, `log_variance` that of the step, None where the output says nothing
-    of it.
+    `x0` is the image, `noise` the noise in x_t, and `log_variance` the log-variance of the step, None if the network
+    does not predict it.
     """
 
     x0: Tensor
@@ -21,13 +21,13 @@ class Denoised(NamedTuple):
 
 class Path(ABC):
     """The steps of a sampler from noise to image. Step i = 0, 1, … starts at `times[i]`, in the unit of the network's
-    t, and ends at `times[i + 1]`, the last one at the image.
+    t, and ends at `times[i + 1]`. The last step ends at the image.
 
-    An objective says `times`, `levels` and `denoised`; `posterior` where it has one.
+    An objective defines `times`, `levels` and `denoised`, and `posterior` where it has one.
     """
 
     times: Sequence[float]
-    has_posterior = False  # whether there is a distribution of the end of a step to draw from
+    has_posterior = False  # whether the result of a step has a distribution, from which `ancestral` draws
 
     @abstractmethod
     def levels(self, i: int) -> tuple[float, float]:
@@ -35,19 +35,19 @@ class Path(ABC):
 
     @abstractmethod
     def denoised(self, out: Tensor, x: Tensor, i: int) -> Denoised:
-        """What the output for x [B, C, H, W] float32 says at step i."""
+        """The estimate from the output for x [B, C, H, W] float32 at step i."""
 
-    def clipped(self, said: Denoised, x: Tensor, i: int) -> Denoised:
-        """The same with the image clamped to [-1, 1], and the noise that then is left in x."""
+    def clipped(self, estimate: Denoised, x: Tensor, i: int) -> Denoised:
+        """The estimate with its image clamped to [-1, 1], and the noise that remains in x for that image."""
         signal, noise = self.levels(i)
-        x0 = said.x0.clamp(-1, 1)
-        return said._replace(x0=x0, noise=(x - signal * x0) / noise)
+        x0 = estimate.x0.clamp(-1, 1)
+        return estimate._replace(x0=x0, noise=(x - signal * x0) / noise)
 
-    def join(self, said: Denoised, i: int) -> Tensor:
-        """The image with that very noise at the end of step i (DDIM, eq. 12 without noise of its own)."""
+    def join(self, estimate: Denoised, i: int) -> Tensor:
+        """The image with the same noise at the end of step i (DDIM, eq. 12 without random noise)."""
         signal, noise = self.levels(i + 1)
-        return signal * said.x0 + noise * said.noise
+        return signal * estimate.x0 + noise * estimate.noise
 
-    def posterior(self, said: Denoised, x: Tensor, i: int) -> tuple[Tensor, Tensor]:
-        """Mean and log-variance of the end of step i, given x and the image, where `has_posterior`."""
+    def posterior(self, estimate: Denoised, x: Tensor, i: int) -> tuple[Tensor, Tensor]:
+        """Mean and log-variance of the result of step i, given x and the estimate, where `has_posterior`."""
         raise NotImplementedError

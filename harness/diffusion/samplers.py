@@ -1,7 +1,7 @@
-"""Samplers, a function each: ancestral (DDPM, 2006.11239) and DDIM (2010.02502); and noise by image index.
+"""Samplers, one function each: ancestral (DDPM, 2006.11239) and DDIM (2010.02502); and noise by image index.
 
-A sampler is a function and a line in `SAMPLERS`. It asks `denoiser(x, i)` what the network says at step i, and
-`denoiser.path` for the rest.
+A sampler is a function and a line in `SAMPLERS`. `denoiser(x, i)` is the estimate of x_0 and of the noise at step
+i, and `denoiser.path` has the levels of both.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -18,14 +18,14 @@ from .objective import Objective
 from .path import Denoised, Path
 
 Noise = Callable[[int], Tensor]
-Told = Callable[[int, int], object]
+OnStep = Callable[[int, int], object]
 
 
 def index_noise(seed: int, indices: Sequence[int], shape: Sequence[int], draws: int) -> Iterator[Tensor]:
     """`draws` batches of standard normal noise, [len(indices), *shape] float32 on the CPU, one at a time.
 
-    The first is where sampling starts, the following are the noise of its steps. Each image draws from a generator of
-    its own, seeded by `seed` and its index, so a batch's composition changes nothing. Memory: one batch.
+    The first batch is the start of sampling, the others are the noise of its steps. Each image has its own generator,
+    seeded by `seed` and its index, so the composition of a batch changes nothing. Memory: one batch.
     """
     generators = [generator(seed, Stream.SAMPLE, index) for index in indices]
     for _ in range(draws):
@@ -33,9 +33,9 @@ def index_noise(seed: int, indices: Sequence[int], shape: Sequence[int], draws: 
 
 
 class Denoiser:
-    """A network along a path: `denoiser(x, i)` is what it says of the images [B, C, H, W] at step i.
+    """A network on a path: `denoiser(x, i)` is its estimate for the images x [B, C, H, W] at step i.
 
-    `clip` clamps every image that it says to [-1, 1] (ADM's rule in pixels; latents have no such bounds).
+    `clip` clamps every estimated image to [-1, 1], as ADM does for pixels. Latents have no such bounds.
     """
 
     def __init__(self, net: Net, y: Tensor, path: Path, clip: bool = False) -> None:
@@ -43,40 +43,40 @@ class Denoiser:
 
     def __call__(self, x: Tensor, i: int) -> Denoised:
         t = torch.full((len(x),), self.path.times[i], dtype=torch.float32, device=x.device)
-        said = self.path.denoised(self.net(x, t, self.y).float(), x, i)
-        return self.path.clipped(said, x, i) if self.clip else said
+        estimate = self.path.denoised(self.net(x, t, self.y).float(), x, i)
+        return self.path.clipped(estimate, x, i) if self.clip else estimate
 
 
 @dataclass(frozen=True)
 class Sampler:
-    """A sampler, `run(denoiser, x, noise, told)` -> x_0 of x [B, C, H, W], and what it asks for.
+    """A sampler: `run(denoiser, x, noise, on_step)` takes the first noise x [B, C, H, W] to x_0.
 
-    `told(i, steps)` is called after each step. Where `draws`, `noise(i)` is called once a step, in order, the last one
-    aside. Where `posterior`, the path must have one.
+    It calls `on_step(done, steps)` after each step. With `draws`, it calls `noise(i)` for every step but the last, in
+    order. With `posterior`, it needs a path that has one.
     """
 
-    run: Callable[[Denoiser, Tensor, Noise, Told], Tensor]
+    run: Callable[[Denoiser, Tensor, Noise, OnStep], Tensor]
     draws: bool = False
     posterior: bool = False
 
 
-def ancestral(denoiser: Denoiser, x: Tensor, noise: Noise, told: Told) -> Tensor:
-    """Every step draws from the posterior; the last one takes its mean."""
+def ancestral(denoiser: Denoiser, x: Tensor, noise: Noise, on_step: OnStep) -> Tensor:
+    """Every step draws from the posterior, and the last one takes its mean."""
     path, steps = denoiser.path, len(denoiser.path.times)
     for i in range(steps):
         x, log_variance = path.posterior(denoiser(x, i), x, i)
         if i + 1 < steps:
             x = x + torch.exp(0.5 * log_variance) * noise(i).to(x)
-        told(i + 1, steps)
+        on_step(i + 1, steps)
     return x
 
 
-def ddim(denoiser: Denoiser, x: Tensor, noise: Noise, told: Told) -> Tensor:
-    """Every step keeps the noise that the network says, and draws none."""
+def ddim(denoiser: Denoiser, x: Tensor, noise: Noise, on_step: OnStep) -> Tensor:
+    """Every step keeps the noise that the network predicts and draws none."""
     path, steps = denoiser.path, len(denoiser.path.times)
     for i in range(steps):
         x = path.join(denoiser(x, i), i)
-        told(i + 1, steps)
+        on_step(i + 1, steps)
     return x
 
 
@@ -88,13 +88,16 @@ def _never(i: int) -> Tensor:
 
 
 def draws(method: str, steps: int) -> int:
-    """The batches of noise that sampling takes: the start, and those of the steps but the last."""
+    """How many batches of noise sampling needs: the first, and one for every step but the last if the sampler draws."""
     return steps if SAMPLERS[method].draws else 1
 
 
 def path_of(objective: Objective, method: str, steps: int) -> Path:
-    """The path that a sampler takes. Raises InputError for an unknown method, steps that the objective cannot take, or
-    a method that needs what its path does not have."""
+    """The path of `steps` steps for a sampler.
+
+    Raises InputError for an unknown method, a number of steps that the objective does not allow, or a method that needs
+    a posterior where the objective has none.
+    """
     if method not in SAMPLERS:
         raise unknown("sample.method", method, SAMPLERS)
     path = objective.path(steps)
@@ -121,16 +124,16 @@ def sample(
     null_class: int | None = None,
     clip: bool = False,
     noise: Noise | None = None,
-    progress: Told | None = None,
+    progress: OnStep | None = None,
 ) -> Tensor:
     """Images x_0 [B, C, H, W] float32 from noise x_T [B, C, H, W] and labels y [B].
 
-    `steps` are taken along the `objective`'s path (DDPM: 2 to 1000 of its timesteps, evenly spaced; the network sees
-    the original ones). `guidance`, `guidance_channels` and `null_class` are those of `guided`, `clip` that of
-    `Denoiser`. `noise(i)` gives [B, C, H, W] for step i = 0, 1, … in order (ancestral only; the last step has none),
-    and `progress(i, steps)` is called after each step with the number done. The caller chooses device, autocast and
-    eval mode. Raises InputError, before the network runs, for an unknown method, steps out of range, guidance without
-    a null class, or more guidance channels than the image has.
+    Sampling takes `steps` steps on the path of `objective` (DDPM: 2 to 1000 of its timesteps, evenly spaced; the
+    network gets the original timesteps). `guided` explains `guidance`, `guidance_channels` and `null_class`, `Denoiser`
+    explains `clip`. `noise(i)` gives the noise [B, C, H, W] of step i = 0, 1, … in order (ancestral only; the last step
+    has none). `progress(done, steps)` is called after each step. The caller chooses device, autocast and eval mode.
+    Raises InputError, before the network runs, for an unknown method, steps out of range, guidance without a null
+    class, or more guidance channels than the image has.
     """
     path = path_of(objective, method, steps)
     if noise is None and SAMPLERS[method].draws:

@@ -1,1 +1,1 @@
-"""What is measured of a backbone: cost, speed, memory, operators; each held against a reference first."""
+"""Measurements of a backbone: cost, speed, memory and operators. Each is checked against a reference first."""

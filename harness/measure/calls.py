@@ -1,4 +1,4 @@
-"""The calls that a model makes of its operators, recorded as it runs, and made again alone."""
+"""The calls of operators in a model: recorded while the model runs, and repeated in isolation."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -15,7 +15,7 @@ from ..device import autocast
 
 
 class Call(NamedTuple):
-    """One call of an operator's backend: its arguments, and which of them have a gradient."""
+    """One call of an operator's backend: its arguments, and which of them need a gradient (`wanted`)."""
 
     operator: str
     args: tuple[Any, ...]
@@ -23,17 +23,17 @@ class Call(NamedTuple):
 
     @property
     def signature(self) -> tuple[Any, ...]:
-        """What tells calls apart: the shape and type of every tensor, and every number."""
+        """What distinguishes calls: the shape and type of every tensor, and every number."""
         return tuple((tuple(arg.shape), arg.dtype) if isinstance(arg, Tensor) else arg for arg in self.args)
 
     @property
     def names(self) -> list[str]:
-        """What `results` returns: the output, and the arguments whose gradients follow."""
+        """The names of what `results` returns: the output, then the arguments with a gradient."""
         named = zip(OPERATORS[self.operator].arguments, self.wanted, strict=True)
         return ["output", *(name for name, wanted in named if wanted)]
 
     def shape(self, batch: int) -> str:
-        """For people: the tensors that grow with the batch and have a gradient, and the numbers."""
+        """The call in words: the shapes of tensors that grow with the batch and need a gradient, and the numbers."""
         words = []
         for name, arg, wanted in zip(OPERATORS[self.operator].arguments, self.args, self.wanted, strict=True):
             if isinstance(arg, Tensor) and wanted and arg.shape[0] == batch:
@@ -45,7 +45,7 @@ class Call(NamedTuple):
 
 @contextmanager
 def recorded() -> Iterator[list[Call]]:
-    """The calls that backends get while this lasts; those like an earlier one have lost their arguments."""
+    """Record the calls of backends within the context. A call with an earlier signature is kept without arguments."""
     calls: list[Call] = []
     seen: set[Any] = set()
 
@@ -63,7 +63,7 @@ def recorded() -> Iterator[list[Call]]:
 
 
 def calls_of(net: Backbone, batch: int, precision: str, device: str) -> list[Call]:
-    """Every call in a forward pass of `batch` random images, in order; see `recorded`."""
+    """Every call in a forward pass of `batch` random images, in order (see `recorded`)."""
     config = net.config
     x = torch.randn(batch, config.in_channels, config.input_size, config.input_size, device=device)
     t = torch.randint(0, 1000, (batch,), device=device)
@@ -73,7 +73,7 @@ def calls_of(net: Backbone, batch: int, precision: str, device: str) -> list[Cal
 
 
 def fresh(call: Call, dtype: torch.dtype | None = None) -> tuple[list[Any], list[Tensor]]:
-    """The arguments of a call, and those among them that have a gradient; `dtype` for all float tensors."""
+    """Copies of the arguments of a call, and those among them that need a gradient. Float tensors get `dtype`."""
     args, leaves = list(call.args), []
     for place, (arg, wanted) in enumerate(zip(call.args, call.wanted, strict=True)):
         if isinstance(arg, Tensor) and arg.is_floating_point():
@@ -85,11 +85,11 @@ def fresh(call: Call, dtype: torch.dtype | None = None) -> tuple[list[Any], list
 def results(
     run: Callable[..., Tensor], call: Call, dtype: torch.dtype | None = None, spoil: Callable[[], None] = lambda: None
 ) -> list[Tensor]:
-    """The output and every wanted gradient, of the output times fixed random weights; `dtype` for all float tensors.
-    `spoil` is called before each of the two passes.
+    """The output, then every wanted gradient, for the loss that is the sum of the output times fixed random weights.
 
-    The output's gradient lies in memory as the output does, like the one that attention gets in our models: of cuDNN's
-    attention, that layout must not change within a process (see `kernels/attention/README.md`).
+    Float tensors get `dtype`. `spoil` is called before each of the two passes. The gradient of the output has the
+    memory layout of the output, as attention gets it in our models, because that layout must not change within a
+    process for cuDNN's attention (see `kernels/attention/README.md`).
     """
     args, leaves = fresh(call, dtype)
     spoil()
@@ -100,7 +100,7 @@ def results(
 
 
 def as_in_the_model(run: Callable[..., Tensor], precision: str, device: str) -> Callable[..., Tensor]:
-    """A backend under the autocast that it has in a model."""
+    """A backend under the same autocast as in a model."""
 
     def wrapped(*args: Any) -> Tensor:
         with autocast(device, precision):

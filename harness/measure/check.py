@@ -1,8 +1,7 @@
-"""What has to hold before a number is printed (DESIGN.md, rule 4): models and operators compute what the
-reference does.
+"""The check before a number is printed (DESIGN.md, rule 4): models and operators compute what the reference computes.
 
-Output and gradients of a model say how it does as a whole, but among all gradients a small one is lost: where that of
-the queries is garbage, they move by 1 %. So each operator is held against the reference alone too.
+The output and the gradients of a model test it as a whole, but a small gradient is lost among all others: if that of
+the queries is garbage, the whole moves by 1 %. So each operator is also compared with the reference in isolation.
 """
 
 import math
@@ -19,24 +18,24 @@ from ...models.registry import Backbone, called_operators, out_channels
 from ..device import autocast
 from .calls import Call, as_in_the_model, calls_of, results
 
-# From that many tokens on, where references may loop over every token or keep every score, `Operator.exact` is used.
+# From this many tokens on, `Operator.exact` replaces the reference, which may loop over tokens or store all scores.
 MANY_TOKENS = 1024
-# Relative RMS errors that are allowed in a model on top of twice what plain torch has in the same precision.
+# The relative RMS error of a model that is allowed on top of twice the error of plain torch in the same precision.
 MODEL_FLOOR = {"float32": 1e-4, "bfloat16": 5e-3}
-SMALL = 2**20  # bytes: up to here torch's allocator takes a tensor from blocks of their own
+SMALL = 2**20  # bytes; torch's allocator has separate blocks for tensors up to this size
 
 
 class WrongOutput(RuntimeError):
-    """The backends to be measured do not compute what the reference does."""
+    """The measured backends do not compute what the reference computes."""
 
 
 @dataclass
 class Reference:
-    """One image through the reference backends in float32, on the CPU, so that it takes no memory of the GPU's.
+    """The results of the reference backends for one image in float32, on the CPU, so that they take no GPU memory.
 
-    `output` [channels of the head, S, S] and `gradients`, of the parameters that are trained, of the sum of `output`
-    times `weights`; `plain_output` and `plain_gradients` are the relative RMS errors of the same backends in the
-    precision to be measured; `backends` names them.
+    `output` is [channels of the head, S, S]. `gradients` are those of the sum of `output` times `weights`, one for each
+    trained parameter. `plain_output` and `plain_gradients` are the relative RMS errors of the same backends in the
+    measured precision. `backends` names the backends by operator.
     """
 
     image: Tensor
@@ -51,14 +50,14 @@ class Reference:
 
 
 def trained(net: Backbone) -> list[Tensor]:
-    """The parameters that have a gradient."""
+    """The parameters that are trained."""
     return [parameter for parameter in net.parameters() if parameter.requires_grad]
 
 
 @contextmanager
 def with_backends(net: Backbone, backends: dict[str, str]) -> Iterator[None]:
-    """These backends, in training and with checkpointed blocks so that a large image fits; afterwards all is as
-    before."""
+    """Use these backends within the context, in training mode and with checkpointed blocks so that a large image fits.
+    Afterwards the net is as before."""
     before = [(operators, dict(operators)) for operators in called_operators(net)]
     flags = net.checkpointing, net.training
     for operators, _ in before:
@@ -68,14 +67,14 @@ def with_backends(net: Backbone, backends: dict[str, str]) -> Iterator[None]:
     try:
         yield
     finally:
-        for operators, chosen in before:
-            operators.update(chosen)
+        for operators, names in before:
+            operators.update(names)
         net.checkpointing = flags[0]
         net.train(flags[1])
 
 
 def reference(net: Backbone, precision: str, device: str) -> Reference:
-    """The reference for a net, with an image, a time, a label and output weights drawn from seed 0."""
+    """The reference for a net. The image and the output weights are drawn from seed 0."""
     config = net.config
     tokens = (config.input_size // getattr(config, "patch_size", 1)) ** 2
     many = tokens >= MANY_TOKENS
@@ -108,11 +107,11 @@ def _one_image(net: Backbone, expected: Reference, precision: str, device: str) 
 
 
 def _to_host(v: Tensor) -> Tensor:
-    return v.cpu().pin_memory() if v.is_cuda else v.clone()  # pinned: it comes back for every measurement
+    return v.cpu().pin_memory() if v.is_cuda else v.clone()  # pinned, because every measurement copies it back
 
 
 def _take_gradients(net: Backbone) -> list[Tensor]:
-    """The gradients of the trained parameters, which have none afterwards."""
+    """The gradients of the trained parameters, which are removed from the parameters."""
     parameters = trained(net)
     gradients = [torch.zeros_like(v) if v.grad is None else v.grad for v in parameters]
     for parameter in parameters:
@@ -121,7 +120,7 @@ def _take_gradients(net: Backbone) -> list[Tensor]:
 
 
 def batch_of(expected: Reference, batch: int, device: str) -> tuple[Tensor, Tensor, Tensor]:
-    """Random x [B, C, S, S], t [B], y [B] whose first and last image are the reference's."""
+    """Random x [B, C, S, S], t [B] and y [B]. The first and last image are those of the reference."""
     draw = torch.Generator().manual_seed(1)
     x = torch.randn(batch, *expected.image.shape, generator=draw)
     t, y = torch.randint(0, 1000, (batch,), generator=draw), torch.zeros(batch, dtype=torch.int64)
@@ -134,12 +133,12 @@ def batch_of(expected: Reference, batch: int, device: str) -> tuple[Tensor, Tens
 def check(
     call: Callable[..., Tensor], net: Backbone, expected: Reference, batch: int, mode: str, precision: str, device: str
 ) -> dict[str, float]:
-    """Hold `call`, which is `net` or `net` compiled, against the reference at the very batch that is measured.
+    """Compare `call`, which is `net` or `net` compiled, with the reference at the batch that is measured.
 
     Returns the relative RMS errors as fields of a record: `output_error` of the first and the last image and, in mode
-    `train`, `gradient_error` of all parameters together. Only the last image has a gradient, so that one image is all
-    that the reference needs. Raises WrongOutput where an error is more than twice that of the reference backends in
-    the same precision plus `MODEL_FLOOR`.
+    `train`, `gradient_error` of all parameters together. Only the last image has a gradient, so that the reference
+    needs only one image. Raises WrongOutput if an error exceeds twice that of the reference backends in the same
+    precision plus `MODEL_FLOOR`.
     """
     x, t, y = batch_of(expected, batch, device)
     with torch.set_grad_enabled(mode == "train"), autocast(device, precision):
@@ -162,19 +161,19 @@ def check(
 
 
 def relative_rms(outcome: list[Tensor], exact: list[Tensor]) -> float:
-    """The norm of the differences over the norm of the exact values, all tensors together; the former alone where the
-    exact values are all zero (of queries that see one key, for one)."""
+    """The norm of the differences over the norm of the exact values, for all tensors together. Only the norm of the
+    differences if all exact values are zero, such as the gradient of queries that see a single key."""
     sums = torch.zeros(2, dtype=torch.float64, device=outcome[0].device)
-    for ours, theirs in zip(outcome, exact, strict=True):
-        true = theirs.to(ours.device, non_blocking=True).double()
-        sums += torch.stack([(ours - true).square().sum(), true.square().sum()])
-    wrong, size = sums.tolist()
-    return math.sqrt(wrong / (size or 1.0))
+    for values, expected in zip(outcome, exact, strict=True):
+        true = expected.to(values.device, non_blocking=True).double()
+        sums += torch.stack([(values - true).square().sum(), true.square().sum()])
+    difference, size = sums.tolist()
+    return math.sqrt(difference / (size or 1.0))
 
 
 class Held:
-    """What backends are held against at one call: `exact`, in float64, and `plain`, what the operator's rival gives in
-    the model's precision; see `results`. `backend` is what the whole model is held against (`Operator.exact_alone`)."""
+    """The expected results of one call: `exact`, in float64, and `plain`, those of the operator's rival in the model's
+    precision (see `results`). `backend` is the reference of the whole model (see `Operator.exact_alone`)."""
 
     def __init__(self, call: Call, precision: str, device: str, backend: str = "reference") -> None:
         self.call, self.precision, self.device = call, precision, device
@@ -183,11 +182,11 @@ class Held:
         self.plain = results(as_in_the_model(operator.rival, precision, device), call)
 
     def compare(self, run: Callable[..., Tensor], floor: float) -> dict[str, Any]:
-        """Relative RMS errors of a backend as fields of a row: `relative_error` the largest (null where that is not
-        finite), `error_of` what has it.
+        """Relative RMS errors of a backend as fields of a row: `relative_error` is the largest (null if it is not
+        finite) and `error_of` the output or gradient that has it.
 
-        `state` is "wrong" where one is more than twice that of plain torch plus `floor`, and `error` says which. On a
-        GPU the backend gets memory full of NaN.
+        `state` is "wrong" if an error exceeds twice that of plain torch plus `floor`, and `error` names it. On a GPU
+        the backend gets memory full of NaN.
         """
         size = 8 * sum(arg.nbytes for arg in self.call.args if isinstance(arg, Tensor))
         outcome = results(run, self.call, spoil=lambda: fill_free_memory(self.device, size))
@@ -205,11 +204,12 @@ class Held:
 def check_operators(
     net: Backbone, backends: dict[str, str], exact: dict[str, str], precision: str, device: str
 ) -> float | None:
-    """Hold every different call that `net` makes of an operator for one image, by `backends`, against those of `exact`.
+    """Compare every different call of an operator by `net` for one image, with `backends`, to the same call by `exact`.
 
-    Both are {operator: backend}. Returns the largest relative RMS error of any output or gradient, None where the net
-    calls no operator. Raises WrongOutput for the first call with one that is too large (see `Held.compare`): beyond the
-    floor for whole models, so that an adapter that rounds inside, as mamba-ssm's does, can be measured in one.
+    Both are {operator: backend}. Returns the largest relative RMS error of any output or gradient, None if the net
+    calls no operator. Raises WrongOutput for the first call with an error that is too large (see `Held.compare`). The
+    floor is that of whole models, so that an adapter that rounds internally, such as mamba-ssm's, can be measured in a
+    model.
     """
     with with_backends(net, backends):
         calls = [call for call in calls_of(net, 1, precision, device) if call.args]
@@ -225,25 +225,25 @@ def check_operators(
 
 
 def fill_free_memory(device: str, size: int) -> None:
-    """Set every bit of the GPU memory that torch's allocator hands out next: NaN in every float type.
+    """Set every bit of the GPU memory that torch's allocator hands out next, which is NaN in every float type.
 
-    What a kernel reads though nobody wrote it then shows in what it returns, whatever lay there by chance. That is
-    every gap in the blocks that torch holds, and `size` bytes (at most half of what is free) of new ones. Nothing on a
+    A kernel that reads memory that nobody wrote then returns NaN, whatever the memory contained before. Fills every gap
+    in the blocks that torch holds, and `size` bytes (at most half of the free memory) of new blocks. Does nothing on a
     CPU.
     """
     if not device.startswith("cuda"):
         return
-    torch.cuda.empty_cache()  # only gaps are left
+    torch.cuda.empty_cache()  # only gaps remain
     sizes = [SMALL] * 8  # four blocks for small tensors
     for segment in torch.cuda.memory_snapshot():
         most = SMALL if segment["segment_type"] == "small" else segment["total_size"]
         for gap in (block["size"] for block in segment["blocks"] if block["state"] == "inactive"):
             sizes += [min(most, gap - start) for start in range(0, gap, most)]
     sizes.append(min(max(size, 32 * SMALL), torch.cuda.mem_get_info(device)[0] // 2))
-    # All at once, so that each lies somewhere else; what fits a gap exactly goes there.
+    # All at once, so that each has its own place. A tensor that fits a gap exactly is placed there.
     _ = [torch.full((size,), 255, dtype=torch.uint8, device=device) for size in sizes]
 
 
 def or_null(error: float) -> float | None:
-    """What a record can hold."""
+    """A number as a record can hold it: null if it is not finite."""
     return error if math.isfinite(error) else None

@@ -1,20 +1,20 @@
 """What one forward pass of one image costs, counted in two ways that must agree (SPEC.md, section 5).
 
-One way asks the modules: a closed form for each kind of layer, and what a module says of itself. The other watches the
-operators that torch dispatches on the meta device. They must agree for each module; a layer or an operator that a
-count does not know is an error, never a zero.
+One way asks the modules: a closed form for each kind of layer, and what a module declares. The other watches the
+operators that torch dispatches on the meta device. Both must agree for each module. A layer or an operator of unknown
+cost is an error, never a zero.
 
-A module says what it computes itself, outside its child modules, by methods that take the inputs of `forward`:
+A module declares what it computes itself, outside its child modules, by methods that take the inputs of `forward`:
 
 own_macs(*inputs) -> int             multiply-adds of matrix products, convolutions and the like
-own_scan_operations(*inputs) -> int  floating-point operations of a scan, by the papers' rule; none without it
-own_normalised(*inputs) -> int       elements of a LayerNorm with parameters that it does not call; none without it
+own_scan_operations(*inputs) -> int  floating-point operations of a scan, by the papers' rule; default 0
+own_normalised(*inputs) -> int       elements of a LayerNorm with parameters that is not a child module; default 0
 
-A module with `own_macs` answers for the operators that it calls and the count does not know (a Fourier transform, an
-operator of its own): its number is taken where it is not below what the known ones in it multiply. It answers for
-itself alone, not for its child modules. Where every operator is known, both counts are equal or an error.
+`own_macs` covers operators of unknown cost that the module calls (a Fourier transform, a custom operator). Its number
+counts if it is at least that of the known operators in the module. It covers the module only, not its child modules.
+If all operators are known, both counts must be equal.
 
-The attribute `part`, one of `PARTS`, says where a module and those inside it are booked.
+The attribute `part`, one of `PARTS`, assigns a module and the modules in it to a part.
 """
 
 from collections import Counter
@@ -33,7 +33,7 @@ from ...kernels.errors import InputError, unknown
 from ...models.registry import Backbone, build
 
 PARTS = ("ssm", "scan", "attention", "mlp", "conditioning", "rest")
-# fvcore's rule for a normalisation: operations per element, with affine parameters and without.
+# Operations per element of a normalisation with and without affine parameters, by fvcore's rule.
 AFFINE_OPS, PLAIN_OPS = 5, 4
 SILENT_MODULES = (
     nn.SiLU, nn.GELU, nn.ReLU, nn.Sigmoid, nn.Tanh, nn.Identity, nn.Embedding, nn.AvgPool2d, nn.Upsample, nn.Dropout,
@@ -54,8 +54,8 @@ class Cost:
     """The cost of one forward pass of one image.
 
     `params` counts every parameter, trained or fixed; `macs` the multiply-adds of matrix products and convolutions;
-    `flops` = 2 · macs + operations of normalisations and scans; `paper_gflops` is the sum that the family's paper
-    prints, in 1e9.
+    `flops` = 2 · macs + operations of normalisations and scans; `paper_gflops` is the number in 1e9 by the rule of the
+    family's paper.
     """
 
     params: int
@@ -68,7 +68,7 @@ class Cost:
         return asdict(self)
 
 
-# Operators that multiply nothing together, or only element by element.
+# Operators without products, or with element-wise products only.
 SILENT_OPERATORS = frozenset(
     """
     _safe_softmax _softmax _to_copy _unsafe_view add addcmul alias arange avg_pool2d cat clone constant_pad_nd copy_
@@ -80,9 +80,9 @@ SILENT_OPERATORS = frozenset(
 
 
 def cost(config: Any) -> Cost:
-    """Count a backbone from its configuration, on the meta device, for one image.
+    """Count the cost of a backbone from its configuration, on the meta device, for one image.
 
-    Raises InputError naming the module whose layer or operator a count does not know, or whose two counts differ.
+    Raises InputError, with the name of the module, for a layer or operator of unknown cost and if the counts differ.
     """
     with torch.device("meta"):
         net = build(config).eval().to("meta")
@@ -110,8 +110,8 @@ def cost(config: Any) -> Cost:
 
 
 class Count(TorchDispatchMode):
-    """Both counts of what a net computes `watching` it, module by module: macs, normalised elements, operations of
-    scans."""
+    """Both counts of what a net computes within `watching`, by module: macs, normalised elements and operations of
+    scans. `asked` are the numbers from the modules, `watched` those from the operators."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
@@ -120,13 +120,13 @@ class Count(TorchDispatchMode):
         self.parts = {name: Part() for name in PARTS}
         self.asked: dict[nn.Module, Counter] = {module: Counter() for module in self.names}
         self.watched: dict[nn.Module, Counter] = {module: Counter() for module in self.names}
-        self.unknown: set[nn.Module] = set()  # those that call an operator of unknown cost
+        self.unknown: set[nn.Module] = set()  # modules that call an operator of unknown cost
         self.traced = {name: work for op in OPERATORS.values() for name, work in op.traced.items()}
         self._inside: list[tuple[nn.Module, str]] = []  # the modules that are running, with their parts
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Count what runs meanwhile."""
+        """Count what runs within the context."""
         hooks = [(m.register_forward_pre_hook(self._enter), m.register_forward_hook(self._leave)) for m in self.names]
         try:
             with self:
@@ -136,7 +136,7 @@ class Count(TorchDispatchMode):
                 handle.remove()
 
     def totals(self) -> Counter:
-        """The sums over all modules. Raises InputError for the first one whose two counts differ."""
+        """The sums over all modules. Raises InputError for the first module whose counts differ."""
         totals: Counter = Counter()
         for module, asked in self.asked.items():
             watched = self.watched[module]
@@ -145,20 +145,20 @@ class Count(TorchDispatchMode):
                 expected["macs"] = max(watched["macs"], asked["macs"])
             if asked != expected:
                 raise InputError(
-                    f"two counts of {self._called(module)} differ: by its type or its own methods (own_macs, "
+                    f"two counts of {self._title(module)} differ: by its type or its own methods (own_macs, "
                     f"own_scan_operations, own_normalised) {_listed(asked)}, by the operators in it {_listed(watched)}"
                 )
             totals.update(asked)
         return totals
 
-    def _called(self, module: nn.Module) -> str:
+    def _title(self, module: nn.Module) -> str:
         name = self.names[module]
         return f"{type(module).__name__} ({name})" if name else type(module).__name__
 
     def _enter(self, module: nn.Module, _: Any) -> None:
         part = getattr(module, "part", self._inside[-1][1] if self._inside else "rest")
         if part not in self.parts:
-            raise unknown(f"part of {self._called(module)}", part, PARTS)
+            raise unknown(f"part of {self._title(module)}", part, PARTS)
         self._inside.append((module, part))
 
     def _leave(self, module: nn.Module, inputs: tuple, output: Any) -> None:
@@ -187,11 +187,11 @@ class Count(TorchDispatchMode):
             return output.numel() * module.in_features
         if isinstance(module, nn.Conv1d | nn.Conv2d):
             return output.numel() * module.weight[0].numel()
-        known = isinstance(module, (nn.LayerNorm, nn.GroupNorm, Backbone, *SILENT_MODULES))
+        silent = isinstance(module, (nn.LayerNorm, nn.GroupNorm, Backbone, *SILENT_MODULES))
         parameters, children = module.parameters(recurse=False), module.children()
-        if not known and (any(True for _ in parameters) or not any(True for _ in children)):
+        if not silent and (any(True for _ in parameters) or not any(True for _ in children)):
             raise InputError(
-                f"the cost of {self._called(module)} is not known: give {type(module).__name__} own_macs(*inputs), "
+                f"the cost of {self._title(module)} is not known: give {type(module).__name__} own_macs(*inputs), "
                 "the multiply-adds of a call outside its child modules"
             )
         return 0
@@ -213,7 +213,7 @@ class Count(TorchDispatchMode):
         elif not name.startswith("aten::") or name.removeprefix("aten::") not in SILENT_OPERATORS:
             if not callable(getattr(module, "own_macs", None)):
                 raise InputError(
-                    f"{self._called(module)} calls {name}, whose cost is not known: give {type(module).__name__} "
+                    f"{self._title(module)} calls {name}, whose cost is not known: give {type(module).__name__} "
                     "own_macs(*inputs), the multiply-adds of a call outside its child modules"
                 )
             self.unknown.add(module)
@@ -221,7 +221,7 @@ class Count(TorchDispatchMode):
 
 
 def _own(module: nn.Module, method: str, inputs: tuple) -> int | None:
-    """What a module says of itself; None where it has no such method."""
+    """What a module declares by a method; None if it has no such method."""
     own = getattr(module, method, None)
     return cast(int, own(*inputs)) if callable(own) else None
 

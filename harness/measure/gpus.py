@@ -1,4 +1,4 @@
-"""What GPUs can do at most, by torch's names of them, and how close a model comes to that."""
+"""Peak rates of GPUs, by torch's name of the device, and how close a model comes to them."""
 
 import re
 from typing import NamedTuple
@@ -7,15 +7,16 @@ import torch
 
 
 class GPU(NamedTuple):
-    """Dense peaks of matrix products, 1e12 operations a second, and the clock in GHz, null where it is not known."""
+    """Dense peaks of matrix products in 1e12 operations a second, and the clock in GHz, None if it is not known."""
 
-    name: str  # a pattern of torch's name of the device
+    name: str  # a regular expression for torch's name of the device
     bfloat16: float
     float32: float
     clock: float | None
 
 
-# Source: NVIDIA's data sheets, halved where they count sparsity; boost clocks, of the H100 SXM and H200 under load.
+# Source: NVIDIA's data sheets, halved where they include sparsity. Boost clocks, but clocks under load
+# for H100 SXM and H200.
 GPUS = (
     #   name                                             bf16   fp32   GHz
     GPU(r"A100(-SXM4-..GB|-PCIE-40GB| 80GB PCIe)$",     312.0,  19.5, 1.410),
@@ -32,25 +33,26 @@ GPUS = (
 
 
 def gpu(name: str) -> GPU | None:
-    """The row of a device by torch's name of it; None where its peaks are not known (a slice of a GPU among them)."""
+    """The row of a device by torch's name. None if its peaks are not known, for example for a slice of a GPU."""
     return next((row for row in GPUS if re.search(row.name, name)), None)
 
 
 def peak_flops(device_name: str, precision: str) -> float | None:
-    """The dense peak of matrix products, FLOP/s; None where it is not known."""
+    """The dense peak of matrix products in FLOP/s. None if it is not known."""
     row = gpu(device_name)
     return None if row is None else 1e12 * getattr(row, precision)
 
 
 def mfu(macs: int, mode: str, images_per_s: float, device_name: str, precision: str) -> float | None:
-    """Model FLOPs utilisation (PaLM, arXiv 2204.02311, appendix B): two FLOPs a multiply-add of one image's forward
-    pass, three times that in training, a second, over the device's peak. None where the peak is not known."""
+    """Model FLOPs utilisation (PaLM, arXiv 2204.02311, appendix B): FLOPs a second over the device's peak. A
+    forward pass has two FLOPs per multiply-add, training three times as many. None if the peak is not known."""
     peak = peak_flops(device_name, precision)
     return None if peak is None else 2 * macs * {"forward": 1, "train": 3}[mode] * images_per_s / peak
 
 
 def exponentials_per_s(device_name: str) -> float | None:
-    """What the special-function units give: 16 a clock and multiprocessor. None where the clock is not known."""
+    """Exponentials a second of the special-function units: 16 per clock and multiprocessor. None if the clock is not
+    known."""
     row = gpu(device_name)
     if row is None or row.clock is None:
         return None

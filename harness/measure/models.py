@@ -1,4 +1,4 @@
-"""Speed and memory of a backbone, measured; no number where outputs or gradients do not agree with the reference."""
+"""Speed and memory of a backbone. There is no number if outputs or gradients do not agree with the reference."""
 
 import copy
 import gc
@@ -14,15 +14,7 @@ from torch import Tensor
 from ...kernels.errors import InputError
 from ...models.registry import Backbone, build, select_backends
 from ..config import CUDA_GRAPHS, BenchConfig, ObjectiveConfig
-from ..device import (
-    autocast,
-    compiled,
-    device_name,
-    device_type,
-    exact_float32,
-    is_cuda,
-    round_weights,
-)
+from ..device import autocast, compiled, device_name, device_type, exact_float32, is_cuda, round_weights
 from ..diffusion.objective import Objective, objective
 from ..training.step import TrainStep
 from .check import Reference, WrongOutput, batch_of, check, check_operators, reference
@@ -36,12 +28,12 @@ Say = Callable[[str], None]
 
 
 def model_at(model: Any, input_size: int) -> Any:
-    """A model's configuration at another side of its input. Raises InputError where it does not divide."""
+    """A model's configuration for another input size. Raises InputError if the model cannot have that size."""
     return replace(model, input_size=input_size)
 
 
 def check_bench(model: Any, settings: BenchConfig, backend: Any, device: str) -> None:
-    """Raise InputError where the model cannot have one of the input sizes or a named backend cannot run."""
+    """Raise InputError if the model cannot have one of the input sizes or a named backend cannot run."""
     for size in settings.input_sizes or []:
         model_at(model, size)
     with torch.device("meta"):
@@ -58,36 +50,36 @@ def bench(
     say: Say = lambda text: None,
     rows: Sequence[Row] = (),
 ) -> Iterator[Row]:
-    """Every measurement of `model` that `settings` ask for and `rows` do not hold, as the fields of `speed` records.
+    """Every measurement of `model` that `settings` ask for and `rows` do not have, as the fields of `speed` records.
 
-    `backend` is a BackendConfig. Random weights with nothing at zero, random inputs. `forward` is one call without
-    gradients, its weights rounded beforehand as sampling does (`device.round_weights`); `train` is a step of the
-    training loop (`TrainStep`): forward, loss, backward, AdamW, EMA. Milliseconds are a batch's: median, quartiles,
-    20th and 80th percentile. `mfu` is null where the device's peak is not known, `peak_memory_gib` on the CPU; for
-    CUDA graphs that is all memory that torch holds. `disturbed` says what else kept the host busy: the times may then
-    be too long. On a GPU that another process measures on, this waits until that has ended (`one_at_a_time`).
+    `backend` is a BackendConfig. Weights are random with nothing at zero, inputs are random. `forward` is one call
+    without gradients, with weights rounded beforehand as in sampling (`device.round_weights`). `train` is a step of the
+    training loop (`TrainStep`): forward, loss, backward, AdamW, EMA. Milliseconds are those of a batch: median,
+    quartiles, 20th and 80th percentile. `mfu` is null if the device's peak is not known. `peak_memory_gib` is null on
+    the CPU and, with CUDA graphs, all memory that torch holds. `disturbed` says what else kept the host busy, so that
+    the times may be too long. If another process measures on the same GPU, this waits for its end (`one_at_a_time`).
 
-    Before anything is measured, every operator that the model calls is held against the reference alone, for one
-    image (see `check_operators`): `operator_error` is the largest relative RMS error of an output or a gradient, null
-    where it calls none. Then each call of the model is held against float32 (see `check`). Where that fails the row
-    has no number but `state` "wrong"; "oom" and "failed" (torch.compile that cannot, for one) are rows too, and the
-    next one follows. After the last one, raises WrongOutput if any was wrong or failed. Raises InputError where a size
-    does not fit the model or a named backend cannot run.
+    Before the measurements, every operator that the model calls is compared with the reference in isolation, for one
+    image (see `check_operators`). `operator_error` is the largest relative RMS error of an output or a gradient, null
+    if the model calls no operator. Then each call of the model is compared with float32 (see `check`). A row that fails
+    its check has `state` "wrong" and no number. Rows of "oom" and "failed" (for example if torch.compile fails) have no
+    number either, and the next measurement follows. After the last one, raises WrongOutput if any was wrong or failed.
+    Raises InputError if a size does not fit the model or a named backend cannot run.
     """
     check_bench(model, settings, backend, device)
     exact_float32()
-    known, subject, bad, goal = list(rows), None, [], objective(objective_config)
-    if next_point(settings, model.input_size, known) is None:
-        return  # nothing to wait for the GPU for
+    rows, subject, bad, goal = list(rows), None, [], objective(objective_config)
+    if next_point(settings, model.input_size, rows) is None:
+        return  # without waiting for the GPU
     with one_at_a_time(device, say):
-        while (point := next_point(settings, model.input_size, known)) is not None:
+        while (point := next_point(settings, model.input_size, rows)) is not None:
             if subject is None or subject.net.config.input_size != point.input_size:
-                subject = None  # the old one goes before the new one comes
+                subject = None  # frees the old one before the new one is built
                 release(device)
                 subject = Subject(model_at(model, point.input_size), settings, backend, goal, device, say)
             row = subject.row(point)
             say(describe(row))
-            known.append(row)
+            rows.append(row)
             bad += [row] if row["state"] not in FINISHED else []
             yield row
         subject = None
@@ -97,8 +89,11 @@ def bench(
 
 
 class Subject:
-    """A model at one input size on the device, its operators checked, and the reference that its calls are held
-    against, or what every row says instead of a number."""
+    """A model at one input size on the device, with its operators checked.
+
+    `reference` is what its calls are compared with or, if there is none, the fields that every row has instead of
+    numbers.
+    """
 
     def __init__(
         self,
@@ -111,7 +106,7 @@ class Subject:
     ) -> None:
         self.settings, self.goal, self.device = settings, goal, device
         torch.manual_seed(0)
-        with torch.device(self.device):  # a large model is drawn on the GPU in a second
+        with torch.device(self.device):  # the GPU initialises a large model in a second
             self.net = build(model).to(self.device)
         fill_constants(self.net)
         self.backend = select_backends(self.net, vars(backend), device_type(device))
@@ -120,10 +115,10 @@ class Subject:
         self.reference: Reference | Row
         self.operator_error: float | None = None
         try:
-            made = reference(self.net, self.settings.precision, self.device)
-            exact = made.backends
+            expected = reference(self.net, self.settings.precision, self.device)
+            exact = expected.backends
             self.operator_error = check_operators(self.net, self.backend, exact, self.settings.precision, self.device)
-            self.reference = made
+            self.reference = expected
             against = ", ".join(f"{operator}={name}" for operator, name in exact.items())
             alone = "" if self.operator_error is None else f"; operators alone off by {self.operator_error:.1e} at most"
             say(f"input {model.input_size}: checked against float32, {against or 'no operators'}{alone}")
@@ -161,30 +156,30 @@ class Subject:
         self.net.to(self.device)
         return row
 
-    def measure(self, point: Point, made: Reference) -> Row:
+    def measure(self, point: Point, expected: Reference) -> Row:
         """Check the call, then time it."""
         net = self.net
         if point.mode == "forward" and self.settings.precision == "bfloat16":
             net = copy.deepcopy(self.net)
             round_weights(net, self.settings.precision)
-            self.net.to("cpu")  # until this is measured
+            self.net.to("cpu")  # until this measurement ends
         graphs = point.compile in CUDA_GRAPHS
         net.train(point.mode == "train")
         net.checkpointing = point.checkpointing
         call = compiled(net, point.compile)
         started = time.perf_counter()
-        against = (call, net, made, point.batch_size, point.mode, self.settings.precision, self.device)
-        for _ in range(2 if graphs else 0):  # a plain call and the recording; what follows are replays
+        against = (call, net, expected, point.batch_size, point.mode, self.settings.precision, self.device)
+        for _ in range(2 if graphs else 0):  # a plain call and the recording; later calls are replays
             check(*against)
         errors = check(*against)
-        seconds = time.perf_counter() - started  # compilation above all
+        seconds = time.perf_counter() - started  # mostly compilation
         release(self.device)
-        x, t, y = batch_of(made, point.batch_size, self.device)
+        x, t, y = batch_of(expected, point.batch_size, self.device)
         how = (call, net, self.device, self.settings.precision)
         one = train_step(*how, self.goal) if point.mode == "train" else forward(*how)
         step = partial(one, x, t, y)
         timed = time_calls(step, self.device, self.settings.warmup, self.settings.repeats, self.settings.seconds)
-        if graphs and is_cuda(self.device):  # a replay allocates nothing: it has what the graphs hold
+        if graphs and is_cuda(self.device):  # a replay allocates nothing, its memory is what the graphs hold
             timed["peak_memory_gib"] = torch.cuda.memory_reserved(self.device) / 2**30
         speed = 1e3 * point.batch_size / timed["p50_ms"]
         used = mfu(self.macs, point.mode, speed, device_name(self.device), self.settings.precision)
@@ -210,16 +205,17 @@ def describe(row: Row) -> str:
 
 
 def release(device: str) -> None:
-    """Give back the GPU memory that nothing holds, so that the next measurement starts from nothing."""
+    """Return unused GPU memory to the device, so that each measurement starts with the same memory."""
     if is_cuda(device):
         gc.collect()
         torch.cuda.empty_cache()
 
 
 def fill_constants(net: Backbone) -> None:
-    """Perturb every parameter that starts at a constant: zeros hide work, and gates of zero hide errors.
+    """Perturb every parameter that starts at a constant, because zeros hide work and gates of zero hide errors.
 
-    Vectors (gates, biases, norms) by 0.5 times normal noise, so that every block takes part; others by 0.02 times.
+    Adds 0.5 times normal noise to vectors (gates, biases, norms), so that every block contributes, and 0.02 times to
+    other parameters.
     """
     for parameter in net.parameters():
         if bool((parameter == parameter.flatten()[0]).all()):
@@ -241,7 +237,7 @@ def forward(call: Callable[..., Tensor], net: Backbone, device: str, precision: 
 def train_step(
     call: Callable[..., Tensor], net: Backbone, device: str, precision: str, goal: Objective
 ) -> Callable[..., None]:
-    """A step of the training loop. The learning rate is 0: the same work, and the weights stay what was checked."""
+    """A step of the training loop. The learning rate is 0: the same work, but the weights stay those of the check."""
     training = TrainStep(net, goal, call=call, device=device, precision=precision, lr=0.0)
 
     def step(x: Tensor, t: Tensor, y: Tensor) -> None:

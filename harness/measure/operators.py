@@ -1,7 +1,7 @@
-"""Speed of the operators at the shapes of a model, against each other and against the machine's limits.
+"""Speed of the operators at the shapes of a model, compared with each other and with the machine's limits.
 
-A model's forward pass says with what an operator is called. Every usable backend is then held against the reference in
-float64 at one image, and timed at the whole batch only where rule 4 of DESIGN.md holds.
+A forward pass of the model gives the calls of each operator. Every usable backend is compared with the reference in
+float64 for one image, and is timed with the whole batch only if rule 4 of DESIGN.md holds.
 """
 
 import time
@@ -24,17 +24,17 @@ from .models import Row, fill_constants, no_number, release
 from .search import FINISHED
 from .timing import LEAST, one_at_a_time, quantiles, time_calls
 
-# Relative errors that an operator alone may have on top of twice those of plain torch in the same precision: less than
-# a model's.
+# The relative error of an operator in isolation that is allowed on top of twice that of plain torch in the same
+# precision. It is smaller than that of a model.
 OPERATOR_FLOOR = {"float32": 1e-5, "bfloat16": 1e-4}
 PASSES = {"forward": "forward", "train": "forward+backward"}
-OVERWRITE_S = 5e-4  # about what a GPU takes to overwrite 2 GiB (an H100: 0.7 ms)
+OVERWRITE_S = 5e-4  # about the seconds that a GPU takes to overwrite 2 GiB (an H100: 0.7 ms)
 
 
 def pairs_of(net: Backbone, batch: int, precision: str, device: str) -> list[tuple[Call, Call]]:
-    """Every different call in a forward pass, for one image and for `batch` of them."""
+    """Every different call in a forward pass, with one image and with `batch` images."""
     one_image = calls_of(net, 1, precision, device)
-    # Arguments need gradients where those of one image do; a whole batch with its graph might not fit.
+    # A whole batch with its graph might not fit. Arguments need gradients where those of one image do.
     with torch.no_grad():
         whole_batch = calls_of(net, batch, precision, device)
     pairs = zip(one_image, whole_batch, strict=True)
@@ -42,9 +42,9 @@ def pairs_of(net: Backbone, batch: int, precision: str, device: str) -> list[tup
 
 
 def limits(device: str, precision: str) -> dict[str, float | None]:
-    """What the machine gives: bytes a second of a large copy, measured now; exponentials and FLOPs a second, known of
-    its kind or null."""
-    source = torch.empty(2**28 if device.startswith("cuda") else 2**22, device=device)  # 1 GiB, far more than a cache
+    """The limits of the machine: bytes a second of a large copy, measured now, and the device's exponentials and FLOPs
+    a second, None if they are not known."""
+    source = torch.empty(2**28 if device.startswith("cuda") else 2**22, device=device)  # 1 GiB, far larger than a cache
     target = torch.empty_like(source)
     timed = time_queued(partial(target.copy_, source), device, 10)
     cuda, name = device.startswith("cuda"), device_name(device)
@@ -56,11 +56,11 @@ def limits(device: str, precision: str) -> dict[str, float | None]:
 
 
 def floors(call: Call, result: int, backward: bool, machine: dict[str, float | None]) -> dict[str, float | None]:
-    """The least time of a call in ms by each limit of the machine (see `limits`), null where that is not known.
+    """The least time of a call in ms by each limit of the machine (see `limits`), None if the limit is not known.
 
-    Bytes: inputs and output (`result` bytes) once; backward inputs and the output's gradient once more, and every
-    gradient. Products: two FLOPs a multiply-add, three times that with the backward pass. Exponentials: once in each
-    pass.
+    Bytes: inputs and output (`result` bytes) once; in the backward pass the inputs and the output's gradient once more,
+    and every gradient. Products: two FLOPs per multiply-add, three times as many with the backward pass. Exponentials:
+    once in each pass.
     """
     inputs = sum(arg.numel() * arg.element_size() for arg in call.args if isinstance(arg, Tensor))
     gradients = sum(
@@ -79,18 +79,21 @@ def floors(call: Call, result: int, backward: bool, machine: dict[str, float | N
 
 
 def time_queued(step: Callable[[], Any], device: str, repeats: int, seconds: float = 1.0) -> dict[str, Any]:
-    """Time that the device itself takes for a call, cold: its caches hold other data, and the host has queued the call
-    while the device was busy with that, so that its own time does not count. On a CPU, the host's time. Of at most
-    `repeats` calls, as many as fit into `seconds` and at least 5."""
+    """Time calls with cold caches on the device, as fields of a record.
+
+    Before each call the device overwrites other memory, so that its caches hold other data. The host queues the call
+    meanwhile, so that its own time does not count. On a CPU, the host's time counts. Measures as many calls as fit into
+    `seconds`, at least 5 and at most `repeats`.
+    """
     if not device.startswith("cuda"):
         return time_calls(step, device, 1, repeats, seconds)
-    other = torch.empty(2**31, dtype=torch.int8, device=device)  # more than the caches hold
+    other = torch.empty(2**31, dtype=torch.int8, device=device)  # larger than the caches
     for _ in range(3):
         step()
     torch.cuda.synchronize(device)
-    began = time.perf_counter()
+    queued = time.perf_counter()
     step()
-    overwrites = 1 + int(2 * (time.perf_counter() - began) / OVERWRITE_S)  # twice as long as the host takes
+    overwrites = 1 + int(2 * (time.perf_counter() - queued) / OVERWRITE_S)  # twice as long as the host needs
     times, started = [], time.perf_counter()
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     while len(times) < repeats and (len(times) < LEAST or time.perf_counter() - started < seconds):
@@ -107,16 +110,17 @@ def time_queued(step: Callable[[], Any], device: str, repeats: int, seconds: flo
 def bench_operators(
     model: Any, settings: BenchConfig, backend: Any, device: str, say: Callable[[str], None] = lambda text: None
 ) -> Iterator[Row]:
-    """A row for every operator of the model, shape, usable backend and pass: the fields of `bench` records.
+    """A row for every operator of the model, shape, usable backend and pass: the fields of `operator_speed` records.
 
-    `model` is a model's configuration, `backend` a BackendConfig: with which backends it runs while its calls are
-    recorded. At the first of `settings.batch_size` (`auto`: 64), in `settings.precision`, for `settings.modes`: the
-    forward pass, or forward and backward with every gradient that training needs. The reference is what the others are
-    held against and is not timed; what an operator names as yardsticks is. Times are the device's (see `time_queued`),
-    in ms; `floor_ms` is the largest of three floors (see `floors`), `floor` its name. `state` "wrong" stands where a
-    backend does not pass its check, "oom" or "failed" where it cannot run; such rows have no time, and after the last
-    one WrongOutput is raised where any was wrong or failed. On a GPU that another process measures on, waits until that
-    has ended.
+    `model` is a model's configuration. `backend` is a BackendConfig, the backends of the model while its calls are
+    recorded. The batch is the first of `settings.batch_size` (`auto`: 64), the precision `settings.precision`. Of
+    `settings.modes`, `forward` is the forward pass and `train` is forward and backward with every gradient that
+    training needs. The reference is not timed, but the yardsticks of an operator are. Times are those of the device
+    (see `time_queued`), in ms. `floor_ms` is the largest of three floors (see `floors`), and `floor` its name.
+
+    The `state` of a row is "wrong" if the backend fails its check, and "oom" or "failed" if it cannot run. Such rows
+    have no time. After the last row, raises WrongOutput if any was wrong or failed. If another process measures on the
+    same GPU, this waits for its end.
     """
     exact_float32()
     batch = 64 if settings.batch_size == "auto" else settings.batch_size[0]
@@ -144,7 +148,7 @@ def bench_operators(
 
 
 class Subject:
-    """What all calls are measured with."""
+    """What the measurements of all calls share: settings, device, batch and the machine's limits."""
 
     def __init__(
         self, settings: BenchConfig, device: str, batch: int, input_size: int, machine: dict[str, float | None]
@@ -153,10 +157,10 @@ class Subject:
         self.input_size, self.machine = input_size, machine
 
     def rows(self, one: Call, many: Call) -> Iterator[Row]:
-        """Every backend, yardstick and pass of a call: checked with one image, timed with many."""
+        """A row for every backend, yardstick and pass of a call, checked with one image and timed with `many`."""
         operator, device_type = OPERATORS[one.operator], self.device.split(":")[0]
         held = Held(one, self.settings.precision, self.device)
-        # In the type of the first argument: plain torch may give another (CUDA's autocast norms in float32).
+        # In the type of the first argument, because plain torch may return another (CUDA's autocast norms in float32).
         result = held.plain[0].numel() * one.args[0].element_size() * self.batch
         for backend in operator.backends.values():
             if backend.name != "reference" and not backend.reasons(device_type):
@@ -166,7 +170,7 @@ class Subject:
         for yardstick in operator.yardsticks:
             if not yardstick.reasons(device_type):
                 compare = partial(compare_yardstick, yardstick, one, held.exact)
-                yield from self.passes(yardstick.name, compare, partial(_steps_beside, yardstick, many), many, result)
+                yield from self.passes(yardstick.name, compare, partial(_rival_steps, yardstick, many), many, result)
 
     def passes(
         self, backend: str, compare: Callable[[], Row], steps: Callable[[], dict], call: Call, result: int
@@ -199,16 +203,16 @@ class Subject:
             yield row
 
     def against_floors(self, call: Call, result: int, backward: bool, milliseconds: float) -> Row:
-        """Every limit and floor, the largest floor, and the time over it."""
+        """Every limit and floor, the largest floor, and the time over that floor."""
         by_limit = floors(call, result, backward, self.machine)
-        known = {name.removesuffix("_floor_ms"): value for name, value in by_limit.items() if value is not None}
-        largest = max(known, key=lambda name: known[name])
-        more = {"floor": largest, "floor_ms": known[largest], "times_floor": milliseconds / known[largest]}
+        values = {name.removesuffix("_floor_ms"): value for name, value in by_limit.items() if value is not None}
+        largest = max(values, key=lambda name: values[name])
+        more = {"floor": largest, "floor_ms": values[largest], "times_floor": milliseconds / values[largest]}
         return {**self.machine, **by_limit, **more}
 
 
 def compare_yardstick(yardstick: Yardstick, call: Call, exact: list[Tensor]) -> Row:
-    """The relative RMS error of a yardstick's output and first gradient together; see `Held.compare`."""
+    """The relative RMS error of a yardstick's output and first gradient together (see `Held.compare`)."""
     outcome = yardstick.prepare(*call.args).output_and_gradient()
     error, first = relative_rms([v.double() for v in outcome], exact[:2]), call.names[1]
     row: Row = {"state": "done", "relative_error": or_null(error), "error_of": f"output and {first}"}
@@ -229,6 +233,6 @@ def _steps(run: Callable[..., Tensor], call: Call) -> dict[str, Callable[[], Any
     return {"forward": torch.no_grad()(partial(run, *args)), "forward+backward": both}
 
 
-def _steps_beside(yardstick: Yardstick, call: Call) -> dict[str, Callable[[], Any]]:
+def _rival_steps(yardstick: Yardstick, call: Call) -> dict[str, Callable[[], Any]]:
     timed = yardstick.prepare(*call.args)
     return {"forward": timed.forward, "forward+backward": timed.both}

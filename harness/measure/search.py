@@ -1,13 +1,13 @@
-"""What a benchmark measures next. Plain Python: a sweep that was killed goes on from the rows that it left."""
+"""The next measurement of a benchmark. It depends only on earlier rows, so that a killed benchmark continues."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from ..config import BenchConfig
 
-FIRST_BATCH = 8  # of `auto`, after one image
-GAIN = 1.02  # less than that, twice running, is saturated
-FINISHED = ("done", "oom")  # states that the same command does not measure again
+FIRST_BATCH = 8  # the second batch of `auto`, after one image
+GAIN = 1.02  # two batches in a row that gain less end the search
+FINISHED = ("done", "oom")  # states of measurements that the same command does not repeat
 
 
 class Point(NamedTuple):
@@ -21,72 +21,56 @@ class Point(NamedTuple):
 
 
 def point_of(row: dict[str, Any]) -> Point:
-    """The measurement that a row holds."""
+    """The measurement of a row."""
     return Point(*(row[name] for name in Point._fields))
 
 
-def finished(records: Sequence[dict[str, Any]], provenance: dict[str, Any] | None = None) -> list[dict[str, Any]]:
-    """The rows among a run's records that stand: measured or out of memory, the newest of each measurement.
-
-    With `provenance`, only rows of the same code, machine and versions.
-    """
-    newest: dict[Point, dict[str, Any]] = {}
-    for line in records:
-        if line["kind"] == "bench" and all(name in line for name in Point._fields):
-            newest[point_of(line)] = line
-    return [
-        row
-        for row in newest.values()
-        if row["state"] in FINISHED and (provenance is None or row.get("provenance") == provenance)
-    ]
-
-
 def next_point(settings: BenchConfig, input_size: int, rows: Sequence[dict[str, Any]]) -> Point | None:
-    """The first measurement that `rows` do not hold yet; None where all is measured.
+    """The first measurement that is not among `rows`, None if everything is measured.
 
-    `input_size` is the model's own, for settings that name none. The eager model comes first: it chooses the batches
-    of the others where the batch is `auto`.
+    `input_size` is the model's own, for settings without input sizes. The eager model comes first because, with
+    `batch_size` `auto`, it determines the batches of the other compile modes.
     """
-    known = {point_of(row): row for row in rows}
+    measured = {point_of(row): row for row in rows}
     for size in settings.input_sizes or [input_size]:
         for mode in settings.modes:
             for checkpointing in settings.checkpointing if mode == "train" else [False]:
-                for kind, batch in _batches(settings, known, (size, mode, checkpointing)):
-                    if (point := Point(size, mode, checkpointing, kind, batch)) not in known:
+                for kind, batch in _batches(settings, measured, (size, mode, checkpointing)):
+                    if (point := Point(size, mode, checkpointing, kind, batch)) not in measured:
                         return point
     return None
 
 
 def _batches(
-    settings: BenchConfig, known: dict[Point, dict[str, Any]], cell: tuple[int, str, bool]
+    settings: BenchConfig, measured: dict[Point, dict[str, Any]], cell: tuple[int, str, bool]
 ) -> Iterator[tuple[str, int]]:
     if settings.batch_size != "auto":
         yield from ((kind, batch) for kind in settings.compile for batch in settings.batch_size)
         return
-    eager = {point.batch_size: row for point, row in known.items() if point[:3] == cell and point.compile == "eager"}
+    eager = {point.batch_size: row for point, row in measured.items() if point[:3] == cell and point.compile == "eager"}
     if (batch := next_batch(eager, settings.seconds)) is not None:
         yield "eager", batch
     elif (best := best_batch(eager)) is not None:
         for kind in settings.compile:
             if kind == "eager":
                 continue
-            rows = {point.batch_size: row for point, row in known.items() if point[:4] == (*cell, kind)}
+            rows = {point.batch_size: row for point, row in measured.items() if point[:4] == (*cell, kind)}
             if (batch := next_compiled_batch(rows, best)) is not None:
                 yield kind, batch
 
 
 def best_batch(rows: dict[int, dict[str, Any]]) -> int | None:
-    """The batch of the most images a second; None where none was measured."""
+    """The batch with the most images a second, None if none was measured."""
     speeds = {batch: row["images_per_s"] for batch, row in rows.items() if row["state"] == "done"}
     return max(speeds, key=lambda batch: speeds[batch]) if speeds else None
 
 
 def next_batch(rows: dict[int, dict[str, Any]], seconds: float) -> int | None:
-    """The batch that the search tries next, None at its end.
+    """The next batch of the search, None at its end.
 
-    One image; then 8, doubled until memory ends, two doublings running gain less than `GAIN` or a call takes
-    `seconds`, or halved until it fits; at last one and a half times the best. Anything but done or out of memory ends
-    the search.
+    The search begins with one image, then 8. It doubles the batch until memory ends, two doublings in a row gain less
+    than `GAIN`, or a call takes `seconds`. If 8 images do not fit, it halves the batch until it fits. Its last batch is
+    one and a half times the best. A state other than done or out of memory ends the search.
     """
     if not rows:
         return 1
@@ -107,10 +91,11 @@ def next_batch(rows: dict[int, dict[str, Any]], seconds: float) -> int | None:
 
 
 def next_compiled_batch(rows: dict[int, dict[str, Any]], best: int) -> int | None:
-    """The batch that is compiled next where `best` is that of the eager model, None at the end.
+    """The next batch of a compiled model, None at the end. `best` is the best batch of the eager model.
 
-    `best`, then its double; where memory ends, the middle between what fitted and what did not, down to a quarter of
-    the batch. Anything but done or out of memory ends the search: it would fail again, after as long a compilation.
+    The search begins with `best`, then tries twice that. Where memory ends, it tries the middle between the largest
+    batch that fitted and the smallest that did not, until they differ by at most a quarter. A state other than done or
+    out of memory ends the search, because another batch would fail too, after another long compilation.
     """
     if not rows:
         return best
@@ -125,5 +110,5 @@ def next_compiled_batch(rows: dict[int, dict[str, Any]], best: int) -> int | Non
 
 
 def _saturated(speeds: list[float]) -> bool:
-    """Whether neither of the last two batches gained on the best before it."""
+    """Whether neither of the last two batches is faster, by `GAIN`, than the best batch before it."""
     return len(speeds) > 2 and all(speeds[place] < GAIN * max(speeds[:place]) for place in (-2, -1))

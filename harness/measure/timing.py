@@ -1,4 +1,4 @@
-"""How long calls take."""
+"""Timing of calls."""
 
 import fcntl
 import os
@@ -13,12 +13,12 @@ import torch
 
 from .. import signals
 
-LEAST = 5  # calls of a measurement, however long they take
-BUSY = 0.25  # more of the host's cores than this at work for others, and a measurement says so
-COUNTED_S = 0.3  # in less, the kernel's count of processor time (in hundredths of a second) says little
+LEAST = 5  # the least calls of a measurement, however long they take
+BUSY = 0.25  # a measurement is disturbed if other processes use more than this share of the host's cores
+COUNTED_S = 0.3  # the kernel counts processor time in hundredths of a second, which is too coarse for less
 CPU_TIMES = Path("/proc/stat")
-LOCKS = Path("/tmp")  # not TMPDIR, which may be a job's own: other jobs on the same GPU have to find the lock
-WAIT_S = 0.5  # between looks at it
+LOCKS = Path("/tmp")  # not TMPDIR, which may be private to a job: other jobs on the same GPU must find the lock
+WAIT_S = 0.5  # seconds between attempts to get the lock
 
 
 def quantiles(times: list[float]) -> dict[str, float]:
@@ -28,14 +28,15 @@ def quantiles(times: list[float]) -> dict[str, float]:
 
 
 def synchronize(device: str) -> None:
-    """Wait for a GPU; nothing to wait for on a CPU."""
+    """Wait until a GPU has finished its work. Does nothing on a CPU."""
     if device.startswith("cuda"):
         torch.cuda.synchronize(device)
 
 
 def others_busy() -> Callable[[], str | None]:
-    """Start to watch the host. The call returned says, by then, "other processes kept 12.3 of 16 cores busy"; None
-    where they kept a quarter or less, after less than 0.3 s, and where Linux's /proc/stat is missing."""
+    """Start to watch the host. The returned function says, for the time until its call, "other processes kept 12.3 of
+    16 cores busy". It returns None if they used at most a quarter of the cores, after less than 0.3 s, and without
+    Linux's /proc/stat."""
 
     def busy() -> float | None:
         try:
@@ -47,34 +48,36 @@ def others_busy() -> Callable[[], str | None]:
 
     before, started = busy(), time.perf_counter()
 
-    def said() -> str | None:
+    def summary() -> str | None:
         after, seconds, cores = busy(), time.perf_counter() - started, os.cpu_count() or 1
         if before is None or after is None or seconds < COUNTED_S or after - before <= BUSY * cores * seconds:
             return None
         return f"other processes kept {(after - before) / seconds:.1f} of {cores} cores busy"
 
-    return said
+    return summary
 
 
 @contextmanager
 def one_at_a_time(device: str, say: Callable[[str], None]) -> Iterator[None]:
-    """Hold a GPU against other measurements: those of all processes on this host take turns. Of programs that do not
-    ask, training among them, it knows nothing. The lock goes with the process, however that ends; on a CPU there is
-    none (see `others_busy`). Raises Stopped where a signal asks for it while this waits."""
+    """Hold the lock of a GPU, so that the measurements of all processes on this host take turns.
+
+    Programs that do not ask for the lock, such as training, are not held off. The lock ends with the process, however
+    the process ends. On a CPU there is no lock (see `others_busy`). Raises Stopped if a signal comes while this waits.
+    """
     if not device.startswith("cuda"):
         yield
         return
     lock = LOCKS / f"lamabench-{torch.cuda.get_device_properties(device).uuid}.lock"
-    try:  # another user's may be read alone, which is enough to hold it
+    try:  # the lock of another user can only be opened for reading, which is enough to hold it
         file = os.open(lock, os.O_RDONLY if lock.exists() else os.O_RDONLY | os.O_CREAT, 0o644)
     except OSError as error:
         say(f"other measurements on this GPU will not wait for this one: {error}")
         yield
         return
     try:
-        if not _taken(file):
+        if not _acquire(file):
             say(f"another process measures on this {torch.cuda.get_device_name(device)}: waiting until it has ended")
-            while not _taken(file):
+            while not _acquire(file):
                 signals.check()
                 time.sleep(WAIT_S)
         yield
@@ -82,7 +85,7 @@ def one_at_a_time(device: str, say: Callable[[str], None]) -> Iterator[None]:
         os.close(file)
 
 
-def _taken(file: int) -> bool:
+def _acquire(file: int) -> bool:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -91,12 +94,13 @@ def _taken(file: int) -> bool:
 
 
 def time_calls(step: Callable[[], Any], device: str, warmup: int, repeats: int, seconds: float) -> dict[str, Any]:
-    """Call `step` until the time is up and say how long a call takes, as fields of a record.
+    """Measure how long a call of `step` takes, as fields of a record.
 
-    The clock is the host's, read when the device has finished. One call and then others, `warmup` in all, but only
-    within `seconds`, go by unmeasured; then at most `repeats` calls, `LEAST` of them (or all, if fewer) whatever they
-    take, the others within `seconds`. On a GPU `peak_memory_gib` is the most that torch's allocator held in the
-    measured calls, else null. `disturbed` says that others worked on the host meanwhile (`others_busy`), else null.
+    The clock is the host's, read when the device has finished. The first call is a warm-up, followed by more, up to
+    `warmup` in all, while they start within `seconds`. Then at most `repeats` calls are measured: at least `LEAST` (or
+    `repeats`, if that is less), and more while they start within `seconds`. On a GPU, `peak_memory_gib` is the most
+    that torch's allocator held in the measured calls, else null. `disturbed` says that other processes kept the host
+    busy (`others_busy`), else null.
     """
 
     def call() -> float:
@@ -125,15 +129,15 @@ def time_calls(step: Callable[[], Any], device: str, warmup: int, repeats: int, 
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, whichever library found it."""
+    """Whether an error means that memory ran out, whichever library raised it."""
     kinds = (torch.cuda.OutOfMemoryError, MemoryError)
-    # The last is torch's on a CPU, which has no exception of its own for it.
+    # The last is torch's on a CPU, where torch has no special exception.
     words = ("out of memory", "cublas_status_alloc", "can't allocate memory")
     return isinstance(error, kinds) or any(text in str(error).lower() for text in words)
 
 
 def first_line(error: BaseException) -> str:
-    """The kind of an error and the first line of what it says, with the next one where that only announces it."""
+    """The class of an error and the first line of its message, and the second line if the first ends with a colon."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    told = lines[: 2 if lines and lines[0].endswith(":") else 1]
-    return " ".join([f"{type(error).__name__}:", *told])[:400]
+    head = lines[: 2 if lines and lines[0].endswith(":") else 1]
+    return " ".join([f"{type(error).__name__}:", *head])[:400]

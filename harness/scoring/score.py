@@ -1,4 +1,4 @@
-"""Scores of samples against a reference: which images, which features, and a row a number."""
+"""Scores of samples against a reference: images, features, and one row per number."""
 
 import hashlib
 import json
@@ -36,7 +36,7 @@ class ReferenceImages(Protocol):
 
 @dataclass(frozen=True)
 class Reference:
-    """What samples are scored against: images, their `name` in tables, and the fingerprint of what they contain."""
+    """The images that samples are compared with, their `name` in tables, and the fingerprint of their contents."""
 
     images: ReferenceImages
     name: str
@@ -44,7 +44,7 @@ class Reference:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What tells these images from others."""
+        """Plain data that identify these images."""
         return {"fingerprint": self.fingerprint, "count": len(self.images)}
 
     def batch(self, start: int, stop: int) -> Tensor:
@@ -53,7 +53,7 @@ class Reference:
 
 
 class Count:
-    """How many of `total` images are through."""
+    """Counts images that are done, of `total`."""
 
     def __init__(self, total: int, progress: Callable[[int, int], object] | None) -> None:
         self.done, self.total, self.progress = 0, total, progress
@@ -65,9 +65,9 @@ class Count:
 
 
 def score(samples: Path, config: Config, metrics: Sequence[str], cache: Path, progress: Progress) -> list[Row]:
-    """The rows of some of `config.METRICS` for a file of samples against the images of `config.data`; see `evaluate`.
+    """Score a file of samples against the images of `config.data` by some of `config.METRICS` (see `evaluate`).
 
-    Raises InputError for a file without samples, and where the reference is not there or too small.
+    Raises InputError for a file without samples, and if the reference is missing or too small.
     """
     return evaluate(
         read_samples(samples),
@@ -81,7 +81,7 @@ def score(samples: Path, config: Config, metrics: Sequence[str], cache: Path, pr
 
 
 def read_samples(path: Path) -> Images:
-    """`images` uint8 [N, H, W, C] of an .npz. Raises InputError where there are none."""
+    """`images` uint8 [N, H, W, C] of an .npz file. Raises InputError if there are none."""
     if not path.exists():
         raise InputError(f"no samples: {path} does not exist; draw them first (lamabench sample …)")
     images = read_npz(path, ("images",)).get("images")
@@ -93,7 +93,7 @@ def read_samples(path: Path) -> Images:
 
 
 def reference_of(config: Config, say: Say | None = None) -> Reference:
-    """The images of `config.data`, or a fixed random `evaluate.reference_count` of them, the same for every seed."""
+    """The images of `config.data`, or a fixed random subset of `evaluate.reference_count`, the same for every seed."""
     data, count = load(config.data, say), config.evaluate.reference_count
     name = config.data.name or config.data.kind
     if count is None or count == len(data):
@@ -114,15 +114,15 @@ def evaluate(
     device: str,
     progress: Callable[[int, int], object] | None = None,
 ) -> list[Row]:
-    """Score samples uint8 [N, H, W, C] (C 1 or 3) against a reference of the same H, W and C, by `metrics` alone.
+    """Score samples uint8 [N, H, W, C] (C 1 or 3) against a reference of the same H, W and C, by `metrics` only.
 
-    One row a number: `metric` (its name), `request` (the metric of `config.METRICS` that it belongs to), `value`,
-    `std` (or None), `count` N, `reference`, `reference_count` (None for the inception score, which has no reference),
-    `features` (the network), and `protocol`: 8 hex digits that agree if and only if two rows may be compared.
-    `settings.seed` draws KID's subsets and IS's splits. Grey images are repeated to three channels. Every image is
-    featurised once, whatever the number of metrics; the reference's features are kept in the folder `cache`.
-    `progress(done, total)` counts images. Raises InputError for unknown metrics, networks or weights, wrong shapes,
-    short sets and results that are not finite.
+    Returns one row per number: `metric` (its name), `request` (its metric in `config.METRICS`), `value`, `std` (or
+    None), `count` N, `reference`, `reference_count` (None for the inception score, which has no reference), `features`
+    (the network), and `protocol`: 8 hex digits, equal if and only if two rows are comparable. `settings.seed` draws
+    KID's subsets and IS's splits. Grey images are repeated to three channels. The features of an image are computed
+    once for all metrics, and those of the reference are cached in the folder `cache`. `progress(done, total)` counts
+    images. Raises InputError for unknown metrics, networks or weights, wrong shapes, sets that are too small, and
+    results that are not finite.
     """
     metrics = list(dict.fromkeys(metrics))
     for metric in metrics:
@@ -139,38 +139,38 @@ def evaluate(
 
     pooled = network.pooled
     file = cache / f"{settings.features}-{_hash({**basis, **reference.identity, 'layer': pooled}, 16)}.safetensors"
-    theirs = read_cache(file, (len(reference.images), network.width)) if pooled in layers else None
-    missing = pooled in layers and theirs is None
+    expected = read_cache(file, (len(reference.images), network.width)) if pooled in layers else None
+    missing = pooled in layers and expected is None
     count = Count(len(samples) + missing * len(reference.images), progress)
     if missing:
-        theirs = extractor.features(reference.batch, len(reference.images), count.add)[pooled]
-        write_cache(file, theirs)
-    ours = extractor.features(
+        expected = extractor.features(reference.batch, len(reference.images), count.add)[pooled]
+        write_cache(file, expected)
+    actual = extractor.features(
         lambda start, stop: torch.tensor(samples[start:stop]).permute(0, 3, 1, 2), len(samples), count.add
     )
-    return [row for metric in metrics for row in _rows(metric, ours, theirs, reference, settings, extractor, basis)]
+    return [row for metric in metrics for row in _rows(metric, actual, expected, reference, settings, extractor, basis)]
 
 
 def _rows(
     metric: str,
-    ours: dict[str, Features],
-    theirs: Features | None,
+    actual: dict[str, Features],
+    expected: Features | None,
     reference: Reference,
     settings: EvaluateConfig,
     extractor: Extractor,
     basis: dict[str, Any],
 ) -> list[Row]:
     """The rows of one metric."""
-    alone, network = metric in WITHOUT_REFERENCE, extractor.network
-    layer = network.logits if alone else network.pooled
-    count = len(ours[layer])
+    no_reference, network = metric in WITHOUT_REFERENCE, extractor.network
+    layer = network.logits if no_reference else network.pooled
+    count = len(actual[layer])
     protocol = {
         **basis,
         "metric": metric,
         "layer": layer,
         "settings": definition(metric, count, len(reference.images)),
         "count": count,
-        "reference": None if alone else {"name": reference.name, **reference.identity},
+        "reference": None if no_reference else {"name": reference.name, **reference.identity},
     }
     return [
         {
@@ -179,25 +179,25 @@ def _rows(
             "value": quantity.value,
             "std": quantity.std,
             "count": count,
-            "reference": None if alone else reference.name,
-            "reference_count": None if alone else len(reference.images),
+            "reference": None if no_reference else reference.name,
+            "reference_count": None if no_reference else len(reference.images),
             "features": settings.features,
             "protocol": _hash(protocol, 8),
         }
-        for quantity in compute(metric, ours[layer], None if alone else theirs, settings.seed)
+        for quantity in compute(metric, actual[layer], None if no_reference else expected, settings.seed)
     ]
 
 
 def _check_shapes(samples: Images, reference: ReferenceImages) -> list[int]:
-    """[H, W, C] of both sets. Raises InputError where they differ or are no images."""
+    """[H, W, C] of both sets. Raises InputError if they differ or are not images."""
     if samples.dtype != np.uint8 or samples.ndim != 4 or samples.shape[3] not in (1, 3):
         raise InputError(f"samples must be uint8 [N, H, W, C] with C 1 or 3, not {samples.dtype} {list(samples.shape)}")
     first, shape = reference[0][0], list(samples.shape[1:])
     if first.dtype != torch.uint8 or first.ndim != 3:
         raise InputError(f"reference images must be uint8 [C, S, S], not {first.dtype} {list(first.shape)}")
-    theirs = [*first.shape[1:], first.shape[0]]
-    if theirs != shape:
-        raise InputError(f"samples are {shape} [H, W, C], but reference images are {theirs}")
+    other = [*first.shape[1:], first.shape[0]]
+    if other != shape:
+        raise InputError(f"samples are {shape} [H, W, C], but reference images are {other}")
     return shape
 
 

@@ -1,4 +1,4 @@
-"""Metrics from features: every number by torch-fidelity, every name by DESIGN.md, rule 8."""
+"""Metrics from features. torch-fidelity computes every number; names follow DESIGN.md, rule 8."""
 
 import math
 from dataclasses import dataclass
@@ -16,16 +16,16 @@ from torch_fidelity.metric_prc import prc_features_to_metric
 from ...kernels.errors import InputError
 
 KID_SUBSETS = 100
-NEIGHBOURS = 3  # of improved precision and recall
-SPLITS = 10  # of the inception score
-FULL_COUNT = 50_000  # what FID, KID and IS without a suffix mean
-WITHOUT_REFERENCE = ("isc",)  # metrics of the samples' logits alone; the others compare pooled features
+NEIGHBOURS = 3  # for improved precision and recall
+SPLITS = 10  # for the inception score
+FULL_COUNT = 50_000  # the samples of FID, KID and IS without a suffix
+WITHOUT_REFERENCE = ("isc",)  # metrics of the samples' logits only; the others compare pooled features
 AnyFeatures = NDArray[np.floating]
 
 
 @dataclass(frozen=True)
 class Quantity:
-    """One number: `name` is fd, kid, precision, recall or isc; `std` is over KID's subsets or IS's splits."""
+    """One number. `name` is fd, kid, precision, recall or isc; `std` is over KID's subsets or IS's splits."""
 
     name: str
     value: float
@@ -33,14 +33,14 @@ class Quantity:
 
 
 def kid_subset_size(samples: int, reference: int) -> int:
-    """Images in each of KID's 100 subsets: 1000 where both sets have as many, else 100."""
+    """Images in each of KID's 100 subsets: 1000 if both sets have that many, else 100."""
     return 1000 if min(samples, reference) >= 1000 else 100
 
 
 def metric_name(quantity: str, network: str, count: int) -> str:
-    """What a table calls a quantity of `count` samples: `FID`, `FID-10k`, `FD-EffNetLite0-512`.
+    """The name of a quantity of `count` samples in tables: `FID`, `FID-10k`, `FD-EffNetLite0-512`.
 
-    FID, KID and IS belong to network 'Inception'; without a suffix they mean 50,000 samples.
+    FID, KID and IS are names for the network 'Inception'. Without a suffix they mean 50,000 samples.
     """
     suffix = f"{count // 1000}k" if count % 1000 == 0 else str(count)
     canonical = {"fd": "FID", "kid": "KID", "isc": "IS"}
@@ -51,7 +51,7 @@ def metric_name(quantity: str, network: str, count: int) -> str:
 
 
 def definition(metric: str, samples: int, reference: int) -> dict[str, Any]:
-    """The arguments of torch-fidelity that define a metric of `config.METRICS`. The seed of its draws does not."""
+    """The arguments of torch-fidelity that define a metric of `config.METRICS`, without the seed of its draws."""
     return {
         "fd": {},
         "kid": {
@@ -68,7 +68,7 @@ def definition(metric: str, samples: int, reference: int) -> dict[str, Any]:
 
 
 def check_counts(metric: str, samples: int, reference: int) -> None:
-    """Raises InputError where a metric of `config.METRICS` needs more samples or more reference images."""
+    """Raise InputError if a metric of `config.METRICS` needs more samples or more reference images."""
     needed = {"fd": 2, "kid": kid_subset_size(samples, reference), "prc": NEIGHBOURS + 1, "isc": SPLITS}[metric]
     if samples < needed:
         raise InputError(f"{metric} needs at least {needed} samples, {samples} given")
@@ -81,18 +81,18 @@ def compute(metric: str, samples: AnyFeatures, reference: AnyFeatures | None, se
 
     `fd` is the Fréchet distance (Heusel et al., 2017), `kid` the kernel distance (Bińkowski et al., 2018), `prc`
     improved precision and recall (Kynkäänniemi et al., 2019), `isc` the inception score (Salimans et al., 2016), from
-    the samples' logits alone. `seed` draws KID's subsets and IS's splits. Raises InputError where sets are too small or
-    the result is not finite.
+    the samples' logits only. `seed` draws KID's subsets and IS's splits. Raises InputError if sets are too small or the
+    result is not finite.
     """
     check_counts(metric, len(samples), 0 if reference is None else len(reference))
     for name, features in (("samples", samples), ("reference", reference)):
         if features is not None and not np.isfinite(features).all():
             raise InputError(f"{metric} cannot be computed: features of the {name} are not finite")
-    ours = torch.from_numpy(samples).double()
-    theirs = ours if reference is None else torch.from_numpy(reference).double()
-    draw = seed % 2**32  # what numpy's RandomState takes
+    x = torch.from_numpy(samples).double()
+    y = x if reference is None else torch.from_numpy(reference).double()
+    draw = seed % 2**32  # the range of numpy's RandomState
     try:
-        quantities = _by_torch_fidelity(metric, ours, theirs, draw)
+        quantities = _by_torch_fidelity(metric, x, y, draw)
     except np.linalg.LinAlgError as error:
         raise InputError(f"{metric} cannot be computed: {error}") from None
     for one in quantities:
@@ -101,17 +101,17 @@ def compute(metric: str, samples: AnyFeatures, reference: AnyFeatures | None, se
     return quantities
 
 
-def _by_torch_fidelity(metric: str, ours: Tensor, theirs: Tensor, seed: int) -> list[Quantity]:
-    kwargs = definition(metric, len(ours), len(theirs))
+def _by_torch_fidelity(metric: str, x: Tensor, y: Tensor, seed: int) -> list[Quantity]:
+    kwargs = definition(metric, len(x), len(y))
     if metric == "fd":
-        moments = fid_features_to_statistics(ours), fid_features_to_statistics(theirs)
+        moments = fid_features_to_statistics(x), fid_features_to_statistics(y)
         return [Quantity("fd", fid_statistics_to_metric(*moments, verbose=False)["frechet_inception_distance"])]
     if metric == "kid":
-        out = kid_features_to_metric(ours, theirs, rng_seed=seed, verbose=False, **kwargs)
+        out = kid_features_to_metric(x, y, rng_seed=seed, verbose=False, **kwargs)
         return [Quantity("kid", out["kernel_inception_distance_mean"], out["kernel_inception_distance_std"])]
     if metric == "prc":
-        # In parts of 2000 rows: 50,000 x 50,000 distances would take 20 GB.
-        out = prc_features_to_metric(ours, theirs, save_cpu_ram=True, prc_batch_size=2000, verbose=False, **kwargs)
+        # In parts of 2000 rows, because 50,000 x 50,000 distances would take 20 GB.
+        out = prc_features_to_metric(x, y, save_cpu_ram=True, prc_batch_size=2000, verbose=False, **kwargs)
         return [Quantity("precision", out["precision"]), Quantity("recall", out["recall"])]
-    out = isc_features_to_metric(ours, rng_seed=seed, **kwargs)
+    out = isc_features_to_metric(x, rng_seed=seed, **kwargs)
     return [Quantity("isc", out["inception_score_mean"], out["inception_score_std"])]

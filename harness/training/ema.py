@@ -7,9 +7,9 @@ from torch import nn
 
 
 class EMA:
-    """A copy of a network whose parameters follow those that are trained: averaged += (1 - decay) · (live - averaged).
+    """A copy of a network whose parameters follow the trained ones: averaged += (1 - decay) · (live - averaged).
 
-    `net` is that copy, in eval mode and without gradients.
+    `net` is the copy, in eval mode and without gradients.
     """
 
     def __init__(self, live: nn.Module, decay: float) -> None:
@@ -19,5 +19,5 @@ class EMA:
         self._live = [p.detach() for p in live.parameters()]
 
     def update(self) -> None:
-        """Follow the weights by one step."""
+        """Update the averages with the current weights."""
         torch._foreach_lerp_(self._averaged, self._live, self.weight)  # pyright: ignore[reportPrivateImportUsage]

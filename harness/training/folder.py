@@ -1,4 +1,4 @@
-"""What a training leaves in its folder: lines of metrics, checkpoints, kept weights, and what its record says."""
+"""The files of a training: lines of metrics, checkpoints, kept weights, and the fields of its record."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ from .step import TrainStep
 
 @dataclass
 class Position:
-    """Where a training is: steps and seconds so far, and the step of the last whole line of metrics."""
+    """The position of a training: steps and seconds so far, and the step of the last regular line of metrics."""
 
     step: int = 0
     seconds: float = 0.0
@@ -22,7 +22,7 @@ class Position:
 
 @dataclass
 class TrainingFolder:
-    """Writes the files of a training whose state is `step`, with what each says of its origin."""
+    """Writes the files of a training with the state `step`. Each file has the origin that these fields give."""
 
     path: Path
     step: TrainStep
@@ -37,7 +37,7 @@ class TrainingFolder:
         append(self.path / "metrics.jsonl", line)
 
     def save(self, at: Position) -> None:
-        """Save the whole state, in the place of the checkpoint before the last."""
+        """Save the complete state. It replaces the checkpoint before the last."""
         origin = (at.step, at.seconds, self.model, self.fingerprint, self.step.tensors())
         saved = Checkpoint(*origin, stretches=self.stretches, window_start=at.window_start)
         save(self.path / "checkpoints", saved)
@@ -51,8 +51,8 @@ class TrainingFolder:
 def record(folder: Path, config: Config, flops: int) -> dict[str, Any]:
     """The fields of the `train` record of a folder that keeps the moment `config.train.steps`.
 
-    `flops` are those of a forward pass of one image; `training_flops` counts three for every image seen, two of them
-    the backward pass. Raises InputError where that moment is damaged or of another model.
+    `flops` are those of a forward pass of one image. `training_flops` counts three forward passes for every image seen,
+    two of them for the backward pass. Raises InputError if that moment is damaged or of another model.
     """
     settings = config.train
     end = kept_origin(folder, settings.steps)

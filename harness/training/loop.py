@@ -47,13 +47,13 @@ def loop(
     keep: Callable[[Position, float], None],
     progress: Progress,
 ) -> None:
-    """Take steps `until` that one. `log` gets the means of the metrics every `run.log_every` steps and at the end,
-    `keep` the steps `asked` for with the loss, `save` every `run.checkpoint_every` steps and the end.
+    """Train to the step `until`. `log` gets the means of the metrics every `run.log_every` steps and at the end, `keep`
+    the loss at the steps in `asked`, and `save` is called every `run.checkpoint_every` steps and at the end.
 
-    The line at the end, should it come early, leaves the window as it is, so that a longer training goes on from it.
-    Raises Diverged on a loss that is not finite, Stopped after the step in which a signal came (signals.py).
+    A line at the end that is not due leaves the window as it is, so that a longer training continues the window. Raises
+    Diverged if the loss is not finite, Stopped after the step in which a signal came (signals.py).
     """
-    started, before, told = time.perf_counter(), at.seconds, {}
+    started, before, facts = time.perf_counter(), at.seconds, {}
     progress.update("train", at.step, until)
     for batch in batches:
         step(batch)
@@ -68,11 +68,11 @@ def loop(
             loss = means["loss"]
             if logging or last:
                 log(at, means)
-                told = {"loss": f"{loss:.4f}"}
+                facts = {"loss": f"{loss:.4f}"}
             if logging:
                 at.window_start = at.step
                 step.window.zero_()
-        progress.update("train", at.step, until, **told)
+        progress.update("train", at.step, until, **facts)
         if saving:
             save(at)
         if keeping:
@@ -83,24 +83,24 @@ def loop(
 
 
 def mean_metrics(step: TrainStep, at: Position, until: int) -> dict[str, float]:
-    """The means of the metrics since the last whole line. Raises Diverged where one is not finite."""
+    """The means of the metrics since the last regular line. Raises Diverged if one is not finite."""
     values = (step.window / (at.step - at.window_start)).tolist()
     means = dict(zip(step.objective.metrics, values, strict=True))
     if not all(math.isfinite(value) for value in values):
-        named = ", ".join(f"{name} {value}" for name, value in means.items())
-        raise Diverged(f"the loss is not finite by step {at.step} of {until}: {named}")
+        text = ", ".join(f"{name} {value}" for name, value in means.items())
+        raise Diverged(f"the loss is not finite by step {at.step} of {until}: {text}")
     return means
 
 
 def train(folder: Path, config: Config, progress: Progress, moments: Sequence[int] = ()) -> dict[str, Any]:
-    """Train to `config.train.steps`, from the newest whole checkpoint of the folder where there is one, and keep the
-    averaged weights of the steps `moments`, of `config.train.snapshots` and of the end.
+    """Train to `config.train.steps`, from the newest complete checkpoint of the folder if there is one.
 
-    Appends to metrics.jsonl, saves checkpoints, returns the fields of the `train` record. Where every moment is kept
-    already there is nothing to do. Raises Diverged on a loss that is not finite; the last checkpoint before it stays.
-    Raises InputError for data, a model, a checkpoint or backends that do not fit, and where there is nothing to go on
-    from or nothing left but moments that went by (see `continue_from`); Stopped after the step in which a signal came,
-    with a checkpoint of that step.
+    Keeps the averaged weights of the steps `moments`, of `config.train.snapshots` and of the end. Appends to
+    metrics.jsonl, saves checkpoints, and returns the fields of the `train` record. Does nothing if every moment is kept
+    already. Raises Diverged if the loss is not finite; the last checkpoint before it stays. Raises InputError for data,
+    a model, a checkpoint or backends that do not fit, if there is no checkpoint to continue from, and if only moments
+    that were not kept are missing (see `continue_from`). Raises Stopped after the step in which a signal came, with a
+    checkpoint of that step.
     """
     check_fit(config)
     exact_float32()
@@ -155,7 +155,7 @@ def train(folder: Path, config: Config, progress: Progress, moments: Sequence[in
 
 
 def initial_model(config: Config) -> Backbone:
-    """The backbone with weights drawn on the CPU from the run's seed, the same on every device."""
+    """The backbone with initial weights from the run's seed. They are drawn on the CPU, the same for every device."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         return build(config.model)
@@ -164,7 +164,7 @@ def initial_model(config: Config) -> Backbone:
 def batches(
     data: ImageData, goal: Objective, config: Config, null_class: int | None, step: int, device: str
 ) -> Iterator[dict[str, Tensor]]:
-    """The batches of all steps after `step`; bad input in a worker process is one line, without its traceback."""
+    """The batches of all steps after `step`. InputError in a worker process becomes one line without its traceback."""
     settings = config.train
     items = TrainItems(
         data,

@@ -1,4 +1,4 @@
-"""Going on: which moments a training keeps, from where it continues, and with which backends."""
+"""Continuing a training: the moments that it keeps, its checkpoint, and its backends."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -29,8 +29,8 @@ Say = Callable[[str], None]
 
 
 def asked_moments(config: Config) -> list[int]:
-    """The steps of which `config.train` keeps the averaged weights, ascending: its snapshots up to `train.steps`, and
-    that one. Every N images are the steps by which k·N images were seen."""
+    """The steps whose averaged weights `config.train` keeps, ascending: its snapshots up to `train.steps`, and
+    `train.steps`. "Every N images" means the first steps at which k·N images have been seen."""
     settings = config.train
     steps = settings.snapshots
     if isinstance(steps, int):
@@ -40,7 +40,7 @@ def asked_moments(config: Config) -> list[int]:
 
 
 def all_asked(config: Config, more: Sequence[int]) -> list[int]:
-    """`asked_moments` and `more` steps. Raises InputError for one that the training does not reach."""
+    """`asked_moments` and the steps `more`. Raises InputError for a step that the training does not reach."""
     for step in more:
         if not 0 < step <= config.train.steps:
             raise InputError(f"step {step} is asked for, but the training has the steps 1 to {config.train.steps}")
@@ -48,50 +48,50 @@ def all_asked(config: Config, more: Sequence[int]) -> list[int]:
 
 
 def missing(folder: Path, asked: Sequence[int]) -> list[int]:
-    """The moments asked for that a training folder does not keep."""
+    """The steps in `asked` whose weights a training folder does not have."""
     return sorted(set(asked) - set(moments(folder)))
 
 
 def continue_from(folder: Path, config: Config, asked: Sequence[int], fingerprint: str, say: Say) -> Checkpoint | None:
-    """The newest whole checkpoint of a training folder; None where it was never trained.
+    """The newest complete checkpoint of a training folder, None if the folder was never trained.
 
-    Moments asked for that a checkpoint holds are kept, should they not be yet; one that went by is said. Raises
-    InputError where it is of another model or of other data than `fingerprint`, where such a moment is all that is left
-    to ask for, and where the folder was trained but has no whole checkpoint: training never begins anew below what is
-    there.
+    Requested moments that a checkpoint has are kept now if they are missing. `say` gets a line about moments that have
+    passed without being kept. Raises InputError if the checkpoint is of another model or of other data than
+    `fingerprint`, if only such passed moments are missing, and if the folder was trained but has no complete
+    checkpoint, because a training never restarts where there are results.
     """
     checkpoints = folder / "checkpoints"
-    saved = _newest_whole(checkpoints, say)
-    kept = moments(folder)
+    saved = _newest_complete(checkpoints, say)
+    steps = moments(folder)
     if saved is None:
-        if kept or any(
+        if steps or any(
             (line.get("kind"), line.get("state")) == ("train", "done") for line in read_lines(folder / "record.jsonl")
         ):
             raise InputError(
-                f"{folder} was trained, but has no whole checkpoint any more to go on from to step "
-                f"{asked[-1]}; {nearest(kept, asked[-1])}"
+                f"{folder} was trained, but has no complete checkpoint from which to continue to step "
+                f"{asked[-1]}; {nearest(steps, asked[-1])}"
             )
         if files(checkpoints):
-            say(f"no checkpoint before it: training begins anew at step 0 of {config.train.steps}")
+            say(f"no earlier checkpoint: training starts again at step 0 of {config.train.steps}")
         return None
     check_model(saved, registry.describe(config.model), checkpoints)
     check_data(folder, fingerprint)
-    late = [step for step in asked if step <= saved.step and step not in kept]
+    late = [step for step in asked if step <= saved.step and step not in steps]
     lost = [step for step in late if not (checkpoints / file_name(step)).is_file()]
     for step in lost:
         text = f"step {step} of {folder} was not kept, and the training is at step {saved.step} already"
         if asked[-1] <= saved.step:
-            raise InputError(f"{text}; {nearest(kept, step)}")
+            raise InputError(f"{text}; {nearest(steps, step)}")
         say(text)
     for step in late:
         if step in lost:
             continue
-        whole = saved if step == saved.step else load(checkpoints / file_name(step))
-        keep(folder, weights_of(whole, loss=_loss_at(folder, step)))
+        checkpoint = saved if step == saved.step else load(checkpoints / file_name(step))
+        keep(folder, weights_of(checkpoint, loss=_loss_at(folder, step)))
     return saved
 
 
-def _newest_whole(checkpoints: Path, say: Say) -> Checkpoint | None:
+def _newest_complete(checkpoints: Path, say: Say) -> Checkpoint | None:
     for saved in newest(checkpoints):
         if not isinstance(saved, InputError):
             return saved
@@ -100,15 +100,15 @@ def _newest_whole(checkpoints: Path, say: Say) -> Checkpoint | None:
 
 
 def _loss_at(folder: Path, step: int) -> float | None:
-    """The loss that was logged at a step, or last before it."""
+    """The loss that was logged last, up to a step."""
     losses = [line["loss"] for line in read_lines(folder / "metrics.jsonl") if line["step"] <= step]
     return losses[-1] if losses else None
 
 
 def backends_to_ask(config: Config, before: Sequence[dict[str, Any]], device: str, say: Say) -> dict[str, str]:
-    """The backend of each operator to ask for: as configured, but `auto` is what the last stretch `before` ran.
+    """The backend to request for each operator: as configured, but for `auto` that of the last stretch in `before`.
 
-    Raises InputError where that cannot run here, unless `run.new_backends` allows another one.
+    Raises InputError if that backend cannot run here, unless `run.new_backends` allows another one.
     """
     asked = dict(vars(config.backend))
     for operator, name in (before[-1]["backend"] if before else {}).items():
@@ -120,9 +120,9 @@ def backends_to_ask(config: Config, before: Sequence[dict[str, Any]], device: st
             if not config.run.new_backends:
                 raise InputError(
                     f"the training ran {operator}={name}, which cannot run here ({error}); "
-                    "run.new_backends=true goes on with another one"
+                    "run.new_backends=true continues with another one"
                 ) from None
-            say(f"the training ran {operator}={name}, which cannot run here: going on with another one")
+            say(f"the training ran {operator}={name}, which cannot run here: continuing with another one")
             continue
         asked[operator] = name
     return asked
@@ -131,11 +131,11 @@ def backends_to_ask(config: Config, before: Sequence[dict[str, Any]], device: st
 def with_stretch(
     before: Sequence[dict[str, Any]], step: int, backend: dict[str, str], device: str, say: Say
 ) -> list[dict[str, Any]]:
-    """The stretches of a training that goes on at `step`: one more where backends, versions or the machine differ."""
+    """The stretches of a training that continues at `step`, with a new one if backends, versions or machine differ."""
     here = provenance(device)
-    now = {"backend": backend, **{key: here[key] for key in ("torch", "commit", "dirty", "device", "host")}}
-    if before and {**before[-1], "from_step": 0} == {"from_step": 0, **now}:
+    stretch = {"backend": backend, **{key: here[key] for key in ("torch", "commit", "dirty", "device", "host")}}
+    if before and {**before[-1], "from_step": 0} == {"from_step": 0, **stretch}:
         return list(before)
-    if before and before[-1]["commit"] != now["commit"]:
-        say(f"the code is commit {now['commit']} from step {step} on; it was {before[-1]['commit']}")
-    return [*before, {"from_step": step, **now}]
+    if before and before[-1]["commit"] != stretch["commit"]:
+        say(f"the code is commit {stretch['commit']} from step {step} on; it was {before[-1]['commit']}")
+    return [*before, {"from_step": step, **stretch}]

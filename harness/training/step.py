@@ -1,4 +1,4 @@
-"""One step of training. `train` runs it and `bench` times it, so that what is timed is what trains."""
+"""One step of training. `train` runs it and `bench` times it, so that the benchmark measures the training."""
 
 from collections.abc import Callable, Mapping
 
@@ -13,10 +13,10 @@ from .ema import EMA
 
 
 class TrainStep:
-    """Forward, loss, backward, AdamW and EMA, and what they change: weights, their average, Adam's moments, and
-    `window`, the sums [len(objective.metrics)] of the metrics not yet logged.
+    """Forward, loss, backward, AdamW and EMA, and the state that they change: weights, their average, Adam's moments,
+    and `window`, the sums [len(objective.metrics)] of metrics that are not yet logged.
 
-    `call` is `net` or `net` compiled. The net's training mode and checkpointing are the caller's.
+    `call` is `net` or `net` compiled. The caller sets the net's training mode and checkpointing.
     """
 
     def __init__(
@@ -32,7 +32,7 @@ class TrainStep:
         ema_decay: float = 0.9999,
         micro_batch: int | None = None,
     ) -> None:
-        """`micro_batch` images pass at a time, a divisor of the batch; None: the batch."""
+        """`micro_batch` is the number of images in one pass, a divisor of the batch. None: the whole batch."""
         self.net, self.objective, self.call = net, objective, call
         self.device, self.precision, self.micro_batch = device, precision, micro_batch
         self.ema = EMA(net, ema_decay)
@@ -43,10 +43,10 @@ class TrainStep:
     def __call__(self, batch: Mapping[str, Tensor]) -> None:
         """One step on a batch of `x0` and `noise` [B, C, S, S], `t` [B] and `y` [B]."""
         self.optimizer.zero_grad(set_to_none=True)
-        whole = [batch[key].to(self.device, non_blocking=True) for key in ("x0", "y", "t", "noise")]
-        size = self.micro_batch or len(whole[0])
-        passes = len(whole[0]) // size
-        for x0, y, t, noise in zip(*(tensor.split(size) for tensor in whole), strict=True):
+        inputs = [batch[key].to(self.device, non_blocking=True) for key in ("x0", "y", "t", "noise")]
+        size = self.micro_batch or len(inputs[0])
+        passes = len(inputs[0]) // size
+        for x0, y, t, noise in zip(*(tensor.split(size) for tensor in inputs), strict=True):
             x_t = self.objective.corrupt(x0, t, noise)
             with autocast(self.device, self.precision):
                 out = self.call(x_t, t, y)
@@ -58,7 +58,7 @@ class TrainStep:
         self.ema.update()
 
     def tensors(self) -> dict[str, Tensor]:
-        """Every tensor under the name that a checkpoint gives it."""
+        """Every tensor by its name in a checkpoint."""
         named = {f"model/{name}": v for name, v in self.net.state_dict().items()}
         named |= {f"ema/{name}": v for name, v in self.ema.net.state_dict().items()}
         for name, parameter in self.net.named_parameters():
@@ -68,7 +68,7 @@ class TrainStep:
         return named | {"window": self.window}
 
     def restore(self, saved: Checkpoint) -> None:
-        """Go on from a checkpoint, bit for bit."""
+        """Continue from a checkpoint, bit for bit."""
         self.net.load_state_dict(saved.group("model"))
         self.ema.net.load_state_dict(saved.group("ema"))
         first, second = saved.group("exp_avg"), saved.group("exp_avg_sq")

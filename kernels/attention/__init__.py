@@ -1,4 +1,4 @@
-"""Global attention: every query sees every key, no mask, no bias."""
+"""Global attention: every query sees every key, without a mask or a bias."""
 
 from torch import Tensor
 
@@ -15,14 +15,14 @@ def macs(batch: int, heads: int, queries: int, keys: int, head_dim: int) -> int:
 
 
 def work(q: Tensor, k: Tensor, *_: Tensor) -> Work:
-    """Of one call, from the arguments of a backend: both products, and an exponential for each score."""
+    """The work of one call, from the arguments of a backend: both products, and an exponential for each score."""
     batch, heads, queries, head_dim = q.shape
     scores = batch * heads * queries * k.shape[2]
     return Work(macs=macs(batch, heads, queries, k.shape[2], head_dim), exponentials=scores)
 
 
 def _traced(q: Tensor, k: Tensor, *_: Tensor | float) -> Work:
-    """Of the custom operator, whose tokens come before heads."""
+    """The work of one call of the custom operator, whose tokens come before its heads."""
     return work(q.transpose(1, 2), k.transpose(1, 2))
 
 
@@ -30,7 +30,7 @@ OPERATOR = Operator(
     "attention",
     [
         Backend("sdpa", sdpa),
-        # Never `auto`: what a record says must not depend on which packages happen to be installed.
+        # `auto` takes none of these, so that records do not depend on which packages happen to be installed.
         Backend("flash2", backend_flash.flash2, backend_flash.reasons("flash2"), auto_on=()),
         Backend("flash3", backend_flash.flash3, backend_flash.reasons("flash3"), auto_on=()),
         Backend("flash4", backend_flash.flash4, backend_flash.reasons("flash4"), auto_on=()),
@@ -38,7 +38,7 @@ OPERATOR = Operator(
     ],
     work,
     traced={"lamabench::flash4": _traced},
-    exact="sdpa",  # the reference keeps every score
+    exact="sdpa",  # the reference stores every score
     rival=PlainAttention.apply,
 )
 

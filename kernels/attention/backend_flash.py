@@ -19,7 +19,7 @@ def _installed(package: str) -> bool:
         return False
 
 
-# Looked up once, at import, for torch.compile traces through `reasons`. Folders do not tell 2 from 4: both have a
+# Looked up once, at import, because torch.compile traces through `reasons`. Folders do not tell 2 from 4: both have
 # `flash_attn/cute`, and 4 has nothing else in `flash_attn`.
 INSTALLED = {
     "flash2": importlib.util.find_spec("flash_attn_2_cuda") is not None,
@@ -30,9 +30,9 @@ PACKAGES = {"flash2": "flash-attn", "flash3": "flash-attn-3 (flash_attn_interfac
 
 
 def reasons(backend: str) -> Callable[[str], list[str]]:
-    """What a `Backend` of that name asks: why it cannot run on a kind of device here; empty when it can."""
+    """The `reasons` of the `Backend` of that name: why it cannot run on a kind of device here; empty where it can."""
 
-    def ask(device_type: str) -> list[str]:
+    def of_device(device_type: str) -> list[str]:
         refusals = []
         if not INSTALLED[backend]:
             refusals.append(f"the package {PACKAGES[backend]} is not installed")
@@ -42,7 +42,7 @@ def reasons(backend: str) -> Callable[[str], list[str]]:
             refusals.append("it needs a GPU of the Hopper generation (compute capability 9)")
         return refusals
 
-    return ask
+    return of_device
 
 
 def flash2(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -65,12 +65,12 @@ def flash4(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return _run("flash4", flash4_forward, q, k, v)
 
 
-# The package's passes as operators of torch. Its own function runs its compiler where torch.compile would trace it, and
-# breaks the graph. These names are the ones that torch's own adapter (`torch.nn.attention`) calls.
+# The package's passes as torch operators. The package's own function runs a compiler where torch.compile would trace,
+# and breaks the graph. The functions called here are those that torch's own adapter (`torch.nn.attention`) calls.
 @torch.library.custom_op("lamabench::flash4", mutates_args=())
 def flash4_forward(q: Tensor, k: Tensor, v: Tensor, softmax_scale: float) -> tuple[Tensor, Tensor]:
-    """The output [B, L, heads, d], and the log-sum-exp of the scores [B, heads, L] in float32, from q, k and v
-    [B, L, heads, d]."""
+    """q, k and v [B, L, heads, d] -> the output [B, L, heads, d], and the log-sum-exp of the scores [B, heads, L] in
+    float32."""
     interface = importlib.import_module("flash_attn.cute.interface")
     out, sums, *_ = interface._flash_attn_fwd(q, k, v, softmax_scale=softmax_scale, return_lse=True)
     return out.contiguous(), sums.contiguous()
@@ -82,8 +82,8 @@ def flash4_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of q, k and v [B, L, heads, d].
 
-    With zeros up to a multiple of 32 channels: for heads of other widths, 72 for one, the package reads a part of dq on
-    Hopper GPUs that it has never written (4.0.0b36, Dao-AILab/flash-attention #2896).
+    Heads are padded with zeros to a multiple of 32 channels. For other widths, such as 72, the package reads a part of
+    dq on Hopper GPUs that it never wrote (4.0.0b36, Dao-AILab/flash-attention #2896).
     """
     interface = importlib.import_module("flash_attn.cute.interface")
     width = q.shape[-1]
@@ -123,22 +123,22 @@ flash4_forward.register_autograd(_backward, setup_context=_setup_context)
 def _run(backend: str, call: Callable[..., Any], q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     types = {x.dtype for x in (q, k, v)}
     if types not in ({torch.bfloat16}, {torch.float16}):
-        got = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in types))
+        names = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in types))
         raise InputError(
             f"attention: backend {backend!r} takes queries, keys and values of one type, bfloat16 or float16, "
-            f"not {got}; use 'sdpa' or 'reference'"
+            f"not {names}; use 'sdpa' or 'reference'"
         )
     width = q.shape[-1]
     widest = 128 if backend == "flash4" and q.is_cuda and torch.cuda.get_device_capability(q.device)[0] > 9 else 256
     if width > widest:
         raise InputError(f"attention: backend {backend!r} takes heads of at most {widest} channels, not {width}")
-    # [B, heads, L, d] -> [B, L, heads, d]; d must divide by 8, and zeros change no score.
+    # [B, heads, L, d] -> [B, L, heads, d]; d must be a multiple of 8, and zeros change no score.
     q, k, v = (_padded(x.transpose(1, 2), 8) for x in (q, k, v))
     out = call(q, k, v, softmax_scale=width**-0.5)
-    out = out[0] if isinstance(out, tuple) else out  # some versions give the sums of the softmax as well
+    out = out[0] if isinstance(out, tuple) else out  # some versions also return the sums of the softmax
     return out[..., :width].transpose(1, 2)
 
 
 def _padded(x: Tensor, multiple: int) -> Tensor:
-    """With zeros behind its last axis up to a multiple of so many channels."""
+    """`x` with zeros at the end of its last axis, up to a multiple of `multiple` channels."""
     return pad(x, (0, -x.shape[-1] % multiple)) if x.shape[-1] % multiple else x

@@ -1,4 +1,4 @@
-"""Global attention in plain torch that rounds as the fused kernels do: what their errors are measured against."""
+"""Global attention in plain torch that rounds as the fused kernels do. Their errors are compared with its error."""
 
 from typing import Any
 
@@ -9,9 +9,10 @@ from torch import Tensor
 class PlainAttention(torch.autograd.Function):
     """Global attention as FlashAttention rounds it (Dao, 2023, arXiv 2307.08691, algorithms 1 and 2), in plain torch.
 
-    Its backward pass takes the sum over a row of the scores' gradients from the output, rounded to q's type: in
-    bfloat16 the gradient of q is then 3 % off where keys have much in common, which every kernel of that kind has to be
-    allowed. q, k, v and the output [B, heads, tokens, d]. Scores are kept of one head at a time; exact in float64.
+    The backward pass takes the row sums of the scores' gradients from the output, which is rounded to q's type. In
+    bfloat16 the gradient of q is then 3 % off where keys have much in common, and every kernel of this kind must be
+    allowed that. q, k, v and the output are [B, heads, tokens, d]. Scores exist for one head at a time. In float64 the
+    result is exact.
     """
 
     @staticmethod

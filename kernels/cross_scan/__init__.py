@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..errors import unknown
 
-# How many directions each kind of scan has.
+# Paths of each kind of scan.
 DIRECTIONS = {"continuous": 4, "cross": 4, "bidirectional": 2, "unidirectional": 1}
 
 
@@ -19,7 +19,7 @@ class ScanPaths(NamedTuple):
 
 
 def scan_paths(kind: str, height: int, width: int) -> ScanPaths:
-    """The paths of a kind of scan over `height` × `width` tokens, row-major, on the CPU.
+    """The paths of a kind of scan over `height` × `width` tokens in row-major order, on the CPU.
 
     continuous      four snakes without jumps (LaMamba-Diff): over rows from the top left, over rows from the bottom
                     left, over columns from the bottom left, over columns from the bottom right
@@ -44,7 +44,7 @@ def scan_paths(kind: str, height: int, width: int) -> ScanPaths:
 
 
 def _snake(lines: Tensor) -> Tensor:
-    """The lines of a grid one after the other, every second one backwards."""
+    """The lines of a grid, one after the other, with every second line reversed."""
     lines = lines.clone()
     lines[1::2] = lines[1::2].flip(1)
     return lines.flatten()

@@ -1,4 +1,4 @@
-"""A depthwise convolution and SiLU, channels last: what comes before Mamba's scan (arXiv 2312.00752, figure 3)."""
+"""A depthwise convolution and SiLU, channels last: the step before Mamba's scan (arXiv 2312.00752, figure 3)."""
 
 from torch import Tensor
 
@@ -14,7 +14,7 @@ def macs(batch: int, height: int, width: int, channels: int, kernel: int) -> int
 
 
 def work(x: Tensor, weight: Tensor, *_: Tensor | None) -> Work:
-    """Of one call, from the arguments of a backend or of the custom operator: a SiLU for each element."""
+    """The work of one call, from the arguments of a backend or of the custom operator: a SiLU for each element."""
     batch, height, width, channels = x.shape
     return Work(macs=macs(batch, height, width, channels, weight.shape[-1]), exponentials=x.numel())
 
@@ -34,11 +34,11 @@ OPERATOR = Operator(
 def depthwise_conv_silu(x: Tensor, weight: Tensor, bias: Tensor | None = None, backend: str = "auto") -> Tensor:
     """SiLU of a k × k convolution of every channel with its own kernel; zeros around the image, sizes unchanged.
 
-    x       [B, H, W, E], may be strided: half of the channels of [B, H, W, 2E], say
-    weight  [E, 1, k, k] with k odd, bias [E] or None, as `nn.Conv2d` has them; may be float32 where x is bfloat16
-    returns [B, H, W, E], in the type of x (under autocast, backend `torch` gives autocast's)
+    x       [B, H, W, E], may be strided, such as half of the channels of [B, H, W, 2E]
+    weight  [E, 1, k, k] with k odd, and bias [E] or None, as in `nn.Conv2d`; may be float32 where x is bfloat16
+    returns [B, H, W, E], in the type of x (under autocast, backend `torch` returns autocast's type)
 
-    Raises InputError where the shapes do not fit each other.
+    Raises InputError where the shapes do not fit together.
     """
     channels, k = x.shape[-1], weight.shape[-1]
     if x.ndim != 4 or weight.shape != (channels, 1, k, k) or k % 2 == 0:

@@ -1,4 +1,4 @@
-"""Depthwise convolution and SiLU as torch has them."""
+"""Depthwise convolution and SiLU by torch."""
 
 from torch import Tensor
 from torch.nn.functional import conv2d, silu

@@ -1,8 +1,9 @@
 """Depthwise convolution and SiLU in one Triton kernel each way: `triton_kernels.py`.
 
-Forward, x is read once and the output written once. Backward, x and the gradient are read once (the convolution is
-computed again) and the gradient of x written once; those of the weights are one partial sum for each image and group of
-columns, added in a fixed order: results repeat to the bit. Nothing but the inputs is kept between the two.
+The forward pass reads x once and writes the output once. The backward pass reads x and the gradient once, computes the
+convolution again, and writes the gradient of x once. The gradients of the weights are one partial sum for each image
+and group of columns. These are added in a fixed order, so that results repeat to the bit. Only the inputs are saved
+between the two passes.
 """
 
 from typing import Any
@@ -13,19 +14,19 @@ from torch import Tensor
 from ..errors import InputError
 from ..triton_support import dense_rows, launched_on, power_of_two
 
-CHANNELS, CHANNELS_BACKWARD = 64, 32  # of a program: two of a thread forward, one backward
+CHANNELS, CHANNELS_BACKWARD = 64, 32  # of a program: a thread has two channels forward, one backward
 COLUMNS = 8  # of a thread
-COLUMNS_BACKWARD = {1: 8, 3: 8, 5: 4, 7: 2}  # by the kernel's side: registers
-REGISTERS_BACKWARD = {3: 128}  # at most, of a thread: without spills 4 warps for each scheduler instead of 3
-INTERPRETED = {"T": 2, "BE": 16}  # where Triton is interpreted: every element costs time there
-GROUPS = 4  # of columns that share a program, a warp each
-WARPS = 2048  # about as many as an H100 runs at a time; shorter programs where there would be fewer
+COLUMNS_BACKWARD = {1: 8, 3: 8, 5: 4, 7: 2}  # of a thread, by the kernel's side, as registers allow
+REGISTERS_BACKWARD = {3: 128}  # the most of a thread: without spills, a scheduler then has 4 warps instead of 3
+INTERPRETED = {"T": 2, "BE": 16}  # small tiles where Triton is interpreted, because every element costs time there
+GROUPS = 4  # of columns that share a program, each with its own warp
+WARPS = 2048  # about as many as an H100 runs at a time; programs are shorter where there would be fewer
 
 
 def _tiles(x: Tensor, channels: int, columns: int) -> tuple[dict[str, int], int, int]:
     """The constants of a kernel, and how many programs share the channels and the columns of an image."""
     tile = {"T": columns, "BE": channels} if x.is_cuda else INTERPRETED
-    threads = -(-int(x.shape[2]) // tile["T"])  # a number even where torch.compile has a symbol
+    threads = -(-int(x.shape[2]) // tile["T"])  # an int, even where torch.compile has a symbol
     groups = min(GROUPS, power_of_two(threads))
     constants = {"E": x.shape[3], "XW": x.stride(2), **tile, "G": groups, "num_warps": groups}
     return constants, -(-x.shape[3] // tile["BE"]), -(-threads // groups)
@@ -36,7 +37,7 @@ def conv_forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """The output [B, H, W, E], in the type of x."""
     from . import triton_kernels
 
-    kernel: Any = triton_kernels.forward  # Any: type checkers take a kernel for a function
+    kernel: Any = triton_kernels.forward  # Any, because type checkers take a kernel for a function
 
     batch, height, width, _ = x.shape
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
@@ -52,7 +53,7 @@ def conv_forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def rows_of_a_program(height: int, warps: int) -> int:
-    """How many rows of an image a program walks down: all, or fewer where `warps` for each such share leave room."""
+    """Rows of an image that a program walks down: all, or fewer where `warps` a share would leave the GPU idle."""
     rows = height
     while rows > 8 and warps * -(-height // rows) < WARPS:
         rows = -(-rows // 2)
@@ -61,11 +62,11 @@ def rows_of_a_program(height: int, warps: int) -> int:
 
 @torch.library.custom_op("lamabench::depthwise_conv_silu_backward", mutates_args=())
 def conv_backward(grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The gradient of x, and float32 parts [parts, k² + 1, E] that add up to those of weight and of a bias, whether
-    there is one or not."""
+    """The gradient of x, and float32 parts [parts, k² + 1, E] that add up to the gradients of weight and of a bias (of
+    which the part is there without a bias too)."""
     from . import triton_kernels
 
-    kernel: Any = triton_kernels.backward  # Any: type checkers take a kernel for a function
+    kernel: Any = triton_kernels.backward  # Any, because type checkers take a kernel for a function
 
     batch, height, width, channels = x.shape
     k = weight.shape[-1]
@@ -100,7 +101,8 @@ def _setup_context(ctx, inputs, output) -> None:
 def _backward(ctx, grad):
     x, weight, bias = ctx.saved_tensors
     g_x, partial = conv_backward(grad, x, weight, bias)
-    sums = partial.sum(0)  # not in the operator: torch.compile fuses it with what follows
+    # Added here, not in the operator, so that torch.compile fuses the sum with what follows.
+    sums = partial.sum(0)
     g_weight = sums[:-1].t().reshape(weight.shape).to(weight.dtype)
     return g_x, g_weight, None if bias is None else sums[-1].to(bias.dtype)
 
@@ -111,7 +113,7 @@ conv_forward.register_autograd(_backward, setup_context=_setup_context)
 def depthwise_conv_silu(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """See `lamabench.kernels.depthwise_conv.depthwise_conv_silu`.
 
-    Raises InputError for float64 (the kernel computes in float32) and for a side of the kernel that it does not have.
+    Raises InputError for float64, because the Triton kernel computes in float32, and for a side k that has no kernel.
     """
     if torch.float64 in (x.dtype, weight.dtype):
         raise InputError(

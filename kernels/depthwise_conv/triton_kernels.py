@@ -1,8 +1,9 @@
 """The Triton kernels of `backend_triton.py`.
 
-A thread owns a channel or two and T neighbouring columns and walks down the rows of an image, a window of pixels in its
-registers. A row of the window is a tuple of tiles [G, BE], one a column: which column is known when the kernel is
-compiled, so a neighbour is another register. The G groups of T columns of a program share what they read in the cache.
+A thread owns a channel or two and T neighbouring columns. It walks down the rows of an image with a window of pixels in
+its registers. A row of the window is a tuple of tiles [G, BE], one for each column. The columns are constants when the
+kernel is compiled, so that a neighbour is another register. The G groups of T columns of a program share their reads
+through the cache.
 """
 
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportGeneralTypeIssues=false
@@ -31,7 +32,7 @@ def repeat(value, count: tl.constexpr):
 
 @triton.jit
 def take(values, start: tl.constexpr, count: tl.constexpr, step: tl.constexpr):
-    """`count` of the values, from `start` on, `step` apart."""
+    """`count` of the values, from `start` on, at distance `step`."""
     out = ()
     for i in tl.static_range(count):
         out += (values[start + i * step],)
@@ -40,7 +41,7 @@ def take(values, start: tl.constexpr, count: tl.constexpr, step: tl.constexpr):
 
 @triton.jit
 def read_taps(weight, e, here, k: tl.constexpr):
-    """The k² weights of the channels, each [1, BE], row after row."""
+    """The k² weights of the channels, each [1, BE], row by row."""
     out = ()
     for i in tl.static_range(k * k):
         out += (tl.load(weight + e * (k * k) + i, mask=here, other=0.0).to(tl.float32)[None, :],)
@@ -49,7 +50,7 @@ def read_taps(weight, e, here, k: tl.constexpr):
 
 @triton.jit
 def read_row(line, column, end, here, stride: tl.constexpr, count: tl.constexpr):
-    """`count` pixels of a row, the first of them where `line` points, at `column` [G]; zero outside of 0 … end - 1."""
+    """`count` pixels of a row from `column` [G] on, where `line` points; zero outside of columns 0 … end - 1."""
     out = ()
     for j in tl.static_range(count):
         mask = ((column + j >= 0) & (column + j < end))[:, None] & here[None, :]
@@ -59,9 +60,9 @@ def read_row(line, column, end, here, stride: tl.constexpr, count: tl.constexpr)
 
 @triton.jit
 def add_row(pending, row, w, fresh, k: tl.constexpr, t: tl.constexpr):
-    """The k rows of t sums that a row of t + k - 1 pixels touches, with it added; the first of them is complete.
+    """The k rows of t sums that a row of t + k - 1 pixels belongs to, with that row added. The first one is complete.
 
-    pending are the k - 1 rows that earlier pixels touched; a sum starts as `fresh`.
+    `pending` has the k - 1 rows of sums that earlier pixels belong to. A sum starts as `fresh`.
     """
     out = ()
     for i in tl.static_range(k):
@@ -79,7 +80,7 @@ def forward(
     E: tl.constexpr, XW: tl.constexpr, K: tl.constexpr, T: tl.constexpr, G: tl.constexpr, BE: tl.constexpr,
     SPANS: tl.constexpr,
 ):  # fmt: skip
-    """SiLU of the convolution, `rows` rows of T · G columns of an image; x has strides xb, xh, XW and 1."""
+    """SiLU of the convolution for `rows` rows of T · G columns of an image. x has strides xb, xh, XW and 1."""
     e, image = tl.program_id(0) * BE + tl.arange(0, BE), tl.program_id(2).to(tl.int64)
     start, span = tl.program_id(1) // SPANS * rows, tl.program_id(1) % SPANS
     column = (span * G + tl.arange(0, G)) * T
@@ -108,11 +109,11 @@ def backward(
     grad, x, weight, bias, g_x, g_weight, xb, xh, height, width,
     E: tl.constexpr, XW: tl.constexpr, K: tl.constexpr, T: tl.constexpr, G: tl.constexpr, BE: tl.constexpr,
 ):  # fmt: skip
-    """The gradients of the same, of T · G columns: g_x [B, H, W, E] and g_weight [B · column programs, K² + 1, E], the
-    bias's last, to be summed over the first dimension.
+    """The gradients for T · G columns: g_x [B, H, W, E], and g_weight [B · column programs, K² + 1, E], to be summed
+    over the first dimension. The last of the K² + 1 is the bias's.
 
-    Row r of x completes the convolution at row r - K // 2, and that the gradient of x at row r - (K - 1). The
-    convolution is also needed K // 2 columns beside the program's own.
+    Row r of x completes the convolution at row r - K // 2, which completes the gradient of x at row r - (K - 1). The
+    convolution is also needed in the K // 2 columns on either side of the program's own.
     """
     e, image = tl.program_id(0) * BE + tl.arange(0, BE), tl.program_id(2).to(tl.int64)
     column = (tl.program_id(1) * G + tl.arange(0, G)) * T

@@ -1,4 +1,4 @@
-"""LayerNorm times SiLU of a gate: what follows the scan in SS2D (VMamba, arXiv 2401.10166; SPEC.md, section 1)."""
+"""LayerNorm times SiLU of a gate: the step after the scan in SS2D (VMamba, arXiv 2401.10166; SPEC.md, section 1)."""
 
 from torch import Tensor
 
@@ -9,8 +9,8 @@ from . import backend_torch, backend_triton, reference
 
 
 def work(y: Tensor, *_: Tensor | float) -> Work:
-    """Of one call, from the arguments of a backend or of the custom operator: every element of y is normalised, and
-    has a SiLU."""
+    """The work of one call, from the arguments of a backend or of the custom operator: every element of y is normalised
+    and has a SiLU."""
     return Work(exponentials=y.numel(), normalised=y.numel())
 
 
@@ -29,12 +29,12 @@ OPERATOR = Operator(
 def gated_norm(y: Tensor, z: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5, backend: str = "auto") -> Tensor:
     """LayerNorm of y over its last dimension, with `weight` and `bias`, times SiLU(z).
 
-    y, z    [..., E], may be strided: half of the channels of [B, H, W, 2E], say
-    weight, bias  [E], as `nn.LayerNorm` has them; may be float32 where y is bfloat16
+    y, z    [..., E], may be strided, such as half of the channels of [B, H, W, 2E]
+    weight, bias  [E], as in `nn.LayerNorm`; may be float32 where y is bfloat16
     eps     added to the variance, above 0
-    returns [..., E], in the type of y (backend `torch`: float32 under CUDA's autocast, whose LayerNorm is)
+    returns [..., E], in the type of y (backend `torch`: float32 under CUDA's autocast, whose LayerNorm is float32)
 
-    Raises InputError where the shapes do not fit each other or eps is not above 0.
+    Raises InputError where the shapes do not fit together or eps is not above 0.
     """
     if y.ndim == 0 or y.shape[-1] == 0 or y.shape != z.shape or not weight.shape == bias.shape == y.shape[-1:]:
         shapes = ", ".join(str(list(v.shape)) for v in (y, z, weight, bias))

@@ -1,4 +1,4 @@
-"""The gated norm as torch has its parts."""
+"""The gated norm by torch's LayerNorm and SiLU."""
 
 from torch import Tensor
 from torch.nn.functional import layer_norm, silu

@@ -1,8 +1,9 @@
 """The gated norm in one Triton kernel each way: `triton_kernels.py`.
 
-Forward, y and z are read once and the output written once. Backward, y, z and the gradient are read once, mean and
-deviation computed again, and the gradients of y and z written once; those of weight and bias are one partial sum for
-each program, added in a fixed order: results repeat to the bit. Nothing but the inputs is kept between the two.
+The forward pass reads y and z once and writes the output once. The backward pass reads y, z and the gradient once,
+computes mean and deviation again, and writes the gradients of y and z once. The gradients of weight and bias are one
+partial sum for each program. These are added in a fixed order, so that results repeat to the bit. Only the inputs are
+saved between the two passes.
 """
 
 from typing import Any
@@ -13,9 +14,10 @@ from torch import Tensor
 from ..errors import InputError
 from ..triton_support import dense_rows, launched_on, power_of_two
 
-LARGEST = 8192  # channels: a row lies in the registers of a program
-TILES = 8  # of a row at most, and of at least 32 channels; more than half as many, so that little is padded
-FORWARD, BACKWARD = 32, 20  # warps that a multiprocessor of an H100 runs at a time, by their registers
+LARGEST = 8192  # channels, because a program holds a row in its registers
+# The most tiles of a row. A tile has 32 channels or more. Wide rows have more than half as many tiles: little padding.
+TILES = 8
+FORWARD, BACKWARD = 32, 20  # warps that a multiprocessor of an H100 runs at a time, as their registers allow
 INTERPRETED = 3  # programs where Triton is interpreted
 
 
@@ -25,9 +27,9 @@ def _rows(x: Tensor) -> Tensor:
 
 def _tiles(y: Tensor, warps_at_a_time: int) -> tuple[dict[str, int], int]:
     """The constants of a kernel for y [rows, E], and how many programs share the rows."""
-    channels = int(y.shape[1])  # a number even where torch.compile has a symbol
+    channels = int(y.shape[1])  # an int, even where torch.compile has a symbol
     size = max(32, power_of_two(channels) // TILES)
-    warps = max(1, size // 64)  # two channels of every tile for a thread
+    warps = max(1, size // 64)  # a thread has two channels of every tile
     programs = INTERPRETED
     if y.is_cuda:
         processors = torch.cuda.get_device_properties(y.device).multi_processor_count
@@ -40,7 +42,7 @@ def norm_forward(y: Tensor, z: Tensor, weight: Tensor, bias: Tensor, eps: float)
     """The output [..., E], in the type of y."""
     from . import triton_kernels
 
-    kernel: Any = triton_kernels.forward  # Any: type checkers take a kernel for a function
+    kernel: Any = triton_kernels.forward  # Any, because type checkers take a kernel for a function
 
     out = torch.empty(y.shape, dtype=y.dtype, device=y.device)
     y, z = _rows(y), _rows(z)
@@ -57,11 +59,11 @@ def norm_forward(y: Tensor, z: Tensor, weight: Tensor, bias: Tensor, eps: float)
 def norm_backward(
     grad: Tensor, y: Tensor, z: Tensor, weight: Tensor, bias: Tensor, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of y and z, contiguous, each in the type of what it belongs to; and float32 parts [programs, 2, E]
-    that add up to those of weight and bias."""
+    """The gradients of y and z, contiguous, in the types of y and z; and float32 parts [programs, 2, E] that add up to
+    the gradients of weight and bias."""
     from . import triton_kernels
 
-    kernel: Any = triton_kernels.backward  # Any: type checkers take a kernel for a function
+    kernel: Any = triton_kernels.backward  # Any, because type checkers take a kernel for a function
 
     g_y = torch.empty(y.shape, dtype=y.dtype, device=y.device)
     g_z = torch.empty(z.shape, dtype=z.dtype, device=z.device)
@@ -95,7 +97,8 @@ def _setup_context(ctx, inputs, output) -> None:
 def _backward(ctx, grad):
     y, z, weight, bias = ctx.saved_tensors
     g_y, g_z, partial = norm_backward(grad, y, z, weight, bias, ctx.eps)
-    g_weight, g_bias = partial.sum(0).unbind()  # not in the operator: torch.compile fuses it with what follows
+    # Added here, not in the operator, so that torch.compile fuses the sum with what follows.
+    g_weight, g_bias = partial.sum(0).unbind()
     return g_y, g_z, g_weight.to(weight.dtype), g_bias.to(bias.dtype), None
 
 
@@ -105,7 +108,7 @@ norm_forward.register_autograd(_backward, setup_context=_setup_context)
 def gated_norm(y: Tensor, z: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """See `lamabench.kernels.gated_norm.gated_norm`.
 
-    Raises InputError for float64 (the kernel computes in float32) and for rows that registers do not hold.
+    Raises InputError for float64, because the kernel computes in float32, and for rows that registers do not hold.
     """
     if torch.float64 in (y.dtype, z.dtype, weight.dtype, bias.dtype):
         raise InputError("gated_norm: backend 'triton' computes in float32, not in float64; use 'torch' or 'reference'")

@@ -1,4 +1,4 @@
-"""The gated norm, a line for a step of its definition, in float32 or float64."""
+"""The gated norm step by step as it is defined, in float32 or float64."""
 
 import torch
 from torch import Tensor

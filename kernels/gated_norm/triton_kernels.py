@@ -1,8 +1,8 @@
 """The Triton kernels of `backend_triton.py`.
 
-A program holds a whole row at a time in its registers and goes on to the row that lies as many further as there are
-programs. A row is a tuple of tiles of BE channels, the last one padded: 2560 are 5 · 512, where one tile would be 4096.
-The sums of a row are taken in float32: the mean first, then the squares around it.
+A program holds one whole row at a time in its registers, and its next row lies as many rows further as there are
+programs. A row is a tuple of tiles of BE channels, the last one padded: 2560 channels are 5 · 512, where one tile would
+be 4096. The sums of a row are taken in float32: the mean first, then the squares around it.
 """
 
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportGeneralTypeIssues=false
@@ -50,7 +50,7 @@ def mean(values, channels: tl.constexpr):
 
 @triton.jit
 def normalise(y, e, eps, channels: tl.constexpr):
-    """The row y less its mean, by its deviation (zero beyond the channels), and one by the deviation."""
+    """The row y minus its mean, divided by its deviation (zero beyond the channels), and 1 / deviation."""
     middle = mean(y, channels)
     centred, squares, out = (), (), ()
     for i in tl.static_range(len(e)):
@@ -70,7 +70,7 @@ def forward(
     y, z, weight, bias, out, y_stride, z_stride, rows, eps,
     E: tl.constexpr, BE: tl.constexpr,
 ):  # fmt: skip
-    """LayerNorm(y) · SiLU(z); y and z have rows y_stride and z_stride apart, the output E."""
+    """LayerNorm(y) · SiLU(z). Rows of y and z lie y_stride and z_stride apart, rows of the output E apart."""
     e = columns(E, BE)
     w, b = read(weight, e, E), read(bias, e, E)
     for r in range(tl.program_id(0), rows, tl.num_programs(0)):
@@ -88,8 +88,8 @@ def backward(
     grad, y, z, weight, bias, g_y, g_z, partial, grad_stride, y_stride, z_stride, rows, eps,
     E: tl.constexpr, BE: tl.constexpr,
 ):  # fmt: skip
-    """The gradients of the same: g_y and g_z, rows E apart, and partial [programs, 2, E], those of weight and bias, to
-    be summed over the first dimension."""
+    """The gradients: g_y and g_z, with rows E apart, and `partial` [programs, 2, E] for weight and bias, to be summed
+    over the first dimension."""
     e = columns(E, BE)
     w, b = read(weight, e, E), read(bias, e, E)
     g_w = ()

@@ -12,7 +12,7 @@ from .scan_alone import ScanAlone
 
 
 def macs(batch: int, length: int, directions: int, channels: int, rank: int) -> int:
-    """Multiply-adds of the matrix products inside: the step sizes, r -> E."""
+    """Multiply-adds of the matrix product inside: the projection of dt to step sizes, r -> E."""
     return batch * length * directions * channels * rank
 
 
@@ -22,8 +22,8 @@ def operations(batch: int, length: int, directions: int, channels: int, states: 
 
 
 def work(x: Tensor, dt: Tensor, b: Tensor, *_: Tensor) -> Work:
-    """Of one call, from the arguments of a backend or of a custom operator. Exponentials: one for each decay, and one
-    for each softplus."""
+    """The work of one call, from the arguments of a backend or of a custom operator. Each decay and each softplus is
+    one exponential."""
     batch, length, channels = x.shape
     directions, rank, states = *dt.shape[2:], b.shape[3]
     return Work(
@@ -47,7 +47,7 @@ OPERATOR = Operator(
         ("lamabench::selective_scan", "lamabench::selective_scan_cuda", "lamabench::selective_scan_triton"), work
     ),
     exact="torch",  # the reference loops over tokens
-    # It rounds step sizes and outputs to bfloat16: a yardstick of time, not of accuracy.
+    # It rounds step sizes and outputs to bfloat16, so that it is a yardstick of time, not of accuracy.
     yardsticks=[Yardstick("mamba_ssm (scan alone)", ScanAlone, limit=2e-2, reasons=backend_mamba_ssm.reasons)],
 )
 
@@ -64,10 +64,10 @@ def selective_scan(
     paths: ScanPaths,
     backend: str = "auto",
 ) -> Tensor:
-    """Scan K paths through every image and add what they give.
+    """Scan K paths through every image and add up their outputs.
 
     x          [B, L, E]     tokens in image order
-    dt         [B, L, K, r]  low-rank step sizes, b and c [B, L, K, N] input and output projections, all in image order
+    dt         [B, L, K, r]  low-rank step sizes; b and c [B, L, K, N] input and output projections; all in image order
     dt_weight  [K, E, r], dt_bias [K, E]
     a          [K, E, N]     negative; skip [K, E]
     paths      `scan_paths(…)`, on the device of x

@@ -1,4 +1,4 @@
-"""The selective scan in CUDA C++ (`scan*.cu`), compiled at run time: README.md says how it works."""
+"""The selective scan in CUDA C++ (`scan*.cu`), compiled at run time. README.md says how it works."""
 
 import ctypes
 from functools import cache
@@ -13,9 +13,10 @@ from ..errors import InputError
 
 FOLDER = Path(__file__).parent
 COMMON = FOLDER / "scan.cuh"
-STEPS = 16
-MOST_KEPT = 4  # states a channel: those at the start of a chunk are then K·E·L / 4 numbers or fewer
-MOST_SEGMENTS = 64  # of a path, backward
+STEPS = 16  # of a chunk
+# Up to so many states a channel, the forward pass stores those at the start of every chunk: K·E·L / 4 numbers or fewer.
+FEW_STATES = 4
+MOST_SEGMENTS = 64  # of a path in the backward pass
 reasons = nvrtc.reasons
 
 
@@ -24,7 +25,7 @@ def _align4(words: int) -> int:
 
 
 class Plan:
-    """Sizes and compiled kernels of a call, by its shapes and types."""
+    """Sizes and compiled kernels of a call, from its shapes and types."""
 
     def __init__(self, x: Tensor, dt: Tensor, a: Tensor) -> None:
         self.batch, self.length, self.channels = x.shape
@@ -39,17 +40,17 @@ class Plan:
         self.dt_block, self.bc_block = _align4(words), self.states * 2 * STEPS
         self.w_block = self.halves * 128
 
-    def kept(self, keep: bool) -> tuple[int, ...]:
-        """The shape of the states that the forward pass keeps for the backward pass: at few states those at the start
-        of every chunk, else of every segment, none where it takes whole paths."""
+    def starts_shape(self, keep: bool) -> tuple[int, ...]:
+        """The shape of the states that the forward pass stores for the backward pass, if `keep`. With few states these
+        are the states at the start of every chunk, else of every segment, and none where paths stay whole."""
         count = self.chunks if keep else 0
-        if keep and self.states > MOST_KEPT:
+        if keep and self.states > FEW_STATES:
             segments = backward_choices(self).segments
             count = segments if segments > 1 else 0
         return (self.batch, self.paths, self.tiles, count, self.states, 32)
 
-    def every(self, segments: int) -> int:
-        """Chunks of a segment, but for the last."""
+    def chunks_a_segment(self, segments: int) -> int:
+        """Chunks of every segment but the last, which may have fewer."""
         return -(-self.chunks // segments)
 
     def kernel(self, file: str, name: str, shared: int = 0, **more: int) -> nvrtc.Kernel:
@@ -76,13 +77,13 @@ def _tokens(plan: Plan, dt: Tensor, b: Tensor, c: Tensor, order: Tensor, inverse
     return table, dt_blocks, bc_blocks
 
 
-def _weights(plan: Plan, weight: Tensor, turned: bool) -> tuple[Tensor, Tensor | None]:
-    """W as the matrix units want it, and its transpose where asked for."""
+def _weights(plan: Plan, weight: Tensor, transpose: bool) -> tuple[Tensor, Tensor | None]:
+    """W in the layout of the matrix units, and its transpose if `transpose`."""
     if plan.exact:
         return weight, None
     shape = (plan.paths, plan.tiles, plan.w_block * 4)
     fragments = plan.empty(weight, *shape)
-    transposed = plan.empty(weight, *shape) if turned else None
+    transposed = plan.empty(weight, *shape) if transpose else None
     plan.kernel("scan_prepare.cu", "prepare_weights")((plan.paths, plan.tiles), 128, weight, fragments, transposed)
     return fragments, transposed
 
@@ -92,7 +93,7 @@ def _dense(v: Tensor) -> Tensor:
 
 
 def _inputs(x: Tensor, tokens: tuple[Tensor, ...], weights: tuple[Tensor, ...]) -> tuple[Any, ...]:
-    """Everything in float32, or x, dt, b, c in bfloat16; parameters in float32."""
+    """x, dt, b and c in bfloat16 if all of them are, else in float32; parameters in float32."""
     dtype = torch.bfloat16 if all(v.dtype == torch.bfloat16 for v in (x, *tokens)) else torch.float32
     return (
         x.to(dtype).contiguous(), *(_dense(v.to(dtype)) for v in tokens), *(v.float().contiguous() for v in weights)
@@ -113,25 +114,25 @@ def scan_forward(
     inverse: Tensor,
     keep: bool,
 ) -> tuple[Tensor, Tensor]:
-    """The output [B, L, E]; for the backward pass, if `keep`, the states at the start of every chunk, or at more than 4
-    a channel of every segment that it will take (of none where it takes whole paths), float32
-    [B, K, tiles of 32 channels, chunks or segments, N, 32]."""
+    """The output [B, L, E], and float32 states [B, K, tiles of 32 channels, chunks or segments, N, 32] for the backward
+    pass, if `keep`. These are the states at the start of every chunk; with more than 4 states a channel, those at the
+    start of every segment of the backward pass, and none where that pass takes whole paths."""
     kind = x.dtype
     x, dt, b, c, dt_weight, dt_bias, a, skip = _inputs(x, (dt, b, c), (dt_weight, dt_bias, a, skip))
     with torch.cuda.device(x.device):
         plan = Plan(x, dt, a)
         table, dt_blocks, bc_blocks = _tokens(plan, dt, b, c, order, inverse)
-        fragments, _ = _weights(plan, dt_weight, turned=False)
+        fragments, _ = _weights(plan, dt_weight, transpose=False)
         w_registers, blocks = forward_choices(plan)
         stage = plan.dt_block + plan.bc_block + STEPS * 32 * x.element_size() // 4
         warp = 3 * (STEPS + 4) + stage + 32 * 20 + (0 if plan.states <= 4 else plan.states * 64)
         warp += 0 if plan.exact or w_registers else plan.w_block * 4
         shared = 4 * plan.paths * warp
-        shape = plan.kept(keep)
-        every = plan.every(shape[3]) if shape[3] else 0
+        shape = plan.starts_shape(keep)
+        chunks_each = plan.chunks_a_segment(shape[3]) if shape[3] else 0
         kernel = plan.kernel(
             "scan_forward.cu", "scan_forward", shared,
-            W_REGISTERS=int(w_registers), BLOCKS_AN_SM=blocks, KEEP=min(every, 2),
+            W_REGISTERS=int(w_registers), BLOCKS_AN_SM=blocks, KEEP=min(chunks_each, 2),
         )  # fmt: skip
         items = plan.batch * plan.tiles
         grid = min(items, kernel.blocks_at_once(32 * plan.paths))
@@ -140,23 +141,23 @@ def scan_forward(
         starts = plan.empty(x, *shape, dtype=torch.float32)
         kernel(
             (grid, 1), 32 * plan.paths, x, dt_blocks, bc_blocks, fragments, dt_bias, a, skip, table, scratch, out,
-            starts, plan.length, plan.chunks, plan.batch, items, every,
+            starts, plan.length, plan.chunks, plan.batch, items, chunks_each,
         )  # fmt: skip
     return out.to(kind), starts
 
 
 def forward_choices(plan: Plan) -> tuple[bool, int]:
-    """Whether W lies in registers, and for how many blocks a multiprocessor to compile: as measured (README.md)."""
+    """Whether W lies in registers, and the blocks a multiprocessor to compile for, as measured (README.md)."""
     if plan.states <= 4:
         return True, max(1, 12 // plan.paths)
     processors = torch.cuda.get_device_properties(plan.device).multi_processor_count
 
     def time(choice: tuple[bool, int, float]) -> float:
-        """Rounds of blocks, each of the time that so many blocks of a multiprocessor take."""
+        """Rounds of blocks times the time of a round, in arbitrary units."""
         return -(-plan.batch * plan.tiles // (choice[1] * processors)) * choice[2]
 
     shared = (False, max(1, 12 // plan.paths), 2.87)
-    if plan.halves > 5:  # more of W than registers hold
+    if plan.halves > 5:  # W is larger than the registers
         return shared[:2]
     return min((True, max(1, 8 // plan.paths), 2.0), shared, key=time)[:2]
 
@@ -176,8 +177,8 @@ def scan_backward(
     inverse: Tensor,
     starts: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The gradient of x, and float32 parts that add up, over the first axis, to the other gradients: those of dt, b
-    and c [groups, B, L, K, R + 2N], of dt_weight [parts · segments, K, E, R], of a, dt_bias and skip
+    """The gradient of x, and float32 parts of the other gradients, to be summed over the first axis: of dt, b and c
+    [groups, B, L, K, R + 2N], of dt_weight [parts · segments, K, E, R], of a, dt_bias and skip
     [parts · segments, K, E, N + 2]."""
     kind = x.dtype
     x, dt, b, c, dt_weight, dt_bias, a, skip = _inputs(x, (dt, b, c), (dt_weight, dt_bias, a, skip))
@@ -185,42 +186,43 @@ def scan_backward(
     with torch.cuda.device(x.device):
         plan = Plan(x, dt, a)
         table, dt_blocks, bc_blocks = _tokens(plan, dt, b, c, order, inverse)
-        fragments, turned = _weights(plan, dt_weight, turned=True)
+        fragments, transposed = _weights(plan, dt_weight, transpose=True)
         choice = backward_choices(plan, starts)
-        segmented, kept = choice.segments > 1, starts.numel() > 0 and plan.states <= MOST_KEPT
+        segmented, stored = choice.segments > 1, starts.numel() > 0 and plan.states <= FEW_STATES
         constants = {
-            "WARPS": choice.warps, "BLOCKS_AN_SM": choice.blocks, "KEPT": int(kept), "SEGMENTED": int(segmented)
+            "WARPS": choice.warps, "BLOCKS_AN_SM": choice.blocks, "KEPT": int(stored), "SEGMENTED": int(segmented)
         }  # fmt: skip
         kernel = plan.kernel("scan_backward.cu", "scan_backward", choice.shared, **constants)
 
-        def room(*shape: int) -> Tensor:
+        def empty(*shape: int) -> Tensor:
             return plan.empty(x, *shape, dtype=torch.float32)
 
-        rows, every = choice.parts * choice.segments, plan.every(choice.segments)
-        begun = starts if kept else room(rows * choice.groups * choice.warps, every, plan.states, 32)
-        g_x = room(*x.shape) if plan.paths > 1 else None
+        rows, chunks_each = choice.parts * choice.segments, plan.chunks_a_segment(choice.segments)
+        by_chunk = starts if stored else empty(rows * choice.groups * choice.warps, chunks_each, plan.states, 32)
+        g_x = empty(*x.shape) if plan.paths > 1 else None
         out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-        g_tokens, g_weight, g_rows = (room(*shape) for shape in _parts(plan, choice))
+        g_tokens, g_weight, g_rows = (empty(*shape) for shape in _parts(plan, choice))
         rates = a.mT.contiguous()
-        returned = None
+        later_segments = None
         if segmented:
-            returned = room(plan.batch, plan.paths, plan.tiles, choice.segments, 2, plan.states, 32)
+            later_segments = empty(plan.batch, plan.paths, plan.tiles, choice.segments, 2, plan.states, 32)
             plan.kernel("scan_backward.cu", "scan_segments", choice.shared, **constants)(
                 (choice.groups, plan.batch * plan.paths * (choice.segments - 1)), 32 * choice.warps, grad, dt_blocks,
-                bc_blocks, fragments, dt_bias, rates, table, returned, plan.length, plan.chunks, every, choice.segments,
+                bc_blocks, fragments, dt_bias, rates, table, later_segments, plan.length, plan.chunks, chunks_each,
+                choice.segments,
             )  # fmt: skip
-        for path in range(plan.paths if segmented else 1):  # one after the other: each adds to the gradient of x
+        for path in range(plan.paths if segmented else 1):  # in turn, because each adds to the gradient of x
             kernel(
-                (choice.groups, rows), 32 * choice.warps, grad, x, dt_blocks, bc_blocks, fragments, turned, dt_bias,
-                rates, skip, table, begun, g_x, out, g_tokens, g_weight, g_rows, plan.length, plan.chunks, plan.batch,
-                starts, returned, every, choice.segments, path,
+                (choice.groups, rows), 32 * choice.warps, grad, x, dt_blocks, bc_blocks, fragments, transposed, dt_bias,
+                rates, skip, table, by_chunk, g_x, out, g_tokens, g_weight, g_rows, plan.length, plan.chunks,
+                plan.batch, starts, later_segments, chunks_each, choice.segments, path,
             )  # fmt: skip
     return out.to(kind), g_tokens, g_weight, g_rows
 
 
 class Choice(NamedTuple):
-    """How a backward pass is cut up: warps of a block, blocks of a multiprocessor, blocks for the channels, parts of
-    the batch, segments of a path, and a block's bytes of shared memory."""
+    """How a backward pass is cut up: warps of a block, blocks of a multiprocessor, groups of channels (a block each),
+    parts of the batch, segments of a path, and the bytes of a block's shared memory."""
 
     warps: int
     blocks: int
@@ -231,14 +233,14 @@ class Choice(NamedTuple):
 
 
 def _parts(plan: Plan, choice: Choice) -> list[tuple[int, ...]]:
-    """The shapes of the sums that blocks leave."""
+    """The shapes of the partial sums that blocks write."""
     k, n, r, e = plan.paths, plan.states, plan.rank, plan.channels
     rows = choice.parts * choice.segments
     return [(choice.groups, plan.batch, plan.length, k, r + 2 * n), (rows, k, e, r), (rows, k, e, n + 2)]
 
 
 def backward_choices(plan: Plan, starts: Tensor | None = None) -> Choice:
-    """The fastest way to cut up a backward pass; whole paths where the forward pass has kept no states."""
+    """The fastest way to cut up a backward pass. Paths stay whole where the forward pass stored no states."""
     device = torch.cuda.get_device_properties(plan.device)
     ranks, columns = -(-plan.rank // 8) * 8, plan.rank + 2 * plan.states
     block = 2 * (plan.dt_block + plan.bc_block) + 4 * (STEPS + 4) + 4
@@ -246,7 +248,7 @@ def backward_choices(plan: Plan, starts: Tensor | None = None) -> Choice:
     warp += 2 * plan.states * 32 + 32 * ranks + _align4(STEPS * (columns | 1))
     sizes = (plan.batch, plan.chunks, plan.tiles, 4 * block, 4 * warp)
     choice = _fastest(
-        *(int(v) for v in sizes),  # torch.compile may know them as symbols only
+        *(int(v) for v in sizes),  # ints, because torch.compile may have symbols
         bool(plan.states % 2 == 0) and not plan.exact, device.multi_processor_count,
         device.shared_memory_per_block_optin, 1 if starts is not None and starts.numel() == 0 else MOST_SEGMENTS,
     )  # fmt: skip
@@ -270,26 +272,26 @@ def _fastest(
     most_bytes: int,
     most_segments: int,
 ) -> Choice | None:
-    """The least of the times of all ways to cut up a backward pass, in arbitrary units, by what was measured
-    (README.md) of whole paths, and estimated of segments."""
+    """The way to cut up a backward pass that takes the least time, or None where none fits shared memory. Times of
+    whole paths follow measurements (README.md); times of segments are estimates."""
     best, least = None, float("inf")
     for blocks in (2, 1):
         for warps in range(min(12 // blocks, tiles), 0, -1):
             shared = block_bytes + warps * warp_bytes
             if blocks * (shared + 1024) > most_bytes + 1024:
                 continue
-            groups, room = -(-tiles // warps), processors * blocks
-            resident = max(warps * blocks, 6)  # fewer warps take no less time
+            groups, slots = -(-tiles // warps), processors * blocks
+            resident = max(warps * blocks, 6)  # fewer warps take as long
             pairs = even and resident <= 8  # two states at a time
             slower = 1.05 if blocks == 1 else 1.0  # all warps of a multiprocessor wait for each other
             chunk = slower * (6 + resident / 4 if pairs else resident + 1.5)
-            for wanted in range(1, min(most_segments, chunks) + 1):
-                every = -(-chunks // wanted)
-                segments = -(-chunks // every)
-                parts = min(batch, max(1, room // (groups * segments)))
-                rounds = -(-batch // parts) * -(-groups * parts * segments // room)
-                # Segments are walked through twice and have a start each; for less than a fifth they are not worth it.
-                time = rounds * chunk * (chunks if segments == 1 else 1.25 * (1.3 * every + 2))
+            for count in range(1, min(most_segments, chunks) + 1):
+                chunks_each = -(-chunks // count)
+                segments = -(-chunks // chunks_each)
+                parts = min(batch, max(1, slots // (groups * segments)))
+                rounds = -(-batch // parts) * -(-groups * parts * segments // slots)
+                # A segment is walked twice and has a start of its own. A gain below a fifth is not worth segments.
+                time = rounds * chunk * (chunks if segments == 1 else 1.25 * (1.3 * chunks_each + 2))
                 if time < least:
                     best, least = Choice(warps, blocks, groups, parts, segments, shared), time
     return best
@@ -298,7 +300,7 @@ def _fastest(
 @scan_forward.register_fake
 def _(x, dt, b, c, dt_weight, dt_bias, a, skip, order, inverse, keep):
     like, dt, *_ = _inputs(x, (dt, b, c), ())
-    return x.new_empty(x.shape), x.new_empty(Plan(like, dt, a).kept(keep), dtype=torch.float32)
+    return x.new_empty(x.shape), x.new_empty(Plan(like, dt, a).starts_shape(keep), dtype=torch.float32)
 
 
 @scan_backward.register_fake
@@ -318,11 +320,11 @@ def _setup_context(ctx, inputs, output) -> None:
 def _backward(ctx, grad, _):
     if grad is None:
         return (None,) * 11
-    saved = ctx.saved_tensors  # once: checkpointing computes them anew, and allows no second look
+    saved = ctx.saved_tensors  # read once: checkpointing computes them again, and forbids a second read
     _, dt, b, c, dt_weight, dt_bias, a, skip, *_ = saved
     n = a.shape[-1]
     g_x, g_tokens, g_weight, g_rows = scan_backward(grad, *saved)
-    # Added here, not in the operator: torch.compile fuses the sums with what follows.
+    # Added here, not in the operator, so that torch.compile fuses the sums with what follows.
     g_dt, g_b, g_c = g_tokens.sum(0).split([dt.shape[-1], n, n], dim=-1)
     g_a, g_bias, g_skip = g_rows.sum(0).split([n, 1, 1], dim=-1)
     sums = (g_dt, g_b, g_c, g_weight.sum(0), g_bias[..., 0], g_a, g_skip[..., 0])
@@ -336,7 +338,8 @@ scan_forward.register_autograd(_backward, setup_context=_setup_context)
 def selective_scan(*inputs: Tensor) -> Tensor:
     """See `lamabench.kernels.selective_scan.selective_scan`.
 
-    Raises InputError for float64: the kernel computes in float32.
+    Raises InputError for float64, because the kernel computes in float32, and where the backward pass does not fit
+    shared memory.
     """
     if torch.float64 in [v.dtype for v in inputs]:
         raise InputError(

@@ -1,8 +1,8 @@
-"""The compiled scan of the package mamba-ssm behind our operator, as the released codes call it: the rival to beat.
+"""The compiled scan of the package mamba-ssm as a backend, called as released codes call it: the rival to beat.
 
-Its extension wants tokens along each path, [B, K·E, L], and finished step sizes before their softplus, so x, the step
-sizes and the paths' outputs all go through memory: gather, scan, scatter, sum. It computes in float32 between inputs
-and outputs of one type, x's: with bfloat16 the step sizes and every path's output are rounded to it.
+Its extension takes tokens along each path, [B, K·E, L], and complete step sizes before the softplus. So x, the step
+sizes and the paths' outputs all go through memory: gather, scan, scatter, sum. It computes in float32, but its inputs
+and outputs have one type, that of x. In bfloat16, the step sizes and every path's output are rounded to it.
 """
 
 import importlib.util
@@ -13,13 +13,13 @@ from torch import Tensor
 
 from ..errors import InputError
 
-STEPS = 2048  # of the extension: it keeps two states where each run of as many steps ends
-# Looked up once, at import, for torch.compile traces through `reasons`.
+STEPS = 2048  # the extension stores two states at the end of each run of so many steps
+# Looked up once, at import, because torch.compile traces through `reasons`.
 INSTALLED = importlib.util.find_spec("selective_scan_cuda") is not None
 
 
 def reasons(device_type: str) -> list[str]:
-    """Why the extension cannot run on that kind of device here; empty when it can."""
+    """Every reason why the extension cannot run on a kind of device here; empty where it can."""
     refusals = []
     if not INSTALLED:
         refusals.append("the package mamba-ssm is not installed (its extension selective_scan_cuda)")
@@ -39,8 +39,8 @@ def extension() -> Any:
 def scan_forward(
     u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor, skip: Tensor, bias: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """u and delta [B, K·E, L], a [K·E, N], b and c [B, K, N, L], skip and bias [K·E] -> the output, as u, and the
-    states that the backward pass needs."""
+    """u and delta [B, K·E, L], a [K·E, N], b and c [B, K, N, L], skip and bias [K·E] -> the output, in the shape of u,
+    and the states that the backward pass needs."""
     out, states, *_ = extension().fwd(u, delta, a, b, c, skip, None, bias, True)
     return out, states
 
@@ -98,7 +98,7 @@ def selective_scan(
 ) -> Tensor:
     """See `lamabench.kernels.selective_scan.selective_scan`.
 
-    Raises InputError for float64, and above 256 states, which the extension does not take.
+    Raises InputError for float64 and for more than 256 states, which the extension does not take.
     """
     if torch.float64 in [v.dtype for v in (x, dt, b, c, dt_weight, dt_bias, a, skip)]:
         raise InputError(
@@ -124,7 +124,7 @@ def prepare(
     skip: Tensor,
     order: Tensor,
 ) -> tuple[Tensor, ...]:
-    """What the extension takes (see `scan_forward`): gathered along the paths, with finished step sizes."""
+    """The arguments of `scan_forward`: tokens gathered along the paths, and complete step sizes."""
     u = x.transpose(1, 2)[:, None].expand(-1, order.shape[0], -1, -1)  # [B, K, E, L]
     u, dt, b, c = (along(v, order) for v in (u, *(v.to(x.dtype).permute(0, 2, 3, 1) for v in (dt, b, c))))
     with torch.autocast(x.device.type, enabled=False):
@@ -134,5 +134,5 @@ def prepare(
 
 
 def along(v: Tensor, index: Tensor) -> Tensor:
-    """Put v [B, K, …, L] in the order of `index` [K, L]: one dense copy."""
+    """A dense copy of v [B, K, …, L] in the order of `index` [K, L]."""
     return v.gather(3, index[None, :, None].expand_as(v))

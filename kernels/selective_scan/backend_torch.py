@@ -1,8 +1,8 @@
 """The selective scan in plain torch, vectorised over everything but time, with a hand-written backward pass.
 
-Time is cut into chunks that fit the cache. The forward pass keeps the state at the start of each chunk alone; the
-backward pass runs the chunk again from there, so no tensor of size K·E·L·N lives longer than a chunk. Registered as a
-custom operator: torch.compile and the cost count see one node.
+Time is cut into chunks that fit the cache. The forward pass stores only the state at the start of each chunk, and the
+backward pass runs the chunk again from there, so that no tensor of size K·E·L·N exists. The scan is a custom operator,
+so that torch.compile and the cost count see one node.
 """
 
 import torch
@@ -72,7 +72,7 @@ def scan_backward(
     g_du, g_delta = torch.empty_like(u), torch.empty_like(u)
     g_b, g_c = b.new_empty(b.shape[:-1]), c.new_empty(c.shape[:-1])
     g_a = a.new_zeros(a.shape[0], a.shape[1], a.shape[3])
-    carry = torch.zeros_like(starts[0])  # what the state at the end of a chunk gets from the chunks after it
+    carry = torch.zeros_like(starts[0])  # the gradient that later chunks pass to the state at the end of a chunk
     buffers = _buffers(starts[0], len(u), 4)
     for index in reversed(range(len(starts))):
         now = slice(index * CHUNK, (index + 1) * CHUNK)
@@ -127,13 +127,13 @@ def _delta(dt: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def _einsum(equation: str, *operands: Tensor) -> Tensor:
-    """In the type of the operands, whatever the autocast around the call."""
+    """einsum in the type of the operands, also under autocast."""
     with torch.autocast(operands[0].device.type, enabled=False):
         return torch.einsum(equation, *operands)
 
 
 def _buffers(state: Tensor, length: int, count: int) -> list[Tensor]:
-    """Room for `count` tensors [T, K, N, B, E] of one chunk, used again for every chunk."""
+    """`count` empty tensors [T, K, N, B, E] of one chunk, which every chunk uses again."""
     return [state.new_empty(min(CHUNK, length), *state.shape) for _ in range(count)]
 
 

@@ -1,7 +1,7 @@
 """The selective scan in one Triton kernel for all paths: `triton_forward.py`, `triton_backward.py`.
 
-Neither the step sizes, nor x along a path, nor a path's output ever reach memory: they live in the registers of the
-program that owns the image and the channels. Sums are in a fixed order, so results repeat to the bit.
+The step sizes, x along a path and a path's output never reach memory. They live in the registers of the program that
+owns the image and the channels. Sums have a fixed order, so that results repeat to the bit.
 """
 
 from typing import Any
@@ -13,17 +13,17 @@ from ..errors import InputError
 from ..triton_support import LOG2E, dense_rows, launched_on, power_of_two
 
 CHANNELS, WARPS = 32, 1  # of a program of the forward pass
-CHANNELS_BACKWARD = 128  # a thread holds one; half as many where the rank is above 64: registers
-INTERPRETED = 16  # channels of a program where Triton is interpreted: every element costs time there
-STEPS = 16
-GROUPS, GROUPS_BACKWARD = 1, 2  # programs that share the paths of an image and block, each with a sum of its own
-UNROLL, UNROLL_BACKWARD = 16, 1  # up to how many states the loop over them is unrolled
+CHANNELS_BACKWARD = 128  # one for each thread; half as many where the rank is above 64, as registers allow
+INTERPRETED = 16  # channels of a program where Triton is interpreted, because every element costs time there
+STEPS = 16  # of a chunk
+GROUPS, GROUPS_BACKWARD = 1, 2  # programs that share the paths of an image and block; each has its own sum
+UNROLL, UNROLL_BACKWARD = 16, 1  # the most states for which the loop over them is unrolled
 
 
 def _prepare(
     x: Tensor, dt: Tensor, b: Tensor, c: Tensor, a: Tensor, groups: int
 ) -> tuple[Tensor, Tensor, dict[str, Any]]:
-    """x and dt as the kernels want them, and the constants of both kernels."""
+    """x and dt in the layout of the kernels, and the constants of both kernels."""
     directions, _, states = a.shape
     rank = dt.shape[-1]
     constants = {
@@ -44,7 +44,7 @@ def _along_paths(v: Tensor, order: Tensor) -> Tensor:
 
 
 def _decay(a: Tensor) -> Tensor:
-    """[K, E, N] -> [K, N, E], times log2 e: the kernels take powers of 2."""
+    """[K, E, N] -> [K, N, E], times log2 e, because the kernels compute powers of 2."""
     return (a.float() * LOG2E).transpose(1, 2).contiguous()
 
 
@@ -63,7 +63,7 @@ def scan_forward(
     """The output [B, L, E]."""
     from . import triton_forward
 
-    kernel: Any = triton_forward.scan_forward  # Any: type checkers take a kernel for a function
+    kernel: Any = triton_forward.scan_forward  # Any, because type checkers take a kernel for a function
 
     batch, length, channels = x.shape
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
@@ -101,7 +101,7 @@ def scan_backward(
     """The gradients of x, dt, b, c, dt_weight, dt_bias, a and skip."""
     from . import triton_backward
 
-    kernel: Any = triton_backward.scan_backward  # Any: type checkers take a kernel for a function
+    kernel: Any = triton_backward.scan_backward  # Any, because type checkers take a kernel for a function
 
     inputs = (x, dt, b, c, dt_weight, dt_bias, a, skip)
     batch, length, channels = x.shape
@@ -114,13 +114,13 @@ def scan_backward(
     images = images_of_a_program(batch, blocks)
     parts = -(-batch // images)
 
-    def room(*shape: int) -> Tensor:
+    def empty(*shape: int) -> Tensor:
         return torch.empty(shape, dtype=torch.float32, device=x.device)
 
     groups = constants["G"]
-    g_x, g_tokens = room(groups, *x.shape), room(blocks, batch, length, k, r + 2 * n)
-    g_channels, g_weight = room(parts, k, 2 + n, channels), room(parts, k, r, channels)
-    starts = room(groups, parts, -(-length // STEPS), n, channels)
+    g_x, g_tokens = empty(groups, *x.shape), empty(blocks, batch, length, k, r + 2 * n)
+    g_channels, g_weight = empty(parts, k, 2 + n, channels), empty(parts, k, r, channels)
+    starts = empty(groups, parts, -(-length // STEPS), n, channels)
     weights = (dt_weight.contiguous(), dt_bias.contiguous(), _decay(a), skip.contiguous())
     with launched_on(x):
         kernel[(blocks, parts, groups)](
@@ -139,7 +139,7 @@ def scan_backward(
 
 
 def images_of_a_program(batch: int, blocks: int) -> int:
-    """How many images a program of the backward pass takes in turn: as many as leave enough programs for the GPU."""
+    """Images that a program of the backward pass takes in turn: as many as leave enough programs for the GPU."""
     return max(1, batch * blocks // 528)
 
 
@@ -165,9 +165,9 @@ scan_forward.register_autograd(_backward, setup_context=_setup_context)
 
 
 def selective_scan(*inputs: Tensor) -> Tensor:
-    """See `lamabench.kernels.selective_scan.selective_scan`. The inverse of the paths is not needed here.
+    """See `lamabench.kernels.selective_scan.selective_scan`. The inverse of the paths is not read.
 
-    Raises InputError for float64: the kernel computes in float32.
+    Raises InputError for float64, because the kernel computes in float32.
     """
     if torch.float64 in [v.dtype for v in inputs]:
         raise InputError(

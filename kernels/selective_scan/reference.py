@@ -1,4 +1,4 @@
-"""The selective scan as the equations say it: one step after the other, in float32 or float64."""
+"""The selective scan as its equations say it, one step after the other, in float32 or float64."""
 
 import torch
 from torch import Tensor
@@ -17,12 +17,12 @@ def selective_scan(
     order: Tensor,
     inverse: Tensor,
 ) -> Tensor:
-    """See `lamabench.kernels.selective_scan.selective_scan`. `inverse` is not needed here."""
+    """See `lamabench.kernels.selective_scan.selective_scan`. `inverse` is not read."""
     dtype = torch.promote_types(x.dtype, torch.float32)
     u, dt, b, c, dt_weight, dt_bias, a, skip = (v.to(dtype) for v in (x, dt, b, c, dt_weight, dt_bias, a, skip))
     out = torch.zeros_like(u)
     for k, path in enumerate(order):
-        # Autocast would take the product down to bfloat16; it knows no meta device.
+        # Autocast would lower the product to bfloat16. It does not know the device "meta".
         with torch.autocast("cpu" if u.is_meta else u.device.type, enabled=False):
             delta = softplus(dt[:, :, k] @ dt_weight[k].T + dt_bias[k])  # [B, L, E], in image order
         h = u.new_zeros(*u[:, 0].shape, a.shape[-1])  # [B, E, N]

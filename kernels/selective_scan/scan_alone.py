@@ -1,5 +1,5 @@
-"""mamba-ssm's compiled scan without what our operator has around it, as a yardstick of time: x is gathered along the
-paths and the step sizes are formed before the clock starts, the paths' outputs stay where they are."""
+"""mamba-ssm's compiled scan without the rest of the operator, as a yardstick of time. x is gathered along the paths and
+the step sizes are computed before the clock starts. The outputs of the paths are not added up."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from . import backend_mamba_ssm
 
 
 class ScanAlone:
-    """The scan at the arguments of a backend of `lamabench.kernels.selective_scan`."""
+    """The scan, prepared from the arguments of a backend of `lamabench.kernels.selective_scan`."""
 
     def __init__(self, *inputs: Tensor) -> None:
         x, order, self.inverse = inputs[0], *inputs[-2:]

@@ -1,4 +1,5 @@
-"""The backward Triton kernel: as in `triton_forward.py`, a thread holds a channel and all of its steps."""
+"""The Triton kernel of `backend_triton.py`, backward. As in `triton_forward.py`, a thread holds a channel and all its
+steps."""
 
 # pyright: reportArgumentType=false, reportGeneralTypeIssues=false
 
@@ -10,7 +11,7 @@ from .triton_forward import LOG2E, like_rows, one_state, product, row, softplus
 
 @triton.jit
 def affine_and_before(decay, value, _decay0, _value0, next_decay, next_value, next_decay0, next_value0):
-    """The same, and the composition of all but the last map."""
+    """The composition of two affine maps, as `affine` has it, and the composition of all maps but the last."""
     return (
         decay * next_decay,
         next_decay * value + next_value,
@@ -24,7 +25,7 @@ def chunk(
     x, dt, order, image, k, start, length, e, weight, bias, steps, ranks, here, channels, db, dl, dk,
     R: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
-    """The tokens of a chunk, which of its steps exist, its rows of dt and x, the pre-activation, delta."""
+    """Of a chunk: which of its steps exist, its tokens, and its rows of dt, x and delta."""
     alive = start + steps < length
     token = tl.load(order + k * length + start + steps, mask=alive, other=0).to(tl.int32)
     low = tl.load(
@@ -46,8 +47,9 @@ def one_state_backward(
 ):  # fmt: skip
     """One state of every channel back through a chunk; h [BE] is the state before it.
 
-    carry [NP, BE] is what the states before the chunk get from it, g_a [NP, BE] the gradient of A, g_du and g_delta
-    [T, BE] those of delta · x and (through the decay) of delta, g_b and g_c [T, NB] those of b and c.
+    carry [NP, BE] is the gradient that the chunk passes to the states before it, and g_a [NP, BE] the gradient of A.
+    g_du and g_delta [T, BE] are the gradients of delta · x and, through the decay, of delta. g_b and g_c [T, NB] are
+    those of b and c.
     """
     mine = states[:, None] == n
     after = row(carry, states, n)
@@ -88,14 +90,14 @@ def scan_backward(
     K: tl.constexpr, G: tl.constexpr, N: tl.constexpr, NP: tl.constexpr, NB: tl.constexpr, R: tl.constexpr,
     RP: tl.constexpr, T: tl.constexpr, BE: tl.constexpr, EXACT: tl.constexpr, UNROLL: tl.constexpr,
 ):  # fmt: skip
-    """The gradients, of `images` images one after the other. Inputs as in `scan_forward`, but for
-    b and c: float32 [B, K, N, padded] along the paths, zero from L to `padded`.
+    """The gradients of `images` images, one image after the other. Inputs are as in `scan_forward`, except that b and c
+    are float32 [B, K, N, padded] along the paths, with zeros from L to `padded`.
 
-    starts      [G, programs, chunks, N, E]      room for the states at the start of every chunk of one path
-    g_x         [G, B, L, E]                   float32
-    g_tokens    [blocks of E, B, L, K, R + 2N] of dt, b and c, to be summed over the first dimension
-    g_channels  [programs over B, K, 2 + N, E] of the bias, of skip and of A, likewise
-    g_weight    [programs over B, K, R, E]     of dt_weight, likewise
+    starts      [G, programs, chunks, N, E]    scratch for the states at the start of every chunk of one path
+    g_x         [G, B, L, E]                   float32, to be summed over the first dimension, as all of these
+    g_tokens    [blocks of E, B, L, K, R + 2N] of dt, b and c
+    g_channels  [programs over B, K, 2 + N, E] of the bias, of skip and of A
+    g_weight    [programs over B, K, R, E]     of dt_weight
     """
     block, part = tl.program_id(0), tl.program_id(1).to(tl.int64)
     e = block * BE + tl.arange(0, BE)

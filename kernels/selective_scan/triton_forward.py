@@ -1,8 +1,8 @@
-"""The Triton kernel of `backend_triton.py`, forward, and what the backward one shares with it.
+"""The Triton kernel of `backend_triton.py`, forward, and the functions that it shares with the backward kernel.
 
-One program owns a block of BE channels of an image and walks along one path after the other, T steps at a time. All of
-its tiles are [T, BE]: a thread holds a channel and all T steps of it, so that a scan over time stays in the registers
-of a thread, and the N states of a channel never meet another thread.
+A program owns a block of BE channels of an image and walks along one path after the other, T steps at a time. All of
+its tiles are [T, BE], and a thread holds a channel with all of its T steps. So a scan over time stays in the registers
+of a thread, and the N states of a channel never reach another thread.
 """
 
 # pyright: reportArgumentType=false, reportGeneralTypeIssues=false
@@ -32,7 +32,7 @@ def product(left, right, exact: tl.constexpr):
 
 @triton.jit
 def halves(left, right):
-    """left @ right, each the sum of two bfloat16 (16 bits of mantissa), but for the product of the lower halves."""
+    """left @ right, each as the sum of two bfloat16 (16 bits of mantissa), without the product of the lower halves."""
     high, other = left.to(tl.bfloat16), right.to(tl.bfloat16)
     out = tl.dot(high, other)
     if right.dtype != tl.bfloat16:
@@ -44,7 +44,7 @@ def halves(left, right):
 
 @triton.jit
 def softplus(z):
-    """log(1 + exp(z)), to float32's precision also where exp(z) is far below 1."""
+    """log(1 + exp(z)), in float32's precision also where exp(z) is far below 1."""
     e = tl.exp2(-tl.abs(z) * LOG2E)
     p = 0.0775160863995552 + e * (-0.029074065387248993 + e * 0.0051261018961668015)
     p = 0.19076880812644958 + e * (-0.13602247834205627 + e * p)
@@ -61,9 +61,9 @@ def row(tile, steps, at):
 
 @triton.jit
 def one_state(n, h, y, delta, du, b, c, a, steps, states, t: tl.constexpr):
-    """One state of every channel through a chunk: the states [NP, BE] after it, and y with c · h added.
+    """State n of every channel through a chunk: the states [NP, BE] after the chunk, and y with c · h added.
 
-    b, c [T] and a [BE] (times log2 e) are those of state n.
+    b and c [T] and a [BE] (times log2 e) belong to state n.
     """
     mine = states[:, None] == n
     before = row(h, states, n)
@@ -80,7 +80,7 @@ def second(_left, _left2, right, right2):
 
 @triton.jit
 def like_rows(tile, rows):
-    """Both tiles as they are; a scan that does nothing makes Triton hold them alike, a channel to a thread."""
+    """Both tiles, unchanged. A scan that does nothing makes Triton lay both out with one channel to a thread."""
     return tl.associative_scan((tile, rows), 0, second)
 
 
@@ -93,7 +93,7 @@ def scan_forward(
 ):  # fmt: skip
     """The output [B, L, E], or `partial` [G, B, L, E]: the sums over the paths of each of G groups.
 
-    x is [B, L, E], `a` [K, N, E] times log2 e, dt, b and c as the caller has them.
+    x is [B, L, E] and `a` is [K, N, E], times log2 e. dt, b and c are in the caller's layout.
     """
     image, e = tl.program_id(1).to(tl.int64), tl.program_id(0) * BE + tl.arange(0, BE)
     steps, states, ranks = tl.arange(0, T), tl.arange(0, NP), tl.arange(0, RP)

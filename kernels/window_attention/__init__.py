@@ -16,7 +16,7 @@ def macs(batch: int, height: int, width: int, channels: int, window: int) -> int
 
 
 def work(qkv: Tensor, heads: int, window: int, *_: int | Tensor | None) -> Work:
-    """Of one call, from the arguments of a backend: both products, and an exponential for each score."""
+    """The work of one call, from the arguments of a backend: both products, and an exponential for each score."""
     batch, height, width, channels = qkv.shape
     scores = batch * height * width * window**2 * heads
     return Work(macs=macs(batch, height, width, channels // 3, window), exponentials=scores)
@@ -48,13 +48,13 @@ def window_attention(
     mask: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
-    """Attention inside windows of `window` × `window` tokens, the grid shifted cyclically by `shift` before.
+    """Attention inside windows of `window` × `window` tokens, after a cyclic shift of the grid by `shift`.
 
-    qkv    [B, H, W, 3C], queries, then keys, then values, each `heads` × C / heads; H and W divide by `window`
+    qkv    [B, H, W, 3C], queries, then keys, then values, each `heads` × C / heads; H and W are multiples of `window`
     table  [(2w - 1)², heads] relative position bias, with index = `relative_position_index(w)`; None: no bias
     mask   `shift_mask(H, W, w, shift)` [windows, w², w²], needed with a shift; None: no mask
     returns [B, H, W, C], in the type of qkv
 
-    Backend `triton` computes index and mask itself: other values than these are not read.
+    Backend `triton` computes index and mask itself. It does not read their values.
     """
     return OPERATOR.resolve(backend, qkv.device.type).run(qkv, heads, window, shift, table, index, mask)

@@ -14,14 +14,15 @@ def window_attention(
     windows = q.shape[1]
     bias = None
     if table is not None and index is not None:
-        bias = table[index].permute(2, 0, 1).to(q.dtype).contiguous()  # dense: torch traces other layouts wrongly
+        # The table is dense, because torch traces other layouts wrongly.
+        bias = table[index].permute(2, 0, 1).to(q.dtype).contiguous()
         bias = bias.expand(windows, -1, -1, -1)  # [windows, heads, w², w²]
     if mask is not None:
         mask = mask[:, None].to(q.dtype).expand(-1, heads, -1, -1)
         bias = mask if bias is None else mask + bias
     if bias is not None:
         bias = bias.flatten(0, 1)[None]
-    # Windows count as heads: torch's fused kernels want four axes, and the bias is the same for every image.
+    # Windows become heads, because torch's fused kernels take four axes. The bias is the same for every image.
     q, k, v = (x.flatten(1, 2) for x in (q, k, v))
     out = scaled_dot_product_attention(q, k, v, attn_mask=bias).unflatten(1, (windows, heads))
     return merge(out, qkv.shape[1], qkv.shape[2], window, shift)

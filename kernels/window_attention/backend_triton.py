@@ -1,8 +1,8 @@
 """Window attention in one Triton kernel each way: `triton_kernels.py`.
 
-Neither windows, nor a shifted grid, nor a bias or mask per window, nor scores ever reach memory. A window that fits one
-block is kept whole, and its backward pass needs nothing but the input; a larger one goes block by block, and keeps the
-output and the log-sum-exp too. Sums are in a fixed order: results repeat to the bit.
+Windows, a shifted grid, a bias or mask for each window, and scores never reach memory. A window that fits one block is
+computed whole, and its backward pass needs only the input. A larger one goes block by block, and its backward pass also
+needs the output and the log-sum-exp. Sums have a fixed order, so that results repeat to the bit.
 """
 
 from typing import Any
@@ -15,19 +15,19 @@ from ..errors import InputError
 from ..triton_support import dense_rows, launched_on, power_of_two
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-WIDEST = 256  # head width that tests reach
-PROGRAMS, PROGRAMS_BACKWARD = 1056, 528  # that share the work, where the batch allows: 8 and 4 a multiprocessor (H100)
-REGISTERS = 168  # of a thread of the backward pass: 3 programs at a time on a multiprocessor
+WIDEST = 256  # the largest head width that tests cover
+PROGRAMS, PROGRAMS_BACKWARD = 1056, 528  # that share the work where the batch allows: 8 and 4 a multiprocessor (H100)
+REGISTERS = 168  # of a thread in the backward pass, so that a multiprocessor runs 3 programs at a time
 
 
 def _side(n: int) -> int:
-    """Of a tile: a power of two, and 16 at least for matrix products."""
+    """The side of a tile that holds n: a power of two, and at least 16 for matrix products."""
     return power_of_two(n, 16)
 
 
 def _block(dtype: torch.dtype, head_dim: int, window: int) -> int:
-    """Tokens of a window that are at hand together."""
-    # float32 does without tensor cores, whose operands need not pass through registers: a quarter of the elements.
+    """Tokens of a window that a program holds at a time."""
+    # float32 has a quarter of the elements, because it does without tensor cores, whose operands skip the registers.
     most, widest = (32, 64) if dtype == torch.float32 else (64, 128)
     return max(16, min(most, most * widest // _side(head_dim), _side(window**2)))
 
@@ -35,8 +35,8 @@ def _block(dtype: torch.dtype, head_dim: int, window: int) -> int:
 def _plan(
     qkv: Tensor, table: Tensor | None, heads: int, window: int, shift: int, masked: bool, programs: int
 ) -> tuple[int, int, dict[str, Any]]:
-    """How many images a program takes in turn, how many parts of the batch that makes, and the kernels' constants."""
-    batch, height, width, channels = map(int, qkv.shape)  # numbers even where torch.compile has symbols
+    """The images that a program takes in turn, the parts of the batch that follow, and the constants of the kernels."""
+    batch, height, width, channels = map(int, qkv.shape)  # ints, even where torch.compile has symbols
     at_once = heads * (height // window) * (width // window)
     each = max(1, -(-batch // -(-programs // at_once)))
     head_dim = channels // (3 * heads)
@@ -45,14 +45,14 @@ def _plan(
         "HEADS": heads, "D": head_dim, "DP": _side(head_dim), "HEIGHT": height, "WIDTH": width, "WINDOW": window,
         "SHIFT": shift, "MASKED": masked and shift > 0, "BIAS": table is not None, "BLOCK": block,
         "num_warps": 4 if qkv.dtype == torch.float32 else block // 16,
-        # The loads of the next image go on meanwhile, unless that leaves room for few programs in shared memory.
+        # Two stages load the next image meanwhile. Wide heads have one, or shared memory would hold too few programs.
         "num_stages": 2 if qkv.element_size() * _side(head_dim) <= 128 else 1,
     }  # fmt: skip
     return each, -(-batch // each), constants
 
 
 def _by_head(table: Tensor | None, otherwise: Tensor) -> Tensor:
-    """[(2w - 1)², heads] -> float32 [heads, (2w - 1)²]; a pointer that nothing reads where there is no table."""
+    """[(2w - 1)², heads] -> float32 [heads, (2w - 1)²]. Without a table, `otherwise`: a pointer that nothing reads."""
     return otherwise if table is None else table.t().contiguous().float()
 
 
@@ -66,10 +66,11 @@ def _lse_shape(qkv: Tensor, heads: int, window: int) -> tuple[int, ...]:
 def attention_forward(
     qkv: Tensor, table: Tensor | None, heads: int, window: int, shift: int, masked: bool
 ) -> tuple[Tensor, Tensor]:
-    """The output [B, H, W, C], and log2 of the sums of 2^score, [B, windows, heads, w²] or, for one block, [… 0]."""
+    """The output [B, H, W, C], and log2 of the sums of 2^score, [B, windows, heads, w²], or [B, windows, heads, 0] for
+    windows of one block."""
     from . import triton_kernels
 
-    kernel: Any = triton_kernels.attend  # Any: type checkers take a kernel for a function
+    kernel: Any = triton_kernels.attend  # Any, because type checkers take a kernel for a function
 
     out = torch.empty((*qkv.shape[:3], qkv.shape[3] // 3), dtype=qkv.dtype, device=qkv.device)
     lse = torch.empty(_lse_shape(qkv, heads, window), dtype=torch.float32, device=qkv.device)
@@ -93,7 +94,7 @@ def attention_backward(
     shift: int,
     masked: bool,
 ) -> tuple[Tensor, Tensor]:
-    """The gradient of qkv, and float32 parts [parts, heads, w², w²] that add up to that of the bias of each pair (no
+    """The gradient of qkv, and float32 parts [parts, heads, w², w²] that add up to the gradient of each pair's bias (no
     heads without a table)."""
     from . import triton_kernels
 
@@ -142,7 +143,7 @@ def _backward(ctx, grad, _):
         return (None,) * 6
     qkv, table, out, lse = ctx.saved_tensors
     g_qkv, g_bias = attention_backward(grad, qkv, table, out, lse, *ctx.numbers)
-    # Added here, not in the operator: torch.compile fuses the sum with what follows.
+    # Added here, not in the operator, so that torch.compile fuses the sum with what follows.
     g_table = None if table is None else table_gradient(g_bias.sum(0), ctx.numbers[1]).to(table.dtype)
     return g_qkv, g_table, None, None, None, None
 
@@ -152,16 +153,16 @@ attention_forward.register_autograd(_backward, setup_context=_setup_context)
 
 def table_gradient(pairs: Tensor, window: int) -> Tensor:
     """[heads, w², w²] -> [(2w - 1)², heads]: sums over the pairs of each relative position, in the order of
-    `relative_position_index`. Adding by index would sort, or use atomics; this repeats to the bit."""
+    `relative_position_index`. The sums repeat to the bit, where adding by index would sort or use atomics."""
     pairs = pairs.view(-1, window, window, window, window).transpose(2, 3)  # [heads, rows q, k, columns q, k]
     columns = _by_difference(pairs).movedim(-1, 1)
     return _by_difference(columns).permute(2, 1, 0).reshape((2 * window - 1) ** 2, -1)
 
 
 def _by_difference(pairs: Tensor) -> Tensor:
-    """[…, query, key] -> […, 2w - 1]: sums over the pairs of each query - key, from 1 - w on."""
+    """[…, query, key] -> […, 2w - 1]: sums over the pairs of each difference query - key, from 1 - w on."""
     window = pairs.shape[-1]
-    # Keys backwards, then rows of 2w read as rows of 2w - 1: row q moves right by q, to column q - k + w - 1.
+    # Reverse the keys, then read rows of 2w as rows of 2w - 1: row q moves right by q, to column q - k + w - 1.
     skewed = pad(pairs.flip(-1), (0, window)).flatten(-2)[..., : window * (2 * window - 1)]
     return skewed.unflatten(-1, (window, 2 * window - 1)).sum(-2)
 
@@ -169,10 +170,10 @@ def _by_difference(pairs: Tensor) -> Tensor:
 def window_attention(
     qkv: Tensor, heads: int, window: int, shift: int, table: Tensor | None, index: Tensor | None, mask: Tensor | None
 ) -> Tensor:
-    """See `lamabench.kernels.window_attention.window_attention`. Whether index and mask are there counts, what they
-    hold does not: the kernel computes it.
+    """See `lamabench.kernels.window_attention.window_attention`. Without index there is no bias, and without mask no
+    mask. Their values are not read, because the kernel computes them.
 
-    Raises InputError for other types than bfloat16, float16 and float32, and for shapes that do not fit.
+    Raises InputError for types other than bfloat16, float16 and float32, and for shapes that do not fit.
     """
     table = None if index is None else table
     for name, value in (("qkv", qkv), ("table", table)):
@@ -184,8 +185,8 @@ def window_attention(
     height, width, channels = qkv.shape[1:]
     if height % window or width % window or channels % (3 * heads) or not 0 <= shift < window:
         raise InputError(
-            f"window_attention: qkv {list(qkv.shape)} with {heads} heads, window {window} and shift {shift}: sides "
-            "divide by the window, channels by 3 · heads, and the shift is less than the window"
+            f"window_attention: qkv {list(qkv.shape)} does not fit {heads} heads, window {window} and shift {shift}: "
+            "sides must be multiples of the window, channels of 3 · heads, and the shift less than the window"
         )
     if channels > 3 * heads * WIDEST:
         raise InputError(
@@ -194,7 +195,7 @@ def window_attention(
         )
     if table is not None and table.shape != ((2 * window - 1) ** 2, heads):
         raise InputError(
-            f"window_attention: a table for window {window} and {heads} heads is [{(2 * window - 1) ** 2}, {heads}], "
-            f"not {list(table.shape)}"
+            f"window_attention: a table for window {window} and {heads} heads must be "
+            f"[{(2 * window - 1) ** 2}, {heads}], not {list(table.shape)}"
         )
     return attention_forward(qkv, table, heads, window, shift, mask is not None)[0]

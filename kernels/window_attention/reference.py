@@ -1,4 +1,4 @@
-"""Shifted-window attention as the equations say it, in float32 or float64."""
+"""Shifted-window attention as its equations say it, in float32 or float64."""
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ def window_attention(
     """See `lamabench.kernels.window_attention.window_attention`."""
     dtype = torch.promote_types(qkv.dtype, torch.float32)
     q, k, v = partition(qkv.to(dtype), heads, window, shift)  # [B, windows, heads, w², d]
-    # Autocast would take the products down to bfloat16; it knows no meta device.
+    # Autocast would lower the products to bfloat16. It does not know the device "meta".
     with torch.autocast("cpu" if qkv.is_meta else qkv.device.type, enabled=False):
         scores = q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5
         if table is not None and index is not None:

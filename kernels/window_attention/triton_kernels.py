@@ -1,9 +1,9 @@
-"""The Triton kernels of `backend_triton.py`: windows are cut, shifted and put back by index arithmetic alone.
+"""The Triton kernels of `backend_triton.py`. Index arithmetic cuts windows, shifts them and puts them back.
 
-A program owns one head of the windows at one place of several images, one after the other: what is added to their
-scores is the same for all. Its neighbours read the other heads of the same tokens at the same time, so that whole rows
-of DRAM are used. Scores are times log2 e, so that exponentials are powers of 2. The w² tokens of a window are padded to
-whole blocks, the head width D to a power of two DP, both by masks.
+A program owns one head of the window at one place of several images, which it takes in turn: the bias and the mask of
+their scores are the same. Its neighbours read the other heads of the same tokens at the same time, so that whole rows
+of DRAM are used. Scores are multiplied by log2 e, so that exponentials are powers of 2. Masks pad the w² tokens of a
+window to whole blocks, and the head width D to a power of two, DP.
 """
 
 # pyright: reportArgumentType=false, reportGeneralTypeIssues=false, reportCallIssue=false, reportOperatorIssue=false
@@ -21,7 +21,7 @@ LOG2E = tl.constexpr(triton_support.LOG2E)
 def place(
     at, token, HEIGHT: tl.constexpr, WIDTH: tl.constexpr, WINDOW: tl.constexpr, SHIFT: tl.constexpr
 ):  # fmt: skip
-    """Row and column in the image of tokens of the window `at`, and their regions, as `shift_mask` has them."""
+    """Row and column in the image of the tokens of window `at`, and their regions, as in `shift_mask`."""
     row = at // (WIDTH // WINDOW) * WINDOW + token // WINDOW
     column = at % (WIDTH // WINDOW) * WINDOW + token % WINDOW
     region = 3 * ((row >= HEIGHT - WINDOW).to(tl.int32) + (row >= HEIGHT - SHIFT).to(tl.int32))
@@ -34,8 +34,8 @@ def added(
     table, head, query, key, query_region, key_region,
     WINDOW: tl.constexpr, MASKED: tl.constexpr, BIAS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """What is added to the scores [queries, keys], times log2 e: the bias of their relative position, -100 across the
-    seam, -inf for keys beyond the window. table [heads, (2w - 1)²]."""
+    """The addend of the scores [queries, keys], times log2 e: the bias of the relative position, -100 across the seam,
+    -inf for keys beyond the window. table [heads, (2w - 1)²]."""
     out = tl.zeros((BLOCK, BLOCK), tl.float32)
     if BIAS:
         reach: tl.constexpr = 2 * WINDOW - 1
@@ -60,7 +60,7 @@ def rows(base, at, token, D: tl.constexpr, DP: tl.constexpr, WINDOW: tl.constexp
 
 @triton.jit
 def put_rows(base, at, token, value, D: tl.constexpr, DP: tl.constexpr, WINDOW: tl.constexpr):
-    """The opposite of `rows`."""
+    """Store `value` [tokens, DP] where `rows` loads it."""
     d = tl.arange(0, DP)
     mask = (token < WINDOW * WINDOW)[:, None] & (d < D)[None, :]
     tl.store(base + at[:, None] + d[None, :], value.to(base.dtype.element_ty), mask=mask)
@@ -68,7 +68,7 @@ def put_rows(base, at, token, value, D: tl.constexpr, DP: tl.constexpr, WINDOW: 
 
 @triton.jit
 def dot(left, right):
-    """In float32: bfloat16 and float16 on the tensor cores, float32 without rounding it to TF32."""
+    """left @ right in float32: bfloat16 and float16 on the tensor cores, float32 without rounding to TF32."""
     return tl.dot(left, right, input_precision="ieee")
 
 
@@ -80,7 +80,7 @@ def attend(
 ):  # fmt: skip
     """out [B, H, W, C] and, for windows of several blocks, lse [B, windows, heads, w²]: log2 of the sums of 2^score.
 
-    qkv [B, H, W, 3C] has strides sb, sh, sw, 1. Grid: (heads, windows, parts of B) in one, blocks of queries.
+    qkv [B, H, W, 3C] has strides sb, sh, sw, 1. Grid: (heads · windows · parts of B, blocks of queries).
     """
     tokens: tl.constexpr = WINDOW * WINDOW
     windows: tl.constexpr = (HEIGHT // WINDOW) * (WIDTH // WINDOW)
@@ -136,7 +136,7 @@ def attend_backward(
 ):  # fmt: skip
     """g_qkv [B, H, W, 3C] and g_bias [parts of B, windows, heads, w², w²] from grad [B, H, W, C]: windows of one block.
 
-    g_bias has what each program adds up, to be summed over parts and windows. The rest as in `attend`.
+    g_bias has the sum of each program, to be summed over parts and windows. The rest is as in `attend`.
     """
     tokens: tl.constexpr = WINDOW * WINDOW
     windows: tl.constexpr = (HEIGHT // WINDOW) * (WIDTH // WINDOW)
@@ -176,7 +176,7 @@ def attend_backward(
 
 @triton.jit
 def block_gradients(q, k, v, g, o, lse, more, D: tl.constexpr):
-    """The weights of a block of queries and keys, and the gradient of its scores."""
+    """The softmax weights of a block of queries and keys, and the gradient of its scores."""
     p = tl.exp2(dot(q, tl.trans(k)) * (LOG2E * D**-0.5) + more - lse[:, None])
     return p, p * (dot(g, tl.trans(v)) - tl.sum(g.to(tl.float32) * o.to(tl.float32), 1)[:, None])
 
@@ -187,7 +187,7 @@ def attend_backward_blocks(
     HEADS: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, HEIGHT: tl.constexpr, WIDTH: tl.constexpr,
     WINDOW: tl.constexpr, SHIFT: tl.constexpr, MASKED: tl.constexpr, BIAS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """As `attend_backward`, for windows of several blocks: once by queries, once by keys. out and lse of `attend`."""
+    """As `attend_backward`, for windows of several blocks: once by queries, once by keys. `attend` gave out and lse."""
     tokens: tl.constexpr = WINDOW * WINDOW
     windows: tl.constexpr = (HEIGHT // WINDOW) * (WIDTH // WINDOW)
     channels: tl.constexpr = HEADS * D

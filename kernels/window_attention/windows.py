@@ -1,4 +1,4 @@
-"""Cutting a grid into windows and putting it back, relative positions, and the mask across the seam of a shift."""
+"""Windows of a grid: cutting, merging, relative positions, and the mask across the seam of a shift."""
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ def partition(qkv: Tensor, heads: int, window: int, shift: int) -> tuple[Tensor,
 
 
 def merge(out: Tensor, height: int, width: int, window: int, shift: int) -> Tensor:
-    """[B, windows, heads, w², d] -> [B, H, W, heads · d], the shift undone."""
+    """[B, windows, heads, w², d] -> [B, H, W, heads · d], with the shift undone."""
     batch, _, heads, _, head_dim = out.shape
     out = out.view(batch, height // window, width // window, heads, window, window, head_dim)
     out = out.permute(0, 1, 4, 2, 5, 3, 6).reshape(batch, height, width, heads * head_dim)
@@ -33,8 +33,8 @@ def relative_position_index(window: int) -> Tensor:
 
 
 def shift_mask(height: int, width: int, window: int, shift: int) -> Tensor:
-    """What is added to the scores of a shifted grid, [windows, w², w²]: 0 between tokens that were neighbours before
-    the cyclic shift, -100 across the seam (Swin, figure 4)."""
+    """The addend of the scores of a shifted grid, [windows, w², w²]: 0 between tokens on one side of the seam of the
+    cyclic shift, -100 across it (Swin, figure 4)."""
 
     def regions(side: int) -> Tensor:
         """0 before the last window, 1 in it and before the seam, 2 beyond the seam."""

@@ -151,19 +151,17 @@ def _run(sweep: Sweep) -> int:
 
 def _submit(sweep: Sweep) -> int:
     args = sweep.args
-    return _tell(
-        args,
-        submit.submit(sweep.runs, sweep.study, sweep.words, sweep.cluster, args.parallel, args.dirty, sweep.whole),
-    )
+    made = submit.submit(sweep.runs, sweep.study, sweep.words, sweep.cluster, args.parallel, args.dirty, sweep.whole)
+    return _tell(sweep, made)
 
 
 def _retry(sweep: Sweep) -> int:
     args = sweep.args
-    return _tell(args, submit.retry(sweep.runs, sweep.study, sweep.words, sweep.cluster, args.parallel, args.dirty))
+    return _tell(sweep, submit.retry(sweep.runs, sweep.study, sweep.words, sweep.cluster, args.parallel, args.dirty))
 
 
-def _tell(args: argparse.Namespace, made: submit.Submission) -> int:
-    if args.json:
+def _tell(sweep: Sweep, made: submit.Submission) -> int:
+    if sweep.args.json:
         arrays = [{"job": job, "name": array.name, "tasks": len(array.tasks)} for array, job in made.arrays]
         print(json.dumps({"arrays": arrays, "code": made.code, "left": made.left}, indent=1))
         return 0
@@ -176,9 +174,12 @@ def _tell(args: argparse.Namespace, made: submit.Submission) -> int:
         print("nothing to queue")
     failed = sum(made.left.get(state, 0) for state in status.FAILED)
     left = ", ".join(f"{count} {state}" for state, count in sorted(made.left.items()))
-    print(f"runs left as they are: {left or 'none'}" + ("; sweep retry does failed ones again" if failed else ""))
+    again = f"; sweep retry queues {failed} of them again" if failed else ""
+    print(f"runs left as they are: {left or 'none'}{again}")
     if made.left.get("diverged"):
         print("a run that diverged would diverge again: change the study")
+    for line in notes.problems(sweep.runs):
+        print(line)
     return 0
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from ...harness.progress import describe
 from ...harness.record import read_lines, read_records
 from ...harness.run import is_locked
-from ...harness.stages import Task, missing
+from ...harness.stages import Task, merged, missing
 from .. import plan
 from ..plan import Planned, failure
 from ..worker import EXITS
@@ -54,7 +54,7 @@ class Standing:
     reason: str = ""
     log: Path | None = None
     array: Array | None = None
-    asked: Task | None = None  # what that submission asked for
+    asked: Task | None = None  # what that submission asked for, or all those that SLURM still has
 
 
 @dataclass(frozen=True)
@@ -138,14 +138,22 @@ def look(submitted: Sequence[Array], need_queue: bool = False) -> tuple[list[Arr
 
 @dataclass(frozen=True)
 class Survey:
-    """What SLURM and manifests say of the tasks of some runs: a look, and the newest submission of each task."""
+    """What SLURM and manifests say of the tasks of some runs: a look, the newest submission of each task, and all of
+    each that SLURM still has: a longer training waits for a shorter one."""
 
     seen: Look
     newest: Mapping[tuple[str, str], tuple[Array, int]]
+    live: Mapping[tuple[str, str], list[tuple[Array, int]]] = field(default_factory=dict)
 
     def task(self, task: Task) -> Standing:
-        """How a task stands."""
-        return _standing(task, self.newest.get((task.kind, task.key)), self.seen)
+        """How a task stands, by its job that runs or by its newest one; `asked` is what all its jobs will have done."""
+        place, live = self.newest.get((task.kind, task.key)), self.live.get((task.kind, task.key), [])
+        running = [one for one in live if (self.seen.live or {})[one[0].key(one[1])][0] not in client.WAITING]
+        found = _standing(task, (running or [place])[0], self.seen)
+        if not live:
+            return found
+        (asked,) = merged(Task.from_dict(array.tasks[number]["task"]) for array, number in live)
+        return replace(found, asked=asked)
 
     def run(self, run: Planned) -> RunStanding:
         """How a run stands."""
@@ -166,7 +174,7 @@ def survey(runs: Sequence[Planned], home: Path, need_queue: bool = False) -> Sur
     keys = {(task.kind, task.key) for run in runs for task in run.tasks}
     keys |= {("training", training_of(task)) for run in runs for task in run.tasks if task.kind == "samples"}
     known, seen = look(submitted(home.parents[1], keys, home), need_queue)
-    return Survey(seen, newest_of(known, seen))
+    return Survey(seen, newest_of(known, seen), live_of(known, seen))
 
 
 def training_of(task: Task) -> str:
@@ -192,6 +200,16 @@ def newest_of(known: Sequence[Array], seen: Look) -> dict[tuple[str, str], tuple
     return newest
 
 
+def live_of(known: Sequence[Array], seen: Look) -> dict[tuple[str, str], list[tuple[Array, int]]]:
+    """The submissions of each task that SLURM still has, oldest first, by kind and key."""
+    found: dict[tuple[str, str], list[tuple[Array, int]]] = {}
+    for array in known:
+        for number, entry in enumerate(array.tasks):
+            if array.key(number) in (seen.live or {}):
+                found.setdefault(key_of(entry), []).append((array, number))
+    return found
+
+
 def _standing(task: Task, place: tuple[Array, int] | None, seen: Look) -> Standing:
     left = tuple(missing(task))
     if place is None:
@@ -213,8 +231,9 @@ def _standing(task: Task, place: tuple[Array, int] | None, seen: Look) -> Standi
         times = max(len(rows) - 1, starts - (not waiting), 0)
         word = ("preempted" if times else "queued") if waiting else "running"
         return Standing(task, word, requeued=times, reason=reason if waiting else "", **about)
-    # Somebody works on it without SLURM, or what was queued is done and more is asked for since.
-    if is_locked(task.path) or not missing(replace(asked, folder=task.folder)):
+    # Somebody works on it without SLURM, or what was queued is done, or other things are asked for since.
+    other = not missing(replace(asked, folder=task.folder)) or not plan.left_of(task, left) & plan.keys_of(asked)
+    if is_locked(task.path) or other:
         found = plan.look(task)
         return Standing(task, found.state, found.error, **about)
     state, error = _ended(task, rows, attempts, log, sacct=seen.accounted is not None)

@@ -184,19 +184,22 @@ def choose(
 ) -> list[Choice]:
     """The tasks to queue, of those with a request: in one of `states`, or in the queue, of whichever study, with less
     than is asked for now, and then after that. Samples come where their weights are there, or where a training is
-    queued that will keep them."""
+    queued that will keep them; those in the queue come again after a training that is done again: they wait for the
+    one before."""
     chosen: list[Choice] = []
     for piece in pieces:
         task, part, job = piece.task, found.task(piece.task), found.job(*piece.id)
         more = job is not None and part.asked is not None and bool(part.missing) and not covers(part.asked, task)
-        if piece.id not in requests or not (part.state in states or more):
+        other = found.job("training", training_of(task)) if task.kind == "samples" else None
+        ours = any(one.piece.task.path == Path(task.training) for one in chosen)
+        again = job is not None and ours and other is None and not piece.ready()
+        if piece.id not in requests or not (part.state in states or more or again):
             continue
         jobs, training = (job,) if job else (), ""
         if not piece.ready():
-            other = found.job("training", training_of(task))
             if problem(task) is not None:
                 continue
-            if any(one.piece.task.path == Path(task.training) for one in chosen):
+            if ours:
                 training = task.training
             elif other is None:
                 continue

@@ -1,4 +1,4 @@
-"""DiT and the ADM U-Net against their reference implementations, their papers' figures and their options."""
+"""DiT and the ADM U-Net: reference implementations, figures of their papers, and options."""
 
 import json
 from dataclasses import replace
@@ -35,8 +35,8 @@ def call(net: nn.Module, rest: dict[str, Tensor]) -> Tensor:
     return net(rest["input.x"], rest["input.t"], rest["input.y"])
 
 
-def error(got: Tensor, exact: Tensor) -> float:
-    return ((got - exact).square().mean() / exact.square().mean()).sqrt().item()
+def error(output: Tensor, exact: Tensor) -> float:
+    return ((output - exact).square().mean() / exact.square().mean()).sqrt().item()
 
 
 def on_meta(config: Any) -> Any:
@@ -58,14 +58,14 @@ def test_golden_output_and_gradients(name, module, config, rounding):
     assert error(out, rest["output"]) <= 3e-6
 
     (out * torch.linspace(-1, 1, out.numel()).view_as(out)).sum().backward()
-    ours = {f"gradnorm.{key}": value.grad.norm().item() for key, value in net.named_parameters() if value.requires_grad}
-    theirs = {key: value.item() for key, value in rest.items() if key.startswith("gradnorm.")}
-    assert ours.keys() == theirs.keys()
-    # A bias that a normalisation of one channel a group takes away again has gradient zero: both hold rounding there.
-    floor = 1e-7 * max(theirs.values())
-    assert sum(value < floor for value in theirs.values()) == rounding
-    for key, value in theirs.items():
-        assert (ours[key] < floor) if value < floor else (abs(ours[key] / value - 1) <= 1e-5), key
+    norms = {f"gradnorm.{key}": p.grad.norm().item() for key, p in net.named_parameters() if p.requires_grad}
+    expected = {key: value.item() for key, value in rest.items() if key.startswith("gradnorm.")}
+    assert norms.keys() == expected.keys()
+    # A normalisation with one channel a group cancels the bias before it, whose gradient is then only rounding.
+    floor = 1e-7 * max(expected.values())
+    assert sum(value < floor for value in expected.values()) == rounding
+    for key, value in expected.items():
+        assert (norms[key] < floor) if value < floor else (abs(norms[key] / value - 1) <= 1e-5), key
 
 
 PUBLISHED = yaml.safe_load((GOLDEN / "published.yaml").read_text())
@@ -80,7 +80,7 @@ def test_parameters_counted_from_released_code(row):
 
 @pytest.mark.parametrize("row", PUBLISHED["dit_400k"], ids=lambda row: row["model"])
 def test_parameters_of_the_dit_table(row):
-    # Within the last printed digit: the paper rounds B/2's 130.51 down, and others up.
+    # Within the last printed digit, because the paper rounds B/2's 130.51 down and others up.
     assert abs(parameters(TITLES[row["model"]].config) / 1e6 - row["params_m"]) < 0.6
 
 
@@ -97,7 +97,7 @@ def test_latent_unets_have_dits_parameters(size, millions):
 
 
 @pytest.mark.parametrize("name", ["dit_nano", "unet_nano"])
-def test_nano_presets_are_alike(name):
+def test_nano_presets_have_the_same_size(name):
     config = registry.preset(name).config
     assert parameters(config) == pytest.approx(0.70e6, rel=0.1)
     net = registry.build(config)
@@ -108,7 +108,7 @@ def test_nano_presets_are_alike(name):
 
 @pytest.mark.parametrize("name", ["dit_nano", "unet_nano", "adm_64"])
 def test_costs_on_the_meta_device(name):
-    """What an attention module declares is what torch counts within it, but for the modules that it calls."""
+    """An attention module declares what torch counts inside it, without the modules that it calls."""
     net = on_meta(registry.preset(name).config)
     size = net.config.input_size
     declared = {}
@@ -138,7 +138,7 @@ def test_parts(config, parts):
     net = on_meta(config)
     named = {name: module.part for name, module in net.named_modules() if hasattr(module, "part")}
     assert set(named.values()) == parts
-    # Every Linear belongs to a part, but for the one of DiT's head.
+    # Every Linear belongs to a part, except the one of DiT's head.
     loose = [
         name
         for name, module in net.named_modules()
@@ -214,7 +214,7 @@ def test_adm_without_updown_blocks():
     assert names["input_blocks.4.0.op.weight"].shape == (64, 64, 3, 3)
     assert names["output_blocks.1.2.conv.weight"].shape == (64, 64, 3, 3)
     assert names["output_blocks.3.2.conv.weight"].shape == (64, 64, 3, 3)
-    # A resampling ResBlock has, beyond a convolution: two norms, a second convolution, the conditioning.
+    # A resampling ResBlock has more than a convolution: two norms, a second convolution, the conditioning.
     extra = sum(4 * c + (9 * c * c + c) + (128 + 1) * 2 * c for c in (32, 64, 64, 64))
     assert sum(value.numel() for value in names.values()) == parameters(ADM_TINY) - extra
 
@@ -244,7 +244,7 @@ def test_adm_labels():
     dropped = call(net, {**rest, "input.y": torch.tensor([10, 10])})
     assert error(dropped, rest["output"]) > 1e-3
 
-    # The null row is zero here, so it must agree with a net that has no table at all.
+    # The null row is zero here, so that it must agree with a net without a table.
     del state["label_emb.weight"]
     unconditional = adm.from_reference(state, replace(ADM_TINY, num_classes=0))
     assert unconditional.null_class is None
@@ -253,7 +253,7 @@ def test_adm_labels():
     assert (only_null.label_emb.num_embeddings, only_null.null_class) == (1, 0)
 
 
-def test_unconditional_dit_has_the_null_row_alone():
+def test_unconditional_dit_has_only_the_null_row():
     net = DiT(replace(DIT_TINY, num_classes=0))
     assert (net.y_embedder.embedding_table.num_embeddings, net.null_class) == (1, 0)
 
@@ -265,7 +265,7 @@ def test_defaults_survive_omegaconf(config_type):
 
 def test_overrides_survive_omegaconf():
     merged = OmegaConf.merge(OmegaConf.structured(registry.preset("adm_512").config), {"channel_mult": [1, 2]})
-    with pytest.raises(InputError, match="attention_ds 16 is no level's; choices: 1, 2"):
+    with pytest.raises(InputError, match="attention_ds 16 is not the factor of a level; choices: 1, 2"):
         OmegaConf.to_object(merged)
     config = OmegaConf.to_object(OmegaConf.merge(merged, {"attention_ds": [2]}))
     assert isinstance(config, ADMConfig)
@@ -274,21 +274,21 @@ def test_overrides_survive_omegaconf():
 
 @pytest.mark.parametrize("preset", TITLES.values(), ids=lambda preset: preset.name)
 def test_presets_are_registered_and_survive_json(preset):
-    found = registry.preset(preset.name)
-    assert (found.title, found.config) == (preset.title, preset.config)
-    assert registry.from_dict(json.loads(json.dumps(registry.to_dict(found.config)))) == preset.config
+    copy = registry.preset(preset.name)
+    assert (copy.title, copy.config) == (preset.title, preset.config)
+    assert registry.from_dict(json.loads(json.dumps(registry.to_dict(copy.config)))) == preset.config
 
 
 BAD = [
     (DIT_TINY, {"num_heads": 5}, "num_heads 5 does not divide model.hidden_size 48"),
     (DIT_TINY, {"patch_size": 3}, "patch_size 3 does not divide model.input_size 8"),
-    (DIT_TINY, {"hidden_size": 6}, "hidden_size must divide by 4 .* not 6"),
+    (DIT_TINY, {"hidden_size": 6}, "hidden_size must be a multiple of 4 .* not 6"),
     (DIT_TINY, {"depth": 0}, "depth must be 1 or more, not 0"),
     (DIT_TINY, {"num_classes": -1}, "num_classes must be 0 .* not -1"),
     (ADM_TINY, {"num_head_channels": 24}, "num_head_channels 24 does not divide the 64 channels"),
     (ADM_TINY, {"num_heads": 3, "num_head_channels": 0}, "num_heads 3 does not divide the 64 channels"),
-    (ADM_TINY, {"attention_ds": [2, 8]}, "attention_ds 8 is no level's; choices: 1, 2, 4"),
-    (ADM_TINY, {"input_size": 18}, "input_size 18 does not divide by 4"),
+    (ADM_TINY, {"attention_ds": [2, 8]}, "attention_ds 8 is not the factor of a level; choices: 1, 2, 4"),
+    (ADM_TINY, {"input_size": 18}, "input_size 18 is not a multiple of 4"),
     (ADM_TINY, {"channel_mult": [0.5, 1]}, "channel_mult 0.5 times model.model_channels 32 gives 16"),
     (ADM_TINY, {"channel_mult": []}, "channel_mult is empty"),
     (ADM_TINY, {"num_res_blocks": 0}, "num_res_blocks must be 1 or more, not 0"),

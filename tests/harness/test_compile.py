@@ -1,4 +1,4 @@
-"""torch.compile takes every backbone in one graph, with and without checkpointing, and computes what eager does."""
+"""torch.compile takes every backbone in one graph, with and without checkpointing, with the same results as eager."""
 
 import copy
 from collections import Counter
@@ -27,14 +27,14 @@ CONFIGS: dict[str, Any] = {
     "lamamba": BLOCK,
     "lamamba-unet": replace(BLOCK, layout="unet", depths=[1, 1, 1], bottleneck_depth=0, skip="concat", mixers=["none"]),
     "dit": DiTConfig(4, 1, 3, patch_size=2, hidden_size=16, depth=1, num_heads=2),
-    # 64 channels: with one channel a group, some biases have no gradient but rounding noise.
+    # 64 channels, because with one channel per group the gradient of some biases is only rounding noise.
     "adm": ADMConfig(4, 1, 3, 64, 1, [1, 1], [], num_head_channels=16, null_class=True),
 }
 BLOCKS = (LaMambaBlock, DiTBlock, Layers, ResBlock)
 
 
 class Graphs:
-    """A backend of torch.compile that counts graphs and runs each as autograd traced it."""
+    """A backend of torch.compile that counts graphs and runs each as traced by autograd."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -46,7 +46,7 @@ class Graphs:
 
 
 def network(config, device="cpu"):
-    """A network with nothing at zero, so that every branch reaches the output, and a batch of two for it."""
+    """A network without zeros, so that every branch reaches the output, and a batch of two images."""
     torch.manual_seed(0)
     net = build(config)
     for parameter in net.parameters():
@@ -72,21 +72,21 @@ def evaluate(net, call, batch, dtype=torch.float32) -> list[Tensor]:
         return [call(*batch).double()]
 
 
-def hold(got: list[Tensor], plain: list[Tensor], exact: list[Tensor], floor: float) -> None:
-    """DESIGN.md, rule 4: at most twice the error of plain torch in the same precision, plus a floor."""
+def assert_close(got: list[Tensor], plain: list[Tensor], exact: list[Tensor], floor: float) -> None:
+    """Assert rule 4 of DESIGN.md: at most twice the error of plain torch in the same precision, plus a floor."""
     for one, base, true in zip(got, plain, exact, strict=True):
         scale = true.norm().clamp_min(1e-9)
         assert (one - true).norm() <= 2 * (base - true).norm() + floor * scale, ((one - true).norm() / scale).item()
 
 
-def test_every_family_is_here():
+def test_every_family_is_tested():
     assert {family.config_type for family in families().values()} == {type(config) for config in CONFIGS.values()}
 
 
 @pytest.mark.parametrize("step", [train_step, evaluate])
 @pytest.mark.parametrize("name", CONFIGS)
-def test_one_graph_that_computes_what_eager_does(name, step):
-    """Training in bfloat16 with checkpointing, in float32 without: each crosses compilation once."""
+def test_one_graph_with_the_results_of_eager(name, step):
+    """bfloat16 with checkpointing and float32 without, so that each is compiled once."""
     net, batch = network(CONFIGS[name])
     select_backends(net, {}, "cpu")
     wide = copy.deepcopy(net).double()
@@ -98,27 +98,27 @@ def test_one_graph_that_computes_what_eager_does(name, step):
         call = torch.compile(net, fullgraph=True, dynamic=False, backend=graphs)
         got = step(net, call, batch, dtype)
         assert graphs.count == 1
-        hold(got, step(net, net, batch, dtype), exact, floor)
+        assert_close(got, step(net, net, batch, dtype), exact, floor)
         step(net, call, [v.clone() for v in batch], dtype)
-        assert graphs.count == 1  # the same shapes again are the same graph
+        assert graphs.count == 1  # the same shapes use the same graph
 
 
 @pytest.mark.parametrize("operator", OPERATORS)
-def test_a_backend_is_found_within_a_traced_call(operator):
-    """As in a network that nobody asked for its backends before: on a GPU, where Triton and NVRTC are asked too."""
+def test_a_backend_is_resolved_within_a_traced_call(operator):
+    """A network may resolve its backends in its first call. On a GPU this also asks Triton and NVRTC."""
 
     def name_length(x: Tensor) -> Tensor:
-        asked_anew = Operator(operator, list(OPERATORS[operator].backends.values()), OPERATORS[operator].work)
-        return x + len(asked_anew.resolve("auto", "cuda").name)
+        fresh = Operator(operator, list(OPERATORS[operator].backends.values()), OPERATORS[operator].work)
+        return x + len(fresh.resolve("auto", "cuda").name)
 
     torch.compiler.reset()
     traced = torch.compile(name_length, fullgraph=True, backend="eager")
     assert torch.equal(traced(torch.zeros(1)), name_length(torch.zeros(1)))
 
 
-def relative_rms(found: list[Tensor], exact: list[Tensor]) -> float:
+def relative_rms(outcome: list[Tensor], exact: list[Tensor]) -> float:
     """The root mean square, over tensors, of their relative errors."""
-    errors = [(one - true).norm() / true.norm().clamp_min(1e-9) for one, true in zip(found, exact, strict=True)]
+    errors = [(one - true).norm() / true.norm().clamp_min(1e-9) for one, true in zip(outcome, exact, strict=True)]
     return torch.stack(errors).square().mean().sqrt().item()
 
 
@@ -126,10 +126,11 @@ def relative_rms(found: list[Tensor], exact: list[Tensor]) -> float:
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("name", CONFIGS)
 def test_compiled_for_the_gpu(name, checkpointing):
-    """What `train.compile` runs: code made by torch for the whole graph, around the backends that `auto` takes.
+    """As with `train.compile`: torch generates code for the whole graph, around the backends of `auto`.
 
-    Tensor by tensor in float32. Compiled, bfloat16 rounds elsewhere than eager does, equally often, and the error of a
-    gradient of eight numbers is one draw, up to three times that of another: there all tensors are held together.
+    float32 is compared tensor by tensor. Compiled bfloat16 rounds as often as eager, but in other places. The error of
+    a gradient of eight numbers is then a random draw, up to three times another one, so all tensors are compared
+    together.
     """
     net, batch = network(CONFIGS[name], "cuda")
     select_backends(net, {}, "cuda")
@@ -139,17 +140,17 @@ def test_compiled_for_the_gpu(name, checkpointing):
     call = compiled(net, "compile")
     for step in (train_step, evaluate):
         exact = step(wide, wide, [batch[0].double(), *batch[1:]])
-        hold(step(net, call, batch), step(net, net, batch), exact, 1e-5)  # exponentials of 22 bits
+        assert_close(step(net, call, batch), step(net, net, batch), exact, 1e-5)  # exponentials of 22 bits
         got, plain = step(net, call, batch, torch.bfloat16), step(net, net, batch, torch.bfloat16)
         assert relative_rms(got, exact) <= 2 * relative_rms(plain, exact) + 2**-8
 
 
 def measured(net, batch, step=train_step) -> tuple[list[Tensor], int, Counter]:
-    """Of a step: its results, the bytes that autograd keeps between its passes, how often each block runs."""
-    calls, kept = Counter(), {}
+    """The results of a step, the bytes that autograd saves between its passes, and how often each block runs."""
+    calls, saved = Counter(), {}
 
     def pack(tensor: Tensor) -> Tensor:
-        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 
     blocks = [module for module in net.modules() if isinstance(module, BLOCKS)]
@@ -159,12 +160,12 @@ def measured(net, batch, step=train_step) -> tuple[list[Tensor], int, Counter]:
     for hook in hooks:
         hook.remove()
     assert len(calls) == len(blocks)
-    return results, sum(kept.values()), calls
+    return results, sum(saved.values()), calls
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_checkpointing_changes_memory_alone(name):
-    """Every block runs once more in training, and only there; output and gradients are the same bits."""
+def test_checkpointing_only_changes_memory(name):
+    """Every block runs once more, only in training. Output and gradients are the same bit for bit."""
     net, batch = network(CONFIGS[name])
     assert not net.checkpointing
     plain, whole, once = measured(net, batch)

@@ -1,4 +1,4 @@
-"""Configurations that cannot be: one line that says what is wrong, before anything is written."""
+"""Invalid configurations: one line says what is wrong before anything is written."""
 
 from dataclasses import replace
 
@@ -32,7 +32,7 @@ BAD = [
     *[
         (
             replace(make(compile=kind), run=RunConfig(micro_batch=2)),
-            f"run.micro_batch adds gradients up .*train.compile={kind} .*: choose train.compile=compile, or "
+            f"run.micro_batch sums gradients .*train.compile={kind} .*: choose train.compile=compile, or "
             "run.micro_batch=null",
         )
         for kind in CUDA_GRAPHS

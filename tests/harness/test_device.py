@@ -1,12 +1,11 @@
-"""Where and how a network runs: devices that are here, weights rounded beforehand, and torch.compile."""
+"""Devices, rounded weights, and torch.compile."""
 
 from dataclasses import replace
 
 import pytest
 import torch
 from lamabench.baselines.dit import DiTConfig
-from lamabench.harness import device as devices
-from lamabench.harness.config import COMPILE, CUDA_GRAPHS
+from lamabench.harness import config, device
 from lamabench.harness.device import autocast, compiled, device_type, is_cuda, pick_device, round_weights
 from lamabench.harness.measure.models import fill_constants
 from lamabench.kernels.errors import InputError
@@ -20,7 +19,7 @@ def gpus(monkeypatch, count):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
 
 
-def test_devices_that_are_here(monkeypatch):
+def test_devices_of_this_machine(monkeypatch):
     gpus(monkeypatch, 0)
     assert pick_device("auto") == pick_device("cpu") == "cpu"
     gpus(monkeypatch, 2)
@@ -41,7 +40,7 @@ def test_devices_that_are_here(monkeypatch):
         ("meta", 2, "unknown run.device 'meta'.*; choices: auto, cpu, cuda"),
     ],
 )
-def test_devices_that_are_not_are_one_line(monkeypatch, request_, count, message):
+def test_other_devices_are_one_line(monkeypatch, request_, count, message):
     gpus(monkeypatch, count)
     with pytest.raises(InputError, match=message) as caught:
         pick_device(request_)
@@ -49,37 +48,37 @@ def test_devices_that_are_not_are_one_line(monkeypatch, request_, count, message
 
 
 @pytest.mark.parametrize("name", ["lamamba_nano", "dit_nano", "unet_nano"])
-def test_weights_rounded_beforehand_give_the_same_bits(name):
-    config = preset(name).config
+def test_rounded_weights_give_the_same_bits(name):
+    model = preset(name).config
     torch.manual_seed(0)
-    net = build(config).eval()
+    net = build(model).eval()
     fill_constants(net)
-    rounded, kept = (build(config).eval() for _ in range(2))
-    for other, precision in ((rounded, "bfloat16"), (kept, "float32")):
+    rounded, unchanged = (build(model).eval() for _ in range(2))
+    for other, precision in ((rounded, "bfloat16"), (unchanged, "float32")):
         other.load_state_dict(net.state_dict())
         round_weights(other, precision)
-    assert all(parameter.dtype == torch.float32 for parameter in kept.parameters())
+    assert all(parameter.dtype == torch.float32 for parameter in unchanged.parameters())
     smaller = [name for name, parameter in rounded.named_parameters() if parameter.dtype == torch.bfloat16]
     assert sum(rounded.get_parameter(one).numel() for one in smaller) > 0.6 * sum(p.numel() for p in net.parameters())
-    x = torch.randn(3, config.in_channels, config.input_size, config.input_size)
+    x = torch.randn(3, model.in_channels, model.input_size, model.input_size)
     t, y = torch.tensor([1, 500, 999]), torch.zeros(3, dtype=torch.int64)
     with torch.no_grad(), autocast("cpu", "bfloat16"):
         assert torch.equal(net(x, t, y), rounded(x, t, y))
 
 
-def test_max_autotune_is_what_torch_calls_so():
-    """torch's own modes, CUDA graphs included: those whose options say so are those that `CUDA_GRAPHS` names."""
+def test_compile_modes_are_those_of_torch():
+    """The modes are torch's own, and `CUDA_GRAPHS` names those whose options include CUDA graphs."""
     graphs = set()
-    for kind in COMPILE[1:]:
-        mode = devices.COMPILE[kind].get("mode", "default")
+    for kind in config.COMPILE[1:]:
+        mode = device.COMPILE[kind].get("mode", "default")
         assert mode in ("default", kind)
         if torch._inductor.list_mode_options(mode).get("triton.cudagraphs"):
             graphs.add(kind)
-    assert graphs == set(CUDA_GRAPHS)
+    assert graphs == set(config.CUDA_GRAPHS)
 
 
-def test_compiling_more_models_than_torch_keeps_graphs_for(traced):
-    """torch keeps a few graphs of a forward method; each of these models needs one of its own."""
+def test_compiling_more_models_than_torch_keeps_graphs(traced):
+    """torch keeps few graphs of a forward method, but each of these models needs its own graph."""
     for width in (16, 20, 24):
         net = build(replace(DIT, hidden_size=width)).eval()
         with torch.no_grad(), torch._dynamo.config.patch(recompile_limit=2):
@@ -87,8 +86,8 @@ def test_compiling_more_models_than_torch_keeps_graphs_for(traced):
             assert out.shape == (1, 2, 8, 8)
 
 
-def test_what_breaks_the_graph_is_an_error(traced):
-    """Never a plain call in its place."""
+def test_a_graph_break_is_an_error(traced):
+    """There is no silent fallback to eager."""
     net = build(DIT)
     net.blocks[0].register_forward_hook(lambda *_: torch._dynamo.graph_break())
     with pytest.raises(torch._dynamo.exc.Unsupported):

@@ -1,4 +1,4 @@
-"""Keys: what a stage reads changes its key, and nothing else does."""
+"""The key of a stage changes with what the stage reads, and with nothing else."""
 
 import json
 from dataclasses import dataclass, field, replace
@@ -57,17 +57,17 @@ OF_NO_TRAINING = {
 
 
 @pytest.mark.parametrize("name", [*IN_NO_KEY, *OF_NO_TRAINING])
-def test_what_training_does_not_read_leaves_its_key(name):
+def test_settings_that_training_does_not_read_leave_its_key(name):
     assert keys.training_key((IN_NO_KEY | OF_NO_TRAINING)[name]) == keys.training_key(CONFIG)
 
 
-def test_what_training_reads_changes_its_key():
+def test_settings_that_training_reads_change_its_key():
     every = {name: keys.training_key(config) for name, config in OF_TRAINING.items()}
     assert len({keys.training_key(CONFIG), *every.values()}) == len(every) + 1
     assert all(len(key) == 12 and int(key, 16) >= 0 for key in every.values())
 
 
-def test_samples_are_of_one_moment_and_their_settings():
+def test_samples_depend_on_one_moment_and_their_settings():
     first = keys.samples_key(CONFIG, 4)
     for config in IN_NO_KEY.values():
         assert keys.samples_key(config, 4) == first
@@ -79,7 +79,7 @@ def test_samples_are_of_one_moment_and_their_settings():
     assert len({first, keys.samples_key(CONFIG, 3), *(keys.samples_key(config, 4) for config in others)}) == 6
 
 
-def test_a_score_reads_one_metric():
+def test_a_score_depends_on_one_metric():
     def key(config, metric):
         return keys.score_key(config, "0" * 12, metric)
 
@@ -93,7 +93,7 @@ def test_a_score_reads_one_metric():
     assert key(change("data", flip=True), "fd") == key(CONFIG, "fd"), "a reference is not flipped"
 
 
-def test_a_measurement_says_all_that_it_depends_on():
+def test_a_speed_depends_on_the_whole_measurement():
     row = {"input_size": 8, "mode": "train", "compile": "eager", "checkpointing": False, "precision": "float32"}
     row |= {"batch_size": 4}
     first = keys.speed_key(DIT, row, BackendConfig(), "a GPU")
@@ -107,7 +107,7 @@ def test_a_measurement_says_all_that_it_depends_on():
     assert len({first, *others}) == 7
 
 
-def test_a_field_that_joins_later_changes_no_key():
+def test_a_field_that_is_added_later_changes_no_key():
     @dataclass
     class Grown(TrainConfig):
         warmup: int = field(default=100, metadata={"since": 0})
@@ -135,24 +135,24 @@ def test_configuration_survives_json():
 
 
 def table():
-    """The keys of every preset's model, training, samples and score with all settings at their defaults."""
-    found = {}
+    """The keys of the model, training, samples and score of every preset, with default settings."""
+    keys_by_preset = {}
     for name, preset in registry.presets().items():
         model = preset.config
         data = DataConfig(size=model.input_size, channels=model.in_channels, num_classes=model.num_classes)
         config = Config(model, data)
         samples = keys.samples_key(config, 1000)
-        found[name] = [
+        keys_by_preset[name] = [
             keys.model_key(model),
             keys.training_key(config),
             samples,
             keys.score_key(config, samples, "kid"),
         ]
-    return found
+    return keys_by_preset
 
 
 def test_no_key_of_an_earlier_version_changes():
-    """A key that moved would lose every run that has it. `python tests/harness/test_keys.py` adds new presets."""
+    """A changed key would lose every run that has it. `python tests/harness/test_keys.py` adds new presets."""
     golden = json.loads(GOLDEN.read_text())
     now = table()
     assert {name: now[name] for name in golden} == golden

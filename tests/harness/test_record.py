@@ -1,4 +1,4 @@
-"""Records: typed rows, checked when written and when read, and files that survive a kill."""
+"""Records: typed rows that are checked when written and read, and files that survive a kill."""
 
 import json
 from pathlib import Path
@@ -67,11 +67,11 @@ def test_the_newest_line_of_a_key_counts():
 
 def test_the_page_says_what_the_dataclasses_say():
     page = Path(record.__file__).with_name("RECORDS.md").read_text()
-    assert page == record.page(), "make it anew: python -m lamabench.harness.record > harness/RECORDS.md"
-    assert "| `pass` | str | forward or forward+backward (always, where done) |" in page
+    assert page == record.page(), "make it again: python -m lamabench.harness.record > harness/RECORDS.md"
+    assert "| `pass` | str | forward or forward+backward (always, if done) |" in page
 
 
-def test_a_torn_last_line_is_dropped(tmp_path):
+def test_an_incomplete_last_line_is_removed(tmp_path):
     path = tmp_path / "record.jsonl"
     append(path, {"a": 1})
     with open(path, "a") as file:
@@ -97,8 +97,8 @@ def test_atomic_write_keeps_the_old_file_when_it_fails(tmp_path, monkeypatch):
     assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
 
 
-def test_nothing_makes_the_folder_of_a_run_anew(tmp_path):
-    """A shared folder that went away, perhaps for a moment: a run that went on elsewhere would have two homes."""
+def test_no_write_creates_the_folder_of_a_run_again(tmp_path):
+    """If a shared folder disappears, perhaps for a moment, a run must not continue in a second folder."""
     away = tmp_path / "study" / "run"
     with pytest.raises(FileNotFoundError):
         append(away / "record.jsonl", {"a": 1})

@@ -1,4 +1,4 @@
-"""Folders: one writer at a time, names that follow from keys, and studies that name what they share."""
+"""Folders have one writer at a time, and studies list the folders that they share."""
 
 import errno
 import json
@@ -16,7 +16,7 @@ ENTRY = {"name": "small", "variant": {"model": "dit_nano"}, "seed": 0, "model": 
 ENTRY |= {"title": "DiT-nano", "training": "trainings/dit-digits-1", "model_folder": "models/dit-2", "samples": []}
 
 
-def test_a_folder_keeps_what_it_says_of_itself(tmp_path):
+def test_a_folder_keeps_its_description(tmp_path):
     folder = folders.create(tmp_path / "t", INFO)
     folders.create(folder, INFO | {"study": "another", "config": {"x": 2}})
     assert folders.read_info(folder) == {"layout": 2, **INFO, "config": {"x": 2}}
@@ -32,7 +32,7 @@ def test_a_folder_keeps_what_it_says_of_itself(tmp_path):
         ('{"layout": 9, "config": {}}', "was written by a newer version of lamabench: its layout is 9"),
     ],
 )
-def test_what_is_no_run_is_one_line(tmp_path, content, message):
+def test_other_folders_are_one_line(tmp_path, content, message):
     if content is not None:
         (tmp_path / "config.json").write_text(content)
     with pytest.raises(InputError, match=message) as caught:
@@ -62,8 +62,8 @@ def test_two_processes_do_not_work_in_one_folder(tmp_path):
 
 
 @pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK])
-def test_a_file_system_without_locks_is_refused_in_words(tmp_path, monkeypatch, number):
-    """As Lustre mounted without -o flock, or NFS without its lock daemon."""
+def test_a_file_system_without_locks_is_one_line(tmp_path, monkeypatch, number):
+    """Such as Lustre mounted without -o flock, or NFS without its lock daemon."""
 
     def refuse(*_):
         raise OSError(number, os.strerror(number))

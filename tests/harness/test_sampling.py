@@ -1,4 +1,4 @@
-"""Sampling: the same images however they are drawn, and never images of two weights or settings in one file."""
+"""Sampling draws the same images in any batches, and never mixes images of two weights or settings in a file."""
 
 from dataclasses import replace
 
@@ -49,7 +49,7 @@ def setting(config, **changes):
 
 
 class Kill(Progress):
-    """Ends the call once so many images are drawn."""
+    """Interrupts the call after `count` images."""
 
     def __init__(self, count):
         super().__init__()
@@ -62,7 +62,7 @@ class Kill(Progress):
 
 @pytest.fixture
 def drawn(monkeypatch):
-    """The batches that the network is called for."""
+    """The batches for which the network is called."""
     original, batches = Sampler.draw, []
 
     def watched(self, indices):
@@ -73,8 +73,8 @@ def drawn(monkeypatch):
     return batches
 
 
-def test_images_are_what_the_weights_say(tmp_path, training):
-    """Two steps of DDIM (2010.02502, eq. 12) written out, from noise by the image's index."""
+def test_images_follow_from_the_weights(tmp_path, training):
+    """Against two explicit steps of DDIM (2010.02502, eq. 12), from noise by image index."""
     images, _, _ = draw(tmp_path, training, make(steps=2, count=3))
     net = build(DIT).eval()
     net.load_state_dict(load_weights(training, STEP, "ema", describe(DIT)).tensors)
@@ -91,7 +91,7 @@ def test_images_are_what_the_weights_say(tmp_path, training):
 
 
 @pytest.mark.parametrize("kind", ["ema", "live"])
-def test_weights_and_moments_are_told_apart(tmp_path, training, kind):
+def test_kinds_of_weights_and_moments_differ(tmp_path, training, kind):
     images, _, record = draw(tmp_path, training, make(weights=kind))
     facts = {name: record[name] for name in ("checkpoint_step", "weights", "images_seen", "seed", "count")}
     assert facts == {"checkpoint_step": 4, "weights": kind, "images_seen": 16, "seed": 0, "count": 10}
@@ -126,7 +126,7 @@ def test_batch_size_does_not_change_samples(tmp_path, training):
 
 
 def test_a_compiled_network_draws_the_same(tmp_path, training, traced):
-    """Two whole batches and the part of a third: one graph, and no image more than asked for."""
+    """Two whole batches and a part of a third take one graph and give no extra images."""
     first, _, _ = draw(tmp_path, training, make(guidance=2.0))
     assert not traced
     counts = torch._dynamo.utils.counters
@@ -161,7 +161,7 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_parts_of_others_are_never_mixed_in(tmp_path, training, drawn, name):
+def test_parts_of_other_weights_or_settings_are_not_used(tmp_path, training, drawn, name):
     step, changes = OTHERS[name]
     (tmp_path / "alone").mkdir()
     config = setting(make(), **changes)
@@ -174,18 +174,18 @@ def test_parts_of_others_are_never_mixed_in(tmp_path, training, drawn, name):
     assert np.array_equal(images, expected)
 
 
-def test_more_samples_begin_with_the_same(tmp_path, training, drawn):
+def test_a_larger_count_begins_with_the_same_images(tmp_path, training, drawn):
     few, _, _ = draw(tmp_path, training, make())
     with pytest.raises(KeyboardInterrupt):
         draw(tmp_path, training, make(), progress=Kill(8))
     drawn.clear()
     many, labels, _ = draw(tmp_path, training, make(count=14))
-    assert drawn == [range(8, 12), range(12, 14)]  # the count is no setting of an image
+    assert drawn == [range(8, 12), range(12, 14)]  # the count does not change an image
     assert len(many) == 14 and np.abs(many[:8].astype(int) - few[:8]).max() <= 1
     assert labels.tolist() == [i % 10 for i in range(14)]
 
 
-def test_what_cannot_be_sampled(tmp_path, training):
+def test_weights_that_cannot_be_sampled(tmp_path, training):
     with pytest.raises(InputError, match="step"):
         generate(tmp_path, training, make(), 3, Progress())
     other = replace(make(), model=replace(DIT, hidden_size=32))
@@ -201,7 +201,7 @@ def test_images_that_are_not_finite(tmp_path, training, monkeypatch):
     assert not (tmp_path / "samples.npz").exists()
 
 
-def test_a_folder_that_is_away_is_not_made_anew(tmp_path, training):
+def test_a_missing_folder_is_not_created_again(tmp_path, training):
     with pytest.raises(FileNotFoundError):
         generate(tmp_path / "away", training, make(), STEP, Progress())
     assert not list(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""Stages: each is done once, asks for no other to be done again, and a longer training goes on from a shorter one."""
+"""Each stage is done once and does not repeat others, and a longer training continues a shorter one."""
 
 import json
 from dataclasses import asdict, replace
@@ -44,7 +44,7 @@ def config(tmp_path):
 
 @pytest.fixture
 def scored(monkeypatch):
-    """Scores without a network: the mean of the samples, under the metric's name. Lists the metrics asked for."""
+    """Replaces scores by the mean of the samples, and lists the requested metrics."""
     asked = []
 
     def score(samples, config, metrics, cache, progress):
@@ -62,13 +62,13 @@ def change(config, section, **values):
 
 
 def do(config, wanted=stages.STAGES):
-    """Do what a configuration asks for; what was missing before, by kind of folder."""
-    found = {}
+    """Do what a configuration requests. Returns the stages that were missing before, by kind of folder."""
+    stages_by_kind = {}
     for task in tasks(config, ABOUT, wanted):
-        found.setdefault(task.kind, []).extend(missing(task))
+        stages_by_kind.setdefault(task.kind, []).extend(missing(task))
         execute(task, Progress())
         assert missing(task) == []
-    return found
+    return stages_by_kind
 
 
 def kinds(folder):
@@ -113,18 +113,18 @@ def test_a_task_is_plain_data(config):
 )
 def test_an_edit_trains_nothing(config, scored, section, values, again):
     do(config)
-    found = do(change(config, section, **values))
-    assert {kind: left for kind, left in found.items() if left} == again
+    repeated = do(change(config, section, **values))
+    assert {kind: names for kind, names in repeated.items() if names} == again
     assert len(list(Path(config.run.root, "trainings").iterdir())) == 1
 
 
-def test_a_metric_that_is_added_computes_itself_alone(config, scored):
+def test_an_added_metric_computes_only_itself(config, scored):
     do(config)
     do(change(config, "evaluate", metrics=["fd", "kid"]))
     assert scored == [["fd"], ["kid"]]
 
 
-def test_a_longer_training_goes_on_and_keeps_what_it_had(config, scored):
+def test_a_longer_training_continues_and_keeps_earlier_samples(config, scored):
     do(config)
     training = tasks(config, ABOUT, ["train"])[0].path
     longer = change(config, "train", steps=8)
@@ -146,7 +146,7 @@ def test_moments_are_kept_and_sampled(config, scored):
 
 
 @pytest.mark.parametrize(
-    ("snapshots", "at", "kept"),
+    ("snapshots", "at", "steps"),
     [
         ([], "last", [10]),
         ([3, 40], "last", [3, 10]),
@@ -155,11 +155,11 @@ def test_moments_are_kept_and_sampled(config, scored):
         (100, "all", [10]),
     ],
 )
-def test_asked_moments(config, snapshots, at, kept):
-    """With 4 images a step, every 12 images are every 3 steps."""
+def test_asked_moments(config, snapshots, at, steps):
+    """With 4 images per step, every 12 images means every 3 steps."""
     config = change(change(config, "train", snapshots=snapshots, steps=10), "sample", at=at)
-    assert stages.asked_moments(config) == kept
-    assert stages.sampled_moments(config) == {"last": [10], "all": kept}.get(at if isinstance(at, str) else "", at)
+    assert stages.asked_moments(config) == steps
+    assert stages.sampled_moments(config) == {"last": [10], "all": steps}.get(at if isinstance(at, str) else "", at)
 
 
 def test_a_moment_beyond_the_end_is_one_line(config):
@@ -168,7 +168,7 @@ def test_a_moment_beyond_the_end_is_one_line(config):
 
 
 def test_fewer_steps_than_reached(config, scored):
-    """Done where that moment is kept; else a line with the nearest that are."""
+    """A shorter training is done if its end was kept. Otherwise one line names the nearest kept steps."""
     do(change(config, "train", steps=8, snapshots=[4]), ["train"])
     shorter = tasks(config, ABOUT, ["train", "sample"])
     assert [missing(task) for task in shorter] == [[], ["sample"]] and stages.problem(shorter[1]) is None
@@ -179,7 +179,7 @@ def test_fewer_steps_than_reached(config, scored):
         execute(other[1], Progress())
 
 
-def test_pruned_weights_undo_no_score(config, scored):
+def test_scores_outlive_pruned_weights(config, scored):
     do(config)
     training = tasks(config, ABOUT, ["train"])[0].path
     for file in [*training.glob("weights/*"), *training.glob("checkpoints/*")]:
@@ -190,20 +190,20 @@ def test_pruned_weights_undo_no_score(config, scored):
 
 
 def test_variants_share_what_they_have_in_common(config):
-    """Two lengths, two guidances, two benchmarks: one training, one model."""
+    """Two lengths, two guidances and two benchmarks need one training and one model."""
     several = [
         config,
         change(config, "train", steps=8),
         change(config, "sample", guidance=2.0),
         change(config, "bench", batch_size=3),
     ]
-    found = merged(task for one in several for task in tasks(one, ABOUT, stages.STAGES))
-    assert [task.kind for task in found] == ["model", "training", "samples", "samples", "samples"]
-    assert found[1].moments == (4, 8) and found[1].config["train"]["steps"] == 8
-    assert len(found[0].plans) == 2 and {task.step for task in found[2:]} == {4, 8}
+    merged_tasks = merged(task for one in several for task in tasks(one, ABOUT, stages.STAGES))
+    assert [task.kind for task in merged_tasks] == ["model", "training", "samples", "samples", "samples"]
+    assert merged_tasks[1].moments == (4, 8) and merged_tasks[1].config["train"]["steps"] == 8
+    assert len(merged_tasks[0].plans) == 2 and {task.step for task in merged_tasks[2:]} == {4, 8}
 
 
-def test_a_failed_stage_is_a_record_and_is_done_again(config, monkeypatch):
+def test_a_failed_stage_is_recorded_and_repeated(config, monkeypatch):
     (task,) = tasks(config, ABOUT, ["train"])
 
     def crash(*_):

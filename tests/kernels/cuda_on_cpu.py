@@ -1,4 +1,4 @@
-"""CUDA C++ kernels without a GPU: compiled by g++, the threads of a block taking turns (cuda_on_cpu.h)."""
+"""CUDA C++ kernels without a GPU: g++ compiles them, and the threads of a block take turns (cuda_on_cpu.h)."""
 
 import ctypes
 import itertools
@@ -15,20 +15,20 @@ HEADER = Path(__file__).with_suffix(".h")
 COMPILER = shutil.which("g++")
 INCLUDES = "algorithm cmath cstdint cstring deque functional map random vector ucontext.h".split()
 DEFINITION = re.compile(r"^(?:template <[^>]*> )?__device__ [^;{]*\{", re.MULTILINE)
-FAILED = {1: "its threads wait in vain", 2: "it writes beyond its shared memory"}
+FAULTS = {1: "its threads wait in vain", 2: "it writes beyond its shared memory"}
 KERNEL = re.compile(r'extern "C" __global__ void (?:__launch_bounds__\([^)]*\) )?(\w+)\(([^)]*)\)')
 
 
 def without_ptx(source: str) -> str:
-    """The source less the functions that hold inline PTX: cuda_on_cpu.h has them."""
-    kept, place = [], 0
-    for found in DEFINITION.finditer(source):
-        depth = itertools.accumulate({"{": 1, "}": -1}.get(letter, 0) for letter in source[found.end() - 1 :])
-        end = found.end() + next(index for index, open_ in enumerate(depth) if open_ == 0)
-        if re.search(r"\basm\b", source[found.start() : end]):
-            kept.append(source[place : found.start()])
+    """The source without the functions that have inline PTX: cuda_on_cpu.h has these."""
+    pieces, place = [], 0
+    for match in DEFINITION.finditer(source):
+        depth = itertools.accumulate({"{": 1, "}": -1}.get(letter, 0) for letter in source[match.end() - 1 :])
+        end = match.end() + next(index for index, open_ in enumerate(depth) if open_ == 0)
+        if re.search(r"\basm\b", source[match.start() : end]):
+            pieces.append(source[place : match.start()])
             place = end
-    return "".join([*kept, source[place:]])
+    return "".join([*pieces, source[place:]])
 
 
 @cache
@@ -50,14 +50,14 @@ def compiled(files: tuple[Path, ...], constants: tuple[tuple[str, int], ...], fo
     path.with_suffix(".cpp").write_text(text)
     assert COMPILER is not None
     command = [COMPILER, "-std=c++17", "-Og", "-w", "-shared", "-fPIC", path.with_suffix(".cpp"), "-o"]
-    done = subprocess.run([*command, path.with_suffix(".so")], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[:4000]
+    outcome = subprocess.run([*command, path.with_suffix(".so")], capture_output=True, text=True)
+    assert outcome.returncode == 0, outcome.stderr[:4000]
     return ctypes.CDLL(str(path.with_suffix(".so")))
 
 
 class Kernel:
-    """As `nvrtc.Kernel`, for tensors on the CPU. `late`: copies to shared memory land as late as they may; `seed`: in
-    which order the threads run."""
+    """As `nvrtc.Kernel`, for tensors on the CPU. With `late`, copies to shared memory land as late as they may. `seed`
+    decides the order of the threads."""
 
     late, seed = True, 0
 
@@ -65,11 +65,11 @@ class Kernel:
         self.call, self.name, self.shared = getattr(library, f"run_{name}"), name, shared
 
     def blocks_at_once(self, threads: int) -> int:
-        """Few: a block has several pieces of work."""
+        """Few, so that a block has several pieces of work."""
         return 3
 
     def __call__(self, grid: tuple[int, int], threads: int, *arguments: Any) -> None:
         values = [kind(value) for value, kind in map(_argument, arguments)]
         packed = (ctypes.c_void_p * len(values))(*(ctypes.addressof(value) for value in values))
-        failed = self.call(packed, *grid, threads, self.shared, int(self.late), self.seed)
-        assert not failed, f"{self.name}: {FAILED[failed]}"
+        fault = self.call(packed, *grid, threads, self.shared, int(self.late), self.seed)
+        assert not fault, f"{self.name}: {FAULTS[fault]}"

@@ -1,4 +1,4 @@
-"""Global attention: output and every gradient against float64, cost against torch's counter, backends by name."""
+"""Global attention: output and gradients against float64, cost against torch's counter, and backends by name."""
 
 import sys
 from types import SimpleNamespace
@@ -18,7 +18,7 @@ SIZES = [(1, 1, 1, 1, 8), (2, 3, 17, 17, 24), (1, 2, 5, 33, 72), (2, 1, 64, 7, 4
 
 
 def inputs(size: tuple[int, int, int, int, int], dtype: torch.dtype = torch.float64) -> list[Tensor]:
-    """q, k, v and the gradient that flows back."""
+    """q, k, v and the gradient of the output."""
     batch, heads, queries, keys, width = size
     generator = torch.Generator().manual_seed(7)
     shapes = [(queries, width), (keys, width), (keys, width), (queries, width)]
@@ -32,8 +32,8 @@ def run(call, tensors: list[Tensor]) -> list[Tensor]:
     return [out.detach(), *torch.autograd.grad(out, (q, k, v), tensors[3])]
 
 
-def error(got: Tensor, exact: Tensor) -> float:
-    return ((got.double() - exact).square().mean() / exact.square().mean().clamp_min(1e-12)).sqrt().item()
+def error(output: Tensor, exact: Tensor) -> float:
+    return ((output.double() - exact).square().mean() / exact.square().mean().clamp_min(1e-12)).sqrt().item()
 
 
 def plain(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -80,8 +80,8 @@ def test_bfloat16_errs_at_most_twice_as_much_as_the_plain_version(backend, size)
 
 @pytest.mark.parametrize("backend", HERE)
 def test_autocast_does_not_change_the_type_of_the_products(backend):
-    """What the types of q, k and v say: under autocast too, float32 inputs are multiplied in float32 by the reference,
-    and rounded first by the others."""
+    """The types of q, k and v decide, also under autocast: the reference multiplies float32 inputs in float32, and the
+    others round them first."""
     tensors = inputs((2, 3, 17, 17, 24), torch.float32)
     exact = reference(*(x.double() for x in tensors[:3]))
     with torch.autocast("cpu", torch.bfloat16):
@@ -97,21 +97,21 @@ def test_strides_do_not_matter(backend):
     torch.testing.assert_close(attention(*strided, backend=backend), reference(q, k, v), rtol=1e-12, atol=1e-12)
 
 
-def alike() -> list[Tensor]:
-    """Inputs whose keys and values have much in common, as those of a model drawn at random."""
+def similar_keys() -> list[Tensor]:
+    """Inputs whose keys and values have much in common, as in a model with random weights."""
     q, k, v, grad = inputs((2, 3, 64, 64, 16))
     common = 5 * torch.randn(2, 2, 3, 1, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     return [q, k + common[0], v + common[1], grad]
 
 
 def test_plain_attention_is_attention():
-    for one, other in zip(run(PlainAttention.apply, alike()), run(reference, alike()), strict=True):
+    for one, other in zip(run(PlainAttention.apply, similar_keys()), run(reference, similar_keys()), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-11, atol=1e-12)
 
 
 def test_plain_attention_rounds_as_flash_attention_does():
-    """Torch's own kernel on a CPU is one: what both lose of the gradient of q, bfloat16 alone does not."""
-    tensors = [x.bfloat16() for x in alike()]
+    """torch's CPU kernel is a flash attention. Both lose more of the gradient of q than bfloat16 itself does."""
+    tensors = [x.bfloat16() for x in similar_keys()]
     exact = run(reference, [x.double() for x in tensors])
 
     def errors(call):
@@ -132,7 +132,7 @@ def test_macs_are_what_torch_counts():
     assert macs(2, 3, 17, 33, 24) == counter.get_total_flops() // 2
 
 
-def test_backends_are_asked_for_by_name():
+def test_backends_are_chosen_by_name():
     assert OPERATOR.resolve("auto", "cpu").name == OPERATOR.resolve("auto", "meta").name == "sdpa"
     q, k, v, _ = inputs((1, 1, 2, 2, 4))
     with pytest.raises(
@@ -145,7 +145,7 @@ FLASH = {"flash2": "flash-attn", "flash3": "flash_attn_interface", "flash4": "fl
 
 
 @pytest.mark.parametrize("name", FLASH)
-def test_flash_attention_says_why_not(name, monkeypatch):
+def test_flash_attention_says_why_it_cannot_run(name, monkeypatch):
     backend = OPERATOR.backends[name]
     monkeypatch.setitem(backend_flash.INSTALLED, name, False)
     q, k, v, _ = inputs((1, 1, 2, 2, 8), torch.bfloat16)
@@ -159,21 +159,22 @@ def test_flash_attention_says_why_not(name, monkeypatch):
     assert OPERATOR.resolve("auto", "cuda").name == "sdpa"  # whatever is installed
 
 
-def test_flash_attention_3_wants_hopper(monkeypatch):
+def test_flash_attention_3_needs_hopper(monkeypatch):
     monkeypatch.setitem(backend_flash.INSTALLED, "flash3", True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    for capability, found in (((9, 0), []), ((8, 0), ["Hopper"]), ((10, 0), ["Hopper"])):
+    for capability, words in (((9, 0), []), ((8, 0), ["Hopper"]), ((10, 0), ["Hopper"])):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_, c=capability: c)
         reasons = OPERATOR.backends["flash3"].reasons("cuda")
-        assert [word in reason for word, reason in zip(found, reasons, strict=True)] == [True] * len(found)
+        assert [word in reason for word, reason in zip(words, reasons, strict=True)] == [True] * len(words)
 
 
 @pytest.fixture
 def packages(monkeypatch):
-    """Packages with the interface of each FlashAttention, in plain torch, that hold its rules: tokens before heads, two
-    types, heads of at most 256 channels and a multiple of 8. Of the fourth, what torch's own adapter calls."""
+    """Packages with the interface of each FlashAttention, in plain torch, which assert its rules: tokens before heads,
+    two types, and heads of at most 256 channels and a multiple of 8. Of the fourth, the functions that torch's own
+    adapter calls."""
 
-    def passed(q, k, v, softmax_scale):
+    def scored(q, k, v, softmax_scale):
         assert q.dtype == k.dtype == v.dtype and q.dtype in (torch.bfloat16, torch.float16)
         assert q.shape[-1] % 8 == 0 and q.shape[-1] <= 256
         assert q.shape[2:] == k.shape[2:] and k.shape == v.shape
@@ -181,20 +182,20 @@ def packages(monkeypatch):
         return q, k, v, q @ k.transpose(-1, -2) * softmax_scale
 
     def function(q, k, v, softmax_scale):
-        _, _, v, scores = passed(q, k, v, softmax_scale)
+        _, _, v, scores = scored(q, k, v, softmax_scale)
         return (scores.softmax(-1) @ v).transpose(1, 2).bfloat16()
 
     def forward(q, k, v, softmax_scale, return_lse):
         assert return_lse
-        sums = passed(q, k, v, softmax_scale)[3].logsumexp(-1)
+        sums = scored(q, k, v, softmax_scale)[3].logsumexp(-1)
         return function(q, k, v, softmax_scale), sums, None, None, None
 
     def backward(q, k, v, out, grad, sums, softmax_scale):
-        """FlashAttention 2 (arXiv 2307.08691), algorithm 2, in one block; heads as wide as the package takes them
-        without a mistake."""
+        """FlashAttention 2 (arXiv 2307.08691), algorithm 2, in one block, for head widths that the package computes
+        correctly."""
         assert q.shape[-1] % 32 == out.shape[-1] % 32 == grad.shape[-1] % 32 == 0
         dtype, (out, grad) = q.dtype, (x.float().transpose(1, 2) for x in (out, grad))
-        q, k, v, scores = passed(q, k, v, softmax_scale)
+        q, k, v, scores = scored(q, k, v, softmax_scale)
         weights = (scores - sums[..., None]).exp()
         g_scores = weights * (grad @ v.transpose(-1, -2) - (grad * out).sum(-1, keepdim=True)) * softmax_scale
         gradients = (g_scores @ k, g_scores.transpose(-1, -2) @ q, weights.transpose(-1, -2) @ grad)
@@ -209,12 +210,12 @@ def packages(monkeypatch):
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("name", FLASH)
 def test_flash_attention_gets_its_layout(name, size, packages):
-    """On the CPU, with stand-ins for the packages: axes, padding of heads and scale."""
+    """Axes, padding of heads and scale, on the CPU with stand-ins for the packages."""
     hold(OPERATOR.backends[name].run, inputs(size, torch.bfloat16))
 
 
 def test_flash_attention_4_keeps_one_graph(packages):
-    """Its passes as operators of torch: results, gradients, fakes and cost, and a compiled call is one graph."""
+    """Its passes are torch operators with results, gradients, fakes and cost, and a compiled call is one graph."""
     tensors = inputs((2, 3, 17, 17, 24), torch.bfloat16)
     compiled = torch.compile(lambda q, k, v: backend_flash.flash4(q, k, v) * 2, fullgraph=True, backend="aot_eager")
     hold(lambda *qkv: compiled(*qkv) / 2, tensors)
@@ -228,7 +229,7 @@ def test_flash_attention_4_keeps_one_graph(packages):
 
 
 @pytest.mark.parametrize("name", FLASH)
-def test_flash_attention_refuses_types_and_widths_in_words(name, packages):
+def test_flash_attention_errors_for_types_and_widths(name, packages):
     call = OPERATOR.backends[name].run
     q, k, v, _ = inputs((1, 1, 2, 2, 8), torch.float32)
     with pytest.raises(InputError, match=f"'{name}' takes .* bfloat16 or float16, not float32; use 'sdpa'"):
@@ -243,5 +244,5 @@ def test_flash_attention_refuses_types_and_widths_in_words(name, packages):
 @pytest.mark.parametrize("size", [*SIZES, (2, 16, 256, 256, 72), (2, 16, 1024, 1024, 20), (1, 2, 100, 100, 128)])
 @pytest.mark.parametrize("backend", ON_CUDA)
 def test_on_the_gpu(backend, size):
-    """Every backend that is installed, in the type that all of them take."""
+    """Every installed backend, in the type that all of them take."""
     hold(lambda *qkv: attention(*qkv, backend=backend), [x.cuda() for x in inputs(size, torch.bfloat16)])

@@ -1,4 +1,4 @@
-"""Depthwise convolution and SiLU: the reference against torch's convolution in float64, what the operator refuses."""
+"""Depthwise convolution and SiLU: the reference against torch's convolution in float64, and errors for bad input."""
 
 import pytest
 import torch
@@ -28,7 +28,7 @@ def make(batch, height, width, channels, k, bias, dtype=torch.float64):
 
 @pytest.mark.parametrize("size", SIZES)
 def test_reference_is_the_convolution(size):
-    """Output and every gradient, against torch's convolution with its channels first and memory in order."""
+    """Output and every gradient, against torch's convolution on contiguous, channels-first memory."""
     inputs = make(*size)
     weight, *bias = inputs[1:]
     image = inputs[0].permute(0, 3, 1, 2).contiguous()
@@ -37,17 +37,17 @@ def test_reference_is_the_convolution(size):
     y = op.depthwise_conv_silu(*inputs, backend="reference")
     out = torch.randn(y.shape, generator=torch.Generator().manual_seed(1), dtype=y.dtype)
     results = [(y, expected), *zip(*(torch.autograd.grad(v, inputs, out) for v in (y, expected)), strict=True)]
-    for ours, theirs in results:
-        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-13)
+    for output, true in results:
+        torch.testing.assert_close(output, true, rtol=1e-12, atol=1e-13)
 
 
-def test_reference_by_differences():
+def test_reference_against_finite_differences():
     assert gradcheck(lambda *v: op.depthwise_conv_silu(*v, backend="reference"), make(*SIZES[0]))
 
 
 @pytest.mark.parametrize("autocast", [False, True])
 @pytest.mark.parametrize("bias", [False, True])
-def test_torch_is_to_the_bit_what_modules_do(bias, autocast):
+def test_torch_equals_the_modules_to_the_bit(bias, autocast):
     x, weight, *rest = make(2, 9, 6, 20, 3, bias, torch.float32)
     module = torch.nn.Conv2d(20, 20, 3, padding=1, groups=20, bias=bias)
     module.load_state_dict({"weight": weight, **({"bias": rest[0]} if bias else {})})
@@ -96,6 +96,6 @@ def test_cost_is_what_torch_counts():
     x, weight = make(2, 5, 7, 3, 3, False, torch.float32)
     with FlopCounterMode(display=False) as counter:
         op.depthwise_conv_silu(x, weight, backend="torch")
-    # torch's counter takes a multiply-add for two operations, and those with the zeros around the image too.
+    # torch's counter takes a multiply-add for two operations, and counts the zeros around the image too.
     assert 2 * op.macs(2, 5, 7, 3, 3) == counter.get_total_flops()
     assert op.OPERATOR.traced["lamabench::depthwise_conv_silu"](x, weight, None).macs == op.macs(2, 5, 7, 3, 3)

@@ -1,6 +1,6 @@
-"""The Triton depthwise convolution against float64: interpreted on the CPU, and (marked gpu) on a GPU.
+"""The Triton depthwise convolution against float64, interpreted on the CPU and (marked gpu) on a GPU.
 
-Triton decides at import whether it interprets, so the CPU's half runs in a process of its own.
+Triton decides at import whether it interprets, so that the CPU's tests run in their own process.
 """
 
 import importlib.util
@@ -13,7 +13,7 @@ from lamabench.kernels.depthwise_conv import backend_triton
 from lamabench.kernels.errors import InputError
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-here_only = pytest.mark.skipif(not INTERPRETED, reason="run by test_interpreted, in a process of its own")
+here_only = pytest.mark.skipif(not INTERPRETED, reason="test_interpreted runs it in its own process")
 
 SMALL = [
     # batch, height, width, channels, kernel, bias
@@ -31,12 +31,12 @@ def make(batch, height, width, channels, k, bias, dtype=torch.float32, device="c
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(batch, height, width, 2 * channels, generator=generator).to(device, dtype)
     weight, b = (torch.randn(shape, generator=generator).to(device) for shape in ((channels, 1, k, k), (channels,)))
-    inputs = [x.chunk(2, dim=-1)[0], weight, *([b] if bias else [])]  # x strided, as the model has it
+    inputs = [x.chunk(2, dim=-1)[0], weight, *([b] if bias else [])]  # x strided, as in the model
     return [v.detach().requires_grad_() for v in inputs]
 
 
 def run(inputs, backend):
-    """Output and every gradient; the gradient that comes in is strided too."""
+    """Output and every gradient. The gradient of the output is strided too."""
     x = inputs[0]
     with torch.autocast(x.device.type, torch.bfloat16, enabled=x.dtype == torch.bfloat16):
         y = op.depthwise_conv_silu(*inputs, backend=backend)
@@ -57,7 +57,7 @@ def hold(inputs, floor):
 
 @pytest.fixture
 def poison(poison, monkeypatch):
-    """Or cuDNN would round float32 inputs, and the bound be looser than float32's."""
+    """Without TF32, because cuDNN would round float32 inputs and the bound would be looser than float32's."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
 
 
@@ -73,7 +73,7 @@ def test_small_bfloat16(poison):
 
 
 @here_only
-def test_torch_checks_of_the_operators():
+def test_torch_opcheck():
     for bias in (True, False):
         x, weight, *rest = (v.detach().requires_grad_() for v in make(1, 2, 2, 2, 3, bias))
         arguments = (x, weight, rest[0] if rest else None)
@@ -82,13 +82,13 @@ def test_torch_checks_of_the_operators():
         torch.library.opcheck(torch.ops.lamabench.depthwise_conv_silu_backward.default, tuple(detached))
 
 
-@pytest.mark.skipif(INTERPRETED, reason="this is the process of its own")
+@pytest.mark.skipif(INTERPRETED, reason="this is its own process")
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 def test_interpreted(interpreted):
     interpreted(__file__, "small or torch", len(SMALL) + 2)
 
 
-def test_what_it_refuses(monkeypatch):
+def test_errors(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     assert op.OPERATOR.resolve("auto", "meta").name == op.OPERATOR.resolve("auto", "cpu").name == "torch"
     with pytest.raises(InputError, match=r"'triton' cannot run on cpu: .*Usable here: torch, reference"):
@@ -100,7 +100,7 @@ def test_what_it_refuses(monkeypatch):
         backend_triton.depthwise_conv_silu(x.double(), weight.double(), None)
 
 
-def test_programs_of_few_rows_only_where_there_are_too_few():
+def test_programs_have_few_rows_only_where_programs_are_few():
     assert backend_triton.rows_of_a_program(32, 2560) == 32
     assert backend_triton.rows_of_a_program(32, 640) == 8
     assert backend_triton.rows_of_a_program(11, 1) == 6

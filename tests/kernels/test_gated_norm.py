@@ -1,4 +1,4 @@
-"""The gated norm: the reference against torch's LayerNorm in float64 and by hand, what the operator refuses."""
+"""The gated norm: the reference against torch's LayerNorm in float64 and by hand, and errors for bad input."""
 
 import math
 
@@ -27,9 +27,10 @@ def test_reference_is_the_norm_and_the_gate(shape):
     inputs = make(shape)
     y, z, weight, bias = inputs
     expected = F.layer_norm(y, shape[-1:], weight, bias, 0.3) * z / (1 + torch.exp(-z))
-    ours = op.gated_norm(*inputs, eps=0.3, backend="reference")
+    output = op.gated_norm(*inputs, eps=0.3, backend="reference")
     out = torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=y.dtype)
-    results = [(ours, expected), *zip(*(torch.autograd.grad(v, inputs, out) for v in (ours, expected)), strict=True)]
+    gradients = (torch.autograd.grad(v, inputs, out) for v in (output, expected))
+    results = [(output, expected), *zip(*gradients, strict=True)]
     for one, other in results:
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-13)
 
@@ -44,13 +45,13 @@ def test_by_hand(backend):
 
 
 @pytest.mark.parametrize("eps", [1e-5, 0.1])
-def test_reference_by_differences(eps):
+def test_reference_against_finite_differences(eps):
     assert gradcheck(lambda *v: op.gated_norm(*v, eps=eps, backend="reference"), make((2, 3, 4)))
 
 
 @pytest.mark.parametrize("autocast", [False, True])
-def test_torch_is_to_the_bit_what_modules_do(autocast):
-    """As SS2D had it: the scan's [B, L, E] through a module, the gate half of a projection [B, H, W, 2E]."""
+def test_torch_equals_the_modules_to_the_bit(autocast):
+    """The scan's [B, L, E] through a LayerNorm module, with a gate that is half of a projection [B, H, W, 2E]."""
     y, z, weight, bias = make((2, 5, 6, 20), torch.bfloat16 if autocast else torch.float32)
     module = nn.LayerNorm(20)
     module.load_state_dict({"weight": weight, "bias": bias})
@@ -62,7 +63,7 @@ def test_torch_is_to_the_bit_what_modules_do(autocast):
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             out = run()
         results.append([out, *torch.autograd.grad(out, [y, z, *module.parameters()], torch.ones_like(out))])
-    # The CPU's autocast leaves LayerNorm in the type of its input; CUDA's makes it float32.
+    # LayerNorm has the type of its input under the CPU's autocast, and float32 under CUDA's.
     assert results[0][0].dtype == y.dtype
     assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
 
@@ -90,10 +91,10 @@ def test_shapes_that_do_not_fit(shapes, message):
 
 
 @pytest.mark.parametrize("eps", [0.0, -1e-5, math.nan])
-def test_eps_that_could_divide_by_zero(eps):
+def test_eps_must_be_above_zero(eps):
     with pytest.raises(InputError, match=f"eps must be above 0, not {eps}"):
         op.gated_norm(*make((2, 3)), eps=eps)
 
 
-def test_cost_is_every_element():
+def test_cost_counts_every_element():
     assert op.OPERATOR.traced["lamabench::gated_norm"](*make((2, 3, 4)), 1e-5).normalised == 24

@@ -1,6 +1,6 @@
-"""The Triton gated norm against float64: interpreted on the CPU, and (marked gpu) on a GPU.
+"""The Triton gated norm against float64, interpreted on the CPU and (marked gpu) on a GPU.
 
-Triton decides at import whether it interprets, so the CPU's half runs in a process of its own.
+Triton decides at import whether it interprets, so that the CPU's tests run in their own process.
 """
 
 import importlib.util
@@ -13,7 +13,7 @@ from lamabench.kernels.errors import InputError
 from lamabench.kernels.gated_norm import backend_triton
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-here_only = pytest.mark.skipif(not INTERPRETED, reason="run by test_interpreted, in a process of its own")
+here_only = pytest.mark.skipif(not INTERPRETED, reason="test_interpreted runs it in its own process")
 
 SMALL = [
     (2, 3, 5, 7),
@@ -28,7 +28,7 @@ SMALL = [
 
 
 def make(shape, dtype=torch.float32, device="cpu", offset=0.0):
-    """y, a gate that is half of a projection, weight and bias; the mean of y is about `offset` deviations."""
+    """y, a gate that is half of a projection, weight and bias. The mean of y is about `offset` deviations."""
     generator = torch.Generator().manual_seed(0)
     *rows, channels = shape
     y = (torch.randn(shape, generator=generator) + offset).to(device, dtype)
@@ -38,7 +38,7 @@ def make(shape, dtype=torch.float32, device="cpu", offset=0.0):
 
 
 def run(inputs, backend):
-    """Output and every gradient; the gradient that comes in has rows apart too."""
+    """Output and every gradient. The gradient of the output has strided rows too."""
     y = inputs[0]
     low = y.dtype == torch.bfloat16
     with torch.autocast(y.device.type, torch.bfloat16, enabled=low):
@@ -70,7 +70,7 @@ def test_small(shape, poison):
 
 @here_only
 def test_small_far_from_zero(poison):
-    """A mean of a thousand deviations: squares are summed around it."""
+    """The mean is a thousand deviations, and squares are summed around it."""
     hold(make((6, 100), offset=1000.0), floor=2e-6)
 
 
@@ -81,7 +81,7 @@ def test_small_bfloat16(shape, poison):
 
 
 def one_channel(device):
-    """A row of one is its own mean: y does not matter, its gradient is the rounding of equal products, over √eps."""
+    """A row of one channel is its mean. y does not matter; its gradient is rounding of equal products, over √eps."""
     inputs = make((301, 1), device=device)
     _, z, _, bias = exact = [v.detach().double().requires_grad_() for v in inputs]
     out, g_y, *others = run(inputs, "triton")
@@ -99,12 +99,12 @@ def test_small_one_channel(poison):
 
 @here_only
 def test_small_whatever_the_strides(poison):
-    """Inputs whose channels are apart, a broadcast gate, a broadcast gradient: as their copies in order."""
+    """Inputs with strided channels, a broadcast gate and a broadcast gradient give what dense copies give."""
     y, z, weight, bias = (v.detach() for v in make((4, 3, 6)))
-    given = [y.transpose(0, 2).contiguous().transpose(0, 2), z[:1].expand(4, 3, 6), weight, bias]
+    tensors = [y.transpose(0, 2).contiguous().transpose(0, 2), z[:1].expand(4, 3, 6), weight, bias]
     results = []
     for copy in (False, True):
-        inputs = [(v.contiguous() if copy else v).detach().requires_grad_() for v in given]
+        inputs = [(v.contiguous() if copy else v).detach().requires_grad_() for v in tensors]
         out = op.gated_norm(*inputs, backend="triton")
         grad = torch.ones(1).expand(out.shape)
         results.append([out, *torch.autograd.grad(out, inputs, grad.contiguous() if copy else grad)])
@@ -114,35 +114,35 @@ def test_small_whatever_the_strides(poison):
 
 @here_only
 def test_small_types_that_differ(poison):
-    """The output has the type of y, every gradient that of its input."""
+    """The output has the type of y, and every gradient has the type of its input."""
     y, z, weight, bias = (v.detach() for v in make((4, 6)))
     inputs = [v.requires_grad_() for v in (y.bfloat16(), z, weight.bfloat16(), bias)]
     out = op.gated_norm(*inputs, backend="triton")
     grads = torch.autograd.grad(out, inputs, torch.ones_like(out))
     assert [v.dtype for v in (out, *grads)] == [inputs[0].dtype, *(v.dtype for v in inputs)]
     exact = [v.detach().double() for v in inputs]
-    # A unit of bfloat16's last place: interpreted, Triton cuts digits off where a GPU rounds.
+    # A unit in bfloat16's last place, because interpreted Triton truncates where a GPU rounds.
     torch.testing.assert_close(out.double(), op.gated_norm(*exact, backend="torch"), rtol=2**-7, atol=1e-6)
 
 
 @here_only
-def test_torch_checks_of_the_operators():
+def test_torch_opcheck():
     arguments = [v.detach().requires_grad_() for v in make((2, 3, 4))]
     torch.library.opcheck(torch.ops.lamabench.gated_norm.default, (*arguments, 1e-5))
     detached = [v.detach() for v in (torch.ones_like(arguments[0]), *arguments)]
     torch.library.opcheck(torch.ops.lamabench.gated_norm_backward.default, (*detached, 1e-5))
 
 
-@pytest.mark.skipif(INTERPRETED, reason="this is the process of its own")
+@pytest.mark.skipif(INTERPRETED, reason="this is its own process")
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 def test_interpreted(interpreted):
     interpreted(__file__, "small or torch", len(SMALL) + 7)
 
 
-def test_what_it_refuses(monkeypatch):
+def test_errors(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    found = {device: op.OPERATOR.resolve("auto", device).name for device in ("cpu", "cuda", "meta")}
-    assert found == {"cpu": "torch", "cuda": "triton", "meta": "torch"}
+    names = {device: op.OPERATOR.resolve("auto", device).name for device in ("cpu", "cuda", "meta")}
+    assert names == {"cpu": "torch", "cuda": "triton", "meta": "torch"}
     with pytest.raises(InputError, match=r"'triton' cannot run on cpu: .*Usable here: torch, reference"):
         op.OPERATOR.resolve("triton", "cpu")
     inputs = [v.detach() for v in make((2, 3))]

@@ -1,4 +1,4 @@
-"""An operator is a folder and a name in `kernels.NAMES`: commands, counts, floors, checks and benchmarks follow."""
+"""An operator needs a folder and a name in `kernels.NAMES`. Commands, counts, floors, checks and benchmarks follow."""
 
 import json
 import subprocess
@@ -9,7 +9,7 @@ import torch
 from lamabench.kernels import OPERATORS
 from lamabench.kernels.operator import Backend, Operator, Work
 
-# A folder like those of the suite: doubling by a torch operator of its own, a backend that is wrong, and a yardstick.
+# A folder like those of the suite: doubling by its own torch operator, a wrong backend, and a yardstick.
 FOLDER = """
 import torch
 
@@ -62,7 +62,7 @@ def toy(x, backend="auto"):
     return OPERATOR.resolve(backend, x.device.type).run(x)
 """
 
-# What somebody writes who has such a folder: its name in one place, and a backbone that calls it.
+# The code of somebody with such a folder: its name in one place, and a backbone that calls it.
 SCRIPT = """
 import json, sys
 import lamabench.kernels as kernels
@@ -141,9 +141,9 @@ def test_a_name_in_one_place_is_enough(tmp_path):
     outcome = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert outcome.returncode == 0, outcome.stderr
     answer = json.loads(outcome.stdout)
-    values = 4 * 4 * 4  # that are doubled
+    values = 4 * 4 * 4  # of the tensor that is doubled
     assert answer["choices"]["toy"] == "wrong"
-    assert answer["macs"] == values * 2 + 3 * values  # the convolution's, and its own
+    assert answer["macs"] == values * 2 + 3 * values  # of the convolution, then of the operator
     assert answer["floors"] == {
         "bytes_floor_ms": values * 4, "exponentials_floor_ms": values, "flops_floor_ms": 2 * 3 * values,
     }  # fmt: skip
@@ -156,7 +156,7 @@ def test_a_name_in_one_place_is_enough(tmp_path):
     assert answer["check"].startswith("toy=wrong: output off by 5.0e-03, plain torch by")
 
 
-def test_watching_hears_every_call_and_leaves_nothing_behind():
+def test_a_watcher_sees_every_call_and_leaves_nothing_behind():
     seen = []
     first, second = Backend("first", lambda x: x + 1), Backend("reference", lambda x: x + 2)
     operator = Operator("watched", [first, second], lambda x: Work(macs=x))
@@ -175,20 +175,20 @@ def test_watching_hears_every_call_and_leaves_nothing_behind():
 
 
 @pytest.mark.parametrize("name", OPERATORS)
-def test_a_compiled_call_asks_nothing(name):
-    """One graph, whose answer is the one that was kept; after watching too."""
+def test_a_compiled_call_is_one_graph(name):
+    """The graph has the cached backend, also after watching."""
     operator = OPERATORS[name]
     with operator.watched(lambda *args: None):
         watched = operator.resolve("auto", "cpu")
-    kept = operator.resolve("auto", "cpu")
-    assert watched.run is not kept.run and kept is operator.backends[kept.name]
+    backend = operator.resolve("auto", "cpu")
+    assert watched.run is not backend.run and backend is operator.backends[backend.name]
     torch.compiler.reset()
     traced = torch.compile(lambda x: x + len(operator.resolve("auto", "cpu").name), fullgraph=True, backend="aot_eager")
-    assert torch.equal(traced(torch.zeros(1)), torch.tensor([float(len(kept.name))]))
+    assert torch.equal(traced(torch.zeros(1)), torch.tensor([float(len(backend.name))]))
 
 
-def test_what_whole_models_and_operators_alone_are_held_against():
-    """The reference, or what stands for it where there are many tokens: in float64, plain torch."""
+def test_exact_backends_of_models_and_of_single_calls():
+    """The reference, or its replacement for many tokens, which for single calls is plain torch in float64."""
     for operator in OPERATORS.values():
         assert operator.exact in operator.backends
         assert operator.exact_alone("reference") is operator.backends["reference"].run

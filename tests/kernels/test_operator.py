@@ -1,4 +1,4 @@
-"""Whole models through each backend of each operator: the golden files hold, and training follows the reference."""
+"""Whole models with each backend of each operator: golden files hold, and training follows the reference."""
 
 import json
 from dataclasses import fields, replace
@@ -24,12 +24,12 @@ from torch import Tensor
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 HALF_ONLY = ("flash2", "flash3", "flash4")  # backends that take no float32
-# In the place of the operators that a test is not about: plain torch that is not too slow.
+# Backends of the operators that a test is not about: plain torch that is not too slow.
 PLAIN = {name: "torch" if "torch" in op.backends else "reference" for name, op in OPERATORS.items()}
 
 
 def usable(device: str, *without: str) -> list[tuple[str, str]]:
-    """Every operator with each of its backends that can run on a kind of device here."""
+    """Every operator with each of its backends that run on a kind of device here."""
     return [
         (name, backend.name)
         for name, op in OPERATORS.items()
@@ -79,8 +79,8 @@ CHOICES = [
 @pytest.mark.gpu
 @pytest.mark.parametrize(("file", "backends", "compile"), CHOICES)
 def test_golden_files_hold_on_the_gpu(file, backends, compile):
-    """In float32. Looser than on the CPU (3e-6 and 1e-5): a GPU's fast exponentials have 22 bits of the 24, and its
-    sums run in other orders."""
+    """In float32. The bounds are looser than on the CPU (3e-6 and 1e-5), because a GPU's fast exponentials have 22 of
+    24 bits, and its sums have another order."""
     exact_float32()
     net, tensors = golden(file)
     net = net.cuda().train()
@@ -95,7 +95,7 @@ def test_golden_files_hold_on_the_gpu(file, backends, compile):
     assert norms.keys() == true.keys()
     largest = max(true.values())
     for key, norm in norms.items():
-        # A gradient that is zero but for rounding (ADM has six) is not compared with the rounding of another machine.
+        # A gradient that is only rounding (ADM has six) is not compared with the rounding of another machine.
         assert abs(norm.cpu() - true[key]) <= 1e-4 * true[key] + 1e-7 * largest, key
 
 
@@ -111,20 +111,20 @@ def losses(folder: Path, model: Any, device: str, steps: int, backends: dict[str
     folder.mkdir(parents=True, exist_ok=True)
     record = train(folder, config, Progress())
     assert {name: record["backend"][name] for name in backends} == backends
-    found = [line["loss"] for line in read_lines(folder / "metrics.jsonl")]
-    assert len(found) == 10
-    return found
+    means = [line["loss"] for line in read_lines(folder / "metrics.jsonl")]
+    assert len(means) == 10
+    return means
 
 
 TINY = LaMambaConfig(
     input_size=8, in_channels=1, num_classes=10, dim=8, depths=[2], num_heads=2, window_size=2, d_state=2,
     patch_size=2, layout="isotropic", mixers=["ssm", "window", "global"],
 )  # fmt: skip
-# Two blocks: the reference scan, a token after the other, is what takes long on a GPU.
+# Two blocks, because the reference scan goes token by token and takes long on a GPU.
 NANO = replace(preset("lamamba_nano").config, layout="isotropic", depths=[2], mixers=["ssm", "window", "global"])
 REFERENCE = dict.fromkeys(OPERATORS, "reference")
-# How far a mean loss may lie from the reference backends'. On a CPU, plain torch is 5e-7 off within 200 steps in
-# float32, 1e-3 in bfloat16.
+# The largest relative difference of a mean loss from the reference backends. On a CPU, plain torch is 5e-7 off within
+# 200 steps in float32, and 1e-3 in bfloat16.
 BOUNDS = {"float32": 1e-3, "bfloat16": 2e-2}
 
 
@@ -148,7 +148,7 @@ def reference_on_the_gpu(request, tmp_path_factory):
 
 @pytest.mark.gpu
 def test_training_follows_the_reference_on_the_gpu(reference_on_the_gpu, tmp_path):
-    """200 steps with each backend that is installed, and compiled with those that `auto` takes."""
+    """200 steps with each installed backend, and compiled with those that `auto` takes."""
     precision, expected = reference_on_the_gpu
     without = ("reference", *HALF_ONLY) if precision == "float32" else ("reference",)
     cases = {f"{op}={name}": ({**PLAIN, op: name}, {}) for op, name in usable("cuda", *without)}

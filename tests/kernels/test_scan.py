@@ -1,4 +1,4 @@
-"""The scan paths, and the selective scan against its float64 reference: output and every gradient."""
+"""The scan paths, and the selective scan against its float64 reference (output and every gradient)."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from lamabench.kernels.errors import InputError
 from lamabench.kernels.selective_scan import backend_mamba_ssm, backend_torch
 from torch.autograd import gradcheck
 
-# Written down by hand for a grid of 3 rows and 4 columns:
+# By hand, for a grid of 3 rows and 4 columns:
 #   0 1 2 3
 #   4 5 6 7
 #   8 9 10 11
@@ -80,9 +80,8 @@ def make_inputs(batch, shape, channels, states, rank, kind, dtype, seed=0):
 
 
 def run(inputs, paths, backend):
-    """Output and gradients under a fixed random loss, in float64; `backend` is a name, or mamba_ssm's function."""
-    call = (lambda: op.selective_scan(*inputs, paths, backend)) if isinstance(backend, str) else None
-    y = call() if call else backend(*inputs, *paths)
+    """Output and gradients of a fixed random loss, in float64. `backend` is a name, or the function of a backend."""
+    y = op.selective_scan(*inputs, paths, backend) if isinstance(backend, str) else backend(*inputs, *paths)
     weights = torch.randn(y.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(y)
     return [y.double(), *(g.double() for g in torch.autograd.grad((y * weights).sum(), inputs))]
 
@@ -116,10 +115,10 @@ def test_vectorised_scan_matches_the_reference(size, dtype, bound):
 
 
 def test_reference_against_a_closed_form():
-    """One state, constant step: y_l is a geometric sum."""
+    """With one state and a constant step, y_l is a geometric sum."""
     length, decay, delta = 9, 0.5, 0.7
     ones = torch.ones(1, length, 1, dtype=torch.float64)
-    bias = torch.tensor([[delta]], dtype=torch.float64).expm1().log()  # softplus of it is delta
+    bias = torch.tensor([[delta]], dtype=torch.float64).expm1().log()  # its softplus is delta
     y = op.selective_scan(
         ones,
         torch.zeros(1, length, 1, 1, dtype=torch.float64),
@@ -137,7 +136,7 @@ def test_reference_against_a_closed_form():
     assert torch.allclose(y.flatten(), expected, rtol=1e-13)
 
 
-def test_gradients_numerically():
+def test_gradients_against_finite_differences():
     inputs, paths = make_inputs(1, (2, 3), 2, 2, 1, "cross", torch.float64)
     assert gradcheck(lambda *v: op.selective_scan(*v, paths, "torch"), inputs)
 
@@ -160,7 +159,7 @@ def test_chunks_do_not_matter(monkeypatch):
 
 @pytest.mark.parametrize("batch", [1, 3])
 def test_bfloat16_is_as_good_as_its_inputs(batch):
-    """The recurrence runs in float32: the error is that of one rounding of the output, not of 64 steps."""
+    """The recurrence runs in float32, so that the error is one rounding of the output, not that of 64 steps."""
     inputs, paths = make_inputs(batch, (8, 8), 8, 4, 2, "cross", torch.bfloat16)
     exact = op.selective_scan(*(v.detach().double() for v in inputs), paths, "reference")
     fast = op.selective_scan(*(v.detach() for v in inputs), paths, "torch")
@@ -176,7 +175,7 @@ def test_strided_inputs():
         assert torch.allclose(a, b, rtol=1e-12, atol=1e-14)
 
 
-def test_torch_checks_of_the_operator():
+def test_torch_opcheck():
     """torch's own checks of a custom operator: schema, fake implementation, autograd registration."""
     inputs, paths = make_inputs(1, (3, 5), 4, 2, 2, "cross", torch.float32)
     torch.library.opcheck(torch.ops.lamabench.selective_scan.default, (*inputs, *paths))
@@ -187,7 +186,7 @@ def test_the_environment_does_not_change_what_auto_means(monkeypatch):
     assert op.OPERATOR.resolve("auto", "cpu").name == op.OPERATOR.resolve("auto", "meta").name == "torch"
 
 
-def test_the_fused_backend_refuses_float64_in_words(monkeypatch):
+def test_triton_error_for_float64(monkeypatch):
     inputs, paths = make_inputs(1, (2, 2), 2, 1, 1, "cross", torch.float64)
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     with pytest.raises(InputError, match="computes in float32, not in float64; use 'torch' or 'reference'"):
@@ -203,8 +202,8 @@ def test_unknown_backend_lists_the_choices():
 
 
 @pytest.mark.parametrize("backend", op.OPERATOR.backends)
-def test_float16_is_refused_in_words(backend):
-    """In one place for every backend: not even the reference may give a float16 run a loss."""
+def test_error_for_float16(backend):
+    """The error comes with every backend, the reference included: a float16 run never has a loss."""
     inputs, paths = make_inputs(1, (2, 2), 2, 1, 1, "cross", torch.float32)
     with pytest.raises(InputError, match=r"selective_scan: float16 .*65504.*; use bfloat16 or float32"):
         op.selective_scan(inputs[0].half(), *inputs[1:], paths, backend)
@@ -213,7 +212,7 @@ def test_float16_is_refused_in_words(backend):
 
 
 def test_autocast_does_not_change_the_type_of_the_step_sizes():
-    """The products inside the operator run in float32 under autocast too, forwards and backwards."""
+    """The products inside the operator run in float32 also under autocast, forward and backward."""
     inputs, paths = make_inputs(2, (4, 4), 6, 2, 3, "cross", torch.float32)
     expected = run(inputs, paths, "torch")
     with torch.autocast("cpu", torch.bfloat16):
@@ -224,10 +223,10 @@ def test_autocast_does_not_change_the_type_of_the_step_sizes():
 
 class Extension:
     """mamba-ssm's compiled scan in plain torch, with its rules: one type for u, delta, b and c, float32 for the rest,
-    dense time, float32 inside, gradients in the types of what they belong to."""
+    dense time, float32 inside, and gradients in the types of their inputs."""
 
     def _states(self, u, delta, a, b, bias):
-        """Step sizes [B, K·E, L], decays and states [L + 1, B, K·E, N], states from before the first step on."""
+        """Step sizes [B, K·E, L], decays [L, B, K·E, N], states [L + 1, B, K·E, N] from before the first step on."""
         delta = torch.nn.functional.softplus(delta.float() + bias[:, None])
         decay = torch.exp(delta[..., None] * a[:, None]).permute(2, 0, 1, 3)
         b = b.float().repeat_interleave(u.shape[1] // b.shape[1], dim=1)  # [B, K·E, N, L]
@@ -236,7 +235,7 @@ class Extension:
             states.append(decay[t] * states[-1] + (delta * u)[..., t, None] * b[..., t])
         return delta, decay, torch.stack(states)
 
-    @torch.autocast("cpu", enabled=False)  # it is compiled
+    @torch.autocast("cpu", enabled=False)  # autocast does not reach compiled code
     def fwd(self, u, delta, a, b, c, skip, z, bias, softplus):
         assert z is None and softplus and u.shape == delta.shape and b.shape == c.shape
         assert u.dtype == delta.dtype == b.dtype == c.dtype in (torch.float32, torch.bfloat16)
@@ -257,7 +256,7 @@ class Extension:
         step, decay, states = self._states(u, delta, a, b, bias)
         u, gy, b, c = (v.float() for v in (u, grad, b, c))
         b, c = (v.repeat_interleave(u.shape[1] // group, dim=1) for v in (b, c))
-        after, flow = torch.zeros_like(states[0]), []  # what each state gets from its output and from the one after it
+        after, flow = torch.zeros_like(states[0]), []  # gradients of states, from outputs and from next states
         for t in reversed(range(u.shape[2])):
             flow.append(gy[..., t, None] * c[..., t] + after)
             after = decay[t] * flow[-1]
@@ -284,15 +283,15 @@ def extension(monkeypatch):
 
 @pytest.mark.parametrize("size", SIZES)
 def test_mamba_ssm_gets_its_layout(size, extension):
-    """On the CPU, with a stand-in for the compiled scan: gather, step sizes, scatter and sum."""
+    """Gather, step sizes, scatter and sum, on the CPU with a stand-in for the compiled scan."""
     inputs, paths = make_inputs(*size, torch.float32)
     exact = [v.detach().double().requires_grad_() for v in inputs]
     compare(run(inputs, paths, backend_mamba_ssm.selective_scan), run(exact, paths, "reference"), 3e-6)
 
 
-def test_mamba_ssm_takes_what_autocast_gives(extension):
-    """x, dt, b and c in bfloat16, parameters in float32: the error is that of rounding the step sizes and the outputs
-    of four paths to 8 bits, not that of 64 steps."""
+def test_mamba_ssm_under_autocast(extension):
+    """x, dt, b and c are bfloat16 and parameters float32. The error is that of step sizes and four paths' outputs
+    rounded to 8 bits, not that of 64 steps."""
     inputs, paths = make_inputs(2, (8, 8), 16, 2, 4, "continuous", torch.float32)
     inputs = [v.detach().to(torch.bfloat16 if i < 4 else torch.float32).requires_grad_() for i, v in enumerate(inputs)]
     exact = [v.detach().double().requires_grad_() for v in inputs]
@@ -304,7 +303,7 @@ def test_mamba_ssm_takes_what_autocast_gives(extension):
     assert torch.equal(got[0], y.double())
 
 
-def test_torch_checks_of_the_mamba_ssm_operator(extension):
+def test_torch_opcheck_of_mamba_ssm(extension):
     inputs, paths = make_inputs(2, (3, 5), 4, 2, 2, "cross", torch.float32)
     torch.library.opcheck(
         backend_mamba_ssm.scan_forward, tuple(v.detach().clone().requires_grad_() for v in (
@@ -316,7 +315,7 @@ def test_torch_checks_of_the_mamba_ssm_operator(extension):
     compare(run(inputs, paths, call), run(inputs, paths, backend_mamba_ssm.selective_scan), 1e-6)
 
 
-def test_mamba_ssm_says_why_not(monkeypatch):
+def test_mamba_ssm_says_why_it_cannot_run(monkeypatch):
     monkeypatch.setattr(backend_mamba_ssm, "INSTALLED", False)
     missing, device = backend_mamba_ssm.reasons("cpu")
     assert "mamba-ssm is not installed" in missing and device == "it runs on CUDA GPUs only, not on 'cpu'"
@@ -338,7 +337,7 @@ def test_mamba_ssm_is_never_auto():
     assert backend.run is backend_mamba_ssm.selective_scan and backend.auto_on == ()
 
 
-# Every installed backend that has no file of tests of its own.
+# Every installed backend without its own test file.
 ON_CUDA = [
     ("torch", torch.float32),
     *((("mamba_ssm", torch.float32), ("mamba_ssm", torch.bfloat16)) if backend_mamba_ssm.INSTALLED else ()),
@@ -349,15 +348,15 @@ ON_CUDA = [
 @pytest.mark.parametrize("size", [*SIZES, (2, (16, 16), 640, 16, 20, "continuous"), (1, (50, 50), 40, 1, 3, "cross")])
 @pytest.mark.parametrize(("backend", "dtype"), ON_CUDA)
 def test_on_the_gpu(size, backend, dtype, monkeypatch):
-    """float32 within 3e-5 of float64: a GPU's exponentials have 22 bits, and errors of up to 2500 steps add up.
-    bfloat16 by rule 4, against the same calls with a scan in plain torch; the floor is one rounding."""
+    """float32 is within 3e-5 of float64: a GPU's exponentials have 22 bits, and errors of up to 2500 steps add up.
+    bfloat16 follows rule 4, against the same calls with a scan in plain torch. The floor is one rounding."""
     inputs, paths = make_inputs(*size, torch.float32)
-    there = [v.detach().cuda().to(dtype if i < 4 else torch.float32).requires_grad_() for i, v in enumerate(inputs)]
+    on_gpu = [v.detach().cuda().to(dtype if i < 4 else torch.float32).requires_grad_() for i, v in enumerate(inputs)]
     paths = type(paths)(*(p.cuda() for p in paths))
-    exact = run([v.detach().double().requires_grad_() for v in there], paths, "torch")
-    got = run(there, paths, backend)
+    exact = run([v.detach().double().requires_grad_() for v in on_gpu], paths, "torch")
+    got = run(on_gpu, paths, backend)
     if dtype == torch.float32:
         return compare(got, exact, 3e-5)
     monkeypatch.setattr(backend_mamba_ssm, "extension", Extension)
-    for fast, plain, true in zip(got, run(there, paths, backend), exact, strict=True):
+    for fast, plain, true in zip(got, run(on_gpu, paths, backend), exact, strict=True):
         assert (fast - true).norm() <= 2 * (plain - true).norm() + 2**-8 * true.norm()

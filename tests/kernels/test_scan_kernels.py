@@ -1,6 +1,6 @@
-"""The fused scans against the float64 reference, on a GPU (marked gpu) and here: Triton interpreted, CUDA C++ by g++.
+"""The fused scans against the float64 reference, on a GPU (marked gpu), interpreted (Triton) and by g++ (CUDA C++).
 
-Triton decides at import whether it interprets, so the CPU's half runs in a process of its own.
+Triton decides at import whether it interprets, so that the CPU's tests run in their own process.
 """
 
 import importlib.util
@@ -23,7 +23,7 @@ from lamabench.kernels.selective_scan import backend_cuda
 
 NAMES = ("y", "x", "dt", "b", "c", "dt_weight", "dt_bias", "a", "skip")
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-here_only = pytest.mark.skipif(not INTERPRETED, reason="run by test_interpreted, in a process of its own")
+here_only = pytest.mark.skipif(not INTERPRETED, reason="test_interpreted runs it in its own process")
 
 SMALL = [
     # batch, grid, channels, states, rank, scan
@@ -45,7 +45,7 @@ def make(batch, grid, channels, states, rank, kind, dtype=torch.float32, device=
     tokens = normal(batch, length, k, rank + 2 * states).to(dtype)
     inputs = [
         normal(batch, length, channels).to(dtype),
-        *tokens.split([rank, states, states], dim=-1),  # strided, as the model has them
+        *tokens.split([rank, states, states], dim=-1),  # strided, as in the model
         normal(k, channels, rank) * rank**-0.5,
         normal(k, channels) - 2,
         -torch.rand(k, channels, states, generator=generator) * states - 0.1,
@@ -76,15 +76,15 @@ def test_small(size, poison):
 
 
 @here_only
-def test_torch_checks_of_the_operator():
+def test_torch_opcheck():
     inputs, paths = make(*SMALL[0])
     torch.library.opcheck(torch.ops.lamabench.selective_scan_triton.default, (*inputs, paths.order))
 
 
-@pytest.mark.skipif(INTERPRETED, reason="this is the process of its own")
+@pytest.mark.skipif(INTERPRETED, reason="this is its own process")
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 def test_interpreted(interpreted):
-    interpreted(__file__, "small or checks_of_the_operator", len(SMALL) + 1)
+    interpreted(__file__, "small or test_torch_opcheck", len(SMALL) + 1)
 
 
 @pytest.fixture(scope="session")
@@ -94,7 +94,7 @@ def libraries(tmp_path_factory):
 
 @pytest.fixture
 def without_gpu(monkeypatch, libraries):
-    """The backend `cuda` takes tensors on the CPU; gives the class of its kernels, which has settings."""
+    """Backend `cuda` takes tensors on the CPU. The fixture is the class of its kernels, which has settings."""
 
     def kernel(files, name, constants, shared, device):
         return cuda_on_cpu.Kernel(cuda_on_cpu.compiled(files, constants, libraries), name, shared)
@@ -110,29 +110,29 @@ def without_gpu(monkeypatch, libraries):
 
 
 WITHOUT_GPU = [
-    ((2, (3, 6), 3, 1, 2, "bidirectional"), torch.float32),  # channels that no 16 bytes hold
+    ((2, (3, 6), 3, 1, 2, "bidirectional"), torch.float32),  # channels that do not fill 16 bytes
     ((3, (3, 7), 40, 2, 3, "cross"), torch.float32),  # several images a block; 32 channels and 8
     ((3, (3, 7), 40, 2, 3, "cross"), torch.bfloat16),
-    ((2, (4, 5), 72, 16, 20, "continuous"), torch.bfloat16),  # states in shared memory, walked forwards a second time
+    ((2, (4, 5), 72, 16, 20, "continuous"), torch.bfloat16),  # states in shared memory; a second forward walk
     ((1, (1, 17), 33, 5, 40, "unidirectional"), torch.bfloat16),  # W in shared memory; a last chunk of one token
-    ((2, (1, 70), 40, 6, 3, "bidirectional"), torch.bfloat16),  # the walk forwards goes through four chunks of five
-    ((2, (1, 9), 40, 6, 3, "bidirectional"), torch.bfloat16),  # and through none of one
+    ((2, (1, 70), 40, 6, 3, "bidirectional"), torch.bfloat16),  # the forward walk visits four chunks of five
+    ((2, (1, 9), 40, 6, 3, "bidirectional"), torch.bfloat16),  # the forward walk visits none of one chunk
     ((4, (2, 3), 160, 2, 3, "bidirectional"), torch.bfloat16),  # ten warps a multiprocessor: one state at a time
 ]
 SEGMENTED = [
-    # and the segments of a path, backward
-    ((2, (4, 17), 40, 2, 3, "continuous"), torch.bfloat16, 3),  # two chunks, two, one; the forward pass keeps all
+    # the same, and the segments of a path in the backward pass
+    ((2, (4, 17), 40, 2, 3, "continuous"), torch.bfloat16, 3),  # two chunks, two, one; the forward pass stores all
     ((2, (4, 17), 40, 2, 3, "continuous"), torch.float32, 5),  # a chunk each
-    ((2, (1, 70), 72, 6, 20, "bidirectional"), torch.bfloat16, 3),  # starts of segments kept, each walked forwards
+    ((2, (1, 70), 72, 6, 20, "bidirectional"), torch.bfloat16, 3),  # starts of segments stored; segments walked
     ((1, (1, 70), 33, 16, 5, "cross"), torch.bfloat16, 5),  # a chunk each: nothing to walk
     ((1, (1, 102), 33, 5, 40, "unidirectional"), torch.float32, 2),  # four chunks, three
     ((3, (3, 7), 200, 6, 3, "cross"), torch.bfloat16, 2),  # several images a block; a warp without channels
-    ((1, (3, 11), 200, 2, 3, "cross"), torch.float32, 3),  # such a warp shows in float32 what it adds
+    ((1, (3, 11), 200, 2, 3, "cross"), torch.float32, 3),  # in float32, what such a warp adds shows
 ]
 
 
 def cut(monkeypatch, segments):
-    """Lets the backward pass cut a path into as many segments, whatever is fastest."""
+    """Let the backward pass cut a path into `segments` segments, whatever is fastest."""
     right = backend_cuda._fastest
 
     def fastest(batch, chunks, *more):
@@ -147,7 +147,7 @@ def cut(monkeypatch, segments):
     ("size", "dtype", "segments"), [*((size, dtype, 1) for size, dtype in WITHOUT_GPU), *SEGMENTED]
 )
 def test_cuda_without_a_gpu(size, dtype, segments, without_gpu, poison, monkeypatch):
-    """Whenever copies land, and in whatever order threads run: the same bits each time."""
+    """The bits are the same whenever copies land and in whatever order threads run."""
     cut(monkeypatch, segments)
     inputs, paths = make(*size, dtype)
     hold(inputs, paths, floor=3e-6 if dtype == torch.float32 else 2e-5, backend="cuda")
@@ -159,7 +159,7 @@ def test_cuda_without_a_gpu(size, dtype, segments, without_gpu, poison, monkeypa
 
 @pytest.mark.skipif(cuda_on_cpu.COMPILER is None, reason="g++ is not installed")
 @pytest.mark.parametrize("states", [2, 6])
-def test_paths_stay_whole_where_the_forward_pass_has_kept_nothing(states, without_gpu, monkeypatch):
+def test_paths_stay_whole_where_the_forward_pass_stored_nothing(states, without_gpu, monkeypatch):
     cut(monkeypatch, 3)
     inputs, paths = make(1, (1, 70), 40, states, 3, "bidirectional", torch.bfloat16)
     results = []
@@ -172,8 +172,8 @@ def test_paths_stay_whole_where_the_forward_pass_has_kept_nothing(states, withou
 
 
 @pytest.mark.skipif(cuda_on_cpu.COMPILER is None, reason="g++ is not installed")
-def test_torch_checks_of_the_cuda_operator_without_a_gpu(without_gpu):
-    """With sizes that are symbols too, as torch.compile may have them."""
+def test_cuda_opcheck_without_a_gpu(without_gpu):
+    """Also with symbols as sizes, as under torch.compile."""
     inputs, paths = make(1, (1, 50), 33, 5, 3, "bidirectional")
     for keep in (False, True):
         torch.library.opcheck(torch.ops.lamabench.selective_scan_cuda.default, (*inputs, *paths, keep))
@@ -203,25 +203,24 @@ def choice_on_an_h100(monkeypatch, batch, length, channels, states, rank):
 
 @pytest.mark.parametrize("states", [1, 16])
 def test_few_long_images_are_cut_into_segments(states, monkeypatch):
-    """Where whole paths fill an H100 they stay whole; where they would leave most of it idle, segments fill it."""
+    """Paths stay whole where they fill an H100. Where they would leave most of it idle, segments fill it."""
     for size in ((1024, 640), (256, 1280), (64, 2560)):
         plan, choice = choice_on_an_h100(monkeypatch, 256, *size, states, size[1] // 32)
-        assert choice.segments == 1 and plan.every(1) == plan.chunks
-        assert (
-            plan.kept(True)[3] == (plan.chunks if states <= backend_cuda.MOST_KEPT else 0) and plan.kept(False)[3] == 0
-        )
+        assert choice.segments == 1 and plan.chunks_a_segment(1) == plan.chunks
+        assert plan.starts_shape(True)[3] == (plan.chunks if states <= backend_cuda.FEW_STATES else 0)
+        assert plan.starts_shape(False)[3] == 0
     plan, choice = choice_on_an_h100(monkeypatch, 4, 16384, 640, states, 20)
     assert 0.75 * 132 * choice.blocks < choice.groups * choice.parts * choice.segments <= 132 * choice.blocks
-    assert plan.kept(True)[3] == (plan.chunks if states <= backend_cuda.MOST_KEPT else choice.segments)
-    assert math.prod(plan.kept(True)) <= 4 * 4 * 640 * 16384 / 4  # K·E·L / 4 an image
+    assert plan.starts_shape(True)[3] == (plan.chunks if states <= backend_cuda.FEW_STATES else choice.segments)
+    assert math.prod(plan.starts_shape(True)) <= 4 * 4 * 640 * 16384 / 4  # K·E·L / 4 an image
 
 
 def test_segments_hold_every_chunk_once(monkeypatch):
     for length in (1, 15, 16, 17, 100, 1000, 1025, 4097, 16384, 70000):
         for batch in (1, 3, 30):
             plan, choice = choice_on_an_h100(monkeypatch, batch, length, 33, 5, 3)
-            every = plan.every(choice.segments)
-            assert (choice.segments - 1) * every < plan.chunks <= choice.segments * every
+            each = plan.chunks_a_segment(choice.segments)
+            assert (choice.segments - 1) * each < plan.chunks <= choice.segments * each
 
 
 def test_reasons(monkeypatch):
@@ -229,9 +228,9 @@ def test_reasons(monkeypatch):
     assert any("TRITON_INTERPRET" in reason for reason in triton_support.triton_reasons("cpu"))
     assert any("'meta'" in reason for reason in triton_support.triton_reasons("meta"))
     assert op.OPERATOR.resolve("auto", "meta").name == op.OPERATOR.resolve("auto", "cpu").name == "torch"
-    asked_anew = Operator("selective_scan", list(op.OPERATOR.backends.values()), op.work)
+    fresh = Operator("selective_scan", list(op.OPERATOR.backends.values()), op.work)
     with pytest.raises(InputError, match=r"'triton' cannot run on cpu: .*Usable here: torch, reference"):
-        asked_anew.resolve("triton", "cpu")
+        fresh.resolve("triton", "cpu")
     monkeypatch.setattr(triton_support, "INSTALLED", False)
     assert "the package triton is not installed" in triton_support.triton_reasons("cuda")
 
@@ -278,7 +277,7 @@ def test_large_and_tiny_steps(backend, shift):
 @pytest.mark.gpu
 @GPU
 def test_strided_inputs(backend):
-    """x as a convolution leaves it, channels first in memory; dt, b and c as every second element of something."""
+    """x is channels first in memory, as after a convolution; dt, b and c are every second element of a tensor."""
     inputs, paths = make(2, (4, 6), 40, 4, 5, "cross", torch.bfloat16, "cuda")
     strided = [inputs[0].detach().transpose(1, 2).contiguous().transpose(1, 2)]
     strided += [torch.stack([v.detach(), v.detach()], dim=-1)[..., 0] for v in inputs[1:4]]
@@ -289,8 +288,8 @@ def test_strided_inputs(backend):
 
 
 @pytest.mark.gpu
-def test_a_thread_that_has_called_nothing_of_cuda():
-    """As autograd's is where the scan's backward pass is the first to run."""
+def test_a_thread_that_has_not_called_cuda():
+    """Autograd's thread is one where the scan's backward pass is its first call."""
     inputs, paths = make(*SMALL[3], torch.float32, "cuda")
     results = []
     with torch.no_grad():
@@ -303,15 +302,15 @@ def test_a_thread_that_has_called_nothing_of_cuda():
 
 
 @pytest.mark.gpu
-def test_torch_checks_of_the_cuda_operator():
+def test_cuda_opcheck():
     for size in (SMALL[1], (1, (1, 1000), 33, 5, 3, "bidirectional")):  # whole paths, and segments
         inputs, paths = make(*size, torch.float32, "cuda")
         for keep in (False, True):
             torch.library.opcheck(torch.ops.lamabench.selective_scan_cuda.default, (*inputs, *paths, keep))
 
 
-def test_cuda_adds_up_what_blocks_leave(monkeypatch):
-    """Without a GPU: the sums over parts, each cut into the gradients it holds; saved tensors are looked at once."""
+def test_cuda_adds_up_the_sums_of_blocks(monkeypatch):
+    """Sums over parts, each split into its gradients, without a GPU. Saved tensors are read once."""
     inputs, paths = make(*SMALL[3], torch.bfloat16)
     (batch, length, channels), (k, _, n), rank = inputs[0].shape, inputs[6].shape, inputs[1].shape[-1]
     g_x, tokens = torch.randn(batch, length, channels), torch.randn(3, batch, length, k, rank + 2 * n)
@@ -319,22 +318,22 @@ def test_cuda_adds_up_what_blocks_leave(monkeypatch):
     monkeypatch.setattr(backend_cuda, "scan_backward", lambda *_: (g_x, tokens, weight, rows))
 
     class Saved:
-        looked_at = 0
+        reads = 0
 
         @property
         def saved_tensors(self):
-            self.looked_at += 1
+            self.reads += 1
             return (*inputs, *paths, torch.empty(0))
 
     saved = Saved()
-    found = backend_cuda._backward(saved, torch.ones(1), None)
-    assert saved.looked_at == 1 and found[8:] == (None, None, None)
+    gradients = backend_cuda._backward(saved, torch.ones(1), None)
+    assert saved.reads == 1 and gradients[8:] == (None, None, None)
     token, row = tokens.double().sum(0), rows.double().sum(0)
     true = [
         g_x, token[..., :rank], token[..., rank : rank + n], token[..., rank + n :],
         weight.double().sum(0), row[..., n], row[..., :n], row[..., n + 1],
     ]  # fmt: skip
-    for one, exact, like in zip(found[:8], true, inputs, strict=True):
+    for one, exact, like in zip(gradients[:8], true, inputs, strict=True):
         assert one.shape == like.shape and (one is g_x or one.dtype == like.dtype)
         torch.testing.assert_close(one.double(), exact.double(), rtol=2**-8, atol=1e-5)
 
@@ -348,8 +347,8 @@ KERNELS = {
 
 @pytest.mark.parametrize("file", KERNELS)
 @pytest.mark.parametrize(("capability", "sizes"), [("90", (4, 16, 20, 64, 0)), ("80", (1, 1, 3, 33, 1))])
-def test_cuda_compiles_and_is_kept(file, capability, sizes, tmp_path, monkeypatch):
-    """NVRTC needs no GPU: what a user's GPU would compile is compiled here, once."""
+def test_cuda_compiles_and_is_cached(file, capability, sizes, tmp_path, monkeypatch):
+    """NVRTC needs no GPU, so that the code for a user's GPU compiles here. It compiles once."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     name, more = KERNELS[file]
     constants = (*zip(("K", "N", "R", "E", "EXACT"), sizes, strict=True), *more.items())
@@ -367,7 +366,7 @@ def test_compiler_errors_are_shown(tmp_path, monkeypatch):
         nvrtc.compile_source((backend_cuda.FOLDER / "scan_prepare.cu",), (), "90")
 
 
-def test_cuda_refuses_in_words(monkeypatch):
+def test_cuda_errors(monkeypatch):
     with pytest.raises(InputError, match=r"'cuda' cannot run on cpu: needs an NVIDIA GPU\. Usable here: torch"):
         op.OPERATOR.resolve("cuda", "cpu")
     inputs, paths = make(*SMALL[0], torch.float64)

@@ -1,4 +1,4 @@
-"""Shifted-window attention against one that never cuts a window: a mask over all pairs of tokens, in float64."""
+"""Shifted-window attention against a mask over all pairs of tokens, which cuts no windows, in float64."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from lamabench.kernels.errors import InputError
 
 
 def by_pairs(qkv, heads, window, shift, table):
-    """Every token against every other; pairs of different windows or regions are ruled out one by one."""
+    """Attention of every token to every other, without the pairs of different windows or regions."""
     batch, height, width, channels = qkv.shape
     dim = channels // (3 * heads)
     q, k, v = qkv.reshape(batch, height * width, 3, heads, dim).permute(2, 0, 3, 1, 4)
@@ -16,7 +16,7 @@ def by_pairs(qkv, heads, window, shift, table):
     row, column = token // width, token % width
 
     def cell(place, side):
-        """Window of a token after the shift, and whether it came around the seam."""
+        """Window of a token after the shift, its side of the seam, and its place in the window."""
         moved = (place - shift) % side
         return moved // window, place < shift, moved % window
 

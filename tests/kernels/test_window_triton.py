@@ -1,6 +1,6 @@
-"""The Triton window attention against float64 over all pairs of tokens: interpreted on the CPU, and on a GPU.
+"""The Triton window attention against float64 over all pairs of tokens, interpreted on the CPU and on a GPU.
 
-Triton decides at import whether it interprets, so the CPU's half runs in a process of its own.
+Triton decides at import whether it interprets, so that the CPU's tests run in their own process.
 """
 
 import importlib.util
@@ -20,7 +20,7 @@ _spec.loader.exec_module(_pairs)
 by_pairs, make = _pairs.by_pairs, _pairs.make
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-here_only = pytest.mark.skipif(not INTERPRETED, reason="run by test_interpreted, in a process of its own")
+here_only = pytest.mark.skipif(not INTERPRETED, reason="test_interpreted runs it in its own process")
 
 SMALL = [
     # batch, height, width, heads, head width, window, shift, bias
@@ -58,7 +58,7 @@ def run(inputs, size, backend):
 
 
 def inputs_of(size, dtype, device="cpu"):
-    """qkv in `dtype`, the table in float32, as under autocast."""
+    """qkv in `dtype` and the table in float32, as under autocast."""
     qkv, *table = make(*size[:6], size[-1], torch.float32)
     return [v.detach().to(device).requires_grad_() for v in (qkv.to(dtype), *table)]
 
@@ -74,8 +74,8 @@ def hold(size, dtype, floor, device="cpu"):
 
 
 @pytest.fixture
-def two_parts(monkeypatch):
-    """Three images go to two programs: one takes two of them, the other one."""
+def two_programs(monkeypatch):
+    """Two programs share three images: one takes two, the other takes one."""
 
     def plan(*args):
         return plan_of(*args[:-1], 2 * args[2] * args[0].shape[1] * args[0].shape[2] // args[3] ** 2)
@@ -87,14 +87,14 @@ def two_parts(monkeypatch):
 @here_only
 @pytest.mark.parametrize(("dtype", "floor"), [(torch.float32, 1e-6), (torch.float16, 1e-5)])
 @pytest.mark.parametrize("size", SMALL)
-def test_small(size, dtype, floor, poison, two_parts):
+def test_small(size, dtype, floor, poison, two_programs):
     hold(size, dtype, floor)
 
 
 @here_only
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_small_and_strided(dtype, poison):
-    """A slice of wider rows, channels first, and a gradient that is not contiguous: as if they were contiguous."""
+    """A slice of wider rows, channels first, and a gradient that is not contiguous give what contiguous ones give."""
     size = (1, 4, 8, 2, 3, 4, 2, True)
     qkv, table = inputs_of(size, dtype)
     wide = torch.nn.functional.pad(qkv.detach(), (5, 2))
@@ -110,7 +110,7 @@ def test_small_and_strided(dtype, poison):
 
 @here_only
 @pytest.mark.parametrize(("window", "table"), [(2, True), (2, False), (6, True)])  # one block, and several
-def test_small_checks_by_torch(window, table):
+def test_small_opcheck(window, table):
     size = (1, window, window, 1, 2, window, 1, table)
     qkv, *tables = inputs_of(size, torch.float32)
     rest = (tables[0] if table else None, 1, window, 1, True)
@@ -123,7 +123,7 @@ def test_small_checks_by_torch(window, table):
 
 @here_only
 def test_small_and_traced():
-    """One graph, and the same numbers."""
+    """A traced call is one graph with the same numbers."""
     size = (1, 4, 4, 2, 3, 2, 1, True)
     inputs = inputs_of(size, torch.float32)
     plain = run(inputs, size, "triton")
@@ -134,7 +134,7 @@ def test_small_and_traced():
         assert torch.equal(one, other.double())
 
 
-@pytest.mark.skipif(INTERPRETED, reason="this is the process of its own")
+@pytest.mark.skipif(INTERPRETED, reason="this is its own process")
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 def test_interpreted(interpreted):
     interpreted(__file__, "small", 2 * len(SMALL) + 2 + 3 + 1)
@@ -148,7 +148,7 @@ def test_table_gradient_is_a_sum_by_index(window):
     torch.testing.assert_close(backend_triton.table_gradient(pairs, window), expected, rtol=1e-13, atol=1e-13)
 
 
-def test_who_runs_where(monkeypatch):
+def test_where_backends_run(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     assert any("TRITON_INTERPRET" in reason for reason in triton_support.triton_reasons("cpu"))
     assert any("'meta'" in reason for reason in triton_support.triton_reasons("meta"))
@@ -165,14 +165,14 @@ def test_who_runs_where(monkeypatch):
     [
         ({"qkv": torch.zeros(1, 4, 4, 12, dtype=torch.float64)}, "not on a qkv of torch.float64; use 'sdpa'"),
         ({"table": torch.zeros(9, 2, dtype=torch.float64)}, "not on a table of torch.float64; use 'sdpa'"),
-        ({"qkv": torch.zeros(1, 4, 5, 12)}, r"qkv \[1, 4, 5, 12\] with 2 heads, window 2 and shift 1: sides divide"),
-        ({"heads": 5}, "channels by 3 · heads"),
-        ({"shift": 2}, "the shift is less than the window"),
+        ({"qkv": torch.zeros(1, 4, 5, 12)}, r"qkv \[1, 4, 5, 12\] does not fit 2 heads, window 2 and shift 1"),
+        ({"heads": 5}, "sides must be multiples of the window, channels of 3 · heads"),
+        ({"shift": 2}, "the shift less than the window"),
         ({"qkv": torch.zeros(1, 2, 2, 6 * 257)}, "heads of width 1 to 256, not 257; use 'sdpa'"),
-        ({"table": torch.zeros(16, 2)}, r"a table for window 2 and 2 heads is \[9, 2\], not \[16, 2\]"),
+        ({"table": torch.zeros(16, 2)}, r"a table for window 2 and 2 heads must be \[9, 2\], not \[16, 2\]"),
     ],
 )
-def test_bad_input_is_refused_in_words(change, message):
+def test_errors_for_bad_input(change, message):
     good = {"qkv": torch.zeros(1, 4, 4, 12), "heads": 2, "window": 2, "shift": 1, "table": torch.zeros(9, 2)}
     index, mask = op.relative_position_index(2), op.shift_mask(4, 4, 2, 1)
     with pytest.raises(InputError, match=message):

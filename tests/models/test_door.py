@@ -1,4 +1,4 @@
-"""lamabench.models as a Python user meets it."""
+"""lamabench.models from Python."""
 
 import json
 import subprocess
@@ -15,15 +15,15 @@ from lamabench.models.registry import SHAPE, build, describe, families, preset, 
 PROBE = """
 import json, sys
 import lamabench.models as models
-seen = [sorted(name for name in sys.modules if name.startswith(("torch", "lamabench.")))]
+imports = [sorted(name for name in sys.modules if name.startswith(("torch", "lamabench.")))]
 assert models.Mixer and models.Backbone
-seen.append(sorted(name for name in sys.modules if name.startswith("lamabench.baselines")))
-seen.append(models.list_models("dit_s_*"))
-print(json.dumps(seen))
+imports.append(sorted(name for name in sys.modules if name.startswith("lamabench.baselines")))
+imports.append(models.list_models("dit_s_*"))
+print(json.dumps(imports))
 """
 
 
-def test_the_door_is_cheap_until_something_is_asked_for():
+def test_importing_models_imports_nothing_else():
     answer = subprocess.run([sys.executable, "-I", "-c", PROBE], capture_output=True, text=True, check=True)
     first, baselines, models = json.loads(answer.stdout)
     assert first == ["lamabench.models"]
@@ -41,7 +41,7 @@ def test_list_models():
     ("name", "field", "value"),
     [("lamamba_nano", "d_state", 4), ("dit_nano", "depth", 1), ("unet_nano", "num_heads", 2)],
 )
-def test_create_model_is_the_preset_with_fields_set(name, field, value):
+def test_create_model_is_the_preset_with_changed_fields(name, field, value):
     torch.manual_seed(3)
     net = create_model(name, **{field: value})
     torch.manual_seed(3)
@@ -56,7 +56,7 @@ BAD = [
     (("dit_nano", {"d_state": 4}), "unknown field of dit_nano 'd_state'.*choices: input_size"),
     (("lamamba_nano", {"d_state": "4"}), "d_state of lamamba_nano must be of type int, not '4'"),
     (("lamamba_nano", {"depths": [1, "2", 1]}), "an item of depths of lamamba_nano must be of type int, not '2'"),
-    (("unet_nano", {"out_channels": 1.5}), "out_channels of unet_nano must be of type int | None, not 1.5"),
+    (("unet_nano", {"out_channels": 1.5}), r"out_channels of unet_nano must be of type int \| None, not 1.5"),
     (("dit_nano", {"depth": True}), "depth of dit_nano must be of type int, not True"),
     (("lamamba_nano", {"window_size": 3}), "window_size 3 does not divide"),
     (("dit_nano", {"pretrained": "weights.safetensors"}), "pretrained must be None"),
@@ -64,7 +64,7 @@ BAD = [
 
 
 @pytest.mark.parametrize(("call", "message"), BAD)
-def test_bad_calls_are_one_line(call, message):
+def test_errors_are_one_line(call, message):
     name, settings = call
     with pytest.raises(InputError, match=message) as caught:
         create_model(name, **settings)
@@ -72,7 +72,7 @@ def test_bad_calls_are_one_line(call, message):
 
 
 @pytest.mark.parametrize("name", ["lamamba_nano", "dit_nano", "unet_nano"])
-def test_the_head_has_the_channels_asked_for(name):
+def test_out_channels_sets_the_head(name):
     x, t, y = torch.randn(2, 1, 16, 16), torch.tensor([0.0, 998.5]), torch.tensor([1, 2])
     plain, three = create_model(name), create_model(name, out_channels=3)
     assert plain(x, t, y).shape == (2, 2, 16, 16) and three(x, t, y).shape == (2, 3, 16, 16)
@@ -102,5 +102,5 @@ def test_names_of_families_do_not_collide(registered):
     with pytest.raises(InputError, match="Small must be a dataclass with the fields in_channels, num_classes, out_ch"):
         register("mine", Small, net, [])
     register("mine", config, net, [Preset("a", "A", config(), "")])
-    register("mine", config, net, [Preset("b", "B", config(), "")])  # a notebook's cell again
+    register("mine", config, net, [Preset("b", "B", config(), "")])  # a notebook cell that ran twice
     assert list_models("[ab]") == ["b"]

@@ -1,4 +1,4 @@
-"""LaMamba-Diff against the golden files, its published sizes, and what each ablation must change."""
+"""LaMamba-Diff against the golden files and its published sizes, and the effect of each ablation."""
 
 import json
 from dataclasses import replace
@@ -59,7 +59,7 @@ def test_golden_output_and_every_gradient(name, backend):
         assert abs(norm - tensors[f"gradnorm.{key}"]) <= 1e-5 * tensors[f"gradnorm.{key}"], key
 
 
-def test_foreign_state_dict_is_refused_by_name():
+def test_errors_for_a_foreign_state_dict():
     config, state, *_ = golden("cross")
     state.pop("final_linear.bias")
     state["extra"] = torch.zeros(1)
@@ -76,7 +76,7 @@ def inputs(config, batch=2):
 
 
 def perturbed(config):
-    """A network with nothing at zero, so that every branch reaches the output."""
+    """A network without zeros, so that every branch reaches the output."""
     torch.manual_seed(0)
     net = LaMamba(config)
     for parameter in net.parameters():
@@ -141,14 +141,14 @@ def test_shift_happens_in_odd_blocks_only():
 
 
 def test_parallel_mixers_read_the_same_input():
-    """With gates at one and only the conv mixer's branch perturbed, the window branch does not see it."""
+    """The second mixer's norm gets the input of the block, not the output of the first mixer."""
     torch.manual_seed(0)
     block = perturbed(replace(TINY, parallel=True, mixers=["conv", "window"])).encoder[0].blocks[0]
-    seen = []
-    block.norms[1].register_forward_hook(lambda module, args, out: seen.append(args[0].clone()))
+    sources = []
+    block.norms[1].register_forward_hook(lambda module, args, out: sources.append(args[0].clone()))
     x, c = torch.randn(1, 8, 8, 8), torch.randn(1, 16)
     block(x, c)
-    assert torch.equal(seen[0], x)
+    assert torch.equal(sources[0], x)
 
 
 def test_zero_initialised_head_starts_at_zero():
@@ -158,7 +158,7 @@ def test_zero_initialised_head_starts_at_zero():
 
 
 def test_initialisation():
-    """SPEC: Xavier linears, zero adaLN, S4D-real A, dt bias the inverse softplus of log-uniform [1e-3, 1e-1]."""
+    """SPEC.md: Xavier linears, zero adaLN, S4D-real A, dt bias as inverse softplus of log-uniform [1e-3, 1e-1]."""
     torch.manual_seed(0)
     net = LaMamba(LaMambaConfig(input_size=8, dim=64, depths=[1, 1], num_heads=4, num_classes=7))
     mixer = net.encoder[0].blocks[0].mixers[0]
@@ -211,16 +211,16 @@ BAD = [
     ({"scan": "snake"}, "unknown scan 'snake'; choices: continuous, cross"),
     ({"skip": "ad"}, "unknown skip 'ad'.*choices: add, concat, none"),
     ({"layout": "vit"}, "unknown layout 'vit'; choices: unet, isotropic"),
-    ({"input_size": 7}, "input_size 7 does not divide by"),
-    ({"dim": 6, "num_heads": 2}, "dim must divide by 4"),
-    ({"depths": []}, "depths must list"),
-    ({"depths": [1, 0]}, "depths must list"),
+    ({"input_size": 7}, "input_size 7 is not a multiple of"),
+    ({"dim": 6, "num_heads": 2}, "dim must be a multiple of 4"),
+    ({"depths": []}, "depths must be a list"),
+    ({"depths": [1, 0]}, "depths must be a list"),
     ({"num_classes": -1}, "num_classes"),
 ]
 
 
 @pytest.mark.parametrize(("change", "message"), BAD)
-def test_bad_configuration_is_one_clear_line(change, message):
+def test_errors_are_one_line(change, message):
     with pytest.raises(InputError, match=message) as caught:
         replace(TINY, **change)
     assert "\n" not in str(caught.value)

@@ -1,4 +1,4 @@
-"""A user's own modules: what names them, that each is imported once, and what is said of broken ones."""
+"""Modules of users: their names, one import each, and errors for broken ones."""
 
 import hashlib
 import importlib
@@ -46,7 +46,7 @@ def here(tmp_path, monkeypatch, registered):
     return tmp_path
 
 
-def test_a_file_is_imported_once_under_a_name_of_its_own(here):
+def test_a_file_is_imported_once_under_its_own_name(here):
     (plugin,) = plugins.load(["mine.py"])
     assert plugin == plugins.Plugin("mine", here / "mine.py", hashlib.sha256(SOURCE.encode()).hexdigest())
     mixer = MIXERS["plain"]
@@ -71,7 +71,7 @@ def test_a_module_is_named_by_its_name(here, monkeypatch):
     assert (plugin.path, inside.path) == (package, package / "inside.py")
     assert inside.sha256 == hashlib.sha256(SOURCE.encode()).hexdigest()
     assert "plain" in MIXERS
-    (package / "inside.py").write_text(SOURCE + "\n")  # a package is hashed with all its sources
+    (package / "inside.py").write_text(SOURCE + "\n")  # the hash of a package covers all its sources
     assert plugins.source_hash(package) != plugin.sha256
 
 
@@ -87,42 +87,42 @@ BROKEN = [
 
 
 @pytest.mark.parametrize(("source", "message"), BROKEN)
-def test_a_broken_file_is_one_line_that_names_its_line(here, source, message):
+def test_the_error_of_a_broken_file_is_one_line_with_its_line_number(here, source, message):
     Path("mine.py").write_text(source)
     with pytest.raises(InputError, match=f"^plug-in mine.py, {message}") as caught:
         plugins.load(["mine.py"])
     assert "\n" not in str(caught.value) and "lamabench_plugin_mine" not in sys.modules
-    Path("mine.py").write_text(SOURCE)  # mended, it is imported
+    Path("mine.py").write_text(SOURCE)  # a repaired file is imported
     assert plugins.load(["mine.py"])[0].name == "mine"
 
 
-def test_what_is_no_plugin_is_one_line(here):
+def test_errors_for_names_of_no_plugin(here):
     Path("text.txt").write_text("")
     Path("other").mkdir()
     Path("other/mine.py").write_text(SOURCE.replace("plain", "other"))
     for name, message in (
-        ("missing.py", f"plug-in missing.py is no .py file: there is none at {here / 'missing.py'}"),
-        ("./text.txt", "plug-in ./text.txt is no .py file"),
-        ("missing", "plug-in missing: there is no module missing; a file is named by its path, such as missing.py"),
+        ("missing.py", f"plug-in missing.py: there is no .py file at {here / 'missing.py'}"),
+        ("./text.txt", "plug-in text.txt: there is no .py file at"),
+        ("missing", "plug-in missing: there is no module missing; give a file by its path, such as missing.py"),
         ("missing.too", "there is no module missing.too"),
-        ("", "a plug-in is the path of a .py file or the name of a module, not ''"),
+        ("", "a plug-in must be the path of a .py file or the name of a module, not ''"),
         (3, "not 3"),
     ):
         with pytest.raises(InputError, match=message):
             plugins.load([name])
     plugins.load(["mine.py"])
-    with pytest.raises(InputError, match=r"two plug-ins are called mine: .*/mine.py and .*/other/mine.py; rename one"):
+    with pytest.raises(InputError, match=r"two plug-ins have the name mine: .*/mine.py and .*/other/mine.py"):
         plugins.load(["other/mine.py"])
     Path("mine.py").write_text(SOURCE + "\n")
-    with pytest.raises(InputError, match=r"plug-in mine.py changed since this process imported it"):
+    with pytest.raises(InputError, match=r"plug-in mine.py has changed since this process imported it"):
         plugins.load(["mine.py"])
 
 
 def test_entry_points_of_installed_packages(here, monkeypatch):
     (here / "installed_plugin.py").write_text(SOURCE)
-    folder = here / "theirs-1.0.dist-info"
+    folder = here / "others-1.0.dist-info"
     folder.mkdir()
-    (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: theirs\nVersion: 1.0\n")
+    (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: others\nVersion: 1.0\n")
     (folder / "entry_points.txt").write_text("[lamabench.plugins]\nplain = installed_plugin\n")
     monkeypatch.syspath_prepend(here)
     importlib.invalidate_caches()
@@ -133,7 +133,7 @@ def test_entry_points_of_installed_packages(here, monkeypatch):
         assert "plain" in MIXERS
         plugins.entry_points.cache_clear()
         (folder / "entry_points.txt").write_text("[lamabench.plugins]\nplain = not_there\n")
-        with pytest.raises(InputError, match="plug-in plain of theirs: there is no module not_there"):
+        with pytest.raises(InputError, match="plug-in plain of others: there is no module not_there"):
             plugins.entry_points()
     finally:
         plugins.entry_points.cache_clear()
@@ -150,17 +150,17 @@ def test_words_on_a_command_line(here, capsys):
     (row,) = json.loads(capsys.readouterr().out)
     assert row["macs"] > 0
     assert main(["cost", "lamamba_nano", "mixers=[plain]", "plugins=[no.py]"]) == 2
-    assert "no.py is no .py file" in capsys.readouterr().err
+    assert "plug-in no.py: there is no .py file at" in capsys.readouterr().err
 
 
-def test_a_preset_that_is_registered_again_is_composed_anew(here):
-    """What compose keeps of a preset of that name is another's by then."""
+def test_a_preset_that_is_registered_again_is_composed_again(here):
+    """A second registration invalidates what compose cached of the first."""
     family = "from lamabench.baselines.dit import DiT, DiTConfig\nfrom lamabench.models import Preset, register\n\n\n"
     family += "class Mine(DiT):\n    pass\n\n\nclass MineConfig(DiTConfig):\n    pass\n\n\n"
     family += "register('mine', MineConfig, Mine, [Preset('mine_s', 'Mine', MineConfig(depth={}), 'ours')])\n"
     for depth in (3, 5):
         Path("family.py").write_text(family.format(depth))
         plugins._LOADED.clear()
-        config, chosen = compose(["model=mine_s", "data=digits", "plugins=family.py"])
-        assert (config.model.depth, chosen["model"]) == (depth, "mine_s")
+        config, info = compose(["model=mine_s", "data=digits", "plugins=family.py"])
+        assert (config.model.depth, info["model"]) == (depth, "mine_s")
         assert registry.family_of(config.model).name == "mine"

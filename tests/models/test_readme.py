@@ -1,4 +1,4 @@
-"""models/README.md, followed to the letter."""
+"""The files and commands of models/README.md work as written."""
 
 import re
 import shlex
@@ -15,7 +15,7 @@ FILES = re.findall(r"Write `(\w+\.py)`:\n\n```python\n(.*?)```", PAGE, re.DOTALL
 COMMANDS = re.findall(r"^    lamabench (.*)$", PAGE, re.MULTILINE)
 
 
-def test_the_page_is_followed_to_the_letter(tmp_path, monkeypatch, capsys, registered):
+def test_files_and_commands_work_as_written(tmp_path, monkeypatch, capsys, registered):
     monkeypatch.chdir(tmp_path)
     for name, source in FILES:
         Path(name).write_text(source)
@@ -24,23 +24,23 @@ def test_the_page_is_followed_to_the_letter(tmp_path, monkeypatch, capsys, regis
     (mixer_run,) = tmp_path.glob("runs/*/lamamba_nano-*/record.jsonl")
     (backbone_run,) = tmp_path.glob("runs/*/stack_nano-*/record.jsonl")
     assert mixer_run.stat().st_size and backbone_run.stat().st_size
-    printed = capsys.readouterr().out
-    assert printed.count("all 9 checks passed") == 2 and "WRONG" not in printed
+    output = capsys.readouterr().out
+    assert output.count("all 9 checks passed") == 2 and "WRONG" not in output
 
 
-def test_the_python_of_the_page_runs(tmp_path, monkeypatch, registered):
+def test_the_python_code_runs(tmp_path, monkeypatch, registered):
     (tmp_path / "my_backbone.py").write_text(dict(FILES)["my_backbone.py"])
     monkeypatch.syspath_prepend(tmp_path)
-    (door,) = [source for source in PYTHON if source not in dict(FILES).values()]
+    (code,) = [source for source in PYTHON if source not in dict(FILES).values()]
     try:
         scope = {}
-        exec(door, scope)
+        exec(code, scope)
     finally:
         sys.modules.pop("my_backbone", None)
     assert len(scope["net"].blocks) == 1
 
 
-def test_the_page_has_what_it_promises():
+def test_the_page_is_complete():
     assert [name for name, _ in FILES] == ["my_mixer.py", "my_backbone.py"]
     words = {command.split()[0] for command in COMMANDS}
     assert words == {"cost", "check", "train"}

@@ -1,4 +1,4 @@
-"""Three runs and the report on them."""
+"""Three runs and a report of them."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ def three(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The report on the same three, to be looked at only."""
+    """A report of the same three runs; tests must not change it."""
     folder = tmp_path_factory.mktemp("reports")
     build([write_three(folder / "runs")], folder / "out")
     return folder / "out"

@@ -1,4 +1,4 @@
-"""Folders of runs for tests of reports, written as the harness writes them. Every number is one that a test chose."""
+"""Folders of runs for tests of reports, written as the harness writes them, with numbers that tests choose."""
 
 import csv
 import hashlib
@@ -24,7 +24,7 @@ PARTS = {
     "attention": {"params": 0, "macs": 0, "flops": 0},
     "mlp": {"params": 700_000, "macs": 4_000_000, "flops": 8_000_000},
 }
-# What tells the keys of records apart.
+# The fields that the keys of records depend on here.
 KEYED = ("metric", "protocol", "mode", "operator", "shape", "pass", "input_size", "checkpointing", "compile")
 KEYED += ("precision", "batch_size", "asked")
 
@@ -78,12 +78,12 @@ def everything(value: float, speed: float, **more: Any) -> list[Row]:
 
 
 def put(folder: Path, info: Row, lines: list[Row]) -> Path:
-    """A folder with its records; a line without a key gets one of what it measured, in this folder."""
+    """Write a folder with its records. A line without a key gets one from what it measured and from the folder."""
     create(folder, info)
     for values in lines:
-        apart = [values.get(name) for name in KEYED]
-        apart.append(values.get("backend") if "operator" in values else values["provenance"]["device"])
-        key = info["key"] if values["kind"] in ("cost", "train", "sample") else digest(info["key"], apart)
+        content = [values.get(name) for name in KEYED]
+        content.append(values.get("backend") if "operator" in values else values["provenance"]["device"])
+        key = info["key"] if values["kind"] in ("cost", "train", "sample") else digest(info["key"], content)
         append(folder / "record.jsonl", row(**{"key": key, **values}).as_dict())
     return folder
 
@@ -105,9 +105,10 @@ def write(
     entry: Row | None = None,
     **sample: Any,
 ) -> Path:
-    """A run of a study: its model, its training and, where there are such lines or labels, its samples at a step.
+    """Write a run of a study: its model, its training and, where there are lines or labels of samples, its samples at a
+    step. Returns the study's link to the run.
 
-    Returns the study's link to it. Image k of samples is 4 × 4 pixels of the value k. Called again, it adds samples.
+    Image k of the samples is 4 × 4 pixels of the value k. A second call for the same run adds samples.
     """
     variant = {"model": f"{family}_demo"} if variant is None else variant
     preset = str(variant.get("model", f"{family}_demo"))
@@ -127,34 +128,31 @@ def write(
     of_model = [one for one in lines if one not in (*of_samples, *of_training)]
     if of_model or not trains:
         put(models, {"kind": "model", "key": model_key, **about, "config": {"model": config["model"]}}, of_model)
-    drawn_in = []
+    sample_folders = []
     if trains:
         put(home, {"kind": "training", "key": key, **about, "config": config}, of_training)
         steps = [{"step": k, "images": 64 * k, "loss": value} for k, value in enumerate(curve or [], start=1)]
         (home / "metrics.jsonl").write_text("".join(json.dumps(one) + "\n" for one in steps))
     if of_samples or labels is not None:
-        own = digest(key, step, sample)
-        drawn_in.append(home / "samples" / own)
-        info = {"kind": "samples", "key": own, **about, "training": str(home), "step": step, "config": config}
-        put(
-            drawn_in[0],
-            info,
-            [{"checkpoint_step": step, "samples": own, **one} if one["kind"] == "score" else one for one in of_samples],
-        )
+        sample_key = digest(key, step, sample)
+        sample_folders.append(home / "samples" / sample_key)
+        info = {"kind": "samples", "key": sample_key, **about, "training": str(home), "step": step, "config": config}
+        moment = {"checkpoint_step": step, "samples": sample_key}
+        put(sample_folders[0], info, [moment | one if one["kind"] == "score" else one for one in of_samples])
     if labels is not None:
         images = np.broadcast_to(np.arange(len(labels), dtype=np.uint8)[:, None, None, None], (len(labels), 4, 4, 1))
-        np.savez(drawn_in[0] / "samples.npz", images=images, labels=np.array(labels))
+        np.savez(sample_folders[0] / "samples.npz", images=images, labels=np.array(labels))
     listed = {**about, "training": str(home.relative_to(root)) if trains else None, **(entry or {})}
     listed |= {
         "model_folder": str(models.relative_to(root)),
-        "samples": [str(one.relative_to(root)) for one in drawn_in],
+        "samples": [str(one.relative_to(root)) for one in sample_folders],
     }
     write_study(root, study, f"{study}.yaml", [listed], add=True)
     return root / study / name
 
 
 def write_three(root: Path) -> Path:
-    """Three models: two that finished, one that ran out of memory with an error full of signs that need escaping."""
+    """Three models: two finished, and one ran out of memory with an error full of characters that need escaping."""
     curve = [1 / k for k in range(1, 31)]
     write(root, "lamamba", everything(60.0, 600.0), "lamamba", "LaMamba_demo", curve=curve, labels=[1, 0, 1, 0, 2])
     write(root, "dit", everything(75.5, 1200.0, macs=20_000_000), "dit", "DiT-demo", curve=curve, labels=[0, 1, 1])
@@ -164,7 +162,7 @@ def write_three(root: Path) -> Path:
 
 
 def samples_of(run: Path) -> Path:
-    """The file of a run's samples."""
+    """The samples.npz of a run."""
     (path,) = run.glob("samples/*/samples.npz")
     return path
 

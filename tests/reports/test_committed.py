@@ -1,4 +1,4 @@
-"""The records that are committed: folders and keys are those that the code makes today."""
+"""The committed records: their folders and keys are those that the code makes today."""
 
 from pathlib import Path
 

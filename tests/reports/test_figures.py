@@ -17,13 +17,13 @@ def test_loss_figure_shows_the_curve(three: Path) -> None:
     figure = loss(runs, summary(runs))
     assert not isinstance(figure, str)
     axes: Any = figure.axes[0]
-    raw, smooth = axes.lines[3], axes.lines[4]  # three artists a run: raw, smooth, the mark at the end
+    raw, smooth = axes.lines[3], axes.lines[4]  # three artists per run: raw, smooth, the mark at the end
     np.testing.assert_array_equal(raw.get_xdata(), 64 * np.arange(1, 31))
     np.testing.assert_array_equal(raw.get_ydata(), [1 / k for k in range(1, 31)])
     np.testing.assert_allclose(smooth.get_ydata()[:-1], [1 / k for k in range(1, 30)])  # the median of a falling curve
     assert axes.get_yscale() == "log" and axes.get_xlabel() and axes.get_ylabel()
-    said = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert said == ["ADM (oom)", "DiT-demo", "LaMamba_demo"]
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert labels == ["ADM (oom)", "DiT-demo", "LaMamba_demo"]
     assert len({line.get_color() for line in axes.lines}) == 3
 
 

@@ -27,12 +27,12 @@ def write_runs(root: Path) -> Path:
     return root
 
 
-def test_a_row_a_score_a_speed_a_cost(tmp_path: Path) -> None:
+def test_one_row_per_score_speed_and_cost(tmp_path: Path) -> None:
     frame = reports.load(write_runs(tmp_path))
-    assert list(frame["kind"]) == ["score"] * 4 + ["speed", "cost"]  # the model's stand once for both seeds
+    assert list(frame["kind"]) == ["score"] * 4 + ["speed", "cost"]  # those of the model appear once for both seeds
     scores = frame[frame["kind"] == "score"]
-    found = {(row.seed, row.checkpoint_step): row.value for row in scores.itertuples()}
-    assert found == {(0, 600): 2.0, (1, 600): 3.0, (0, 200): 6.0, (1, 200): 7.0}
+    values = {(row.seed, row.checkpoint_step): row.value for row in scores.itertuples()}
+    assert values == {(0, 600): 2.0, (1, 600): 3.0, (0, 200): 6.0, (1, 200): 7.0}
     assert set(scores["label"]) == {"DiT-demo (train.lr=0.1)"} and set(scores["variant"]) == {"train.lr=0.1"}
     assert (scores["sample_method"] == "ddim").all() and (scores["sample_steps"] == 50).all()
     assert list(scores[scores["images_seen"].notna()]["value"]) == [6.0, 7.0]

@@ -1,4 +1,4 @@
-"""What records say of a run: its label and its state."""
+"""Labels and states of runs, from their records."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from lamabench.reports.runs import read
 from run_folders import Row, cost, line, timed, trained, write
 
 
-def test_labels_tell_runs_apart(tmp_path: Path) -> None:
+def test_labels_distinguish_runs(tmp_path: Path) -> None:
     write(tmp_path, "a", [], study="first")
     write(tmp_path, "a", [], study="second")
     runs = read([tmp_path, tmp_path / "first"])  # a run named twice is one run

@@ -1,4 +1,4 @@
-"""The report as a whole: files, what is not there, what is refused, the terminal."""
+"""The report as a whole: its files, what it leaves out, what it refuses, and the table for a terminal."""
 
 import json
 import re
@@ -32,9 +32,9 @@ def test_the_same_records_give_the_same_bytes(three: Path, report: Path, tmp_pat
     assert figures == {"loss", "quality_vs_macs", "throughput", "speed_vs_flops", *samples}
 
 
-def test_what_there_is_nothing_to_show_of_is_named(tmp_path: Path) -> None:
+def test_tables_and_figures_without_content_are_named(tmp_path: Path) -> None:
     write(tmp_path / "runs", "bare", [])
-    (tmp_path / "out").mkdir()  # an empty folder will do
+    (tmp_path / "out").mkdir()  # an empty folder is accepted
     files = build([tmp_path / "runs"], tmp_path / "out")
     tables = [f"{name}.{ending}" for name in ("runs", "summary") for ending in ("csv", "md", "tex")]
     assert [path.name for path in files] == ["README.md", "index.json", *tables]
@@ -48,7 +48,7 @@ def test_what_there_is_nothing_to_show_of_is_named(tmp_path: Path) -> None:
 def test_an_earlier_report_is_replaced(three: Path, report: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     shutil.copytree(report, out)
-    (out / "notes.txt").write_text("mine")
+    (out / "notes.txt").write_text("of the user")
     assert (out / "samples_dit.png").exists()
     samples_of(three / "demo/dit").unlink()
     files = build([three], out)
@@ -74,15 +74,15 @@ def test_a_foreign_folder_is_refused_and_untouched(three: Path, tmp_path: Path) 
 
 def test_bad_input_leaves_nothing(three: Path, report: Path, tmp_path: Path) -> None:
     (tmp_path / "none").mkdir()
-    none, nowhere = tmp_path / "none", tmp_path / "nowhere"
-    for paths, words in (([none], "holds no run"), ([nowhere], "no such folder"), ([], "no run folder")):
-        for ask in (lambda paths: build(paths, tmp_path / "out"), summary_text, summary_rows):
+    empty, nowhere = tmp_path / "none", tmp_path / "nowhere"
+    for paths, words in (([empty], "holds no run"), ([nowhere], "no such folder"), ([], "no run folder")):
+        for function in (lambda paths: build(paths, tmp_path / "out"), summary_text, summary_rows):
             with pytest.raises(InputError, match=words):
-                ask(paths)
+                function(paths)
     samples = samples_of(three / "demo/dit")
     whole = samples.read_bytes()
-    shutil.copytree(report, tmp_path / "kept")
-    before = {path.name: path.read_bytes() for path in (tmp_path / "kept").iterdir()}
+    shutil.copytree(report, tmp_path / "old")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "old").iterdir()}
     pictures = {"images": np.zeros((2, 4, 4, 3), np.float32), "labels": np.zeros(2, np.int64)}
     np.savez(tmp_path / "float.npz", **pictures)
     np.savez(tmp_path / "short.npz", images=np.zeros((2, 4, 4, 3), np.uint8), labels=np.zeros(3, np.int64))
@@ -91,12 +91,12 @@ def test_bad_input_leaves_nothing(three: Path, report: Path, tmp_path: Path) -> 
     others = [(tmp_path / name).read_bytes() for name in ("float.npz", "short.npz", "bare.npz", "array.npy")]
     for content in (whole[: len(whole) // 2], b"", *others):
         samples.write_bytes(content)
-        for out in ("kept", "new"):
+        for out in ("old", "new"):
             with pytest.raises(InputError, match="cannot be read as samples") as caught:
                 build([three], tmp_path / out)
             assert "\n" not in str(caught.value)
     assert not (tmp_path / "new").exists() and not list(tmp_path.glob(".*"))
-    assert before == {path.name: path.read_bytes() for path in (tmp_path / "kept").iterdir()}
+    assert before == {path.name: path.read_bytes() for path in (tmp_path / "old").iterdir()}
     samples.write_bytes(whole)
     config = (three / "demo/dit").resolve() / "config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "family": None}))
@@ -126,5 +126,5 @@ def test_no_torch(tmp_path: Path) -> None:
         f"build([Path({str(run)!r})], Path({str(tmp_path / 'out')!r})); summary_text([Path({str(run)!r})])\n"
         "assert 'torch' not in sys.modules, 'torch was imported'"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert process.returncode == 0, process.stderr

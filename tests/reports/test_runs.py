@@ -1,4 +1,4 @@
-"""What runs are: variants of studies, whose models, trainings and samples may be shared, and folders by themselves."""
+"""Runs: variants of studies, whose models, trainings and samples may be shared, and single folders."""
 
 import json
 from pathlib import Path
@@ -12,13 +12,13 @@ from lamabench.reports.runs import Run, read
 from run_folders import cost, drawn, everything, line, scored, swept, trained, write
 
 
-def named(runs: list[Run]) -> list[tuple[str, str]]:
+def names(runs: list[Run]) -> list[tuple[str, str]]:
     return [(run.info["study"], run.info["name"]) for run in runs]
 
 
 def test_a_root_a_study_a_link_and_a_folder_give_the_same_rows(three: Path) -> None:
-    assert named(read([three])) == [("demo", "adm"), ("demo", "dit"), ("demo", "lamamba")]
-    assert named(read([three / "demo"])) == named(read([three, three / "demo", three / "demo" / "dit"]))
+    assert names(read([three])) == [("demo", "adm"), ("demo", "dit"), ("demo", "lamamba")]
+    assert names(read([three / "demo"])) == names(read([three, three / "demo", three / "demo" / "dit"]))
     (link,), (folder,) = (read([path]) for path in (three / "demo" / "dit", (three / "demo" / "dit").resolve()))
     assert link.rows == folder.rows and link.metrics == folder.metrics and link.samples == folder.samples
     assert [row["kind"] for row in link.rows] == ["cost", "speed", "speed", "train", "sample", "score"]
@@ -29,20 +29,15 @@ def test_a_root_a_study_a_link_and_a_folder_give_the_same_rows(three: Path) -> N
     assert samples.rows == link.rows and samples.samples == link.samples
 
 
-def test_what_no_study_names_is_read_from_the_folders(three: Path) -> None:
+def test_folders_that_no_study_names_are_read_too(three: Path) -> None:
     (three / "demo" / ".study.json").unlink()
     bare = read([three])
-    assert named(bare) == [
-        ("demo", "adm"),
-        ("demo", "dit"),
-        ("demo", "lamamba"),
-    ]  # their models are not runs beside them
+    # The models of trainings are not runs of their own.
+    assert names(bare) == [("demo", "adm"), ("demo", "dit"), ("demo", "lamamba")]
     put = {"kind": "model", "key": "c" * 12, "study": "bench", "name": "x", "family": "dit", "model": "x", "title": "X"}
     create(three / "models" / "dit-cccccccccccc", {**put, "config": {"model": {"family": "dit", "depth": 1}}})
-    assert named(read([three])) == [("bench", "x"), *named(bare)] and named(read([three / "models"]))[0] == (
-        "bench",
-        "x",
-    )
+    assert names(read([three])) == [("bench", "x"), *names(bare)]
+    assert names(read([three / "models"]))[0] == ("bench", "x")
 
 
 def test_seeds_and_studies_share_a_model_and_a_training(tmp_path: Path) -> None:
@@ -50,7 +45,7 @@ def test_seeds_and_studies_share_a_model_and_a_training(tmp_path: Path) -> None:
         write(tmp_path, f"a-s{seed}", [trained(0.5 + seed), *([] if seed else [cost()])], seed=seed)
     assert [row["macs"] for row in summary_rows([tmp_path])] == [10_000_000] * 2
     first = json.loads((tmp_path / "demo" / ".study.json").read_text())["runs"][0]
-    write_study(tmp_path, "other", "other.yaml", [{**first, "study": "other", "name": "mine"}])
+    write_study(tmp_path, "other", "other.yaml", [{**first, "study": "other", "name": "one"}])
     rows = {row["study"]: row["final_loss"] for row in summary_rows([tmp_path]) if row["seed"] == 0}
     assert rows == {"demo": 0.5, "other": 0.5}
 
@@ -62,14 +57,14 @@ def test_a_variant_of_fewer_steps_is_a_moment_of_a_shared_training(tmp_path: Pat
         write(tmp_path, f"long-{steps}", lines, step=steps, variant=variant, curve=[1.0] * 4, entry={"steps": steps})
     listing = json.loads((tmp_path / "demo" / ".study.json").read_text())
     (one, two), root = listing["runs"], tmp_path.resolve()
-    for source in ("record.jsonl", "metrics.jsonl"):  # one training did both
+    for source in ("record.jsonl", "metrics.jsonl"):  # one training, with the records of both
         text = (root / one["training"] / source).read_text() + (root / two["training"] / source).read_text()
         (root / two["training"] / source).write_text(text)
     one["training"] = two["training"]
     (tmp_path / "demo" / ".study.json").write_text(json.dumps(listing))
     rows = {row["name"]: row for row in summary_rows([tmp_path])}
-    found = {name: (row["final_loss"], row["FD-EffNetLite0-512"]) for name, row in rows.items()}
-    assert found == {"long-2": (0.5, 5.0), "long-4": (0.25, 2.5)}
+    values = {name: (row["final_loss"], row["FD-EffNetLite0-512"]) for name, row in rows.items()}
+    assert values == {"long-2": (0.5, 5.0), "long-4": (0.25, 2.5)}
     assert [max(line["step"] for line in run.metrics) for run in read([tmp_path / "demo"])] == [2, 4]
 
 
@@ -101,15 +96,15 @@ def test_a_run_is_timed_with_the_backends_that_it_asks_for(tmp_path: Path) -> No
     assert {run.info["name"]: row["images_per_s"] for run, row in rows.items()} == {"plain-s0": 100.0, "torch-s0": 50.0}
 
 
-def test_samples_below_another_root_bring_their_training(tmp_path: Path) -> None:
-    home = write(tmp_path / "theirs", "one", [trained(0.125)], curve=[1.0]).resolve()
+def test_samples_below_another_root_have_the_records_of_their_training(tmp_path: Path) -> None:
+    home = write(tmp_path / "source", "one", [trained(0.125)], curve=[1.0]).resolve()
     info = json.loads((home / "config.json").read_text())
-    copy = create(tmp_path / "mine" / "trainings" / home.name, {**info, "weights": str(home)})
+    copy = create(tmp_path / "copy" / "trainings" / home.name, {**info, "weights": str(home)})
     (run,) = read([copy])
     assert run.rows == read([home])[0].rows and run.metrics == [{"step": 1, "images": 64, "loss": 1.0}]
 
 
-def test_a_run_that_was_not_begun_is_a_row(tmp_path: Path) -> None:
+def test_a_run_that_has_not_started_is_a_row(tmp_path: Path) -> None:
     write(tmp_path, "one", [trained()])
     entry = json.loads((tmp_path / "demo" / ".study.json").read_text())["runs"][0]
     entry |= {"name": "two", "training": "trainings/dit-digits-000000000000", "model_folder": "models/dit-000000000000"}
@@ -145,7 +140,7 @@ def test_records_of_a_newer_version_are_refused_by_name(tmp_path: Path) -> None:
         read([tmp_path])
 
 
-def test_a_failed_score_is_made_good_by_its_key(tmp_path: Path) -> None:
+def test_a_failed_score_counts_until_one_of_its_key_is_done(tmp_path: Path) -> None:
     failed = line("score", "failed", metric="prc", error="no weights of the network", key="k" * 12)
     lines = [{**scored(0.5, metric=f"{name}-X"), "key": "k" * 12} for name in ("Precision", "Recall")]
     write(tmp_path / "a", "one", [drawn(), failed])

@@ -15,7 +15,7 @@ from run_folders import Row, line, markdown, swept, write
 
 
 def write_sweep(root: Path) -> Path:
-    """DiT-XL/2 and a model of a third of its FLOPs at 256 and 512 px, and the latter at 1024 px."""
+    """DiT-XL/2 and a model with a third of its FLOPs at 256 and 512 px; the second model also at 1024 px."""
 
     def full(mode: str, batch: int, **fields: Any) -> Row:
         line = {**swept(mode, 1.0, batch, **fields), "state": "oom", "error": "CUDA out of memory"}
@@ -30,7 +30,7 @@ def write_sweep(root: Path) -> Path:
         swept("forward", 250.0, 8, peak_memory_gib=9.0, **large),
         full("train", 1, **large),
     ]
-    ours = [
+    lamamba = [
         swept("forward", 1000.0, 8, peak_memory_gib=2.0, input_size=32, flops=80_000),
         swept("forward", 1200.0, 128, peak_memory_gib=9.0, compile="compile", input_size=32, flops=80_000),
         swept("forward", 1250.0, 256, peak_memory_gib=17.0, compile="compile", input_size=32, flops=80_000),
@@ -41,8 +41,8 @@ def write_sweep(root: Path) -> Path:
     ]
     latents = {"in_channels": 4}
     write(root, "dit_xl_2", dit, "dit", "DiT-XL/2", {"model": "dit_xl_2"}, study="bench", model=latents, trains=False)
-    ours_is = ("lamamba", "LaMamba-Diff-XL", {"model": "lamamba_xl"})
-    write(root, "lamamba_xl", ours, *ours_is, study="bench", model=latents, trains=False)
+    about = ("lamamba", "LaMamba-Diff-XL", {"model": "lamamba_xl"})
+    write(root, "lamamba_xl", lamamba, *about, study="bench", model=latents, trains=False)
     return root
 
 
@@ -54,10 +54,10 @@ def test_bench_table_by_hand(tmp_path: Path) -> None:
     assert (eager["batch_size"], eager["images_per_s"], eager["oom_batch"], eager["px"]) == (64, 1000.0, 128, 256)
     assert eager["ms_per_image"] == 1.0 and eager.get("speed_up") is None and eager["memory_ratio"] == 1.0
     assert (compiled["speed_up"], compiled["flops_ratio"], compiled["realised"]) == (1.0, 1.0, 1.0)
-    ours = rows["lamamba_xl", 32, "forward", "compile"]
-    assert (ours["batch_size"], ours["images_per_s"]) == (256, 1250.0)  # 999.0 is the older line
-    assert (ours["speed_up"], ours["flops_ratio"]) == (0.625, 3.0) and ours["realised"] == pytest.approx(0.625 / 3)
-    assert ours.get("memory_ratio") is None  # no batch in common
+    fast = rows["lamamba_xl", 32, "forward", "compile"]
+    assert (fast["batch_size"], fast["images_per_s"]) == (256, 1250.0)  # 999.0 is the older line
+    assert (fast["speed_up"], fast["flops_ratio"]) == (0.625, 3.0) and fast["realised"] == pytest.approx(0.625 / 3)
+    assert fast.get("memory_ratio") is None  # no batch in common
     plain = rows["lamamba_xl", 32, "forward", "eager"]
     assert (plain["memory_ratio"], plain["memory_batch"], plain.get("speed_up")) == (0.5, 8, None)
     assert rows["lamamba_xl", 64, "forward", "eager"]["realised"] == pytest.approx(2 / 3)
@@ -77,7 +77,7 @@ def test_bench_table_by_hand(tmp_path: Path) -> None:
     # log-log: 0.625 at 256 px, 2 at 512 px
     px = 256 * 2 ** (np.log(1 / 0.625) / np.log(2 / 0.625))
     assert f"Forward: LaMamba-Diff-XL overtakes DiT-XL/2 at {px:.0f} px (interpolated)." in table.caption
-    assert "1 where every FLOP that was saved became time" in table.caption
+    assert "1 where all saved FLOPs became time" in table.caption
 
 
 @pytest.mark.parametrize(
@@ -97,8 +97,8 @@ def test_crossing(ratios: list[float], words: str) -> None:
 
 def test_baseline_is_named_or_dit_xl_2(tmp_path: Path) -> None:
     runs = read([write_sweep(tmp_path / "runs")])
-    ours = next(row for row in bench(runs, "lamamba_xl").rows if row.get("speed_up") and row["model"] == "dit_xl_2")
-    assert (ours["speed_up"], ours["flops_ratio"]) == (2000 / 1250, 1 / 3)
+    dit = next(row for row in bench(runs, "lamamba_xl").rows if row.get("speed_up") and row["model"] == "dit_xl_2")
+    assert (dit["speed_up"], dit["flops_ratio"]) == (2000 / 1250, 1 / 3)
     with pytest.raises(InputError, match=r"the baseline 'dit_b_2' was not measured; choices: dit_xl_2, lamamba_xl"):
         build([tmp_path / "runs"], tmp_path / "out", "dit_b_2")
     assert not (tmp_path / "out").exists()
@@ -133,9 +133,9 @@ def test_speed_figures_show_the_best_and_the_memory(tmp_path: Path) -> None:
     assert not isinstance(figure, str)
     panels: list[Any] = figure.axes
     speed, memory = panels
-    dit, _, ours, _ = speed.lines  # for each model its line, then its crosses
+    dit, _, lamamba, _ = speed.lines  # each model has a line and crosses
     assert (list(dit.get_xdata()), list(dit.get_ydata())) == ([256, 512], [2000.0, 250.0])
-    assert (list(ours.get_xdata()), list(ours.get_ydata())) == ([256, 512, 1024], [1250.0, 500.0, 100.0])
+    assert (list(lamamba.get_xdata()), list(lamamba.get_ydata())) == ([256, 512, 1024], [1250.0, 500.0, 100.0])
     assert memory.get_ylabel() == "Peak memory (GiB), batch 8"
     assert list(memory.lines[0].get_ydata()) == [4.0, 9.0]
     assert "overtakes DiT-XL/2" in figure.get_supxlabel()
@@ -144,15 +144,16 @@ def test_speed_figures_show_the_best_and_the_memory(tmp_path: Path) -> None:
     lines = figure.axes[0].lines
     assert list(np.asarray(lines[0].get_xdata()) * 1e9) == [240_000, 960_000]
     ends, heights = (np.asarray(values) for values in lines[2].get_data())
-    np.testing.assert_allclose(ends * heights, 2000 * 240_000 / 1e9)  # along it, a FLOP takes what it takes DiT
+    np.testing.assert_allclose(ends * heights, 2000 * 240_000 / 1e9)  # along it, FLOPs per second are those of DiT
 
 
 def test_memory_is_compared_at_a_batch_that_all_have(tmp_path: Path) -> None:
-    """One on every side where there is one, else the largest on each, and then no line through them."""
+    """At one batch for all sides where there is one; else at the largest batch of each side, and without a line."""
 
-    def drawn(where: Path, batches: dict[str, dict[int, list[int]]]) -> tuple[Any, list[list[float]]]:
-        for name, sizes in batches.items():
-            lines = [swept("forward", 10.0, batch, input_size=size) for size, found in sizes.items() for batch in found]
+    def drawn(where: Path, models: dict[str, dict[int, list[int]]]) -> tuple[Any, list[list[float]]]:
+        for name, sizes in models.items():
+            measured = [(size, batch) for size, batches in sizes.items() for batch in batches]
+            lines = [swept("forward", 10.0, batch, input_size=size) for size, batch in measured]
             lines = [{**line, "peak_memory_gib": 1.0 * line["batch_size"]} for line in lines]
             write(where, name, lines, title=name, variant={"model": name})
         figure = crossover(read([where]))
@@ -198,7 +199,7 @@ def test_kernel_table(tmp_path: Path) -> None:
 
 
 def test_backends_asked_for_by_name_are_rows_of_their_own(tmp_path: Path) -> None:
-    """One folder of a model holds the measurements of all that were asked for."""
+    """One folder of a model has the measurements of all backends that were asked for."""
     lines = [swept("train", 100.0), swept("train", 50.0, asked={"attention": "torch"}, backend={"attention": "torch"})]
     write(tmp_path, "one", lines, trains=False)
     rows = bench(read([tmp_path / "models"])).rows

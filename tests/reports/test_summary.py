@@ -1,4 +1,4 @@
-"""Tables of runs: the summary, seeds, costs and where runs come from."""
+"""Tables of runs: the summary, seeds, costs and origins."""
 
 import json
 import re
@@ -61,7 +61,7 @@ def test_protocols_and_settings_never_share_a_column(tmp_path: Path) -> None:
     assert (two["forward_images_per_s_batch_16"], two["forward_images_per_s_batch_32"]) == (None, 300.0)
     assert (two["sample_images_per_s_50_steps"], two["sample_images_per_s_250_steps"]) == (None, 12.5)
     text = summary(read([root])).markdown()
-    assert "Forward (images/s, batch 32)" in text and "**" not in text  # alone in its column, nothing is the best
+    assert "Forward (images/s, batch 32)" in text and "**" not in text  # one value in a column is not marked
 
 
 def test_threads_of_the_host_matter_on_a_cpu_only(tmp_path: Path) -> None:
@@ -77,12 +77,12 @@ def test_best_follows_the_metric(tmp_path: Path) -> None:
     for name, fd, precision in (("one", 3.0, 0.5), ("two", 2.0, 0.25)):
         other = [scored(precision, metric="Precision-X"), scored(fd, metric="Oddity")]
         write(root, name, [scored(fd, metric="KID-X", std=0.125), *other], title=name)
-    made = summary(read([root]))
-    one, two = markdown(made.markdown())
+    table = summary(read([root]))
+    one, two = markdown(table.markdown())
     assert (one["KID-X"], two["KID-X"]) == ("3.000 ± 0.125", "**2.000 ± 0.125**")
     assert (one["Precision-X"], two["Precision-X"]) == ("**0.5000**", "0.2500")
     assert (one["Oddity"], two["Oddity"]) == ("3.000", "2.000")
-    assert r"\textbf{2.000 $\pm$ 0.125}" in made.latex()
+    assert r"\textbf{2.000 $\pm$ 0.125}" in table.latex()
 
 
 def test_latex_is_escaped_and_whole(report: Path) -> None:
@@ -90,7 +90,7 @@ def test_latex_is_escaped_and_whole(report: Path) -> None:
     assert len(checked) == 4  # bench, cost, runs, summary
     for text in checked:
         assert text.isascii()
-        bare = re.sub(r"\\[\\&%$#_{}]", "", text)  # what is left after escaped signs must be commands and structure
+        bare = re.sub(r"\\[\\&%$#_{}]", "", text)  # without escaped characters, only commands and structure may be left
         assert not re.search(r"[%#~^<>|]|(?<!tab:)_", bare.replace("|", "")) and bare.count("{") == bare.count("}")
         assert bare.count("$") % 2 == 0
         begun, ended = (re.findall(rf"\\{word}{{(\w+)}}", text) for word in ("begin", "end"))
@@ -109,13 +109,13 @@ def test_seeds(tmp_path: Path) -> None:
         write(root, f"scan-s{seed}", records, variant={"scan": "cross"}, seed=seed)
     write(root, "alone", [cost(20_000_000), scored(70.0)], variant={"scan": "none"}, seed=7)
     runs = read([root])
-    made = seeds(summary(runs))
-    (row,) = parsed(made.csv())
+    table = seeds(summary(runs))
+    (row,) = parsed(table.csv())
     assert row["label"] == "DiT-demo (scan=cross)" and row["n"] == "3"
     assert float(row["FD-EffNetLite0-512_mean"]) == 63.0
     assert float(row["FD-EffNetLite0-512_std"]) == pytest.approx(statistics.stdev(values), rel=1e-12)
     assert (row["FD-EffNetLite0-512_n"], row["final_loss_n"], row["final_loss_std"]) == ("3", "2", "0.0")
-    (people,) = markdown(made.markdown())
+    (people,) = markdown(table.markdown())
     assert people["FD-EffNetLite0-512"] == "63.00 ± 3.61" and people["Final loss"] == "0.5000 ± 0.0000 (n=2)"
     labels = [row["label"] for row in summary_rows([root])]
     assert labels == [*(f"DiT-demo (scan=cross), seed {seed}" for seed in range(3)), "DiT-demo (scan=none)"]
@@ -133,23 +133,28 @@ def test_seeds(tmp_path: Path) -> None:
 def test_cost_by_part(tmp_path: Path) -> None:
     write(tmp_path / "runs", "one", [cost()], variant={"scan": "cross"})
     write(tmp_path / "runs", "two", [cost()], variant={"scan": "continuous"})
-    made = costs(read([tmp_path / "runs"]))
-    rows = parsed(made.csv())
-    assert [row["part"] for row in rows] == ["ssm", "scan", "mlp", "total"]  # attention is empty, the model there once
+    table = costs(read([tmp_path / "runs"]))
+    rows = parsed(table.csv())
+    assert [row["part"] for row in rows] == [
+        "ssm",
+        "scan",
+        "mlp",
+        "total",
+    ]  # attention is empty; one model
     assert {row["label"] for row in rows} == {"DiT-demo (scan=cross) and 1 alike"}
     assert [float(row["macs_percent"]) for row in rows] == [60, 0, 40, 100]
     assert float(rows[1]["flops_percent"]) == pytest.approx(100 / 21) and rows[2]["params"] == "700000"
-    assert markdown(made.markdown())[0]["MACs (%)"] == "60.0"
+    assert markdown(table.markdown())[0]["MACs (%)"] == "60.0"
 
 
 def test_origins(three: Path, report: Path) -> None:
     dirty = {**WHERE, "dirty": True}
     write(three, "extra", [{**trained(), "provenance": dirty}], title="DiT-extra", seed=3)
-    made = origins(read([three]))
-    rows = {row["name"]: row for row in parsed(made.csv())}
+    table = origins(read([three]))
+    rows = {row["name"]: row for row in parsed(table.csv())}
     assert rows["extra"]["dirty"] == "True" and rows["extra"]["steps"] == "600" and rows["extra"]["seed"] == "3"
     assert rows["extra"]["backend"] == "selective_scan=torch" and rows["extra"]["stages"] == "train"
     assert rows["adm"]["state"] == "oom" and rows["adm"]["steps"] == "9"  # as far as it got
-    people = {row["Name"]: row for row in markdown(made.markdown())}
+    people = {row["Name"]: row for row in markdown(table.markdown())}
     assert people["extra"]["Commit"] == "a" * 12 + " + dirty" and people["dit"]["Commit"] == "a" * 12
     assert "A CPU. Recorded: 2025-06-01." in (report / "README.md").read_text()

@@ -6,18 +6,26 @@ import sys
 from pathlib import Path
 
 import yaml
-from lamabench.harness.record import read_lines, read_run
+from lamabench.harness.record import read_lines
+from lamabench.harness.run import read_run
 from lamabench.launch.cli import main
 from safetensors.torch import load_file
 
-# More than what is left of a minute after a start: one core takes 200 a second, or 90 beside other work.
-STEPS = 8000
+STEPS = 8000  # of a training that is stopped before it ends: one core takes 300 a second, or 90 beside other work
 HALF = str(STEPS // 2)
 BASE = {
     "model": "dit_nano", "model.depth": 1, "model.hidden_size": 16, "model.num_heads": 2, "data": "digits",
     "data.size": 8, "train.batch_size": 4, "train.precision": "float32", "run.device": "cpu",
     "run.checkpoint_every": STEPS // 2,
 }  # fmt: skip
+# A training that does not end between a start and the notice before a limit of a minute, 15 to 45 s later.
+SLOW_STEPS = 1600
+SLOW = {
+    **{key: value for key, value in BASE.items() if not key.startswith("model")},
+    "model": "lamamba_nano", "model.layout": "isotropic", "model.depths": [1], "model.dim": 16, "model.num_heads": 2,
+    "model.mixers": ["sleep"], "run.checkpoint_every": SLOW_STEPS // 2,
+}  # fmt: skip
+PLUGIN = str(Path(__file__).with_name("slow.py"))
 COMMAND = (sys.executable, "-c", "import sys; from lamabench.launch.cli import main; sys.exit(main())")
 SLURM = ("cluster=slurm", "cluster.cpus=1", "cluster.mem_gb=1")
 
@@ -59,8 +67,9 @@ class Sweep:
 
 
 def run_folder(root, study, name):
-    (found,) = Path(root, study).glob(f"{name}-????????")
-    return found
+    """The folder of a run's training, made by its first job, from the link that a submit makes."""
+    assert Path(root, study, name).is_symlink()
+    return Path(root, study, name).resolve()
 
 
 def progress(folder):
@@ -88,6 +97,16 @@ def same(ours, theirs, step):
     assert lines[0] == lines[1] and lines[0][-1]["step"] == step
 
 
+def done(folder, kind):
+    """The records of a kind that are done."""
+    return [row for row in read_run(folder).records if (row.kind, row.state) == (kind, "done")]
+
+
 def trained_once(folder):
-    records = [line for line in read_run(folder).records if line["kind"] == "train"]
-    return [line["state"] for line in records if line["state"] == "done"] == ["done"]
+    return len(done(folder, "train")) == 1
+
+
+def tasks(root, study, number=1):
+    """What each array of a study's submission has to do: kind and folder of its tasks."""
+    manifest = json.loads(Path(root, study, ".sweep", f"{number:04d}", "manifest.json").read_text())
+    return [[(one["task"]["kind"], Path(one["folder"])) for one in array["tasks"]] for array in manifest["arrays"]]

@@ -72,7 +72,7 @@ def test_slurmctld_is_away_for_a_moment(node, tmp_path, sweep):
         back.join()
     assert "Unable to contact slurm controller (connect failure); trying again in 2 s" in sweep.err
     # While it trains, cancelling saves it; only `retry` queues it again.
-    node.wait(lambda: list(tmp_path.glob("runs/away/*/progress.json")), "it trains")
+    node.wait(lambda: list(tmp_path.glob("runs/trainings/*/progress.json")), "it trains")
     folder = run_folder(tmp_path / "runs", "away", str(STEPS))
     node.wait(lambda: progress(folder) > 50, "a few steps")
     seen = progress(folder)
@@ -91,7 +91,7 @@ def test_what_makes_room_for_another_job_is_queued_again(node, tmp_path, sweep):
     killed."""
     study = write(tmp_path / "room.yaml", axes={"train.steps": [int(HALF)]})
     (job,) = sweep.submit(study, *SLURM)
-    node.wait(lambda: list(tmp_path.glob("runs/room/*/attempts.jsonl")), "it starts")
+    node.wait(lambda: list(tmp_path.glob("runs/trainings/*/attempts.jsonl")), "it starts")
     folder = run_folder(tmp_path / "runs", "room", HALF)
     node.wait(lambda: trains(folder, 1, 50), "it trains")
     other = node.submit("sleep 3", tmp_path / "other.log", "--partition=urgent", "--cpus-per-task=16", "--mem=1G")
@@ -139,7 +139,7 @@ def test_the_exit_code_of_a_task_that_ends_at_once_is_known_at_once(node, tmp_pa
 def test_a_folder_that_goes_away_is_said_and_nothing_is_lost(node, tmp_path, sweep):
     study = write(tmp_path / "gone.yaml", axes={"train.steps": [STEPS]}, base={**BASE, "run.checkpoint_every": 100})
     (job,) = sweep.submit(study, *SLURM)
-    node.wait(lambda: list(tmp_path.glob("runs/gone/*/checkpoints/step-*")), "it trains")
+    node.wait(lambda: list(tmp_path.glob("runs/trainings/*/checkpoints/step-*")), "it trains")
     (tmp_path / "runs").rename(tmp_path / "away")
     assert node.ended(job) == ["FAILED"] and not (tmp_path / "runs").exists()
     (tmp_path / "away").rename(tmp_path / "runs")

@@ -12,14 +12,16 @@ import time
 from pathlib import Path
 
 import pytest
-from lamabench.harness.record import read_lines, read_run
+from lamabench.harness.record import read_lines
 from studies import (
     BASE,
     COMMAND,
-    HALF,
+    PLUGIN,
+    SLOW,
+    SLOW_STEPS,
     SLURM,
-    STEPS,
     Sweep,
+    done,
     progress,
     run_folder,
     same,
@@ -36,7 +38,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def long(node, tmp_path_factory):
     """The same training twice: with a limit of one minute, and undisturbed."""
     folder = tmp_path_factory.mktemp("long")
-    write(folder / "long.yaml", axes={"train.steps": [STEPS]})
+    write(folder / "long.yaml", base=SLOW, axes={"train.steps": [SLOW_STEPS]}, plugins=[PLUGIN])
     for root, *words in (("limited", "cluster.time_min=1", "cluster.signal_s=15"), ("whole", "cluster.time_min=20")):
         command = [*COMMAND, "sweep", "submit", "long.yaml", "--dirty", *SLURM]
         subprocess.run([*command, f"run.root={root}", *words], cwd=folder, check=True, stdout=subprocess.DEVNULL)
@@ -67,112 +69,99 @@ def test_jobs_run_the_code_that_was_submitted(node, tmp_path, long):
         words = [*COMMAND, "sweep", *words]
         return subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True)
 
-    done = command("submit", study, *SLURM, "cluster.options=[--hold]", "--json")
-    assert done.returncode == 0, done.stderr
-    made = json.loads(done.stdout)
+    answer = command("submit", study, *SLURM, "cluster.options=[--hold]", "--json")
+    assert answer.returncode == 0, answer.stderr
+    made = json.loads(answer.stdout)
     assert made["code"]["commit"] == commit and not made["code"]["dirty"]
     (clone / "harness" / "training" / "loop.py").write_text("raise RuntimeError('edited')\n")
     node.run("scontrol", "release", made["arrays"][0]["job"])
     assert node.ended(made["arrays"][0]["job"]) == ["COMPLETED"]
-    for folder in (tmp_path / "runs" / "code").glob("0*"):
-        trained = read_run(folder).last("train")
-        assert trained["state"] == "done"
-        assert (trained["provenance"]["commit"], trained["provenance"]["dirty"]) == (commit, False)
+    (trained,) = done(run_folder(tmp_path / "runs", "code", "0.001"), "train")
+    assert (trained.provenance["commit"], trained.provenance["dirty"]) == (commit, False)
 
     subprocess.run([*git, "checkout", "-q", "harness"], check=True)
     with open(clone / "harness" / "training" / "loop.py", "a") as file:
         file.write("CHANGED = 1\n")
     (clone / "harness" / "new.py").write_text("NEW = 1\n")
-    other = write(tmp_path / "other.yaml", axes={"train.lr": [1e-3]}, base={**BASE, "train.steps": 10})
-    done = command("submit", other, *SLURM)
-    assert done.returncode == 2 and done.stderr.count("\n") == 1 and not (tmp_path / "runs" / "other").exists()
-    assert "harness/training/loop.py, harness/new.py" in done.stderr and "--dirty" in done.stderr
-    done = command("submit", other, *SLURM, "--dirty", "--json")
-    made = json.loads(done.stdout)
+    other = write(tmp_path / "other.yaml", axes={"train.lr": [2e-3]}, base={**BASE, "train.steps": 10})
+    answer = command("submit", other, *SLURM)
+    assert answer.returncode == 2 and answer.stderr.count("\n") == 1 and not (tmp_path / "runs" / "other").exists()
+    assert "harness/training/loop.py, harness/new.py" in answer.stderr and "--dirty" in answer.stderr
+    answer = command("submit", other, *SLURM, "--dirty", "--json")
+    made = json.loads(answer.stdout)
     diff = Path(made["code"]["diff"]).read_text()
     assert "+CHANGED = 1" in diff and "+NEW = 1" in diff
     assert node.ended(made["arrays"][0]["job"]) == ["COMPLETED"]
-    (folder,) = (tmp_path / "runs" / "other").glob("0*")
-    assert read_run(folder).last("train")["provenance"]["dirty"]
-
-
-def test_runs_that_share_a_training_wait_for_it(node, tmp_path, sweep):
-    base = {**BASE, "train.steps": 20, "sample.count": 4, "sample.method": "ddim", "sample.steps": 2}
-    study = write(tmp_path / "shared.yaml", axes={"sample.guidance": [1.0, 2.0]}, base=base, stages=["train", "sample"])
-    first, second = sweep.submit(study, *SLURM)
-    sweep.until(node, 90, study, **{"1.0": "done", "2.0": "done"})
-    assert node.ended(first) + node.ended(second) == ["COMPLETED"] * 2
-    (ended,), (began,) = node.sacct(first, "End"), node.sacct(second, "Start")
-    assert ended <= began
-    (trainer,) = (tmp_path / "runs" / "shared").glob("1.0-*")
-    assert trained_once(trainer) and len(list(tmp_path.glob("runs/shared/*/checkpoints"))) == 1
+    (trained,) = done(run_folder(tmp_path / "runs", "other", "0.002"), "train")
+    assert trained.provenance["dirty"]
 
 
 def test_stopped_by_both_signals_it_goes_on_bit_for_bit(node, tmp_path, sweep, long):
     """The notice before a time limit (the run has itself queued again) and a preemption (SLURM queues it again)."""
-    study = write(tmp_path / "twice.yaml", axes={"train.steps": [int(HALF)]})
+    study = write(tmp_path / "twice.yaml", base=SLOW, axes={"train.steps": [SLOW_STEPS // 2]}, plugins=[PLUGIN])
     (job,) = sweep.submit(study, *SLURM)
-    node.wait(lambda: list(tmp_path.glob(f"runs/twice/{HALF}-*/progress.json")), "it trains")
-    folder, seen = run_folder(tmp_path / "runs", "twice", HALF), []
+    node.wait(lambda: list(tmp_path.glob("runs/trainings/*/progress.json")), "it trains")
+    half = str(SLOW_STEPS // 2)
+    folder, seen = run_folder(tmp_path / "runs", "twice", half), []
     for start, command in enumerate((["scancel", "--signal=USR2"], ["scontrol", "requeue"]), 1):
         node.wait(lambda start=start: trains(folder, start, max([0, *seen])), "a few steps")
         seen.append(progress(folder))
         node.run(*command, f"{job}_0")
-        node.wait(lambda: sweep.states(study)[HALF] == "preempted", "it waits again")
-        row = sweep.status(study)[HALF]
+        node.wait(lambda: sweep.states(study)[half] == "preempted", "it waits again")
+        row = sweep.status(study)[half]
         assert row["requeued"] == len(seen) and row["shown"] == f"preempted ×{len(seen)}"
         files = sorted(path.name for path in (folder / "checkpoints").iterdir())
         assert files and all(int(name[5:13]) >= seen[-1] for name in files[-1:])
-        node.wait(lambda: sweep.states(study)[HALF] == "running", "it runs again")
+        node.wait(lambda: sweep.states(study)[half] == "running", "it runs again")
     node.must("kill", "slurmd")  # which jobs outlive
     node.must("start", "slurmd")
-    sweep.until(node, 150, study, **{HALF: "done"})
+    sweep.until(node, 150, study, **{half: "done"})
     assert node.ended(job) == ["COMPLETED"]
     assert node.sacct(job, "State", "-D") == ["REQUEUED", "REQUEUED", "COMPLETED"]
     (log,) = tmp_path.glob("runs/twice/.sweep/0001/logs/*_log.out")
     assert log.read_text().count("continuing at step") == 2 and trained_once(folder)
-    assert sweep.status(study)[HALF]["requeued"] == 2
-    same_step = whole(long) / "checkpoints" / f"step-{int(HALF):08d}.safetensors"
+    assert sweep.status(study)[half]["requeued"] == 2
+    same_step = whole(long) / "checkpoints" / f"step-{SLOW_STEPS // 2:08d}.safetensors"
     node.wait(same_step.exists, "the undisturbed one", 150)
-    same(folder, whole(long), int(HALF))
+    same(folder, whole(long), SLOW_STEPS // 2)
 
 
 def whole(long):
-    return run_folder(long / "whole", "long", str(STEPS))
+    return run_folder(long / "whole", "long", str(SLOW_STEPS))
 
 
 def test_a_minute_at_a_time_is_the_same_training(node, long, capsys):
     sweep, study = Sweep(long, capsys), "long.yaml"
     going = ("running", "preempted")
-    node.wait(lambda: sweep.states(study, "run.root=limited")[str(STEPS)] not in going, "ended", 300)
-    row = sweep.status(study, "run.root=limited")[str(STEPS)]
+    node.wait(lambda: sweep.states(study, "run.root=limited")[str(SLOW_STEPS)] not in going, "ended", 300)
+    row = sweep.status(study, "run.root=limited")[str(SLOW_STEPS)]
     assert row["state"] == "done" and row["requeued"] >= 1, row
     node.ended(row["job"])
     states = node.sacct(row["job"], "State", "-D")
     assert states == ["REQUEUED"] * row["requeued"] + ["COMPLETED"]
-    assert sweep.states(study, "run.root=whole")[str(STEPS)] == "done"
-    assert sweep.status(study, "run.root=whole")[str(STEPS)]["requeued"] == 0
-    limited = run_folder(long / "limited", "long", str(STEPS))
-    same(limited, whole(long), STEPS)
+    assert sweep.states(study, "run.root=whole")[str(SLOW_STEPS)] == "done"
+    assert sweep.status(study, "run.root=whole")[str(SLOW_STEPS)]["requeued"] == 0
+    limited = run_folder(long / "limited", "long", str(SLOW_STEPS))
+    same(limited, whole(long), SLOW_STEPS)
     assert trained_once(limited)
 
 
 def address_space():
     """What the process of a run maps before it trains, in KiB; most of it are libraries."""
-    probe = "import lamabench.harness.run; print(open('/proc/self/status').read().split('VmPeak:')[1].split()[0])"
-    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
-    return int(done.stdout)
+    probe = "import lamabench.harness.training.loop; print(open('/proc/self/status').read())"
+    answer = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
+    return int(answer.stdout.split("VmPeak:")[1].split()[0])
 
 
 def test_what_waits_but_left_the_study_is_told(node, tmp_path, sweep):
-    study = write(tmp_path / "edited.yaml", axes={"train.steps": [1, 22]})
+    study = write(tmp_path / "edited.yaml", axes={"train.lr": [1e-3, 2e-3]})
     (job,) = sweep.submit(study, *SLURM, "cluster.options=[--hold]")
     assert "not in the study" not in sweep("status", study)
-    write(tmp_path / "edited.yaml", axes={"train.steps": [1, 2]})
-    assert f"1 runs that are not in the study are in the queue: {job}_1 (22); scancel JOB ends one" in sweep(
-        "status", study
-    )
-    assert "not in the study" not in sweep("status", study, "--stages", "train")
+    write(tmp_path / "edited.yaml", axes={"train.lr": [1e-3, 3e-3]})
+    told = f"1 jobs of runs that are not in the study are queued: {job}_1 (0.002); scancel JOB ends one"
+    assert told in sweep("status", study)
+    for some in (("--stages", "train"), ("--only", "0.001")):  # runs that are left out are in the study
+        assert told in sweep("status", study, *some)
     node.run("scancel", job)
     node.wait(lambda: "not in the study" not in sweep("status", study), "the queue is empty")
 
@@ -181,7 +170,10 @@ def test_the_whole_story(node, tmp_path, sweep, monkeypatch):
     """A typo; two preemptions, a lost node, a crash, three runs out of memory; mended and submitted again."""
     large = {"train.batch_size": 20000, "train.steps": 1}
     variants = {f"large-{n}": {**large, "train.lr": n * 1e-4} for n in (1, 2, 3)}
-    variants |= {"long": {"train.stesp": 2000, "run.checkpoint_every": 100}, "crash": {"run.device": "nothing:0"}}
+    variants |= {
+        "long": {"train.stesp": 2000, "run.checkpoint_every": 100},
+        "crash": {"run.device": "nothing:0", "train.lr": 5e-4},
+    }
     study = write(tmp_path / "story.yaml", variants=variants)
     sweep("submit", study, *SLURM, "--dirty", code=2)
     assert "unknown key in train 'stesp' (did you mean 'steps'?)" in sweep.err and not (tmp_path / "runs").exists()
@@ -194,7 +186,9 @@ def test_the_whole_story(node, tmp_path, sweep, monkeypatch):
     place = {name: f"{job}_{index}" for index, name in enumerate(names)}
     sweep.until(node, 120, study, crash="failed", **{f"large-{n}": "oom" for n in (1, 2, 3)})
     rows = sweep.status(study)
-    assert "RuntimeError" in rows["crash"]["error"] and "Traceback" in Path(rows["crash"]["log"]).read_text()
+    assert rows["crash"]["error"].startswith("unknown run.device 'nothing:0'; choices: auto, ")
+    assert "Traceback" in Path(rows["crash"]["log"]).read_text()
+    assert all("RuntimeError" in rows[f"large-{n}"]["error"] for n in (1, 2, 3))
     assert all("can't allocate memory" in rows[f"large-{n}"]["error"] for n in (1, 2, 3))
     assert {row["job"] for row in rows.values()} == set(place.values())
 
@@ -215,7 +209,7 @@ def test_the_whole_story(node, tmp_path, sweep, monkeypatch):
     assert "would not repeat a run but make another one" in sweep.err
     assert len(again) == 1 and len(node.run("squeue", "-h", "-r", "-j", again[0]).splitlines()) == 4
     del variants["crash"]
-    variants["new"] = {"train.steps": 5}
+    variants["new"] = {"train.steps": 5, "train.lr": 6e-4}
     write(tmp_path / "story.yaml", variants=variants)
     (new,) = sweep.submit(study, *SLURM)
     sweep.until(node, 240, study, **dict.fromkeys(variants, "done"))
@@ -233,12 +227,15 @@ def test_the_whole_story(node, tmp_path, sweep, monkeypatch):
     assert sweep.status(study) == with_sacct and "sacct is not installed" in sweep.err
     monkeypatch.undo()
 
-    assert all(trained_once(run_folder(tmp_path / "runs", "story", name)) for name in variants)
+    folders = {name: run_folder(tmp_path / "runs", "story", name) for name in variants}
+    assert all(map(trained_once, folders.values()))
+    trainings = tmp_path / "runs" / "trainings"
+    (crashed,) = {*trainings.iterdir()} - {*folders.values()}
     sweep("prune", study, code=2)
-    assert "1 folders would be deleted; --yes deletes them" in sweep.err and "crash-" in sweep.err
+    assert "1 folders would be deleted" in sweep.err and "--yes deletes them" in sweep.err and str(crashed) in sweep.err
     sweep("prune", study, "--yes")
-    assert {folder.name[:-9] for folder in (tmp_path / "runs" / "story").glob("[!.]*")} == set(variants)
+    assert {*trainings.iterdir()} == {*folders.values()}
     sweep("collect", study)
     lines = read_lines(tmp_path / "runs" / "story" / "records.jsonl")
-    done = [line["name"] for line in lines if line["kind"] == "train" and line["state"] == "done"]
-    assert sorted(done) == sorted(variants)
+    ended = [line["name"] for line in lines if line["kind"] == "train" and line["state"] == "done"]
+    assert sorted(ended) == sorted(variants)

@@ -1,4 +1,4 @@
-"""Encoders: what the network sees, and the way back."""
+"""Encoders: from images to what the network sees, and back."""
 
 import pytest
 import torch
@@ -20,18 +20,18 @@ def test_ranges_are_inverse():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_shape_and_way_back(kind):
+def test_shape_and_round_trip(kind):
     config = DataConfig("synthetic", size=8, channels=3, num_classes=0)
-    data, made = load(config), encoder(EncoderConfig(kind))
+    data, coder = load(config), encoder(EncoderConfig(kind))
     images = torch.stack([data[i][0] for i in range(4)])
-    x = made.encode(images)
-    channels, side = made.shape(config)
-    assert x.dtype == torch.float32 and tuple(x.shape) == (4, channels, side, side) and made.shape(data) == (3, 8)
-    assert torch.equal(made.encode(images[2]), x[2])
-    back = made.decode(x)
+    x = coder.encode(images)
+    channels, side = coder.shape(config)
+    assert x.dtype == torch.float32 and tuple(x.shape) == (4, channels, side, side) and coder.shape(data) == (3, 8)
+    assert torch.equal(coder.encode(images[2]), x[2])
+    back = coder.decode(x)
     assert back.dtype == torch.uint8 and torch.equal(back, images)
     with pytest.raises(FloatingPointError, match="not finite"):
-        made.decode(x * torch.nan)
+        coder.decode(x * torch.nan)
 
 
 def test_kinds():

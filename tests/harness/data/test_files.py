@@ -1,4 +1,4 @@
-"""What files contain: every byte counts, nothing is read twice, and bad archives are one line."""
+"""Fingerprints count every byte, no file is read twice, and a bad archive is an error of one line."""
 
 import builtins
 import io
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from lamabench.harness.data import files as module
+from lamabench.harness.data import files as data_files
 from lamabench.harness.data.files import fingerprint, known_fingerprint, read_npz
 from lamabench.kernels.errors import InputError
 from PIL import Image
@@ -25,7 +25,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The names of the images that are opened."""
+    """The names of the images that were opened."""
     original, names = builtins.open, []
 
     def watched(file, *rest, **options):
@@ -54,7 +54,7 @@ def edit(file: Path, at: int = -1, time_ns: int | None = None) -> None:
         os.utime(file, ns=(time_ns, time_ns))
 
 
-def test_the_second_look_reads_no_file(tmp_path, opened):
+def test_the_second_fingerprint_reads_no_file(tmp_path, opened):
     files = folder_of_images(tmp_path / "set")
     opened.clear()
     assert known_fingerprint(tmp_path / "set", files) is None and not opened
@@ -71,7 +71,7 @@ def test_the_second_look_reads_no_file(tmp_path, opened):
     assert sorted(opened) == ["a.bmp", "b.bmp", "c.bmp"]
 
 
-def test_a_pixel_counts_a_time_does_not(tmp_path, opened):
+def test_pixels_and_names_count_but_times_do_not(tmp_path, opened):
     files = folder_of_images(tmp_path / "set")
     first = fingerprint(tmp_path / "set", files)
     opened.clear()
@@ -90,7 +90,7 @@ def test_a_pixel_counts_a_time_does_not(tmp_path, opened):
 
 
 def test_two_edits_within_a_tick_of_the_clock(tmp_path):
-    """A file system that counts time in whole seconds: the second edit leaves size and time as they were."""
+    """On a file system that counts time in whole seconds, the second edit changes neither size nor time."""
     files = folder_of_images(tmp_path / "set")
     tick = time.time_ns() // 10**9 * 10**9
     os.utime(files[0], ns=(tick, tick))
@@ -101,7 +101,7 @@ def test_two_edits_within_a_tick_of_the_clock(tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["torn", "other", "folder", "read-only"])
-def test_a_cache_that_is_no_use_costs_time_alone(tmp_path, cache, damage, monkeypatch):
+def test_a_useless_cache_only_costs_time(tmp_path, cache, damage, monkeypatch):
     files = folder_of_images(tmp_path / "set")
     first = fingerprint(tmp_path / "set", files)
     (file,) = cache.iterdir()
@@ -115,14 +115,14 @@ def test_a_cache_that_is_no_use_costs_time_alone(tmp_path, cache, damage, monkey
         file.mkdir()
     else:
         file.unlink()
-        monkeypatch.setattr(module, "write_atomically", lambda *_: (_ for _ in ()).throw(PermissionError(13, "no")))
+        monkeypatch.setattr(data_files, "write_atomically", lambda *_: (_ for _ in ()).throw(PermissionError(13, "no")))
     assert known_fingerprint(tmp_path / "set", files) is None
     assert fingerprint(tmp_path / "set", files) == first
     assert list(cache.glob(".*")) == []
 
 
-def test_what_was_read_before_a_bad_file_is_not_read_again(tmp_path, opened, monkeypatch):
-    monkeypatch.setattr(module, "PART", 2)
+def test_files_read_before_a_bad_one_are_not_read_again(tmp_path, opened, monkeypatch):
+    monkeypatch.setattr(data_files, "PART", 2)
     files = folder_of_images(tmp_path / "set")
     good = files[4].read_bytes()
     files[4].write_bytes(b"no image")
@@ -134,12 +134,12 @@ def test_what_was_read_before_a_bad_file_is_not_read_again(tmp_path, opened, mon
     assert opened == ["4.bmp"]
 
 
-def test_a_large_set_says_how_far_it_is(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "PART", 2)
+def test_a_large_set_reports_its_progress(tmp_path, monkeypatch):
+    monkeypatch.setattr(data_files, "PART", 2)
     files, lines = folder_of_images(tmp_path / "set"), []
     fingerprint(tmp_path / "set", files, lines.append)
-    assert lines == []  # quick
-    monkeypatch.setattr(module, "SAY_S", 0.0)
+    assert lines == []  # it was quick
+    monkeypatch.setattr(data_files, "SAY_S", 0.0)
     for file in files:
         os.utime(file)
     fingerprint(tmp_path / "set", files, lines.append)
@@ -157,7 +157,7 @@ def test_names_of_any_bytes(tmp_path):
 
 
 def header(shape: str, descr: str = "|u1") -> bytes:
-    """A .npy file's head that says a shape, without the array."""
+    """The header of a .npy file that declares a shape, without the array."""
     text = f"{{'descr': '{descr}', 'fortran_order': False, 'shape': {shape}, }}"
     text += " " * (-(len(text) + 11) % 64) + "\n"
     return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text.encode()
@@ -170,9 +170,9 @@ def archive(path: Path, content: bytes) -> Path:
 
 
 BAD = {
-    "64 TB": (header("(64000000000000,)") + b"\0" * 64, r"says uint8 \[64000000000000\], but holds 64 bytes"),
-    "short": (header("(4, 4)") + b"\0" * 9, "but holds 9 bytes"),
-    "negative": (header("(-4, 4)") + b"\0" * 16, "but holds 16 bytes"),
+    "64 TB": (header("(64000000000000,)") + b"\0" * 64, r"should be uint8 \[64000000000000\], but has 64 bytes"),
+    "short": (header("(4, 4)") + b"\0" * 9, "but has 9 bytes"),
+    "negative": (header("(-4, 4)") + b"\0" * 16, "but has 16 bytes"),
     "objects": (header("(1,)", "|O") + b"\x80\x04N.", "allow_pickle"),
     "no array": (b"hello", "."),
     "long header": (header("(" + "1," * 20000 + ")") + b"\0", "."),
@@ -180,7 +180,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_arrays_that_are_not_what_they_say(tmp_path, name):
+def test_headers_that_do_not_match_the_array(tmp_path, name):
     content, words = BAD[name]
     path = archive(tmp_path / "x.npz", content)
     with pytest.raises(InputError, match=rf"x\.npz is not a readable \.npz file: .*{words}") as caught:
@@ -189,19 +189,19 @@ def test_arrays_that_are_not_what_they_say(tmp_path, name):
 
 
 def test_an_array_larger_than_the_memory(tmp_path, monkeypatch):
-    """A zip bomb: a small file that says the truth about its contents."""
+    """A zip bomb: a small file whose header is true."""
     path = archive(tmp_path / "x.npz", header("(16777216,)") + bytes(2**24))
     assert path.stat().st_size < 2**16
     assert read_npz(path, ("images",))["images"].shape == (2**24,)
     pages = {"SC_PHYS_PAGES": 2**20, "SC_PAGE_SIZE": 8}
     monkeypatch.setattr(os, "sysconf", pages.__getitem__)
     with pytest.raises(
-        InputError, match=r"array images of .*x\.npz would take 0\.0 GiB of memory, and this machine has 0\.0"
+        InputError, match=r"array images of .*x\.npz would take 0\.0 GiB of memory, but this machine has 0\.0"
     ):
         read_npz(path, ("images",))
 
 
-def test_files_that_are_no_archives(tmp_path):
+def test_files_that_are_not_archives(tmp_path):
     whole = archive(tmp_path / "whole.npz", header("(4096,)") + np.random.default_rng(0).bytes(4096)).read_bytes()
     flipped = bytearray(whole)
     flipped[len(whole) // 2] ^= 255

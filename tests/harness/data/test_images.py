@@ -1,4 +1,4 @@
-"""Loaders of images against what they were given."""
+"""Loaders of images against the images that they were given."""
 
 import hashlib
 import os
@@ -70,7 +70,7 @@ def test_synthetic_images_are_smooth_balanced_and_always_the_same():
     assert images.shape == (320, 3, 24, 24) and np.bincount(data.labels).tolist() == [80] * 4
     assert np.array_equal(images, stack(again)) and data.fingerprint == again.fingerprint
     assert np.abs(np.diff(images, axis=2)).mean() < 0.5 * np.abs(images - images.mean()).mean()
-    spectra = np.abs(np.fft.fft2(images)).mean(axis=1).reshape(320, -1)  # phases aside, a class has one spectrum
+    spectra = np.abs(np.fft.fft2(images)).mean(axis=1).reshape(320, -1)  # a class has one spectrum, whatever the phases
     means = np.stack([spectra[data.labels == label][:40].mean(axis=0) for label in range(4)])
     nearest = np.linalg.norm(spectra[160:, None] - means, axis=2).argmin(axis=1)
     assert (nearest == data.labels[160:]).mean() > 0.5
@@ -139,7 +139,7 @@ def test_bad_npz_files(tmp_path, arrays, message):
     refused(message, DataConfig("npz", path=write_npz(tmp_path, **arrays), size=8))
 
 
-def test_files_that_are_no_npz(tmp_path):
+def test_files_that_are_not_npz(tmp_path):
     whole = Path(write_npz(tmp_path, images=noise_images(4, 8, 8))).read_bytes()
     (tmp_path / "torn.npz").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "text.npz").write_text("hello")
@@ -166,7 +166,7 @@ def class_folders(root: Path) -> DataConfig:
     for i, name in enumerate(["b/1.png", "a/x.PNG", "a/deeper/y.bmp", "b/2.webp", "c/3.jpeg", "c/4.jpg"]):
         write_image(root / name, np.full((8, 8, 3), 40 * i, dtype=np.uint8))
     (root / "a" / "notes.txt").write_text("not an image")
-    (root / "a" / "._x.png").write_text("a file system's own")
+    (root / "a" / "._x.png").write_text("metadata of a file system")
     (root / ".hidden").mkdir()
     return DataConfig("folder", path=str(root), size=8, channels=3, num_classes=3)
 
@@ -184,8 +184,8 @@ def test_the_fingerprint_of_a_folder_is_of_names_and_bytes(tmp_path):
     names = ["a/deeper/y.bmp", "a/x.PNG", "b/1.png", "b/2.webp", "c/3.jpeg", "c/4.jpg"]
     parts = [name.encode() + b"\0" + hashlib.sha256((tmp_path / "one" / name).read_bytes()).digest() for name in names]
     assert first == hashlib.sha256(b"".join(parts)).hexdigest()[:16]
-    assert load(class_folders(tmp_path / "two")).fingerprint == first  # wherever the folder is
-    assert load(replace(config, size=4, num_classes=0)).fingerprint == first  # the files, not what is made of them
+    assert load(class_folders(tmp_path / "two")).fingerprint == first  # the place of the folder does not matter
+    assert load(replace(config, size=4, num_classes=0)).fingerprint == first  # the fingerprint is of the files
     (tmp_path / "one" / "b" / "1.png").rename(tmp_path / "one" / "b" / "1b.png")
     renamed = load(config).fingerprint
     write_image(tmp_path / "one" / "b" / "1b.png", noise_images(8, 8, 3))
@@ -193,7 +193,7 @@ def test_the_fingerprint_of_a_folder_is_of_names_and_bytes(tmp_path):
 
 
 def test_fingerprints_for_a_plan(tmp_path):
-    """Of what is in memory or was read before; None where files would have to be read, or are not there."""
+    """They exist for sets in memory and sets read before, and are None if files must be read or are missing."""
     assert fingerprint(DataConfig("digits")) == load(DataConfig("digits")).fingerprint
     npz = DataConfig("npz", path=write_npz(tmp_path, images=noise_images(4, 8, 8)), size=8, num_classes=0)
     assert fingerprint(npz) == load(npz).fingerprint
@@ -209,7 +209,7 @@ def test_fingerprints_for_a_plan(tmp_path):
         assert fingerprint(DataConfig(kind)) is None
         assert fingerprint(DataConfig(kind, path=str(tmp_path / "missing"))) is None
     (tmp_path / "set" / "empty").mkdir()
-    with pytest.raises(InputError, match="set/empty holds no image"):
+    with pytest.raises(InputError, match="set/empty contains no image"):
         fingerprint(folder)
 
 
@@ -241,7 +241,7 @@ def test_bicubic_keeps_a_ramp_in_place(tmp_path):
     assert np.abs(image - 2 * centres).max() <= 1.0
 
 
-def test_files_are_read_when_asked_for_and_named_when_broken(tmp_path):
+def test_files_are_read_on_demand_and_named_if_broken(tmp_path):
     data = load(class_folders(tmp_path))
     torn = tmp_path / "b" / "1.png"
     write_image(torn, noise_images(8, 8, 3))
@@ -260,31 +260,31 @@ def test_folders_that_cannot_be_read(tmp_path):
         "data.num_classes is 2, but .*set has 3 classes", DataConfig("folder", path=config.path, size=8, num_classes=2)
     )
     (tmp_path / "set" / "empty").mkdir()
-    refused("set/empty holds no image", config)
+    refused("set/empty contains no image", config)
     write_image(tmp_path / "set" / "flat.png", noise_images(8, 8))
     refused(r"images \(flat.png\) and folders \(a\)", config)
     (tmp_path / "none").mkdir()
-    refused("none holds no image; read are .jpg", DataConfig("folder", path=str(tmp_path / "none")))
+    refused("none contains no image; supported are .jpg", DataConfig("folder", path=str(tmp_path / "none")))
     refused("missing does not exist", DataConfig("folder", path=str(tmp_path / "missing")))
     refused("data.path is not set; data 'folder'", DataConfig("folder"))
     refused("flat.png is not a folder", DataConfig("folder", path=str(tmp_path / "set" / "flat.png")))
 
 
-def test_an_unreadable_image_is_found_at_the_start(tmp_path):
+def test_an_unreadable_image_is_an_error_at_the_start(tmp_path):
     config = class_folders(tmp_path)
     bad = tmp_path / "c" / "5.png"
     for content in (b"", b"no image at all"):
         bad.write_bytes(content)
         refused("unreadable image .*c/5.png", config)
     Image.fromarray(np.zeros((8, 8), dtype=np.uint16)).save(bad)
-    refused("unreadable image .*c/5.png: mode I;16, 8 bits", config)
+    refused("unreadable image .*c/5.png: mode I;16, expected 8 bits per channel", config)
 
 
 # --- CIFAR-10
 
 
 def write_cifar10(root: Path, monkeypatch: pytest.MonkeyPatch) -> np.ndarray:
-    """Torchvision's layout with ten images a file, and its checksums replaced by ours."""
+    """Write torchvision's layout with ten images per file, and replace torchvision's checksums."""
     folder = root / "cifar-10-batches-py"
     folder.mkdir(parents=True)
     images = noise_images(60, 3, 32, 32)
@@ -312,12 +312,12 @@ def test_cifar10_in_torchvisions_layout(tmp_path, monkeypatch):
     assert train.labels[8:13].tolist() == [8, 9, 1, 1, 2] and train.class_names[9] == "class9"
     assert train.fingerprint != test.fingerprint
     (tmp_path / "cifar-10-batches-py" / "data_batch_3").unlink()
-    refused("does not hold the whole of CIFAR-10.*cifar-10-batches-py with data_batch_1", config)
+    refused("does not contain all of CIFAR-10.*cifar-10-batches-py with data_batch_1", config)
 
 
-def test_cifar10_that_is_not_there(tmp_path):
+def test_missing_cifar10(tmp_path):
     missing = str(tmp_path / "missing")
-    refused("missing does not hold .*cifar-10-batches-py", DataConfig("cifar10", path=missing, size=32, channels=3))
+    refused("missing does not contain .*cifar-10-batches-py", DataConfig("cifar10", path=missing, size=32, channels=3))
     refused("data.path is not set", DataConfig("cifar10", size=32, channels=3))
 
 
@@ -332,7 +332,7 @@ def test_bad_requests():
     refused("data.size must be 8 or more for digits, not 7", DataConfig("digits", size=7))
     for kind in ("digits", "synthetic"):
         refused(
-            "images of data.size 10000000 would take .* GiB of memory, and this machine has",
+            "images of data.size 10000000 would take .* GiB of memory, but this machine has",
             DataConfig(kind, size=10**7),
         )
     for kind in ("digits", "npz", "folder", "cifar10", "synthetic"):

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 
 class Even:
-    """An objective as far as items know it: timesteps of DDPM."""
+    """The part of an objective that items use, with the timesteps of DDPM."""
 
     def draw_t(self, rng: np.random.Generator) -> float:
         return int(rng.integers(1000))
@@ -29,7 +29,7 @@ def items(data: ImageData, flip: bool = True, class_dropout: float = 0.25, **opt
     )
 
 
-def test_an_item_is_what_its_generators_say(small):
+def test_items_follow_from_their_generators(small):
     every = items(small)
     flips = drops = 0
     for i in (0, 1, 319, 320, 641, 5000, *range(40, 60)):
@@ -55,7 +55,7 @@ def test_an_item_is_what_its_generators_say(small):
 
 @pytest.mark.parametrize("start", [0, 300])
 def test_workers_and_start_do_not_change_items(small, start):
-    stop = 360  # over the end of the first epoch
+    stop = 360  # beyond the end of the first epoch
     whole = [items(small)[i] for i in range(start, stop)]
     for workers in (0, 2):
         loader = DataLoader(items(small), batch_size=20, sampler=range(start, stop), num_workers=workers)
@@ -66,7 +66,7 @@ def test_workers_and_start_do_not_change_items(small, start):
             assert torch.equal(together, torch.stack([item[name] for item in whole]))
 
 
-def test_options_leave_the_other_draws_alone(small):
+def test_options_do_not_change_the_other_draws(small):
     plain, both = items(small, flip=False, class_dropout=0.0), items(small)
     flipped = dropped = 0
     for i in range(320):
@@ -112,8 +112,8 @@ def test_label_dropout_needs_a_null_class_and_labels(small):
         assert not any(int(items(unlabelled, null_class=null_class)[i]["y"]) for i in range(50))
 
 
-def test_an_objective_and_an_encoder_of_ones_own(small):
-    """t is whatever the objective draws, first of all; noise has the shape of what the network sees."""
+def test_a_custom_objective_and_a_custom_encoder(small):
+    """The objective draws t before anything else is drawn, and noise has the shape of the encoded image."""
 
     class Uniform:
         def draw_t(self, rng: np.random.Generator) -> float:

@@ -1,4 +1,4 @@
-"""The diffusion against the reference's golden file, float64 formulas written another way, and closed forms."""
+"""The diffusion against the reference's golden file, independent float64 formulas and closed forms."""
 
 import math
 from pathlib import Path
@@ -15,9 +15,9 @@ from torch.distributions import Normal, kl_divergence
 GOLDEN = load_file(Path(__file__).parents[2] / "golden" / "diffusion.safetensors")
 
 
-def error(ours: Tensor, reference: Tensor) -> float:
+def error(actual: Tensor, reference: Tensor) -> float:
     """RMS of the error over RMS of the reference."""
-    difference, scale = ours.double() - reference.double(), reference.double()
+    difference, scale = actual.double() - reference.double(), reference.double()
     return float(difference.square().mean().sqrt() / scale.square().mean().sqrt())
 
 
@@ -32,21 +32,23 @@ def test_q_sample_matches_the_reference():
 
 @pytest.mark.parametrize("name", ["mse", "vb", "loss"])
 def test_losses_match_the_reference(name):
-    ours = golden_losses(GOLDEN["model_output"])[name]
-    assert ours.shape == (4,) and ours.dtype == torch.float32
-    assert error(ours, GOLDEN[name]) < 3e-6
-    for i in range(4):  # each timestep on its own: the first is a thousand times the last, where the reference's
-        assert error(ours[i], GOLDEN[name][i]) < 1e-5  # own vb is 6e-6 off a float64 formula (below: ours is 1e-6)
+    actual = golden_losses(GOLDEN["model_output"])[name]
+    assert actual.shape == (4,) and actual.dtype == torch.float32
+    assert error(actual, GOLDEN[name]) < 3e-6
+    # Each timestep alone, because the first loss is a thousand times the last. There the reference's own vb is 6e-6 off
+    # a float64 formula, and this code's is 1e-6 off (see below).
+    for i in range(4):
+        assert error(actual[i], GOLDEN[name][i]) < 1e-5
 
 
 @pytest.mark.parametrize("name", ["mean", "log_variance", "pred_x0"])
 def test_posterior_matches_the_reference(name):
     chain, x_t, t = Chain(), GOLDEN["x_t"], GOLDEN["t"]
     image, _, log_variance = read_output(chain, GOLDEN["model_output"], x_t, t)
-    ours = {"mean": chain.q_mean(image, x_t, t), "log_variance": log_variance, "pred_x0": image}[name]
+    actual = {"mean": chain.q_mean(image, x_t, t), "log_variance": log_variance, "pred_x0": image}[name]
     reference = GOLDEN[name if name == "pred_x0" else f"p_{name}"]
     for i in range(4):
-        assert error(ours[i], reference[i]) < 3e-6
+        assert error(actual[i], reference[i]) < 3e-6
 
 
 def test_respacing_matches_the_reference():
@@ -70,7 +72,7 @@ def formula(model_output: Tensor, x0: Tensor, x_t: Tensor, t: int, noise: Tensor
     eps, v = model_output[:4], model_output[4:]
 
     def posterior(image: Tensor, step: int) -> tuple[Tensor, float]:
-        # q(x_{t-1} | x_0) times q(x_t | x_{t-1}): precisions add, means are weighted by them
+        # q(x_{t-1} | x_0) times q(x_t | x_{t-1}): the precisions add and weight the means
         prior, likelihood = 1 / (1 - alpha_bar[step - 1]), (1 - beta[step]) / beta[step]
         variance = 1 / (prior + likelihood)
         seen = x_t / math.sqrt(1 - beta[step])
@@ -99,12 +101,12 @@ def formula(model_output: Tensor, x0: Tensor, x_t: Tensor, t: int, noise: Tensor
 
 
 def compare_with_formula(model_output: Tensor, x0: Tensor, noise: Tensor, t: int) -> dict[str, float]:
-    """Errors of our loss, of its variational term and of its gradient's two halves against `formula`."""
+    """Errors of the loss, its variational term and the two halves of its gradient, compared with `formula`."""
     ddpm, steps = DDPM(), torch.tensor([float(t)])
     x_t = ddpm.corrupt(x0[None], steps, noise[None])
-    ours = model_output[None].clone().requires_grad_()
-    losses = ddpm.loss(ours, x0[None], x_t, steps, noise[None])
-    (gradient,) = torch.autograd.grad(losses["loss"].sum(), ours)
+    actual = model_output[None].clone().requires_grad_()
+    losses = ddpm.loss(actual, x0[None], x_t, steps, noise[None])
+    (gradient,) = torch.autograd.grad(losses["loss"].sum(), actual)
     output = model_output.double().requires_grad_()
     mse, vb = formula(output, x0.double(), x_t[0].double(), t, noise.double())
     (expected,) = torch.autograd.grad(mse + vb, output)
@@ -116,8 +118,9 @@ def compare_with_formula(model_output: Tensor, x0: Tensor, noise: Tensor, t: int
     }
 
 
-# The gradient to the variance shrinks with log(beta / posterior variance), a difference of two nearly equal float32
-# numbers: at t = 500 it is 1e-9 and known to 3e-4, at t = 999 it is 2e-12, lost in the noise channels' 1e-3.
+# The gradient of the variance shrinks with log(beta / posterior variance), a difference of two nearly equal float32
+# numbers. At t = 500 it is 1e-9 with an error of 3e-4. At t = 999 it is 2e-12 and disappears beside the noise
+# channels' 1e-3.
 @pytest.mark.parametrize(("i", "bound"), [(0, 1e-5), (1, 1e-5), (2, 1e-3), (3, 0.3)])
 def test_the_golden_loss_and_its_gradient_match_a_float64_formula(i, bound):
     g = GOLDEN
@@ -129,7 +132,7 @@ def test_the_golden_loss_and_its_gradient_match_a_float64_formula(i, bound):
 @pytest.mark.parametrize("t", [0, 1, 2, 10, 40])
 def test_loss_and_gradient_match_the_formula_at_other_steps(t):
     torch.manual_seed(t)
-    x0 = (torch.rand(4, 8, 8) * 2.4 - 1.2).clamp(-1, 1)  # a sixth of the pixels is black or white
+    x0 = (torch.rand(4, 8, 8) * 2.4 - 1.2).clamp(-1, 1)  # a sixth of the pixels are black or white
     noise = torch.randn(4, 8, 8)
     model_output = torch.cat([noise + 0.4 * torch.randn(4, 8, 8), torch.rand(4, 8, 8) * 2.4 - 1.2])
     errors = compare_with_formula(model_output, x0, noise, t)
@@ -137,7 +140,7 @@ def test_loss_and_gradient_match_the_formula_at_other_steps(t):
     assert errors["variance gradient"] < 3e-5
 
 
-def test_the_noise_channels_feel_the_mse_alone():
+def test_only_the_mse_reaches_the_noise_channels():
     output = GOLDEN["model_output"].clone().requires_grad_()
     (gradient,) = torch.autograd.grad(golden_losses(output)["vb"].sum(), output)
     assert not gradient[:, :4].any() and gradient[:, 4:].abs().amin(dim=(1, 2, 3)).min() > 0
@@ -154,8 +157,8 @@ def test_the_discretised_likelihood_is_the_closed_form(x0, sigma):
     upper = 1.0 if x0 > 0.999 else approximate_cdf((x0 + 1 / 255 - mean) / sigma)
     lower = 0.0 if x0 < -0.999 else approximate_cdf((x0 - 1 / 255 - mean) / sigma)
     pixel = torch.tensor([[[[x0]]]])
-    ours = discretised_log_likelihood(pixel, torch.tensor(mean), torch.tensor(2 * math.log(sigma)))
-    assert float(ours) == pytest.approx(math.log(upper - lower), rel=2e-5, abs=2e-6)
+    actual = discretised_log_likelihood(pixel, torch.tensor(mean), torch.tensor(2 * math.log(sigma)))
+    assert float(actual) == pytest.approx(math.log(upper - lower), rel=2e-5, abs=2e-6)
 
 
 def test_the_probabilities_of_all_256_pixels_sum_to_one():
@@ -174,7 +177,7 @@ def test_half_precision_output_is_computed_in_float32_under_autocast():
     half = GOLDEN["model_output"].bfloat16()
     expected = golden_losses(half.float())
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        ours = golden_losses(half)
-    for name, value in ours.items():
+        actual = golden_losses(half)
+    for name, value in actual.items():
         assert value.dtype == torch.float32
         assert torch.equal(value, expected[name])

@@ -1,4 +1,4 @@
-"""The protocol of an objective: the one by name, and two more in a few lines each, whose samples have closed forms."""
+"""The protocol of an objective: the registered one, and two short ones whose samples have closed forms."""
 
 import math
 from itertools import pairwise
@@ -13,11 +13,11 @@ from lamabench.harness.diffusion import samplers
 from lamabench.harness.diffusion.gaussian import DDPM, Chain, ChainPath
 from lamabench.harness.diffusion.objective import OBJECTIVES, objective
 from lamabench.harness.diffusion.path import Denoised, Path
-from lamabench.harness.diffusion.samplers import SAMPLERS, Denoiser, Noise, Sampler, Told, index_noise, sample
+from lamabench.harness.diffusion.samplers import SAMPLERS, Denoiser, Noise, OnStep, Sampler, index_noise, sample
 from lamabench.kernels.errors import InputError
 from torch import Tensor
 
-CENTRE = 0.3  # of the data below, all whose images are this grey
+CENTRE = 0.3  # the grey of every image of the data below
 
 
 def test_every_name_is_an_objective():
@@ -30,7 +30,7 @@ def test_every_name_is_an_objective():
         config.SampleConfig(method=method)
 
 
-def test_ddpm_draws_every_timestep_alike_often():
+def test_ddpm_draws_timesteps_uniformly():
     rng, ddpm = np.random.default_rng(0), DDPM()
     drawn = [ddpm.draw_t(rng) for _ in range(20_000)]
     assert all(isinstance(t, float) and t.is_integer() for t in drawn)
@@ -38,14 +38,14 @@ def test_ddpm_draws_every_timestep_alike_often():
     assert ddpm.draw_t(np.random.default_rng(7)) == float(np.random.default_rng(7).integers(1000))
 
 
-def test_metrics_are_what_the_loss_gives():
+def test_metrics_are_those_of_the_loss():
     ddpm, x = DDPM(), torch.randn(2, 1, 4, 4)
     assert tuple(ddpm.loss(torch.zeros(2, 2, 4, 4), x, x, torch.tensor([0.0, 999.0]), x)) == ddpm.metrics
     assert ddpm.metrics[0] == "loss" and ddpm.out_channels(4) == 8
 
 
 class VPrediction(DDPM):
-    """v = alpha · noise - sigma · x_0 (2202.00512), the variance fixed at the posterior's."""
+    """v = alpha · noise - sigma · x_0 (2202.00512), with the variance of the posterior."""
 
     metrics = ("loss",)
 
@@ -62,7 +62,7 @@ class VPrediction(DDPM):
 
 
 class Straight(Path):
-    """The path of flow matching: x_t = (1 - t) x_0 + t · noise, the output its velocity noise - x_0 (SiT)."""
+    """The path of flow matching: x_t = (1 - t) x_0 + t · noise. The output is its velocity, noise - x_0 (SiT)."""
 
     def __init__(self, steps: int) -> None:
         self.times = [1 - i / steps for i in range(steps)]
@@ -97,18 +97,18 @@ class Flow:
 
 
 def test_flow_matching_fits_and_ddim_is_euler():
-    """The network of a data set of N(0, 1) images, whose velocity is (2t - 1) x / (t² + (1 - t)²)."""
+    """The exact network for N(0, 1) images: its velocity is (2t - 1) x / (t² + (1 - t)²)."""
 
     def velocity(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
         t = t.view(-1, 1, 1, 1)
         return (2 * t - 1) / (t**2 + (1 - t) ** 2) * x
 
     x = torch.randn(2, 1, 4, 4, generator=torch.Generator().manual_seed(0))
-    ours = sample(velocity, x, torch.zeros(2, dtype=torch.int64), objective=Flow(), method="ddim", steps=7)
+    actual = sample(velocity, x, torch.zeros(2, dtype=torch.int64), objective=Flow(), method="ddim", steps=7)
     exact, times = x.double(), np.linspace(1, 0, 8)
     for t, after in pairwise(times):
         exact = exact + (after - t) * velocity(exact, torch.tensor([t, t]), torch.zeros(2))
-    torch.testing.assert_close(ours.double(), exact, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(actual.double(), exact, rtol=1e-5, atol=1e-6)
     flow, t = Flow(), torch.tensor([0.25, 0.75])
     noise = torch.randn_like(x)
     assert not flow.loss(noise - x, x, flow.corrupt(x, t, noise), t, noise)["loss"].any()
@@ -116,7 +116,7 @@ def test_flow_matching_fits_and_ddim_is_euler():
 
 @pytest.mark.parametrize("method", SAMPLERS)
 def test_v_prediction_fits(method):
-    """The exact network of a data set of one grey: every sampler ends at it."""
+    """The exact network for images of one grey: every sampler ends at that grey."""
     alpha_bar = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
 
     def v(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
@@ -130,18 +130,18 @@ def test_v_prediction_fits(method):
     torch.testing.assert_close(images, torch.full_like(x, CENTRE), rtol=0, atol=1e-4)
 
 
-def heun(denoiser: Denoiser, x: Tensor, noise: Noise, told: Told) -> Tensor:
+def heun(denoiser: Denoiser, x: Tensor, noise: Noise, on_step: OnStep) -> Tensor:
     """The trapezoidal rule along any path: dx = x_0 d(signal) + noise d(noise) (cf. 2206.00364, algorithm 1)."""
     path, steps = denoiser.path, len(denoiser.path.times)
     for i in range(steps):
         (signal, level), (signal_after, level_after) = path.levels(i), path.levels(i + 1)
-        before, said = x, denoiser(x, i)
-        x = path.join(said, i)
+        before, estimate = x, denoiser(x, i)
+        x = path.join(estimate, i)
         if i + 1 < steps:
-            ends = said, denoiser(x, i + 1)
+            ends = estimate, denoiser(x, i + 1)
             x0, e = (sum(values) / 2 for values in zip(*(end[:2] for end in ends), strict=True))
             x = before + (signal_after - signal) * x0 + (level_after - level) * e
-        told(i + 1, steps)
+        on_step(i + 1, steps)
     return x
 
 
@@ -182,7 +182,7 @@ def test_a_second_order_sampler_is_a_function_and_a_line(monkeypatch, goal, net)
 def test_noise_is_drawn_for_a_sampler_that_says_so(monkeypatch):
     """One that draws, without a posterior: every batch of noise that it asks for is there, and no more."""
 
-    def noisy(denoiser: Denoiser, x: Tensor, noise: Noise, told: Told) -> Tensor:
+    def noisy(denoiser: Denoiser, x: Tensor, noise: Noise, on_step: OnStep) -> Tensor:
         return x + sum(noise(i) for i in range(len(denoiser.path.times) - 1))
 
     monkeypatch.setitem(SAMPLERS, "noisy", Sampler(noisy, draws=True))
@@ -211,9 +211,9 @@ def test_what_does_not_fit_is_refused_before_anything_is_trained(monkeypatch):
 def test_an_image_clipped_along_the_levels_is_the_chains():
     """What a path says of clipping by default, against the chain's own tables."""
     chain, x = ChainPath(Chain.respaced(7)), torch.randn(3, 1, 2, 2)
-    said = Denoised(3 * torch.randn_like(x), torch.randn_like(x), None)
+    estimate = Denoised(3 * torch.randn_like(x), torch.randn_like(x), None)
     for i in range(7):
-        ours, theirs = Path.clipped(chain, said, x, i), chain.clipped(said, x, i)
+        ours, theirs = Path.clipped(chain, estimate, x, i), chain.clipped(estimate, x, i)
         assert torch.equal(ours.x0, theirs.x0) and ours.x0.abs().max() <= 1
         torch.testing.assert_close(ours.noise, theirs.noise, rtol=1e-4, atol=1e-5)
     assert chain.levels(7) == (1, 0)

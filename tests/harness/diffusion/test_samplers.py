@@ -1,4 +1,4 @@
-"""Samplers against the reference's trajectories; guidance against closed forms; noise by image index."""
+"""Samplers against the reference's trajectories, guidance against closed forms, and noise by image index."""
 
 from pathlib import Path
 
@@ -17,8 +17,8 @@ ALPHA_BAR = torch.from_numpy(np.cumprod(1 - np.linspace(1e-4, 0.02, 1000)))
 SIGMA = (1 - ALPHA_BAR).sqrt()
 
 
-def error(ours: Tensor, reference: Tensor) -> float:
-    difference, scale = ours.double() - reference.double(), reference.double()
+def error(actual: Tensor, reference: Tensor) -> float:
+    difference, scale = actual.double() - reference.double(), reference.double()
     return float(difference.square().mean().sqrt() / scale.square().mean().sqrt())
 
 
@@ -37,7 +37,7 @@ def labelled_net(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
 
 
 def ddim_factor(slope: float, steps: int) -> float:
-    """What DDIM multiplies x_T by when eps = slope · sigma_t · x: every step is linear in x."""
+    """The factor by which DDIM multiplies x_T if eps = slope · sigma_t · x, because every step is linear in x."""
     timesteps = [round(i * 999 / (steps - 1)) for i in range(steps)]
     factor = 1.0
     for i in reversed(range(steps)):
@@ -53,8 +53,8 @@ def run(net, x: Tensor, y: Tensor, steps: int = 10, method: str = "ddim", **opti
 
 
 def test_the_ddim_trajectory_matches_the_reference():
-    ours = run(linear_net, GOLDEN["x_T"], torch.zeros(4, dtype=torch.int64), steps=25)
-    assert error(ours, GOLDEN["ddim_x0"]) < 3e-6
+    actual = run(linear_net, GOLDEN["x_T"], torch.zeros(4, dtype=torch.int64), steps=25)
+    assert error(actual, GOLDEN["ddim_x0"]) < 3e-6
 
 
 def test_the_ancestral_trajectory_matches_the_reference():
@@ -65,9 +65,9 @@ def test_the_ancestral_trajectory_matches_the_reference():
         return GOLDEN["ancestral_noise"][i]
 
     y = torch.zeros(4, dtype=torch.int64)
-    ours = run(linear_net, GOLDEN["x_T"], y, steps=25, method="ancestral", noise=noise)
-    assert error(ours, GOLDEN["ancestral_x0"]) < 3e-6
-    assert used == list(range(24))  # none at the last step
+    actual = run(linear_net, GOLDEN["x_T"], y, steps=25, method="ancestral", noise=noise)
+    assert error(actual, GOLDEN["ancestral_x0"]) < 3e-6
+    assert used == list(range(24))  # no noise at the last step
 
 
 @pytest.mark.parametrize("steps", [2, 7, 250])
@@ -88,12 +88,12 @@ def test_ddim_is_the_closed_form_of_a_linear_model(steps):
 def test_guidance_is_the_closed_form_of_a_linear_model(channels, scale):
     x = torch.randn(3, 4, 4, 4, generator=torch.Generator().manual_seed(1))
     y = torch.tensor([0, 1, 2])
-    ours = run(labelled_net, x, y, guidance=scale, guidance_channels=channels, null_class=3)
+    actual = run(labelled_net, x, y, guidance=scale, guidance_channels=channels, null_class=3)
     for i, slope in enumerate((0.5, 0.6, 0.7)):
         for channel in range(4):
             guided = channels is None or channel < channels
             effective = 0.4 + scale * (slope - 0.4) if guided else slope
-            assert error(ours[i, channel], ddim_factor(effective, 10) * x[i, channel]) < 1e-5
+            assert error(actual[i, channel], ddim_factor(effective, 10) * x[i, channel]) < 1e-5
 
 
 def test_guidance_leaves_the_variance_conditional():
@@ -185,7 +185,7 @@ def test_batch_composition_does_not_change_an_image():
 
 @pytest.mark.parametrize("method", ["ddim", "ancestral"])
 def test_clipping_against_a_loop_in_float64(method):
-    """The linear model from far out: predicted images leave [-1, 1], and both rules use the clamped ones."""
+    """The linear model from a start far outside: predicted images leave [-1, 1], and both samplers use clamped ones."""
     steps = 10
     timesteps = [round(i * 999 / (steps - 1)) for i in range(steps)]
     generator_ = torch.Generator().manual_seed(0)
@@ -211,9 +211,10 @@ def test_clipping_against_a_loop_in_float64(method):
         )
         mean = before.sqrt() * beta / (1 - now) * x0 + (1 - beta).sqrt() * (1 - before) / (1 - now) * x
         x = mean + (i > 0) * torch.exp(0.25 * (beta.log() + first.log())) * noises[steps - 1 - i].double()
-    ours = run(linear_net, x_T, torch.zeros(2, dtype=torch.int64), steps, method, clip=True, noise=lambda i: noises[i])
-    assert left and error(ours, x) < 3e-6
-    assert method == "ancestral" or ours.abs().max() <= 1
+    y = torch.zeros(2, dtype=torch.int64)
+    actual = run(linear_net, x_T, y, steps, method, clip=True, noise=lambda i: noises[i])
+    assert left and error(actual, x) < 3e-6
+    assert method == "ancestral" or actual.abs().max() <= 1
 
 
 def test_clipping_changes_nothing_inside_the_bounds():

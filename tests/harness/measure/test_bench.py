@@ -1,14 +1,13 @@
-"""The commands `bench` and `bench-kernels`, the stage of a run, and turns on a GPU."""
+"""The commands `bench` and `bench-kernels`, the stage `bench` of a run, and the lock of the GPU."""
 
 import json
 from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
-from lamabench.ablations import study as studies
+from lamabench.ablations.study import load
 from lamabench.harness.config import RunConfig
-from lamabench.harness.measure import models as module
-from lamabench.harness.measure import operators, timing
+from lamabench.harness.measure import models, operators, timing
 from lamabench.harness.measure.models import WrongOutput
 from lamabench.harness.progress import Progress
 from lamabench.harness.record import read_lines
@@ -30,7 +29,7 @@ def test_both_benchmarks_hold_the_gpu(command, monkeypatch):
         yield
         held.append("free")
 
-    place, config = (module, make()) if command == "bench" else (operators, make(NANO))
+    place, config = (models, make()) if command == "bench" else (operators, make(NANO))
     monkeypatch.setattr(place, "one_at_a_time", watched)
     rows = rows_of(config) if command == "bench" else operator_rows_of(config)
     assert held == [] and next(iter(rows))["state"] == "done" and held == ["cpu"]
@@ -53,7 +52,7 @@ def records(folder):
 
 
 def test_a_killed_sweep_continues(folder, monkeypatch, capsys):
-    timed, calls = module.time_calls, []
+    timed, calls = models.time_calls, []
 
     def killed(*args):
         calls.append(args)
@@ -61,7 +60,7 @@ def test_a_killed_sweep_continues(folder, monkeypatch, capsys):
             raise KeyboardInterrupt
         return timed(*args)
 
-    monkeypatch.setattr(module, "time_calls", killed)
+    monkeypatch.setattr(models, "time_calls", killed)
     assert main(["bench", "dit_nano", *WORDS]) == 130
     before = records(folder)
     assert [(row["mode"], row["batch_size"]) for row in before] == [("forward", 1), ("forward", 2)]
@@ -79,7 +78,7 @@ def test_a_killed_sweep_continues(folder, monkeypatch, capsys):
     assert "next: lamabench report runs/bench" in capsys.readouterr().out
 
 
-def test_a_disturbed_measurement_is_told_and_kept(folder, monkeypatch, capsys):
+def test_a_disturbed_measurement_is_reported_and_recorded(folder, monkeypatch, capsys):
     monkeypatch.setattr(timing, "others_busy", lambda: lambda: "other processes kept 3.0 of 4 cores busy")
     assert main(["bench", "dit_nano", *WORDS]) == 0
     captured = capsys.readouterr()
@@ -94,11 +93,11 @@ def test_wrong_rows_are_recorded_and_the_command_fails(folder, monkeypatch, caps
         assert main(["bench", "dit_nano", "lamamba_nano", "bench.modes=[forward]", *WORDS[3:]]) == 1
     captured = capsys.readouterr()
     assert "dit_nano: 2 measurements without a number" in captured.err and "wrong" in captured.out
-    (theirs,) = folder.glob("runs/bench/lamamba_nano-*")
-    assert [row.state for row in read_run(theirs).records] == ["done", "done"]  # the next model goes on
+    (lamamba,) = folder.glob("runs/bench/lamamba_nano-*")
+    assert [row.state for row in read_run(lamamba).records] == ["done", "done"]  # the next model is measured
     assert main(["bench", "dit_nano", "bench.modes=[forward]", *WORDS[3:]]) == 0  # measured again
-    (ours,) = folder.glob("runs/bench/dit_nano-*")
-    assert [row.state for row in read_run(ours).records] == ["wrong", "wrong", "done", "done"]
+    (dit,) = folder.glob("runs/bench/dit_nano-*")
+    assert [row.state for row in read_run(dit).records] == ["wrong", "wrong", "done", "done"]
 
 
 def test_bench_kernels_command(folder, capsys):
@@ -118,7 +117,7 @@ def model_task(folder, **settings):
     return task
 
 
-def test_a_stage_with_a_batch_too_large_is_done(tmp_path, monkeypatch):
+def test_a_stage_with_a_batch_that_is_too_large_is_done(tmp_path, monkeypatch):
     out_of_memory_above(monkeypatch, 10)
     task = model_task(tmp_path, batch_size=[16, 2], modes=["forward"])
     execute(task, Progress())
@@ -141,7 +140,7 @@ def test_a_stage_with_a_wrong_row_is_not_done(tmp_path, monkeypatch):
 
 
 def test_crossover_runs_to_its_figure(folder):
-    planned = plan(studies.load("crossover").debug_size(), ["run.device=cpu"])
+    planned = plan(load("crossover").debug_size(), ["run.device=cpu"])
     assert [run.name for run in planned] == ["dit_nano", "lamamba_nano"]
     for run in planned:
         for task in run.tasks:
@@ -155,7 +154,7 @@ def test_crossover_runs_to_its_figure(folder):
 
 
 def test_crossover_asks_about_both_and_only_measures():
-    study = studies.load("crossover")
+    study = load("crossover")
     assert study.stages == ["bench"] and study.axes == {"model": ["dit_xl_2", "lamamba_xl_release", "lamamba_xl"]}
     config = plan(study)[0].config
     assert [8 * side for side in config.bench.input_sizes or []] == [128, 256, 512, 1024, 2048]

@@ -1,4 +1,4 @@
-"""Every operator alone against the reference, before a benchmark prints a number."""
+"""Every operator is compared with the reference in isolation before a benchmark prints a number."""
 
 import json
 import math
@@ -8,8 +8,7 @@ import pytest
 import torch
 from lamabench.baselines.dit import DiTConfig
 from lamabench.harness.config import BenchConfig, Config, DataConfig, RunConfig
-from lamabench.harness.measure import check
-from lamabench.harness.measure import models as module
+from lamabench.harness.measure import check, models
 from lamabench.harness.measure.calls import Call, results
 from lamabench.harness.measure.check import SMALL, Held, WrongOutput, check_operators, fill_free_memory
 from lamabench.harness.record import read_lines
@@ -18,47 +17,36 @@ from lamabench.kernels.attention import PlainAttention, sdpa
 from lamabench.kernels.errors import InputError
 from lamabench.launch.cli import main
 from lamabench.models.registry import build, preset, select_backends
-from measuring import rows_of
+from measuring import collect
 
 DIT = DiTConfig(input_size=8, in_channels=1, num_classes=10, patch_size=2, hidden_size=16, depth=2, num_heads=2)
 
 
 def make(model=DIT, precision="float32", attention="flash4", **settings):
     quick = {"batch_size": [1, 2], "repeats": 2, "seconds": 0.05, "warmup": 1, "precision": precision}
-    data = DataConfig(kind="none", size=model.input_size, channels=model.in_channels, num_classes=model.num_classes)
-    config = Config(model=model, data=data, bench=BenchConfig(**{**quick, **settings}), run=RunConfig(device="cpu"))
+    bench = BenchConfig(**{**quick, **settings})
+    config = Config(model=model, data=DataConfig(), bench=bench, run=RunConfig(device="cpu"))
     config.backend.attention = attention
     return config
-
-
-def collect(config):
-    """Every row, and the error at the end or None."""
-    found = []
-    try:
-        for row in rows_of(config):
-            found.append(row)
-    except WrongOutput as error:
-        return found, str(error)
-    return found, None
 
 
 def ready(model, precision, **backends):
     """A net, its backends, and the reference of the whole net."""
     torch.manual_seed(0)
     net = build(model)
-    module.fill_constants(net)
+    models.fill_constants(net)
     return net, select_backends(net, backends, "cpu"), check.reference(net, precision, "cpu")
 
 
 @pytest.fixture
 def plant(monkeypatch):
-    """Puts a function in the place of FlashAttention 4, which runs nowhere here: plain torch is its rival."""
+    """Replaces FlashAttention 4, which does not run here and whose rival is plain torch, by a function."""
 
     def put(run):
         backends = OPERATORS["attention"].backends
         planted = replace(backends["flash4"], run=run, reasons=lambda device: [])
         monkeypatch.setitem(backends, "flash4", planted)
-        monkeypatch.setattr(OPERATORS["attention"], "_resolved", {})  # what it has answered so far
+        monkeypatch.setattr(OPERATORS["attention"], "_resolved", {})  # forget earlier choices
 
     return put
 
@@ -66,18 +54,18 @@ def plant(monkeypatch):
 @pytest.fixture
 def compared(monkeypatch):
     """The calls that are compared, as (operator, shape of its first argument)."""
-    found, compare = [], Held.compare
+    calls, compare = [], Held.compare
 
     def watched(self, run, floor):
-        found.append((self.call.operator, tuple(self.call.args[0].shape)))
+        calls.append((self.call.operator, tuple(self.call.args[0].shape)))
         return compare(self, run, floor)
 
     monkeypatch.setattr(Held, "compare", watched)
-    return found
+    return calls
 
 
 class LastColumns(torch.autograd.Function):
-    """Its argument; of the gradient's last four columns nothing is right."""
+    """The identity, with a gradient whose last four columns are wrong."""
 
     @staticmethod
     def forward(ctx, x):
@@ -94,13 +82,13 @@ def wrong_gradient(q, k, v):
     return sdpa(LastColumns.apply(q), k, v)
 
 
-def test_a_gradient_that_drowns_among_the_others_is_found(plant):
+def test_a_wrong_gradient_that_is_small_among_the_others_is_detected(plant):
     plant(wrong_gradient)
-    net, backends, made = ready(DIT, "bfloat16", attention="flash4")
-    errors = check.check(net, net, made, 2, "train", "bfloat16", "cpu")  # all together: nothing seen
+    net, backends, expected = ready(DIT, "bfloat16", attention="flash4")
+    errors = check.check(net, net, expected, 2, "train", "bfloat16", "cpu")  # not visible in all gradients together
     assert errors["gradient_error"] < 0.02
     with pytest.raises(WrongOutput, match=r"^attention=flash4: q off by 1\.\de\+00, plain torch by \d\.\de-02: not"):
-        check_operators(net, backends, made.backends, "bfloat16", "cpu")
+        check_operators(net, backends, expected.backends, "bfloat16", "cpu")
     rows, error = collect(make(precision="bfloat16", input_sizes=[8, 4]))
     assert len(rows) == 2 * 2 * 2 and error is not None  # sizes, modes, batches
     for row in rows:
@@ -108,7 +96,7 @@ def test_a_gradient_that_drowns_among_the_others_is_found(plant):
         assert not any(name.endswith("_ms") or name == "images_per_s" for name in row)
 
 
-def test_the_command_says_so_and_fails(plant, tmp_path, monkeypatch, capsys):
+def test_the_command_reports_it_and_fails(plant, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     words = ["depth=1", "hidden_size=16", "num_heads=2", "bench.batch_size=2", "run.device=cpu", "bench.seconds=0.05"]
     words += ["bench.precision=bfloat16", "backend.attention=flash4"]
@@ -117,15 +105,15 @@ def test_the_command_says_so_and_fails(plant, tmp_path, monkeypatch, capsys):
     assert "wrong: attention=flash4: q off by" in capsys.readouterr().err
     plant(sdpa)
     assert main(["bench", "dit_nano", *words]) == 0
-    said = capsys.readouterr().err
+    output = capsys.readouterr().err
     (path,) = tmp_path.glob("runs/bench/*/record.jsonl")
     lines = read_lines(path)
     assert [line["state"] for line in lines] == ["wrong", "wrong", "done", "done"]
     (error,) = {line.get("operator_error") for line in lines[2:]}
-    assert f"checked against float32, attention=reference; operators alone off by {error:.1e} at most" in said
+    assert f"checked against float32, attention=reference; operators alone off by {error:.1e} at most" in output
 
 
-def test_a_wrong_output_is_found_where_only_forward_passes_are_measured(plant):
+def test_a_wrong_output_is_detected_if_only_forward_passes_are_measured(plant):
     plant(lambda q, k, v: sdpa(q, k, v) * 1.01)
     rows, error = collect(make(modes=["forward"]))
     assert [row["state"] for row in rows] == ["wrong", "wrong"] and error is not None
@@ -145,21 +133,21 @@ def test_the_floor_is_that_of_whole_models(factor, state, plant):
     ("name", "calls"),
     [
         ("dit_nano", {"attention": 1}),
-        # Two levels, of 8 × 8 and 4 × 4 tokens. Windows are shifted on the larger one alone.
+        # Two levels, of 8 × 8 and 4 × 4 tokens. Windows are shifted only on the larger level.
         ("lamamba_nano", {"depthwise_conv": 2, "selective_scan": 2, "gated_norm": 2, "window_attention": 3}),
         ("unet_nano", {"attention": 1}),
     ],
 )
 def test_the_right_backends_pass(name, calls, precision, compared):
-    net, backends, made = ready(preset(name).config, precision)
+    net, backends, expected = ready(preset(name).config, precision)
     net.eval()
-    error = check_operators(net, backends, made.backends, precision, "cpu")
+    error = check_operators(net, backends, expected.backends, precision, "cpu")
     assert error is not None and 0 < error < {"float32": 1e-5, "bfloat16": 5e-2}[precision]
     assert not net.training and not net.checkpointing and all(v.grad is None for v in net.parameters())
     assert {operator: [one for one, _ in compared].count(operator) for operator in dict(compared)} == calls
 
 
-def test_operators_are_checked_once_a_size(compared):
+def test_operators_are_checked_once_for_each_size(compared):
     rows, error = collect(make(attention="reference", input_sizes=[8, 4], checkpointing=[False, True]))
     assert error is None and len(rows) == 2 * 3 * 2
     assert compared == [("attention", (1, 2, 16, 8)), ("attention", (1, 2, 4, 8))]
@@ -167,22 +155,22 @@ def test_operators_are_checked_once_a_size(compared):
 
 
 def test_a_net_without_operators_has_no_error():
-    net, backends, made = ready(replace(preset("lamamba_nano").config, mixers=["none"]), "float32")
-    assert backends == {} and check_operators(net, backends, made.backends, "float32", "cpu") is None
+    net, backends, expected = ready(replace(preset("lamamba_nano").config, mixers=["none"]), "float32")
+    assert backends == {} and check_operators(net, backends, expected.backends, "float32", "cpu") is None
 
 
 def test_queries_that_see_one_key_have_no_gradient():
-    """Zero, of which no error can be a fraction."""
+    """The gradient is zero, so that no relative error exists."""
     rows, error = collect(make(replace(DIT, input_size=2), attention="sdpa"))
     assert error is None and all(row["state"] == "done" for row in rows)
 
 
-def test_many_tokens_are_held_against_plain_torch(monkeypatch):
-    """In float64; of attention without keeping every score."""
-    given = []
+def test_many_tokens_are_compared_with_plain_torch(monkeypatch):
+    """In float64, and without storing every score of attention."""
+    calls = []
 
     def watched(run, call, dtype=None, **more):
-        given.append((call.operator, run, dtype))
+        calls.append((call.operator, run, dtype))
         return results(run, call, dtype, **more)
 
     monkeypatch.setattr(check, "results", watched)
@@ -192,14 +180,14 @@ def test_many_tokens_are_held_against_plain_torch(monkeypatch):
         ("lamamba_nano", "selective_scan", "torch", OPERATORS["selective_scan"].backends["torch"].run),
         ("lamamba_nano", "window_attention", "reference", OPERATORS["window_attention"].backends["reference"].run),
     ):
-        net, backends, made = ready(preset(name).config, "bfloat16")
-        given.clear()
-        check_operators(net, backends, made.backends, "bfloat16", "cpu")
-        exact = {(run, dtype) for called, run, dtype in given if called == operator and dtype}
-        assert made.backends[operator] == backend and exact == {(run, torch.float64)}
+        net, backends, expected = ready(preset(name).config, "bfloat16")
+        calls.clear()
+        check_operators(net, backends, expected.backends, "bfloat16", "cpu")
+        exact = {(run, dtype) for called, run, dtype in calls if called == operator and dtype}
+        assert expected.backends[operator] == backend and exact == {(run, torch.float64)}
 
 
-def test_the_outputs_gradient_lies_as_the_output_does():
+def test_the_outputs_gradient_has_the_layout_of_the_output():
     seen = []
 
     class Watched(torch.autograd.Function):
@@ -231,7 +219,7 @@ def test_torchs_own_attention_is_not_its_own_rival(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("error", "state", "told"),
+    ("error", "state", "message"),
     [
         (
             torch.cuda.OutOfMemoryError("CUDA out of memory"),
@@ -241,16 +229,16 @@ def test_torchs_own_attention_is_not_its_own_rival(monkeypatch):
         (RuntimeError("no kernel image\nat a"), "failed", "RuntimeError: no kernel image"),
     ],
 )
-def test_a_backend_that_cannot_be_checked_is_in_every_row(error, state, told, plant):
+def test_a_backend_that_cannot_be_checked_is_in_every_row(error, state, message, plant):
     def broken(q, k, v):
         raise error
 
     plant(broken)
     rows, _ = collect(make(batch_size=[1]))
-    assert [row["state"] for row in rows] == [state, state] and rows[0]["error"].startswith(told)
+    assert [row["state"] for row in rows] == [state, state] and rows[0]["error"].startswith(message)
 
 
-def test_a_backend_that_refuses_ends_the_benchmark(plant):
+def test_a_backend_that_refuses_its_input_ends_the_benchmark(plant):
     def refused(q, k, v):
         raise InputError("attention: not this type")
 
@@ -259,7 +247,7 @@ def test_a_backend_that_refuses_ends_the_benchmark(plant):
         collect(make())
 
 
-# Memory that nobody wrote
+# Uninitialised memory
 
 
 def a_call(tokens=16, width=8, device="cpu"):
@@ -269,8 +257,8 @@ def a_call(tokens=16, width=8, device="cpu"):
 
 
 def reader(left, place):
-    """Attention that adds nothing times what `left` returns to the queries or, in the backward pass, to the output's
-    gradient: first of all, before other memory has been used and given back."""
+    """Attention that adds zero times the result of `left` to the queries or, in the backward pass, to the output's
+    gradient. It does so first, before it uses and frees other memory."""
 
     class Reads(torch.autograd.Function):
         @staticmethod
@@ -288,7 +276,7 @@ def reader(left, place):
 
 @pytest.mark.parametrize("place", ["forward", "backward"])
 def test_memory_is_spoilt_before_each_pass(place, monkeypatch):
-    """With a number in the place of memory, which each reader leaves clean."""
+    """A number stands for the memory, and each reader resets it."""
     memory, sizes = [0.0], []
 
     def spoil(device, size):
@@ -296,8 +284,8 @@ def test_memory_is_spoilt_before_each_pass(place, monkeypatch):
         sizes.append(size)
 
     def left(x):
-        found, memory[0] = memory[0], 0.0
-        return torch.full_like(x, found)
+        content, memory[0] = memory[0], 0.0
+        return torch.full_like(x, content)
 
     held = Held(a_call(), "float32", "cpu")
     assert held.compare(reader(left, place), 1e-5)["state"] == "done"
@@ -314,7 +302,7 @@ def test_a_cpu_has_no_memory_to_spoil(monkeypatch):
 
 
 def test_every_gap_is_filled(monkeypatch):
-    """With a made-up list of what the allocator holds, and 160 MiB free beside it."""
+    """With a made-up snapshot of the allocator, and 160 MiB of free memory."""
 
     def segment(kind, *blocks):
         held = [{"size": size, "state": state} for size, state in blocks]
@@ -344,8 +332,8 @@ def test_every_gap_is_filled(monkeypatch):
 @pytest.mark.gpu
 @pytest.mark.parametrize("place", ["forward", "backward"])
 @pytest.mark.parametrize(("tokens", "width"), [(4, 8), (512, 64), (4096, 128)])
-def test_reading_what_nobody_wrote_is_found_on_the_gpu(tokens, width, place):
-    """256 bytes, 256 KiB and 4 MiB: of the allocator's small and large blocks."""
+def test_reading_uninitialised_memory_is_detected_on_the_gpu(tokens, width, place):
+    """Tensors of 256 bytes, 256 KiB and 4 MiB use the allocator's small and large blocks."""
     held = Held(a_call(tokens, width, "cuda"), "float32", "cuda")
     right = held.compare(reader(torch.zeros_like, place), 1e-5)
     assert right["state"] == "done"
@@ -355,27 +343,27 @@ def test_reading_what_nobody_wrote_is_found_on_the_gpu(tokens, width, place):
 
 @pytest.mark.gpu
 def test_gaps_are_spoilt_on_the_gpu():
-    """A gap between two tensors that stay is what the allocator gives first."""
+    """The allocator first hands out the gaps between tensors that stay."""
     torch.cuda.empty_cache()
     blocks = [torch.zeros(SMALL // 16, device="cuda") for _ in range(8)]  # 256 KiB
     places = {block.data_ptr() for block in blocks[1::2]}
     del blocks[1::2]
     fill_free_memory("cuda", SMALL)
-    found = [torch.empty(SMALL // 16, device="cuda") for _ in places]
-    assert places & {block.data_ptr() for block in found}
-    assert all(bool(block.isnan().all()) for block in found)
+    fresh = [torch.empty(SMALL // 16, device="cuda") for _ in places]
+    assert places & {block.data_ptr() for block in fresh}
+    assert all(bool(block.isnan().all()) for block in fresh)
     assert not any(bool(block.any()) for block in blocks)
 
 
 @pytest.mark.gpu
-def test_the_check_finds_attention_as_the_model_left_it_on_the_gpu():
-    """The reference of many tokens has been through torch's attention, in the model, by the time it is checked alone:
-    what cuDNN keeps of the former must fit the latter."""
+def test_the_check_of_attention_passes_after_the_model_ran_on_the_gpu():
+    """For many tokens, the model's reference has run torch's attention before attention is checked in isolation. What
+    cuDNN cached in the first call must fit the second."""
     model = DiTConfig(input_size=64, in_channels=4, num_classes=10, patch_size=2, hidden_size=144, depth=1, num_heads=2)
     torch.manual_seed(0)
     net = build(model).to("cuda")
-    module.fill_constants(net)
+    models.fill_constants(net)
     backends = select_backends(net, {}, "cuda")
-    made = check.reference(net, "bfloat16", "cuda")
-    assert made.backends == backends == {"attention": "sdpa"}
-    assert (check_operators(net, backends, made.backends, "bfloat16", "cuda") or 0) < 0.3
+    expected = check.reference(net, "bfloat16", "cuda")
+    assert expected.backends == backends == {"attention": "sdpa"}
+    assert (check_operators(net, backends, expected.backends, "bfloat16", "cuda") or 0) < 0.3

@@ -1,4 +1,4 @@
-"""The cost count against the papers, the released code's counts, fvcore and sums done by hand."""
+"""The cost count against the papers, counts of the released code, fvcore and sums by hand."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -7,7 +7,6 @@ import pytest
 import torch
 import yaml
 from fvcore.nn import FlopCountAnalysis
-from lamabench.harness.measure import cost as module
 from lamabench.harness.measure.cost import PARTS, Count, cost
 from lamabench.kernels.errors import InputError
 from lamabench.launch.cli import main
@@ -33,7 +32,7 @@ def test_counts_of_the_released_code(row):
     assert round(counted.params / 1e6, 3) == row["params_m"]
     assert round(counted.macs / 1e9, 3) == row["macs_g"]
     if "paper_g" in row:
-        # Within 0.02 %; a row printed more coarsely than that (6.06) must round to what is printed.
+        # Within 0.02 %. A number that is printed with fewer digits (6.06) must agree after rounding.
         close = abs(counted.paper_gflops - row["paper_g"]) <= 2e-4 * row["paper_g"]
         assert close or round(counted.paper_gflops, 2) == row["paper_g"]
 
@@ -43,19 +42,19 @@ def test_table_of_the_dit_paper(row):
     counted = cost(preset(NAMES[row["model"]]).config)
     last_digit = 10 ** -len(str(row["macs_g"]).split(".")[1])
     assert abs(counted.paper_gflops - row["macs_g"]) <= max(0.01 * row["macs_g"], last_digit)
-    # The paper rounds parameters to millions (B/2 is 130.5 there, printed as 130).
+    # The paper rounds parameters to millions (it prints 130.5 for B/2 as 130).
     assert abs(counted.params / 1e6 - row["params_m"]) <= 0.6
 
 
 @pytest.mark.parametrize("row", PUBLISHED["lamamba_diff"], ids=lambda r: str(r["resolution"]))
-def test_saving_that_the_lamamba_paper_claims(row):
-    ours, theirs = at_size("lamamba_xl", row["resolution"] // 8), at_size("dit_xl_2", row["resolution"] // 8)
-    saving = 100 * (ours.paper_gflops / theirs.paper_gflops - 1)
+def test_the_saving_that_the_lamamba_paper_claims(row):
+    lamamba, dit = at_size("lamamba_xl", row["resolution"] // 8), at_size("dit_xl_2", row["resolution"] // 8)
+    saving = 100 * (lamamba.paper_gflops / dit.paper_gflops - 1)
     assert saving == pytest.approx(row["macs_vs_dit_xl2_percent"], abs=0.2)
 
 
 @pytest.mark.parametrize(("name", "params_m"), [("lamamba_s", 28.16), ("lamamba_b", 136.34), ("lamamba_l", 478.1)])
-def test_our_own_widths(name, params_m):
+def test_presets_that_no_paper_has(name, params_m):
     assert cost(preset(name).config).params / 1e6 == pytest.approx(params_m, abs=0.05)
 
 
@@ -68,13 +67,13 @@ def test_parts_add_up(name):
     assert sum(p.flops for p in counted.parts.values()) == counted.flops
 
 
-def test_nano_models_are_alike_in_size():
+def test_nano_models_have_similar_sizes():
     sizes = [cost(preset(name).config).params for name in ("lamamba_nano", "dit_nano", "unet_nano")]
     assert min(sizes) >= 0.5e6 and max(sizes) <= 3e6 and max(sizes) / min(sizes) < 1.25
 
 
 def test_one_block_by_hand():
-    """One stage, one encoder block and two in the decoder, window attention alone, no bottleneck."""
+    """One stage with one block in the encoder and two in the decoder, only window attention, no bottleneck."""
     side, dim, window, classes = 8, 8, 4, 5
     config = LaMambaConfig(
         input_size=side, in_channels=2, num_classes=classes, dim=dim, depths=[1], bottleneck_depth=0, num_heads=2,
@@ -83,20 +82,20 @@ def test_one_block_by_hand():
     tokens, blocks = side * side, 3
     attention = blocks * (tokens * (3 * dim * dim + dim * dim) + 2 * tokens * window**2 * dim)
     mlp = blocks * tokens * 2 * dim * 4 * dim
-    # Time embedder; adaLN of each block, the projection of the two decoder blocks, both for the head.
+    # Time embedder, adaLN of each block, the projection of the two decoder blocks, and both of these for the head.
     conditioning = 256 * dim + dim * dim + blocks * dim * 6 * dim + 2 * dim * dim + dim * dim + dim * 2 * dim
     rest = tokens * (2 * dim + dim * dim + dim * 4)  # stem, expansion, last Linear
     counted = cost(config)
     by_part = {name: part.macs for name, part in counted.parts.items() if part.macs}
     assert by_part == {"attention": attention, "mlp": mlp, "conditioning": conditioning, "rest": rest}
-    # Normalised elements: two a block, stem and expansion affine; the head's plain.
+    # Normalised elements: two norms per block, stem and expansion are affine, the head's norm is not.
     affine, plain = tokens * dim * (2 * blocks + 2), tokens * dim
     assert counted.flops == 2 * counted.macs + 5 * affine + 4 * plain
     assert counted.paper_gflops * 1e9 == pytest.approx(counted.macs + 5 * affine + 4 * plain)
 
 
 def test_scan_by_hand():
-    """9·K·E·L·N + K·E·L operations a scan, projections and step sizes as multiply-adds."""
+    """A scan has 9·K·E·L·N + K·E·L operations; projections and step sizes are multiply-adds."""
     dim, side, states = 16, 4, 3
     config = LaMambaConfig(
         input_size=side, in_channels=1, num_classes=0, dim=dim, depths=[1], bottleneck_depth=0, num_heads=1,
@@ -110,7 +109,7 @@ def test_scan_by_hand():
 
 
 def test_norm_after_the_scan_by_hand():
-    """Five operations an element, whether torch's LayerNorm runs or the fused operator."""
+    """Five operations per element, for torch's LayerNorm and for the fused operator."""
     mixer = SS2D(16, 4, 3, "cross", 2, False).to("meta")
     count = Count(mixer)
     x = torch.empty(2, 4, 4, 16, device="meta")
@@ -126,7 +125,7 @@ def test_norm_after_the_scan_by_hand():
 
 
 def test_fvcore_counts_the_same_products():
-    """A third count. fvcore does not know fused attention, so the model has none: a scan-free, attention-free block."""
+    """A third count. The model has neither scan nor attention because fvcore does not know fused attention."""
     config = LaMambaConfig(
         input_size=8, in_channels=2, num_classes=3, dim=8, depths=[1, 1, 1], bottleneck_depth=1, num_heads=1,
         mixers=["conv"],
@@ -140,7 +139,7 @@ def test_fvcore_counts_the_same_products():
 
 
 class Inside(nn.Module):
-    """Tokens [1, 4, 4, 8] through a module; the counts of a backbone without the backbone."""
+    """A net that consists of one module for tokens [1, 4, 4, 8]."""
 
     def __init__(self, module):
         super().__init__()
@@ -151,7 +150,7 @@ class Inside(nn.Module):
 
 
 def counted_inside(module):
-    """The totals of a net that is this module alone, at [1, 4, 4, 8]."""
+    """The totals of a net that consists of this module."""
     net = Inside(module).to("meta")
     count = Count(net)
     with torch.no_grad(), count.watching():
@@ -160,7 +159,7 @@ def counted_inside(module):
 
 
 class Strange(nn.Module):
-    """A layer that no count knows, of operators that it knows."""
+    """A layer of unknown type, with operators of known cost."""
 
     def __init__(self):
         super().__init__()
@@ -171,7 +170,7 @@ class Strange(nn.Module):
 
 
 class FourierMixer(nn.Module):
-    """Filters in the frequency domain between two projections (GFNet, arXiv 2107.00645): torch.fft, and a product."""
+    """Filters in the frequency domain between two projections (GFNet, arXiv 2107.00645): torch.fft and a product."""
 
     def __init__(self):
         super().__init__()
@@ -190,17 +189,17 @@ class DeclaredFourierMixer(FourierMixer):
         return self.own
 
 
-PRODUCT = 4 * 4 * 8 * 8  # of a matrix [8, 8] with every token
+PRODUCT = 4 * 4 * 8 * 8  # multiply-adds of a matrix [8, 8] with every token
 
 
-def test_a_layer_that_is_not_known_is_one_line():
+def test_an_unknown_layer_is_one_line():
     with pytest.raises(
         InputError, match=r"^the cost of Strange \(mixer\) is not known: give Strange own_macs\(\*inputs"
     ):
         counted_inside(Strange())
 
 
-def test_an_operator_that_is_not_known_is_one_line():
+def test_an_unknown_operator_is_one_line():
     with pytest.raises(InputError) as error:
         counted_inside(FourierMixer())
     assert str(error.value) == (
@@ -209,8 +208,8 @@ def test_an_operator_that_is_not_known_is_one_line():
     )
 
 
-def test_a_module_answers_for_the_operators_in_it():
-    """Its own number and the Linear that it calls; never less than what is known to multiply in it."""
+def test_own_macs_covers_the_operators_in_a_module():
+    """The count is the module's number and its Linear. A number below the known products is an error."""
     assert counted_inside(DeclaredFourierMixer())["macs"] == 5000 + PRODUCT
     short = DeclaredFourierMixer()
     short.own = PRODUCT - 1
@@ -220,7 +219,7 @@ def test_a_module_answers_for_the_operators_in_it():
         counted_inside(short)
 
 
-def test_a_module_answers_for_itself_alone():
+def test_own_macs_does_not_cover_child_modules():
     class Outer(Inside):
         def own_macs(self, x):
             return 0
@@ -229,19 +228,19 @@ def test_a_module_answers_for_itself_alone():
         counted_inside(Outer(FourierMixer()))
 
 
-def test_the_command_says_so_in_a_line(monkeypatch, capsys):
+def test_the_command_prints_it_as_one_line(monkeypatch, capsys):
     class Fourier(build(TINY_DIT).__class__):
         def forward(self, x, t, y):
             return torch.fft.fft2(super().forward(x, t, y)).real
 
-    monkeypatch.setattr(module, "build", Fourier)
+    monkeypatch.setattr("lamabench.harness.measure.cost.build", Fourier)
     assert main(["cost", "dit_nano"]) == 2
     line = capsys.readouterr().err
     assert "Fourier calls aten::_fft_c2c, whose cost is not known: give Fourier own_macs" in line
     assert line.count("\n") == 1 and "Traceback" not in line
 
 
-def test_a_part_that_is_not_one_is_an_error():
+def test_an_unknown_part_is_an_error():
     strange = nn.Identity()
     strange.part = "mixer"
     with pytest.raises(InputError, match=r"unknown part of Identity \(mixer\) 'mixer'; choices: ssm, scan, attention"):

@@ -1,4 +1,4 @@
-"""Peaks of GPUs by their names, and how much of one a model uses."""
+"""Peak rates of GPUs by name, and model FLOPs utilisation."""
 
 import pytest
 from lamabench.harness.measure import gpus

@@ -1,4 +1,4 @@
-"""Benchmarks of models: what is checked before a number is printed, and what becomes a row instead."""
+"""Benchmarks of models: the checks before a number is printed, and failures that become rows."""
 
 import json
 import math
@@ -10,8 +10,7 @@ from lamabench.baselines.adm import ADMConfig
 from lamabench.harness import device
 from lamabench.harness.config import BackendConfig
 from lamabench.harness.diffusion.gaussian import DDPM
-from lamabench.harness.measure import check
-from lamabench.harness.measure import models as module
+from lamabench.harness.measure import check, models
 from lamabench.harness.measure.search import Point
 from lamabench.kernels.errors import InputError
 from lamabench.models.registry import build, preset
@@ -20,7 +19,7 @@ from measuring import DIT, NANO, collect, make, out_of_memory_above, planted, ro
 
 def test_a_bench_with_nothing_to_measure_does_not_wait(monkeypatch):
     rows, _ = collect(make(modes=["forward"]))
-    monkeypatch.setattr(module, "one_at_a_time", None)
+    monkeypatch.setattr(models, "one_at_a_time", None)
     assert collect(make(modes=["forward"]), rows) == ([], None)
 
 
@@ -38,12 +37,12 @@ def test_rows():
         assert json.dumps(row, allow_nan=False)
     assert "gradient_error" not in rows[0] and 0 <= rows[1]["gradient_error"] < 1e-6
     assert rows[0]["macs"] > 3 * rows[2]["macs"] and rows[0]["flops"] > 2 * rows[0]["macs"]
-    assert collect(config, rows) == ([], None)  # all there
+    assert collect(config, rows) == ([], None)  # nothing is missing
 
 
-def test_the_weights_stay_what_was_checked():
+def test_the_weights_stay_those_of_the_check():
     settings = make(modes=["train"]).bench
-    subject = module.Subject(DIT, settings, BackendConfig(), DDPM(), "cpu", lambda text: None)
+    subject = models.Subject(DIT, settings, BackendConfig(), DDPM(), "cpu", lambda text: None)
     before = [parameter.clone() for parameter in subject.net.parameters()]
     assert subject.row(Point(8, "train", False, "eager", 2))["state"] == "done"
     assert all(torch.equal(a, b) for a, b in zip(before, subject.net.parameters(), strict=True))
@@ -52,21 +51,21 @@ def test_the_weights_stay_what_was_checked():
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_reference_is_the_model_and_its_gradients(precision):
-    """Against the same net called plainly: the first and last of four images, the gradient of the last alone."""
+    """Against a direct call of the net with four images, of which only the last has a gradient."""
     torch.manual_seed(0)
     net = build(DIT)
-    module.fill_constants(net)
-    made = check.reference(net, precision, "cpu")
-    assert (made.plain_output > 0) == (made.plain_gradients > 0) == (precision == "bfloat16")
+    models.fill_constants(net)
+    reference = check.reference(net, precision, "cpu")
+    assert (reference.plain_output > 0) == (reference.plain_gradients > 0) == (precision == "bfloat16")
     assert net.training and not net.checkpointing
-    x, t, y = check.batch_of(made, 4, "cpu")
+    x, t, y = check.batch_of(reference, 4, "cpu")
     assert not torch.equal(x[0], x[1]) and torch.equal(x[0], x[3])
     out = net(x, t, y)
-    torch.testing.assert_close(out[3], made.output, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(out[3], reference.output, rtol=1e-5, atol=1e-5)
     parameters = check.trained(net)
-    gradients = torch.autograd.grad((out[3] * made.weights).sum(), parameters)
-    for ours, theirs in zip(made.gradients, gradients, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    gradients = torch.autograd.grad((out[3] * reference.weights).sum(), parameters)
+    for actual, expected in zip(reference.gradients, gradients, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_relative_rms_by_hand():
@@ -77,18 +76,18 @@ def test_relative_rms_by_hand():
     assert check.relative_rms([torch.tensor([3.0, 4.0])], zero) == 5 and check.relative_rms(zero, zero) == 0
 
 
-def test_forward_passes_have_rounded_weights_and_training_has_not(monkeypatch):
+def test_only_forward_passes_have_rounded_weights(monkeypatch):
     seen = []
 
     def watch(right):
-        def made(call, net, *more):
+        def watched(call, net, *more):
             seen.append({parameter.dtype for parameter in net.parameters()})
             return right(call, net, *more)
 
-        return made
+        return watched
 
     for name in ("forward", "train_step"):
-        monkeypatch.setattr(module, name, watch(getattr(module, name)))
+        monkeypatch.setattr(models, name, watch(getattr(models, name)))
     modes = {"modes": ["forward", "train"], "batch_size": [1, 2]}
     assert collect(make(precision="bfloat16", **modes))[1] is None
     both, full = {torch.bfloat16, torch.float32}, {torch.float32}
@@ -106,7 +105,7 @@ def test_no_number_for_a_wrong_output(monkeypatch):
     assert error is not None and error.startswith("2 measurements without a number, the first: input 8, forward")
 
 
-def test_a_wrong_last_image_is_found(monkeypatch):
+def test_a_wrong_last_image_is_detected(monkeypatch):
     def spoil(right):
         def run(*args):
             out = right(*args)
@@ -118,7 +117,7 @@ def test_a_wrong_last_image_is_found(monkeypatch):
     assert [row["state"] for row in collect(make(modes=["forward"]))[0]] == ["wrong"]
 
 
-def test_a_wrong_gradient_stops_training_alone(monkeypatch):
+def test_a_wrong_gradient_only_stops_training(monkeypatch):
     class Tilted(torch.autograd.Function):
         @staticmethod
         def forward(ctx, x):
@@ -129,19 +128,19 @@ def test_a_wrong_gradient_stops_training_alone(monkeypatch):
             return grad_outputs[0] * 1.01
 
     planted(monkeypatch, lambda right: lambda *args: Tilted.apply(right(*args)))
-    monkeypatch.setattr(module, "check_operators", lambda *_: None)  # which would find it first, in every row
+    monkeypatch.setattr(models, "check_operators", lambda *_: None)  # it would detect the error first, in every row
     rows, error = collect(make())
     assert [row["state"] for row in rows] == ["done", "wrong"] and "gradient off by" in rows[1]["error"]
     assert error is not None and "images_per_s" in rows[0] and "images_per_s" not in rows[1]
 
 
-def test_bfloat16_is_held_to_twice_plain_bfloat16(monkeypatch):
+def test_bfloat16_may_have_twice_the_error_of_plain_bfloat16(monkeypatch):
     assert [row["state"] for row in collect(make(precision="bfloat16"))[0]] == ["done", "done"]
     planted(monkeypatch, lambda right: lambda *args: right(*args) * 1.3)
     assert [row["state"] for row in collect(make(precision="bfloat16"))[0]] == ["wrong", "wrong"]
 
 
-def test_many_tokens_are_checked_by_plain_torch(monkeypatch):
+def test_many_tokens_are_checked_against_plain_torch(monkeypatch):
     monkeypatch.setattr(check, "MANY_TOKENS", 16)
     (row,) = collect(make(modes=["forward"]))[0]
     assert row["state"] == "done" and row["checked_against"] == {"attention": "sdpa"}
@@ -156,7 +155,7 @@ def test_out_of_memory_is_a_row_and_ends_the_search(monkeypatch):
     assert "images_per_s" not in rows[2]
 
 
-def test_no_room_for_the_reference(monkeypatch):
+def test_no_memory_for_the_reference(monkeypatch):
     out_of_memory_above(monkeypatch, 0)
     rows, error = collect(make(batch_size="auto"))
     assert error is None and [(r["mode"], r["batch_size"], r["state"]) for r in rows] == [
@@ -170,7 +169,7 @@ def compile_with(monkeypatch, backend):
     monkeypatch.setattr(device, "COMPILE", dict.fromkeys(device.COMPILE, options))
 
 
-def test_compile_is_what_is_checked_and_measured(monkeypatch):
+def test_the_compiled_model_is_checked_and_measured(monkeypatch):
     graphs = []
 
     def counting(graph, inputs):
@@ -180,7 +179,7 @@ def test_compile_is_what_is_checked_and_measured(monkeypatch):
     compile_with(monkeypatch, counting)
     rows, error = collect(make(modes=["forward"], compile=["compile"], batch_size=[1, 2]))
     assert error is None and [row["state"] for row in rows] == ["done", "done"]
-    assert len(graphs) == 2  # one graph for each batch: what was checked is what was timed
+    assert len(graphs) == 2  # one graph for each batch: the checked graph is the timed one
 
     def slightly_off(graph, inputs):
         return lambda *args: tuple(out * 1.01 for out in graph.forward(*args))
@@ -198,7 +197,7 @@ def test_train_compiled(monkeypatch):
 
 def test_a_compiler_that_fails_is_a_row(monkeypatch):
     def broken(graph, inputs):
-        raise RuntimeError("no such instruction\nand a long story")
+        raise RuntimeError("no such instruction\nand more lines")
 
     compile_with(monkeypatch, broken)
     rows, error = collect(make(modes=["forward"], compile=["eager", "compile"]))
@@ -210,12 +209,12 @@ def test_a_compiler_that_fails_is_a_row(monkeypatch):
     ("settings", "message"),
     [({"input_sizes": [8, 7]}, "patch_size 2 does not divide model.input_size 7")],
 )
-def test_bad_input_before_anything_is_measured(settings, message):
+def test_bad_input_is_an_error_before_anything_is_measured(settings, message):
     with pytest.raises(InputError, match=message):
         next(rows_of(make(**settings)))
 
 
-SMALL = {  # a block or two: each is compiled six times
+SMALL = {  # one or two blocks, because each is compiled six times
     "dit": DIT,
     "lamamba": replace(NANO, layout="isotropic", depths=[1]),
     "adm": ADMConfig(8, 1, 10, 64, 1, [1, 1], [], num_head_channels=16, null_class=True),
@@ -236,16 +235,16 @@ def test_every_way_of_compiling_on_the_gpu(name, precision):
 
 @pytest.mark.gpu
 def test_peak_memory_on_the_gpu():
-    """Training holds five floats a parameter (weight, gradient, two moments, average), and activations unless they are
-    computed again."""
+    """Training holds five floats per parameter (weight, gradient, two moments, average), and the activations unless
+    they are recomputed."""
     model = preset("dit_s_2").config
     rows, error = collect(make(model, "cuda", batch_size=64, compile=["eager"], checkpointing=[False, True]))
     assert error is None
     peak = {(row["mode"], row["checkpointing"]): 2**30 * row["peak_memory_gib"] for row in rows}
-    kept = 4 * sum(parameter.numel() for parameter in build(model).parameters())
-    assert kept < peak["forward", False]
-    assert 5 * kept < peak["train", True]
-    # of twelve blocks each keeps its hidden layer of the MLP, before and after GELU
+    weights = 4 * sum(parameter.numel() for parameter in build(model).parameters())
+    assert weights < peak["forward", False]
+    assert 5 * weights < peak["train", True]
+    # each of twelve blocks keeps the hidden layer of its MLP, before and after GELU
     hidden = 64 * 256 * 4 * 384 * 4
     assert peak["train", False] - peak["train", True] > 11 * 2 * hidden
 
@@ -260,7 +259,7 @@ def test_max_autotune_on_the_gpu():
 def test_out_of_memory_on_the_gpu():
     torch.cuda.set_per_process_memory_fraction(1.5 * 2**30 / torch.cuda.mem_get_info()[1])
     try:
-        # the hidden layer of 4096 images alone: 4096 · 256 tokens · 1536 · 2 bytes = 3 GiB
+        # the hidden layer alone, with 4096 images, takes 4096 · 256 tokens · 1536 · 2 bytes = 3 GiB
         config = make(
             preset("dit_s_2").config, "cuda", batch_size=[1, 4096, 2], modes=["forward"], precision="bfloat16"
         )

@@ -1,4 +1,4 @@
-"""Benchmarks of operators: their floors, and no number for a wrong one."""
+"""Benchmarks of operators: their floors, and no number for wrong results."""
 
 import importlib.util
 import json
@@ -20,7 +20,7 @@ def tensors(**shapes):
     return {name: torch.zeros(shape) for name, shape in shapes.items()}
 
 
-# Arguments of every operator, with its multiply-adds and exponentials by hand.
+# Arguments of every operator, with multiply-adds and exponentials that were counted by hand.
 CALLS = {
     # B 2, L 9, E 5, K 4, r 3, N 7: 2·9·4·5 = 360 step sizes of 3 multiply-adds; 8 exponentials each
     "selective_scan": (tensors(x=(2, 9, 5), dt=(2, 9, 4, 3), b=(2, 9, 4, 7)), 1080, 2880),
@@ -36,8 +36,8 @@ CALLS = {
 
 
 def call(operator):
-    given = CALLS[operator][0]
-    args = tuple(given.get(name) for name in OPERATORS[operator].arguments)
+    values = CALLS[operator][0]
+    args = tuple(values.get(name) for name in OPERATORS[operator].arguments)
     return calls.Call(operator, args, tuple(isinstance(arg, torch.Tensor) for arg in args))
 
 
@@ -50,16 +50,16 @@ def test_work_of_every_operator_by_hand(operator):
 def test_floors_by_hand():
     one = call("attention")  # inputs (120 + 168) · 4 bytes
     machine = {"bytes_per_s": 1e6, "exponentials_per_s": 1e5, "flops_per_s": None}
-    found = operators.floors(one, 480, False, machine)
-    assert found == {
+    actual = operators.floors(one, 480, False, machine)
+    assert actual == {
         "bytes_floor_ms": pytest.approx(1e3 * (1152 + 480) / 1e6),
         "exponentials_floor_ms": pytest.approx(1e3 * 210 / 1e5),
         "flops_floor_ms": None,
     }
-    found = operators.floors(one, 480, True, {**machine, "flops_per_s": 1e6})
-    assert found["bytes_floor_ms"] == pytest.approx(1e3 * (2 * (1152 + 480) + 1152) / 1e6)
-    assert found["exponentials_floor_ms"] == pytest.approx(1e3 * 420 / 1e5)
-    assert found["flops_floor_ms"] == pytest.approx(1e3 * 6 * 1680 / 1e6)
+    actual = operators.floors(one, 480, True, {**machine, "flops_per_s": 1e6})
+    assert actual["bytes_floor_ms"] == pytest.approx(1e3 * (2 * (1152 + 480) + 1152) / 1e6)
+    assert actual["exponentials_floor_ms"] == pytest.approx(1e3 * 420 / 1e5)
+    assert actual["flops_floor_ms"] == pytest.approx(1e3 * 6 * 1680 / 1e6)
 
 
 def test_kernel_rows():
@@ -71,7 +71,7 @@ def test_kernel_rows():
         "x 3×16×8, dt 3×16×4×1, b 3×16×4×1, c 3×16×4×1",
     ) in shapes  # 4 × 4 tokens, r = ceil(8 / 16)
     assert ("window_attention", "qkv 3×4×4×24, heads 2, window 4, shift 0") in shapes
-    assert len(rows) == 2 * len(shapes)  # one usable backend, two passes; calls of one shape are one
+    assert len(rows) == 2 * len(shapes)  # one usable backend, two passes; equal calls are one row
     for row in rows:
         assert row["state"] == "done" and row["p50_ms"] > 0 and row["relative_error"] < 1e-5
         assert row["floor"] == "bytes" and row["times_floor"] == pytest.approx(row["p50_ms"] / row["floor_ms"])
@@ -80,7 +80,7 @@ def test_kernel_rows():
 
 
 def test_floors_count_the_output_in_the_type_of_the_input(monkeypatch):
-    """Plain torch's norm gives float32 under CUDA's autocast, which is no limit for a kernel that gives bfloat16."""
+    """Plain torch's norm returns float32 under CUDA's autocast, but a kernel may return bfloat16 and write less."""
     planted(monkeypatch, lambda right: lambda *args: right(*args).float(), "gated_norm", "torch")
     rows, error = kernel_rows(make(NANO, batch_size=3, modes=["forward"], precision="bfloat16"))
     assert error is None
@@ -91,7 +91,7 @@ def test_floors_count_the_output_in_the_type_of_the_input(monkeypatch):
 
 
 def test_kernels_have_no_number_for_a_wrong_gradient(monkeypatch):
-    """`triton` runs nowhere here, so it can be made anything: right forward, and one gradient 1 % off."""
+    """`triton` does not run here, so the test replaces it: the forward pass is right, one gradient is 1 % off."""
 
     def tilted(right):
         def run(x, *rest):
@@ -109,7 +109,7 @@ def test_kernels_have_no_number_for_a_wrong_gradient(monkeypatch):
 
 
 def scan_in_plain_torch(u, delta, a, b, c, skip, bias):
-    """What the extension computes, step after step: u, delta [B, K·E, L], b, c [B, K, N, L]."""
+    """The function of the extension, step by step: u, delta [B, K·E, L], b, c [B, K, N, L]."""
     directions = b.shape[1]
     delta = torch.nn.functional.softplus(delta + bias[:, None])
     b, c = (v.repeat_interleave(u.shape[1] // directions, dim=1) for v in (b, c))  # [B, K·E, N, L]
@@ -120,8 +120,8 @@ def scan_in_plain_torch(u, delta, a, b, c, skip, bias):
     return torch.stack(y, dim=-1)
 
 
-def test_the_scan_alone_is_the_operator(monkeypatch):
-    """The layout that mamba-ssm's extension is given, with a stand-in of its two functions."""
+def test_the_yardstick_of_the_scan_computes_the_operator(monkeypatch):
+    """The layout of the arguments for mamba-ssm's extension, with a stand-in for its two functions."""
     extension = types.ModuleType("selective_scan_cuda")
 
     def fwd(u, delta, a, b, c, skip, z, bias, softplus):
@@ -142,8 +142,8 @@ def test_the_scan_alone_is_the_operator(monkeypatch):
     one = calls.Call("selective_scan", (*args, *paths), (True,) * 8 + (False,) * 2)
     exact = calls.results(scan_reference.selective_scan, one, torch.float64)
     (yardstick,) = OPERATORS["selective_scan"].yardsticks
-    for ours, theirs in zip(yardstick.prepare(*one.args).output_and_gradient(), exact[:2], strict=True):
-        torch.testing.assert_close(ours.double(), theirs, rtol=1e-5, atol=1e-5)
+    for actual, expected in zip(yardstick.prepare(*one.args).output_and_gradient(), exact[:2], strict=True):
+        torch.testing.assert_close(actual.double(), expected, rtol=1e-5, atol=1e-5)
     assert operators.compare_yardstick(yardstick, one, exact)["state"] == "done"
     monkeypatch.setattr(extension, "fwd", lambda u, *_: (torch.full_like(u, math.nan), torch.empty(0)))
     row = operators.compare_yardstick(yardstick, one, exact)

@@ -1,13 +1,13 @@
-"""What a benchmark measures next, from the rows that there are."""
+"""The next measurement of a benchmark, from the rows so far."""
 
 import pytest
 from lamabench.harness.config import BenchConfig
-from lamabench.harness.measure.search import Point, best_batch, finished, next_batch, next_compiled_batch, next_point
+from lamabench.harness.measure.search import Point, best_batch, next_batch, next_compiled_batch, next_point
 from lamabench.kernels.errors import InputError
 
 
 def measured(speeds, seconds=0.001):
-    """Rows by batch from images per second, "oom" or another state."""
+    """Rows by batch, from images per second, "oom" or another state."""
     return {
         batch: {"state": "done", "images_per_s": speed, "p50_ms": 1e3 * seconds}
         if isinstance(speed, int | float)
@@ -43,14 +43,14 @@ def test_batch_search(speeds, batch):
     assert next_batch(measured(speeds), 3.0) == batch
 
 
-def test_batch_search_ends_where_a_call_takes_as_long_as_a_measurement():
+def test_the_batch_search_ends_if_a_call_takes_as_long_as_a_measurement():
     assert next_batch(measured({1: 1.0, 8: 2.0}, seconds=3.0), 3.0) == 12
     assert best_batch(measured({1: 1.0, 8: 2.0, 12: 1.5, 16: "oom"})) == 8
     assert best_batch(measured({1: "oom"})) is None
 
 
 def fill(settings, size, speed):
-    """The points that a sweep goes through where `speed(point)` is the outcome, with the rows."""
+    """The points of a whole sweep in which a point has the outcome `speed(point)`, and the rows."""
     rows, points = [], []
     while (point := next_point(settings, size, rows)) is not None:
         points.append(point)
@@ -60,7 +60,7 @@ def fill(settings, size, speed):
     return points, rows
 
 
-def test_sweep_of_lists_is_their_product():
+def test_a_sweep_of_lists_is_their_product():
     settings = BenchConfig(
         batch_size=[2, 4], compile=["eager", "compile"], input_sizes=[16, 8], checkpointing=[False, True]
     )
@@ -87,13 +87,13 @@ def test_auto_batch_compiles_at_the_best_eager_batch_and_its_double():
         ("compile", 16),  # its double would fail as well
         ("max-autotune", 16), ("max-autotune", 32), ("max-autotune", 24), ("max-autotune", 20),
     ]  # fmt: skip
-    for kept in range(len(rows)):  # from whatever a killed sweep left
-        assert next_point(settings, 32, rows[:kept]) == points[kept]
+    for count in range(len(rows)):  # a killed sweep left the first rows
+        assert next_point(settings, 32, rows[:count]) == points[count]
 
 
 @pytest.mark.parametrize("best", [1, 2, 7, 16, 100])
 @pytest.mark.parametrize("limit", range(0, 300, 7))
-def test_compiled_batches_end_near_what_memory_holds(best, limit):
+def test_compiled_batches_end_near_the_limit_of_memory(best, limit):
     rows = {}
     while (batch := next_compiled_batch(rows, best)) is not None:
         assert batch >= 1 and batch not in rows
@@ -107,20 +107,6 @@ def test_compiled_batches_end_near_what_memory_holds(best, limit):
 def test_a_failed_compilation_ends_the_search_of_a_batch():
     assert next_compiled_batch(measured({8: "failed"}), 8) is None
     assert next_compiled_batch(measured({8: 1.0, 16: "wrong"}), 8) is None
-
-
-def test_only_rows_that_stand_are_kept():
-    point = Point(8, "train", False, "eager", 2)._asdict()
-    here, there = {"device": "a"}, {"device": "b"}
-
-    def line(state, provenance=here, **more):
-        return {"kind": "bench", "state": state, "provenance": provenance, **point, **more}
-
-    records = [line("failed"), line("done"), line("oom", batch_size=4), line("wrong", batch_size=8)]
-    records += [line("done", batch_size=16), line("failed", batch_size=16), line("done", there, batch_size=32)]
-    records += [{"kind": "bench", "state": "failed", "error": "x"}, {"kind": "cost", "state": "done"}]
-    assert [row["batch_size"] for row in finished(records)] == [2, 4, 32]
-    assert [row["batch_size"] for row in finished(records, here)] == [2, 4]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""How long calls take, how much of the machine that is, and what else keeps it busy."""
+"""Timing of calls, and other processes that disturb it."""
 
 import os
 import re
@@ -33,12 +33,12 @@ def test_calls_are_bounded_by_number_and_time():
         return len(calls) - row["repeats"], row["repeats"], row["peak_memory_gib"]
 
     assert timed(10.0, 20) == (3, 20, None)
-    assert timed(1e-9, 20) == (1, 5, None)  # one call to warm up and five to measure, whatever they take
+    assert timed(1e-9, 20) == (1, 5, None)  # one call for warm-up and five measured calls, however long they take
     assert timed(1e-9, 2) == (1, 2, None)
 
 
 @pytest.mark.skipif(not timing.CPU_TIMES.exists(), reason="needs Linux's /proc/stat")
-def test_a_busy_host_is_told():
+def test_a_busy_host_is_reported():
     cores = os.cpu_count() or 1
     others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(cores // 2 + 1)]
     try:
@@ -47,16 +47,16 @@ def test_a_busy_host_is_told():
         for other in others:
             other.kill()
             other.wait()
-    found = re.fullmatch(rf"other processes kept ([0-9.]+) of {cores} cores busy", row["disturbed"] or "")
-    assert found and cores / 4 < float(found[1]) <= cores + 0.1
+    match = re.fullmatch(rf"other processes kept ([0-9.]+) of {cores} cores busy", row["disturbed"] or "")
+    assert match and cores / 4 < float(match[1]) <= cores + 0.1
 
 
 @pytest.mark.parametrize(
     ("others", "seconds", "words"),
     [(2.0, 1.0, "2.0 of 4"), (1.1, 1.0, "1.1 of 4"), (0.9, 1.0, None), (2.0, 0.2, None), (None, 1.0, None)],
 )
-def test_work_of_others_is_what_is_neither_idle_nor_ours(others, seconds, words, tmp_path, monkeypatch):
-    """In hundredths of a second: user, nice, system, idle, waiting, two kinds of interrupts, other machines, guests."""
+def test_the_work_of_other_processes_is_neither_idle_time_nor_our_own(others, seconds, words, tmp_path, monkeypatch):
+    """The columns are user, nice, system, idle, wait, two kinds of interrupts, steal and guests, in 1/100 s."""
     monkeypatch.setattr(timing, "CPU_TIMES", tmp_path / "stat")
     monkeypatch.setattr(timing, "os", types.SimpleNamespace(cpu_count=lambda: 4, sysconf=lambda name: 100))
     clocks = {"perf_counter": 0.0, "process_time": 0.0}
@@ -67,31 +67,31 @@ def test_work_of_others_is_what_is_neither_idle_nor_ours(others, seconds, words,
             (tmp_path / "stat").write_text(f"cpu  {user} {nice} {system} 999 888 0 0 {steal} 77 66\ncpu0 1 2 3\n")
 
     written(100, 0, 50, 0)
-    said = timing.others_busy()
+    summary = timing.others_busy()
     clocks.update(perf_counter=seconds, process_time=1.5 * seconds)
-    work = round(100 * ((others or 0) + 1.5) * seconds)  # ours and theirs
+    work = round(100 * ((others or 0) + 1.5) * seconds)  # of this process and of others
     written(100 + work - 60, 20, 50 + 30, 10)
-    told = said()
-    assert told is None if words is None else told == f"other processes kept {words} cores busy"
+    text = summary()
+    assert text is None if words is None else text == f"other processes kept {words} cores busy"
 
 
 def test_measurements_on_a_gpu_take_turns(tmp_path, monkeypatch):
-    """Another process holds the lock until it is killed; a signal ends the wait for it."""
+    """Another process holds the lock until it is killed. A signal ends the wait for the lock."""
     monkeypatch.setattr(timing, "LOCKS", tmp_path)
     gpu = types.SimpleNamespace(
         get_device_properties=lambda device: types.SimpleNamespace(uuid=f"GPU-{device[-1]}"),
         get_device_name=lambda device: "H100",
     )
     monkeypatch.setattr(timing.torch, "cuda", gpu)
-    said, order = [], []
+    lines, order = [], []
 
     def measure(device):
-        with timing.one_at_a_time(device, said.append):
+        with timing.one_at_a_time(device, lines.append):
             order.append(device)
 
     measure("cuda:0")
     (lock,) = tmp_path.iterdir()
-    lock.chmod(0o444)  # as another user's
+    lock.chmod(0o444)  # like the lock of another user
     hold = "import fcntl, sys, time; file = open(sys.argv[1]); fcntl.flock(file, 2); print(); time.sleep(600)"
     other = subprocess.Popen([sys.executable, "-c", hold, str(lock)], stdout=subprocess.PIPE)
     try:
@@ -110,15 +110,15 @@ def test_measurements_on_a_gpu_take_turns(tmp_path, monkeypatch):
         other.wait()
     waiting.join(30)
     assert order == ["cuda:0", "cuda:1", "cpu", "cuda:0"]
-    assert said == ["another process measures on this H100: waiting until it has ended"] * 2
+    assert lines == ["another process measures on this H100: waiting until it has ended"] * 2
 
 
-def test_a_measurement_that_cannot_be_queued_says_so(tmp_path, monkeypatch):
+def test_a_measurement_without_a_lock_file_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(timing, "LOCKS", tmp_path / "nowhere")
     monkeypatch.setattr(timing.torch.cuda, "get_device_properties", lambda device: types.SimpleNamespace(uuid="GPU-0"))
-    said = []
-    with timing.one_at_a_time("cuda", said.append):
-        assert len(said) == 1 and "will not wait" in said[0] and "nowhere" in said[0]
+    lines = []
+    with timing.one_at_a_time("cuda", lines.append):
+        assert len(lines) == 1 and "will not wait" in lines[0] and "nowhere" in lines[0]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What the tests of scoring need."""
+"""Fixtures of the tests of scoring."""
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ def digits():
 
 @pytest.fixture(scope="module")
 def random_inception(tmp_path_factory):
-    """A file of Inception's shape with random weights: the published one is not to be downloaded by a test."""
+    """A file of weights for Inception with random values, because tests do not download the published one."""
 
     class Random(FeatureExtractorInceptionV3):
         def load_state_dict(self, state_dict, strict=True, assign=False):

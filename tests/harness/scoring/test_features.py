@@ -1,4 +1,4 @@
-"""The networks against timm and torch-fidelity; their weights, and what is refused."""
+"""The networks against timm and torch-fidelity, their weights, and inputs that are refused."""
 
 import pickle
 from pathlib import Path
@@ -21,19 +21,19 @@ def test_features_are_those_of_timm():
     plain = tf_efficientnet_lite0(pretrained=False).eval()
     stored = torch.load(find_weights("efficientnet_lite0", None), weights_only=True)
     plain.load_state_dict(dict(zip(plain.state_dict(), stored.values(), strict=True)))
-    ours = build("efficientnet_lite0", find_weights("efficientnet_lite0", None), ["logits", "1280"], "cpu")
-    found = []
+    extractor = build("efficientnet_lite0", find_weights("efficientnet_lite0", None), ["logits", "1280"], "cpu")
+    labels = []
     with torch.no_grad():
         for image in images:
             x = (vision.resize(image.float(), [224, 224], antialias=True) - 127) / 128
             pooled = plain.forward_features(x).mean(dim=(2, 3))
             logits = plain.classifier(pooled)
-            got_logits, got_pooled = ours(image)
+            got_logits, got_pooled = extractor(image)
             assert (got_pooled - pooled).norm() < 2e-5 * pooled.norm()
             assert (got_logits - logits).norm() < 2e-5 * logits.norm()
-            found.append({ImageNetInfo().index_to_description(int(i)) for i in got_logits[0].topk(5).indices})
-    assert {"palace", "castle"} <= found[0]  # a Chinese palace
-    assert "daisy" in found[1]  # a dahlia
+            labels.append({ImageNetInfo().index_to_description(int(i)) for i in got_logits[0].topk(5).indices})
+    assert {"palace", "castle"} <= labels[0]  # a Chinese palace
+    assert "daisy" in labels[1]  # a dahlia
 
 
 def test_grey_is_three_equal_channels_and_batches_do_not_matter(digits):
@@ -48,10 +48,10 @@ def test_grey_is_three_equal_channels_and_batches_do_not_matter(digits):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda state: state.pop("_fc.bias"), "hold 295 tensors, tf_efficientnet_lite0 has 296"),
+        (lambda state: state.pop("_fc.bias"), "have 295 tensors, but tf_efficientnet_lite0 has 296"),
         (
             lambda state: state.update({"_fc.bias": torch.zeros(10)}),
-            r"_fc.bias is \[10\], classifier.bias needs \[1000",
+            r"_fc.bias is \[10\], but classifier.bias needs \[1000",
         ),
     ],
 )
@@ -106,11 +106,11 @@ def test_inception_weights_that_do_not_fit(tmp_path, monkeypatch, random_incepti
 def test_paths_of_weights(tmp_path):
     with pytest.raises(InputError, match=r"evaluate.features_path .*nowhere.pth does not exist"):
         find_weights("inception_v3", str(tmp_path / "nowhere.pth"))
-    with pytest.raises(InputError, match="of no use to efficientnet_lite0"):
+    with pytest.raises(InputError, match="has no effect for efficientnet_lite0"):
         find_weights("efficientnet_lite0", str(tmp_path / "w.pth"))
 
 
-def test_download_that_fails_and_one_that_works(tmp_path, monkeypatch):
+def test_a_download_that_fails_and_one_that_works(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
 
     def fail(*_, **__):

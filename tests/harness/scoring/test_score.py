@@ -1,4 +1,4 @@
-"""Scores against torch-fidelity's own pipeline; caches, protocols, seeds and refusals."""
+"""Scores against torch-fidelity's own pipeline, caches, protocols, seeds, and inputs that are refused."""
 
 import io
 from dataclasses import replace
@@ -11,7 +11,7 @@ from lamabench.baselines.dit import DiTConfig
 from lamabench.harness.config import Config, DataConfig, EvaluateConfig, RunConfig
 from lamabench.harness.progress import Progress
 from lamabench.harness.random import Stream, generator
-from lamabench.harness.scoring import features as networks
+from lamabench.harness.scoring import features
 from lamabench.harness.scoring.score import Reference, evaluate, read_samples, reference_of, score
 from lamabench.harness.scoring.statistics import compute
 from lamabench.kernels.errors import InputError
@@ -34,7 +34,7 @@ class Images(torch.utils.data.Dataset):
 
 
 class Rgb(torch.utils.data.Dataset):
-    """The same images as torch-fidelity takes them: uint8 [3, H, W] alone."""
+    """The same images for torch-fidelity: items are uint8 [3, H, W] without labels."""
 
     def __init__(self, images):
         self.images = torch.from_numpy(images).permute(0, 3, 1, 2).repeat(1, 3, 1, 1)
@@ -46,11 +46,11 @@ class Rgb(torch.utils.data.Dataset):
         return self.images[i]
 
 
-def run(samples, reference, cache, metrics=("prc",), *, name="digits", fingerprint="f", config=None, seed=0, **given):
+def run(samples, reference, cache, metrics=("prc",), *, name="digits", fingerprint="f", config=None, seed=0, **options):
     images = reference if isinstance(reference, Images) else Images(reference)
     config = replace(config or EvaluateConfig(metrics=list(metrics)), seed=seed)
-    given = {"cache": cache, "device": "cpu", **given}
-    return evaluate(samples, Reference(images, name, fingerprint), config, config.metrics, **given)
+    options = {"cache": cache, "device": "cpu", **options}
+    return evaluate(samples, Reference(images, name, fingerprint), config, config.metrics, **options)
 
 
 def noisy(images, sigma):
@@ -58,7 +58,7 @@ def noisy(images, sigma):
     return np.clip(images + noise, 0, 255).astype(np.uint8)
 
 
-# the whole
+# the whole evaluation
 
 
 def test_agrees_with_torch_fidelitys_own_pipeline(tmp_path, digits):
@@ -77,8 +77,7 @@ def test_agrees_with_torch_fidelitys_own_pipeline(tmp_path, digits):
         save_cpu_ram=True,
         verbose=False,
     )
-    found = {row["metric"]: row for row in rows}
-    assert list(found) == [f"{name}-EffNetLite0-20" for name in ("FD", "precision", "recall", "IS")]
+    assert [row["metric"] for row in rows] == [f"{name}-EffNetLite0-20" for name in ("FD", "precision", "recall", "IS")]
     keys = ["frechet_inception_distance", "precision", "recall", "inception_score_mean"]
     assert [row["value"] for row in rows] == pytest.approx([expected[key] for key in keys], rel=1e-4)
     assert [row["std"] for row in rows] == [None, None, None, pytest.approx(expected["inception_score_std"], rel=1e-4)]
@@ -104,16 +103,16 @@ def test_cache_and_progress(tmp_path, digits):
     seen.clear()
     reference.read = 0
     assert run(samples, reference, tmp_path, config=config, progress=lambda *state: seen.append(state)) == first
-    assert reference.read == 1 and seen == [(4, 6), (6, 6)]  # one look at the shape
+    assert reference.read == 1 and seen == [(4, 6), (6, 6)]  # one image was read for the shape
 
     flipped = bytearray(whole)
     flipped[-5] ^= 1
-    networks.write_cache(cache, np.zeros((8, 3), dtype=np.float32))
+    features.write_cache(cache, np.zeros((8, 3), dtype=np.float32))
     damaged = {
-        "is not a whole file": whole[: len(whole) // 2],
-        "is not a whole file of": b"",
-        "agree with its checksum": bytes(flipped),
-        r"holds float32 \[8, 3\], not float32 \[8, 1280\]": cache.read_bytes(),
+        "is not a complete file": whole[: len(whole) // 2],
+        "is not a complete file of": b"",
+        "match its checksum": bytes(flipped),
+        r"has float32 \[8, 3\], not float32 \[8, 1280\]": cache.read_bytes(),
     }
     for words, data in damaged.items():
         cache.write_bytes(data)
@@ -122,9 +121,9 @@ def test_cache_and_progress(tmp_path, digits):
         assert cache.read_bytes() == whole
 
 
-def test_protocol_tells_what_may_be_compared(tmp_path, digits):
-    def protocol(samples=digits[:5], reference=digits[10:14], **given):
-        rows = run(samples, reference, tmp_path, **given)
+def test_comparable_scores_have_the_same_protocol(tmp_path, digits):
+    def protocol(samples=digits[:5], reference=digits[10:14], **options):
+        rows = run(samples, reference, tmp_path, **options)
         assert len({row["protocol"] for row in rows}) == 1
         return rows[0]["protocol"]
 
@@ -190,12 +189,12 @@ def test_unknown_names(tmp_path, digits):
 
 
 def test_inception_of_a_given_path(tmp_path, digits, random_inception, monkeypatch):
-    config, digest = EvaluateConfig("inception_v3", str(random_inception), ["prc"]), networks.sha256(random_inception)
+    config, digest = EvaluateConfig("inception_v3", str(random_inception), ["prc"]), features.sha256(random_inception)
     rows = run(digits[:5], digits[:4], tmp_path, config=config)
-    # Weights other than the published ones give no metric the name of a published one.
+    # With weights other than the published ones, no metric has a published name.
     assert [row["metric"] for row in rows] == [f"{name}-Inception-{digest[:8]}-5" for name in ("precision", "recall")]
     assert rows[1]["value"] == 1.0  # the reference is part of the samples
-    monkeypatch.setattr(networks, "INCEPTION_2015", digest)
+    monkeypatch.setattr(features, "INCEPTION_2015", digest)
     config = EvaluateConfig("inception_v3", str(random_inception), ["isc"])
     rows = run(digits[:10], digits[:4], tmp_path, config=config, seed=2)
     assert [row["metric"] for row in rows] == ["IS-10"]
@@ -204,7 +203,7 @@ def test_inception_of_a_given_path(tmp_path, digits, random_inception, monkeypat
     assert rows[0]["value"] == pytest.approx(compute("isc", logits.numpy(), None, 2)[0].value, rel=1e-9)
 
 
-# a file of samples, and the data that a configuration names
+# a file of samples, and the data of a configuration
 
 
 def config_of(**evaluate):
@@ -215,23 +214,23 @@ def config_of(**evaluate):
 
 @pytest.fixture
 def extracted(monkeypatch):
-    """A random projection of the pixels in the network's place, which is slow; lists the shapes of what it gives."""
+    """Replaces the slow network by a random projection of the pixels, and lists the sizes of its results."""
     shapes = []
 
     def project(extractor, batches):
         pixels = torch.cat([batch.flatten(1).float() / 255 for batch in batches])
         torch.manual_seed(0)
         maps = {"1280": torch.randn(pixels.shape[1], 1280), "logits": torch.randn(pixels.shape[1], 1000)}
-        features = {layer: (pixels @ maps[layer]).numpy() for layer in extractor.features_list}
-        shapes.append({layer: len(values) for layer, values in features.items()})
-        return features
+        layers = {layer: (pixels @ maps[layer]).numpy() for layer in extractor.features_list}
+        shapes.append({layer: len(values) for layer, values in layers.items()})
+        return layers
 
-    monkeypatch.setattr(networks, "extract", project)
+    monkeypatch.setattr(features, "extract", project)
     return shapes
 
 
-def test_a_metric_that_is_added_computes_itself_alone(tmp_path, digits, extracted):
-    """The rows of each metric are the same with and without the others; images are featurised once for all of them."""
+def test_an_added_metric_computes_only_itself(tmp_path, digits, extracted):
+    """The rows of a metric are the same with and without others, and features are computed once for all metrics."""
     np.savez(tmp_path / "samples.npz", images=noisy(digits[:110], 30))
     config = config_of(reference_count=120)
 
@@ -244,10 +243,10 @@ def test_a_metric_that_is_added_computes_itself_alone(tmp_path, digits, extracte
     extracted.clear()
     for metric in ("fd", "kid", "prc", "isc"):
         assert rows_of(metric) == [row for row in every if row["request"] == metric]
-    assert extracted == [{"1280": 110}] * 3 + [{"logits": 110}]  # the reference is in the cache, or of no use
+    assert extracted == [{"1280": 110}] * 3 + [{"logits": 110}]  # the reference is cached or not needed
 
 
-def test_the_seed_of_the_training_draws_nothing(tmp_path, digits, extracted):
+def test_the_seed_of_the_training_does_not_change_scores(tmp_path, digits, extracted):
     np.savez(tmp_path / "samples.npz", images=noisy(digits[:110], 30))
     config = config_of(reference_count=120)
 
@@ -267,8 +266,8 @@ def test_the_reference_of_a_configuration(digits):
     named.data.name, named.seed = "mine", 4
     part = reference_of(named)
     assert (part.name, part.fingerprint) == ("mine", f"{whole.fingerprint}-30")
-    chosen = generator(0, Stream.ORDER, 0).permutation(1797)[:30]  # the same for every seed
-    assert np.array_equal(part.batch(0, 30)[:, 0].numpy(), digits[chosen][..., 0])
+    subset = generator(0, Stream.ORDER, 0).permutation(1797)[:30]  # the same for every seed
+    assert np.array_equal(part.batch(0, 30)[:, 0].numpy(), digits[subset][..., 0])
     with pytest.raises(InputError, match=r"evaluate\.reference_count 2000 is more than the 1797 images"):
         reference_of(config_of(reference_count=2000))
 

@@ -1,4 +1,4 @@
-"""Metrics against closed forms and plain sums, on features made for the purpose; their names."""
+"""Metrics against closed forms and plain sums on synthetic features, and the names of metrics."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from lamabench.kernels.errors import InputError
 
 
 def exact_moments(n, d, seed):
-    """[n, d] whose sample mean is 0 and whose sample covariance is the identity."""
+    """Samples [n, d] whose mean is 0 and whose covariance is the identity."""
     x = np.random.default_rng(seed).normal(size=(n, d))
     x -= x.mean(axis=0)
     return x @ np.linalg.inv(np.linalg.cholesky(np.cov(x, rowvar=False))).T
@@ -19,21 +19,21 @@ def exact_moments(n, d, seed):
 
 def test_frechet_distance_of_known_gaussians():
     means, scales = np.random.default_rng(0).normal(size=(2, 6)), np.array([[1, 2, 3, 4, 5, 6], [2, 2, 1, 4, 9, 3]])
-    ours, theirs = (exact_moments(40 + i, 6, i) * scales[i] + means[i] for i in range(2))
+    samples, reference = (exact_moments(40 + i, 6, i) * scales[i] + means[i] for i in range(2))
     expected = ((means[0] - means[1]) ** 2).sum() + ((scales[0] - scales[1]) ** 2).sum()
-    assert compute("fd", ours, theirs, 0)[0].value == pytest.approx(expected, rel=1e-9)
-    assert compute("fd", ours, theirs, 0)[0].std is None
+    assert compute("fd", samples, reference, 0)[0].value == pytest.approx(expected, rel=1e-9)
+    assert compute("fd", samples, reference, 0)[0].std is None
 
 
 def test_frechet_distance_by_matrix_square_root():
     rng = np.random.default_rng(2)
-    ours, theirs = (rng.normal(size=(n, 12)) @ rng.normal(size=(12, 12)) for n in (60, 50))
-    a, b = np.cov(ours, rowvar=False), np.cov(theirs, rowvar=False)
+    samples, reference = (rng.normal(size=(n, 12)) @ rng.normal(size=(12, 12)) for n in (60, 50))
+    a, b = np.cov(samples, rowvar=False), np.cov(reference, rowvar=False)
     root = np.asarray(scipy.linalg.sqrtm(a))
     cross = np.asarray(scipy.linalg.sqrtm(root @ b @ root))
-    expected = ((ours.mean(0) - theirs.mean(0)) ** 2).sum() + np.trace(a + b - 2 * cross)
-    assert compute("fd", ours, theirs, 0)[0].value == pytest.approx(expected, rel=1e-8)
-    assert abs(compute("fd", ours, ours, 0)[0].value) < 1e-9 * np.trace(a)
+    expected = ((samples.mean(0) - reference.mean(0)) ** 2).sum() + np.trace(a + b - 2 * cross)
+    assert compute("fd", samples, reference, 0)[0].value == pytest.approx(expected, rel=1e-8)
+    assert abs(compute("fd", samples, samples, 0)[0].value) < 1e-9 * np.trace(a)
 
 
 def kernel_distance(x, y):
@@ -46,41 +46,41 @@ def kernel_distance(x, y):
 
 def test_kernel_distance_of_whole_sets():
     rng = np.random.default_rng(3)
-    ours, theirs = rng.normal(size=(100, 8)), rng.normal(0.3, 1, size=(100, 8))
-    expected = kernel_distance(ours, theirs)
+    samples, reference = rng.normal(size=(100, 8)), rng.normal(0.3, 1, size=(100, 8))
+    expected = kernel_distance(samples, reference)
     for seed in (0, 7):
-        one = compute("kid", ours, theirs, seed)[0]
+        one = compute("kid", samples, reference, seed)[0]
         assert one.value == pytest.approx(expected, rel=1e-10) and one.std is not None and one.std < 1e-12
 
 
 def test_kernel_distance_of_seeded_subsets(monkeypatch):
     monkeypatch.setattr(statistics, "KID_SUBSETS", 4)
     rng = np.random.default_rng(4)
-    ours, theirs = rng.normal(size=(130, 8)), rng.normal(0.3, 1, size=(110, 8))
+    samples, reference = rng.normal(size=(130, 8)), rng.normal(0.3, 1, size=(110, 8))
     draws, expected = np.random.RandomState(5), []
     for _ in range(4):
-        mine = ours[draws.choice(130, 100, replace=False)]
-        expected.append(kernel_distance(mine, theirs[draws.choice(110, 100, replace=False)]))
-    one = compute("kid", ours, theirs, 5)[0]
+        subset = samples[draws.choice(130, 100, replace=False)]
+        expected.append(kernel_distance(subset, reference[draws.choice(110, 100, replace=False)]))
+    one = compute("kid", samples, reference, 5)[0]
     assert one.value == pytest.approx(np.mean(expected), rel=1e-10)
     assert one.std == pytest.approx(np.std(expected), rel=1e-8)
-    assert compute("kid", ours, theirs, 6)[0].value != one.value
+    assert compute("kid", samples, reference, 6)[0].value != one.value
 
 
 def test_precision_and_recall_by_counting():
     rng = np.random.default_rng(6)
-    ours, theirs = rng.normal(size=(30, 3)), rng.normal(0.5, 2, size=(40, 3))
+    samples, reference = rng.normal(size=(30, 3)), rng.normal(0.5, 2, size=(40, 3))
 
     def covered(points, centres):
-        """The share of points within some centre's distance to its third neighbour."""
+        """The share of points that are closer to a centre than the centre's third neighbour is."""
         radii = [sorted(np.linalg.norm(centres - centre, axis=1))[3] for centre in centres]
         inside = [any(np.linalg.norm(p - c) <= r for c, r in zip(centres, radii, strict=True)) for p in points]
         return np.mean(inside)
 
-    precision, recall = compute("prc", ours, theirs, 0)
+    precision, recall = compute("prc", samples, reference, 0)
     assert (precision.name, recall.name) == ("precision", "recall")
-    assert precision.value == pytest.approx(covered(ours, theirs))
-    assert recall.value == pytest.approx(covered(theirs, ours))
+    assert precision.value == pytest.approx(covered(samples, reference))
+    assert recall.value == pytest.approx(covered(reference, samples))
     assert precision.value != recall.value
 
 

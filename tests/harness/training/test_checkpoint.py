@@ -1,4 +1,4 @@
-"""Files of a training: whole or not at all, read by others, and of the model that they are said to be of."""
+"""Files of a training are complete or missing, readable by others, and belong to one model and one set of data."""
 
 import json
 import os
@@ -7,7 +7,7 @@ from dataclasses import field, make_dataclass, replace
 
 import pytest
 import torch
-from lamabench.harness.training import checkpoint as ckpt
+from lamabench.harness.training import checkpoint
 from lamabench.kernels.errors import InputError
 from lamabench.models import registry
 from lamabench.models.registry import build
@@ -19,7 +19,7 @@ from trainings import DIT, LAMAMBA, longer, make, metrics, tensors, trained
 def test_a_damaged_checkpoint_falls_back_and_says_so(tmp_path, capsys, damage):
     folder, config = trained(tmp_path / "a", make()), make(steps=8)
     expected = tensors(trained(tmp_path / "whole", config))
-    newest, before = ckpt.files(folder / "checkpoints")
+    newest, before = checkpoint.files(folder / "checkpoints")
     with open(newest, "r+b") as file:
         if damage == "flip":  # one bit of a tensor
             file.seek(-9, 2)
@@ -29,26 +29,26 @@ def test_a_damaged_checkpoint_falls_back_and_says_so(tmp_path, capsys, damage):
         else:
             file.truncate(newest.stat().st_size // 2 if damage == "cut" else 0)
     with pytest.raises(InputError, match=f"{newest.name} is truncated or damaged"):
-        ckpt.load(newest)
+        checkpoint.load(newest)
     trained(folder, config)
     words = capsys.readouterr().err
     assert "falling back to the one before" in words and f"continuing at step {int(before.stem[5:])} of 8" in words
     assert all(torch.equal(v, expected[k]) for k, v in tensors(folder).items())
 
 
-def test_damaged_checkpoints_do_not_take_the_place_of_whole_ones(tmp_path, capsys):
-    """Where nothing was kept, training begins anew below damaged files, says so, and keeps its own last two."""
+def test_damaged_checkpoints_do_not_replace_complete_ones(tmp_path, capsys):
+    """If only damaged files exist, training starts again with a message and keeps its own last two checkpoints."""
     config = make()
     expected = tensors(trained(tmp_path / "whole", config))
     folder = tmp_path / "a"
     (folder / "checkpoints").mkdir(parents=True)
     for step in (4, 6):
-        (folder / "checkpoints" / ckpt.file_name(step)).write_bytes(b"")
+        (folder / "checkpoints" / checkpoint.file_name(step)).write_bytes(b"")
     trained(folder, longer(config, 2))
-    assert "training begins anew at step 0 of 2" in capsys.readouterr().err
-    assert [path.name for path in ckpt.files(folder / "checkpoints")] == ["step-00000002.safetensors"]
+    assert "training starts again at step 0 of 2" in capsys.readouterr().err
+    assert [path.name for path in checkpoint.files(folder / "checkpoints")] == ["step-00000002.safetensors"]
     trained(folder, config)
-    assert "continuing at step 2 of 6" in capsys.readouterr().err and len(ckpt.files(folder / "checkpoints")) == 2
+    assert "continuing at step 2 of 6" in capsys.readouterr().err and len(checkpoint.files(folder / "checkpoints")) == 2
     assert all(torch.equal(v, expected[k]) for k, v in tensors(folder).items())
 
 
@@ -56,9 +56,9 @@ def test_other_files_are_not_checkpoints(tmp_path):
     path = tmp_path / "step-00000001.safetensors"
     save_file({"x": torch.zeros(1)}, path)
     with pytest.raises(InputError, match="not a lamabench checkpoint"):
-        ckpt.load(path)
+        checkpoint.load(path)
     with pytest.raises(InputError, match="no such checkpoint"):
-        ckpt.load(tmp_path / "nothing.safetensors")
+        checkpoint.load(tmp_path / "nothing.safetensors")
 
 
 def test_a_checkpoint_of_another_model_is_refused(tmp_path):
@@ -66,9 +66,9 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path):
     with pytest.raises(InputError, match="of another model: depth 1 there, 2 here"):
         trained(folder, make(replace(DIT, depth=2), steps=8))
     with pytest.raises(InputError, match="of another model: depth 1 there, 2 here"):
-        trained(folder, make(replace(DIT, depth=2)))  # nothing is left to do, and yet
+        trained(folder, make(replace(DIT, depth=2)))  # even if nothing is left to do
     with pytest.raises(InputError, match="family dit there, lamamba here"):
-        ckpt.load_weights(folder, 6, model=registry.describe(LAMAMBA) | {"depth": 1})
+        checkpoint.load_weights(folder, 6, model=registry.describe(LAMAMBA) | {"depth": 1})
 
 
 def test_other_data_behind_the_same_name_are_refused(tmp_path):
@@ -80,23 +80,23 @@ def test_other_data_behind_the_same_name_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["checkpoint", "weights"])
-def test_nothing_is_left_half_written(tmp_path, monkeypatch, kind):
+def test_no_incomplete_file_remains(tmp_path, monkeypatch, kind):
     def fail(tensors, path, metadata):
         path.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(ckpt, "save_file", fail)
+    monkeypatch.setattr(checkpoint, "save_file", fail)
     with pytest.raises(OSError, match="No space left"):
         if kind == "checkpoint":
-            ckpt.save(tmp_path, ckpt.Checkpoint(1, 0.0, {}, "", {"x": torch.zeros(1)}))
+            checkpoint.save(tmp_path, checkpoint.Checkpoint(1, 0.0, {}, "", {"x": torch.zeros(1)}))
         else:
-            ckpt.keep(tmp_path, ckpt.Weights(1, 0.0, {}, "", {"x": torch.zeros(1)}))
+            checkpoint.keep(tmp_path, checkpoint.Weights(1, 0.0, {}, "", {"x": torch.zeros(1)}))
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
-def test_files_hold_no_pickle(tmp_path):
+def test_files_contain_no_pickle(tmp_path):
     folder = trained(tmp_path, make(steps=2))
-    for path in (*ckpt.files(folder / "checkpoints"), *ckpt.files(folder / "weights")):
+    for path in (*checkpoint.files(folder / "checkpoints"), *checkpoint.files(folder / "weights")):
         head = path.read_bytes()
         length = int.from_bytes(head[:8], "little")
         assert "lamabench" in json.loads(head[8 : 8 + length])["__metadata__"]
@@ -104,7 +104,7 @@ def test_files_hold_no_pickle(tmp_path):
 
 
 @pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o027, 0o640), (0o077, 0o600)])
-def test_others_read_the_files_as_the_umask_says(tmp_path, mask, mode):
+def test_permissions_of_files_follow_the_umask(tmp_path, mask, mode):
     before = os.umask(mask)
     try:
         folder = trained(tmp_path, make(steps=2))
@@ -115,17 +115,17 @@ def test_others_read_the_files_as_the_umask_says(tmp_path, mask, mode):
 
 
 def test_weights_of_a_moment(tmp_path):
-    """Averaged ones of every kept moment, live ones of a whole checkpoint alone; each as a network takes them."""
+    """Averaged weights exist for every kept moment, live ones for complete checkpoints. A network can load them."""
     config = make(snapshots=[1, 3])
     folder = trained(tmp_path / "a", config)
-    assert ckpt.moments(folder) == [1, 3, 6]
+    assert checkpoint.moments(folder) == [1, 3, 6]
     for step in (1, 3, 6):
         alone = tensors(trained(tmp_path / str(step), longer(config, step, snapshots=[])))
-        weights = ckpt.load_weights(folder, step, model=registry.describe(DIT))
+        weights = checkpoint.load_weights(folder, step, model=registry.describe(DIT))
         build(DIT).load_state_dict(weights.tensors)
         assert weights.step == step and weights.seconds > 0 and weights.fingerprint and weights.stretches
         assert all(torch.equal(v, alone[f"ema/{name}"]) for name, v in weights.tensors.items())
-    live = ckpt.load_weights(folder, 6, "live").tensors
+    live = checkpoint.load_weights(folder, 6, "live").tensors
     assert all(torch.equal(v, tensors(folder)[f"model/{name}"]) for name, v in live.items())
     assert any(not torch.equal(v, weights.tensors[name]) for name, v in live.items())
     assert weights.loss == metrics(folder)[-1]["loss"]
@@ -136,23 +136,23 @@ def test_weights_of_a_moment(tmp_path):
     [
         (2, "ema", "no averaged weights of step 2; the nearest kept: 1 and 3"),
         (9, "ema", "no averaged weights of step 9; the nearest kept: 6"),
-        (3, "live", r"no live weights of step 3 .*last 2 checkpoints alone\); the nearest kept: 6"),
+        (3, "live", r"no live weights of step 3 .*last 2 checkpoints have them\); the nearest kept: 6"),
         (3, "lively", "unknown sample.weights 'lively' .*choices: ema, live"),
     ],
 )
-def test_weights_that_are_not_there(tmp_path, step, kind, message):
+def test_missing_weights_are_one_line(tmp_path, step, kind, message):
     folder = trained(tmp_path, make(checkpoint_every=6, snapshots=[1, 3]))
     with pytest.raises(InputError, match=message) as caught:
-        ckpt.load_weights(folder, step, kind)
+        checkpoint.load_weights(folder, step, kind)
     assert "\n" not in str(caught.value)
 
 
 def test_damaged_weights_are_not_read(tmp_path):
     folder = trained(tmp_path, make())
-    (path,) = ckpt.files(folder / "weights")
+    (path,) = checkpoint.files(folder / "weights")
     path.write_bytes(path.read_bytes()[:-8])
     with pytest.raises(InputError, match="truncated or damaged"):
-        ckpt.load_weights(folder, 6)
+        checkpoint.load_weights(folder, 6)
 
 
 JOINED = field(default="new", metadata={"since": "old"})
@@ -169,12 +169,12 @@ Later = make_dataclass("Later", [("size", int, 3), ("out_channels", int, 2), ("w
         ({"size": 4}, Later(wide="old"), "size 4 there, 3 here"),
     ],
 )
-def test_a_field_that_joined_later_means_as_before(monkeypatch, tmp_path, there, here, differ):
-    family = registry.Family("ours", Later, registry.Backbone, {})
-    monkeypatch.setattr(registry, "_FAMILIES", {**registry.families(), "ours": family})
-    saved = ckpt.Checkpoint(1, 0.0, {"family": "ours", "out_channels": 2, **there}, "", {})
+def test_a_field_that_was_added_later_means_as_before(monkeypatch, tmp_path, there, here, differ):
+    family = registry.Family("custom", Later, registry.Backbone, {})
+    monkeypatch.setattr(registry, "_FAMILIES", {**registry.families(), "custom": family})
+    saved = checkpoint.Checkpoint(1, 0.0, {"family": "custom", "out_channels": 2, **there}, "", {})
     if differ is None:
-        ckpt.check_model(saved, registry.describe(here), tmp_path)
+        checkpoint.check_model(saved, registry.describe(here), tmp_path)
     else:
         with pytest.raises(InputError, match=differ):
-            ckpt.check_model(saved, registry.describe(here), tmp_path)
+            checkpoint.check_model(saved, registry.describe(here), tmp_path)

@@ -1,4 +1,4 @@
-"""The loop and its step: a killed training continues bit for bit, and every way to go wrong ends in a clear state."""
+"""The loop and its step: a killed training continues bit for bit, and a diverged one leaves no bad weights."""
 
 import pickle
 import signal
@@ -12,8 +12,7 @@ import torch
 from lamabench.harness.config import BackendConfig, RunConfig
 from lamabench.harness.progress import Progress
 from lamabench.harness.record import append, read_lines
-from lamabench.harness.training import checkpoint as ckpt
-from lamabench.harness.training import folder as outlet
+from lamabench.harness.training import checkpoint
 from lamabench.harness.training.loop import Diverged, initial_model, train
 from lamabench.kernels import OPERATORS
 from trainings import DIT, FAMILIES, LAMAMBA, assert_same, longer, make, metrics, tensors, trained
@@ -21,7 +20,7 @@ from trainings import DIT, FAMILIES, LAMAMBA, assert_same, longer, make, metrics
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_killed_training_continues_bit_for_bit(family, tmp_path):
-    """SIGKILL a training process after its first checkpoint, start again, compare with an unbroken run."""
+    """Kill a training process after its first checkpoint, continue, and compare with an uninterrupted run."""
     config = make(FAMILIES[family], 24)
     whole, broken = trained(tmp_path / "whole", config), tmp_path / "broken"
     broken.mkdir()
@@ -32,7 +31,7 @@ def test_a_killed_training_continues_bit_for_bit(family, tmp_path):
         "from lamabench.harness.training import folder, loop\n"
         "from lamabench.harness.progress import Progress\n"
         "append = folder.append\n"
-        "folder.append = lambda *a: (append(*a), time.sleep(0.3))\n"  # time to be killed in
+        "folder.append = lambda *a: (append(*a), time.sleep(0.3))\n"  # time for the kill
         "config = pickle.loads(Path(sys.argv[2]).read_bytes())\n"
         "loop.train(Path(sys.argv[1]), config, Progress())\n"
     )
@@ -43,13 +42,13 @@ def test_a_killed_training_continues_bit_for_bit(family, tmp_path):
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL, process.communicate()
-    assert 0 < len(ckpt.files(broken / "checkpoints")) <= 2
+    assert 0 < len(checkpoint.files(broken / "checkpoints")) <= 2
     assert len(metrics(broken)) < config.train.steps // 2
     assert_same(whole, trained(broken, config))
 
 
 def stop_at(monkeypatch, step, folder, config):
-    """Train until the line of that step is written."""
+    """Train until the line of a step is written."""
 
     def stop(path, line):
         append(path, line)
@@ -57,23 +56,23 @@ def stop_at(monkeypatch, step, folder, config):
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(outlet, "append", stop)
+        patch.setattr("lamabench.harness.training.folder.append", stop)
         trained(folder, config)
 
 
 def test_interruption_between_log_and_checkpoint(tmp_path, monkeypatch):
-    """Stopped at the log of step 6, the newest checkpoint is of step 4: metrics after it are made again, and the
-    window from 3 to 6, cut by that checkpoint, is whole."""
+    """Training stops at the log of step 6 with a checkpoint of step 4. Later metrics are computed again, and the window
+    from 3 to 6, which that checkpoint interrupts, is complete."""
     config = make(steps=9, log_every=3, checkpoint_every=4)
     whole, broken = trained(tmp_path / "a", config), tmp_path / "b"
     stop_at(monkeypatch, 6, broken, config)
     assert [line["step"] for line in metrics(broken)] == [3, 6]
-    assert [path.stem for path in ckpt.files(broken / "checkpoints")] == ["step-00000004"]
+    assert [path.stem for path in checkpoint.files(broken / "checkpoints")] == ["step-00000004"]
     assert_same(whole, trained(broken, config))
 
 
-def test_another_distance_of_lines_keeps_the_means_right(tmp_path, monkeypatch):
-    """Stopped with a line every three steps, continued with one every two: the window begins where it did."""
+def test_means_stay_right_if_log_every_changes(tmp_path, monkeypatch):
+    """Training stops with a line every 3 steps and continues with one every 2. The window keeps its start."""
     every, broken = trained(tmp_path / "a", make(steps=6, log_every=1)), tmp_path / "b"
     stop_at(monkeypatch, 6, broken, make(steps=9, log_every=3, checkpoint_every=4))
     trained(broken, make(steps=6, log_every=2))
@@ -84,8 +83,8 @@ def test_another_distance_of_lines_keeps_the_means_right(tmp_path, monkeypatch):
 
 
 def test_compiled_training(tmp_path, monkeypatch, traced):
-    """Compiled and checkpointed: the same losses but for rounding, checkpoints that fit a plain run, and a broken run
-    that continues bit for bit."""
+    """Compiled and with checkpointing, losses are the same except for rounding, checkpoints fit a plain run, and an
+    interrupted run continues bit for bit."""
     config = make(steps=6, compile="compile", checkpointing=True)
     plain = trained(tmp_path / "plain", make())
     assert not traced
@@ -109,8 +108,8 @@ def test_workers_change_nothing(tmp_path):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_micro_batches_are_the_same_training(family, tmp_path):
-    """At most four images at a time of six, so three: the gradients of the first step, which Adam's moments hold, and
-    the losses of all are those of the whole batch."""
+    """At most four of six images in one pass means three. The gradients of the first step, from Adam's moments, and all
+    losses are those of the whole batch."""
     whole = make(FAMILIES[family], batch_size=6, checkpoint_every=1)
     parts = replace(whole, run=replace(whole.run, micro_batch=4))
     first, losses = [], []
@@ -127,8 +126,8 @@ def test_micro_batches_are_the_same_training(family, tmp_path):
     assert losses[0] == pytest.approx(losses[1], rel=1e-4) and len(losses[0]) > 1
 
 
-def test_every_step_is_progress(tmp_path):
-    """Also where the next line of the log is minutes away; the loss is that of the last one."""
+def test_every_step_updates_the_progress(tmp_path):
+    """The loss is that of the last line, which may be minutes old."""
     seen = []
 
     class Watched(Progress):
@@ -151,7 +150,7 @@ def test_average_follows_the_weights(tmp_path):
     moved = saved["model/final_layer.linear.bias"] - start["final_layer.linear.bias"]
     gradient = saved["exp_avg/final_layer.linear.bias"] / 0.1  # the first moment after one step, beta1 0.9
     assert torch.allclose(moved, -1e-3 * gradient / (gradient.abs() + 1e-8), atol=1e-8)
-    assert torch.equal(saved[f"model/{name}"], start[name])  # behind a closed gate nothing moves at first
+    assert torch.equal(saved[f"model/{name}"], start[name])  # the gate before it is closed at the start
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -162,7 +161,7 @@ def test_loss_falls(family, tmp_path):
     assert record["images"] == 480 and record["backend"]
 
 
-def test_initial_weights_do_not_depend_on_what_was_drawn_before():
+def test_initial_weights_do_not_depend_on_earlier_draws():
     torch.manual_seed(1)
     first = initial_model(make()).state_dict()
     torch.rand(7)
@@ -171,17 +170,17 @@ def test_initial_weights_do_not_depend_on_what_was_drawn_before():
     assert not all(torch.equal(v, first[k]) for k, v in other.items())
 
 
-def test_divergence_stops_and_keeps_nothing_of_it(tmp_path):
+def test_divergence_stops_and_keeps_no_bad_weights(tmp_path):
     with pytest.raises(Diverged, match=r"the loss is not finite by step \d+ of 40: loss (nan|inf)"):
         train(tmp_path, make(steps=40, lr=1e18, log_every=50, checkpoint_every=50, snapshots=4), Progress())
     for folder in ("checkpoints", "weights"):
-        for path in ckpt.files(tmp_path / folder):
-            assert all(torch.isfinite(v).all() for v in ckpt.load(path).tensors.values())
-    assert 40 not in ckpt.moments(tmp_path)
+        for path in checkpoint.files(tmp_path / folder):
+            assert all(torch.isfinite(v).all() for v in checkpoint.load(path).tensors.values())
+    assert 40 not in checkpoint.moments(tmp_path)
 
 
-def test_reference_backend_trains_alike(tmp_path):
-    """The same few steps with the plain and the fast scan and attention: losses agree to rounding."""
+def test_the_reference_backend_trains_the_same_way(tmp_path):
+    """A few steps with the plain and the fast scan and attention have the same losses except for rounding."""
     losses = []
     for name in ("auto", "reference"):
         config = replace(make(LAMAMBA, steps=4), backend=BackendConfig(**dict.fromkeys(OPERATORS, name)))
@@ -193,7 +192,7 @@ def test_reference_backend_trains_alike(tmp_path):
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
-def test_tf32_is_switched_off_by_training_and_not_by_an_import(tmp_path):
+def test_training_switches_tf32_off_but_an_import_does_not(tmp_path):
     code = (
         "import torch, lamabench.harness.training.loop, lamabench.harness.measure.models\n"
         "assert torch.backends.cudnn.allow_tf32\n"
@@ -221,8 +220,8 @@ def test_gpu_tracks_the_cpu(family, tmp_path):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("kind", ["eager", "reduce-overhead", "max-autotune"])
-def test_a_broken_training_on_the_gpu_goes_on(kind, tmp_path):
-    """Adam's moments and counts return to the GPU, and CUDA graphs are recorded anew."""
+def test_an_interrupted_training_on_the_gpu_continues(kind, tmp_path):
+    """Adam's moments and counts return to the GPU, and CUDA graphs are recorded again."""
     config = replace(make(DIT, steps=12, compile=kind), run=RunConfig(device="cuda", log_every=1))
     whole = metrics(trained(tmp_path / "whole", config))
     broken = metrics(trained(trained(tmp_path / "broken", longer(config, 6)), config))

@@ -1,4 +1,4 @@
-"""Going on: a longer training is the unbroken one, moments are kept or refused, and backends stay what they were."""
+"""A continued training equals an uninterrupted one, keeps its moments, and keeps its backends."""
 
 import math
 from dataclasses import replace
@@ -9,8 +9,7 @@ from lamabench.harness.config import BackendConfig
 from lamabench.harness.measure.cost import cost
 from lamabench.harness.progress import Progress
 from lamabench.harness.record import append, row
-from lamabench.harness.training import checkpoint as ckpt
-from lamabench.harness.training import resume
+from lamabench.harness.training import checkpoint, resume
 from lamabench.harness.training.loop import train
 from lamabench.harness.training.resume import asked_moments
 from lamabench.kernels import OPERATORS
@@ -19,8 +18,8 @@ from trainings import DIT, FAMILIES, LAMAMBA, assert_same, longer, make, metrics
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_longer_training_is_the_unbroken_one(family, tmp_path):
-    """Of 3, 7 and 12 steps with a line every two: both ends cut a window of metrics, which is whole afterwards."""
+def test_a_longer_training_equals_an_uninterrupted_one(family, tmp_path):
+    """With 3, 7 and 12 steps and a line every 2, both ends interrupt a window of metrics, which is complete later."""
     config = make(FAMILIES[family], 12, snapshots=[2, 8])
     whole, broken = trained(tmp_path / "whole", config), tmp_path / "broken"
     ends = []
@@ -28,21 +27,21 @@ def test_a_longer_training_is_the_unbroken_one(family, tmp_path):
         alone = trained(tmp_path / str(steps), longer(config, steps))
         assert_same(alone, trained(broken, longer(config, steps)))
         assert [line["step"] for line in metrics(broken)] == [*range(2, steps, 2), steps]
-        ends.append(ckpt.load_weights(broken, steps).tensors)
+        ends.append(checkpoint.load_weights(broken, steps).tensors)
     assert_same(whole, trained(broken, config))
-    assert ckpt.moments(broken) == [2, 3, 7, 8, 12] and ckpt.moments(whole) == [2, 8, 12]
+    assert checkpoint.moments(broken) == [2, 3, 7, 8, 12] and checkpoint.moments(whole) == [2, 8, 12]
     for step in (2, 8, 12):
-        ours, theirs = (ckpt.load_weights(folder, step) for folder in (broken, whole))
-        assert all(torch.equal(v, theirs.tensors[name]) for name, v in ours.tensors.items())
-        assert ours.loss == theirs.loss
-    for steps, before in zip((3, 7), ends, strict=True):  # what was sampled stays what it was
-        assert all(torch.equal(v, before[name]) for name, v in ckpt.load_weights(broken, steps).tensors.items())
+        actual, expected = (checkpoint.load_weights(folder, step) for folder in (broken, whole))
+        assert all(torch.equal(v, expected.tensors[name]) for name, v in actual.tensors.items())
+        assert actual.loss == expected.loss
+    for steps, before in zip((3, 7), ends, strict=True):  # weights of earlier samples do not change
+        assert all(torch.equal(v, before[name]) for name, v in checkpoint.load_weights(broken, steps).tensors.items())
 
 
-def test_the_record_counts_what_was_seen(tmp_path):
+def test_the_record_counts_images_and_flops(tmp_path):
     record = train(tmp_path, make(steps=4, snapshots=[2]), Progress())
     assert record["images"] == 16 and record["moments"] == [2, 4]
-    assert record["training_flops"] == 3 * cost(DIT).flops * 16  # forward, and twice that backward
+    assert record["training_flops"] == 3 * cost(DIT).flops * 16  # forward once, backward twice as much
     (stretch,) = record["stretches"]
     assert stretch["from_step"] == 0 and stretch["backend"] == record["backend"] == {"attention": "sdpa"}
     assert set(stretch) == {"from_step", "backend", "torch", "commit", "dirty", "device", "host"}
@@ -54,15 +53,15 @@ def test_the_record_counts_what_was_seen(tmp_path):
     [
         ([], 10, [10]),
         ([3, 10, 5], 10, [3, 5, 10]),
-        ([3, 20], 10, [3, 10]),  # a study of several lengths asks each for what it reaches
+        ([3, 20], 10, [3, 10]),  # a study of several lengths requests only steps that a training reaches
         (8, 10, [2, 4, 6, 8, 10]),
-        (10, 10, [3, 5, 8, 10]),  # 10, 20, 30 and 40 images, four a step
+        (10, 10, [3, 5, 8, 10]),  # 10, 20, 30 and 40 images, four per step
         (7, 4, [2, 4]),
-        (3, 3, [1, 2, 3]),  # several thirds of a step are one
+        (3, 3, [1, 2, 3]),  # several multiples in one step are one moment
         (100, 10, [10]),
     ],
 )
-def test_moments_that_are_asked_for(snapshots, steps, asked):
+def test_requested_moments(snapshots, steps, asked):
     config = make(steps=steps, snapshots=snapshots)
     assert asked_moments(config) == asked
     if isinstance(snapshots, int):
@@ -72,12 +71,12 @@ def test_moments_that_are_asked_for(snapshots, steps, asked):
 
 def test_moments_of_samples_are_kept_too(tmp_path):
     folder = trained(tmp_path, make(), 3, 5)
-    assert ckpt.moments(folder) == [3, 5, 6]
+    assert checkpoint.moments(folder) == [3, 5, 6]
     with pytest.raises(InputError, match="step 7 is asked for, but the training has the steps 1 to 6"):
         trained(folder, make(), 7)
 
 
-def test_a_shorter_training_is_done_where_its_end_is_kept(tmp_path):
+def test_a_shorter_training_is_done_if_its_end_was_kept(tmp_path):
     folder = trained(tmp_path, make(snapshots=[3]))
     before = tensors(folder), metrics(folder)
     record = train(folder, make(steps=3), Progress())
@@ -87,63 +86,63 @@ def test_a_shorter_training_is_done_where_its_end_is_kept(tmp_path):
 
 
 @pytest.mark.parametrize(("steps", "snapshots"), [(2, []), (6, [2])])
-def test_a_moment_that_went_by_is_one_line(tmp_path, steps, snapshots):
+def test_a_passed_moment_is_one_line(tmp_path, steps, snapshots):
     folder = trained(tmp_path, make(checkpoint_every=6, snapshots=[1, 3]))
     with pytest.raises(InputError, match=r"step 2 of .* was not kept, .* at step 6 already; the nearest kept: 1 and 3"):
         trained(folder, make(steps=steps, snapshots=snapshots))
 
 
-def test_a_longer_training_goes_on_without_the_moments_that_went_by(tmp_path, capsys):
-    """Weights that were pruned undo nothing; what asks for them says so itself."""
+def test_a_longer_training_continues_without_passed_moments(tmp_path, capsys):
+    """Pruned weights do not stop a training. The stage that needs them reports it."""
     folder = trained(tmp_path, make(checkpoint_every=6, snapshots=[2, 3]))
-    (folder / "weights" / ckpt.file_name(2)).unlink()
+    (folder / "weights" / checkpoint.file_name(2)).unlink()
     trained(folder, make(steps=8, snapshots=[2, 3]))
-    assert ckpt.moments(folder) == [3, 6, 8]
+    assert checkpoint.moments(folder) == [3, 6, 8]
     assert f"step 2 of {folder} was not kept, and the training is at step 6 already" in capsys.readouterr().err
 
 
-def test_a_moment_that_a_checkpoint_holds_is_kept(tmp_path):
-    """Of the last two, and after a kill between a checkpoint and the weights of its step."""
+def test_a_moment_in_a_checkpoint_is_kept(tmp_path):
+    """For the last two checkpoints, and after a kill between a checkpoint and the weights of its step."""
     folder = trained(tmp_path / "a", make(snapshots=[4]))
-    expected = {step: ckpt.load_weights(folder, step) for step in (4, 6)}
-    for path in ckpt.files(folder / "weights"):
+    expected = {step: checkpoint.load_weights(folder, step) for step in (4, 6)}
+    for path in checkpoint.files(folder / "weights"):
         path.unlink()
     trained(folder, make(), 4)
     for step, weights in expected.items():
-        again = ckpt.load_weights(folder, step)
+        again = checkpoint.load_weights(folder, step)
         assert again.loss == weights.loss
         assert all(torch.equal(v, again.tensors[name]) for name, v in weights.tensors.items())
 
 
 @pytest.mark.parametrize("left", ["weights", "record"])
 @pytest.mark.parametrize("gone", ["pruned", "damaged"])
-def test_without_a_checkpoint_nothing_begins_anew(tmp_path, left, gone):
+def test_a_training_without_checkpoints_does_not_start_again(tmp_path, left, gone):
     folder = trained(tmp_path, make())
     done = {"steps": 6, "images": 24, "seconds": 1.0, "final_loss": 0.1, "batch_size": 4}
     append(folder / "record.jsonl", row("train", key="", **done).as_dict())
-    for path in ckpt.files(folder / "checkpoints"):
+    for path in checkpoint.files(folder / "checkpoints"):
         path.unlink() if gone == "pruned" else path.write_bytes(b"")
     if left == "weights":
         (folder / "record.jsonl").unlink()
     else:
-        (folder / "weights" / ckpt.file_name(6)).unlink()
+        (folder / "weights" / checkpoint.file_name(6)).unlink()
     lines = metrics(folder)
-    kept = "the nearest kept: 6" if left == "weights" else "none is kept"
-    with pytest.raises(InputError, match=f"was trained, but has no whole checkpoint .* to step 8; {kept}$"):
+    words = "the nearest kept: 6" if left == "weights" else "none is kept"
+    with pytest.raises(InputError, match=f"was trained, but has no complete checkpoint .* to step 8; {words}$"):
         trained(folder, make(steps=8))
     assert metrics(folder) == lines
-    if left == "weights":  # which is all that this asks for
+    if left == "weights":  # this request needs nothing else
         assert train(folder, make(), Progress())["steps"] == 6
 
 
 def elsewhere(monkeypatch, **other):
-    """The same machine with other words for it."""
+    """Change facts about this machine."""
     here = resume.provenance
     monkeypatch.setattr(resume, "provenance", lambda device: {**here(device), **other})
 
 
 @pytest.mark.parametrize("field", ["commit", "torch", "device", "host"])
-def test_what_differs_begins_another_stretch(tmp_path, monkeypatch, capsys, field):
+def test_a_difference_begins_another_stretch(tmp_path, monkeypatch, capsys, field):
     folder = trained(tmp_path, make(steps=2))
     trained(folder, make(steps=4))
     capsys.readouterr()
@@ -155,15 +154,15 @@ def test_what_differs_begins_another_stretch(tmp_path, monkeypatch, capsys, fiel
 
 
 def use(monkeypatch, operator, name, reasons):
-    """Let a backend run, which is plain torch, or refuse for these reasons."""
+    """Replace a backend by plain torch. It runs, or refuses for these reasons."""
     backends = OPERATORS[operator].backends
     run = backends["torch"].run
     monkeypatch.setitem(backends, name, replace(backends[name], run=run, reasons=lambda device: reasons, auto_on=None))
     monkeypatch.setattr(OPERATORS[operator], "_resolved", {})
 
 
-def test_auto_goes_on_with_the_backends_that_ran(tmp_path, monkeypatch):
-    """With Triton's usable here in the meantime, and first in the order, the scan stays the one that trained."""
+def test_auto_continues_with_earlier_backends(tmp_path, monkeypatch):
+    """Triton becomes usable and is first in the order, but the scan stays the one of the training so far."""
     config = make(LAMAMBA, 2)
     folder = trained(tmp_path / "a", config)
     with monkeypatch.context() as patch:
@@ -185,7 +184,7 @@ def test_backends_that_cannot_run_here_are_one_line(tmp_path, monkeypatch, capsy
         patch.setattr(OPERATORS["selective_scan"], "backends", {"triton": backends["triton"], **backends})
         folder = trained(tmp_path, config)
     OPERATORS["selective_scan"]._resolved.clear()
-    message = r"the training ran selective_scan=triton, which cannot run here \(.*\); run.new_backends=true goes on"
+    message = r"the training ran selective_scan=triton, which cannot run here \(.*\); run.new_backends=true continues"
     with pytest.raises(InputError, match=message) as caught:
         trained(folder, longer(config, 4))
     assert "\n" not in str(caught.value)
@@ -195,12 +194,12 @@ def test_backends_that_cannot_run_here_are_one_line(tmp_path, monkeypatch, capsy
         (0, "triton"),
         (2, "torch"),
     ]
-    assert "going on with another one" in capsys.readouterr().err
-    config.run.new_backends = False  # the last stretch's can run
+    assert "continuing with another one" in capsys.readouterr().err
+    config.run.new_backends = False  # the backends of the last stretch can run
     assert len(train(folder, longer(config, 6), Progress())["stretches"]) == 2
 
 
-def test_a_backend_by_name_is_that_one(tmp_path):
+def test_a_backend_by_name_is_used(tmp_path):
     config = make(LAMAMBA, 2)
     folder = trained(tmp_path, config)
     named = replace(longer(config, 4), backend=BackendConfig(selective_scan="reference"))

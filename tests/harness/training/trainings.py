@@ -1,4 +1,4 @@
-"""Small trainings, and what they leave, for the tests beside this file."""
+"""Small trainings and their files, for the tests beside this file."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -36,29 +36,29 @@ def make(model: Any = DIT, steps: int = 6, log_every: int = 2, checkpoint_every:
 
 
 def longer(config: Config, steps: int, **settings: Any) -> Config:
-    """The same training of another length."""
+    """The same training with another number of steps."""
     return replace(config, train=replace(config.train, steps=steps, **settings))
 
 
 def trained(folder: Path, config: Config, *moments: int) -> Path:
-    """A new training folder, or an old one, after `train`."""
+    """A training folder, new or existing, after `train`."""
     folder.mkdir(parents=True, exist_ok=True)
     train(folder, config, Progress(), moments)
     return folder
 
 
 def tensors(folder: Path) -> dict[str, Tensor]:
-    """All that the newest checkpoint holds."""
+    """The tensors of the newest checkpoint."""
     return load(files(folder / "checkpoints")[0]).tensors
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:
-    """The lines of metrics less their seconds."""
+    """The lines of metrics without their seconds."""
     return [{k: v for k, v in line.items() if k != "seconds"} for line in read_lines(folder / "metrics.jsonl")]
 
 
 def assert_same(a: Path, b: Path) -> None:
-    """Both folders end with the same bits, and the same metrics."""
+    """Assert that both folders end with the same tensors, bit for bit, and the same metrics."""
     first, second = tensors(a), tensors(b)
     assert first.keys() == second.keys() and any(name.startswith("exp_avg_sq/") for name in first)
     for name, tensor in first.items():

@@ -151,6 +151,24 @@ def test_further_stages_of_a_run_that_is_done_are_planned(tmp_path, seen, finish
         assert (found.state, found.main.error, found.missing) == (state, "", left)
 
 
+def test_a_metric_in_the_place_of_one_that_failed_is_planned(tmp_path, seen, finish, fail):
+    """Scores that were not asked for then did not fail then."""
+    mine = study(tmp_path, {"train.lr": [1e-4]}, ["train", "sample", "evaluate"], **{"evaluate.metrics": ["kid"]})
+    (run,) = plan(mine)
+    submitted([run])
+    training, samples = run.tasks
+    finish(training)
+    finish(samples, "sample")
+    fail(samples, "evaluate")
+    append(samples.path / "attempts.jsonl", {"event": "start", "job": "7_1", "records": 1, "restart": 0})
+    append(samples.path / "attempts.jsonl", {"event": "end", "job": "7_1", "error": "why"})
+    seen({}, {"7_0": [("COMPLETED", "0:0")], "7_1": [("FAILED", "1:0")]})
+    for metrics, state in ((["kid"], "failed"), (["fd"], "planned"), (["fd", "kid"], "failed")):
+        (edited,) = plan(mine, [f"evaluate.metrics={metrics}".replace("'", "")])
+        ((found,), _) = standings([edited], tmp_path / "s" / ".sweep")
+        assert (found.state, found.missing) == (state, ["evaluate"])
+
+
 def test_a_run_is_as_the_task_of_it_that_works_now(tmp_path, seen, finish, fail):
     """Its job and its error are those of that task, whichever study queued it."""
     (run,) = plan(study(tmp_path, {"train.lr": [1e-4]}, ["cost", "train", "sample"]))
@@ -171,10 +189,10 @@ def test_a_run_is_as_the_task_of_it_that_works_now(tmp_path, seen, finish, fail)
     )
     fail(run.tasks[1], "train", "oom")
     assert row((2, waits)) == ("queued", "7_2", "", "train sample")
-    array.log(2).write_text("RuntimeError: not started\n")
+    array.log(2).write_text("not started\n")
     assert row() == ("oom", "7_1", "why", "train sample")
     finish(run.tasks[1])
-    assert row() == ("failed", "7_2", "RuntimeError: not started", "sample")
+    assert row() == ("failed", "7_2", "not started", "sample")
 
 
 def test_a_long_error_keeps_the_table_readable(tmp_path, monkeypatch, capsys, seen, fail):

@@ -224,6 +224,34 @@ def test_more_than_was_queued_comes_after_it(tmp_path, slurm):
     assert training.tasks[0]["task"]["config"]["train"]["steps"] == 4
 
 
+def test_the_job_that_runs_tells_of_a_training_that_a_longer_one_waits_for(tmp_path, slurm):
+    first = study(tmp_path, {"train.lr": [1e-4]}, name="first", **{"train.steps": 4})
+    second = study(tmp_path, {"train.lr": [1e-4]}, name="second", **{"train.steps": 8})
+    queue(slurm, first, plan(first), 7)
+    (draft,) = queue(slurm, second, plan(second), 10)
+    assert draft.after_jobs == ("7_0",)
+    for state, job in (("PENDING", "10_0"), ("RUNNING", "7_0")):
+        slurm["7_0"] = (state, "None", slurm["7_0"][2])
+        for mine in (first, second):
+            (run,) = plan(mine)
+            main = survey([run], plans.home(mine) / ".sweep").run(run).main
+            assert (main.state, main.job) == ("running" if state == "RUNNING" else "queued", job)
+            assert queue(slurm, mine, [run], 20) == []  # the longer one is queued, whatever runs
+
+
+def test_samples_that_wait_come_again_after_a_training_that_is_done_again(tmp_path, slurm):
+    """They may start before it, and find no weights."""
+    mine = study(tmp_path, {"train.lr": [1e-4, 2e-4]}, ["train", "sample"])
+    runs = plan(mine)
+    queue(slurm, mine, runs, 7)
+    del slurm["7_1"]
+    found = survey(runs, plans.home(mine) / ".sweep")
+    assert [found.run(run).state for run in runs] == ["queued", "queued"]
+    training, samples = drafts(chosen(runs, found, ("cancelled",)), 1000)
+    assert [[one["name"] for one in draft.tasks] for draft in (training, samples)] == [["0.0002"]] * 2
+    assert (samples.after, samples.after_jobs) == ((0,), ("8_1",))
+
+
 def test_a_task_covers_what_it_holds(tmp_path):
     base = {"train.steps": 4, "evaluate.metrics": ["fd", "kid"]}
 
