@@ -187,6 +187,16 @@ def test_states_come_from_folders(study, finish, fail):
     assert (look(model).state, look(bench).state) == ("done", "failed")
 
 
+def test_the_keys_of_what_is_left_are_those_of_the_stages_to_do(study, finish):
+    model, _, samples = (piece.task for piece in pieces(plan(study())))
+    assert plans.left_of(model, ["cost", "bench"]) == plans.keys_of(model) and len(plans.keys_of(model)) == 2
+    assert plans.left_of(model, ["bench"]) == plans.keys_of(model) - {model.key}
+    assert plans.left_of(model, ["cost"]) == plans.left_of(replace(model, plans=()), ["cost"]) == {model.key}
+    assert plans.left_of(samples, ["evaluate"]) == plans.keys_of(samples) - {samples.key}
+    finish(model)
+    assert plans.left_of(model, ["bench"]) == set()
+
+
 def test_a_training_that_was_begun_is_stopped(study, finish):
     (run,) = plan(study(stages=["train"]))
     finish(run.training, "none")
