@@ -77,7 +77,13 @@ def parser() -> argparse.ArgumentParser:
         return sub
 
     settings = "settings, key=value (lamabench train --help lists the sections)"
-    models = add("models", "list every model with its parameters and MACs", "lamabench models --json")
+    models = add(
+        "models",
+        "list every model with its parameters and MACs",
+        "lamabench models --json",
+        "plugins=[FILE.py,…]",
+        "files or modules with models of your own",
+    )
     cost = add(
         "cost",
         "count parameters, MACs, FLOPs and the paper's own sum, split by part",
