@@ -11,6 +11,7 @@ from typing import Any
 from ..kernels import NAMES
 from ..kernels.errors import InputError, unknown
 from ..models.registry import out_channels
+from .diffusion.samplers import SAMPLERS, path_of
 
 PRECISIONS = ("float32", "bfloat16")
 MODES = ("forward", "train")  # of bench
@@ -129,7 +130,7 @@ class SampleConfig:
     """How images are drawn. The default is the papers' protocol: 250 ancestral steps without guidance."""
 
     count: int = 50_000
-    method: str = "ancestral"  # or ddim
+    method: str = "ancestral"  # or ddim: of diffusion/samplers.py
     steps: int = 250
     guidance: float = 1.0  # 1: none
     guidance_channels: int | None = None  # how many of the first channels are guided; null: all
@@ -142,17 +143,15 @@ class SampleConfig:
     seed: int | None = None  # of the noise; null: the training's
 
     def __post_init__(self) -> None:
-        _positive("sample", {"count": self.count, "batch_size": self.batch_size})
+        _positive("sample", {"count": self.count, "steps": self.steps, "batch_size": self.batch_size})
         if self.weights not in WEIGHTS:
             raise unknown("sample.weights", self.weights, WEIGHTS)
         if self.at not in ("last", "all"):
             self.at = check_steps("sample.at", self.at, words=("last", "all"))
         if self.seed is not None:
             _check_seed("sample.seed", self.seed)
-        if self.method not in ("ancestral", "ddim"):
-            raise unknown("sample.method", self.method, ("ancestral", "ddim"))
-        if not 2 <= self.steps <= 1000:
-            raise InputError(f"sample.steps must be 2 to 1000, not {self.steps}")
+        if self.method not in SAMPLERS:
+            raise unknown("sample.method", self.method, SAMPLERS)
         _check_precision("sample.precision", self.precision)
         _check_compile("sample.compile", self.compile)
         if self.guidance_channels is not None and self.guidance_channels < 1:
@@ -299,9 +298,9 @@ def micro_batch(config: Config) -> int:
 def check_fit(config: Config) -> None:
     """Check that the sections of a configuration fit together.
 
-    Raises InputError where the model does not fit the encoded data or the objective, where label dropout or guidance
-    needs a null class that the model lacks, where more channels are guided than the model has, or where CUDA graphs are
-    combined with micro-batches.
+    Raises InputError where the model does not fit the encoded data or the objective, where the sampler does not fit the
+    objective, where label dropout or guidance needs a null class that the model lacks, where more channels are guided
+    than the model has, or where CUDA graphs are combined with micro-batches.
     """
     from .data.encoder import encoder
     from .diffusion.objective import objective
@@ -316,7 +315,9 @@ def check_fit(config: Config) -> None:
                 f"model.{name} {getattr(model, name)} does not fit data.{source} {value}: "
                 f"set data.{source}, and the model takes its value"
             )
-    if (head := out_channels(model)) != (needed := objective(config.objective).out_channels(model.in_channels)):
+    goal = objective(config.objective)
+    path_of(goal, settings.method, settings.steps)
+    if (head := out_channels(model)) != (needed := goal.out_channels(model.in_channels)):
         raise InputError(
             f"model.out_channels {head} does not fit objective {config.objective.kind}, which needs {needed}: "
             "leave it at null, and the model takes the number from the objective"

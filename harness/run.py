@@ -96,7 +96,10 @@ def create(folder: Path, info: dict[str, Any]) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "config.json"
     if path.is_file():
+        places = {row["name"]: row["path"] for row in info.get("plugins", ())}
         info = read_info(folder) | {"config": info["config"]}
+        for row in info.get("plugins", ()):  # a file that was moved; the hash stays that of the beginning
+            row["path"] = places.get(row["name"], row["path"])
     text = json.dumps({"layout": LAYOUT, **info}, indent=1).encode()
     if not path.is_file() or path.read_bytes() != text:
         write_atomically(path, text)

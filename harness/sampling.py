@@ -26,7 +26,7 @@ from .data.encoder import encoder
 from .device import autocast, compiled, device_type, exact_float32, pick_device, round_weights
 from .diffusion.guidance import Net
 from .diffusion.objective import objective
-from .diffusion.samplers import index_noise, sample
+from .diffusion.samplers import draws, index_noise, sample
 from .measure.cost import cost
 from .progress import Progress
 from .record import write_atomically
@@ -185,7 +185,7 @@ def draw(net: Backbone, config: Config, labels: Sequence[int], seed: int) -> NDA
 def _sampled(net: Net, config: Config, indices: range, labels: Tensor, null_class: int | None, device: str) -> Tensor:
     settings, model = config.sample, config.model
     shape = (model.in_channels, model.input_size, model.input_size)
-    noise = index_noise(seed_of(config), indices, shape, settings.steps if settings.method == "ancestral" else 1)
+    noise = index_noise(seed_of(config), indices, shape, draws(settings.method, settings.steps))
     with autocast(device, settings.precision):
         return sample(
             net,

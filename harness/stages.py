@@ -59,8 +59,10 @@ def step_of(training: Path, at: int | str = "last") -> int:
     from .training.checkpoint import moments
 
     kept = moments(training)
+    if type(at) is int:
+        return at
     if at != "last":
-        return int(at)
+        raise InputError(f"at must be a step or 'last', not {at!r}")
     if not kept:
         raise InputError(f"{training} has no weights yet: train it first (lamabench train …)")
     return kept[-1]

@@ -77,7 +77,13 @@ def parser() -> argparse.ArgumentParser:
         return sub
 
     settings = "settings (lamabench train --defaults lists them)"
-    models = add("models", "list every model with its parameters and MACs", "lamabench models --json")
+    models = add(
+        "models",
+        "list every model with its parameters and MACs",
+        "lamabench models --json",
+        "plugins=[FILE.py,…]",
+        "files or modules with models of your own",
+    )
     cost = add(
         "cost",
         "count parameters, MACs and FLOPs by part, and the sum that the model's paper would print",

@@ -92,8 +92,9 @@ def keys_of(task: Task) -> set[str]:
 def left_of(task: Task, left: Sequence[str]) -> set[str]:
     """The keys, among `keys_of`, of what is to do of a task: `left` are its stages to do."""
     rows = newest(read_records(task.path / "record.jsonl"))
-    model = registry.from_dict(task.config["model"])
-    plans = [one for one in task.plans if "bench" in left and next_measurement(model, one, rows.values()) is not None]
+    model = config_from_dict(task.config).model
+    to_measure = (one for one in task.plans if next_measurement(model, one, rows.values()) is not None)
+    plans = tuple(to_measure) if "bench" in left else ()
     metrics = tuple(missing_metrics(task, rows)) if "evaluate" in left else ()
     keys = keys_of(replace(task, plans=tuple(plans), metrics=metrics))
     return keys if {"cost", "train", "sample"} & {*left} else keys - {task.key}

@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 
@@ -33,6 +34,7 @@ class Plugin:
 
 
 _LOADED: dict[str, Plugin] = {}
+IMPORTING: list[str] = []  # not empty while the plug-ins of installed packages are imported
 
 
 def load(names: Sequence[str], folder: Path | None = None) -> list[Plugin]:
@@ -94,7 +96,11 @@ def source_hash(path: Path) -> str:
 
 
 def _execute(path: Path) -> None:
-    name = PREFIX + path.stem
+    """Import a file. Whoever imports it by its own name, before or after, has the same module: it registers once."""
+    name, own = PREFIX + path.stem, sys.modules.get(path.stem)
+    if own is not None and _is_of(getattr(own, "__spec__", None), path):
+        sys.modules[name] = own
+        return
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -104,6 +110,13 @@ def _execute(path: Path) -> None:
     except BaseException:
         del sys.modules[name]
         raise
+    if own is None and path.stem.isidentifier() and _is_of(importlib.util.find_spec(path.stem), path):
+        sys.modules[path.stem] = module
+
+
+def _is_of(spec: ModuleSpec | None, path: Path) -> bool:
+    """Whether a module comes from a file."""
+    return spec is not None and spec.origin is not None and Path(spec.origin).resolve() == path
 
 
 def _import(run: Callable[[], ModuleType | None], what: str, path: Path) -> None:
@@ -136,12 +149,28 @@ def loaded() -> list[dict[str, str]]:
 def load_recorded(recorded: Sequence[dict[str, str]], say: Callable[[str], object] = lambda text: None) -> None:
     """Import the plug-ins that `loaded` listed in another process. `say` gets a line for each changed source.
 
-    Raises InputError as `load` does.
+    A plug-in of that name that this process has already is taken. Raises InputError as `load` does.
     """
     for row in recorded:
-        plugin = _LOADED.get(row["name"]) or load([row["path"]])[0]
+        plugin = _LOADED.get(row["name"]) or _find(row)
         if (now := plugin.sha256) != (then := row["sha256"]):
             say(f"plug-in {row['name']} has changed: {plugin.path} has SHA-256 {now[:12]}…, it had {then[:12]}…")
+
+
+def _find(row: dict[str, str]) -> Plugin:
+    """The plug-in that `loaded` listed: the module that this process imported by its own name, or that of the path."""
+    name, path = row["name"], Path(row["path"])
+    if is_file(row["path"]):
+        own = getattr(sys.modules.get(name), "__file__", None)
+        if own is not None and Path(own).name == path.name:
+            path = Path(own)
+        if not path.is_file():
+            raise InputError(
+                f"plug-in {name}: there is no .py file at {path} any more; name it with plugins=[FILE.py], or import "
+                "it in Python before the run is opened"
+            )
+        return load([str(path)])[0]
+    return load([name])[0]
 
 
 @lru_cache(maxsize=1)
@@ -149,7 +178,11 @@ def entry_points() -> tuple[Plugin, ...]:
     """Import the plug-ins of installed packages. Raises InputError with the package's name where an import fails."""
     points = sorted(importlib.metadata.entry_points(group=GROUP), key=lambda point: point.name)
     plugins = []
-    for point in points:
-        package = point.dist.name if point.dist is not None else "an installed package"
-        plugins.append(_load_module(point.module, f"plug-in {point.name} of {package}"))
+    IMPORTING.append(GROUP)
+    try:
+        for point in points:
+            package = point.dist.name if point.dist is not None else "an installed package"
+            plugins.append(_load_module(point.module, f"plug-in {point.name} of {package}"))
+    finally:
+        IMPORTING.clear()
     return tuple(plugins)

@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..kernels import OPERATORS
 from ..kernels.errors import InputError, unknown
+from . import plugins
 from .fields import declared, typed
 
 
@@ -85,9 +86,11 @@ _REGISTERED: list[str] = []
 
 
 def families() -> dict[str, Family]:
-    """Every family by name: those of `MODULES` in this order, then all others."""
+    """Every family by name: those of `MODULES` in this order, then all others, of installed packages too."""
     for module in MODULES:
         importlib.import_module(module)
+    if not plugins.IMPORTING:
+        plugins.entry_points()
     places = {module: place for place, module in enumerate(MODULES)}
     order = sorted(_FAMILIES.values(), key=lambda family: places.get(family.net_type.__module__, len(MODULES)))
     return {family.name: family for family in order}

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ...kernels.errors import InputError
-from .path import Denoised
+from .path import Denoised, Path
 
 TIMESTEPS = 1000
 BETA_FIRST, BETA_LAST = 1e-4, 0.02
@@ -62,8 +62,6 @@ class Chain:
         self._cpu = {
             "signal": self.alpha_bar.sqrt(),
             "noise": (1 - self.alpha_bar).sqrt(),
-            "signal_before": before.sqrt(),
-            "noise_before": (1 - before).sqrt(),
             "x0_from_x": (1 / self.alpha_bar).sqrt(),
             "x0_from_noise": (1 / self.alpha_bar - 1).sqrt(),
             "mean_from_x0": beta * before.sqrt() / (1 - self.alpha_bar),
@@ -78,7 +76,7 @@ class Chain:
         """The original timesteps of an evenly respaced chain of `n` steps: step i is round(i · 999 / (n - 1)), halves
         to even. `n` is 2 to 1000."""
         if not 2 <= n <= TIMESTEPS:
-            raise InputError(f"sampling steps must be 2 to {TIMESTEPS}, not {n}")
+            raise InputError(f"sample.steps must be 2 to {TIMESTEPS}, not {n}")
         return [round(i * (TIMESTEPS - 1) / (n - 1)) for i in range(n)]
 
     @classmethod
@@ -139,7 +137,7 @@ class DDPM:
         vb = torch.where(steps.view(-1, 1, 1, 1) == 0, first, kl).mean(dim=(1, 2, 3)) / math.log(2)
         return {"loss": mse + vb, "mse": mse, "vb": vb}
 
-    def path(self, steps: int) -> "ChainPath":
+    def path(self, steps: int) -> Path:
         """The chain of `steps` (2 to 1000) evenly spaced timesteps, backwards."""
         return ChainPath(Chain.respaced(steps))
 
@@ -157,12 +155,20 @@ def read_output(chain: Chain, out: Tensor, x_t: Tensor, t: Tensor) -> tuple[Tens
     return x0, noise, high * chain.at("log_variance_high", t) + (1 - high) * chain.at("log_variance_low", t)
 
 
-class ChainPath:
-    """The steps of a chain from noise to image (see `path.Path`)."""
+class ChainPath(Path):
+    """The steps of a chain from noise to image."""
+
+    has_posterior = True
 
     def __init__(self, chain: Chain) -> None:
         self.chain = chain
         self.times = [float(t) for t in reversed(chain.timesteps.tolist())]
+        signal, noise = chain.alpha_bar.sqrt().flip(0).tolist(), (1 - chain.alpha_bar).sqrt().flip(0).tolist()
+        self._levels = [*zip(signal, noise, strict=True), (1.0, 0.0)]
+
+    def levels(self, i: int) -> tuple[float, float]:
+        """Roots of alpha_bar and of what it leaves to 1."""
+        return self._levels[i]
 
     def _at(self, name: str, i: int, x: Tensor) -> Tensor:
         return self.chain.at(name, self._step(i, x))
@@ -178,12 +184,7 @@ class ChainPath:
         """The estimate with its image clamped to [-1, 1], and the noise that remains in x for that image."""
         x0 = estimate.x0.clamp(-1, 1)
         noise = (self._at("x0_from_x", i, x) * x - x0) / self._at("x0_from_noise", i, x)
-        return Denoised(x0, noise, estimate.log_variance)
-
-    def join(self, estimate: Denoised, i: int) -> Tensor:
-        """The image with the same noise, one step closer to the image (DDIM, eq. 12 without random noise)."""
-        signal, noise = self._at("signal_before", i, estimate.x0), self._at("noise_before", i, estimate.x0)
-        return signal * estimate.x0 + noise * estimate.noise
+        return estimate._replace(x0=x0, noise=noise)
 
     def posterior(self, estimate: Denoised, x: Tensor, i: int) -> tuple[Tensor, Tensor]:
         """Mean and log-variance of p(x_{t-1} | x_t)."""

@@ -5,15 +5,17 @@ To add an objective, add one file beside this one and a line in `OBJECTIVES`. v-
 which `ddim` is Euler's method.
 """
 
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from torch import Tensor
 
 from ...kernels.errors import unknown
-from ..config import ObjectiveConfig
 from .gaussian import DDPM
 from .path import Path
+
+if TYPE_CHECKING:
+    from ..config import ObjectiveConfig
 
 
 class Objective(Protocol):
@@ -51,7 +53,7 @@ class Objective(Protocol):
 OBJECTIVES: dict[str, type[Objective]] = {"ddpm": DDPM}
 
 
-def objective(config: ObjectiveConfig) -> Objective:
+def objective(config: "ObjectiveConfig") -> Objective:
     """The objective of a configuration. Raises InputError for an unknown kind."""
     if config.kind not in OBJECTIVES:
         raise unknown("objective.kind", config.kind, OBJECTIVES)

@@ -1,6 +1,11 @@
-"""Samplers, one function each: ancestral (DDPM, 2006.11239) and DDIM (2010.02502); and noise by image index."""
+"""Samplers, one function each: ancestral (DDPM, 2006.11239) and DDIM (2010.02502); and noise by image index.
+
+A sampler is a function and a line in `SAMPLERS`. `denoiser(x, i)` is the estimate of x_0 and of the noise at step
+i, and `denoiser.path` has the levels of both.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -42,10 +47,21 @@ class Denoiser:
         return self.path.clipped(estimate, x, i) if self.clip else estimate
 
 
-def ancestral(denoiser: Denoiser, x: Tensor, noise: Noise | None, on_step: OnStep) -> Tensor:
-    """Every step draws from the posterior, and the last one takes its mean. Raises InputError without noise."""
-    if noise is None:
-        raise InputError("ancestral sampling needs noise for its steps")
+@dataclass(frozen=True)
+class Sampler:
+    """A sampler: `run(denoiser, x, noise, on_step)` takes the first noise x [B, C, H, W] to x_0.
+
+    It calls `on_step(done, steps)` after each step. With `draws`, it calls `noise(i)` for every step but the last, in
+    order. With `posterior`, it needs a path that has one.
+    """
+
+    run: Callable[[Denoiser, Tensor, Noise, OnStep], Tensor]
+    draws: bool = False
+    posterior: bool = False
+
+
+def ancestral(denoiser: Denoiser, x: Tensor, noise: Noise, on_step: OnStep) -> Tensor:
+    """Every step draws from the posterior, and the last one takes its mean."""
     path, steps = denoiser.path, len(denoiser.path.times)
     for i in range(steps):
         x, log_variance = path.posterior(denoiser(x, i), x, i)
@@ -55,7 +71,7 @@ def ancestral(denoiser: Denoiser, x: Tensor, noise: Noise | None, on_step: OnSte
     return x
 
 
-def ddim(denoiser: Denoiser, x: Tensor, noise: Noise | None, on_step: OnStep) -> Tensor:
+def ddim(denoiser: Denoiser, x: Tensor, noise: Noise, on_step: OnStep) -> Tensor:
     """Every step keeps the noise that the network predicts and draws none."""
     path, steps = denoiser.path, len(denoiser.path.times)
     for i in range(steps):
@@ -64,8 +80,34 @@ def ddim(denoiser: Denoiser, x: Tensor, noise: Noise | None, on_step: OnStep) ->
     return x
 
 
-SAMPLERS: dict[str, Callable[[Denoiser, Tensor, Noise | None, OnStep], Tensor]] = {"ancestral": ancestral, "ddim": ddim}
-METHODS = tuple(SAMPLERS)
+SAMPLERS = {"ancestral": Sampler(ancestral, draws=True, posterior=True), "ddim": Sampler(ddim)}
+
+
+def _never(i: int) -> Tensor:
+    raise AssertionError(f"a sampler whose `draws` is False asked for the noise of step {i}")
+
+
+def draws(method: str, steps: int) -> int:
+    """How many batches of noise sampling needs: the first, and one for every step but the last if the sampler draws."""
+    return steps if SAMPLERS[method].draws else 1
+
+
+def path_of(objective: Objective, method: str, steps: int) -> Path:
+    """The path of `steps` steps for a sampler.
+
+    Raises InputError for an unknown method, a number of steps that the objective does not allow, or a method that needs
+    a posterior where the objective has none.
+    """
+    if method not in SAMPLERS:
+        raise unknown("sample.method", method, SAMPLERS)
+    path = objective.path(steps)
+    if SAMPLERS[method].posterior and not path.has_posterior:
+        fit = [name for name, other in SAMPLERS.items() if not other.posterior]
+        raise InputError(
+            f"sample.method {method} draws from a posterior, which this objective does not have; "
+            f"choices: {', '.join(fit)}"
+        )
+    return path
 
 
 @torch.no_grad()
@@ -93,9 +135,10 @@ def sample(
     Raises InputError, before the network runs, for an unknown method, steps out of range, guidance without a null
     class, or more guidance channels than the image has.
     """
-    if method not in SAMPLERS:
-        raise unknown("sample.method", method, SAMPLERS)
+    path = path_of(objective, method, steps)
+    if noise is None and SAMPLERS[method].draws:
+        raise InputError(f"sample.method {method} needs noise for its steps")
     image_channels = x_T.shape[1]
     net = guided(net, guidance, image_channels=image_channels, channels=guidance_channels, null_class=null_class)
-    denoiser = Denoiser(net, y, objective.path(steps), clip)
-    return SAMPLERS[method](denoiser, x_T.float(), noise, progress or (lambda done, steps: None))
+    denoiser = Denoiser(net, y, path, clip)
+    return SAMPLERS[method].run(denoiser, x_T.float(), noise or _never, progress or (lambda done, steps: None))

@@ -3,6 +3,7 @@
 import argparse
 import sys
 
+from ...kernels.errors import InputError
 from ...models.registry import presets
 from ..compose import load_plugins
 from ..output import show
@@ -10,7 +11,9 @@ from .cost import cost_row
 
 
 def run(args: argparse.Namespace) -> int:
-    load_plugins([])  # of installed packages
+    if rest := [word for word in args.words if not word.startswith("plugins=")]:
+        raise InputError(f"models takes nothing but plugins=[FILE.py,…], not {' '.join(rest)}")
+    load_plugins(args.words)
     rows = []
     for index, (name, preset) in enumerate(presets().items(), start=1):
         if not args.json and sys.stderr.isatty():

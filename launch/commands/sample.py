@@ -16,7 +16,7 @@ from ...harness.stages import Task, execute, kept_steps, not_kept, ready, step_o
 from ...harness.training.checkpoint import moments
 from ...kernels.errors import InputError
 from ...models import plugins
-from ..compose import override
+from ..compose import load_plugins, override
 from ..output import split_arguments
 from .train import STUDY, note
 
@@ -61,6 +61,7 @@ def asked_of(
     Keys are added to the training's folder. With run.root=R, or where that folder cannot be written, they come below R
     (`runs` by default), in a folder of the same key that says where the weights lie.
     """
+    overrides = load_plugins(overrides)
     for text in overrides:
         if text.split(".")[0] not in sections:
             raise InputError(f"{text!r} would make another training of it; sections to set here: {', '.join(sections)}")

@@ -14,6 +14,8 @@ from lamabench.harness.run import locked
 from lamabench.kernels.errors import InputError
 from lamabench.launch import gpu_hours, notes, prune
 from lamabench.launch.plan import (
+    keys_of,
+    left_of,
     listing,
     look,
     missing_metrics,
@@ -194,6 +196,16 @@ def test_states_come_from_folders(study, finish, fail):
     bench = replace(model, plans=({**model.plans[0], "bench": {**model.plans[0]["bench"], "batch_size": [9]}},))
     fail(bench, "bench")
     assert (look(model).state, look(bench).state) == ("done", "failed")
+
+
+def test_the_keys_of_what_is_left_are_those_of_the_stages_to_do(study, finish):
+    model, _, samples = (piece.task for piece in pieces(plan(study())))
+    assert left_of(model, ["cost", "bench"]) == keys_of(model) and len(keys_of(model)) == 2
+    assert left_of(model, ["bench"]) == keys_of(model) - {model.key}
+    assert left_of(model, ["cost"]) == left_of(replace(model, plans=()), ["cost"]) == {model.key}
+    assert left_of(samples, ["evaluate"]) == keys_of(samples) - {samples.key}
+    finish(model)
+    assert left_of(model, ["bench"]) == set()
 
 
 def test_a_training_that_began_and_did_not_end_is_stopped(study, finish):

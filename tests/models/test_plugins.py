@@ -8,10 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from lamabench.harness import open_run
 from lamabench.kernels.errors import InputError
 from lamabench.launch.cli import main
 from lamabench.launch.compose import compose, load_plugins
-from lamabench.models import plugins, registry
+from lamabench.models import create_model, list_models, plugins, registry
 from lamabench.models.mixers import MIXERS
 
 SOURCE = """
@@ -164,3 +165,119 @@ def test_a_preset_that_is_registered_again_is_composed_again(here):
         config, info = compose(["model=mine_s", "data=digits", "plugins=family.py"])
         assert (config.model.depth, info["model"]) == (depth, "mine_s")
         assert registry.family_of(config.model).name == "mine"
+
+
+FAMILY = """
+from lamabench.baselines.dit import DiT, DiTConfig
+from lamabench.models import Preset, register
+
+
+class Mine(DiT):
+    pass
+
+
+class MineConfig(DiTConfig):
+    pass
+
+
+register("mine", MineConfig, Mine, [Preset("mine_s", "Mine", MineConfig(16, 1, 10, 4, 16, 1, 2), "ours")])
+"""
+TRAIN = ["train", "model=mine_s", "data=digits", "train.steps=1", "train.batch_size=2", "train.precision=float32"]
+
+
+@pytest.fixture
+def own(here, monkeypatch):
+    """A family in `mine.py`, which Python finds by its own name too."""
+    monkeypatch.syspath_prepend(here)
+    importlib.invalidate_caches()
+    Path("mine.py").write_text(FAMILY)
+    yield here
+    sys.modules.pop("mine", None)
+
+
+def test_a_file_that_python_imports_too_is_one_module(own):
+    importlib.import_module("mine")
+    (plugin,) = plugins.load(["mine.py"])
+    assert plugin.path == own / "mine.py"
+    assert sys.modules["lamabench_plugin_mine"] is sys.modules["mine"]
+    assert plugins.loaded() == [{"name": "mine", "path": str(plugin.path), "sha256": plugin.sha256}]
+
+
+def test_a_file_that_python_imports_later_is_one_module(own):
+    plugins.load(["mine.py"])
+    assert importlib.import_module("mine") is sys.modules["lamabench_plugin_mine"]
+
+
+def test_a_module_of_another_file_keeps_its_name(own):
+    Path("json.py").write_text(FAMILY)
+    plugins.load(["json.py"])
+    assert sys.modules["json"] is json
+
+
+def forget():
+    """As another process begins."""
+    plugins._LOADED.clear()
+    for name in ("mine", "lamabench_plugin_mine"):
+        sys.modules.pop(name, None)
+    registry._FAMILIES.pop("mine", None)
+
+
+def test_a_run_whose_plugin_was_moved(own, capsys):
+    assert main([*TRAIN, "plugins=[mine.py]"]) == 0
+    (run,) = Path("runs/train").glob("mine*")
+    Path("elsewhere").mkdir()
+    Path("mine.py").rename("elsewhere/mine.py")
+    draw = ["sample", str(run), "sample.count=1", "sample.method=ddim", "sample.steps=2"]
+    forget()
+    assert main(draw) == 2
+    error = capsys.readouterr().err
+    assert "there is no .py file at" in error and "name it with plugins=[FILE.py]" in error
+    assert main([*draw, "plugins=[elsewhere/mine.py]"]) == 0
+    forget()
+    sys.path.insert(0, "elsewhere")
+    try:
+        importlib.invalidate_caches()
+        importlib.import_module("mine")
+        assert open_run(run).config.model.depth == 1
+    finally:
+        sys.path.remove("elsewhere")
+    forget()
+    assert main([*TRAIN, "plugins=[elsewhere/mine.py]", "train.steps=2"]) == 0  # the run learns where it is now
+    forget()
+    assert open_run(run).moments == [1, 2]
+    assert main(["evaluate", str(run), "plugins=[elsewhere/mine.py]", "train.steps=3"]) == 2
+    assert "would make another training" in capsys.readouterr().err
+
+
+def test_at_is_a_step_or_last(own):
+    plugins.load(["mine.py"])
+    assert main(TRAIN) == 0
+    (run,) = Path("runs/train").glob("mine*")
+    with pytest.raises(InputError, match="at must be a step or 'last', not 'all'"):
+        open_run(run).model(at="all")
+
+
+def test_models_of_plugins_are_listed(own, capsys, monkeypatch):
+    monkeypatch.setattr(registry, "MODULES", registry.MODULES[:1])
+    assert main(["models", "plugins=[mine.py]", "--json"]) == 0
+    assert "mine_s" in [row["model"] for row in json.loads(capsys.readouterr().out)]
+    assert main(["models", "input_size=4"]) == 2
+    assert "models takes nothing but plugins=[FILE.py,…], not input_size=4" in capsys.readouterr().err
+
+
+def test_python_knows_the_models_of_installed_packages(here, monkeypatch):
+    """Without the command too; the package asks the registry while it is imported."""
+    (here / "installed_family.py").write_text(FAMILY)
+    folder = here / "theirs-1.0.dist-info"
+    folder.mkdir()
+    (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: theirs\nVersion: 1.0\n")
+    (folder / "entry_points.txt").write_text("[lamabench.plugins]\nmine = installed_family\n")
+    monkeypatch.syspath_prepend(here)
+    importlib.invalidate_caches()
+    plugins.entry_points.cache_clear()
+    try:
+        assert list_models("mine*") == ["mine_s"]
+        assert create_model("mine_s", depth=2).config.depth == 2
+    finally:
+        plugins.entry_points.cache_clear()
+        sys.modules.pop("installed_family", None)

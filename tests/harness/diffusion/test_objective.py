@@ -6,12 +6,14 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from lamabench.baselines.dit import DiTConfig
 from lamabench.harness import config
 from lamabench.harness.config import ObjectiveConfig
+from lamabench.harness.diffusion import samplers
 from lamabench.harness.diffusion.gaussian import DDPM, Chain, ChainPath
 from lamabench.harness.diffusion.objective import OBJECTIVES, objective
-from lamabench.harness.diffusion.path import Denoised
-from lamabench.harness.diffusion.samplers import METHODS, sample
+from lamabench.harness.diffusion.path import Denoised, Path
+from lamabench.harness.diffusion.samplers import SAMPLERS, Denoiser, Noise, OnStep, Sampler, index_noise, sample
 from lamabench.kernels.errors import InputError
 from torch import Tensor
 
@@ -24,7 +26,7 @@ def test_every_name_is_an_objective():
     assert isinstance(objective(ObjectiveConfig()), DDPM)
     with pytest.raises(InputError, match=r"unknown objective\.kind 'flwo'; choices: ddpm"):
         objective(ObjectiveConfig("flwo"))
-    for method in METHODS:
+    for method in SAMPLERS:
         config.SampleConfig(method=method)
 
 
@@ -59,25 +61,19 @@ class VPrediction(DDPM):
         return VPath(Chain.respaced(steps))
 
 
-class Straight:
+class Straight(Path):
     """The path of flow matching: x_t = (1 - t) x_0 + t · noise. The output is its velocity, noise - x_0 (SiT)."""
 
     def __init__(self, steps: int) -> None:
-        self.times = torch.linspace(1, 0, steps + 1).tolist()[:-1]
+        self.times = [1 - i / steps for i in range(steps)]
+
+    def levels(self, i: int) -> tuple[float, float]:
+        t = self.times[i] if i < len(self.times) else 0.0
+        return 1 - t, t
 
     def denoised(self, out: Tensor, x: Tensor, i: int) -> Denoised:
         t = self.times[i]
-        return Denoised(x - t * out, x + (1 - t) * out, None)
-
-    def join(self, estimate: Denoised, i: int) -> Tensor:
-        after = self.times[i + 1] if i + 1 < len(self.times) else 0.0
-        return (1 - after) * estimate.x0 + after * estimate.noise
-
-    def clipped(self, estimate: Denoised, x: Tensor, i: int) -> Denoised:
-        raise NotImplementedError
-
-    def posterior(self, estimate: Denoised, x: Tensor, i: int) -> tuple[Tensor, Tensor]:
-        raise NotImplementedError
+        return Denoised(x - t * out, x + (1 - t) * out)
 
 
 class Flow:
@@ -118,7 +114,7 @@ def test_flow_matching_fits_and_ddim_is_euler():
     assert not flow.loss(noise - x, x, flow.corrupt(x, t, noise), t, noise)["loss"].any()
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", SAMPLERS)
 def test_v_prediction_fits(method):
     """The exact network for images of one grey: every sampler ends at that grey."""
     alpha_bar = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
@@ -132,3 +128,92 @@ def test_v_prediction_fits(method):
     x, y = torch.randn(2, 1, 4, 4), torch.zeros(2, dtype=torch.int64)
     images = sample(v, x, y, objective=VPrediction(), method=method, steps=20, noise=lambda i: torch.randn_like(x))
     torch.testing.assert_close(images, torch.full_like(x, CENTRE), rtol=0, atol=1e-4)
+
+
+def heun(denoiser: Denoiser, x: Tensor, noise: Noise, on_step: OnStep) -> Tensor:
+    """The trapezoidal rule along any path: dx = x_0 d(signal) + noise d(noise) (cf. 2206.00364, algorithm 1)."""
+    path, steps = denoiser.path, len(denoiser.path.times)
+    for i in range(steps):
+        (signal, level), (signal_after, level_after) = path.levels(i), path.levels(i + 1)
+        before, estimate = x, denoiser(x, i)
+        x = path.join(estimate, i)
+        if i + 1 < steps:
+            ends = estimate, denoiser(x, i + 1)
+            x0, e = (sum(values) / 2 for values in zip(*(end[:2] for end in ends), strict=True))
+            x = before + (signal_after - signal) * x0 + (level_after - level) * e
+        on_step(i + 1, steps)
+    return x
+
+
+def linear(signal: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
+    """Factors of x in x_0 and in the noise, by the exact network of images N(0, 1/4) each pixel."""
+    variance = signal**2 / 4 + level**2
+    return signal / 4 / variance, level / variance
+
+
+def chain_net(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+    alpha_bar = torch.tensor(np.cumprod(1 - np.linspace(1e-4, 0.02, 1000)))[t.long()].view(-1, 1, 1, 1)
+    return torch.cat([linear(alpha_bar.sqrt(), (1 - alpha_bar).sqrt())[1] * x, 0 * x], dim=1).float()
+
+
+def flow_net(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+    t = t.view(-1, 1, 1, 1)
+    image, noise = linear(1 - t, t)
+    return (noise - image) * x
+
+
+@pytest.mark.parametrize(("goal", "net"), [(DDPM(), chain_net), (Flow(), flow_net)])
+def test_a_second_order_sampler_is_a_function_and_a_line(monkeypatch, goal, net):
+    """Heun's error on a linear model falls with the square of the step, DDIM's with the step."""
+    monkeypatch.setitem(SAMPLERS, "heun", Sampler(heun))
+    assert config.SampleConfig(method="heun", steps=8).method == "heun"
+    x = torch.randn(2, 1, 2, 2, generator=torch.Generator().manual_seed(0))
+    ends = {
+        (method, steps): sample(net, x, torch.zeros(2), objective=goal, method=method, steps=steps)
+        for method in ("heun", "ddim")
+        for steps in (40, 80, 999)
+    }
+    exact = ends["heun", 999]
+    errors = {key: float((end - exact).norm() / exact.norm()) for key, end in ends.items()}
+    assert errors["heun", 80] < errors["heun", 40] / 2.5 and errors["heun", 40] < errors["ddim", 80] / 3
+    assert errors["ddim", 80] > errors["ddim", 40] / 2.5
+
+
+def test_noise_is_drawn_for_a_sampler_that_says_so(monkeypatch):
+    """One that draws, without a posterior: every batch of noise that it asks for is there, and no more."""
+
+    def noisy(denoiser: Denoiser, x: Tensor, noise: Noise, on_step: OnStep) -> Tensor:
+        return x + sum(noise(i) for i in range(len(denoiser.path.times) - 1))
+
+    monkeypatch.setitem(SAMPLERS, "noisy", Sampler(noisy, draws=True))
+    parts = list(index_noise(3, [0, 1], (1, 2, 2), samplers.draws("noisy", 4)))
+    assert len(parts) == 4 and samplers.draws("ddim", 4) == 1
+    rest = iter(parts[1:])
+    options = {"objective": Flow(), "method": "noisy", "steps": 4, "noise": lambda i: next(rest)}
+    out = sample(lambda x, t, y: x, parts[0], torch.zeros(2), **options)
+    torch.testing.assert_close(out, sum(parts), rtol=0, atol=1e-6)
+    with pytest.raises(InputError, match=r"sample\.method noisy needs noise"):
+        sample(lambda x, t, y: x, parts[0], torch.zeros(2), objective=Flow(), method="noisy", steps=4)
+
+
+def test_what_does_not_fit_is_refused_before_anything_is_trained(monkeypatch):
+    monkeypatch.setitem(OBJECTIVES, "flow", Flow)
+    flow, model = ObjectiveConfig("flow"), DiTConfig(16, 1, 10, depth=1, out_channels=1)
+    asked = {"model": model, "data": config.DataConfig(), "objective": flow}
+    config.check_fit(config.Config(**asked, sample=config.SampleConfig(method="ddim", steps=1)))
+    with pytest.raises(InputError, match=r"ancestral draws from a posterior, .* choices: ddim"):
+        config.check_fit(config.Config(**asked, sample=config.SampleConfig(method="ancestral")))
+    model = DiTConfig(16, 1, 10, depth=1)
+    with pytest.raises(InputError, match=r"sample\.steps must be 2 to 1000, not 1001"):
+        config.check_fit(config.Config(model, config.DataConfig(), sample=config.SampleConfig(steps=1001)))
+
+
+def test_an_image_clipped_along_the_levels_is_the_chains():
+    """What a path says of clipping by default, against the chain's own tables."""
+    chain, x = ChainPath(Chain.respaced(7)), torch.randn(3, 1, 2, 2)
+    estimate = Denoised(3 * torch.randn_like(x), torch.randn_like(x), None)
+    for i in range(7):
+        ours, theirs = Path.clipped(chain, estimate, x, i), chain.clipped(estimate, x, i)
+        assert torch.equal(ours.x0, theirs.x0) and ours.x0.abs().max() <= 1
+        torch.testing.assert_close(ours.noise, theirs.noise, rtol=1e-4, atol=1e-5)
+    assert chain.levels(7) == (1, 0)
