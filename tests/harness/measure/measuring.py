@@ -15,7 +15,8 @@ DIT = DiTConfig(input_size=8, in_channels=1, num_classes=10, patch_size=2, hidde
 
 def make(model=DIT, device="cpu", **settings):
     quick = {"batch_size": 2, "repeats": 2, "seconds": 0.05, "warmup": 1, "precision": "float32"}
-    data = DataConfig(kind="none", size=model.input_size, channels=model.in_channels, num_classes=model.num_classes)
+    shape = {"size": model.input_size, "channels": model.in_channels, "num_classes": model.num_classes}
+    data = DataConfig(kind="synthetic", **shape)
     return Config(model=model, data=data, bench=BenchConfig(**{**quick, **settings}), run=RunConfig(device=device))
 
 

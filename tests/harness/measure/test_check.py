@@ -25,7 +25,8 @@ DIT = DiTConfig(input_size=8, in_channels=1, num_classes=10, patch_size=2, hidde
 
 def make(model=DIT, precision="float32", attention="flash4", **settings):
     quick = {"batch_size": [1, 2], "repeats": 2, "seconds": 0.05, "warmup": 1, "precision": precision}
-    data = DataConfig(kind="none", size=model.input_size, channels=model.in_channels, num_classes=model.num_classes)
+    shape = {"size": model.input_size, "channels": model.in_channels, "num_classes": model.num_classes}
+    data = DataConfig(kind="synthetic", **shape)
     config = Config(model=model, data=data, bench=BenchConfig(**{**quick, **settings}), run=RunConfig(device="cpu"))
     config.backend.attention = attention
     return config
