@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from lamabench.harness.keys import config_from_dict
 from lamabench.harness.progress import Progress
 from lamabench.harness.record import read_lines
@@ -128,7 +129,10 @@ def test_samples_that_were_stopped_go_on_bit_for_bit(node, tmp_path, sweep):
     assert node.ended(job) == ["COMPLETED"] and len(done(folder, "sample")) == 1
     info = read_run(folder).info
     (out := tmp_path / "out").mkdir()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as the job has
     generate(out, Path(info["training"]), config_from_dict(info["config"]), info["step"], Progress(out))
+    torch.set_num_threads(threads)
     ours, theirs = (np.load(path / "samples.npz") for path in (folder, out))
     assert ours.files == theirs.files and all(np.array_equal(ours[name], theirs[name]) for name in ours.files)
 
