@@ -5,7 +5,9 @@ import copy
 import json
 import math
 import re
+import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -270,12 +272,12 @@ def _break(error: Exception) -> str:
     return " ".join([lines[0] if lines else type(error).__name__, *(f"({place})" for place in places[-1:])])
 
 
-def _costs(subject: Subject) -> str:
+def _costs(it: Subject) -> str:
     try:
-        count = cost(subject.config)
-    except (InputError, RuntimeError) as error:
+        counted = cost(it.config)
+    except InputError as error:
         raise Wrong(str(error)) from None
-    return f"{count.params / 1e6:.3f} M parameters, {count.macs / 1e9:.3f} G multiply-adds"
+    return f"{counted.params / 1e6:.3f} M parameters, {counted.macs / 1e9:.3f} G multiply-adds"
 
 
 CHECKS: dict[str, Callable[[Subject], str]] = {
@@ -295,22 +297,42 @@ def check(config: Any, say: Callable[[dict[str, Any]], None] = lambda row: None)
     """Run every check of `CHECKS` on the network of a configuration.
 
     Returns rows with `check`, `ok` and `detail`, and passes each to `say` as soon as it is there. A check in which the
-    network raises an exception has failed, with the exception as its detail.
+    network raises an exception has failed, with the exception as its detail. A network that cannot be built gives the
+    one row `build`.
     """
-    rows = []
+    rows: list[dict[str, Any]] = []
     state = torch.get_rng_state()
-    subject = Subject(config)
-    for name, run_check in CHECKS.items():
-        try:
-            ok, detail = True, run_check(subject)
-        except Wrong as wrong:
-            ok, detail = False, str(wrong)
-        except Exception as error:  # an error of the user's model, so no traceback; the other checks go on
-            ok, detail = False, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+
+    def note(name: str, ok: bool, detail: str) -> None:
         rows.append({"check": name, "ok": ok, "detail": detail})
         say(rows[-1])
+
+    try:
+        subject = Subject(config)
+    except Exception as error:
+        note("build", False, _one_line(error))
+        return rows
+    for name, run_check in CHECKS.items():
+        try:
+            note(name, True, run_check(subject))
+        except Wrong as wrong:
+            note(name, False, str(wrong))
+        except Exception as error:  # of the user's model: no traceback, and the other checks go on
+            note(name, False, _one_line(error))
     torch.set_rng_state(state)
     return rows
+
+
+def _one_line(error: Exception) -> str:
+    """An exception, and the last line outside this suite and torch that it came from."""
+    text = " ".join(str(error).split())
+    text = text if isinstance(error, InputError) else f"{type(error).__name__}: {text[:300]}"
+    places = [
+        f" ({Path(frame.f_code.co_filename).name}, line {line})"
+        for frame, line in traceback.walk_tb(error.__traceback__)
+        if frame.f_globals.get("__name__", "").split(".")[0] not in ("lamabench", "torch")
+    ]
+    return text + (places[-1] if places else "")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -321,9 +343,7 @@ def run(args: argparse.Namespace) -> int:
     def say(row: dict[str, Any]) -> None:
         print(f"{'ok   ' if row['ok'] else 'WRONG'} {row['check']:14s} {row['detail']}", flush=True)
 
-    with torch.device("meta"):
-        count = sum(parameter.numel() for parameter in registry.build(config).parameters())
-    if count >= MANY and not args.json:
+    if not args.json and (count := _parameters(config)) >= MANY:
         print(
             f"{name} has {count / 1e6:.0f} million parameters, so this takes minutes; a small size checks the same code"
         )
@@ -334,6 +354,15 @@ def run(args: argparse.Namespace) -> int:
     else:
         print(f"{name}: {f'{wrong} of {len(rows)} checks failed' if wrong else f'all {len(rows)} checks passed'}")
     return 1 if wrong else 0
+
+
+def _parameters(config: Any) -> int:
+    """How many parameters a model has; 0 if it cannot be built, which the checks report."""
+    try:
+        with torch.device("meta"):
+            return sum(parameter.numel() for parameter in registry.build(config).parameters())
+    except Exception:
+        return 0
 
 
 def _model_and_fields(words: Sequence[str]) -> tuple[str, list[str]]:

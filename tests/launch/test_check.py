@@ -167,6 +167,39 @@ def test_the_command(faulty, capsys):
     assert {row["model"] for row in rows} == {"faulty"}
 
 
+def test_an_exception_of_the_users_code_is_one_line_that_names_its_place(registered, tmp_path, capsys):
+    source = """
+from lamabench.baselines.dit import DiT, DiTConfig
+from lamabench.models import Preset, register
+
+
+class MyConfig(DiTConfig):
+    pass
+
+
+class Mine(DiT):
+    def __init__(self, config):
+        super().__init__(config)
+        if config.depth == 2:
+            raise RuntimeError("not two of them")
+
+    def forward(self, x, t, y):
+        return super().forward(x.flatten(1), t, y)
+
+
+register("mine", MyConfig, Mine, [Preset("mine", "Mine", MyConfig(4, 1, 3, 2, 16, 1, 2), "ours")])
+"""
+    (tmp_path / "my_file.py").write_text(source)
+    words = ["check", "mine", f"plugins=[{tmp_path / 'my_file.py'}]"]
+    assert main([*words, "depth=2"]) == 1
+    line, end = capsys.readouterr().out.splitlines()
+    assert line.split(maxsplit=2) == ["WRONG", "build", "RuntimeError: not two of them (my_file.py, line 14)"]
+    assert end == "mine: 1 of 1 checks failed"
+    assert main(words) == 1
+    first = capsys.readouterr().out.splitlines()[0]
+    assert first.startswith("WRONG shapes") and first.endswith("(my_file.py, line 17)")
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
