@@ -303,7 +303,7 @@ def _prune(sweep: Sweep) -> int:
         if prune.busy(one.folder, queued):
             print(f"{one.folder}: kept, because it is queued or running (sweep cancel ends it)", file=sys.stderr)
             continue
-        content = f"{len(one.files)} checkpoints" if one.files else f"{one.hours:.3g} hours of training"
+        content = number(len(one.files), "checkpoint") if one.files else f"{one.hours:.3g} hours of training"
         print(f"{one.folder}: {content}, {one.gib:.3g} GiB", file=sys.stderr)
         idle.append(one)
     if not idle:
