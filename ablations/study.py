@@ -174,7 +174,9 @@ def _read(path: Path) -> dict[str, Any]:
     _check(path, data)
     if "plugins" in data:
         folder = path.resolve().parent
-        data["plugins"] = [str(folder / name) if name.endswith(".py") else name for name in data["plugins"]]
+        data["plugins"] = [
+            str(folder / Path(name).expanduser()) if name.endswith(".py") else name for name in data["plugins"]
+        ]
     return data
 
 

@@ -347,13 +347,21 @@ def _cost(task: Task, config: Config, progress: Progress) -> Iterator[dict[str, 
 
 
 def _train(task: Task, config: Config, progress: Progress) -> Iterator[dict[str, Any]]:
+    from .training.folder import record
     from .training.loop import train
 
     # What is past and was not kept cannot be had any more, and is not missed where nothing needs it (`problem`).
     ahead = sorted({*task.moments} - {*lost(task)})
-    steps = max(config.train.steps, reached_step(task.path) or 0)  # the record stays that of the furthest step
+    past = reached_step(task.path) or 0
+    steps = max(config.train.steps, past)  # the record stays that of the furthest step
     config = replace(config, train=replace(config.train, steps=steps, snapshots=[]))
-    yield {"kind": "train", "key": task.key, **train(task.path, config, progress, ahead)}
+    end = train(task.path, config, progress, ahead)
+    flops = end["training_flops"] // (3 * end["images"])
+    for step in ahead:  # a row for each moment, because other requests may end there
+        if past < step < steps:
+            moment = replace(config, train=replace(config.train, steps=step))
+            yield {"kind": "train", "key": task.key, **record(task.path, moment, flops)}
+    yield {"kind": "train", "key": task.key, **end}
 
 
 def _sample(task: Task, config: Config, progress: Progress) -> Iterator[dict[str, Any]]:

@@ -9,6 +9,7 @@ from ..harness.config import Config, micro_batch
 from ..harness.keys import config_from_dict
 from ..harness.run import Run, read_run
 from ..models.registry import from_dict
+from .output import number
 from .plan import Planned, pieces
 
 # Committed folders that `lamabench bench` wrote. A wheel has none.
@@ -105,11 +106,11 @@ def total(hours: Sequence[Hours]) -> str:
     devices = dict.fromkeys(device for each in estimates for device in each)
     sums = [
         f"{sum(each.get(device, 0.0) for each in estimates):.4g} on {device} "
-        f"({sum(device in each for each in estimates)} runs)"
+        f"({number(sum(device in each for each in estimates), 'run')})"
         for device in devices
     ]
     if missing := len(hours) - len(estimates):
-        sums.append(f"unknown for {missing} runs (no bench record)")
+        sums.append(f"unknown for {number(missing, 'run')} (no bench record)")
     if any(device.endswith(BUSY) for device in devices):
         sums.append("busy host: measured while other processes kept it busy, so it may take fewer hours")
     return "; ".join(sums) or "none"

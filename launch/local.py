@@ -15,6 +15,7 @@ import submitit
 import torch
 from submitit.local.local import LocalJob, start_controller
 
+from ..harness.device import pick_device
 from ..harness.progress import clock, describe
 from ..harness.record import read_lines, write_atomically
 from ..harness.run import is_locked
@@ -87,6 +88,8 @@ def check_devices(runs: Iterable[Piece], available: Sequence[str]) -> None:
                 f"{run.name}: run.device={device_of(run)} asks for a GPU, and torch sees {seen} on this machine "
                 "(lamabench doctor says more); choices: auto, cpu"
             )
+        if device != "cuda":
+            pick_device(device_of(run))
 
 
 def parallelism(runs: Sequence[Piece], available: Sequence[str]) -> int:

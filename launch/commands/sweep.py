@@ -25,8 +25,16 @@ from ..slurm.cluster import ClusterConfig
 
 COLUMNS = {"run": "Run", "id": "Id", "state": "State", "to do": "To do", "progress": "Progress", "error": "Error"}
 EVERY_S = 10.0  # seconds between refreshes of --watch
-WITH_ONLY = ("plan", "run", "submit", "retry", "cancel", "status")  # actions that take --only
-WITH_STAGES = ("plan", "run", "submit", "retry", "status")  # actions that take --stages
+# Which actions take an option.
+OPTIONS = {
+    "only": ("plan", "run", "submit", "retry", "cancel", "status"),
+    "stages": ("plan", "run", "submit", "retry", "status"),
+    "checkpoints": ("prune",),
+    "dirty": ("submit", "retry"),
+    "watch": ("status",),
+    "yes": ("prune",),
+    "out": ("collect",),
+}
 
 
 @dataclass(frozen=True)
@@ -59,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
     name, words = cluster.split(args.words)
     if name is not None:
         cluster.load(name)  # so that a typo is an error even for actions that need no cluster, such as status
-    for option, actions in (("only", WITH_ONLY), ("stages", WITH_STAGES), ("checkpoints", ("prune",))):
+    for option, actions in OPTIONS.items():
         if getattr(args, option) and args.action not in actions:
             names = f"{', '.join(actions[:-1])} and {actions[-1]}" if len(actions) > 1 else actions[0]
             raise InputError(f"--{option} is for {names}, not for {args.action}")

@@ -64,14 +64,14 @@ def test_hours_come_only_from_records(tmp_path):
     )
     hours = [cost(plain, rows), cost(deeper, rows), cost({"model": "unet_s"}, rows), {}]
     assert gpu_hours.cell(hours[0]) == "0.5 (GPU A), 2 (GPU B)" and gpu_hours.cell({}) == "none: no training"
-    assert gpu_hours.total(hours) == "0.75 on GPU A (2 runs); 2 on GPU B (1 runs); unknown for 1 runs (no bench record)"
+    assert gpu_hours.total(hours) == "0.75 on GPU A (2 runs); 2 on GPU B (1 run); unknown for 1 run (no bench record)"
     # A disturbed measurement is marked, and an undisturbed one takes precedence.
     rows = write_records(
         tmp_path / "busy", {"disturbed": "x"}, {"images_per_s": 50.0, "provenance": {"device": "GPU B"}}
     )
     assert cost(plain, rows) == {"GPU A, busy host": pytest.approx(1.0), "GPU B": pytest.approx(2.0)}
     assert gpu_hours.total([cost(plain, rows)]) == (
-        "2 on GPU B (1 runs); 1 on GPU A, busy host (1 runs); busy host: measured while other "
+        "2 on GPU B (1 run); 1 on GPU A, busy host (1 run); busy host: measured while other "
         "processes kept it busy, so it may take fewer hours"
     )
     rows = write_records(tmp_path / "quiet", {"images_per_s": 400.0, "disturbed": "x"}, {}, {"disturbed": None})

@@ -87,12 +87,16 @@ def test_a_cluster_is_no_part_of_a_run(tmp_path):
         (["plan", "cluster=slrum"], "unknown cluster 'slrum'"),
         (["cancel", "cluster=slrum"], "unknown cluster 'slrum'"),
         (["cancel"], "no such folder: {here}/runs/demo; nothing of the study ran yet"),
+        (["run", "--watch"], "--watch is for status, not for run"),
+        (["plan", "--dirty"], "--dirty is for submit and retry, not for plan"),
+        (["run", "run.device=nothing"], "unknown run.device 'nothing'; choices: auto, cpu"),
     ],
 )
 def test_mistakes_are_one_line_and_leave_nothing(words, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     action, *settings = words
-    assert main(["sweep", action, "demo", "--dirty", *settings]) == 2
+    dirty = ["--dirty"] if action in ("submit", "retry") else []
+    assert main(["sweep", action, "demo", *dirty, *settings]) == 2
     err = capsys.readouterr().err
     assert message.format(here=tmp_path) in err and err.count("\n") == 1 and list(tmp_path.iterdir()) == []
 
