@@ -28,7 +28,7 @@ from .keys import (
 from .measure.speed import measure, next_measurement, stored
 from .progress import Progress
 from .record import Row, append, newest, read_records, row
-from .run import create, locked, read_info
+from .run import create, is_locked, locked, read_info
 from .signals import Stopped
 from .training.resume import asked_moments as snapshots
 
@@ -246,7 +246,11 @@ def reached(records: Iterable[Row]) -> int | None:
 
 
 def prepare(task: Task) -> Path:
-    """The folder of a task, made with its config.json where it is not there."""
+    """The folder of a task, made with its config.json where it is not there; what another process works in stays."""
+    return task.path if is_locked(task.path) else _prepare(task)
+
+
+def _prepare(task: Task) -> Path:
     info = {"kind": task.kind, "key": task.key, **task.about, "config": task.config}
     if sources := plugins.loaded():
         info["plugins"] = sources
@@ -275,6 +279,7 @@ def execute(task: Task, progress: Progress) -> None:
     sources = {one["name"]: one["sha256"] for one in plugins.loaded()}
     config = config_from_dict(task.config)
     with locked(folder):
+        _prepare(task)
         if task.kind != "model":
             check_fit(config)
         for stage in missing(task):

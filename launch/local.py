@@ -18,6 +18,7 @@ from submitit.local.local import LocalJob, start_controller
 from ..harness.progress import clock, describe
 from ..harness.record import read_lines, write_atomically
 from ..harness.run import is_locked
+from ..harness.stages import problem
 from ..kernels.errors import InputError
 from .plan import Piece
 from .slurm.cluster import ClusterConfig
@@ -169,7 +170,8 @@ def run_local(runs: Sequence[Piece], parallel: int | None = None, every: float =
                 jobs.append(_start(run, threads, visible, say))
             if not jobs:
                 for run in waiting:
-                    say(f"{run.name}: not started, {run.task.training} has no weights of step {run.task.step}")
+                    reason = problem(run.task) or f"{run.task.training} has no weights of step {run.task.step}"
+                    say(f"{run.name}: not started, {reason}")
                 break
             time.sleep(0.5)
             for one in [one for one in jobs if one.ended()]:

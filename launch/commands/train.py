@@ -70,7 +70,10 @@ def note(config: Config, about: dict[str, Any], wanted: Sequence[Task], training
     entry = {**about, "name": name, "training": str(home.relative_to(root)), "samples": samples}
     entry |= {"steps": config.train.steps, "backend": asked(config.backend) or {}}
     entry["model_folder"] = str(model_folder(root, config.model).relative_to(root))
-    return write_study(root, STUDY, None, [entry], add=True) / name
+    try:
+        return write_study(root, STUDY, None, [entry], add=True) / name
+    except OSError as error:  # a full disk, a folder of somebody else's
+        raise InputError(f"cannot write below {root}: {error.strerror}; run.root=FOLDER takes another one") from None
 
 
 def check_moments(task: Task) -> None:

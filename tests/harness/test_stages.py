@@ -20,7 +20,7 @@ from lamabench.harness.config import (
 )
 from lamabench.harness.progress import Progress
 from lamabench.harness.record import read_records
-from lamabench.harness.run import open_run
+from lamabench.harness.run import Busy, locked, open_run
 from lamabench.harness.stages import Task, execute, merged, missing, tasks
 from lamabench.harness.training.checkpoint import moments
 from lamabench.kernels.errors import InputError
@@ -250,6 +250,20 @@ def test_a_failed_stage_is_recorded_and_repeated(config, monkeypatch):
     assert missing(task) == ["train"] and (task.path / "error.log").is_file()
     execute(task, Progress())
     assert [row.state for row in read_records(task.path / "record.jsonl")] == ["oom", "done"]
+
+
+def test_a_folder_that_another_process_works_in_stays_as_it_is(config):
+    do(config, ["train"])
+    (longer,) = tasks(change(config, "train", steps=8), ABOUT, ["train"])
+    before = {path: path.read_bytes() for path in longer.path.rglob("*") if path.is_file()}
+    with locked(longer.path):
+        before[longer.path / ".lock"] = (longer.path / ".lock").read_bytes()
+        stages.prepare(longer)
+        with pytest.raises(Busy, match="is being worked on by process"):
+            execute(longer, Progress())
+        assert before == {path: path.read_bytes() for path in longer.path.rglob("*") if path.is_file()}
+    execute(longer, Progress())
+    assert open_run(longer.path).config.train.steps == 8
 
 
 def test_an_opened_run(config, scored):

@@ -113,3 +113,9 @@ def test_data_that_changed_under_one_name(capsys, tmp_path):
         assert err.count("\n") == 1 and written() == before
     assert run(capsys, "evaluate", str(folder))[0] == 0  # what is scored needs no data
     assert run(capsys, "train", *words, "train.steps=4", "data.name=new")[0] == 0
+
+
+def test_a_root_that_cannot_be_written_is_one_line(capsys, tmp_path):
+    (tmp_path / "runs").write_text("a file in its place")
+    code, _, err = run(capsys, "train", *DIT, *QUICK, "train.steps=2")
+    assert code == 2 and "cannot write below runs: " in err and err.count("\n") == 1
