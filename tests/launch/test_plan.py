@@ -393,8 +393,7 @@ def test_a_thousand_runs_are_planned_in_seconds(record_property):
     large = Study("large", "?", base={"data": "cifar10", "sample.clip": True}, axes=axes, seeds=list(range(10)))
     started = time.perf_counter()
     runs = plan(large)
-    table = rows(runs)
-    tasks = pieces(runs)
+    table, tasks = rows(runs), pieces(runs)
     seconds = time.perf_counter() - started
     record_property("seconds", round(seconds, 2))
     assert len(runs) == len(table) == 1000 and len(tasks) == 2004
