@@ -11,12 +11,13 @@ from typing import Any
 from ..kernels import NAMES
 from ..kernels.errors import InputError, unknown
 from ..models.registry import out_channels
+from .device import COMPILE_OPTIONS
 from .diffusion.samplers import SAMPLERS, path_of
 
 PRECISIONS = ("float32", "bfloat16")
 MODES = ("forward", "train")  # of bench
 # How a network is called: directly, through torch.compile, with CUDA graphs too, or with CUDA graphs and autotuning.
-COMPILE = ("eager", "compile", "reduce-overhead", "max-autotune")
+COMPILE = ("eager", *COMPILE_OPTIONS)
 CUDA_GRAPHS = ("reduce-overhead", "max-autotune")
 FEATURES = ("efficientnet_lite0", "inception_v3")
 METRICS = ("fd", "kid", "prc", "isc")

@@ -74,7 +74,7 @@ def round_weights(net: nn.Module, precision: str) -> None:
 
 
 # The arguments of torch.compile. One graph for one shape: a graph break or another shape never goes unnoticed.
-COMPILE: dict[str, dict[str, Any]] = {
+COMPILE_OPTIONS: dict[str, dict[str, Any]] = {
     "compile": {"fullgraph": True, "dynamic": False},
     "reduce-overhead": {"fullgraph": True, "dynamic": False, "mode": "reduce-overhead"},
     "max-autotune": {"fullgraph": True, "dynamic": False, "mode": "max-autotune"},
@@ -94,4 +94,4 @@ def compiled(net: Backbone, kind: str) -> Callable[..., Tensor]:
     if kind == "eager":
         return net
     torch.compiler.reset()  # torch limits the number of graphs of a forward method, over all nets that have it
-    return torch.compile(net, **COMPILE[kind])
+    return torch.compile(net, **COMPILE_OPTIONS[kind])

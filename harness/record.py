@@ -17,6 +17,9 @@ from typing import Any, ClassVar, Union, get_args, get_origin, get_type_hints
 from ..kernels.errors import InputError
 
 SCHEMA = 2
+# The stage that writes each kind of line, in the order in which the stages run.
+STAGE_OF = {"cost": "cost", "train": "train", "sample": "sample", "score": "evaluate", "speed": "bench"}
+STAGE_OF |= {"operator_speed": "bench"}
 STATES = ("done", "failed", "oom", "diverged", "wrong")
 
 

@@ -14,12 +14,12 @@ from .plan import Planned, pieces
 
 # Committed folders that `lamabench bench` wrote. A wheel has none.
 RECORDS = Path(__file__).parent.parent / "reports" / "records"
-Row = dict[str, Any]
+Line = dict[str, Any]
 Hours = dict[str, float] | str
 BUSY = ", busy host"
 
 
-def committed_speeds(folder: Path = RECORDS) -> list[Row]:
+def committed_speeds(folder: Path = RECORDS) -> list[Line]:
     """The `training_speeds` of the models in FOLDER/models/* and FOLDER/*/models/*.
 
     Raises InputError for a folder that cannot be read.
@@ -28,7 +28,7 @@ def committed_speeds(folder: Path = RECORDS) -> list[Row]:
     return training_speeds(read_run(path.parent) for path in files)
 
 
-def training_speeds(runs: Iterable[Run]) -> list[Row]:
+def training_speeds(runs: Iterable[Run]) -> list[Line]:
     """The measured training steps in folders of models, each with the configuration of its model as `model`."""
     return [
         {**row.flat(), "model": from_dict(run.info["config"]["model"])}
@@ -38,7 +38,7 @@ def training_speeds(runs: Iterable[Run]) -> list[Row]:
     ]
 
 
-def of_runs(runs: Sequence[Planned], rows: Sequence[Row]) -> tuple[list[Hours], list[str]]:
+def of_runs(runs: Sequence[Planned], rows: Sequence[Line]) -> tuple[list[Hours], list[str]]:
     """The hours of each run's training, and the name of the run that has them if that is another one, else "".
 
     Runs may share a training. It is counted once, for the first of them, up to the furthest step that any of them asks
@@ -57,7 +57,7 @@ def of_runs(runs: Sequence[Planned], rows: Sequence[Row]) -> tuple[list[Hours], 
     return hours, shared
 
 
-def gpu_hours(config: Config, rows: Sequence[Row], name: str) -> Hours:
+def gpu_hours(config: Config, rows: Sequence[Line], name: str) -> Hours:
     """The hours of a training by name of the GPU, or why they are unknown. `name` stands for the model in that text.
 
     The speed is that of the fastest measured batch of the same model, at the same size, precision, compile mode and
@@ -83,7 +83,7 @@ def gpu_hours(config: Config, rows: Sequence[Row], name: str) -> Hours:
     return {device: settings.steps * settings.batch_size / speed / 3600 for device, speed in speeds.items()}
 
 
-def _same(row: Row, config: Config) -> bool:
+def _same(row: Line, config: Config) -> bool:
     settings = (config.model.input_size, config.train.precision, config.train.checkpointing, config.train.compile)
     if settings != tuple(row[name] for name in ("input_size", "precision", "checkpointing", "compile")):
         return False

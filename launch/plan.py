@@ -16,7 +16,7 @@ from ..harness.config import Config, RunConfig, check_fit
 from ..harness.keys import asked, config_from_dict, model_folder, score_key, training_folder
 from ..harness.measure.speed import next_measurement
 from ..harness.progress import describe
-from ..harness.record import Row, newest, read_records
+from ..harness.record import STAGE_OF, Row, newest, read_records
 from ..harness.run import check_study, is_locked, write_study
 from ..harness.stages import (
     Task,
@@ -37,7 +37,6 @@ from .compose import compose, plugin_names, value_of
 from .slurm.cluster import load as load_cluster
 from .slurm.cluster import of_cluster
 
-STAGE_OF = {"cost": "cost", "train": "train", "sample": "sample", "score": "evaluate", "speed": "bench"}
 # A run has the first of these states that one of its tasks has. "" stands for every state of failure.
 ORDER = ("running", "preempted", "queued", "", "stopped", "planned", "done")
 

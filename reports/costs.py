@@ -1,14 +1,14 @@
 """The table of what models cost, by part."""
 
 from .queries import group_labels
-from .runs import Row, Run
+from .runs import Line, Run
 from .table import Column, Table
 
 
 def costs(runs: list[Run]) -> Table:
     """Parameters, MACs and FLOPs of each distinct model by part; the last row of a model is the sum."""
     labels = group_labels(runs)
-    models: dict[str, tuple[Row, list[str]]] = {}
+    models: dict[str, tuple[Line, list[str]]] = {}
     for run in runs:
         if line := run.last("cost", state="done"):
             counts = {key: line.get(key) for key in ("params", "macs", "flops", "parts")}
@@ -22,7 +22,7 @@ def costs(runs: list[Run]) -> Table:
             counts = line if part == "total" else parts[part]
             if not any(counts[key] for key in ("params", "macs", "flops")):
                 continue
-            row: Row = {"label": label, "part": part, **{key: counts[key] for key in ("params", "macs", "flops")}}
+            row: Line = {"label": label, "part": part, **{key: counts[key] for key in ("params", "macs", "flops")}}
             for key in ("params", "macs", "flops"):
                 row[f"{key}_percent"] = 100 * counts[key] / line[key] if line[key] else None
             rows.append(row)

@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from .queries import current, group_labels, words_of
-from .runs import Row, Run, read
+from .runs import Line, Run, read
 
 FIRST = ("study", "name", "label", "variant", "seed", "family", "model", "title", "kind", "state", "error")
 LAST = ("time", "commit", "dirty", "device", "host", "driver", "torch", "python", "lamabench", "id", "key")
@@ -45,7 +45,7 @@ def load(paths: str | Path | Iterable[str | Path]) -> pd.DataFrame:
     folders = [paths] if isinstance(paths, str | Path) else paths
     runs = read([Path(folder) for folder in folders])
     labels = group_labels(runs)
-    rows: dict[tuple[Any, ...], Row] = {}
+    rows: dict[tuple[Any, ...], Line] = {}
     for run in runs:
         records = current([*run.rows, *run.earlier])
         samples = {row["key"]: row for row in records if row["kind"] == "sample"}
@@ -67,9 +67,9 @@ def load(paths: str | Path | Iterable[str | Path]) -> pd.DataFrame:
     return frame[names].convert_dtypes()
 
 
-def _row(run: Run, label: str, record: Row, sample: Row | None) -> Row:
+def _row(run: Run, label: str, record: Line, sample: Line | None) -> Line:
     info = run.info
-    row: Row = {name: info.get(name) for name in FIRST} | {"label": label, "id": info["id"]}
+    row: Line = {name: info.get(name) for name in FIRST} | {"label": label, "id": info["id"]}
     row["variant"] = ", ".join(f"{axis}={value}" for axis, value in info["variant"].items() if axis != "seed")
     row["seed"] = info.get("seed") if record["kind"] == "score" else None
     row |= {name: value for name, value in record.items() if name not in LEFT_OUT}

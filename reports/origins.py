@@ -1,6 +1,7 @@
 """The table of where runs come from."""
 
-from .queries import STAGES, state_of, words_of
+from ..harness.record import STAGE_OF
+from .queries import state_of, words_of
 from .runs import Run
 from .table import Column, Table, shortened
 
@@ -16,7 +17,7 @@ def origins(runs: list[Run]) -> Table:
         state, error = state_of(run)
         kinds = {row["kind"] for row in run.rows if row["state"] == "done"}
         precisions = {row["precision"] for row in run.rows if row["kind"] in ("speed", "operator_speed")} - {None}
-        stages = dict.fromkeys(stage for kind, stage in STAGES.items() if kind in kinds)
+        stages = dict.fromkeys(stage for kind, stage in STAGE_OF.items() if kind in kinds)
         reached = run.metrics[-1].get("step") if run.metrics else None
         rows.append({
             **{key: run.info.get(key) for key in ("id", "study", "name", "seed")},

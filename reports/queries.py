@@ -5,11 +5,9 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
-from .runs import Row, Run
+from ..harness.record import STAGE_OF
+from .runs import Line, Run
 
-# The stage that writes each kind of record, in the order in which the stages run.
-STAGES = {"cost": "cost", "train": "train", "sample": "sample", "score": "evaluate", "speed": "bench"}
-STAGES |= {"operator_speed": "bench"}
 # The first word of a metric's name says whether lower or higher is better.
 LOWER = ("fd", "fid", "sfid", "kid", "kd", "mmd")
 HIGHER = ("is", "isc", "precision", "recall", "density", "coverage", "f")
@@ -37,13 +35,13 @@ def group_labels(runs: list[Run]) -> dict[str, str]:
     return labels
 
 
-def current(rows: Iterable[Row]) -> list[Row]:
+def current(rows: Iterable[Line]) -> list[Line]:
     """The newest record of everything that was done or tried, oldest first.
 
     A failed score counts until there is a later score of its key. A benchmark that failed before it measured anything
     counts until there is a later record of a benchmark.
     """
-    newest: dict[tuple[Any, ...], Row] = {}
+    newest: dict[tuple[Any, ...], Line] = {}
     for row in rows:
         for name in [name for name, other in newest.items() if _is_obsolete(other, row)]:
             del newest[name]
@@ -53,7 +51,7 @@ def current(rows: Iterable[Row]) -> list[Row]:
     return list(newest.values())
 
 
-def _is_obsolete(row: Row, later: Row) -> bool:
+def _is_obsolete(row: Line, later: Line) -> bool:
     """Whether a failure no longer counts because of a later record."""
     if row["state"] == "done" or row["kind"] != later["kind"]:
         return False
@@ -73,9 +71,9 @@ def state_of(run: Run) -> tuple[str, str]:
         if row["state"] != "done" and not (row["state"] == "oom" and measurement_of(row)[:-1] in fits)
     ]
     if bad:
-        row = min(bad, key=lambda row: list(STAGES).index(row["kind"]))
+        row = min(bad, key=lambda row: list(STAGE_OF).index(row["kind"]))
         what = row.get("metric") or row.get("mode") or row.get("operator")
-        stage = " ".join(filter(None, (STAGES[row["kind"]], what)))
+        stage = " ".join(filter(None, (STAGE_OF[row["kind"]], what)))
         return row["state"], f"{stage}: {' '.join(str(row['error'] or 'no reason recorded').split())}"
     if run.metrics and not run.last("train"):
         return "unfinished", ""
@@ -85,14 +83,14 @@ def state_of(run: Run) -> tuple[str, str]:
     return ("done" if begun else "not started"), ""
 
 
-def measurement_of(row: Row) -> tuple[Any, ...]:
+def measurement_of(row: Line) -> tuple[Any, ...]:
     """What a record of speed measured: the fields of MEASURED, the implementations and, last, the batch. The
     implementations are those that ran for a single operator, and those that were asked for otherwise."""
     backend = words_of(row["backend"] if row.get("operator") else row.get("asked"))
     return *(row.get(field) for field in MEASURED), backend, row.get("batch_size")
 
 
-def setting_of(line: Row) -> tuple[Any, ...]:
+def setting_of(line: Line) -> tuple[Any, ...]:
     """The values of SETTINGS for a throughput. The host's threads do not count where a GPU did the work."""
     where = line.get("provenance") or {}
     values = {**line, "device": where.get("device"), "threads": None if where.get("driver") else line.get("threads")}
@@ -114,12 +112,12 @@ def setting_words(kind: str, setting: tuple[Any, ...], among: Iterable[tuple[Any
     return ", ".join(words)
 
 
-def timings(runs: list[Run], kind: str, mode: str | None = None) -> dict[tuple[Any, ...], dict[Run, Row]]:
+def timings(runs: list[Run], kind: str, mode: str | None = None) -> dict[tuple[Any, ...], dict[Run, Line]]:
     """The newest finished measurement of each run under each setting: {setting: {run: row}}.
 
     A run that was timed in several ways (a sweep of batches or sizes) is left to the table `bench`.
     """
-    columns: dict[tuple[Any, ...], dict[Run, Row]] = {}
+    columns: dict[tuple[Any, ...], dict[Run, Line]] = {}
     for run in runs:
         rows = [row for row in run.rows if row["kind"] == kind and row.get("mode") == mode]
         if kind == "speed" and len({measurement_of(row) for row in rows}) > 1:
@@ -130,13 +128,13 @@ def timings(runs: list[Run], kind: str, mode: str | None = None) -> dict[tuple[A
     return dict(sorted(columns.items(), key=lambda item: str(item[0])))
 
 
-def scores(runs: list[Run]) -> dict[str, dict[Run, Row]]:
+def scores(runs: list[Run]) -> dict[str, dict[Run, Line]]:
     """The scores of each run's samples at its furthest step: {column: {run: row}}.
 
     A column has one protocol (DESIGN.md, rule 8). A metric with several protocols has a column for each, named
     `METRIC@PROTOCOL`.
     """
-    columns: dict[tuple[str, str], dict[Run, Row]] = {}
+    columns: dict[tuple[str, str], dict[Run, Line]] = {}
     for run in runs:
         for row in run.rows:
             if row["kind"] == "score" and row["state"] == "done":
@@ -148,13 +146,13 @@ def scores(runs: list[Run]) -> dict[str, dict[Run, Row]]:
     }
 
 
-def score_words(row: Row) -> str:
+def score_words(row: Line) -> str:
     """What a score compared: "512 samples against 1797 digits", or "512 samples" where the metric has no reference."""
     against = " ".join(str(row[key]) for key in ("reference_count", "reference") if row.get(key))
     return f"{row['count']} samples" + (f" against {against}" if against else "")
 
 
-def words_of(backends: Row | None) -> str:
+def words_of(backends: Line | None) -> str:
     """Implementations by operator in words: "selective_scan=torch, attention=sdpa"."""
     return ", ".join(f"{operator}={name}" for operator, name in (backends or {}).items())
 

@@ -18,7 +18,7 @@ from .loss import loss
 from .origins import origins
 from .quality import quality_vs_macs
 from .queries import score_words, scores, setting_words, timings
-from .runs import Row, Run, read
+from .runs import Line, Run, read
 from .samples import all_samples, mosaic, samples
 from .speed import MODES, bench, kernels
 from .speed_figures import crossover, speed_vs_flops
@@ -51,7 +51,7 @@ ABOUT = {
 }
 
 
-def summary_rows(paths: list[Path]) -> list[Row]:
+def summary_rows(paths: list[Path]) -> list[Line]:
     """The summary table as plain data, with the keys of its csv. Raises InputError where the folders hold no runs."""
     return summary(read(paths)).records()
 

@@ -10,7 +10,7 @@ from ..harness.run import STUDY, read_info, read_run, read_study
 from ..harness.run import Run as Folder
 from ..kernels.errors import InputError
 
-Row = dict[str, Any]  # of a record or a table; a field that does not apply is None
+Line = dict[str, Any]  # of a record or a table; a field that does not apply is None
 NAMED = ("study", "name", "model", "family", "title")  # what every config.json must have
 
 
@@ -29,12 +29,12 @@ class Run:
 
     info: dict[str, Any]
     group: str
-    rows: list[Row] = field(default_factory=list)
-    earlier: list[Row] = field(default_factory=list)
-    metrics: list[Row] = field(default_factory=list)
+    rows: list[Line] = field(default_factory=list)
+    earlier: list[Line] = field(default_factory=list)
+    metrics: list[Line] = field(default_factory=list)
     samples: Path | None = None
 
-    def last(self, kind: str, state: str | None = None) -> Row | None:
+    def last(self, kind: str, state: str | None = None) -> Line | None:
         """The newest record of a kind, or of a kind and a state."""
         rows = (row for row in reversed(self.rows) if row["kind"] == kind and state in (None, row["state"]))
         return next(rows, None)
@@ -119,12 +119,12 @@ def _alone(folder: Path) -> Iterator[tuple[Path, Run]]:
         yield (training or folder).resolve(), run
 
 
-def _check(info: Row, where: Path) -> None:
+def _check(info: Line, where: Path) -> None:
     if missing := [key for key in NAMED if not info.get(key)]:
         raise InputError(f"{where} lacks {', '.join(missing)}")
 
 
-def _model_of(training: Path, info: Row) -> Path | None:
+def _model_of(training: Path, info: Line) -> Path | None:
     """The folder of a training's model, below the same root; None where the model has no records."""
     if info["kind"] == "model":
         return None
@@ -134,11 +134,11 @@ def _model_of(training: Path, info: Row) -> Path | None:
     return None
 
 
-def _config(folder: Path | None) -> Row:
+def _config(folder: Path | None) -> Line:
     return read_info(folder)["config"] if folder and (folder / "config.json").is_file() else {}
 
 
-def _of_training(config: Row) -> Row:
+def _of_training(config: Line) -> Line:
     """The settings that distinguish trainings, other than seed and length."""
     settings = {name: config[name] for name in ("model", "encoder", "objective", "backend") if name in config}
     for name, less in (("data", ("path",)), ("train", ("steps", "snapshots"))):
@@ -147,7 +147,7 @@ def _of_training(config: Row) -> Row:
     return settings
 
 
-def _runs(info: Row, settings: Row, training: Path | None, model: Path | None, samples: list[Path]) -> Iterator[Run]:
+def _runs(info: Line, settings: Line, training: Path | None, model: Path | None, samples: list[Path]) -> Iterator[Run]:
     """The run of some folders; several runs where samples of the furthest step were drawn in several ways."""
     rows = [row for row in _rows(_read(model)) if row["kind"] != "speed" or _asked(info) in (None, row["asked"] or {})]
     trained = _read(training)
@@ -169,7 +169,7 @@ def _runs(info: Row, settings: Row, training: Path | None, model: Path | None, s
         yield replace(run, info=about, group=_group(about, settings), rows=[*rows, *_rows(folder)], samples=path)
 
 
-def _group(info: Row, settings: Row) -> str:
+def _group(info: Line, settings: Line) -> str:
     axes = sorted((axis, str(value)) for axis, value in info["variant"].items() if axis != "seed")
     return f"{info['study']} {info['model']} {axes} {json.dumps(settings, sort_keys=True)}"
 
@@ -178,17 +178,17 @@ def _read(folder: Path | None) -> Folder | None:
     return read_run(folder) if folder and (folder / "config.json").is_file() else None
 
 
-def _rows(folder: Folder | None) -> list[Row]:
+def _rows(folder: Folder | None) -> list[Line]:
     return [row.flat() for row in folder.records] if folder else []
 
 
-def _way(config: Row) -> Row:
+def _way(config: Line) -> Line:
     """The way in which samples were drawn, as axis values."""
     left_out = ("batch_size", "at")
     return {f"sample.{key}": value for key, value in (config.get("sample") or {}).items() if key not in left_out}
 
 
-def _asked(info: Row) -> Row | None:
+def _asked(info: Line) -> Line | None:
     """The implementations that a run asks for by name; None for a single model, for which all timings count."""
     backend = info["config"].get("backend") if info.get("backend") is None else info["backend"]
     return None if backend is None else {name: value for name, value in backend.items() if value != "auto"}

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..kernels.errors import InputError
 from .queries import measurement_of, words_of
-from .runs import Row, Run
+from .runs import Line, Run
 from .table import Column, Table, shortened
 
 BASELINE = "dit_xl_2"
@@ -17,13 +17,13 @@ LATENT_CHANNELS, PIXELS = 4, 8  # an input of four channels is a latent, of 8 ×
 MODES = {"forward": "Forward", "train": "Training"}
 
 
-def measurements(runs: list[Run], kind: str = "speed") -> list[Row]:
+def measurements(runs: list[Run], kind: str = "speed") -> list[Line]:
     """The newest record of each measurement of each model; with "operator_speed", of its operators.
 
     `group` is the model as configured, with the implementations that were asked for by name, and `label` its name. Both
     are the same for every run and every input size.
     """
-    newest: dict[tuple[Any, ...], Row] = {}
+    newest: dict[tuple[Any, ...], Line] = {}
     for run in runs:
         info = run.info
         model = {key: value for key, value in (info["config"].get("model") or {}).items() if key != "input_size"}
@@ -35,7 +35,7 @@ def measurements(runs: list[Run], kind: str = "speed") -> list[Row]:
             label = info["title"] + _variant(info, asked)
             group = f"{label} {info['model']} {json.dumps([model, asked], sort_keys=True)}"
             where = line["provenance"] or {}
-            row: Row = {**line, **{key: info[key] for key in ("id", "study", "model", "family", "title")}}
+            row: Line = {**line, **{key: info[key] for key in ("id", "study", "model", "family", "title")}}
             row |= {"group": group, "label": label, "px": scale * line["input_size"]}
             row |= {"backend": words_of(line["backend"]), "device": where.get("device"), "commit": where.get("commit")}
             key = (group, row["device"], *measurement_of(line))
@@ -47,7 +47,7 @@ def measurements(runs: list[Run], kind: str = "speed") -> list[Row]:
     return [{**row, "label": row["label"] + more[row["group"]]} for row in newest.values()]
 
 
-def _variant(info: Row, asked: Row) -> str:
+def _variant(info: Line, asked: Line) -> str:
     """The settings of the model and its operators, in brackets, without the input size, which has its own column."""
     axes = {axis: value for axis, value in (info.get("variant") or {}).items() if not axis.startswith("backend.")}
     axes |= {f"backend.{operator}": name for operator, name in asked.items()}
@@ -59,12 +59,12 @@ def _variant(info: Row, asked: Row) -> str:
     return f" ({', '.join(words)})" if words else ""
 
 
-def cell_of(row: Row) -> tuple:
+def cell_of(row: Line) -> tuple:
     """The circumstances in which measurements of two models can be compared."""
     return tuple(row[field] for field in CELL)
 
 
-def baseline_of(rows: list[Row], name: str | None) -> str | None:
+def baseline_of(rows: list[Line], name: str | None) -> str | None:
     """The model that others are compared with: the named one, or else DiT-XL/2 if it was measured.
 
     Raises InputError for a name that was not measured.
@@ -75,7 +75,7 @@ def baseline_of(rows: list[Row], name: str | None) -> str | None:
     return name or (BASELINE if BASELINE in models else None)
 
 
-def fastest(rows: Iterable[Row]) -> Row | None:
+def fastest(rows: Iterable[Line]) -> Line | None:
     """The measurement with the most images per second; None where there is none."""
     return max((row for row in rows if row["state"] == "done"), key=lambda row: row["images_per_s"], default=None)
 
@@ -92,7 +92,7 @@ def bench(runs: list[Run], baseline: str | None = None) -> Table:
     """
     measured = measurements(runs)
     name = baseline_of(measured, baseline)
-    groups: dict[tuple, list[Row]] = {}
+    groups: dict[tuple, list[Line]] = {}
     for row in measured:
         groups.setdefault((row["group"], *cell_of(row), row["compile"]), []).append(row)
     rows = [_at_its_best(members) for members in groups.values()]
@@ -158,7 +158,7 @@ def bench(runs: list[Run], baseline: str | None = None) -> Table:
     return Table("bench", " ".join(caption), columns, rows)
 
 
-def _at_its_best(members: list[Row]) -> Row:
+def _at_its_best(members: list[Line]) -> Line:
     best = fastest(members)
     too_large = [row["batch_size"] for row in members if row["state"] == "oom"]
     bad = [row for row in members if row["state"] not in ("done", "oom")]
@@ -174,7 +174,7 @@ def _at_its_best(members: list[Row]) -> Row:
     return row
 
 
-def _memory(rows: Iterable[Row]) -> dict[int, float]:
+def _memory(rows: Iterable[Line]) -> dict[int, float]:
     """{batch: peak memory} of measurements."""
     return {row["batch_size"]: row["peak_memory_gib"] for row in rows if row.get("peak_memory_gib")}
 
@@ -191,14 +191,14 @@ def _caption(baseline: str | None) -> list[str]:
     return words
 
 
-def crossings(measured: list[Row], baseline: str | None) -> list[str]:
+def crossings(measured: list[Line], baseline: str | None) -> list[str]:
     """Where each model becomes faster or slower than the baseline as images grow, one sentence per model and mode.
 
     There is no sentence without a baseline or with fewer than two sizes in common. Between sizes, ratios are
     interpolated linearly in log-log.
     """
     sentences = []
-    cells: dict[tuple, dict[str, dict[int, Row]]] = {}
+    cells: dict[tuple, dict[str, dict[int, Line]]] = {}
     for row in measured:
         best = fastest(other for other in measured if other["group"] == row["group"] and cell_of(other) == cell_of(row))
         if best is not None:

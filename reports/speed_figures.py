@@ -7,26 +7,26 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from .runs import Row, Run
+from .runs import Line, Run
 from .speed import MODES, baseline_of, crossings, fastest, measurements
 from .style import Look, blank, logarithmic, wrapped
 from .table import Table
 
 
-def _main_setting(measured: list[Row]) -> tuple[list[Row], str]:
+def _main_setting(measured: list[Line]) -> tuple[list[Line], str]:
     """The measurements with the most frequent precision and device, and those two in words."""
     settings = [(row["precision"], row["device"]) for row in measured]
     main = max(settings, key=lambda setting: (settings.count(setting), str(setting)))
     return [row for row, setting in zip(measured, settings, strict=True) if setting == main], ", ".join(map(str, main))
 
 
-def _panels(measured: list[Row]) -> list[str]:
+def _panels(measured: list[Line]) -> list[str]:
     return [mode for mode in MODES if any(row["mode"] == mode and row["state"] == "done" for row in measured)]
 
 
-def _lines(measured: list[Row], mode: str) -> list[dict[int, list[Row]]]:
+def _lines(measured: list[Line], mode: str) -> list[dict[int, list[Line]]]:
     """The measurements of each model in a mode, by the side of the image; models are ordered by family and cost."""
-    lines: dict[str, dict[int, list[Row]]] = {}
+    lines: dict[str, dict[int, list[Line]]] = {}
     for row in sorted(measured, key=lambda row: (row["family"], row.get("flops") or 0, row["label"])):
         if row["mode"] == mode:
             lines.setdefault(row["group"], {}).setdefault(row["px"], []).append(row)
@@ -119,7 +119,7 @@ def crossover(runs: list[Run], baseline: str | None = None) -> Figure | str:
     return figure
 
 
-def _common_batches(lines: list[dict[int, list[Row]]]) -> dict[int, int]:
+def _common_batches(lines: list[dict[int, list[Line]]]) -> dict[int, int]:
     """The batch at which memory is compared at each side: the smallest batch that every model has at every side.
 
     Where there is none, it is the largest batch that all models at that side have in common.
@@ -134,7 +134,7 @@ def _common_batches(lines: list[dict[int, list[Row]]]) -> dict[int, int]:
     return {px: min(everywhere) if everywhere else max(batches) for px, batches in common.items() if batches}
 
 
-def _peaks(sizes: dict[int, list[Row]], batches: dict[int, int]) -> dict[int, float]:
+def _peaks(sizes: dict[int, list[Line]], batches: dict[int, int]) -> dict[int, float]:
     """{side of the image: peak memory at its batch}, the least over compile modes."""
     peaks = {}
     for px in sorted(sizes):
@@ -144,12 +144,12 @@ def _peaks(sizes: dict[int, list[Row]], batches: dict[int, int]) -> dict[int, fl
     return peaks
 
 
-def _look(measured: list[Row]) -> Look:
+def _look(measured: list[Line]) -> Look:
     every = [next(iter(sizes.values()))[0] for mode in MODES for sizes in _lines(measured, mode)]
     return Look(Table("", "", [], every))
 
 
-def _style(look: Look, model: Row) -> dict[str, Any]:
+def _style(look: Look, model: Line) -> dict[str, Any]:
     group = model["group"]
     return {"color": look.colour(group), "linestyle": look.dash(group), "marker": look.marker(model["family"])}
 

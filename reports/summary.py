@@ -4,7 +4,7 @@ import re
 import statistics
 
 from .queries import better, group_labels, scores, setting_words, state_of, timings, words_of
-from .runs import Row, Run
+from .runs import Line, Run
 from .table import Column, Table, shortened
 
 TIMED = (("speed", "forward", "Forward", 6), ("speed", "train", "Train", 6), ("sample", None, "Sampling", 8))
@@ -22,7 +22,7 @@ def summary(runs: list[Run]) -> Table:
         train = run.last("train", state="done") or {}
         state, error = state_of(run)
         seed = run.info.get("seed")
-        row: Row = {key: run.info[key] for key in ("id", "study", "name", "family", "model", "title")}
+        row: Line = {key: run.info[key] for key in ("id", "study", "name", "family", "model", "title")}
         row["run"] = run
         row["variant"] = ", ".join(f"{axis}={value}" for axis, value in (run.info.get("variant") or {}).items())
         row |= {"seed": seed, "state": state, "error": error}
@@ -54,9 +54,9 @@ def summary(runs: list[Run]) -> Table:
     return Table("summary", "One row per run.", columns, rows)
 
 
-def _speeds(runs: list[Run]) -> tuple[dict[Run, Row], list[Column]]:
+def _speeds(runs: list[Run]) -> tuple[dict[Run, Line], list[Column]]:
     """The throughputs of each run, and their columns: one for every setting in which some run was timed."""
-    rows: dict[Run, Row] = {run: {} for run in runs}
+    rows: dict[Run, Line] = {run: {} for run in runs}
     columns = []
     for kind, mode, title, rank in TIMED:
         settings = timings(runs, kind, mode)
@@ -84,7 +84,7 @@ def seeds(overview: Table) -> Table:
         members = [row for row in overview.rows if row["group"] == group]
         if len(members) < 2:
             continue
-        row: Row = {"label": members[0]["model_label"], "n": len(members)}
+        row: Line = {"label": members[0]["model_label"], "n": len(members)}
         for column in measured:
             values = [member[column.source] for member in members if member.get(column.source) is not None]
             row[f"{column.name}_mean"] = statistics.fmean(values) if values else None

@@ -7,7 +7,7 @@ from math import floor, log10
 
 import pandas as pd
 
-from .runs import Row
+from .runs import Line
 
 TEX = {
     "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$",
@@ -38,7 +38,7 @@ class Column:
     def source(self) -> str:
         return self.key or self.name or ""
 
-    def cell(self, row: Row) -> str:
+    def cell(self, row: Line) -> str:
         value = row.get(self.source)
         if value is None or value == "":
             return "-"
@@ -59,12 +59,12 @@ class Table:
     name: str
     caption: str
     columns: list[Column]
-    rows: list[Row]
+    rows: list[Line]
 
     def shown(self) -> list[Column]:
         return [column for column in self.columns if column.title and filled(self.rows, column)]
 
-    def records(self) -> list[Row]:
+    def records(self) -> list[Line]:
         """The rows in full precision, with the headings of the csv."""
         names = [column.name for column in self.columns if column.name and filled(self.rows, column)]
         return [{name: row.get(name) for name in names} for row in self.rows]
@@ -94,11 +94,11 @@ class Table:
         return pd.DataFrame(cells, columns=[escaped(column.title or "") for column in shown], dtype=object)
 
 
-def filled(rows: list[Row], column: Column) -> bool:
+def filled(rows: list[Line], column: Column) -> bool:
     return any(row.get(column.source) not in (None, "") for row in rows)
 
 
-def is_best(rows: list[Row], row: Row, column: Column) -> bool:
+def is_best(rows: list[Line], row: Line, column: Column) -> bool:
     """Whether a row has the best value of a quality column. A single value is not marked."""
     values = [other[column.source] for other in rows if other.get(column.source) is not None]
     if not column.best or len(values) < 2:

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from .queries import setting_words, timings
-from .runs import Row, Run
+from .runs import Line, Run
 from .style import Look, blank, wrapped
 from .table import Table
 
@@ -23,7 +23,7 @@ def throughput(runs: list[Run], overview: Table) -> Figure | str:
         return "no run was timed in exactly one way"
     look = Look(overview)
     timed = {run for *_, lines in panels for run in lines}
-    models: dict[str, list[Row]] = {}
+    models: dict[str, list[Line]] = {}
     for row in overview.rows:
         if row["run"] in timed:
             models.setdefault(row["group"], []).append(row)

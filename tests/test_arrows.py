@@ -197,3 +197,15 @@ def test_reports_load_no_torch():
     command = [sys.executable, "-I", "-c", probe, *modules]
     answer = subprocess.run(command, capture_output=True, text=True, check=True)
     assert modules and answer.stdout.split() == ["False"]
+
+
+def test_files_are_of_a_good_size():
+    """DESIGN.md: no file of Python over 400 lines, the training loop under 200."""
+    folders = (*ARROWS, "tests")
+    sizes = {
+        str(path.relative_to(ROOT)): len(path.read_text().splitlines())
+        for folder in folders
+        for path in (ROOT / folder).rglob("*.py")
+    }
+    assert {name: size for name, size in sizes.items() if size > 400} == {}
+    assert sizes["harness/training/loop.py"] < 200 and len(sizes) > 100

@@ -23,7 +23,7 @@ from .gpus import mfu
 from .search import FINISHED, Point, next_point
 from .timing import first_line, one_at_a_time, out_of_memory, time_calls
 
-Row = dict[str, Any]
+Line = dict[str, Any]
 Say = Callable[[str], None]
 
 
@@ -48,8 +48,8 @@ def bench(
     objective_config: ObjectiveConfig,
     device: str,
     say: Say = lambda text: None,
-    rows: Sequence[Row] = (),
-) -> Iterator[Row]:
+    rows: Sequence[Line] = (),
+) -> Iterator[Line]:
     """Every measurement of `model` that `settings` ask for and `rows` do not have, as the fields of `speed` records.
 
     `backend` is a BackendConfig. Weights are random with nothing at zero, inputs are random. `forward` is one call
@@ -112,7 +112,7 @@ class Subject:
         self.backend = select_backends(self.net, vars(backend), device_type(device))
         counted = cost(model)
         self.macs, self.flops = counted.macs, counted.flops
-        self.reference: Reference | Row
+        self.reference: Reference | Line
         self.operator_error: float | None = None
         try:
             expected = reference(self.net, self.settings.precision, self.device)
@@ -130,7 +130,7 @@ class Subject:
                 self.reference["error"] = f"no reference for one image: {self.reference['error']}"
         release(self.device)
 
-    def row(self, point: Point) -> Row:
+    def row(self, point: Point) -> Line:
         """One measurement, or why there is none."""
         row = {
             **point._asdict(),
@@ -156,7 +156,7 @@ class Subject:
         self.net.to(self.device)
         return row
 
-    def measure(self, point: Point, expected: Reference) -> Row:
+    def measure(self, point: Point, expected: Reference) -> Line:
         """Check the call, then time it."""
         net = self.net
         if point.mode == "forward" and self.settings.precision == "bfloat16":
@@ -186,14 +186,14 @@ class Subject:
         return {**errors, "check_s": seconds, **timed, "images_per_s": speed, "mfu": used}
 
 
-def no_number(error: Exception) -> Row:
+def no_number(error: Exception) -> Line:
     """State and error of a row that has no number."""
     if isinstance(error, WrongOutput):
         return {"state": "wrong", "error": str(error)}
     return {"state": "oom" if out_of_memory(error) else "failed", "error": first_line(error)}
 
 
-def describe(row: Row) -> str:
+def describe(row: Line) -> str:
     """A row as a line of progress."""
     checkpointing = " checkpointed" if row["checkpointing"] else ""
     where = f"input {row['input_size']}, {row['mode']}{checkpointing}, {row['compile']}, batch {row['batch_size']}: "

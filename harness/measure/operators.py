@@ -20,7 +20,7 @@ from ..device import device_name, exact_float32
 from .calls import Call, as_in_the_model, calls_of, fresh
 from .check import Held, WrongOutput, or_null, relative_rms
 from .gpus import exponentials_per_s, peak_flops
-from .models import Row, fill_constants, no_number, release
+from .models import Line, fill_constants, no_number, release
 from .search import FINISHED
 from .timing import LEAST, one_at_a_time, quantiles, time_calls
 
@@ -109,7 +109,7 @@ def time_queued(step: Callable[[], Any], device: str, repeats: int, seconds: flo
 
 def bench_operators(
     model: Any, settings: BenchConfig, backend: Any, device: str, say: Callable[[str], None] = lambda text: None
-) -> Iterator[Row]:
+) -> Iterator[Line]:
     """A row for every operator of the model, shape, usable backend and pass: the fields of `operator_speed` records.
 
     `model` is a model's configuration. `backend` is a BackendConfig, the backends of the model while its calls are
@@ -156,7 +156,7 @@ class Subject:
         self.settings, self.device, self.batch = settings, device, batch
         self.input_size, self.machine = input_size, machine
 
-    def rows(self, one: Call, many: Call) -> Iterator[Row]:
+    def rows(self, one: Call, many: Call) -> Iterator[Line]:
         """A row for every backend, yardstick and pass of a call, checked with one image and timed with `many`."""
         operator, device_type = OPERATORS[one.operator], self.device.split(":")[0]
         held = Held(one, self.settings.precision, self.device)
@@ -173,8 +173,8 @@ class Subject:
                 yield from self.passes(yardstick.name, compare, partial(_rival_steps, yardstick, many), many, result)
 
     def passes(
-        self, backend: str, compare: Callable[[], Row], steps: Callable[[], dict], call: Call, result: int
-    ) -> Iterator[Row]:
+        self, backend: str, compare: Callable[[], Line], steps: Callable[[], dict], call: Call, result: int
+    ) -> Iterator[Line]:
         try:
             checked = compare()
             release(self.device)
@@ -182,7 +182,7 @@ class Subject:
         except Exception as error:
             checked, prepared = no_number(error), {}
         for mode in self.settings.modes:
-            row: Row = {
+            row: Line = {
                 "operator": call.operator,
                 "shape": call.shape(self.batch),
                 "batch_size": self.batch,
@@ -202,7 +202,7 @@ class Subject:
             release(self.device)
             yield row
 
-    def against_floors(self, call: Call, result: int, backward: bool, milliseconds: float) -> Row:
+    def against_floors(self, call: Call, result: int, backward: bool, milliseconds: float) -> Line:
         """Every limit and floor, the largest floor, and the time over that floor."""
         by_limit = floors(call, result, backward, self.machine)
         values = {name.removesuffix("_floor_ms"): value for name, value in by_limit.items() if value is not None}
@@ -211,11 +211,11 @@ class Subject:
         return {**self.machine, **by_limit, **more}
 
 
-def compare_yardstick(yardstick: Yardstick, call: Call, exact: list[Tensor]) -> Row:
+def compare_yardstick(yardstick: Yardstick, call: Call, exact: list[Tensor]) -> Line:
     """The relative RMS error of a yardstick's output and first gradient together (see `Held.compare`)."""
     outcome = yardstick.prepare(*call.args).output_and_gradient()
     error, first = relative_rms([v.double() for v in outcome], exact[:2]), call.names[1]
-    row: Row = {"state": "done", "relative_error": or_null(error), "error_of": f"output and {first}"}
+    row: Line = {"state": "done", "relative_error": or_null(error), "error_of": f"output and {first}"}
     if not error <= yardstick.limit:
         text = f"output and gradient of {first} off by {error:.1e}, limit {yardstick.limit:.0e}"
         row |= {"state": "wrong", "error": text}

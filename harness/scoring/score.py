@@ -24,7 +24,7 @@ from .features import Extractor, Features, network_of, read_cache, write_cache
 from .statistics import WITHOUT_REFERENCE, check_counts, compute, definition, metric_name
 
 Images = NDArray[np.uint8]
-Row = dict[str, Any]
+Line = dict[str, Any]
 
 
 class ReferenceImages(Protocol):
@@ -64,7 +64,7 @@ class Count:
             self.progress(self.done, self.total)
 
 
-def score(samples: Path, config: Config, metrics: Sequence[str], cache: Path, progress: Progress) -> list[Row]:
+def score(samples: Path, config: Config, metrics: Sequence[str], cache: Path, progress: Progress) -> list[Line]:
     """Score a file of samples against the images of `config.data` by some of `config.METRICS` (see `evaluate`).
 
     Raises InputError for a file without samples, and if the reference is missing or too small.
@@ -113,7 +113,7 @@ def evaluate(
     cache: Path,
     device: str,
     progress: Callable[[int, int], object] | None = None,
-) -> list[Row]:
+) -> list[Line]:
     """Score samples uint8 [N, H, W, C] (C 1 or 3) against a reference of the same H, W and C, by `metrics` only.
 
     Returns one row per number: `metric` (its name), `request` (its metric in `config.METRICS`), `value`, `std` (or
@@ -159,7 +159,7 @@ def _rows(
     settings: EvaluateConfig,
     extractor: Extractor,
     basis: dict[str, Any],
-) -> list[Row]:
+) -> list[Line]:
     """The rows of one metric."""
     no_reference, network = metric in WITHOUT_REFERENCE, extractor.network
     layer = network.logits if no_reference else network.pooled

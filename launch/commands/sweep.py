@@ -12,7 +12,7 @@ from typing import Any
 
 from ...ablations.study import Study, load
 from ...harness.measure.speed import stored
-from ...harness.record import Row, newest, read_records, write_lines
+from ...harness.record import STAGE_OF, Row, newest, read_records, write_lines
 from ...harness.run import read_run
 from ...harness.stages import Task
 from ...kernels.errors import InputError
@@ -291,7 +291,7 @@ def _records(task: Task) -> list[Row]:
     model = registry.from_dict(task.config["model"])
     for bench in task.plans:
         keys |= {line["key"] for line in stored(model, bench, newest(rows).values())}
-    return [row for row in rows if row.key in keys and plan.STAGE_OF[row.kind] in task.stages]
+    return [row for row in rows if row.key in keys and STAGE_OF[row.kind] in task.stages]
 
 
 def _prune(sweep: Sweep) -> int:

@@ -70,7 +70,7 @@ def test_compile_modes_are_those_of_torch():
     """The modes are torch's own, and `CUDA_GRAPHS` names those whose options include CUDA graphs."""
     graphs = set()
     for kind in config.COMPILE[1:]:
-        mode = device.COMPILE[kind].get("mode", "default")
+        mode = device.COMPILE_OPTIONS[kind].get("mode", "default")
         assert mode in ("default", kind)
         if torch._inductor.list_mode_options(mode).get("triton.cudagraphs"):
             graphs.add(kind)

@@ -12,7 +12,7 @@ import numpy as np
 from lamabench.harness.record import append, row
 from lamabench.harness.run import create, write_study
 
-Row = dict[str, Any]
+Line = dict[str, Any]
 WHERE = {
     "commit": "a" * 40, "dirty": False, "host": "box", "device": "A CPU", "driver": None, "torch": "2.15.0",
     "python": "3.11.9", "lamabench": "0.1.0",
@@ -33,33 +33,33 @@ def digest(*content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def line(kind: str, state: str = "done", **fields: Any) -> Row:
+def line(kind: str, state: str = "done", **fields: Any) -> Line:
     about = {"kind": kind, "state": state, "time": "2025-06-01T10:00:00+00:00", "provenance": WHERE}
     return {**about, **fields}
 
 
-def cost(macs: int = 10_000_000, params: int = 1_000_000) -> Row:
+def cost(macs: int = 10_000_000, params: int = 1_000_000) -> Line:
     return line("cost", params=params, macs=macs, flops=2 * macs + 1_000_000, paper_gflops=macs / 1e9, parts=PARTS)
 
 
-def trained(final_loss: float = 0.0625, steps: int = 600) -> Row:
+def trained(final_loss: float = 0.0625, steps: int = 600) -> Line:
     return line(
         "train", steps=steps, images=64 * steps, seconds=96.0, images_per_s=400.0, final_loss=final_loss,
         backend={"selective_scan": "torch"}, precision="float32", batch_size=64,
     )  # fmt: skip
 
 
-def drawn(steps: int = 50, speed: float = 12.5) -> Row:
+def drawn(steps: int = 50, speed: float = 12.5) -> Line:
     same = {"count": 512, "method": "ddim", "guidance": 1.0, "guidance_channels": None, "seconds": 41.0}
     return line("sample", steps=steps, images_per_s=speed, **same)
 
 
-def scored(value: float, protocol: str = "p1", metric: str = "FD-EffNetLite0-512", std: float | None = None) -> Row:
+def scored(value: float, protocol: str = "p1", metric: str = "FD-EffNetLite0-512", std: float | None = None) -> Line:
     against = {"reference": "digits", "reference_count": 1797, "features": "efficientnet_lite0"}
     return line("score", metric=metric, value=value, std=std, count=512, protocol=protocol, **against)
 
 
-def timed(mode: str, speed: float, batch: int = 16, **fields: Any) -> Row:
+def timed(mode: str, speed: float, batch: int = 16, **fields: Any) -> Line:
     middle = 1000 * batch / speed
     same = {
         "precision": "float32", "compile": "eager", "backend": {"attention": "sdpa"}, "peak_memory_gib": None,
@@ -69,15 +69,15 @@ def timed(mode: str, speed: float, batch: int = 16, **fields: Any) -> Row:
     return line("speed", mode=mode, batch_size=batch, images_per_s=speed, **{**same, **steps, **fields})
 
 
-def swept(mode: str, speed: float, batch: int = 64, **fields: Any) -> Row:
+def swept(mode: str, speed: float, batch: int = 64, **fields: Any) -> Line:
     return {**timed(mode, speed, batch, precision="bfloat16", **fields), "provenance": H100}
 
 
-def everything(value: float, speed: float, **more: Any) -> list[Row]:
+def everything(value: float, speed: float, **more: Any) -> list[Line]:
     return [cost(**more), trained(), drawn(), scored(value), timed("forward", speed), timed("train", speed / 4)]
 
 
-def put(folder: Path, info: Row, lines: list[Row]) -> Path:
+def put(folder: Path, info: Line, lines: list[Line]) -> Path:
     """Write a folder with its records. A line without a key gets one from what it measured and from the folder."""
     create(folder, info)
     for values in lines:
@@ -91,18 +91,18 @@ def put(folder: Path, info: Row, lines: list[Row]) -> Path:
 def write(
     root: Path,
     name: str,
-    lines: list[Row],
+    lines: list[Line],
     family: str = "dit",
     title: str = "DiT-demo",
-    variant: Row | None = None,
+    variant: Line | None = None,
     seed: int = 0,
     curve: list[float] | None = None,
     labels: list[int] | None = None,
     study: str = "demo",
     step: int = 600,
-    model: Row | None = None,
+    model: Line | None = None,
     trains: bool = True,
-    entry: Row | None = None,
+    entry: Line | None = None,
     **sample: Any,
 ) -> Path:
     """Write a run of a study: its model, its training and, where there are lines or labels of samples, its samples at a
@@ -114,7 +114,7 @@ def write(
     preset = str(variant.get("model", f"{family}_demo"))
     about = {"study": study, "name": name, "variant": variant, "seed": seed, "model": preset, "family": family}
     about["title"] = title
-    config: Row = {
+    config: Line = {
         "model": {"family": family, **(model or {})},
         "train": {"batch_size": 64, "steps": step},
         "seed": seed,

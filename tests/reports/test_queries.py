@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from lamabench.reports.queries import group_labels, state_of
 from lamabench.reports.runs import read
-from run_folders import Row, cost, line, timed, trained, write
+from run_folders import Line, cost, line, timed, trained, write
 
 
 def test_labels_distinguish_runs(tmp_path: Path) -> None:
@@ -37,6 +37,6 @@ def test_labels_distinguish_runs(tmp_path: Path) -> None:
         ([line("sample", "failed", error="x"), line("train", "failed", error="a\n b")], [], ("failed", "train: a b")),
     ],
 )
-def test_state(records: list[Row], curve: list[float], state: tuple[str, str], tmp_path: Path) -> None:
+def test_state(records: list[Line], curve: list[float], state: tuple[str, str], tmp_path: Path) -> None:
     write(tmp_path, "run", records, curve=curve)
     assert state_of(read([tmp_path])[0]) == state

@@ -11,13 +11,13 @@ from lamabench.reports.report import build, summary_rows, summary_text
 from lamabench.reports.runs import read
 from lamabench.reports.speed import bench, crossing, kernels
 from lamabench.reports.speed_figures import crossover, speed_vs_flops
-from run_folders import Row, line, markdown, swept, write
+from run_folders import Line, line, markdown, swept, write
 
 
 def write_sweep(root: Path) -> Path:
     """DiT-XL/2 and a model with a third of its FLOPs at 256 and 512 px; the second model also at 1024 px."""
 
-    def full(mode: str, batch: int, **fields: Any) -> Row:
+    def full(mode: str, batch: int, **fields: Any) -> Line:
         line = {**swept(mode, 1.0, batch, **fields), "state": "oom", "error": "CUDA out of memory"}
         return {key: value for key, value in line.items() if key not in ("images_per_s", "p50_ms", "peak_memory_gib")}
 
@@ -179,7 +179,7 @@ def test_a_model_out_of_memory_is_marked(tmp_path: Path) -> None:
 
 
 def test_kernel_table(tmp_path: Path) -> None:
-    same: Row = {"operator": "selective_scan", "shape": "x 64×1024×640", "pass": "forward", "batch_size": 64}
+    same: Line = {"operator": "selective_scan", "shape": "x 64×1024×640", "pass": "forward", "batch_size": 64}
     same |= {"input_size": 32, "precision": "bfloat16", "threads": 2}
     floor = {"floor_ms": 0.1, "floor": "bytes", "backend": {"selective_scan": "triton"}}
     rows = [

@@ -166,7 +166,7 @@ def test_no_memory_for_the_reference(monkeypatch):
 
 def compile_with(monkeypatch, backend):
     options = {"fullgraph": True, "dynamic": False, "backend": backend}
-    monkeypatch.setattr(device, "COMPILE", dict.fromkeys(device.COMPILE, options))
+    monkeypatch.setattr(device, "COMPILE_OPTIONS", dict.fromkeys(device.COMPILE_OPTIONS, options))
 
 
 def test_the_compiled_model_is_checked_and_measured(monkeypatch):
