@@ -30,6 +30,7 @@ from .progress import Progress
 from .record import Row, append, newest, read_records, row
 from .run import create, is_locked, locked, read_info
 from .signals import Stopped
+from .training.checkpoint import moments, nearest
 from .training.resume import asked_moments as snapshots
 
 STAGES = ("cost", "train", "sample", "evaluate", "bench")  # in the order in which they run
@@ -56,8 +57,6 @@ def sampled_moments(config: Config) -> list[int]:
 
 def step_of(training: Path, at: int | str = "last") -> int:
     """A moment of a training folder: `at` itself, or the furthest that is kept. Raises InputError where none is."""
-    from .training.checkpoint import moments
-
     kept = moments(training)
     if type(at) is int:
         return at
@@ -171,8 +170,6 @@ def _done(task: Task, stage: str, records: Sequence[Row]) -> bool:
 
 def held(task: Task) -> list[int]:
     """The moments of a training task that only a full checkpoint holds, which goes as training goes on."""
-    from .training.checkpoint import moments
-
     return sorted({*task.moments} & {*kept_steps(task.path)} - {*moments(task.path)})
 
 
@@ -200,8 +197,6 @@ def plan_key(task: Task, plan: dict[str, Any]) -> str:
 def kept_steps(training: Path, weights: str = "ema") -> list[int]:
     """The steps of which a training folder has averaged (`ema`) or plain (`live`) weights, ascending: full checkpoints
     hold both."""
-    from .training.checkpoint import moments
-
     full = {int(path.stem.removeprefix("step-")) for path in (training / "checkpoints").glob("step-*.safetensors")}
     return sorted(full if weights == "live" else {*full, *moments(training)})
 
@@ -222,9 +217,8 @@ def problem(task: Task) -> str | None:
 
 
 def not_kept(step: int, kept: Sequence[int]) -> str:
-    """The line that says so, with the nearest steps that are."""
-    near = sorted(kept, key=lambda other: abs(step - other))[:2]
-    return f"step {step} was not kept; kept near it: {', '.join(map(str, sorted(near))) or 'none'}"
+    """The line that says so, with the nearest steps on both sides."""
+    return f"step {step} was not kept; {nearest(kept, step)}"
 
 
 def ready(task: Task) -> bool:

@@ -17,6 +17,7 @@ from ...harness.stages import Task, execute, kept_steps, lost, missing, not_kept
 from ...kernels.errors import InputError
 from ...models import registry
 from ..compose import compose
+from ..output import number
 
 STUDY = "train"  # of single commands
 
@@ -44,7 +45,9 @@ def run(args: argparse.Namespace) -> int:
     if done is None:  # a moment of a longer training
         print(f"{folder}: step {config.train.steps} is kept, of {max(row['steps'] for row in rows)} steps")
     else:
-        print(f"{folder}: {done['steps']} steps, loss {done['final_loss']:.4f}, {done['images_per_s']:.1f} images/s")
+        print(
+            f"{folder}: {number(done['steps'], 'step')}, loss {done['final_loss']:.4f}, {done['images_per_s']:.1f} images/s"
+        )
     print(f"next: lamabench sample {folder}")
     return 0
 

@@ -174,7 +174,7 @@ def test_fewer_steps_than_reached(config, scored):
     assert [missing(task) for task in shorter] == [[], ["sample"]] and stages.problem(shorter[1]) is None
     other = tasks(change(config, "train", steps=5), ABOUT, ["train", "sample"])
     assert missing(other[0]) == []
-    assert stages.problem(other[1]) == "step 5 was not kept; kept near it: 4, 6"
+    assert stages.problem(other[1]) == "step 5 was not kept; the nearest kept: 4 and 6"
     with pytest.raises(InputError, match="step 5"):
         execute(other[1], Progress())
 

@@ -155,7 +155,7 @@ def test_fewer_steps_than_reached_need_a_moment_that_was_kept(study, finish):
     assert plan(study(train__steps=2, stages=["train"]))[0].problems() == []
     assert to_do(study(train__steps=2, stages=["train", "sample"])) == {"samples": [["sample"]]}
     (run,) = plan(study(train__steps=3, stages=["train", "sample"]))
-    assert run.problems() == ["step 3 was not kept; kept near it: 2, 4"]
+    assert run.problems() == ["step 3 was not kept; the nearest kept: 2 and 4"]
     assert plan(study(train__steps=3, stages=["train"]))[0].problems() == run.problems()
     # A job is not asked for the impossible, so that it does the rest.
     (training, *_) = pieces(plan(study({"train.steps": [3, 8]}, stages=["train", "sample"])))
@@ -168,7 +168,7 @@ def test_scores_outlive_pruned_weights(study, finish):
     for file in run.folder.glob("*/step-*"):
         file.unlink()
     assert to_do(study()) == {} and run.problems() == []
-    assert plan(study(), ["sample.steps=5"])[0].problems() == ["step 4 was not kept; kept near it: none"]
+    assert plan(study(), ["sample.steps=5"])[0].problems() == ["step 4 was not kept; none is kept"]
 
 
 def test_states_come_from_folders(study, finish, fail):

@@ -36,14 +36,14 @@ def test_other_lengths_of_a_training(capsys, tmp_path):
     (folder,) = (tmp_path / "runs" / "train").glob("dit_nano-digits-*")
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("*.json*")}
     for words, message in (
-        (["train.steps=5"], "step 5 was not kept; kept near it: 4, 6"),
-        (["train.steps=8", "train.snapshots=[3]"], "step 3 was not kept; kept near it: 1, 4"),
+        (["train.steps=5"], "step 5 was not kept; the nearest kept: 4 and 6"),
+        (["train.steps=8", "train.snapshots=[3]"], "step 3 was not kept; the nearest kept: 1 and 4"),
     ):
         code, text = train(*words)
         assert code == 2 and message in text and text.count("\n") == 1
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("*.json*")}
     assert ": 4 steps, loss" in train("train.steps=4")[1] and ": 8 steps, loss" in train("train.steps=8")[1]
-    assert ": step 1 is kept, of 8 steps" in train("train.steps=1")[1]
+    assert ": 1 step, loss" in train("train.steps=1")[1]
     code, text = train("train.steps=10", "train.snapshots=[3]")
     assert code == 0 and "step 3 was not kept" in text and ": 10 steps, loss" in text
     assert read_run(folder).last("train").moments == [1, 4, 8, 10]
@@ -66,8 +66,8 @@ def test_moments_and_weights_that_a_training_has(capsys, tmp_path):
     assert drawn("sample.at=all")[2] == [(1, "ema"), (6, "ema")]
     assert drawn("sample.at=all", "sample.weights=live")[2] == [(4, "live"), (6, "live")]
     for words, message in (
-        (["sample.at=[1]", "sample.weights=live"], "step 1 was not kept; kept near it: 4, 6 (live weights)"),
-        (["sample.at=[4,5]"], "step 5 was not kept; kept near it: 4, 6 (ema weights)"),
+        (["sample.at=[1]", "sample.weights=live"], "step 1 was not kept; the nearest kept: 4 (live weights)"),
+        (["sample.at=[4,5]"], "step 5 was not kept; the nearest kept: 4 and 6 (ema weights)"),
         (["sample.at=[9]"], "sample.at 9 is beyond the end of the training"),
     ):
         code, err, rows = drawn(*words)
