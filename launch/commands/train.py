@@ -45,9 +45,8 @@ def run(args: argparse.Namespace) -> int:
     if done is None:  # a moment of a longer training
         print(f"{folder}: step {config.train.steps} is kept, of {max(row['steps'] for row in rows)} steps")
     else:
-        print(
-            f"{folder}: {number(done['steps'], 'step')}, loss {done['final_loss']:.4f}, {done['images_per_s']:.1f} images/s"
-        )
+        steps, speed = number(done["steps"], "step"), done["images_per_s"]
+        print(f"{folder}: {steps}, loss {done['final_loss']:.4f}, {speed:.1f} images/s")
     print(f"next: lamabench sample {folder}")
     return 0
 
