@@ -72,7 +72,8 @@ def one_at_a_time(device: str, say: Callable[[str], None]) -> Iterator[None]:
         file = os.open(lock, os.O_RDONLY if lock.exists() else os.O_RDONLY | os.O_CREAT, 0o644)
     except OSError as error:
         say(f"other measurements on this GPU will not wait for this one: {error}")
-        yield
+        with torch.cuda.device(device):
+            yield
         return
     try:
         if not _acquire(file):

@@ -391,10 +391,10 @@ def test_a_thousand_runs_are_planned_in_seconds(record_property):
     models, rates = ["dit_s_2", "lamamba_s", "unet_s", "lamamba_b"], [i * 1e-5 for i in range(1, 26)]
     axes = {"model": models, "train.lr": rates, "model.input_size": [32], "data.size": [32]}
     large = Study("large", "?", base={"data": "cifar10", "sample.clip": True}, axes=axes, seeds=list(range(10)))
-    started = time.perf_counter()
+    started = time.process_time()  # the tests on SLURM run beside this one
     runs = plan(large)
     table, tasks = rows(runs), pieces(runs)
-    seconds = time.perf_counter() - started
+    seconds = time.process_time() - started
     record_property("seconds", round(seconds, 2))
     assert len(runs) == len(table) == 1000 and len(tasks) == 2004
-    assert seconds < 20, f"{seconds:.1f} s; 5 s on two cores is the aim, 300 s is what Hydra alone takes"
+    assert seconds < 15, f"{seconds:.1f} s of a core; 5 s is the aim, 300 s is what Hydra alone takes"

@@ -1,5 +1,6 @@
 """Timing of calls, and other processes that disturb it."""
 
+import contextlib
 import os
 import re
 import signal
@@ -81,9 +82,10 @@ def test_measurements_on_a_gpu_take_turns(tmp_path, monkeypatch):
     gpu = types.SimpleNamespace(
         get_device_properties=lambda device: types.SimpleNamespace(uuid=f"GPU-{device[-1]}"),
         get_device_name=lambda device: "H100",
+        device=lambda device: contextlib.nullcontext(current.append(device)),
     )
     monkeypatch.setattr(timing.torch, "cuda", gpu)
-    lines, order = [], []
+    lines, order, current = [], [], []
 
     def measure(device):
         with timing.one_at_a_time(device, lines.append):
@@ -110,14 +112,17 @@ def test_measurements_on_a_gpu_take_turns(tmp_path, monkeypatch):
         other.wait()
     waiting.join(30)
     assert order == ["cuda:0", "cuda:1", "cpu", "cuda:0"]
+    assert current == ["cuda:0", "cuda:1", "cuda:0"]
     assert lines == ["another process measures on this H100: waiting until it has ended"] * 2
 
 
 def test_a_measurement_without_a_lock_file_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(timing, "LOCKS", tmp_path / "nowhere")
     monkeypatch.setattr(timing.torch.cuda, "get_device_properties", lambda device: types.SimpleNamespace(uuid="GPU-0"))
-    lines = []
+    lines, current = [], []
+    monkeypatch.setattr(timing.torch.cuda, "device", lambda device: contextlib.nullcontext(current.append(device)))
     with timing.one_at_a_time("cuda", lines.append):
+        assert current == ["cuda"]
         assert len(lines) == 1 and "will not wait" in lines[0] and "nowhere" in lines[0]
 
 
