@@ -30,8 +30,8 @@ def config_to_dict(config: Config) -> dict[str, Any]:
 def config_from_dict(data: dict[str, Any]) -> Config:
     """The configuration that `config_to_dict` wrote. What joined later has its `since` value where it is missing, or
     its default."""
-    made = {name: _section(SECTIONS[name], value) if name in SECTIONS else value for name, value in data.items()}
-    return Config(**made | {"model": registry.from_dict(data["model"])})
+    sections = {name: _section(SECTIONS[name], value) if name in SECTIONS else value for name, value in data.items()}
+    return Config(**sections | {"model": registry.from_dict(data["model"])})
 
 
 def _section(kind: type, values: dict[str, Any]) -> Any:

@@ -111,7 +111,7 @@ def tasks(config: Config, about: dict[str, Any], stages: Sequence[str], training
     for stage in stages:
         if stage not in STAGES:
             raise unknown("stage", stage, STAGES)
-    root, plain, found = Path(config.run.root), config_to_dict(config), []
+    root, plain, result = Path(config.run.root), config_to_dict(config), []
 
     def of(kind: str) -> tuple[str, ...]:
         return tuple(stage for stage in STAGES if stage in stages and KINDS[stage] == kind)
@@ -120,17 +120,17 @@ def tasks(config: Config, about: dict[str, Any], stages: Sequence[str], training
         plan = {"bench": plain["bench"], "backend": plain["backend"]}
         folder, key = str(model_folder(root, config.model)), model_key(config.model)
         plans = (plan,) if "bench" in stages else ()
-        found.append(Task("model", key, folder, about, plain, of("model"), plans=plans))
+        result.append(Task("model", key, folder, about, plain, of("model"), plans=plans))
     home = training_folder(root, config)
     if of("training"):
         moments = tuple(asked_moments(config))
-        found.append(Task("training", training_key(config), str(home), about, plain, of("training"), moments))
+        result.append(Task("training", training_key(config), str(home), about, plain, of("training"), moments))
     metrics = tuple(dict.fromkeys(config.evaluate.metrics)) if "evaluate" in stages else ()
     for step in sampled_moments(config) if of("samples") else ():
         key = samples_key(config, step)
         where = {"training": str(training or home), "step": step, "metrics": metrics}
-        found.append(Task("samples", key, str(home / "samples" / key), about, plain, of("samples"), **where))
-    return found
+        result.append(Task("samples", key, str(home / "samples" / key), about, plain, of("samples"), **where))
+    return result
 
 
 def merged(several: Iterable[Task]) -> list[Task]:
@@ -297,9 +297,9 @@ def execute(task: Task, progress: Progress) -> None:
 
 def write(folder: Path, line: dict[str, Any]) -> dict[str, Any]:
     """Check a line and append it to a folder's record; returns it as written, every field of its kind there."""
-    made = row(**line)
-    append(folder / "record.jsonl", made.as_dict())
-    return made.flat()
+    entry = row(**line)
+    append(folder / "record.jsonl", entry.as_dict())
+    return entry.flat()
 
 
 def state_of(error: Exception) -> str:

@@ -157,7 +157,7 @@ def run_local(runs: Sequence[Piece], parallel: int | None = None, every: float =
     parallel = parallel or parallelism(runs, available)
     threads = max(1, len(os.sched_getaffinity(0)) // parallel)
     jobs: list[_Job] = []
-    started, said = time.monotonic(), time.monotonic()
+    started, last = time.monotonic(), time.monotonic()
 
     def say(text: str) -> None:
         print(f"[{clock(time.monotonic() - started)}] {text}", file=sys.stderr, flush=True)
@@ -184,8 +184,8 @@ def run_local(runs: Sequence[Piece], parallel: int | None = None, every: float =
                     waiting.insert(0, one.run)
                 else:
                     _finish(one, say)
-            if time.monotonic() - said >= every:
-                said = time.monotonic()
+            if time.monotonic() - last >= every:
+                last = time.monotonic()
                 for one in jobs:
                     progress = one.run.progress()
                     say(f"{one.run.name}: {describe(progress) if progress else 'starting'}")

@@ -73,9 +73,9 @@ def environment() -> dict[str, str]:
     from submitit.helpers import TorchDistributedEnvironment
 
     # Which GPUs a task sees is SLURM's to say.
-    made = TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
+    variables = TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
     names = ("master_addr", "master_port", "rank", "world_size", "local_rank", "local_world_size")
-    return {name: str(getattr(made, name)) for name in names}
+    return {name: str(getattr(variables, name)) for name in names}
 
 
 def executor() -> str:
@@ -167,10 +167,10 @@ def ours(notice: bool) -> bool:
     """
     from .slurm.client import patiently
 
-    said = patiently("scontrol", "show", "job", "--oneliner", os.environ["SLURM_JOB_ID"])
-    if "JobState=RUNNING" not in said:
-        return notice and "Reason=TimeLimit" in said
-    return notice or re.search(r"\bPreemptTime=\d", said) is not None
+    job = patiently("scontrol", "show", "job", "--oneliner", os.environ["SLURM_JOB_ID"])
+    if "JobState=RUNNING" not in job:
+        return notice and "Reason=TimeLimit" in job
+    return notice or re.search(r"\bPreemptTime=\d", job) is not None
 
 
 def work(manifest: str, index: int) -> None:

@@ -73,15 +73,15 @@ def refused(house: str, name: str) -> bool:
 
 def wrong_arrows(root: Path) -> list[str]:
     """`file:line house -> name` for every import of the houses below `root` that the tables do not allow."""
-    found = []
+    wrong = []
     for house in ARROWS:
         for path in sorted((root / house).rglob("*.py")):
             where = path.relative_to(root)
             package = ".".join(["lamabench", *where.parent.parts])
             for line, name in imports(path.read_text(encoding="utf-8"), package):
                 if refused(house, name):
-                    found.append(f"{where}:{line} {house} -> {name}")
-    return found
+                    wrong.append(f"{where}:{line} {house} -> {name}")
+    return wrong
 
 
 def test_imports_follow_the_arrows():
@@ -144,13 +144,13 @@ def test_the_walker_lets_right_imports_pass(tmp_path: Path):
 def test_nothing_imports_a_house_by_its_bare_name():
     folders = [*ARROWS, "tests"]
     sources = [path for folder in folders for path in (ROOT / folder).rglob("*.py")] + list(ROOT.glob("*.py"))
-    found = [
+    wrong = [
         f"{path.relative_to(ROOT)}:{line} {name}"
         for path in sources
         for line, name in imports(path.read_text(encoding="utf-8"), "lamabench.of.the.test")
         if name.partition(".")[0] in ARROWS
     ]
-    assert sources and found == []
+    assert sources and wrong == []
 
 
 def inside_the_checkout(origins: list[str]) -> list[str]:
@@ -159,11 +159,11 @@ def inside_the_checkout(origins: list[str]) -> list[str]:
 
 FIND = """
 import importlib.util, json, sys
-found = {}
+origins = {}
 for name in sys.argv[1:]:
     spec = importlib.util.find_spec(name)
-    found[name] = [] if spec is None else [spec.origin] if spec.origin else list(spec.submodule_search_locations)
-print(json.dumps(found))
+    origins[name] = [] if spec is None else [spec.origin] if spec.origin else list(spec.submodule_search_locations)
+print(json.dumps(origins))
 """
 
 
@@ -173,9 +173,9 @@ def test_a_python_started_in_the_checkout_finds_no_house_at_top_level():
     for options in [["-I"], []] if sys.version_info >= (3, 11) else [["-I"]]:
         command = [sys.executable, *options, "-c", FIND, *ARROWS, "lamabench.kernels"]
         answer = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
-        found = json.loads(answer.stdout)
-        assert inside_the_checkout(found.pop("lamabench.kernels")), "the probe must see what is there"
-        assert {name: inside_the_checkout(origins) for name, origins in found.items()} == {name: [] for name in ARROWS}
+        origins = json.loads(answer.stdout)
+        assert inside_the_checkout(origins.pop("lamabench.kernels")), "the probe must see what is there"
+        assert {name: inside_the_checkout(places) for name, places in origins.items()} == {name: [] for name in ARROWS}
 
 
 def test_pytest_itself_finds_no_house_at_top_level(monkeypatch: pytest.MonkeyPatch, pytestconfig: pytest.Config):

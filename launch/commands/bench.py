@@ -90,10 +90,10 @@ def asked_of(args: argparse.Namespace, study: str) -> list[tuple[Config, Task]]:
     base, _ = compose([text for text in overrides if text.startswith(sections)])
     fields = [text for text in overrides if not text.startswith(sections)]
     variant = dict(text.split("=", 1) for text in overrides if not text.startswith(("bench.", "run.")))
-    found = []
+    pairs = []
     for name in names:
         config = replace(base, model=model_config(name, fields), data=DataConfig())
         about = describe(config, study, name, name, variant)
         task = tasks(config, about, ["bench"])[0]
-        found.append((config, replace(task, config=config_to_dict(config))))
-    return found
+        pairs.append((config, replace(task, config=config_to_dict(config))))
+    return pairs

@@ -41,11 +41,11 @@ def call(*words: str) -> str:
         raise SlurmError(f"{words[0]} is not installed on this machine: use a login node of the cluster") from None
     except subprocess.TimeoutExpired as error:
         # sbatch waits where the cluster has no room for more jobs, and says so.
-        said = " ".join((error.stderr or b"").decode(errors="replace").split())
-        raise Passing(f"{words[0]} gave no answer within {ANSWER_S:g} s{said and f' ({said})'}") from None
+        answer = " ".join((error.stderr or b"").decode(errors="replace").split())
+        raise Passing(f"{words[0]} gave no answer within {ANSWER_S:g} s{answer and f' ({answer})'}") from None
     if done.returncode:
-        said = " ".join((done.stderr or done.stdout).split()) or f"{words[0]} exited with {done.returncode}"
-        raise (Passing if any(text in said for text in PASSING) else SlurmError)(said)
+        answer = " ".join((done.stderr or done.stdout).split()) or f"{words[0]} exited with {done.returncode}"
+        raise (Passing if any(text in answer for text in PASSING) else SlurmError)(answer)
     return done.stdout
 
 
@@ -90,16 +90,16 @@ def sbatch(script: Path, name: str, after: Sequence[str] = ()) -> str:
             return _job(call(*words))
         except Passing as error:
             wait(error, delay)
-        if (found := find(name)) is not None:
-            return found
+        if (job := find(name)) is not None:
+            return job
     return _job(call(*words))
 
 
-def _job(said: str) -> str:
+def _job(output: str) -> str:
     """The job id in what sbatch says, `7` or `7;CLUSTER`; some sites greet with lines of their own before it."""
-    if (found := re.findall(r"^(\d+)(?:;.*)?$", said, re.MULTILINE)) == []:
-        raise SlurmError(f"sbatch gave no job id: {' '.join(said.split())!r}")
-    return found[-1]
+    if (ids := re.findall(r"^(\d+)(?:;.*)?$", output, re.MULTILINE)) == []:
+        raise SlurmError(f"sbatch gave no job id: {' '.join(output.split())!r}")
+    return ids[-1]
 
 
 def _options(script: Path) -> list[str]:
@@ -119,11 +119,11 @@ def live(names: Iterable[str], ask: Callable[..., str] = patiently) -> dict[str,
     wanted = ",".join(names)
     if not wanted:
         return {}
-    found = {}
+    states = {}
     for line in ask("squeue", "--noheader", "--array", f"--name={wanted}", "--format=%i|%T|%j|%r").splitlines():
         key, state, name, reason = line.strip().split("|", 3)
-        found[key] = (state, reason, name)
-    return found
+        states[key] = (state, reason, name)
+    return states
 
 
 def accounted(jobs: Mapping[str, int], since: str) -> dict[str, list[tuple[str, str]]]:
@@ -137,15 +137,15 @@ def accounted(jobs: Mapping[str, int], since: str) -> dict[str, list[tuple[str, 
     # An end in the future: by default it leaves out what began in this very second.
     window = (f"--starttime={since}", "--endtime=now+1days")
     options = ("--allocations", "--duplicates", "--noheader", "--parsable2", *window)
-    found: dict[str, list[tuple[str, str]]] = {}
-    said = call("sacct", *options, f"--jobs={','.join(jobs)}", "--format=JobID,State,ExitCode")
-    rows = [line.split("|") for line in said.splitlines()]
+    states: dict[str, list[tuple[str, str]]] = {}
+    output = call("sacct", *options, f"--jobs={','.join(jobs)}", "--format=JobID,State,ExitCode")
+    rows = [line.split("|") for line in output.splitlines()]
     # The row of tasks that did not start, `7_[2-9]`, may still count some that did.
     for job, state, code in sorted(rows, key=lambda row: "[" in row[0]):
         for key in tasks_of(job, jobs.get(job, 0)):
-            if "[" not in job or key not in found:
-                found.setdefault(key, []).append((state.split()[0], code))
-    return found
+            if "[" not in job or key not in states:
+                states.setdefault(key, []).append((state.split()[0], code))
+    return states
 
 
 def tasks_of(job: str, count: int) -> list[str]:
@@ -159,15 +159,15 @@ def tasks_of(job: str, count: int) -> list[str]:
         return [f"{array}_0"] if count == 1 else []
     if not listed.startswith("["):
         return [job]
-    found = []
+    keys = []
     for part in listed.strip("[]").split("%")[0].split(","):
         tasks, _, step = part.partition(":")
         first, _, last = tasks.partition("-")
-        found += [f"{array}_{task}" for task in range(int(first), int(last or first) + 1, int(step or 1))]
-    return found
+        keys += [f"{array}_{task}" for task in range(int(first), int(last or first) + 1, int(step or 1))]
+    return keys
 
 
 def largest_array() -> int:
     """How many tasks an array may have (MaxArraySize)."""
-    said = re.search(r"^MaxArraySize\s*=\s*(\d+)", patiently("scontrol", "show", "config"), re.MULTILINE)
-    return int(said[1]) if said else 1000
+    limit = re.search(r"^MaxArraySize\s*=\s*(\d+)", patiently("scontrol", "show", "config"), re.MULTILINE)
+    return int(limit[1]) if limit else 1000

@@ -53,10 +53,10 @@ def arrays(home: Path) -> Iterator[Array]:
     """Every array that was submitted, oldest first. Raises InputError for a manifest that cannot be read."""
     for path in sorted(home.glob("[0-9]*/manifest.json")):
         try:
-            said = json.loads(path.read_text())
+            content = json.loads(path.read_text())
         except ValueError as error:
             raise InputError(f"{path} is not JSON: {error}") from None
-        for index, array in enumerate(said["arrays"]):
+        for index, array in enumerate(content["arrays"]):
             job = job_file(path.parent, index)
             yield Array(
                 folder=path.parent.resolve(),
@@ -64,7 +64,7 @@ def arrays(home: Path) -> Iterator[Array]:
                 name=array["name"],
                 cluster=ClusterConfig(**array["cluster"]),
                 tasks=array["tasks"],
-                time=said["time"],
+                time=content["time"],
                 job=job.read_text().strip() if job.is_file() else None,
             )
 
@@ -103,7 +103,7 @@ def write(home: Path, study: str, drafts: Sequence[Draft], code: dict[str, Any])
     token, time = secrets.token_hex(3), datetime.now(timezone.utc).isoformat(timespec="seconds")
     plain = "".join(letter if letter.isalnum() or letter in "._-" else "_" for letter in study)
     names = [f"{plain}-{number:04d}-{index}-{token}" for index in range(len(drafts))]
-    said = {
+    content = {
         "study": study,
         "time": time,
         "user": getpass.getuser(),
@@ -118,7 +118,7 @@ def write(home: Path, study: str, drafts: Sequence[Draft], code: dict[str, Any])
     with tempfile.TemporaryDirectory(dir=home, prefix=".new-") as temporary:
         new = Path(temporary, "submission")
         (new / "logs").mkdir(parents=True)
-        write_atomically(new / "manifest.json", json.dumps(said).encode())
+        write_atomically(new / "manifest.json", json.dumps(content).encode())
         new.rename(folder)
     return [
         Array(folder, index, name, draft.cluster, draft.tasks, time, None)

@@ -29,8 +29,8 @@ def _git(*words: str, index: Path | None = None, stdin: str | None = None) -> st
     except FileNotFoundError:
         raise InputError(f"git is not installed on this machine, and {ROOT} is a checkout") from None
     if done.returncode:
-        said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-        raise InputError(f"git {words[0]} failed in {ROOT}: {said[0]}")  # on a full disk it says so of every file
+        lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+        raise InputError(f"git {words[0]} failed in {ROOT}: {lines[0]}")  # on a full disk it says so of every file
     return done.stdout
 
 
@@ -94,8 +94,8 @@ def freeze(home: Path) -> dict[str, Any]:
             except InputError as error:  # git does not say why
                 free = shutil.disk_usage(home).free / 2**20
                 raise InputError(f"{error}; {free:.1f} MiB are free there: is the disk full, or a quota?") from None
-            said = {"commit": origin["commit"], "dirty": bool(names), "tree": tree, "version": version}
-            write_atomically(new / "lamabench" / SNAPSHOT, json.dumps(said, indent=1).encode())
+            identity = {"commit": origin["commit"], "dirty": bool(names), "tree": tree, "version": version}
+            write_atomically(new / "lamabench" / SNAPSHOT, json.dumps(identity, indent=1).encode())
             if names:
                 write_atomically(new / "changes.diff", _git("diff", "--binary", "HEAD", tree, index=index).encode())
             try:
@@ -129,10 +129,10 @@ def with_plugins(piece: Piece, home: Path) -> Piece:
     return replace(piece, plugins=tuple(copies))
 
 
-def words(made: dict[str, Any]) -> str:
+def words(code: dict[str, Any]) -> str:
     """The code in a line for a person."""
-    if made["path"] is None:
-        return f"lamabench {made['version']} as installed"
-    if made["dirty"]:
-        return f"commit {made['commit'][:12]} with changes ({made['diff']})"
-    return f"commit {made['commit'][:12]}"
+    if code["path"] is None:
+        return f"lamabench {code['version']} as installed"
+    if code["dirty"]:
+        return f"commit {code['commit'][:12]} with changes ({code['diff']})"
+    return f"commit {code['commit'][:12]}"

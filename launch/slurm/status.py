@@ -92,15 +92,15 @@ def submitted(root: Path, keys: Iterable[tuple[str, str]] | None = None, own: Pa
     """Every array that a study below `root` submitted, oldest first; with `keys` those with one of these tasks, and all
     of the study whose submissions are in `own`."""
     wanted = None if keys is None else {*keys}
-    found = []
+    result = []
     for home in root.glob("*/.sweep"):
         ours = own is not None and home.resolve() == own.resolve()
         for array in arrays(home):
             if not all("task" in entry for entry in array.tasks):
                 continue  # of an earlier version, whose runs are none of ours
             if wanted is None or ours or any(key_of(entry) in wanted for entry in array.tasks):
-                found.append(array)
-    return sorted(found, key=lambda array: array.time)
+                result.append(array)
+    return sorted(result, key=lambda array: array.time)
 
 
 def key_of(entry: Mapping[str, Any]) -> tuple[str, str]:
@@ -149,11 +149,11 @@ class Survey:
         """How a task stands, by its job that runs or by its newest one; `asked` is what all its jobs will have done."""
         place, live = self.newest.get((task.kind, task.key)), self.live.get((task.kind, task.key), [])
         running = [one for one in live if (self.seen.live or {})[one[0].key(one[1])][0] not in client.WAITING]
-        found = _standing(task, (running or [place])[0], self.seen)
+        standing = _standing(task, (running or [place])[0], self.seen)
         if not live:
-            return found
+            return standing
         (asked,) = merged(Task.from_dict(array.tasks[number]["task"]) for array, number in live)
-        return replace(found, asked=asked)
+        return replace(standing, asked=asked)
 
     def run(self, run: Planned) -> RunStanding:
         """How a run stands."""
@@ -184,8 +184,8 @@ def training_of(task: Task) -> str:
 
 def standings(runs: Sequence[Planned], home: Path, need_queue: bool = False) -> tuple[list[RunStanding], Look]:
     """How every run stands, as `survey` sees it."""
-    found = survey(runs, home, need_queue)
-    return [found.run(run) for run in runs], found.seen
+    view = survey(runs, home, need_queue)
+    return [view.run(run) for run in runs], view.seen
 
 
 def newest_of(known: Sequence[Array], seen: Look) -> dict[tuple[str, str], tuple[Array, int]]:
@@ -202,19 +202,19 @@ def newest_of(known: Sequence[Array], seen: Look) -> dict[tuple[str, str], tuple
 
 def live_of(known: Sequence[Array], seen: Look) -> dict[tuple[str, str], list[tuple[Array, int]]]:
     """The submissions of each task that SLURM still has, oldest first, by kind and key."""
-    found: dict[tuple[str, str], list[tuple[Array, int]]] = {}
+    places: dict[tuple[str, str], list[tuple[Array, int]]] = {}
     for array in known:
         for number, entry in enumerate(array.tasks):
             if array.key(number) in (seen.live or {}):
-                found.setdefault(key_of(entry), []).append((array, number))
-    return found
+                places.setdefault(key_of(entry), []).append((array, number))
+    return places
 
 
 def _standing(task: Task, place: tuple[Array, int] | None, seen: Look) -> Standing:
     left = tuple(missing(task))
     if place is None:
-        found = plan.look(task)
-        return Standing(task, found.state, found.error, found.missing)
+        alone = plan.look(task)
+        return Standing(task, alone.state, alone.error, alone.missing)
     array, number = place
     key, log, asked = array.key(number), array.log(number), Task.from_dict(array.tasks[number]["task"])
     attempts = [line for line in read_lines(task.path / "attempts.jsonl") if line["job"] == key]
@@ -234,8 +234,8 @@ def _standing(task: Task, place: tuple[Array, int] | None, seen: Look) -> Standi
     # Somebody works on it without SLURM, or what was queued is done, or other things are asked for since.
     other = not missing(replace(asked, folder=task.folder)) or not plan.left_of(task, left) & plan.keys_of(asked)
     if is_locked(task.path) or other:
-        found = plan.look(task)
-        return Standing(task, found.state, found.error, **about)
+        alone = plan.look(task)
+        return Standing(task, alone.state, alone.error, **about)
     state, error = _ended(task, rows, attempts, log, sacct=seen.accounted is not None)
     return Standing(task, state, error, requeued=max(len(rows), starts, 1) - 1, **about)
 
@@ -298,19 +298,19 @@ def _last_line(log: Path) -> str:
             lines = [line.strip() for line in file.read().decode(errors="replace").splitlines()]
     except OSError:
         return ""
-    said = [line for line in lines if line and not SRUN_AFTER.match(line)]
+    texts = [line for line in lines if line and not SRUN_AFTER.match(line)]
     # A run says so as it starts: what is above is of the times before it was queued again.
     key = log.name.removesuffix("_0_log.out")
-    start = max((place for place, line in enumerate(said) if line.startswith(f"{key} on ")), default=0)
-    said = said[start:]
-    ends = [line for line in said[-4:] if any(words in line for words in LAST_WORDS)]
-    return (ends or said or [""])[-1][:500]
+    start = max((place for place, line in enumerate(texts) if line.startswith(f"{key} on ")), default=0)
+    texts = texts[start:]
+    ends = [line for line in texts[-4:] if any(words in line for words in LAST_WORDS)]
+    return (ends or texts or [""])[-1][:500]
 
 
-def rows(found: Sequence[RunStanding]) -> list[dict[str, Any]]:
+def rows(view: Sequence[RunStanding]) -> list[dict[str, Any]]:
     """A row a run, for a table or JSON: its job, log and error are those of the task that tells how it does."""
     lines = []
-    for one in found:
+    for one in view:
         run, main = one.run, one.main
         progress = plan.progress(main.task.path)
         times = f" ×{main.requeued}" if main.requeued else ""

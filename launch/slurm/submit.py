@@ -43,11 +43,11 @@ def queue_of(name: str | None, settings: Sequence[str], parallel: int | None) ->
         raise InputError(
             f"name the cluster to submit to: cluster=NAME; choices: {', '.join(choices())}, or a .yaml file"
         )
-    found = load(name, settings)
-    if found.kind != "slurm":
+    cluster = load(name, settings)
+    if cluster.kind != "slurm":
         raise InputError(f"cluster {name} has no queue: lamabench sweep run works on this machine")
-    _check(found)
-    return replace(found, parallel=parallel) if parallel else found
+    _check(cluster)
+    return replace(cluster, parallel=parallel) if parallel else cluster
 
 
 def _check(asked: ClusterConfig) -> None:
@@ -75,9 +75,9 @@ def submit(
     client.check_here()
     with _alone(runs, study, new=True) as home:
         plan.write(study, whole or runs)
-        found = survey(runs, home, need_queue=True)
+        view = survey(runs, home, need_queue=True)
         manifest.remember(home, [word for word in words if not word.startswith("cluster.")])
-        return _queue(home, study, runs, choose(plan.pieces(runs), found, ("planned", "stopped"), requests), found)
+        return _queue(home, study, runs, choose(plan.pieces(runs), view, ("planned", "stopped"), requests), view)
 
 
 def retry(
@@ -103,10 +103,10 @@ def retry(
     snapshot.check(dirty)
     client.check_here()
     with _alone(runs, study) as home:
-        found = survey(runs, home, need_queue=True)
+        view = survey(runs, home, need_queue=True)
         requests = {}
         for run in runs:
-            parts = found.run(run).parts
+            parts = view.run(run).parts
             if not any(part.state in FAILED for part in parts):
                 continue
             array = next((part.array for part in parts if part.array is not None), None)
@@ -117,17 +117,17 @@ def retry(
                 else:
                     asked = load_over(replace(given.cluster, parallel=parallel or given.cluster.parallel), settings)
                 requests.setdefault((part.task.kind, part.task.key), asked)
-        chosen = choose(plan.pieces(runs), found, (*FAILED, "planned", "stopped"), requests)
-        return _queue(home, study, runs, chosen, found)
+        chosen = choose(plan.pieces(runs), view, (*FAILED, "planned", "stopped"), requests)
+        return _queue(home, study, runs, chosen, view)
 
 
 def load_over(given: ClusterConfig, settings: Sequence[str]) -> ClusterConfig:
     """A cluster with settings `cluster.KEY=…` over it."""
     plain = [f"cluster.{key}={json.dumps(value)}" for key, value in asdict(given).items() if key not in _LISTS]
-    made = load("slurm", [*plain, *settings])
-    _check(made)
+    cluster = load("slurm", [*plain, *settings])
+    _check(cluster)
     changed = {text.removeprefix("cluster.").split("=")[0] for text in settings}
-    return replace(made, **{key: getattr(given, key) for key in _LISTS if key not in changed})
+    return replace(cluster, **{key: getattr(given, key) for key in _LISTS if key not in changed})
 
 
 _LISTS = ("setup", "options")  # free text, which an override would have to quote
@@ -178,7 +178,7 @@ class Choice:
 
 def choose(
     pieces: Sequence[Piece],
-    found: Survey,
+    view: Survey,
     states: Container[str],
     requests: Mapping[tuple[str, str], ClusterConfig],
 ) -> list[Choice]:
@@ -188,9 +188,9 @@ def choose(
     one before."""
     chosen: list[Choice] = []
     for piece in pieces:
-        task, part, job = piece.task, found.task(piece.task), found.job(*piece.id)
+        task, part, job = piece.task, view.task(piece.task), view.job(*piece.id)
         more = job is not None and part.asked is not None and bool(part.missing) and not covers(part.asked, task)
-        other = found.job("training", training_of(task)) if task.kind == "samples" else None
+        other = view.job("training", training_of(task)) if task.kind == "samples" else None
         ours = any(one.piece.task.path == Path(task.training) for one in chosen)
         again = job is not None and ours and other is None and not piece.ready()
         if piece.id not in requests or not (part.state in states or more or again):
@@ -220,7 +220,7 @@ def covers(task: Task, other: Task) -> bool:
 def drafts(chosen: Sequence[Choice], most: int) -> list[Draft]:
     """One array for each distinct request, of at most `most` tasks; samples that wait for trainings of the same submit
     come in arrays that start after those."""
-    made: list[Draft] = []
+    arrays: list[Draft] = []
     place: dict[str, int] = {}  # of arrays, by the folders of their tasks
     for second in (False, True):
         groups: dict[str, list[Choice]] = {}
@@ -233,11 +233,11 @@ def drafts(chosen: Sequence[Choice], most: int) -> list[Draft]:
                 part = group[start : start + most]
                 after = {place[one.training] for one in part if one.training}
                 # %N holds within one array: the pieces of one that was too large go one after the other.
-                after |= {len(made) - 1} if start and cluster.parallel else set()
+                after |= {len(arrays) - 1} if start and cluster.parallel else set()
                 jobs = dict.fromkeys(job for one in part for job in one.jobs)
-                place |= {one.piece.task.folder: len(made) for one in part}
-                made.append(Draft(cluster, [entry(one.piece) for one in part], tuple(sorted(after)), tuple(jobs)))
-    return made
+                place |= {one.piece.task.folder: len(arrays) for one in part}
+                arrays.append(Draft(cluster, [entry(one.piece) for one in part], tuple(sorted(after)), tuple(jobs)))
+    return arrays
 
 
 def entry(piece: Piece) -> dict[str, Any]:
@@ -261,22 +261,22 @@ def batch_file(draft: Draft, name: str, folder: Path, index: int, code: dict[str
     return array.batch_file(len(draft.tasks))
 
 
-def _queue(home: Path, study: Study, runs: Sequence[Planned], chosen: Sequence[Choice], found: Survey) -> Submission:
+def _queue(home: Path, study: Study, runs: Sequence[Planned], chosen: Sequence[Choice], view: Survey) -> Submission:
     ids = {one.piece.id for one in chosen}
     left: dict[str, int] = {}
     for run in runs:
         if not any((task.kind, task.key) in ids for task in run.tasks):
-            state = found.run(run).state
+            state = view.run(run).state
             left[state] = left.get(state, 0) + 1
     if not chosen:
         return Submission([], {}, left)
     code = snapshot.freeze(home / "code")
     chosen = [replace(one, piece=snapshot.with_plugins(one.piece, home / "code")) for one in chosen]
-    made = drafts(chosen, client.largest_array())
-    written = manifest.write(home, study.name, made, code)
+    parts = drafts(chosen, client.largest_array())
+    written = manifest.write(home, study.name, parts, code)
     queued: list[tuple[manifest.Array, str]] = []
     try:
-        for array, job in manifest.queue(written, made, code["path"]):
+        for array, job in manifest.queue(written, parts, code["path"]):
             queued.append((array, job))
     except client.SlurmError as error:
         raise client.SlurmError(

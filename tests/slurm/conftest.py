@@ -80,15 +80,15 @@ class Node:
 @pytest.fixture(scope="session")
 def node() -> Iterator[Node]:
     """The node, idle; a node that was up before the session stays up after it."""
-    found = Node()
-    was_up = found.control("status").returncode == 0
-    found.must("up")
-    folder = found.control("env").stdout.strip().removeprefix("export SLURM_CONF=")
+    node = Node()
+    was_up = node.control("status").returncode == 0
+    node.must("up")
+    folder = node.control("env").stdout.strip().removeprefix("export SLURM_CONF=")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SLURM_CONF", folder)
-        yield found
+        yield node
     if not was_up:
-        found.must("down")
+        node.must("down")
 
 
 @pytest.fixture

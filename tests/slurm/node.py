@@ -290,7 +290,7 @@ def stop(state: Path, name: str, with_signal: signal.Signals = signal.SIGTERM) -
 def job_processes(state: Path) -> Iterator[int]:
     """This node's slurmstepd processes (one a job step), what carries a job's environment, and all below them."""
     children: dict[int, list[int]] = {}
-    found: list[int] = []
+    pids: list[int] = []
     mark = f"SLURM_CONF={state}/slurm.conf".encode()
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -300,12 +300,12 @@ def job_processes(state: Path) -> Iterator[int]:
                 variables = (entry / "environ").read_bytes().split(b"\0")
                 in_job = comm == "slurmstepd" or any(one.startswith(b"SLURM_JOB_ID=") for one in variables)
                 if in_job and mark in variables:
-                    found.append(int(entry.name))
+                    pids.append(int(entry.name))
             except OSError:
                 continue
-    while found:
-        pid = found.pop()
-        found += children.get(pid, [])
+    while pids:
+        pid = pids.pop()
+        pids += children.get(pid, [])
         yield pid
 
 

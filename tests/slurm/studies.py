@@ -45,11 +45,11 @@ class Sweep:
         here = os.getcwd()
         os.chdir(self.folder)
         try:
-            found = main(["sweep", action, str(study), *words])
+            status = main(["sweep", action, str(study), *words])
         finally:
             os.chdir(here)
         out, err = self.capsys.readouterr()
-        assert found == code, f"{out}\n{err}"
+        assert status == code, f"{out}\n{err}"
         self.err = err
         return out
 

@@ -71,11 +71,11 @@ def test_jobs_run_the_code_that_was_submitted(node, tmp_path, long):
 
     answer = command("submit", study, *SLURM, "cluster.options=[--hold]", "--json")
     assert answer.returncode == 0, answer.stderr
-    made = json.loads(answer.stdout)
-    assert made["code"]["commit"] == commit and not made["code"]["dirty"]
+    submission = json.loads(answer.stdout)
+    assert submission["code"]["commit"] == commit and not submission["code"]["dirty"]
     (clone / "harness" / "training" / "loop.py").write_text("raise RuntimeError('edited')\n")
-    node.run("scontrol", "release", made["arrays"][0]["job"])
-    assert node.ended(made["arrays"][0]["job"]) == ["COMPLETED"]
+    node.run("scontrol", "release", submission["arrays"][0]["job"])
+    assert node.ended(submission["arrays"][0]["job"]) == ["COMPLETED"]
     (trained,) = done(run_folder(tmp_path / "runs", "code", "0.001"), "train")
     assert (trained.provenance["commit"], trained.provenance["dirty"]) == (commit, False)
 
@@ -88,10 +88,10 @@ def test_jobs_run_the_code_that_was_submitted(node, tmp_path, long):
     assert answer.returncode == 2 and answer.stderr.count("\n") == 1 and not (tmp_path / "runs" / "other").exists()
     assert "harness/training/loop.py, harness/new.py" in answer.stderr and "--dirty" in answer.stderr
     answer = command("submit", other, *SLURM, "--dirty", "--json")
-    made = json.loads(answer.stdout)
-    diff = Path(made["code"]["diff"]).read_text()
+    submission = json.loads(answer.stdout)
+    diff = Path(submission["code"]["diff"]).read_text()
     assert "+CHANGED = 1" in diff and "+NEW = 1" in diff
-    assert node.ended(made["arrays"][0]["job"]) == ["COMPLETED"]
+    assert node.ended(submission["arrays"][0]["job"]) == ["COMPLETED"]
     (trained,) = done(run_folder(tmp_path / "runs", "other", "0.002"), "train")
     assert trained.provenance["dirty"]
 

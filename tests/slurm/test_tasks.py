@@ -29,8 +29,8 @@ def kinds(arrays):
 
 def waits_for(node, job):
     """The jobs that end before this one starts, as SLURM lists them; an array without tasks: all of them."""
-    said = node.run("scontrol", "show", "job", "--oneliner", job).splitlines()
-    (listed,) = {re.search(r"Dependency=(\S+)", line)[1] for line in said}
+    lines = node.run("scontrol", "show", "job", "--oneliner", job).splitlines()
+    (listed,) = {re.search(r"Dependency=(\S+)", line)[1] for line in lines}
     return {part.removeprefix("afterany:").split("(")[0] for part in listed.split(",") if part != "(null)"}
 
 
@@ -182,5 +182,5 @@ def test_jobs_run_the_plugins_that_were_submitted(node, tmp_path):
     digest = subprocess.run(["sha256sum", plugin], capture_output=True, text=True, check=True).stdout.split()[0]
     (samples,) = (training / "samples").iterdir()
     for folder, kind in ((training, "train"), (samples, "sample")):
-        (made,) = done(folder, kind)
-        assert made.provenance["plugins"] == {"mine": digest}
+        (record,) = done(folder, kind)
+        assert record.provenance["plugins"] == {"mine": digest}

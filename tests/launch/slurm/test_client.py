@@ -19,16 +19,16 @@ def test_sacct_says_every_task_that_did_not_start(tmp_path, monkeypatch):
     (tmp_path / "sacct").write_text('#!/bin/sh\necho "7_[1,3-4]|PENDING|$SLURM_BITSTR_LEN:0"\necho "8|FAILED|28:0"\n')
     (tmp_path / "sacct").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    found = client.accounted({"7": 5, "8": 1}, "2026-01-01T00:00:00")
-    assert found == {f"7_{task}": [("PENDING", "0:0")] for task in (1, 3, 4)} | {"8_0": [("FAILED", "28:0")]}
+    states = client.accounted({"7": 5, "8": 1}, "2026-01-01T00:00:00")
+    assert states == {f"7_{task}": [("PENDING", "0:0")] for task in (1, 3, 4)} | {"8_0": [("FAILED", "28:0")]}
 
 
 def test_what_sbatch_says(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     (tmp_path / "a.sh").touch()
     (tmp_path / "sbatch").touch(mode=0o755)
-    for said, job in (("7", "7"), ("7;here", "7"), ("-----\n Welcome to 2 nodes\n\n7", "7")):
-        (tmp_path / "sbatch").write_text(f"#!/bin/sh\nprintf '%s\\n' '{said}'\n")
+    for output, job in (("7", "7"), ("7;here", "7"), ("-----\n Welcome to 2 nodes\n\n7", "7")):
+        (tmp_path / "sbatch").write_text(f"#!/bin/sh\nprintf '%s\\n' '{output}'\n")
         assert client.sbatch(tmp_path / "a.sh", "n") == job
     (tmp_path / "sbatch").write_text("#!/bin/sh\necho welcome\n")
     with pytest.raises(client.SlurmError, match="sbatch gave no job id: 'welcome'"):

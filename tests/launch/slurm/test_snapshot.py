@@ -37,13 +37,13 @@ def checkout(tmp_path, monkeypatch):
 def test_a_snapshot_is_the_committed_tree(checkout, tmp_path):
     commit = git(checkout, "rev-parse", "HEAD").strip()
     snapshot.check(dirty=False)
-    made = snapshot.freeze(tmp_path / "code")
-    code = Path(made["path"]) / "lamabench"
+    frozen = snapshot.freeze(tmp_path / "code")
+    code = Path(frozen["path"]) / "lamabench"
     assert {path.relative_to(code).as_posix() for path in code.rglob("*") if path.is_file()} == {
         "kernels/a.py", "harness/provenance.py", "ablations/s.yaml", "SNAPSHOT.json",
     }  # fmt: skip
-    assert json.loads((code / "SNAPSHOT.json").read_text())["commit"] == commit == made["commit"]
-    assert snapshot.freeze(tmp_path / "code") == made and len(list((tmp_path / "code").iterdir())) == 1
+    assert json.loads((code / "SNAPSHOT.json").read_text())["commit"] == commit == frozen["commit"]
+    assert snapshot.freeze(tmp_path / "code") == frozen and len(list((tmp_path / "code").iterdir())) == 1
     (checkout / "notes.txt").write_text("mine")
     snapshot.check(dirty=False)  # not code
 
@@ -53,7 +53,7 @@ def test_a_snapshot_is_the_committed_tree(checkout, tmp_path):
         snapshot.check(dirty=False)
     snapshot.check(dirty=True)
     dirty = snapshot.freeze(tmp_path / "code")
-    assert dirty["dirty"] and dirty["path"] != made["path"]
+    assert dirty["dirty"] and dirty["path"] != frozen["path"]
     assert (code / "kernels" / "a.py").read_text() == "# kernels/a.py\n"
     assert (Path(dirty["path"]) / "lamabench" / "kernels" / "b.py").read_text() == "# new\n"
     assert git(checkout, "status", "--porcelain").split() == [
@@ -112,7 +112,7 @@ def test_an_installed_package_is_its_own_snapshot(tmp_path, monkeypatch):
     monkeypatch.setattr(snapshot, "ROOT", tmp_path)
     monkeypatch.setattr(snapshot, "code", lambda: {"commit": None, "dirty": None})
     snapshot.check(dirty=False)
-    made = snapshot.freeze(tmp_path / "code")
-    assert made["path"] is None and made["version"] == "0.1.0" and not list(tmp_path.iterdir())
-    assert snapshot.words(made) == "lamabench 0.1.0 as installed"
-    assert "PYTHONPATH" not in SlurmExecutor(tmp_path / "a", ClusterConfig(), "n", made["path"]).batch_file(1)
+    code = snapshot.freeze(tmp_path / "code")
+    assert code["path"] is None and code["version"] == "0.1.0" and not list(tmp_path.iterdir())
+    assert snapshot.words(code) == "lamabench 0.1.0 as installed"
+    assert "PYTHONPATH" not in SlurmExecutor(tmp_path / "a", ClusterConfig(), "n", code["path"]).batch_file(1)

@@ -27,8 +27,8 @@ def study(root, axes, stages=("train",), name="s", **more):
 
 def submitted(runs, job="7"):
     """An array of all tasks of some runs, of the study s; without the pickle and the batch file."""
-    made = submissions.Draft(ClusterConfig(), [entry(piece) for piece in pieces(runs)])
-    (array,) = submissions.write(runs[0].root / "s" / ".sweep", "s", [made], {"path": None})
+    draft = submissions.Draft(ClusterConfig(), [entry(piece) for piece in pieces(runs)])
+    (array,) = submissions.write(runs[0].root / "s" / ".sweep", "s", [draft], {"path": None})
     submissions.job_file(array.folder, 0).write_text(f"{job}\n")
     return replace(array, job=job)
 
@@ -99,11 +99,11 @@ def test_states_agree_with_what_slurm_and_the_run_say(tmp_path, seen, finish, fa
         live |= {f"7_{place}": queue} if queue else {}
         accounted |= {f"7_{place}": sacct} if sacct else {}
     seen(live, accounted)
-    found, _ = standings(runs, tmp_path / "s" / ".sweep")
-    for one, (*_, state, error, requeued) in zip(found, cases, strict=True):
+    view, _ = standings(runs, tmp_path / "s" / ".sweep")
+    for one, (*_, state, error, requeued) in zip(view, cases, strict=True):
         assert (one.state, one.main.requeued) == (state, requeued), one
         assert one.main.error.startswith(error) and bool(one.main.error) == bool(error), one
-    assert [row["shown"] for row in rows(found)][1:3] == ["preempted ×1", "preempted ×2"]
+    assert [row["shown"] for row in rows(view)][1:3] == ["preempted ×1", "preempted ×2"]
 
 
 def test_states_where_slurm_does_not_answer(tmp_path, seen):
@@ -147,8 +147,8 @@ def test_further_stages_of_a_run_that_is_done_are_planned(tmp_path, seen, finish
     (longer,) = plan(mine, ["train.steps=500000"])
     assert run.id == more.id == longer.id
     for one, state, left in ((run, "done", []), (more, "planned", ["cost"]), (longer, "planned", ["train"])):
-        ((found,), _) = standings([one], tmp_path / "s" / ".sweep")
-        assert (found.state, found.main.error, found.missing) == (state, "", left)
+        ((standing,), _) = standings([one], tmp_path / "s" / ".sweep")
+        assert (standing.state, standing.main.error, standing.missing) == (state, "", left)
 
 
 def test_a_metric_in_the_place_of_one_that_failed_is_planned(tmp_path, seen, finish, fail):
@@ -165,8 +165,8 @@ def test_a_metric_in_the_place_of_one_that_failed_is_planned(tmp_path, seen, fin
     seen({}, {"7_0": [("COMPLETED", "0:0")], "7_1": [("FAILED", "1:0")]})
     for metrics, state in ((["kid"], "failed"), (["fd"], "planned"), (["fd", "kid"], "failed")):
         (edited,) = plan(mine, [f"evaluate.metrics={metrics}".replace("'", "")])
-        ((found,), _) = standings([edited], tmp_path / "s" / ".sweep")
-        assert (found.state, found.missing) == (state, ["evaluate"])
+        ((standing,), _) = standings([edited], tmp_path / "s" / ".sweep")
+        assert (standing.state, standing.missing) == (state, ["evaluate"])
 
 
 def test_a_run_is_as_the_task_of_it_that_works_now(tmp_path, seen, finish, fail):
@@ -177,8 +177,8 @@ def test_a_run_is_as_the_task_of_it_that_works_now(tmp_path, seen, finish, fail)
 
     def row(*live):
         seen({f"7_{place}": state for place, state in live}, {})
-        (found,) = rows(standings([run], tmp_path / "other" / ".sweep")[0])
-        return found["state"], found["job"], found["error"], found["to do"]
+        (row,) = rows(standings([run], tmp_path / "other" / ".sweep")[0])
+        return row["state"], row["job"], row["error"], row["to do"]
 
     running, waits = ("RUNNING", "None"), ("PENDING", "Dependency")
     assert row((0, running), (1, running), (2, waits)) == ("running", "7_0", "", "cost train sample")
@@ -213,9 +213,9 @@ def test_a_long_error_keeps_the_table_readable(tmp_path, monkeypatch, capsys, se
 
 def test_status_of_some_runs_or_stages_calls_nothing_of_the_study_unnamed(tmp_path, monkeypatch, capsys, finish):
     monkeypatch.chdir(tmp_path)
-    made = {"question": "?", "base": SMALL, "axes": {"sample.guidance": [1.0, 2.0]}, "stages": ["train", "sample"]}
-    Path("mine.yaml").write_text(yaml.safe_dump(made))
-    for piece in pieces(plan(Study("mine", "?", base=SMALL, axes=made["axes"], stages=made["stages"]))):
+    content = {"question": "?", "base": SMALL, "axes": {"sample.guidance": [1.0, 2.0]}, "stages": ["train", "sample"]}
+    Path("mine.yaml").write_text(yaml.safe_dump(content))
+    for piece in pieces(plan(Study("mine", "?", base=SMALL, axes=content["axes"], stages=content["stages"]))):
         finish(piece.task)
     for words, count in ((["--stages", "train"], "2 runs: 2"), (["--only", "1*"], "1 run: 1")):
         assert main(["sweep", "status", "mine.yaml", *words]) == 0
@@ -229,9 +229,9 @@ def mine(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
     def write(rates, name="mine", stages=("cost", "train", "sample"), **more):
-        made = {"question": "?", "base": SMALL | more, "axes": {"train.lr": rates}, "stages": list(stages)}
-        Path(f"{name}.yaml").write_text(yaml.safe_dump(made))
-        return f"{name}.yaml", Study(name, "?", base=made["base"], axes=made["axes"], stages=made["stages"],
+        content = {"question": "?", "base": SMALL | more, "axes": {"train.lr": rates}, "stages": list(stages)}
+        Path(f"{name}.yaml").write_text(yaml.safe_dump(content))
+        return f"{name}.yaml", Study(name, "?", base=content["base"], axes=content["axes"], stages=content["stages"],
                                      file=str(tmp_path / f"{name}.yaml"))  # fmt: skip
 
     return write

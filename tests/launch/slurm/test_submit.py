@@ -126,9 +126,9 @@ def test_plan_prints_the_batch_files(tmp_path, monkeypatch, capsys):
     assert not Path("runs").exists()
 
 
-def chosen(runs, found=UNSEEN, states=("planned", "stopped"), requests=None):
+def chosen(runs, view=UNSEEN, states=("planned", "stopped"), requests=None):
     each = pieces(runs)
-    return choose(each, found, states, requests or {piece.id: ClusterConfig() for piece in each})
+    return choose(each, view, states, requests or {piece.id: ClusterConfig() for piece in each})
 
 
 def test_a_task_a_model_and_a_training_then_one_for_each_set_of_samples(tmp_path, finish):
@@ -196,21 +196,21 @@ def slurm(monkeypatch):
 
 
 def queue(live, mine, runs, job):
-    """Queues what is chosen of a study, as `submit` does; the arrays."""
+    """Queues what is chosen of a study, as `submit` does; its drafts."""
     home = plans.home(mine) / ".sweep"
-    made = drafts(chosen(runs, survey(runs, home)), 1000)
-    arrays = submissions.write(home, mine.name, made, {"path": None})
+    parts = drafts(chosen(runs, survey(runs, home)), 1000)
+    arrays = submissions.write(home, mine.name, parts, {"path": None})
     for number, array in enumerate(arrays):
         submissions.job_file(array.folder, number).write_text(f"{job + number}\n")
         live |= {f"{job + number}_{task}": ("PENDING", "Priority", array.name) for task in range(len(array.tasks))}
-    return made
+    return parts
 
 
 def test_a_training_that_another_study_queued_is_waited_for(tmp_path, slurm):
     first = study(tmp_path, {"sample.guidance": [1.0]}, ["train", "sample"], "first")
     second = study(tmp_path, {"sample.guidance": [1.0, 2.0]}, ["train", "sample"], "second")
-    made = queue(slurm, first, plan(first), 7)
-    assert [(len(draft.tasks), draft.after, draft.after_jobs) for draft in made] == [(1, (), ()), (1, (0,), ())]
+    parts = queue(slurm, first, plan(first), 7)
+    assert [(len(draft.tasks), draft.after, draft.after_jobs) for draft in parts] == [(1, (), ()), (1, (0,), ())]
     runs = plan(second)
     (draft,) = queue(slurm, second, runs, 10)  # its samples of guidance 1 are those of the first study
     assert [one["name"] for one in draft.tasks] == ["2.0"] and (draft.after, draft.after_jobs) == ((), ("7_0",))
@@ -249,9 +249,9 @@ def test_samples_that_wait_come_again_after_a_training_that_is_done_again(tmp_pa
     runs = plan(mine)
     queue(slurm, mine, runs, 7)
     del slurm["7_1"]
-    found = survey(runs, plans.home(mine) / ".sweep")
-    assert [found.run(run).state for run in runs] == ["queued", "queued"]
-    training, samples = drafts(chosen(runs, found, ("cancelled",)), 1000)
+    view = survey(runs, plans.home(mine) / ".sweep")
+    assert [view.run(run).state for run in runs] == ["queued", "queued"]
+    training, samples = drafts(chosen(runs, view, ("cancelled",)), 1000)
     assert [[one["name"] for one in draft.tasks] for draft in (training, samples)] == [["0.0002"]] * 2
     assert (samples.after, samples.after_jobs) == ((0,), ("8_1",))
 
@@ -278,8 +278,8 @@ def test_a_submission_is_whole_or_nothing(tmp_path, slurm, monkeypatch):
     runs = plan(mine)
     asked = []
 
-    def queued(written, made, code):
-        for number, (array, draft) in enumerate(zip(written, made, strict=True)):
+    def queued(written, parts, code):
+        for number, (array, draft) in enumerate(zip(written, parts, strict=True)):
             submissions.job_file(array.folder, array.index).write_text(f"{5 + number}\n")
             keys = {f"{5 + number}_{task}": ("PENDING", "None", array.name) for task in range(len(array.tasks))}
             slurm.update(keys)
@@ -313,8 +313,8 @@ def test_a_retry_keeps_what_was_asked_for():
 
 
 def submitted(home, runs, job="7"):
-    made = submissions.Draft(ClusterConfig(), [entry(piece) for piece in pieces(runs)])
-    (array,) = submissions.write(home, "s", [made], {"path": None})
+    draft = submissions.Draft(ClusterConfig(), [entry(piece) for piece in pieces(runs)])
+    (array,) = submissions.write(home, "s", [draft], {"path": None})
     submissions.job_file(array.folder, 0).write_text(f"{job}\n")
     return replace(array, job=job)
 
