@@ -62,10 +62,10 @@ def asked_of(
     (`runs` by default), in a folder of the same key that says where the weights lie.
     """
     overrides = load_plugins(overrides)
+    info = read_info(path)
     for text in overrides:
         if text.split(".")[0] not in sections:
             raise InputError(f"{text!r} would make another training of it; sections to set here: {', '.join(sections)}")
-    info = read_info(path)
     plugins.load_recorded(info.get("plugins", ()), lambda text: print(text, file=sys.stderr))
     if info["kind"] != "training":
         raise InputError(f"{path} is the folder of a {info['kind']}; name that of a training, such as runs/train/NAME")

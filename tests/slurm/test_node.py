@@ -31,9 +31,9 @@ def lines(output: Path) -> list[str]:
 
 @pytest.fixture(scope="module", autouse=True)
 def limited(node, tmp_path_factory):
-    """A job with a limit of one minute and a signal 10 s before it, to the batch shell (`B:`)."""
+    """A job with a limit of one minute and a signal 20 s before it, to the batch shell (`B:`)."""
     output = tmp_path_factory.mktemp("limited") / "out.txt"
-    return node.submit(PATIENT, output, "--time=1", "--signal=B:USR1@10"), output
+    return node.submit(PATIENT, output, "--time=1", "--signal=B:USR1@20"), output
 
 
 @pytest.mark.parametrize(("code", "state"), [(0, "COMPLETED"), (3, "FAILED")])
