@@ -272,7 +272,7 @@ def _ended(
             return "failed", line["error"]
     state, code = rows[-1] if rows else ("", "")
     if state in client.LIVE or not state:  # sacct lags, or is not there
-        state = next((found for words, found in LAST_WORDS.items() if words in last), "")
+        state = next((state for words, state in LAST_WORDS.items() if words in last), "")
     if state in ENDS:
         return ENDS[state]
     if (number := int(code.split(":")[0] or 0) if code else 0) in EXITS:

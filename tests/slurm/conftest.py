@@ -52,14 +52,14 @@ class Node:
 
     def account(self) -> str:
         """What SLURM knows of jobs and nodes, and the ends of its logs: why something did not happen."""
-        told = [
+        texts = [
             subprocess.run(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True).stdout
             for words in (["squeue", "--format=%i %T %r %S"], ["sinfo", "-N", "--format=%N %T %E"])
         ]
         logs = Path(os.environ["SLURM_CONF"]).parent / "log"
         for name in ("slurmctld", "slurmd"):
-            told += [f"{name}:\n", *(logs / f"{name}.log").read_text(errors="replace").splitlines(keepends=True)[-25:]]
-        return "".join(told)
+            texts += [f"{name}:\n", *(logs / f"{name}.log").read_text(errors="replace").splitlines(keepends=True)[-25:]]
+        return "".join(texts)
 
     def ended(self, job: str, seconds: float = 60) -> list[str]:
         """The states that sacct gives the finished job, a row an array task, once all are finished."""

@@ -139,8 +139,8 @@ def test_the_time_limit(node, limited):
     """The signal may come up to a minute early, the end up to 30 s late: slurmctld looks at limits now and then."""
     job, output = limited
     assert node.ended(job, seconds=150) == ["TIMEOUT"]
-    told = [line for line in lines(output) if line in ("start 0", "USR1", "TERM")]
-    assert told == ["start 0", "USR1", "TERM"]
+    events = [line for line in lines(output) if line in ("start 0", "USR1", "TERM")]
+    assert events == ["start 0", "USR1", "TERM"]
     assert 60 <= int(node.sacct(job, "ElapsedRaw")[0]) < 120
 
 

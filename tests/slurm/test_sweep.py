@@ -158,10 +158,10 @@ def test_what_waits_but_left_the_study_is_told(node, tmp_path, sweep):
     (job,) = sweep.submit(study, *SLURM, "cluster.options=[--hold]")
     assert "not in the study" not in sweep("status", study)
     write(tmp_path / "edited.yaml", axes={"train.lr": [1e-3, 3e-3]})
-    told = f"1 job in the queue for runs that are not in the study: {job}_1 (0.002); scancel JOB ends one"
-    assert told in sweep("status", study)
+    note = f"1 job in the queue for runs that are not in the study: {job}_1 (0.002); scancel JOB ends one"
+    assert note in sweep("status", study)
     for some in (("--stages", "train"), ("--only", "0.001")):  # runs that are left out are in the study
-        assert told in sweep("status", study, *some)
+        assert note in sweep("status", study, *some)
     node.run("scancel", job)
     node.wait(lambda: "not in the study" not in sweep("status", study), "the queue is empty")
 

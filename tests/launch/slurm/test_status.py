@@ -12,7 +12,7 @@ from lamabench.harness.run import locked
 from lamabench.launch import plan as plans
 from lamabench.launch.cli import main
 from lamabench.launch.plan import pieces, plan
-from lamabench.launch.slurm import manifest as submissions
+from lamabench.launch.slurm import manifest
 from lamabench.launch.slurm.cluster import ClusterConfig
 from lamabench.launch.slurm.status import Look, rows, standings
 from lamabench.launch.slurm.submit import entry
@@ -27,9 +27,9 @@ def study(root, axes, stages=("train",), name="s", **more):
 
 def submitted(runs, job="7"):
     """An array of all tasks of some runs, of the study s; without the pickle and the batch file."""
-    draft = submissions.Draft(ClusterConfig(), [entry(piece) for piece in pieces(runs)])
-    (array,) = submissions.write(runs[0].root / "s" / ".sweep", "s", [draft], {"path": None})
-    submissions.job_file(array.folder, 0).write_text(f"{job}\n")
+    draft = manifest.Draft(ClusterConfig(), [entry(piece) for piece in pieces(runs)])
+    (array,) = manifest.write(runs[0].root / "s" / ".sweep", "s", [draft], {"path": None})
+    manifest.job_file(array.folder, 0).write_text(f"{job}\n")
     return replace(array, job=job)
 
 
@@ -302,9 +302,9 @@ def test_prune_never_lists_what_another_study_names(mine, capsys, finish):
 def test_prune_leaves_what_is_locked_or_queued(mine, capsys, finish, monkeypatch):
     path, study = mine([1e-4, 2e-4])
     one, two = do(study, finish)
-    array = submissions.write(Path("runs/gone/.sweep"), "gone", [submissions.Draft(ClusterConfig(), [
+    array = manifest.write(Path("runs/gone/.sweep"), "gone", [manifest.Draft(ClusterConfig(), [
         entry(piece) for piece in pieces([two]) if piece.task.kind == "samples"])], {"path": None})[0]  # fmt: skip
-    submissions.job_file(array.folder, 0).write_text("7\n")
+    manifest.job_file(array.folder, 0).write_text("7\n")
     monkeypatch.setattr("lamabench.launch.slurm.client.live", lambda *_: {"7_0": ("PENDING", "None", array.name)})
     monkeypatch.setattr("lamabench.launch.slurm.client.accounted", lambda *_: {})
     mine([3e-4])

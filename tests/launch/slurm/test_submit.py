@@ -12,9 +12,8 @@ from lamabench.kernels.errors import InputError
 from lamabench.launch import plan as plans
 from lamabench.launch.cli import main
 from lamabench.launch.plan import pieces, plan
-from lamabench.launch.slurm import client, submit
+from lamabench.launch.slurm import client, manifest, submit
 from lamabench.launch.slurm import cluster as clusters
-from lamabench.launch.slurm import manifest as submissions
 from lamabench.launch.slurm.cluster import ClusterConfig, load
 from lamabench.launch.slurm.status import UNSEEN, survey
 from lamabench.launch.slurm.submit import choose, covers, drafts, entry, load_over, queue_of
@@ -199,9 +198,9 @@ def queue(live, mine, runs, job):
     """Queues what is chosen of a study, as `submit` does; its drafts."""
     home = plans.home(mine) / ".sweep"
     parts = drafts(chosen(runs, survey(runs, home)), 1000)
-    arrays = submissions.write(home, mine.name, parts, {"path": None})
+    arrays = manifest.write(home, mine.name, parts, {"path": None})
     for number, array in enumerate(arrays):
-        submissions.job_file(array.folder, number).write_text(f"{job + number}\n")
+        manifest.job_file(array.folder, number).write_text(f"{job + number}\n")
         live |= {f"{job + number}_{task}": ("PENDING", "Priority", array.name) for task in range(len(array.tasks))}
     return parts
 
@@ -280,13 +279,13 @@ def test_a_submission_is_whole_or_nothing(tmp_path, slurm, monkeypatch):
 
     def queued(written, parts, code):
         for number, (array, draft) in enumerate(zip(written, parts, strict=True)):
-            submissions.job_file(array.folder, array.index).write_text(f"{5 + number}\n")
+            manifest.job_file(array.folder, array.index).write_text(f"{5 + number}\n")
             keys = {f"{5 + number}_{task}": ("PENDING", "None", array.name) for task in range(len(array.tasks))}
             slurm.update(keys)
             asked.append(draft.after)
             yield array, str(5 + number)
 
-    monkeypatch.setattr(submissions, "queue", queued)
+    monkeypatch.setattr(manifest, "queue", queued)
     monkeypatch.setattr(client, "check_here", lambda: None)
     monkeypatch.setattr(client, "largest_array", lambda: 100)
     monkeypatch.setattr(submit.snapshot, "freeze", lambda home: {"path": None, "version": "0"})
@@ -294,7 +293,7 @@ def test_a_submission_is_whole_or_nothing(tmp_path, slurm, monkeypatch):
     assert [job for _, job in done.arrays] == ["5", "6"] and asked == [(), (0,)] and done.left == {}
     listing = json.loads((tmp_path / "s" / ".study.json").read_text())
     assert [run["name"] for run in listing["runs"]] == ["1.0", "2.0"]  # all runs, whichever were chosen
-    assert submissions.remembered(tmp_path / "s" / ".sweep") == ["run.root=x"]
+    assert manifest.remembered(tmp_path / "s" / ".sweep") == ["run.root=x"]
     done = submit.submit(runs, mine, [], "slurm", None, True)
     assert [[one["name"] for one in array.tasks] for array, _ in done.arrays] == [["2.0"]]
     assert done.left == {"queued": 1}
@@ -313,9 +312,9 @@ def test_a_retry_keeps_what_was_asked_for():
 
 
 def submitted(home, runs, job="7"):
-    draft = submissions.Draft(ClusterConfig(), [entry(piece) for piece in pieces(runs)])
-    (array,) = submissions.write(home, "s", [draft], {"path": None})
-    submissions.job_file(array.folder, 0).write_text(f"{job}\n")
+    draft = manifest.Draft(ClusterConfig(), [entry(piece) for piece in pieces(runs)])
+    (array,) = manifest.write(home, "s", [draft], {"path": None})
+    manifest.job_file(array.folder, 0).write_text(f"{job}\n")
     return replace(array, job=job)
 
 
@@ -323,13 +322,13 @@ def test_what_was_submitted_is_read_back(tmp_path):
     runs = plan(study(tmp_path, {"train.lr": [1e-4, 2e-4]}))
     home = tmp_path / "s" / ".sweep"
     first, second = submitted(home, runs[:1]), submitted(home, runs[1:], "8")
-    assert [(array.name, array.job, array.folder.name) for array in submissions.arrays(home)] == [
+    assert [(array.name, array.job, array.folder.name) for array in manifest.arrays(home)] == [
         (first.name, "7", "0001"),
         (second.name, "8", "0002"),
     ]
     # A tuple of Python's is a list of JSON's.
-    assert first.name != second.name and next(submissions.arrays(home)).tasks == json.loads(json.dumps(first.tasks))
-    assert submissions.remembered(home) == [] and not list(home.glob(".new*"))
+    assert first.name != second.name and next(manifest.arrays(home)).tasks == json.loads(json.dumps(first.tasks))
+    assert manifest.remembered(home) == [] and not list(home.glob(".new*"))
 
 
 def test_cancel_ends_what_is_the_chosen_variants_own(tmp_path, slurm, monkeypatch, capsys):
