@@ -1,7 +1,7 @@
-"""Keys: the hash of what a stage reads, as it was asked for, in 12 hex digits, and the folders that follow from them.
+"""Keys and the folders that follow from them. A key is a hash, in 12 hex digits, of what a stage reads, as asked for.
 
-In no key: paths, `run.*`, devices, workers, micro-batches, batch sizes of sampling and scoring, and whatever was
-resolved from `auto`.
+No key contains paths, `run.*`, workers, micro-batches, batch sizes of sampling and scoring, or anything that was
+resolved from `auto`. Only the keys of measurements contain the name of the device.
 """
 
 import hashlib
@@ -28,8 +28,8 @@ def config_to_dict(config: Config) -> dict[str, Any]:
 
 
 def config_from_dict(data: dict[str, Any]) -> Config:
-    """The configuration that `config_to_dict` wrote. What joined later has its `since` value where it is missing, or
-    its default."""
+    """The configuration that `config_to_dict` wrote. A field that was added later and is missing gets its `since`
+    value, or its default if it has none."""
     sections = {name: _section(SECTIONS[name], value) if name in SECTIONS else value for name, value in data.items()}
     return Config(**sections | {"model": registry.from_dict(data["model"])})
 
@@ -40,7 +40,7 @@ def _section(kind: type, values: dict[str, Any]) -> Any:
 
 
 def digest(*content: Any) -> str:
-    """12 hex digits of the SHA-256 of plain data, whatever the order of its keys."""
+    """The first 12 hex digits of the SHA-256 of plain data, independent of the order of its keys."""
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -51,8 +51,8 @@ def model_key(model: Any) -> str:
 
 
 def training_key(config: Config) -> str:
-    """The key of a training: model, data as declared, encoder, objective, backends as asked, seed, and `train` less
-    `steps` and `snapshots`, because a longer training goes on from a shorter one."""
+    """The key of a training: model, data as declared, encoder, objective, backends as asked for, seed, and `train`
+    without `steps` and `snapshots`, because a longer training continues a shorter one."""
     data, train = declared(config.data), declared(config.train)
     for section, names in ((data, ("path",)), (train, ("steps", "snapshots"))):
         for name in names:
@@ -62,12 +62,12 @@ def training_key(config: Config) -> str:
 
 
 def sample_seed(config: Config) -> int:
-    """The seed of the noise of samples: `sample.seed`, or the training's."""
+    """The seed of the noise of samples: `sample.seed`, or the training's seed if that is None."""
     return config.seed if config.sample.seed is None else config.sample.seed
 
 
 def samples_key(config: Config, step: int) -> str:
-    """The key of samples: the weights (training, step, ema or live), `sample` less its batch size, and the seed."""
+    """The key of samples: the weights (training, step, ema or live), `sample` without its batch size, and the seed."""
     sample = declared(config.sample)
     for name in ("batch_size", "at", "weights", "seed"):
         sample.pop(name, None)
@@ -87,20 +87,21 @@ def score_key(config: Config, samples: str, metric: str) -> str:
 
 
 def speed_key(model: Any, row: dict[str, Any], backend: Any, device: str) -> str:
-    """The key of one measurement: model, input size, mode, compile, checkpointing, precision, batch (fields of `row`),
-    backends as asked and the device's name."""
+    """The key of one measurement: model, input size, mode, compile, checkpointing, precision and batch size (fields of
+    `row`), backends as asked for, and the name of the device."""
     names = ("input_size", "mode", "compile", "checkpointing", "precision", "batch_size")
     return digest("speed", registry.describe(model), [row[name] for name in names], declared(backend), device)
 
 
 def operator_speed_key(model: Any, row: dict[str, Any], device: str) -> str:
-    """The key of one measurement of an operator: model, operator, backend, shape, pass, precision, device."""
+    """The key of one measurement of an operator: model, operator, backend, shape, pass, input size, batch size,
+    precision, and the name of the device."""
     names = ("operator", "backend", "shape", "pass", "input_size", "batch_size", "precision")
     return digest("operator_speed", registry.describe(model), [row[name] for name in names], device)
 
 
 def asked(backend: Any) -> dict[str, str] | None:
-    """The implementations that a section `backend` asks for by name; None where all are `auto`."""
+    """The implementations that a section `backend` asks for by name; None if all are `auto`."""
     return {name: value for name, value in asdict(backend).items() if value != "auto"} or None
 
 

@@ -1,4 +1,4 @@
-"""Folders below a root: trainings, models, samples, and the studies that name them. Only an opened run imports torch.
+"""Folders below a root: trainings, models, samples, and the studies that name them. Only `open_run` imports torch.
 
     ROOT/trainings/FAMILY-DATA-KEY/   config.json, record.jsonl, metrics.jsonl, checkpoints/, weights/
         samples/KEY/                  config.json, record.jsonl, samples.npz
@@ -6,8 +6,8 @@
     ROOT/STUDY/.study.json            the study's file, and the folders of each of its runs
     ROOT/STUDY/NAME                   a link to the training of a run, or to its model
 
-A folder follows from its key alone, so that studies share what they have in common. Each has one writer at a time, who
-holds its lock.
+The name of a folder follows from its key, so that studies share what they have in common. Each folder has one writer
+at a time, which holds its lock.
 """
 
 import errno
@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 
 LAYOUT = 2
 STUDY = ".study.json"
-GLANCE_S = 0.2  # who asks whether a folder is held, holds it for less
-LISTING_S = 30.0  # how long a command waits for another one that names its folders in the same study
+GLANCE_S = 0.2  # `is_locked` holds a lock for less than this
+LISTING_S = 30.0  # how long a command waits for another command that writes to the same study
 
 
 class Busy(RuntimeError):
@@ -43,8 +43,8 @@ class Busy(RuntimeError):
 
 @dataclass(frozen=True)
 class Run:
-    """A folder as it tells of itself. `info` is config.json: `kind` (training, model or samples), `key`, `study`,
-    `name`, `variant` (axis values), `seed`, `model` (preset), `family`, `title`, `config`."""
+    """A folder and its records. `info` is config.json: `kind` (training, model or samples), `key`, `study`, `name`,
+    `variant` (axis values), `seed`, `model` (preset), `family`, `title`, `config`."""
 
     path: Path
     info: dict[str, Any]
@@ -52,13 +52,13 @@ class Run:
     metrics: list[dict[str, Any]] = field(default_factory=list)
 
     def last(self, kind: str, state: str | None = None) -> Any:
-        """The newest record of a kind, or of a kind and a state; None where there is none."""
+        """The newest record of a kind, or of a kind and a state; None if there is none."""
         rows = (row for row in reversed(self.records) if row.kind == kind and state in (None, row.state))
         return next(rows, None)
 
 
 def read_json(path: Path) -> Any:
-    """What a JSON file holds. Raises InputError where it is not JSON, FileNotFoundError where it is not there."""
+    """The content of a JSON file. Raises InputError if it is not JSON, FileNotFoundError if it does not exist."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, UnicodeDecodeError) as error:
@@ -68,37 +68,37 @@ def read_json(path: Path) -> Any:
 
 
 def read_info(folder: Path) -> dict[str, Any]:
-    """config.json of a folder. Raises InputError, one line, where there is none, or it is of another layout."""
+    """config.json of a folder. Raises InputError, one line, if there is none or if it has another layout."""
     try:
         info = read_json(folder / "config.json")
     except FileNotFoundError:
         raise InputError(f"{folder} is not a run folder: it has no config.json") from None
     if not isinstance(info, dict) or "config" not in info:
-        raise InputError(f"{folder / 'config.json'} is not of lamabench")
+        raise InputError(f"{folder / 'config.json'} was not written by lamabench")
     if (layout := info.get("layout", 1)) != LAYOUT:
         if isinstance(layout, int) and layout > LAYOUT:
             raise InputError(f"{folder} was written by a newer version of lamabench: its layout is {layout}")
         raise InputError(
             f"{folder} was written by an earlier version of lamabench, whose runs had one id for all stages: read it "
-            "with that version (its records name the commit), or train it anew with this one"
+            "with that version (its records name the commit), or train it again with this one"
         )
     return info
 
 
 def read_run(folder: Path) -> Run:
-    """A folder with its records. Raises InputError where there is no config.json or a line cannot be read."""
+    """A folder with its records. Raises InputError if there is no config.json or if a line cannot be read."""
     return Run(folder, read_info(folder), read_records(folder / "record.jsonl"), read_lines(folder / "metrics.jsonl"))
 
 
 def create(folder: Path, info: dict[str, Any]) -> Path:
-    """Make a folder with its config.json. One that exists keeps its records, and what it says of itself but for the
-    configuration, which may ask for more steps than before."""
+    """Create a folder with its config.json. An existing folder keeps its records. Its config.json changes only in the
+    configuration, which may ask for more steps than before, and in the paths of plug-ins."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "config.json"
     if path.is_file():
         places = {row["name"]: row["path"] for row in info.get("plugins", ())}
         info = read_info(folder) | {"config": info["config"]}
-        for row in info.get("plugins", ()):  # a file that was moved; the hash stays that of the beginning
+        for row in info.get("plugins", ()):  # a file may have been moved; its first hash is kept
             row["path"] = places.get(row["name"], row["path"])
     text = json.dumps({"layout": LAYOUT, **info}, indent=1).encode()
     if not path.is_file() or path.read_bytes() != text:
@@ -108,8 +108,9 @@ def create(folder: Path, info: dict[str, Any]) -> Path:
 
 @contextmanager
 def locked(folder: Path, wait_s: float = GLANCE_S) -> Iterator[None]:
-    """Hold a folder for this process; the lock goes with the process, however it ends. Raises Busy where it is held for
-    longer than a glance (`is_locked`) or `wait_s` seconds, InputError on a file system without locks."""
+    """Hold the lock of a folder for this process. The lock ends with the process, however that ends. Raises Busy if
+    another process holds it for longer than `wait_s` seconds, by default just longer than `is_locked` does. Raises
+    InputError on a file system without locks."""
     with open(folder / ".lock", "a+") as file:
         end = time.monotonic() + wait_s
         while not _lock(file, fcntl.LOCK_EX):
@@ -132,7 +133,7 @@ def is_locked(folder: Path) -> bool:
 
 
 def _lock(file: IO[str], kind: int) -> bool:
-    """Lock an open file; False where another process holds it."""
+    """Lock an open file. Returns False if another process holds it."""
     try:
         fcntl.flock(file, kind | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -148,28 +149,28 @@ def _lock(file: IO[str], kind: int) -> bool:
 
 
 def plain_name(text: str) -> str:
-    """A text as part of a file's name: letters, digits and `._+=-`, anything else as `_`."""
+    """A text as part of a file's name: letters, digits and `._+=-` stay, and anything else becomes `_`."""
     return re.sub(r"[^\w.+=-]", "_", text) or "_"
 
 
 def read_study(folder: Path) -> dict[str, Any]:
-    """What .study.json of ROOT/STUDY says: `study`, `file` (None: no file), `runs`, a list of dicts with `name`,
-    `variant`, `seed`, `model`, `family`, `title`, `steps` (of its training) and `backend` (as asked for), and the
-    folders `training` (None where it has none), `model_folder` and `samples` (a list), relative to ROOT.
+    """The content of .study.json in ROOT/STUDY: `study`, `file` (None: no file) and `runs`, a list of dicts. Each has
+    `name`, `variant`, `seed`, `model`, `family`, `title`, `steps` (of its training), `backend` (as asked for), and the
+    folders `training` (None if it has none), `model_folder` and `samples` (a list), relative to ROOT.
 
-    Raises InputError where there is no listing or it cannot be read.
+    Raises InputError if there is no .study.json or if it cannot be read.
     """
     try:
         listing = read_json(folder / STUDY)
     except FileNotFoundError:
         raise InputError(f"{folder} is not the folder of a study: it has no {STUDY}") from None
     if not isinstance(listing, dict) or not isinstance(listing.get("runs"), list):
-        raise InputError(f"{folder / STUDY} is not of lamabench")
+        raise InputError(f"{folder / STUDY} was not written by lamabench")
     return listing
 
 
 def check_study(root: Path, study: str, file: str | None) -> None:
-    """Raise InputError where ROOT/STUDY belongs to another file, or is not a study's folder at all."""
+    """Raise InputError if ROOT/STUDY belongs to another study file, or if the name is reserved."""
     folder = root / study
     if study in ("trainings", "models") or study.startswith("."):
         raise InputError(f"a study cannot be called {study!r}: {root / study} is taken; rename its file")
@@ -184,10 +185,10 @@ def check_study(root: Path, study: str, file: str | None) -> None:
 
 
 def write_study(root: Path, study: str, file: str | None, runs: Sequence[dict[str, Any]], add: bool = False) -> Path:
-    """Write ROOT/STUDY/.study.json and a relative link for each run; with `add`, to what is there already. Links of
-    other runs go.
+    """Write ROOT/STUDY/.study.json and a relative link for each run. With `add`, keep the runs that are listed already.
+    Links of runs that are not listed are deleted.
 
-    `runs` as in `read_study`. Raises InputError as `check_study` does.
+    `runs` is as in `read_study`. Raises InputError as `check_study` does.
     """
     check_study(root, study, file)
     folder = root / study
@@ -217,7 +218,7 @@ def _write_study(root: Path, study: str, file: str | None, runs: Sequence[dict[s
 
 
 def link(path: Path, target: Path) -> None:
-    """Make `path` a relative link to `target`, in the place of an older link. What is no link stays, untouched."""
+    """Make `path` a relative link to `target`, in place of an older link. Anything other than a link stays as it is."""
     text = os.path.relpath(target, path.parent)
     if path.is_symlink() and os.readlink(path) == text:
         return
@@ -230,7 +231,7 @@ def link(path: Path, target: Path) -> None:
 
 
 def weights_home(folder: Path, info: dict[str, Any]) -> Path:
-    """The folder where the weights of a training lie: itself, or, where samples alone were written in it, the one that
+    """The folder where the weights of a training lie: the folder itself or, if it holds only samples, the folder that
     its config.json names."""
     own = any((folder / name).is_dir() for name in ("weights", "checkpoints"))
     return folder if own or "weights" not in info else Path(info["weights"])
@@ -238,7 +239,7 @@ def weights_home(folder: Path, info: dict[str, Any]) -> Path:
 
 @dataclass(frozen=True)
 class OpenRun:
-    """A training, opened: what Python code asks of it. `home` is where its weights lie."""
+    """A training, opened for use from Python. `home` is the folder where its weights lie."""
 
     path: Path
     config: "Config"
@@ -246,7 +247,7 @@ class OpenRun:
 
     @property
     def records(self) -> list[Row]:
-        """Its records, those of its samples among them, oldest first."""
+        """Its records, including those of its samples, oldest first."""
         files = [self.path / "record.jsonl", *self.path.glob("samples/*/record.jsonl")]
         return sorted((row for file in files for row in read_records(file)), key=lambda row: row.time)
 
@@ -258,9 +259,9 @@ class OpenRun:
         return moments(self.home)
 
     def model(self, weights: str = "ema", at: int | str = "last") -> "Backbone":
-        """The network with the weights of a step, or of the last one that is kept, on the CPU, in eval mode.
+        """The network with the weights of a step, or of the last kept step, on the CPU, in eval mode.
 
-        Raises InputError where they are not kept, naming the nearest that are.
+        Raises InputError, with the nearest kept steps, if the weights are not kept.
         """
         from ..models.registry import build
         from .stages import step_of
@@ -280,7 +281,7 @@ class OpenRun:
         at: int | str = "last",
         weights: str = "ema",
     ) -> "np.ndarray":
-        """Images uint8 [N, H, W, C], one a label, image i drawn from noise of (seed, i).
+        """Images uint8 [N, H, W, C], one for each label. Image i is drawn from the noise of (seed, i).
 
         Raises InputError as `model` does, and for settings that do not fit.
         """
@@ -293,7 +294,7 @@ class OpenRun:
 def open_run(path: str | Path) -> OpenRun:
     """A training by its folder, or by a study's link to it: `open_run("runs/demo/dit_nano")`.
 
-    Raises InputError where there is none.
+    Raises InputError if there is none.
     """
     from ..models import plugins
     from .keys import config_from_dict

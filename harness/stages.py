@@ -1,7 +1,8 @@
-"""Stages: what a configuration asks for, what is missing of it, and doing that.
+"""Stages: what a configuration asks for, which parts of it are missing, and how to do them.
 
-A `Task` is what one folder is asked for. Cost and speed belong to a model, once for all seeds; a training keeps the
-weights of some moments; samples are of one moment, with their scores. The same task again does what is missing.
+A `Task` is what one folder is asked for. Cost and speed belong to a model, once for all seeds. A training keeps the
+weights of some moments (steps). Samples belong to one moment and include their scores. Running the same task again
+does what is missing.
 """
 
 import traceback
@@ -56,7 +57,7 @@ def sampled_moments(config: Config) -> list[int]:
 
 
 def step_of(training: Path, at: int | str = "last") -> int:
-    """A moment of a training folder: `at` itself, or the furthest that is kept. Raises InputError where none is."""
+    """A moment of a training folder: `at` itself, or the furthest that is kept. Raises InputError if none is kept."""
     kept = moments(training)
     if type(at) is int:
         return at
@@ -73,8 +74,8 @@ class Task:
 
     kind      model, training or samples, and its `key`
     about     what config.json says beside the configuration: study, name, variant, seed, model, family, title
-    config    the whole configuration; of a training with the largest `train.steps` that was asked for
-    stages    what is asked for, of `STAGES`
+    config    the whole configuration; for a training, with the largest `train.steps` that was asked for
+    stages    the stages that are asked for, out of `STAGES`
     moments   of a training: the steps whose weights are kept
     training, step, metrics   of samples: where their weights lie, and the scores that are asked for
     plans     of a model: sections `bench`, each with its `backend`
@@ -94,7 +95,7 @@ class Task:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> "Task":
-        """The task that `asdict` made plain."""
+        """The task from the plain data that `asdict` gives."""
         lists: dict[str, Any] = {name: tuple(data[name]) for name in ("stages", "moments", "metrics", "plans")}
         return cls(**{**data, **lists})
 
@@ -104,9 +105,9 @@ class Task:
 
 
 def tasks(config: Config, about: dict[str, Any], stages: Sequence[str], training: Path | None = None) -> list[Task]:
-    """What a configuration asks for, a task a folder, in the order in which they can be done.
+    """What a configuration asks for: one task for each folder, in the order in which they can be done.
 
-    `training` is the folder of a training that is there already, in another root.
+    `training` is the folder of a training that already exists in another root.
     """
     for stage in stages:
         if stage not in STAGES:
@@ -134,7 +135,8 @@ def tasks(config: Config, about: dict[str, Any], stages: Sequence[str], training
 
 
 def merged(several: Iterable[Task]) -> list[Task]:
-    """Tasks of several configurations, one a folder: what any of them asks for, in the order of the first."""
+    """The tasks of several configurations, one for each folder, with everything that any of them asks for. Tasks keep
+    the order in which they first appear."""
     known: dict[tuple[str, str], Task] = {}
     for task in several:
         other = known.get((task.kind, task.key), task)
@@ -157,7 +159,7 @@ def missing(task: Task, records: Sequence[Row] | None = None) -> list[str]:
 
 
 def _done(task: Task, stage: str, records: Sequence[Row]) -> bool:
-    if stage == "train":  # done stays done where a longer training failed since
+    if stage == "train":  # stays done if a longer training failed later
         return (reached(records) or 0) >= task.config["train"]["steps"] and not held(task)
     rows = newest(records)
     if stage == "evaluate":
@@ -169,12 +171,12 @@ def _done(task: Task, stage: str, records: Sequence[Row]) -> bool:
 
 
 def held(task: Task) -> list[int]:
-    """The moments of a training task that only a full checkpoint holds, which goes as training goes on."""
+    """The moments of a training task that only a full checkpoint holds. Further training deletes that checkpoint."""
     return sorted({*task.moments} & {*kept_steps(task.path)} - {*moments(task.path)})
 
 
 def lost(task: Task) -> list[int]:
-    """The moments of a training task that its training has passed and not kept."""
+    """The moments of a training task that its training has passed without keeping their weights."""
     past = reached_step(task.path) or 0
     return sorted({step for step in task.moments if step <= past} - {*kept_steps(task.path)})
 
@@ -195,15 +197,15 @@ def plan_key(task: Task, plan: dict[str, Any]) -> str:
 
 
 def kept_steps(training: Path, weights: str = "ema") -> list[int]:
-    """The steps of which a training folder has averaged (`ema`) or plain (`live`) weights, ascending: full checkpoints
+    """The steps for which a training folder has averaged (`ema`) or plain (`live`) weights, ascending. Full checkpoints
     hold both."""
     full = {int(path.stem.removeprefix("step-")) for path in (training / "checkpoints").glob("step-*.safetensors")}
     return sorted(full if weights == "live" else {*full, *moments(training)})
 
 
 def problem(task: Task) -> str | None:
-    """Why a task cannot be done though something is missing of it: weights of a moment that its training has passed and
-    not kept, or no full checkpoint to go on from; None where nothing stands against it."""
+    """Why a task cannot do what is missing of it, or None if it can. Its training may have passed the moment of the
+    samples without keeping the weights, or may have no full checkpoint left to continue from."""
     if task.kind == "training" and "train" in missing(task):
         end, whole = reached_step(task.path), kept_steps(task.path, "live")
         if end is not None and end < task.config["train"]["steps"] and not whole:
@@ -217,19 +219,19 @@ def problem(task: Task) -> str | None:
 
 
 def not_kept(step: int, kept: Sequence[int]) -> str:
-    """The line that says so, with the nearest steps on both sides."""
+    """The message that a step was not kept, with the nearest kept steps on both sides."""
     return f"step {step} was not kept; {nearest(kept, step)}"
 
 
 def ready(task: Task) -> bool:
-    """Whether what a task takes from another folder is there: weights, for samples that are to be drawn."""
+    """Whether what a task reads from another folder exists: the weights, for samples that are still to be drawn."""
     if task.kind != "samples" or "sample" not in missing(task):
         return True
     return task.step in kept_steps(Path(task.training), task.config["sample"]["weights"])
 
 
 def reached_step(training: Path) -> int | None:
-    """The step at which the furthest request of a training ended; None where none did."""
+    """The furthest step at which a request to this training ended, or None if none has ended."""
     return reached(read_records(training / "record.jsonl"))
 
 
@@ -240,7 +242,7 @@ def reached(records: Iterable[Row]) -> int | None:
 
 
 def prepare(task: Task) -> Path:
-    """The folder of a task, made with its config.json where it is not there; what another process works in stays."""
+    """The folder of a task, created with its config.json if needed. A folder in use by a process is left unchanged."""
     return task.path if is_locked(task.path) else _prepare(task)
 
 
@@ -251,7 +253,7 @@ def _prepare(task: Task) -> Path:
     if task.kind == "training" and (task.path / "config.json").is_file():
         there = read_info(task.path)["config"]
         if there["train"]["steps"] >= task.config["train"]["steps"]:
-            return task.path  # what it says of itself is what went furthest
+            return task.path  # config.json keeps the configuration with the most steps
     if task.kind == "samples":
         info |= {"training": task.training, "step": task.step}
     if task.kind == "model":
@@ -262,8 +264,8 @@ def _prepare(task: Task) -> Path:
 def execute(task: Task, progress: Progress) -> None:
     """Do what is missing of a task, one stage after the other, and record each.
 
-    A stage that fails is a record too, with its error, and its exception goes on. Raises Busy where another process
-    works in the folder, Stopped where a signal asked for it (signals.py): no record, and the same call continues.
+    A stage that fails leaves a record with its error, and its exception is raised. Raises Busy if another process works
+    in the folder. Raises Stopped, without a record, if a signal asked for it (signals.py); the same call continues.
     """
     from .device import pick_device
     from .provenance import provenance
@@ -286,7 +288,7 @@ def execute(task: Task, progress: Progress) -> None:
             except Stopped:
                 raise
             except Exception as error:
-                if signals.asked():  # what the signal tore, such as a compiler's process, is not the run's failure
+                if signals.asked():  # a signal's damage, such as to a compiler's process, is no failure of the run
                     raise Stopped(f"{signals.asked()} during {stage}: {one_line(error)}") from error
                 for line in _failure(task, config, stage, error):
                     write(folder, {"provenance": origin, **line})
@@ -296,7 +298,7 @@ def execute(task: Task, progress: Progress) -> None:
 
 
 def write(folder: Path, line: dict[str, Any]) -> dict[str, Any]:
-    """Check a line and append it to a folder's record; returns it as written, every field of its kind there."""
+    """Check a line and append it to a folder's record. Returns the line as written, with every field of its kind."""
     entry = row(**line)
     append(folder / "record.jsonl", entry.as_dict())
     return entry.flat()
@@ -311,7 +313,7 @@ def state_of(error: Exception) -> str:
 
 
 def one_line(error: Exception) -> str:
-    """An error as a record has it."""
+    """An error as the text of a record."""
     text = " ".join(str(error).split())
     plain = isinstance(error, InputError) or state_of(error) == "diverged"
     return text if plain else f"{type(error).__name__}: {text}"[:500]
@@ -344,7 +346,7 @@ def _train(task: Task, config: Config, progress: Progress) -> Iterator[dict[str,
     from .training.folder import record
     from .training.loop import train
 
-    # What is past and was not kept cannot be had any more, and is not missed where nothing needs it (`problem`).
+    # A moment that was passed and not kept is lost. It is an error only if something needs it (`problem`).
     ahead = sorted({*task.moments} - {*lost(task)})
     past = reached_step(task.path) or 0
     steps = max(config.train.steps, past)  # the record stays that of the furthest step
@@ -370,7 +372,7 @@ def _evaluate(task: Task, config: Config, progress: Progress) -> Iterator[dict[s
     from .scoring.score import score
     from .training.checkpoint import check_data
 
-    # In the record of a score that compares with other images than were learned, nothing would say so.
+    # The record of a score would not tell that it was computed against other images than those of the training.
     check_data(Path(task.training), load(config.data, progress.say).fingerprint)
     samples, cache = task.path / "samples.npz", Path(config.run.root) / ".cache"
     drawn = [one.flat() for one in read_records(task.path / "record.jsonl") if one.kind == "sample"]
@@ -382,7 +384,7 @@ def _evaluate(task: Task, config: Config, progress: Progress) -> Iterator[dict[s
 
 
 def _bench(task: Task, config: Config, progress: Progress) -> Iterator[dict[str, Any]]:
-    """Rows as they are measured, so that a killed benchmark goes on where it stopped."""
+    """Yield rows as they are measured, so that a killed benchmark continues where it stopped."""
     from .device import device_name, pick_device
 
     device = pick_device(config.run.device)

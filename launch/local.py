@@ -1,4 +1,4 @@
-"""`sweep run`: what is missing of a study as jobs of this machine, each with a GPU or its share of the cores."""
+"""`sweep run`: do what is missing of a study as jobs on this machine, each with a GPU or its share of the cores."""
 
 import json
 import os
@@ -26,14 +26,14 @@ from .slurm.cluster import ClusterConfig
 from .slurm.submit import entry
 from .worker import prepare, work
 
-DAYS_MIN = 60 * 24 * 30  # submitit ends a job after that long
-SIGNAL_S = 20  # what cannot stop half way is ended after half of it
-END_S = 30.0  # how long jobs are waited for that were told to end
+DAYS_MIN = 60 * 24 * 30  # submitit ends a job after this many minutes
+SIGNAL_S = 20  # a job that cannot stop half way is ended after half of this time
+END_S = 30.0  # how long to wait for jobs that were told to end
 
 
 class LocalExecutor(submitit.LocalExecutor):
-    """submitit's own, but for the GPUs that a job sees: that takes numbers alone, no UUIDs, and hides every GPU from a
-    job that asks for none. `visible` is the job's CUDA_VISIBLE_DEVICES."""
+    """submitit's executor, except for the GPUs that a job sees: submitit takes only numbers, no UUIDs, and hides every
+    GPU from a job that asks for none. `visible` is the job's CUDA_VISIBLE_DEVICES."""
 
     def __init__(self, folder: Path, visible: str) -> None:
         super().__init__(folder)
@@ -47,29 +47,29 @@ class LocalExecutor(submitit.LocalExecutor):
 
 
 def names(visible: str | None, count: int) -> list[str]:
-    """The GPUs to share out, as CUDA_VISIBLE_DEVICES calls them: `visible` is that variable of ours, `count` how many
-    of them torch sees. CUDA reads the variable up to the first name that it does not know."""
+    """The GPUs to share out, as CUDA_VISIBLE_DEVICES names them. `visible` is that variable of this process, `count` is
+    how many GPUs torch sees. CUDA reads the variable up to the first name that it does not know."""
     if visible is None:
         return [str(number) for number in range(count)]
     listed = [name.strip() for name in visible.split(",")]
-    if count and listed[0].startswith("MIG-"):  # of these a process sees one, however many there are
+    if count and listed[0].startswith("MIG-"):  # a process sees only one of these, however many there are
         return [name for name in listed if name.startswith("MIG-")]
     return listed[:count]
 
 
 def gpus() -> list[str]:
-    """The GPUs of this machine that are ours to share out."""
+    """The GPUs of this machine that this process may share out."""
     return names(os.environ.get("CUDA_VISIBLE_DEVICES"), torch.cuda.device_count())
 
 
 def device_of(run: Piece) -> str:
-    """What a run asks for: `auto`, `cpu`, `cuda`, `cuda:1` …"""
+    """The device that a run asks for: `auto`, `cpu`, `cuda`, `cuda:1` …"""
     return run.task.config["run"]["device"]
 
 
 def visible_to(device: str, available: Sequence[str], busy: Iterable[str]) -> str:
-    """CUDA_VISIBLE_DEVICES of a job on `device`: the GPU that the fewest of the running jobs have, whose own variables
-    are `busy`. `cuda:1` says itself which one it takes, so it sees all of them."""
+    """CUDA_VISIBLE_DEVICES of a job on `device`: the GPU that the fewest running jobs have. `busy` holds the variables
+    of those jobs. `cuda:1` names the GPU that it takes, so that it sees all of them."""
     if device.startswith("cuda:"):
         return ",".join(available)
     if not available or device not in ("auto", "cuda"):
@@ -79,7 +79,7 @@ def visible_to(device: str, available: Sequence[str], busy: Iterable[str]) -> st
 
 
 def check_devices(runs: Iterable[Piece], available: Sequence[str]) -> None:
-    """Raise InputError for a run that asks for a GPU which is not there."""
+    """Raise InputError for a run that asks for a GPU that does not exist."""
     for run in runs:
         device, _, number = device_of(run).partition(":")
         if device == "cuda" and (not available or (number.isdigit() and int(number) >= len(available))):
@@ -93,7 +93,7 @@ def check_devices(runs: Iterable[Piece], available: Sequence[str]) -> None:
 
 
 def parallelism(runs: Sequence[Piece], available: Sequence[str]) -> int:
-    """How many runs at a time: one a GPU, or one a core where there is no GPU or no run wants one."""
+    """The number of runs at a time: one per GPU, or one per core if there is no GPU or no run wants one."""
     wanted = any(device_of(run) != "cpu" for run in runs)
     places = len(available) if available and wanted else len(os.sched_getaffinity(0))
     return max(1, min(len(runs), places))
@@ -101,8 +101,8 @@ def parallelism(runs: Sequence[Piece], available: Sequence[str]) -> int:
 
 @contextmanager
 def _job_environment(threads: int) -> Iterator[None]:
-    """What a job inherits: no import from the folder it starts in, its share of the cores, and no Ctrl-C, which the
-    terminal sends to every process and which we pass on in our own way."""
+    """What a job inherits: no imports from the folder where it starts, its share of the cores, and a blocked Ctrl-C.
+    The terminal sends Ctrl-C to every process, but `run_local` itself tells its jobs to end."""
     wanted = {"PYTHONSAFEPATH": "1", "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
     before = {name: os.environ.get(name) for name in wanted}
     os.environ.update(wanted)
@@ -120,7 +120,7 @@ def _job_environment(threads: int) -> Iterator[None]:
 
 @contextmanager
 def _noting() -> Iterator[list[int]]:
-    """The signals SIGINT and SIGTERM that came since, instead of ending this process in the middle of anything."""
+    """Collect SIGINT and SIGTERM in a list, so that they do not end this process in the middle of anything."""
     came: list[int] = []
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     for number in before:
@@ -133,7 +133,7 @@ def _noting() -> Iterator[list[int]]:
 
 
 class _Job:
-    """A run of ours that is being done: by a job, or, where `job` is None, by another process that we watch."""
+    """A run that is being done: by a job of this process or, if `job` is None, by another process that is watched."""
 
     def __init__(self, run: Piece, job: submitit.Job[None] | None = None, visible: str = "") -> None:
         self.run, self.job, self.visible = run, job, visible
@@ -146,10 +146,10 @@ def run_local(runs: Sequence[Piece], parallel: int | None = None, every: float =
     """Do what is missing of every task (called a run here), as processes of submitit's local executor, `parallel` at a
     time (None: as `parallelism` says).
 
-    A run that another process works on is watched, and taken over where that one dies; samples wait for the training
-    whose weights they take. Says how each stands every `every` seconds. On Ctrl-C (KeyboardInterrupt) and on SIGTERM
-    (SystemExit) the jobs save and end first; started again, the runs continue. Returns whether all runs are done.
-    Raises InputError, before anything is written, where a run asks for a GPU that is not there.
+    A run that another process works on is watched, and taken over if that process dies. Samples wait for the training
+    whose weights they take. The progress of each run is printed every `every` seconds. On Ctrl-C (KeyboardInterrupt)
+    and on SIGTERM (SystemExit) the jobs save and end first; the same call continues the runs. Returns whether all runs
+    are done. Raises InputError, before anything is written, if a run asks for a GPU that does not exist.
     """
     available = gpus()
     waiting = [run for run in runs if run.missing()]
@@ -234,14 +234,14 @@ def _finish(one: _Job, say: Callable[[str], None]) -> None:
 
 
 def _end(jobs: Sequence[_Job], came: Sequence[int], say: Callable[[str], None]) -> None:
-    """Tell jobs to save and end, and wait for that; a second signal waits no longer."""
+    """Tell jobs to save and end, and wait until they do. A second signal ends the waiting."""
     left, end, asked = [one for one in jobs if not one.ended()], time.monotonic() + END_S, len(came)
     if left:
         say(f"{', '.join(one.run.name for one in left)}: saving, then ending")
     while left and len(came) == asked and time.monotonic() < end:
         for one in left:
             assert one.job is not None
-            if not one.job.done():  # told again and again, as it passes nothing on before its task starts
+            if not one.job.done():  # repeated, because a job passes no signal on before its task starts
                 os.kill(int(one.job.job_id), signal.SIGTERM)
         time.sleep(1)
         left = [one for one in left if not one.ended()]

@@ -69,12 +69,12 @@ def problems(runs: Sequence[Planned]) -> Iterator[str]:
 def data(runs: Sequence[Planned]) -> Iterator[str]:
     """Data that cannot be read here, and trainings of other data."""
     others, unread = _compared(runs)
-    yield from dict(reversed([*others.values()])).values()  # a line a training
+    yield from dict(reversed([*others.values()])).values()  # one line for each training
     yield from (f"data not checked: {reason}" for reason in unread)
 
 
 def check_data(runs: Sequence[Planned]) -> None:
-    """Raise InputError where something is to do for a training of other data than those that can be read here."""
+    """Raise InputError if something is to do for a training whose data differ from those that can be read here."""
     others = _compared(runs)[0]
     for piece in pieces(runs):
         if piece.id in others and piece.missing():
@@ -82,7 +82,7 @@ def check_data(runs: Sequence[Planned]) -> None:
 
 
 def _compared(runs: Sequence[Planned]) -> tuple[dict[tuple[str, str], tuple[Path, str]], list[str]]:
-    """The training and a line for each task of other data, and why data cannot be compared."""
+    """For each task of other data, its training and a line about it; and the reasons why data cannot be compared."""
     others: dict[tuple[str, str], tuple[Path, str]] = {}
     prints: dict[str, str | None] = {}
     reasons: list[str] = []

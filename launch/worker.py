@@ -1,8 +1,8 @@
-"""What every executor of submitit starts: `work(MANIFEST, ARRAY)`, in a SLURM task, a local job or this very process.
+"""What every executor of submitit starts: `work(MANIFEST, ARRAY)`, in a SLURM task, a local job or the same process.
 
-The signals of the scheduler are noted before anything slow is imported. The run leaves one line in `attempts.jsonl` of
-its folder as it starts, and one as it ends or stops. Where it cannot write even that, its exit code tells (`EXITS`).
-What a task is, only `prepare`, `do` and `unfinished` know.
+The worker listens for the scheduler's signals before it imports anything slow. The run writes one line to
+`attempts.jsonl` in its folder when it starts, and one when it ends or stops. If it cannot write even that, its exit
+code tells why (`EXITS`). Only `prepare`, `do` and `unfinished` know what a task is.
 """
 
 import errno
@@ -27,7 +27,7 @@ from ..kernels.errors import InputError
 if TYPE_CHECKING:
     from ..harness.progress import Progress
 
-BUSY_S = 120.0  # how long a run waits for the process of a lost node to let it go
+BUSY_S = 120.0  # how long a run waits until the process of a lost node releases its folder
 DELAYS_S = (2.0, 5.0, 10.0, 20.0, 30.0)
 _FULL = "the disk of its folder is full, or a quota is; sweep retry continues it once there is room"
 EXITS = {
@@ -38,8 +38,8 @@ EXITS = {
 
 
 def prepare(task: dict[str, Any]) -> Path:
-    """The folder of a task, made if it is not there; its attempts.jsonl lies in it. What registers families or mixers
-    of its own is imported first."""
+    """The folder of a task, created if it does not exist; attempts.jsonl lies in it. Plug-ins, which register families
+    or mixers of their own, are imported first."""
     from ..harness import stages
 
     if task.get("plugins"):
@@ -50,7 +50,7 @@ def prepare(task: dict[str, Any]) -> Path:
 
 
 def do(task: dict[str, Any], progress: "Progress") -> None:
-    """Do what is missing of a task. Raises Busy where another process works on it, Stopped where a signal came."""
+    """Do what is missing of a task. Raises Busy if another process works on it, Stopped if a signal came."""
     from ..harness import stages
 
     wanted = stages.Task.from_dict(task["task"])
@@ -72,7 +72,7 @@ def environment() -> dict[str, str]:
     """Export what torch.distributed reads: MASTER_ADDR, MASTER_PORT, RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE."""
     from submitit.helpers import TorchDistributedEnvironment
 
-    # Which GPUs a task sees is SLURM's to say.
+    # SLURM decides which GPUs a task sees.
     variables = TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
     names = ("master_addr", "master_port", "rank", "world_size", "local_rank", "local_world_size")
     return {name: str(getattr(variables, name)) for name in names}
@@ -86,19 +86,19 @@ def executor() -> str:
 
 
 def job_key() -> str:
-    """The id of this job, as submitit has it: `ARRAY_TASK` on SLURM, as sacct calls it; locally a number."""
+    """The id of this job from submitit: `ARRAY_TASK` on SLURM, as sacct writes it, and a number locally."""
     from submitit import JobEnvironment
 
     return JobEnvironment().job_id
 
 
 def task_number() -> int:
-    """The place of this job's task in its array; other executors than SLURM's have arrays of one."""
+    """The index of this job's task in its array. Only SLURM has arrays of more than one task."""
     return int(os.environ["SLURM_ARRAY_TASK_ID"]) if executor() == "slurm" else 0
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
-    """The manifest; a shared folder that is away is waited for, for about a minute. Raises OSError."""
+    """The manifest. If its shared folder is unreachable, waits for it for about a minute. Raises OSError."""
     for delay in (*DELAYS_S, None):
         try:
             return json.loads(path.read_text())
@@ -111,13 +111,13 @@ def read_manifest(path: Path) -> dict[str, Any]:
 
 
 def say(text: str) -> None:
-    """Into the log, where that can be written: a full disk may hold it too, and then srun reads no more."""
+    """Write into the log if possible: the log may lie on a full disk too, and then srun reads no more."""
     with suppress(OSError):
         print(text, file=sys.stderr, flush=True)
 
 
 def one_line(error: BaseException) -> str:
-    """An error as attempts.jsonl has it; one about the input says all by itself."""
+    """An error as a line in attempts.jsonl. An InputError needs no name of its type."""
     text = " ".join(str(error).split())
     return (text if isinstance(error, InputError) else f"{type(error).__name__}: {text}")[:500]
 
@@ -127,7 +127,7 @@ class Attempt:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.path = folder, folder / "attempts.jsonl"
-        self.ending = threading.Lock()  # never released: whoever comes second waits for the end of the process
+        self.ending = threading.Lock()  # never released: the second thread waits for the end of the process
 
     def note(self, event: str, **fields: Any) -> None:
         from ..harness.record import append
@@ -136,14 +136,14 @@ class Attempt:
         append(self.path, {"event": event, "job": job_key(), "time": now, **fields})
 
     def mark(self) -> list[Any]:
-        """How far the run is on disk: two marks that are alike have nothing between them."""
+        """How far the run is on disk. Two equal marks mean that nothing was saved between them."""
         newest = sorted(path.name for path in self.folder.glob("checkpoints/step-*"))[-1:]
         record = self.folder / "record.jsonl"
         records = record.read_bytes().count(b"\n") if record.is_file() else 0
         return [records, newest, len(list(self.folder.glob("samples.parts/*/*.npy")))]
 
     def stuck(self) -> bool:
-        """Whether the last two starts were stopped by the time limit exactly here."""
+        """Whether the time limit stopped the last two starts with exactly this mark."""
         from ..harness.record import read_lines
 
         stops = [line for line in read_lines(self.path) if line["event"] == "stop" and line["job"] == job_key()]
@@ -152,18 +152,18 @@ class Attempt:
 
 
 def requeue() -> None:
-    """Have SLURM start this task again; while slurmctld is away, again and again. Raises SlurmError."""
+    """Have SLURM start this task again, and retry while slurmctld does not answer. Raises SlurmError."""
     from .slurm.client import patiently
 
     patiently("scontrol", "requeue", os.environ["SLURM_JOB_ID"])
 
 
 def ours(notice: bool) -> bool:
-    """Whether it is this task that has to queue itself again: on the notice before the time limit, and where SLURM
-    takes its place for another job and still waits for its end (a partition's GraceTime).
+    """Whether this task must queue itself again. It must after the notice before the time limit, and if SLURM preempts
+    it and still waits for its end (a partition's GraceTime).
 
-    SLURM queues again what it had to kill, not what ended by itself. What was cancelled would come back, and must not.
-    Raises SlurmError.
+    SLURM requeues a job that it had to kill, but not one that ended by itself. A cancelled job must not be queued
+    again. Raises SlurmError.
     """
     from .slurm.client import patiently
 
@@ -174,10 +174,10 @@ def ours(notice: bool) -> bool:
 
 
 def work(manifest: str, index: int) -> None:
-    """Do what is missing of one task of array `index` of a manifest; the environment says which.
+    """Do what is missing of one task of array `index` of a manifest. The environment tells which task.
 
-    Returns where it is done. Else SystemExit says more than an exception, which submitit writes down as the result: 0
-    the job is queued again and goes on, a key of `EXITS`, 1 the job was stopped.
+    Returns if the task is done. Otherwise raises SystemExit, because submitit would store another exception as the
+    result. The code is 0 if the job is queued again and will continue, 1 if it was stopped, or a key of `EXITS`.
     """
     with _listening():
         code = _guarded(Path(manifest), index)
@@ -187,8 +187,8 @@ def work(manifest: str, index: int) -> None:
 
 @contextmanager
 def _listening() -> Iterator[None]:
-    """Note the scheduler's signals, which submitit has taken a moment ago, and ignore them as the process ends; within
-    the process that asked for the work (`debug`) they are its own again then."""
+    """Listen for the scheduler's signals instead of submitit, and ignore them afterwards, while the process ends. With
+    the executor `debug`, which works in the caller's process, restore the caller's handlers afterwards."""
     here, before = executor(), {n: signal.getsignal(n) for n in (*signals.SIGNALS, signal.SIGCONT)}
     signals.listen()
     signal.signal(signal.SIGCONT, signal.SIG_DFL)  # submitit's handler writes to the log in the middle of a write
@@ -202,7 +202,7 @@ def _listening() -> Iterator[None]:
 
 
 def _guarded(path: Path, index: int) -> int | None:
-    """The exit code of `_attempt`, and of what stopped it where a key of `EXITS` says that best."""
+    """The exit code of `_attempt`, or a key of `EXITS` if one describes the error that stopped it."""
     try:
         manifest = read_manifest(path)
     except OSError as error:
@@ -212,7 +212,7 @@ def _guarded(path: Path, index: int) -> int | None:
         return _attempt(path, index, manifest["arrays"][index])
     except Exception as error:
         number = next((one.errno for one in _causes(error) if isinstance(one, OSError) and one.errno in EXITS), None)
-        if number is None and not path.exists():  # whatever could not be written, read or imported then
+        if number is None and not path.exists():  # the folder is gone, whatever the error is
             number = errno.ESTALE
         if number is None:
             raise
@@ -221,7 +221,7 @@ def _guarded(path: Path, index: int) -> int | None:
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """An error, what it was raised from or while handling, and so on."""
+    """An error, the error that it was raised from or while handling, and so on."""
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
@@ -230,7 +230,7 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 def _attempt(path: Path, index: int, array: dict[str, Any]) -> int | None:
     task = array["tasks"][task_number()]
     job = path.parent / f"array-{index}.job"
-    if executor() == "slurm" and not job.exists():  # whoever submitted was killed before it could note the id
+    if executor() == "slurm" and not job.exists():  # the submit was killed before it could write the id
         job.write_text(os.environ["SLURM_ARRAY_JOB_ID"] + "\n")
     say(f"{job_key()} on {platform.node()}: " + " ".join(f"{key}={value}" for key, value in environment().items()))
 
@@ -241,7 +241,7 @@ def _attempt(path: Path, index: int, array: dict[str, Any]) -> int | None:
     attempt = Attempt(folder)
     records = len(read_lines(folder / "record.jsonl"))
     restart = int(os.environ.get("SLURM_RESTART_COUNT", 0))
-    (folder / "progress.json").unlink(missing_ok=True)  # what is there after the note is this start's
+    (folder / "progress.json").unlink(missing_ok=True)  # so that a file that appears later is from this start
     attempt.note("start", restart=restart, host=platform.node(), records=records, **code())
     ended = threading.Event()
     watch = threading.Thread(target=_let_go, args=(attempt, array["cluster"]["signal_s"] / 2, ended), daemon=True)
@@ -263,7 +263,7 @@ def _attempt(path: Path, index: int, array: dict[str, Any]) -> int | None:
 
 
 def check_gpus(count: int) -> None:
-    """Raise RuntimeError where the job was given GPUs and torch sees none: it would work on the CPU in silence."""
+    """Raise RuntimeError if the job was given GPUs and torch sees none, because it would silently use the CPU."""
     import torch
 
     if count and not torch.cuda.is_available():
@@ -272,7 +272,7 @@ def check_gpus(count: int) -> None:
 
 
 def _patiently(task: dict[str, Any], folder: Path) -> None:
-    """Do a task; where the process of a lost node holds it, wait for that to let it go."""
+    """Do a task. If the process of a lost node holds its folder, wait until it is released."""
     from ..harness.progress import Progress
     from ..harness.run import Busy
 
@@ -289,10 +289,11 @@ def _patiently(task: dict[str, Any], folder: Path) -> None:
 
 
 def _stopped(attempt: Attempt) -> int:
-    """After a stop: on the notice before the time limit, queue the run again, unless it gets no further that way.
+    """After a stop, queue the run again if this task must do that itself (`ours`). Returns the exit code.
 
-    After SIGTERM too where it makes room for another job. Else that is SLURM's to decide: it queues again what it
-    requeued, and not what was cancelled, be it after the notice. Other executors have no queue.
+    It must after the notice before the time limit, unless the run makes no progress that way, and after SIGTERM if it
+    makes room for another job. Otherwise SLURM decides: a requeued job starts again, and a cancelled one does not,
+    even if it was cancelled after the notice. Other executors have no queue.
     """
     from .slurm.client import SlurmError
 
@@ -320,10 +321,10 @@ def _stopped(attempt: Attempt) -> int:
 
 
 def _let_go(attempt: Attempt, grace_s: float, ended: threading.Event) -> None:
-    """Queue the run again where its work does not stop by itself within `grace_s` seconds, as a long evaluation."""
+    """Queue the run again if its work, such as a long evaluation, does not stop by itself within `grace_s` seconds."""
     while signals.asked() is None:
         if ended.wait(1):
             return
     if not ended.wait(grace_s) and not attempt.ending.locked():
-        say("what is being done cannot stop half way; it will start anew")
+        say("the work cannot stop half way; it will start again")
         os._exit(_stopped(attempt))

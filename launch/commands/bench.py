@@ -1,4 +1,4 @@
-"""`lamabench bench`: speed and memory of models, measured, and kept with each model."""
+"""`lamabench bench`: measures speed and memory of models, and keeps the results in the folder of each model."""
 
 import argparse
 import sys
@@ -37,10 +37,10 @@ def run(args: argparse.Namespace) -> int:
         with locked(folder):
             newest_rows = newest(read_records(folder / "record.jsonl")).values()
             there = stored(config.model, task.plans[0], newest_rows, device_name(device))
-            # The same code, machine and versions: else it is another measurement.
+            # Only rows of the same code, machine and versions are the same measurement.
             there = [row for row in there if row["provenance"] == origin and not args.again]
             if there:
-                say(f"{len(there)} measurements are in {folder} already (--again measures them anew)")
+                say(f"{len(there)} measurements are in {folder} already (--again measures them again)")
             rows += [{"model": name, **row, "run": str(folder)} for row in there]
             try:
                 for line in measure(config.model, task.plans[0], config.objective, device, say, there):
@@ -58,7 +58,7 @@ def speaker(task: Task) -> Any:
 
 
 def begin(task: Task, config: Config) -> Path:
-    """Make the folder of a model, and name it in ROOT/STUDY, so that nothing prunes it."""
+    """Create the folder of a model and name it in ROOT/STUDY, so that `sweep prune` keeps it."""
     root, folder = Path(config.run.root), prepare(task)
     name = f"{task.about['name']}-{task.key}"
     entry = {**task.about, "name": name, "training": None, "samples": [], "backend": asked(config.backend) or {}}
@@ -68,7 +68,7 @@ def begin(task: Task, config: Config) -> Path:
 
 
 def end(args: argparse.Namespace, rows: Sequence[dict[str, Any]], wrong: Sequence[str]) -> int:
-    """Say where the rows were measured and what comes next; the exit code."""
+    """Print where the rows were measured and what comes next. Returns the exit code."""
     if rows and not args.json:
         where = rows[0]["provenance"]
         print(f"\n{where['device']}, {rows[0]['threads']} threads, {rows[0]['precision']}")
@@ -82,7 +82,7 @@ def end(args: argparse.Namespace, rows: Sequence[dict[str, Any]], wrong: Sequenc
 
 
 def asked_of(args: argparse.Namespace, study: str) -> list[tuple[Config, Task]]:
-    """The configuration of each model that is named, and its task; nothing is written."""
+    """The configuration of each named model, and its task. Nothing is written."""
     names, overrides = split_arguments(args.words)
     if not names:
         raise InputError(f"{args.command} needs a model; choices: {', '.join(presets())}")

@@ -1,4 +1,4 @@
-"""`lamabench bench-kernels`: every backend of the operators that models call, measured alone."""
+"""`lamabench bench-kernels`: measures every backend of the operators that models call, one operator at a time."""
 
 import argparse
 

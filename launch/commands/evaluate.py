@@ -1,4 +1,4 @@
-"""`lamabench evaluate`: scores of the samples of a run, or of any .npz of images."""
+"""`lamabench evaluate`: scores the samples of a run, or any .npz of images."""
 
 import argparse
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""`lamabench sample`: images from a training."""
+"""`lamabench sample`: draws images from a training."""
 
 import argparse
 import os
@@ -27,13 +27,13 @@ def run(args: argparse.Namespace) -> int:
     for task in wanted:
         execute(task, Progress(task.path))
         print(f"{task.path / 'samples.npz'}: {config.sample.count} images at step {task.step}")
-    words = [text for text in overrides if not text.startswith("backend.")]  # no setting of scores
+    words = [text for text in overrides if not text.startswith("backend.")]  # evaluate takes no backend
     print(f"next: lamabench evaluate {' '.join([str(path), *words])}")
     return 0
 
 
 def check_weights(task: Task) -> None:
-    """Raise InputError, with the nearest steps that are, where the weights that samples take are not kept."""
+    """Raise InputError, with the nearest kept steps, if the weights that samples take are not kept."""
     if not ready(task):
         weights = task.config["sample"]["weights"]
         text = not_kept(task.step, kept_steps(Path(task.training), weights))
@@ -41,7 +41,7 @@ def check_weights(task: Task) -> None:
 
 
 def run_and_overrides(words: Sequence[str]) -> tuple[Path, list[str]]:
-    """The one folder or file among words, and the overrides. Raises InputError where there are none or several."""
+    """The one folder or file among words, and the overrides. Raises InputError if there is none, or several."""
     names, overrides = split_arguments(words)
     if len(names) != 1:
         raise InputError(f"name one run folder (such as runs/train/NAME), not {names or 'none'}")
@@ -55,11 +55,11 @@ def asked_of(
     stages: Sequence[str],
     check: Callable[[Task], None],
 ) -> tuple[Config, list[Task]]:
-    """What `sample` or `evaluate` asks of a training: its configuration with overrides, and a task a moment. Each
-    passes `check` before anything is written.
+    """What `sample` or `evaluate` asks of a training: its configuration with overrides, and one task for each moment.
+    Each task passes `check` before anything is written.
 
-    Keys are added to the training's folder. With run.root=R, or where that folder cannot be written, they come below R
-    (`runs` by default), in a folder of the same key that says where the weights lie.
+    Samples are added to the training's folder. With run.root=R, or if that folder cannot be written, they go below R
+    (`runs` by default), into a folder with the same key. Its config.json names the folder of the weights.
     """
     overrides = load_plugins(overrides)
     info = read_info(path)
@@ -75,7 +75,7 @@ def asked_of(
     if not given:
         root = home.parent.parent if os.access(home, os.W_OK) else Path("runs").resolve()
         config = replace(config, run=replace(config.run, root=str(root)))
-    # What it was asked for does not matter here, but what is there.
+    # The steps that exist matter here, not those that the training was asked for.
     weights, sample = weights_home(home, info), config.sample
     last, kept = step_of(weights), kept_steps(weights, sample.weights)
     words = {"last": [last], "all": kept if sample.weights == "live" else moments(weights)}

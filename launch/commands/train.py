@@ -1,4 +1,4 @@
-"""`lamabench train`: one training, from where it stopped."""
+"""`lamabench train`: starts one training, or continues it where it stopped."""
 
 import argparse
 import sys
@@ -19,7 +19,7 @@ from ...models import registry
 from ..compose import compose
 from ..output import number
 
-STUDY = "train"  # of single commands
+STUDY = "train"  # the study to which single commands belong
 
 
 def run(args: argparse.Namespace) -> int:
@@ -52,19 +52,19 @@ def run(args: argparse.Namespace) -> int:
 
 
 def describe(config: Config, study: str, name: str, model: str, variant: dict[str, Any]) -> dict[str, Any]:
-    """What config.json says of a folder beside its configuration."""
+    """The entries of a folder's config.json beside its configuration."""
     about = {"study": study, "name": name, "variant": variant, "seed": config.seed, "model": model}
     return about | {"family": registry.family_of(config.model).name, "title": registry.preset(model).title}
 
 
 def values_of(words: Sequence[str]) -> dict[str, str]:
-    """What overrides vary, for names in tables."""
+    """The settings that overrides vary, for names in tables."""
     return dict(word.split("=", 1) for word in words if not word.startswith(("run.", "data=", "data.path=")))
 
 
 def note(config: Config, about: dict[str, Any], wanted: Sequence[Task], training: Path | None = None) -> Path:
-    """Name the folders of a command's tasks in ROOT/train, so that nothing prunes them; returns the link to the
-    training, whose name ends in its key."""
+    """Name the folders of a command's tasks in ROOT/train, so that `sweep prune` keeps them. Returns the link to the
+    training. The name of the link ends in the training's key."""
     root = Path(config.run.root)
     home = training_folder(root, config)
     name = f"{about['name']}-{home.name.rsplit('-', 1)[1]}"
@@ -74,13 +74,13 @@ def note(config: Config, about: dict[str, Any], wanted: Sequence[Task], training
     entry["model_folder"] = str(model_folder(root, config.model).relative_to(root))
     try:
         return write_study(root, STUDY, None, [entry], add=True) / name
-    except OSError as error:  # a full disk, a folder of somebody else's
+    except OSError as error:  # a full disk, or a folder of another user
         raise InputError(f"cannot write below {root}: {error.strerror}; run.root=FOLDER takes another one") from None
 
 
 def check_moments(task: Task) -> None:
-    """Raise InputError where a training has passed a moment that is asked for and not kept it, or cannot go on; where
-    it goes on, such a moment is a line on stderr."""
+    """Raise InputError if a training cannot continue, or if it has passed a requested moment without keeping its
+    weights and nothing else is to do. If something is to do, print a line about such a moment on stderr."""
     if (text := problem(task)) is not None:
         raise InputError(f"{task.path}: {text}")
     for step in lost(task):
@@ -91,8 +91,8 @@ def check_moments(task: Task) -> None:
 
 
 def check_ready(config: Config, folder: Path) -> None:
-    """Raise InputError for what would stop a training at its start (model and data that do not fit, data that are not
-    there or are others than it was trained on, a backend that cannot run), before anything is written."""
+    """Raise InputError, before anything is written, for what would stop a training at its start: a model that does not
+    fit the data, data that do not exist or differ from those it was trained on, or a backend that cannot run."""
     import torch
 
     from ...harness.data.images import load

@@ -1,4 +1,4 @@
-"""SLURM's own commands: queueing a job array, asking what became of it, and patience while slurmctld is away."""
+"""SLURM's own commands: queue a job array, ask what became of it, and retry while slurmctld does not answer."""
 
 import os
 import re
@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
-# What passes by itself: slurmctld restarts, or is too busy to answer.
+# Errors that pass by themselves: slurmctld restarts, or is too busy to answer.
 PASSING = (
     "Unable to contact slurm controller",
     "Socket timed out",
@@ -19,28 +19,28 @@ PASSING = (
     "Zero Bytes were transmitted",
 )
 ANSWER_S = 120.0  # how long a command may take
-DELAYS_S = (2.0, 4.0, 8.0, 16.0, 30.0)  # with the commands' own waiting about two minutes
+DELAYS_S = (2.0, 4.0, 8.0, 16.0, 30.0)  # about two minutes, including the time that the commands themselves wait
 LIVE = ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED", "REQUEUED", "REQUEUE_HOLD", "STOPPED")
 WAITING = ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD")
 REACH = ("SLURM_CONF", "SLURM_JWT", "SLURM_CLUSTERS")  # how commands find slurmctld
 
 
 class SlurmError(RuntimeError):
-    """What a command of SLURM's said, in one line."""
+    """The error message of a SLURM command, in one line."""
 
 
 class Passing(SlurmError):
-    """What may be over soon."""
+    """An error that may soon be over."""
 
 
 def call(*words: str) -> str:
-    """Standard output of a command. Raises Passing where slurmctld is away, SlurmError for anything else."""
+    """The standard output of a command. Raises Passing if slurmctld does not answer, SlurmError for other errors."""
     try:
         done = subprocess.run(words, env=_environment(), capture_output=True, text=True, timeout=ANSWER_S)
     except FileNotFoundError:
         raise SlurmError(f"{words[0]} is not installed on this machine: use a login node of the cluster") from None
     except subprocess.TimeoutExpired as error:
-        # sbatch waits where the cluster has no room for more jobs, and says so.
+        # If the cluster has no room for more jobs, sbatch waits and says so.
         answer = " ".join((error.stderr or b"").decode(errors="replace").split())
         raise Passing(f"{words[0]} gave no answer within {ANSWER_S:g} s{answer and f' ({answer})'}") from None
     if done.returncode:
@@ -50,21 +50,24 @@ def call(*words: str) -> str:
 
 
 def _environment() -> dict[str, str]:
-    """Ours without what would give another answer than was asked for (SQUEUE_STATES …) and, in an interactive job,
-    without what is about that job: a batch job would take it over, and its srun obey it (SLURM_MEM_PER_CPU …)."""
+    """The environment of this process, without variables that change the answer of a command (SQUEUE_STATES …).
+
+    In an interactive job, the variables of that job are left out too (SLURM_MEM_PER_CPU …): a batch job would inherit
+    them, and its srun would obey them.
+    """
     left = ("SQUEUE_", "SCANCEL_", "SLURM_TIME_FORMAT", *(("SLURM_",) if "SLURM_JOB_ID" in os.environ else ()))
     kept = {key: value for key, value in os.environ.items() if not key.startswith(left) or key in REACH}
-    return {**kept, "SLURM_BITSTR_LEN": "0"}  # sacct says which tasks did not start to the last one
+    return {**kept, "SLURM_BITSTR_LEN": "0"}  # so that sacct lists every task that did not start
 
 
 def check_here() -> None:
-    """Raise SlurmError where this machine has no SLURM to submit to."""
+    """Raise SlurmError if this machine has no SLURM to submit to."""
     if shutil.which("sbatch") is None:
         raise SlurmError("sbatch is not installed on this machine: use a login node of the cluster")
 
 
 def patiently(*words: str) -> str:
-    """`call`, again and again for about two minutes while slurmctld is away."""
+    """`call`, repeated for about two minutes while slurmctld does not answer."""
     for delay in DELAYS_S:
         try:
             return call(*words)
@@ -79,9 +82,9 @@ def wait(error: Exception, delay: float) -> None:
 
 
 def sbatch(script: Path, name: str, after: Sequence[str] = ()) -> str:
-    """Queue an array and return its job id; `name` is its own and nobody else's, `after` are jobs that end first.
+    """Queue an array and return its job id. `name` is unique to the array. It starts after the jobs `after` have ended.
 
-    An answer that got lost does not queue it twice: before another try the queue is searched for the name.
+    A lost answer does not queue it twice, because the queue is searched for the name before another try.
     """
     order = [f"--dependency=afterany:{':'.join(after)}"] if after else []
     words = ["sbatch", "--parsable", *_options(script), *order, str(script)]
@@ -96,14 +99,14 @@ def sbatch(script: Path, name: str, after: Sequence[str] = ()) -> str:
 
 
 def _job(output: str) -> str:
-    """The job id in what sbatch says, `7` or `7;CLUSTER`; some sites greet with lines of their own before it."""
+    """The job id in the output of sbatch, `7` or `7;CLUSTER`. Some sites print lines of their own before it."""
     if (ids := re.findall(r"^(\d+)(?:;.*)?$", output, re.MULTILINE)) == []:
         raise SlurmError(f"sbatch gave no job id: {' '.join(output.split())!r}")
     return ids[-1]
 
 
 def _options(script: Path) -> list[str]:
-    """What the #SBATCH lines say, for the command: SBATCH_PARTITION and the like have more say than the lines."""
+    """The options in the #SBATCH lines, for the command line: SBATCH_PARTITION and the like override the lines."""
     lines = [line for line in script.read_text().splitlines() if line.startswith("#SBATCH ")]
     return [word for line in lines for word in shlex.split(line.removeprefix("#SBATCH "), comments=True)]
 
@@ -115,7 +118,7 @@ def find(name: str) -> str | None:
 
 
 def live(names: Iterable[str], ask: Callable[..., str] = patiently) -> dict[str, tuple[str, str, str]]:
-    """State, reason and array's name of every task that is pending or running, by `JOB_TASK`, of arrays by name."""
+    """State, reason and array name of every pending or running task of the named arrays, by `JOB_TASK`."""
     wanted = ",".join(names)
     if not wanted:
         return {}
@@ -129,18 +132,18 @@ def live(names: Iterable[str], ask: Callable[..., str] = patiently) -> dict[str,
 def accounted(jobs: Mapping[str, int], since: str) -> dict[str, list[tuple[str, str]]]:
     """Every state that sacct has of every task, oldest first, with its exit code (`CODE:SIGNAL`), by `JOB_TASK`.
 
-    One call for all `jobs`, arrays by the number of their tasks. A requeued task has a row for each time (-D). `since`
-    is local time: job ids come again.
+    One call serves all `jobs`, {job id of an array: number of its tasks}. A requeued task has a row for each start
+    (-D). `since`, in local time, leaves out earlier jobs with the same ids, because SLURM reuses ids.
     """
     if not jobs:
         return {}
-    # An end in the future: by default it leaves out what began in this very second.
+    # The end is in the future, because by default sacct leaves out jobs that began within this second.
     window = (f"--starttime={since}", "--endtime=now+1days")
     options = ("--allocations", "--duplicates", "--noheader", "--parsable2", *window)
     states: dict[str, list[tuple[str, str]]] = {}
     output = call("sacct", *options, f"--jobs={','.join(jobs)}", "--format=JobID,State,ExitCode")
     rows = [line.split("|") for line in output.splitlines()]
-    # The row of tasks that did not start, `7_[2-9]`, may still count some that did.
+    # The row of tasks that did not start, `7_[2-9]`, may still include some that did.
     for job, state, code in sorted(rows, key=lambda row: "[" in row[0]):
         for key in tasks_of(job, jobs.get(job, 0)):
             if "[" not in job or key not in states:
@@ -151,8 +154,8 @@ def accounted(jobs: Mapping[str, int], since: str) -> dict[str, list[tuple[str, 
 def tasks_of(job: str, count: int) -> list[str]:
     """`7_[1,3-5%2]` as `7_1`, `7_3`, `7_4`, `7_5`; `7_[0-4:2]` as `7_0`, `7_2`, `7_4`.
 
-    Where tasks end soon, sacct knows them for some seconds as one job `7`: in an array of `count` 1 that is `7_0`, in
-    a larger one it could be any.
+    If tasks end quickly, sacct lists them for some seconds as one job `7`. In an array of `count` 1 that is `7_0`; in
+    a larger array it could be any task.
     """
     array, _, listed = job.partition("_")
     if not listed:

@@ -1,4 +1,4 @@
-"""Clusters: where a run is done and what it gets there. Apart from experiments: no part of a run's identity."""
+"""Clusters: where a run is done and what it gets there. A cluster is not part of a run's identity."""
 
 import math
 from collections.abc import Sequence
@@ -19,7 +19,8 @@ KINDS = ("local", "slurm")
 
 @dataclass
 class ClusterConfig:
-    """What a cluster file says, conf/cluster/example.yaml explains it. Times in minutes or seconds, memory in GiB."""
+    """The content of a cluster file; conf/cluster/example.yaml explains it. Times are in minutes (`_min`) or seconds
+    (`_s`), memory in GiB."""
 
     kind: str = "slurm"
     partition: str | None = None
@@ -45,7 +46,7 @@ class ClusterConfig:
             if (value := getattr(self, name)) is not None and not 0 < value < math.inf:
                 raise InputError(f"cluster.{name} must be above 0 and finite, not {value}")
         if self.mem_gb is not None and 1024 * self.mem_gb < 1:
-            raise InputError(f"cluster.mem_gb is in GiB: {self.mem_gb} is less than a MiB")  # 0 is all to SLURM
+            raise InputError(f"cluster.mem_gb is in GiB: {self.mem_gb} is less than a MiB")  # SLURM: 0 is all
         if self.gpus < 0:
             raise InputError(f"cluster.gpus must be 0 or more, not {self.gpus}")
         if self.signal_s >= 60 * self.time_min:
@@ -72,7 +73,7 @@ def of_cluster(text: str) -> bool:
 
 
 def split(words: Sequence[str]) -> tuple[str | None, list[str]]:
-    """The cluster that `cluster=NAME` among overrides names, None where none does, and the other overrides."""
+    """The cluster that `cluster=NAME` among overrides names, or None if none does, and the other overrides."""
     named = [word.removeprefix("cluster=") for word in words if word.startswith("cluster=")]
     return (named[-1] if named else None), [word for word in words if not word.startswith("cluster=")]
 
@@ -80,7 +81,7 @@ def split(words: Sequence[str]) -> tuple[str | None, list[str]]:
 def load(name: str, settings: Sequence[str] = ()) -> ClusterConfig:
     """A cluster by name, or from a path that ends in .yaml, with settings such as `cluster.mem_gb=64`.
 
-    Raises InputError, one line, for an unknown name or key, or a value of the wrong type or out of range.
+    Raises InputError, one line, for an unknown name or key, and for a value of the wrong type or out of range.
     """
     return _load(name, tuple(settings))
 

@@ -1,9 +1,9 @@
-"""submitit's executor for SLURM, mended where it would not do for studies.
+"""submitit's executor for SLURM, adapted to studies.
 
-Its own makes a plain executor of itself for arrays, no array of one task, a pickle for each task, and renames pickles
-and batch file only after sbatch, when a task may have started. It takes one answer of sbatch, and SBATCH_* variables
-have more say than its batch file. It knows no lines of options as a person writes them, and no patterns in the names
-of folders.
+submitit's own executor makes a plain executor of itself for arrays, and makes no array of one task. It writes a pickle
+for each task. It renames pickles and the batch file only after sbatch, when a task may already have started. It calls
+sbatch once, and SBATCH_* variables override its batch file. It takes no lines of options as a person writes them, and
+does not escape patterns (%j …) in the names of folders.
 """
 
 import errno
@@ -24,17 +24,17 @@ from ...kernels.errors import InputError
 from . import client
 from .cluster import ClusterConfig
 
-PARALLEL = 256  # tasks of an array at a time, where the cluster does not say
-# Until a task listens for signals, they would end it, and SLURM queues nothing again that ended by itself.
+PARALLEL = 256  # tasks of an array at a time, if the cluster file does not say
+# Signals would end a task that does not listen for them yet, and SLURM does not requeue a task that ended by itself.
 PYTHON = f'bash -c \'trap "" USR2 TERM; exec "$@"\' task {shlex.quote(sys.executable)}'
 
 
 class SlurmExecutor(submitit.SlurmExecutor):
-    """Queues an array of equal calls, whose tasks know their number from the environment, for a `cluster`.
+    """Queues an array of equal calls on a `cluster`. Each task reads its number from the environment.
 
-    `stem` names its files: STEM.pkl, the call, and STEM.sh, what sbatch got. Logs and results lie beside it in logs/,
-    as submitit calls them, so that `submitit.SlurmJob(logs, "JOB_TASK")` finds them. `name` is the array's own and
-    nobody else's, `code` the folder of a snapshot to import, `after` are jobs that end first.
+    `stem` names its files: STEM.pkl is the call, and STEM.sh is what sbatch got. Logs and results lie beside them in
+    logs/. They have submitit's names, so that `submitit.SlurmJob(logs, "JOB_TASK")` finds them. `name` is unique to
+    the array, `code` is the folder of a snapshot to import, and the array starts after the jobs `after` have ended.
 
     Raises InputError for a folder or a setting that submitit or sbatch would read as something else.
     """
@@ -66,7 +66,7 @@ class SlurmExecutor(submitit.SlurmExecutor):
                 raise InputError(f"cluster.{key} has a line break, which would begin another line of the batch file")
         more = {
             "requeue" if cluster.requeue else "no-requeue": True,
-            "signal": f"USR2@{cluster.signal_s}",  # SUBMITIT_PREEMPT_SIGNAL has no say
+            "signal": f"USR2@{cluster.signal_s}",  # overrides SUBMITIT_PREEMPT_SIGNAL
             "chdir": os.getcwd(),
         }
         setup = [*self._environment(code), *self._link(), *cluster.setup]
@@ -74,7 +74,7 @@ class SlurmExecutor(submitit.SlurmExecutor):
 
     @classmethod
     def affinity(cls) -> int:
-        """Usable anywhere: a batch file is planned also where there is no SLURM (`client.check_here` asks)."""
+        """Usable anywhere, because a batch file is also planned without SLURM (`client.check_here` asks for it)."""
         return 2
 
     def batch_file(self, count: int) -> str:
@@ -93,7 +93,7 @@ class SlurmExecutor(submitit.SlurmExecutor):
         ]
 
     def _link(self) -> list[str]:
-        """Bash that waits for a shared folder which is away, and gives each task the pickle that submitit looks for."""
+        """Bash that waits until the shared folder is visible, and links the pickle that submitit looks for."""
         pickle, folder = shlex.quote(f"{self.stem}.pkl"), shlex.quote(str(self.folder))
         link = f'{folder}/"${{SLURM_ARRAY_JOB_ID}}_${{SLURM_ARRAY_TASK_ID}}_submitted.pkl"'
         return [
@@ -106,7 +106,7 @@ class SlurmExecutor(submitit.SlurmExecutor):
         ]
 
     def _make_submission_file_text(self, command: str, uid: str) -> str:
-        # % begins a pattern of sbatch's and srun's.
+        # % begins a pattern of sbatch and srun.
         folder = str(self.folder).replace("%", "%%")
         text = slurm._make_sbatch_string(command=command, folder=folder, **self.parameters)
         head, mark, rest = text.partition("\n# setup\n")
@@ -118,7 +118,7 @@ class SlurmExecutor(submitit.SlurmExecutor):
     ) -> list[submitit.Job[Any]]:
         first, *others = delayed_submissions
         if any((one.function, one.args, one.kwargs) != (first.function, first.args, first.kwargs) for one in others):
-            raise ValueError("the tasks of an array are one call, and differ by their number in the environment alone")
+            raise ValueError("the tasks of an array are one call, and differ only by their number in the environment")
         self.folder.mkdir(parents=True, exist_ok=True)
         first.set_timeout(self.cluster.time_min, self.max_num_timeout)
         first.dump(f"{self.stem}.pkl")
@@ -131,14 +131,15 @@ class SlurmExecutor(submitit.SlurmExecutor):
         ]
 
     def _submit_command(self, command: str) -> submitit.Job[Any]:
-        """sbatch of today, with patience: an answer that got lost does not queue the array twice. Raises SlurmError."""
+        """Call sbatch, and retry while it does not answer. A lost answer does not queue the array twice. Raises
+        SlurmError."""
         script = self.stem.with_name(f"{self.stem.name}.sh")
         write_atomically(script, self._make_submission_file_text(command, "").encode())
         return submitit.SlurmJob(self.folder, client.sbatch(script, self.parameters["job_name"], self.after))
 
 
 def check(path: Path) -> None:
-    """Raise InputError for a path that submitit or sbatch would read as another one, or that is no single line."""
+    """Raise InputError for a path that submitit or sbatch would read as another one, or that has a line break."""
     if (sign := re.search(r"%[jtAa]|\n|\\", str(path.absolute()))) is not None:
         raise InputError(
             f"{str(path.absolute())!r} has {sign[0]!r} in its name, which SLURM or submitit would take for something "

@@ -1,11 +1,11 @@
-"""What was submitted: manifests below RUNS/STUDY/.sweep, each on disk before its first job is queued.
+"""Submissions: manifests below RUNS/STUDY/.sweep. Each is on disk before its first job is queued.
 
 asked.json           the settings of the newest `sweep submit`
 code/TREE/           the code that jobs import (snapshot.py)
 0001/manifest.json   who, when, which code, the arrays and the runs in each
 0001/array-0.pkl     the call that every task of an array makes, for submitit
-0001/array-0.sh      what sbatch got; array-0.job: the job id it gave
-0001/logs/           submitit's folder: a file a task, JOB_TASK_0_log.out, and its result
+0001/array-0.sh      what sbatch got; array-0.job: the job id that it returned
+0001/logs/           submitit's folder: for each task a log, JOB_TASK_0_log.out, and its result
 """
 
 import getpass
@@ -29,9 +29,9 @@ from .executor import SlurmExecutor
 
 @dataclass(frozen=True)
 class Array:
-    """One job array of a submission. `tasks` are dicts of `name` (the run), `folder`, `task` (a Task as plain data) and
-    `plugins`, where there are any; `job` is None where no job id is known: it was never queued, or whoever queued it
-    was killed in that moment."""
+    """One job array of a submission. `tasks` are dicts of `name` (the run), `folder`, `task` (a Task as plain data)
+    and, if there are any, `plugins`. `job` is None if no job id is known: the array was never queued, or the process
+    that queued it was killed before it noted the id."""
 
     folder: Path
     index: int
@@ -50,7 +50,7 @@ class Array:
 
 
 def arrays(home: Path) -> Iterator[Array]:
-    """Every array that was submitted, oldest first. Raises InputError for a manifest that cannot be read."""
+    """Every submitted array, oldest first. Raises InputError for a manifest that cannot be read."""
     for path in sorted(home.glob("[0-9]*/manifest.json")):
         try:
             content = json.loads(path.read_text())
@@ -74,20 +74,20 @@ def job_file(folder: Path, index: int) -> Path:
 
 
 def remember(home: Path, overrides: Sequence[str]) -> None:
-    """Keep the settings of a submit, for commands that name none."""
+    """Keep the settings of a submit for later commands."""
     write_atomically(home / "asked.json", json.dumps({"overrides": list(overrides)}).encode())
 
 
 def remembered(home: Path) -> list[str]:
-    """The settings of the newest submit; none where there was none."""
+    """The settings of the newest submit; empty if there was none."""
     path = home / "asked.json"
     return json.loads(path.read_text())["overrides"] if path.is_file() else []
 
 
 @dataclass(frozen=True)
 class Draft:
-    """An array before it is queued: what it asks for, its tasks, and what ends first: arrays of the same submission by
-    their place, and jobs by their id."""
+    """An array before it is queued: the resources that it asks for, its tasks, and what must end before it starts.
+    `after` are the indices of arrays of the same submission, `after_jobs` are job ids."""
 
     cluster: ClusterConfig
     tasks: list[dict[str, Any]]
@@ -96,7 +96,7 @@ class Draft:
 
 
 def write(home: Path, study: str, drafts: Sequence[Draft], code: dict[str, Any]) -> list[Array]:
-    """Put a submission on disk, all of it or nothing; `code` as `snapshot.freeze` says it."""
+    """Put a submission on disk, all of it or nothing. `code` is what `snapshot.freeze` returns."""
     home.mkdir(parents=True, exist_ok=True)
     number = 1 + max((int(path.name) for path in home.glob("[0-9]*")), default=0)
     folder = home.resolve() / f"{number:04d}"
@@ -129,13 +129,13 @@ def write(home: Path, study: str, drafts: Sequence[Draft], code: dict[str, Any])
 def executor_of(
     folder: Path, index: int, cluster: ClusterConfig, name: str, code: str | None, after: Sequence[str] = ()
 ) -> SlurmExecutor:
-    """What queues array `index` of the submission in `folder`; the rest as SlurmExecutor takes it."""
+    """The executor of array `index` of the submission in `folder`. SlurmExecutor explains the other arguments."""
     return SlurmExecutor(folder / f"array-{index}", cluster, name, code, after)
 
 
 def queue(written: Sequence[Array], drafts: Sequence[Draft], code: str | None) -> Iterator[tuple[Array, str]]:
-    """Queue the arrays of a submission one after the other, and note the job id of each; `code` is the folder of the
-    snapshot. Raises SlurmError."""
+    """Queue the arrays of a submission one after the other, and write down the job id of each. `code` is the folder of
+    the snapshot. Raises SlurmError."""
     jobs: list[str] = []
     for array, draft in zip(written, drafts, strict=True):
         after = [*(jobs[place] for place in draft.after), *draft.after_jobs]

@@ -1,4 +1,4 @@
-"""The code that queued jobs import: the committed tree of the moment of submission, which later edits do not reach."""
+"""The code that queued jobs import: a copy of the tree at submission, which later edits do not reach."""
 
 import json
 import os
@@ -30,12 +30,12 @@ def _git(*words: str, index: Path | None = None, stdin: str | None = None) -> st
         raise InputError(f"git is not installed on this machine, and {ROOT} is a checkout") from None
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-        raise InputError(f"git {words[0]} failed in {ROOT}: {lines[0]}")  # on a full disk it says so of every file
+        raise InputError(f"git {words[0]} failed in {ROOT}: {lines[0]}")  # of many on a full disk
     return done.stdout
 
 
 def changed() -> list[str]:
-    """Files of the checkout that are not as committed; new ones where they are code."""
+    """Files of the checkout that differ from the commit. New files count only if they are code."""
     entries = [line for line in _git("status", "--porcelain", "--untracked-files=all", "-z").split("\0") if line]
     tracked = [line[3:] for line in entries if line[:2] != "??" and line[2:3] == " "]
     new = [line[3:] for line in entries if line[:2] == "??"]
@@ -43,16 +43,16 @@ def changed() -> list[str]:
 
 
 def is_checkout() -> bool:
-    """Whether the code that runs is a git checkout; else it is installed, or a snapshot itself.
+    """Whether the running code is a git checkout. Otherwise it is an installed package or a snapshot.
 
-    Raises InputError for a checkout of which git says nothing: edits would reach jobs that wait.
+    Raises InputError for a checkout that git cannot describe, because edits would reach jobs that wait.
     """
     if (ROOT / SNAPSHOT).is_file():
         return False
     if code()["commit"] is not None:
         return True
     if (ROOT / ".git").exists():
-        _git("rev-parse", "HEAD")  # says why, such as a folder of somebody else's that is no safe.directory
+        _git("rev-parse", "HEAD")  # raises with the reason, such as another user's folder that is no safe.directory
         raise InputError(f"{ROOT} is a git repository that does not track lamabench: which code would jobs import?")
     return False
 
@@ -67,10 +67,10 @@ def check(dirty: bool) -> None:
 
 
 def freeze(home: Path) -> dict[str, Any]:
-    """Write the code that jobs import below `home`, once for each tree; returns what a manifest says of it.
+    """Write the code that jobs import below `home`, once for each tree. Returns the entry of it in a manifest.
 
-    `path` goes into PYTHONPATH; it is None where lamabench is installed rather than a checkout: the package is the
-    code, `version` its version. `diff` is a file with the changes of a tree that has some.
+    `path` goes into PYTHONPATH. It is None if lamabench is not a checkout: then jobs import the installed package, and
+    `version` is its version. `diff` is a file with the uncommitted changes, or None if there are none.
     """
     version, origin = metadata.version("lamabench"), code()
     if not is_checkout():
@@ -91,7 +91,7 @@ def freeze(home: Path) -> dict[str, Any]:
             listed = _git("ls-files", "-z", "--", *CODE, index=index)
             try:
                 _git("checkout-index", "-z", "--stdin", f"--prefix={new}/lamabench/", index=index, stdin=listed)
-            except InputError as error:  # git does not say why
+            except InputError as error:  # git does not give the reason
                 free = shutil.disk_usage(home).free / 2**20
                 raise InputError(f"{error}; {free:.1f} MiB are free there: is the disk full, or a quota?") from None
             identity = {"commit": origin["commit"], "dirty": bool(names), "tree": tree, "version": version}
@@ -100,7 +100,7 @@ def freeze(home: Path) -> dict[str, Any]:
                 write_atomically(new / "changes.diff", _git("diff", "--binary", "HEAD", tree, index=index).encode())
             try:
                 new.rename(target)
-            except OSError:  # somebody else's submit was first
+            except OSError:  # another submit wrote it first
                 if not target.is_dir():
                     raise
     diff = str(target / "changes.diff") if names else None
@@ -114,8 +114,8 @@ def freeze(home: Path) -> dict[str, Any]:
 
 
 def with_plugins(piece: Piece, home: Path) -> Piece:
-    """A piece whose plug-ins are copies below `home`, a folder for each content: edits do not reach jobs that wait.
-    Modules of installed packages stay as they are."""
+    """A piece with copies of its plug-ins below `home`, so that edits do not reach jobs that wait. Each content has a
+    folder of its own. Modules of installed packages are not copied."""
     copies = []
     for name in piece.plugins:
         if plugins.is_file(name):
@@ -130,7 +130,7 @@ def with_plugins(piece: Piece, home: Path) -> Piece:
 
 
 def words(code: dict[str, Any]) -> str:
-    """The code in a line for a person."""
+    """The code as one line for a person."""
     if code["path"] is None:
         return f"lamabench {code['version']} as installed"
     if code["dirty"]:

@@ -1,4 +1,4 @@
-"""How every run of a study stands, from one look at the queue, one at sacct, and the files of its tasks' folders."""
+"""The state of every run of a study, from one call of squeue, one of sacct, and the files in its tasks' folders."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,8 +18,8 @@ from . import client
 from .manifest import Array, arrays
 
 ACTIVE = ("queued", "preempted", "running")  # states in which SLURM has the run
-FAILED = ("failed", "oom", "timeout", "cancelled", "wrong")  # states that `sweep retry` does again
-# The last words that slurmstepd leaves in a log, where there is no sacct to ask.
+FAILED = ("failed", "oom", "timeout", "cancelled", "wrong")  # states that `sweep retry` queues again
+# What slurmstepd writes last into a log. It tells the end of a job if sacct does not.
 LAST_WORDS = {
     "DUE TO TIME LIMIT": "TIMEOUT",
     "oom_kill": "OUT_OF_MEMORY",
@@ -27,7 +27,7 @@ LAST_WORDS = {
     "DUE TO NODE FAILURE": "NODE_FAIL",
     "CANCELLED AT": "CANCELLED",
 }
-# What srun says after the line that says why.
+# Lines that srun writes after the line with the reason.
 SRUN_AFTER = re.compile(r"srun: (Force Terminated|error: .*: Exited with exit code)")
 ENDS = {
     "TIMEOUT": ("timeout", "the time limit; sweep retry continues it, cluster.time_min=N gives it more"),
@@ -42,8 +42,8 @@ ENDS = {
 
 @dataclass(frozen=True)
 class Standing:
-    """A task and how it stands. `missing` are the stages to do, `job` is `ARRAY_TASK` of its newest submission, by
-    whichever study, `requeued` how often SLURM started that again, `reason` why it waits."""
+    """A task and its state. `missing` are the stages to do. `job` is `ARRAY_TASK` of its newest submission, from any
+    study. `requeued` is how often SLURM restarted that job, `reason` is why it waits."""
 
     task: Task
     state: str
@@ -54,12 +54,12 @@ class Standing:
     reason: str = ""
     log: Path | None = None
     array: Array | None = None
-    asked: Task | None = None  # what that submission asked for, or all those that SLURM still has
+    asked: Task | None = None  # what that submission asked for, or all of those that SLURM still has
 
 
 @dataclass(frozen=True)
 class RunStanding:
-    """A run and how its tasks stand; `main` is the one that tells how the run does."""
+    """A run and the states of its tasks. `main` is the task whose state is the state of the run."""
 
     run: Planned
     parts: tuple[Standing, ...]
@@ -79,8 +79,9 @@ class RunStanding:
 
 @dataclass(frozen=True)
 class Look:
-    """One look at SLURM: the tasks in the queue (None: it did not answer), the states that sacct has (None: there is no
-    sacct), what to tell a person about either, and what the tasks in the queue are, by job, as manifests have them."""
+    """One look at SLURM. `live` are the tasks in the queue (None: squeue did not answer), `accounted` the states that
+    sacct has (None: it did not answer). `notes` tell a person about either. `queued` are the tasks in the queue by job,
+    as their manifests hold them."""
 
     live: dict[str, tuple[str, str]] | None
     accounted: dict[str, list[tuple[str, str]]] | None
@@ -89,29 +90,29 @@ class Look:
 
 
 def submitted(root: Path, keys: Iterable[tuple[str, str]] | None = None, own: Path | None = None) -> list[Array]:
-    """Every array that a study below `root` submitted, oldest first; with `keys` those with one of these tasks, and all
-    of the study whose submissions are in `own`."""
+    """Every array that a study below `root` submitted, oldest first. With `keys`: only arrays with one of these tasks,
+    and all arrays of the study whose submissions are in `own`."""
     wanted = None if keys is None else {*keys}
     result = []
     for home in root.glob("*/.sweep"):
         ours = own is not None and home.resolve() == own.resolve()
         for array in arrays(home):
             if not all("task" in entry for entry in array.tasks):
-                continue  # of an earlier version, whose runs are none of ours
+                continue  # written by an earlier version, whose runs this one cannot read
             if wanted is None or ours or any(key_of(entry) in wanted for entry in array.tasks):
                 result.append(array)
     return sorted(result, key=lambda array: array.time)
 
 
 def key_of(entry: Mapping[str, Any]) -> tuple[str, str]:
-    """Kind and key of a task as a manifest has it."""
+    """Kind and key of a task in a manifest."""
     return entry["task"]["kind"], entry["task"]["key"]
 
 
 def look(submitted: Sequence[Array], need_queue: bool = False) -> tuple[list[Array], Look]:
-    """Ask squeue and sacct once each. Raises SlurmError where `need_queue` and the queue does not answer.
+    """Ask squeue and sacct once each. Raises SlurmError if `need_queue` is set and squeue does not answer.
 
-    Returns the arrays too, with the job ids of those whose submitter was killed before it could note them.
+    Returns also the arrays that have a job id. The queue supplies the ids that a killed submit could not write down.
     """
     live, accounted, notes = None, None, []
     try:
@@ -138,15 +139,15 @@ def look(submitted: Sequence[Array], need_queue: bool = False) -> tuple[list[Arr
 
 @dataclass(frozen=True)
 class Survey:
-    """What SLURM and manifests say of the tasks of some runs: a look, the newest submission of each task, and all of
-    each that SLURM still has: a longer training waits for a shorter one."""
+    """What SLURM and manifests say about the tasks of some runs: a look, the newest submission of each task, and all
+    its submissions that SLURM still has. There may be several, because a longer training waits for a shorter one."""
 
     seen: Look
     newest: Mapping[tuple[str, str], tuple[Array, int]]
     live: Mapping[tuple[str, str], list[tuple[Array, int]]] = field(default_factory=dict)
 
     def task(self, task: Task) -> Standing:
-        """How a task stands, by its job that runs or by its newest one; `asked` is what all its jobs will have done."""
+        """The state of a task, from its running job, else from its newest one. `asked` is what all its jobs will do."""
         place, live = self.newest.get((task.kind, task.key)), self.live.get((task.kind, task.key), [])
         running = [one for one in live if (self.seen.live or {})[one[0].key(one[1])][0] not in client.WAITING]
         standing = _standing(task, (running or [place])[0], self.seen)
@@ -156,21 +157,21 @@ class Survey:
         return replace(standing, asked=asked)
 
     def run(self, run: Planned) -> RunStanding:
-        """How a run stands."""
+        """The state of a run."""
         return RunStanding(run, tuple(map(self.task, run.tasks)))
 
     def job(self, kind: str, key: str) -> str | None:
-        """The job that SLURM has of a task, `ARRAY_TASK`."""
+        """The job of a task that SLURM still has, `ARRAY_TASK`, or None."""
         place = self.newest.get((kind, key))
         job = place[0].key(place[1]) if place is not None else None
         return job if job in (self.seen.live or {}) else None
 
 
-UNSEEN = Survey(Look(None, None), {})  # where SLURM is not asked: tasks stand as their folders say
+UNSEEN = Survey(Look(None, None), {})  # SLURM is not asked, so that states come only from the tasks' folders
 
 
 def survey(runs: Sequence[Planned], home: Path, need_queue: bool = False) -> Survey:
-    """A look at all that concerns some runs; `home` is ROOT/STUDY/.sweep. `need_queue` as in `look`."""
+    """A look at everything that concerns some runs. `home` is ROOT/STUDY/.sweep. `need_queue` is as in `look`."""
     keys = {(task.kind, task.key) for run in runs for task in run.tasks}
     keys |= {("training", training_of(task)) for run in runs for task in run.tasks if task.kind == "samples"}
     known, seen = look(submitted(home.parents[1], keys, home), need_queue)
@@ -178,12 +179,12 @@ def survey(runs: Sequence[Planned], home: Path, need_queue: bool = False) -> Sur
 
 
 def training_of(task: Task) -> str:
-    """The key of the training whose weights a task of samples takes."""
+    """The key of the training whose weights a task of samples reads."""
     return Path(task.training).name.rsplit("-", 1)[-1]
 
 
 def standings(runs: Sequence[Planned], home: Path, need_queue: bool = False) -> tuple[list[RunStanding], Look]:
-    """How every run stands, as `survey` sees it."""
+    """The state of every run, from one `survey`."""
     view = survey(runs, home, need_queue)
     return [view.run(run) for run in runs], view.seen
 
@@ -227,11 +228,11 @@ def _standing(task: Task, place: tuple[Array, int] | None, seen: Look) -> Standi
     if (queued := _queued(key, seen, rows, attempts, log)) is not None:
         state, reason = queued
         waiting = state in client.WAITING
-        # While it waits, every start so far is one that ended.
+        # While it waits, every start so far has ended.
         times = max(len(rows) - 1, starts - (not waiting), 0)
         word = ("preempted" if times else "queued") if waiting else "running"
         return Standing(task, word, requeued=times, reason=reason if waiting else "", **about)
-    # Somebody works on it without SLURM, or what was queued is done, or other things are asked for since.
+    # A process works on it without SLURM, or what was queued is done, or something else has been asked for since.
     other = not missing(replace(asked, folder=task.folder)) or not plan.left_of(task, left) & plan.keys_of(asked)
     if is_locked(task.path) or other:
         alone = plan.look(task)
@@ -245,12 +246,12 @@ def _queued(
 ) -> tuple[str, str] | None:
     """The state of a task that SLURM still has, and the reason; None for one that has ended."""
     if seen.live is not None:
-        return seen.live.get(key)  # in whatever state: SLURM has more of them than `slurm.LIVE`
+        return seen.live.get(key)  # in any state: SLURM has more of them than `client.LIVE`
     if rows:
         return (rows[-1][0], "") if rows[-1][0] in client.LIVE else None
     if any(words in _last_line(log) for words in LAST_WORDS):
         return None
-    # Nobody says anything of it: as it was when it last wrote.
+    # Neither squeue nor sacct tells: take the state in which the task last wrote.
     states = {"start": "RUNNING", "stop": "REQUEUED", "": "PENDING"}
     state = states.get(attempts[-1]["event"] if attempts else "")
     return (state, "") if state else None
@@ -259,10 +260,10 @@ def _queued(
 def _ended(
     task: Task, rows: Sequence[tuple[str, str]], attempts: Sequence[dict], log: Path, sacct: bool
 ) -> tuple[str, str]:
-    """State and error of a task that is not done and that SLURM no longer has; `sacct`: whether that answers."""
+    """State and error of a task that is not done and that SLURM no longer has. `sacct` is whether sacct answered."""
     began = max((place for place, line in enumerate(attempts) if line["event"] == "start"), default=None)
     now = attempts[began:] if began is not None else []
-    # Only what this attempt wrote: older records are of attempts that were retried.
+    # Only what this attempt wrote, because older records belong to attempts that were retried.
     records = read_records(task.path / "record.jsonl")[now[0]["records"] :] if now else []
     if (failed := failure(task, missing(task), records)) is not None:
         return failed.state, failed.error or ""
@@ -271,7 +272,7 @@ def _ended(
         if line.get("error"):
             return "failed", line["error"]
     state, code = rows[-1] if rows else ("", "")
-    if state in client.LIVE or not state:  # sacct lags, or is not there
+    if state in client.LIVE or not state:  # sacct lags or does not answer
         state = next((state for words, state in LAST_WORDS.items() if words in last), "")
     if state in ENDS:
         return ENDS[state]
@@ -291,7 +292,7 @@ def _ended(
 
 
 def _last_line(log: Path) -> str:
-    """The last line of a log that says something; SLURM's own word on the job's end where there is one."""
+    """The last line of a log that says something, or SLURM's own line on the end of the job if there is one."""
     try:
         with open(log, "rb") as file:
             file.seek(max(0, file.seek(0, 2) - 4096))
@@ -299,7 +300,7 @@ def _last_line(log: Path) -> str:
     except OSError:
         return ""
     texts = [line for line in lines if line and not SRUN_AFTER.match(line)]
-    # A run says so as it starts: what is above is of the times before it was queued again.
+    # A run writes this line as it starts. Lines above it are from earlier starts.
     key = log.name.removesuffix("_0_log.out")
     start = max((place for place, line in enumerate(texts) if line.startswith(f"{key} on ")), default=0)
     texts = texts[start:]
@@ -308,7 +309,7 @@ def _last_line(log: Path) -> str:
 
 
 def rows(view: Sequence[RunStanding]) -> list[dict[str, Any]]:
-    """A row a run, for a table or JSON: its job, log and error are those of the task that tells how it does."""
+    """A row for each run, for a table or JSON. Job, log and error are those of its main task."""
     lines = []
     for one in view:
         run, main = one.run, one.main

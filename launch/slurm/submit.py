@@ -1,7 +1,7 @@
-"""`sweep submit`, `retry`, `cancel`: what is missing of a study as job arrays, each task in one place at a time.
+"""`sweep submit`, `retry`, `cancel`: queue what is missing of a study as job arrays. No task runs twice at a time.
 
-A task is a model, a training or a set of samples with its scores. Samples come in arrays of their own, which start
-when the trainings that they need have ended, be it a training that another study below the same root queued.
+A task is a model, a training or a set of samples with its scores. Samples are queued in arrays of their own, which
+start when the trainings that they need have ended. Another study below the same root may have queued such a training.
 """
 
 import json
@@ -23,14 +23,15 @@ from .cluster import ClusterConfig, choices, load
 from .manifest import Draft
 from .status import FAILED, Survey, key_of, survey, training_of
 
-# What a run may be given anew without becoming another run.
+# Settings that may change without making another run.
 FREE = ("cluster.", "run.", "data.path=", "plugins=")
-TURN_S = 120.0  # how long a submit waits for that of another study below the same root
+TURN_S = 120.0  # how long a submit waits for the submit of another study below the same root
 
 
 @dataclass(frozen=True)
 class Submission:
-    """What a submit did: the arrays with their job ids, the code they import, and how many runs were left, by state."""
+    """The result of a submit: the arrays with their job ids, the code that they import, and the number of runs that it
+    left as they are, by state."""
 
     arrays: list[tuple[manifest.Array, str]]
     code: dict[str, Any]
@@ -38,7 +39,7 @@ class Submission:
 
 
 def queue_of(name: str | None, settings: Sequence[str], parallel: int | None) -> ClusterConfig:
-    """The cluster by name. Raises InputError where it is not one with a queue."""
+    """The cluster by name. Raises InputError if it has no queue."""
     if name is None:
         raise InputError(
             f"name the cluster to submit to: cluster=NAME; choices: {', '.join(choices())}, or a .yaml file"
@@ -64,11 +65,12 @@ def submit(
     dirty: bool,
     whole: Sequence[Planned] = (),
 ) -> Submission:
-    """Queue the tasks of runs that are not done, not queued and did not fail; `words` are the settings of the command,
-    `whole` all runs of the study, where `runs` are some.
+    """Queue the tasks of runs that are not done, not queued and did not fail. `words` are the settings of the command.
+    `whole` are all runs of the study, if `runs` are only some of them.
 
-    Raises InputError for a cluster without a queue or a tree with changes, Busy where another submit is at work,
-    SlurmError where sbatch refuses; then what was queued before stays queued and the same call queues the rest.
+    Raises InputError for a cluster without a queue or a tree with changes, Busy if another submit is at work, and
+    SlurmError if sbatch refuses. In the last case, what was queued before stays queued, and the same call queues the
+    rest.
     """
     requests = {piece.id: queue_of(cluster, piece.cluster, parallel) for piece in plan.pieces(runs)}
     snapshot.check(dirty)
@@ -88,9 +90,9 @@ def retry(
     parallel: int | None,
     dirty: bool,
 ) -> Submission:
-    """Queue the tasks of runs that failed again, each with what it asked for last time and `words` over it.
+    """Queue the tasks of failed runs again. Each asks for the same resources as last time, changed by `words`.
 
-    Raises InputError for a setting that would make other runs of them, and as `submit` does.
+    Raises InputError for a setting that would make another run, and otherwise as `submit` does.
     """
     for word in words:
         if not word.startswith(FREE):
@@ -111,7 +113,7 @@ def retry(
                 continue
             array = next((part.array for part in parts if part.array is not None), None)
             for part in parts:
-                given = part.array or array  # samples that were never queued ask for what their training asked for
+                given = part.array or array  # samples that were never queued ask for the same as their training
                 if cluster is not None or given is None:
                     asked = queue_of(cluster, run.cluster, parallel)
                 else:
@@ -122,7 +124,7 @@ def retry(
 
 
 def load_over(given: ClusterConfig, settings: Sequence[str]) -> ClusterConfig:
-    """A cluster with settings `cluster.KEY=…` over it."""
+    """A cluster, changed by settings `cluster.KEY=…`."""
     plain = [f"cluster.{key}={json.dumps(value)}" for key, value in asdict(given).items() if key not in _LISTS]
     cluster = load("slurm", [*plain, *settings])
     _check(cluster)
@@ -135,8 +137,8 @@ _LISTS = ("setup", "options")  # free text, which an override would have to quot
 
 @contextmanager
 def _alone(runs: Sequence[Planned], study: Study, new: bool = False) -> Iterator[Path]:
-    """Hold the study for this process; gives the folder of its submissions. Raises InputError where there is nothing
-    of the study, unless it may be `new`."""
+    """Lock the study for this process, and give the folder of its submissions. Raises InputError if the study has no
+    folder yet, unless it may be `new`."""
     home = runs[0].root / study.name / ".sweep"
     executor.check(home)
     if not new and not home.parent.is_dir():
@@ -148,12 +150,13 @@ def _alone(runs: Sequence[Planned], study: Study, new: bool = False) -> Iterator
         with locked(home), ExitStack() as stack:
             _take_turn(stack, runs[0].root)
             yield home
-    except OSError as error:  # a full disk, a shared folder that is away
+    except OSError as error:  # a full disk, or a shared folder that is unreachable
         raise client.SlurmError(f"{error}; the same command goes on from what was queued") from None
 
 
 def _take_turn(stack: ExitStack, root: Path) -> None:
-    """Hold a root: two studies that submit at once would both train what they share. Raises Busy after a while."""
+    """Lock a root, because two studies that submit at once would both train what they share. Raises Busy after a
+    while."""
     end = time.monotonic() + TURN_S
     while True:
         try:
@@ -167,8 +170,8 @@ def _take_turn(stack: ExitStack, root: Path) -> None:
 
 @dataclass(frozen=True)
 class Choice:
-    """A task to queue: what its job asks for, jobs that end first, and the folder of a training that the same submit
-    queues and that ends first."""
+    """A task to queue: the resources that its job asks for, the jobs that must end first, and the folder of the
+    training, queued by the same submit, that must end first."""
 
     piece: Piece
     cluster: ClusterConfig
@@ -182,10 +185,12 @@ def choose(
     states: Container[str],
     requests: Mapping[tuple[str, str], ClusterConfig],
 ) -> list[Choice]:
-    """The tasks to queue, of those with a request: in one of `states`, or in the queue, of whichever study, with less
-    than is asked for now, and then after that. Samples come where their weights are there, or where a training is
-    queued that will keep them; those in the queue come again after a training that is done again: they wait for the
-    one before."""
+    """The tasks to queue, among those with a request. A task is queued if it is in one of `states`. It is also queued
+    if a job of it, from any study, asks for less than is asked for now; then it starts after that job.
+
+    Samples are queued if their weights exist or if a queued training will keep them. Samples that are already in the
+    queue wait for an earlier training job. If that training is queued again, they are queued again after it.
+    """
     chosen: list[Choice] = []
     for piece in pieces:
         task, part, job = piece.task, view.task(piece.task), view.job(*piece.id)
@@ -210,7 +215,7 @@ def choose(
 
 
 def covers(task: Task, other: Task) -> bool:
-    """Whether doing `task` does all that `other` asks for."""
+    """Whether `task` includes everything that `other` asks for."""
     both, *more = merged([task, other])
     names = ("stages", "moments", "metrics", "plans")
     further = task.kind == "training" and both.config["train"]["steps"] > task.config["train"]["steps"]
@@ -218,8 +223,8 @@ def covers(task: Task, other: Task) -> bool:
 
 
 def drafts(chosen: Sequence[Choice], most: int) -> list[Draft]:
-    """One array for each distinct request, of at most `most` tasks; samples that wait for trainings of the same submit
-    come in arrays that start after those."""
+    """One array for each distinct request, of at most `most` tasks. Samples that wait for trainings of the same submit
+    are in arrays that start after those trainings."""
     arrays: list[Draft] = []
     place: dict[str, int] = {}  # of arrays, by the folders of their tasks
     for second in (False, True):
@@ -232,7 +237,7 @@ def drafts(chosen: Sequence[Choice], most: int) -> list[Draft]:
             for start in range(0, len(group), most):
                 part = group[start : start + most]
                 after = {place[one.training] for one in part if one.training}
-                # %N holds within one array: the pieces of one that was too large go one after the other.
+                # %N limits one array, so that the parts of one that was too large run one after the other.
                 after |= {len(arrays) - 1} if start and cluster.parallel else set()
                 jobs = dict.fromkeys(job for one in part for job in one.jobs)
                 place |= {one.piece.task.folder: len(arrays) for one in part}
@@ -241,8 +246,8 @@ def drafts(chosen: Sequence[Choice], most: int) -> list[Draft]:
 
 
 def entry(piece: Piece) -> dict[str, Any]:
-    """A task as a manifest has it, with absolute folders: a job whose working folder is gone starts in another one, and
-    must not make its runs there."""
+    """A task as a manifest holds it, with absolute folders: a job whose working folder is gone starts in another one,
+    and must not make its runs there."""
     task, config = piece.task, piece.task.config
     root = str(Path(config["run"]["root"]).resolve())
     absolute = replace(
@@ -281,14 +286,14 @@ def _queue(home: Path, study: Study, runs: Sequence[Planned], chosen: Sequence[C
     except client.SlurmError as error:
         raise client.SlurmError(
             f"{error}: {len(queued)} of {len(written)} arrays are queued; "
-            "once that is mended, the same command queues the rest"
+            "once that is solved, the same command queues the rest"
         ) from None
     return Submission(queued, code, left)
 
 
 def cancel(runs: Sequence[Planned], study: Study, keys: Container[tuple[str, str]] | None = None) -> list[str]:
-    """End every job of the study that is queued or running, also of runs that are not in it any more, or of some tasks
-    by kind and key; what runs saves first. Returns the job ids."""
+    """End every queued or running job of the study, including jobs of runs that are no longer in it, or only the jobs
+    of some tasks by kind and key. Running jobs save first. Returns the job ids."""
     with _alone(runs, study) as home:
         submitted = [array for array in manifest.arrays(home) if all("task" in one for one in array.tasks)]
         live = client.live(array.name for array in submitted)

@@ -29,7 +29,7 @@ def test_a_folder_keeps_its_description(tmp_path):
     [
         (None, "is not a run folder: it has no config.json"),
         ("{", "is not JSON"),
-        ("[]", "is not of lamabench"),
+        ("[]", "was not written by lamabench"),
         ('{"id": "0", "config": {}}', "was written by an earlier version .*: read it with that version .* or train"),
         ('{"layout": 9, "config": {}}', "was written by a newer version of lamabench: its layout is 9"),
     ],
