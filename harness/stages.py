@@ -316,7 +316,7 @@ def one_line(error: Exception) -> str:
     """An error as the text of a record."""
     text = " ".join(str(error).split())
     plain = isinstance(error, InputError) or state_of(error) == "diverged"
-    return text if plain else f"{type(error).__name__}: {text}"[:500]
+    return (text if plain else f"{type(error).__name__}: {text}")[:500]
 
 
 def _failure(task: Task, config: Config, stage: str, error: Exception) -> Iterator[dict[str, Any]]:

@@ -95,7 +95,7 @@ def left_of(task: Task, left: Sequence[str]) -> set[str]:
     to_measure = (one for one in task.plans if next_measurement(model, one, rows.values()) is not None)
     plans = tuple(to_measure) if "bench" in left else ()
     metrics = tuple(missing_metrics(task, rows)) if "evaluate" in left else ()
-    keys = keys_of(replace(task, plans=tuple(plans), metrics=metrics))
+    keys = keys_of(replace(task, plans=plans, metrics=metrics))
     return keys if {"cost", "train", "sample"} & {*left} else keys - {task.key}
 
 
