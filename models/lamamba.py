@@ -313,8 +313,8 @@ class LaMamba(Backbone):
             skips.append(x)
             if stage.resample is not None:
                 x = stage.resample(x)
-        if self.middle:
-            m = x
+        if self.config.layout != "isotropic":
+            m = x  # 2 x without blocks
             for block in self.middle:
                 m = self.run_block(block, m, c)
             x = x + m

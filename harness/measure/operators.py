@@ -113,7 +113,7 @@ def bench_operators(
     """A row for every operator of the model, shape, usable backend and pass: the fields of `operator_speed` records.
 
     `model` is a model's configuration. `backend` is a BackendConfig, the backends of the model while its calls are
-    recorded. The batch is the first of `settings.batch_size` (`auto`: 64), the precision `settings.precision`. Of
+    recorded. `settings.batch_size` is one batch in a list, or `auto` (64); the precision is `settings.precision`. Of
     `settings.modes`, `forward` is the forward pass and `train` is forward and backward with every gradient that
     training needs. The reference is not timed, but the yardsticks of an operator are. Times are those of the device
     (see `time_queued`), in ms. `floor_ms` is the largest of three floors (see `floors`), and `floor` its name.

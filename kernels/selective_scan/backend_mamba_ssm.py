@@ -15,14 +15,21 @@ from ..errors import InputError
 
 STEPS = 2048  # the extension stores two states at the end of each run of so many steps
 # Looked up once, at import, because torch.compile traces through `reasons`.
-INSTALLED = importlib.util.find_spec("selective_scan_cuda") is not None
+PACKAGE, INSTALLED = (importlib.util.find_spec(name) is not None for name in ("mamba_ssm", "selective_scan_cuda"))
+# The main branch of mamba-ssm is built without its extension unless the first variable is set. The second one and the
+# flags build the package again if it is there.
+CURE = (
+    "MAMBA_KEEP_CUDA_BUILD=TRUE MAMBA_FORCE_BUILD=TRUE pip install --no-build-isolation --force-reinstall --no-deps "
+    "--no-cache-dir mamba-ssm"
+)
 
 
 def reasons(device_type: str) -> list[str]:
     """Every reason why the extension cannot run on a kind of device here; empty where it can."""
     refusals = []
     if not INSTALLED:
-        refusals.append("the package mamba-ssm is not installed (its extension selective_scan_cuda)")
+        state = "was built without its CUDA extension" if PACKAGE else "is not installed"
+        refusals.append(f"mamba-ssm {state} (there is no module selective_scan_cuda); this builds it: {CURE}")
     if device_type != "cuda":
         refusals.append(f"it runs on CUDA GPUs only, not on {device_type!r}")
     return refusals

@@ -1,6 +1,7 @@
 """`lamabench bench-kernels`: measures every backend of the operators that models call, one operator at a time."""
 
 import argparse
+from dataclasses import replace
 
 from ...harness.device import device_name, pick_device
 from ...harness.keys import operator_speed_key
@@ -22,14 +23,17 @@ def run(args: argparse.Namespace) -> int:
         device = pick_device(config.run.device)
         check_bench(config.model, config.bench, config.backend, device)
         folder, origin = begin(task, config), provenance(device)
+        batches = config.bench.batch_size
         with locked(folder):
-            try:
-                for row in bench_operators(config.model, config.bench, config.backend, device, speaker(task)):
-                    key = operator_speed_key(config.model, row, device_name(device))
-                    line = write(folder, {"kind": "operator_speed", "key": key, "provenance": origin, **row})
-                    backend = line["backend"][line["operator"]]
-                    rows.append({"model": task.about["name"], **line, "backend": backend, "run": str(folder)})
-            except WrongOutput as error:
-                wrong.append(f"{task.about['name']}: {error}")
+            for batch in [batches] if batches == "auto" else [[batch] for batch in batches]:
+                settings = replace(config.bench, batch_size=batch)
+                try:
+                    for row in bench_operators(config.model, settings, config.backend, device, speaker(task)):
+                        key = operator_speed_key(config.model, row, device_name(device))
+                        line = write(folder, {"kind": "operator_speed", "key": key, "provenance": origin, **row})
+                        backend = line["backend"][line["operator"]]
+                        rows.append({"model": task.about["name"], **line, "backend": backend, "run": str(folder)})
+                except WrongOutput as error:
+                    wrong.append(f"{task.about['name']}: {error}")
     show(rows, COLUMNS, args.json)
     return end(args, rows, wrong)

@@ -317,9 +317,13 @@ def test_torch_opcheck_of_mamba_ssm(extension):
 
 def test_mamba_ssm_says_why_it_cannot_run(monkeypatch):
     monkeypatch.setattr(backend_mamba_ssm, "INSTALLED", False)
+    monkeypatch.setattr(backend_mamba_ssm, "PACKAGE", False)
     missing, device = backend_mamba_ssm.reasons("cpu")
     assert "mamba-ssm is not installed" in missing and device == "it runs on CUDA GPUs only, not on 'cpu'"
-    assert backend_mamba_ssm.reasons("cuda") == [missing]
+    assert backend_mamba_ssm.reasons("cuda") == [missing] and "MAMBA_KEEP_CUDA_BUILD=TRUE " in missing
+    monkeypatch.setattr(backend_mamba_ssm, "PACKAGE", True)
+    (missing,) = backend_mamba_ssm.reasons("cuda")
+    assert "was built without its CUDA extension" in missing and "MAMBA_KEEP_CUDA_BUILD=TRUE " in missing
     monkeypatch.setattr(backend_mamba_ssm, "INSTALLED", True)
     assert backend_mamba_ssm.reasons("cuda") == [] and backend_mamba_ssm.reasons("meta") == [
         "it runs on CUDA GPUs only, not on 'meta'"

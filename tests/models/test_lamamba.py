@@ -8,7 +8,7 @@ import pytest
 import torch
 from lamabench.kernels import OPERATORS
 from lamabench.kernels.errors import InputError
-from lamabench.models.lamamba import LaMamba, LaMambaConfig, from_reference, reference_name
+from lamabench.models.lamamba import Conditioning, LaMamba, LaMambaConfig, from_reference, reference_name
 from lamabench.models.layers import sincos_positions
 from lamabench.models.mixers import SS2D, WindowAttention
 from lamabench.models.registry import presets, select_backends
@@ -130,6 +130,17 @@ def test_every_ablation_changes_the_parameters_or_the_output(name):
     plain, other = perturbed(TINY), perturbed(config)
     if [p.shape for p in plain.parameters()] == [p.shape for p in other.parameters()]:
         assert not torch.allclose(plain(*inputs(TINY)), other(*inputs(config)))
+
+
+def test_a_bottleneck_without_blocks_doubles():
+    """x + M(x) with no block in M is 2 x: what one block gives whose gates are zero, as at initialisation."""
+    one = perturbed(TINY)
+    for layer in one.middle.modules():
+        if isinstance(layer, Conditioning):
+            layer.zero_init()
+    none = LaMamba(replace(TINY, bottleneck_depth=0))
+    none.load_state_dict({key: value for key, value in one.state_dict().items() if not key.startswith("middle.")})
+    torch.testing.assert_close(none(*inputs(TINY)), one(*inputs(TINY)))
 
 
 def test_shift_happens_in_odd_blocks_only():
