@@ -33,7 +33,7 @@ def test_axes_multiply_in_order():
     assert [study.run_name(v) for v in variants] == [
         f"{model}-{shift}-s{seed}" for model in "ab" for shift in (True, False) for seed in (0, 7)
     ]
-    assert variants[1].overrides == ("data=digits", "model=a", "model.shift=true", "seed=7")
+    assert [*map(str, variants[1].overrides)] == ["data=digits", "model=a", "model.shift=true", "seed=7"]
     assert variants[1].values == {"model": "a", "model.shift": True} and variants[1].name == "a-True"
     assert variants[1].settings == {"data": "digits", "model": "a", "model.shift": True} and variants[1].seed == 7
 
@@ -44,8 +44,8 @@ def test_named_variants_and_literals():
         "y": {"model.mixers": []},
     }
     x, y = Study("s", "?", variants=variants).expand()
-    assert x.overrides == ("model.mixers=[ssm,window]", "data.path=null", "train.lr=0.0001", "seed=0")
-    assert y.overrides == ("model.mixers=[]", "seed=0") and y.values == {"variant": "y"}
+    assert [*map(str, x.overrides)] == ["model.mixers=[ssm,window]", "data.path=null", "train.lr=0.0001", "seed=0"]
+    assert [*map(str, y.overrides)] == ["model.mixers=[]", "seed=0"] and y.values == {"variant": "y"}
 
 
 TEXTS = [
@@ -219,7 +219,7 @@ def test_broken_yaml_is_one_line(tmp_path, text):
 def hydra_config(overrides):
     """The configuration that Hydra itself composes from overrides, as plain data."""
     with initialize_config_module("lamabench.launch.conf", version_base="1.3"):
-        return config_to_dict(OmegaConf.to_object(hydra_compose("config", list(overrides))))  # type: ignore[arg-type]
+        return config_to_dict(OmegaConf.to_object(hydra_compose("config", [*map(str, overrides)])))  # type: ignore[arg-type]
 
 
 MIXED = Study(
