@@ -66,11 +66,15 @@ def plugin_names(overrides: Sequence[Override]) -> list[str]:
 
 
 def _plugins(word: Override) -> Any:
-    """The value of an override `plugins=…`: a list as Hydra reads it, or one name."""
+    """The value of an override `plugins=…`: one name, or a list of names. A name with a comma needs quotes."""
     if isinstance(word, Setting):
         return word.value
     text = word.removeprefix("plugins=")
-    return _parse(word).value() if text.startswith("[") else text_of(word)
+    if not text.startswith("[") or not text.endswith("]"):
+        return text_of(word)
+    if "'" in text or '"' in text:
+        return _parse(word).value()
+    return [name.strip() for name in text[1:-1].split(",") if name.strip()]
 
 
 def load_plugins(overrides: Sequence[Word]) -> list[Word]:
