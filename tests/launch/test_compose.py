@@ -136,7 +136,7 @@ def test_whole_numbers_with_a_point():
     ):
         assert config.ssm_ratio == 2 and type(config.ssm_ratio) is int
     sizes = compose(["bench.input_sizes=[32.0,64]"])[0].bench.input_sizes
-    assert sizes == [32, 64] and all(type(size) is int for size in sizes)
+    assert sizes is not None and sizes == [32, 64] and all(type(size) is int for size in sizes)
     for words in (["model.ssm_ratio=2.5"], ["bench.input_sizes=[32.5]"], ["train.steps=inf"], ["train.steps=true"]):
         with pytest.raises(InputError, match="Value"):
             compose(["model=lamamba_nano", *words])
