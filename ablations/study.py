@@ -161,17 +161,17 @@ def load(name: str) -> Study:
 
     Raises InputError for an unknown name, and for a file that is not a study.
     """
-    given = name.endswith((".yaml", ".yml"))
-    path = Path(os.path.expanduser(name)) if given else FOLDER / f"{name}.yaml"
-    missing = unknown("study", name, [*names(), "a path to a .yaml file"])
-    if not given and name not in names():
-        raise missing
+    by_path = name.endswith((".yaml", ".yml"))
+    path = Path(os.path.expanduser(name)) if by_path else FOLDER / f"{name}.yaml"
+    error = unknown("study", name, [*names(), "a path to a .yaml file"])
+    if not by_path and name not in names():
+        raise error
     if not path.stem.isprintable():
         raise InputError(f"the name of a study is that of a folder: it must be printable, not {path.stem!r}")
     try:
         data = _read(path)
     except FileNotFoundError:
-        raise missing from None
+        raise error from None
     data = _extended(path, data, ())
     if not data.get("question"):
         raise InputError(f"{path}: a study needs a question")

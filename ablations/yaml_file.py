@@ -79,13 +79,13 @@ def _checked_parts(node: yaml.Node) -> list[yaml.Node]:
         raise error(f"a {kind} has no place here; write a list or a mapping")
     if not isinstance(node, yaml.MappingNode):
         return node.value
-    seen: set[str] = set()
+    names: set[str] = set()
     for key, _ in node.value:
         if not isinstance(key, yaml.ScalarNode) or key.tag.rsplit(":", 1)[-1] not in ("str", "merge"):
             raise error(f"the key {getattr(key, 'value', '')!r} is not a text; put it in quotes", key)
-        if key.value in seen:
+        if key.value in names:
             raise error(f"key {key.value!r} occurs twice", key)
-        seen.add(key.value)
+        names.add(key.value)
     return [part for pair in node.value for part in pair]
 
 

@@ -62,7 +62,10 @@ def plugin_names(overrides: Sequence[Override]) -> list[str]:
     """The plug-ins that overrides name with `plugins=[FILE.py, MODULE]`, files with absolute paths."""
     values: list[Any] = [_plugins(word) for word in overrides if _key(word) == "plugins"]
     names = [name for value in values for name in (value if isinstance(value, list) else [value])]
-    return [os.path.abspath(os.path.expanduser(name)) if plugins.is_file(str(name)) else name for name in names]
+    files = [isinstance(name, str) and plugins.is_file(name) for name in names]
+    return [
+        os.path.abspath(os.path.expanduser(name)) if file else name for name, file in zip(names, files, strict=True)
+    ]
 
 
 def _plugins(word: Override) -> Any:
