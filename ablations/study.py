@@ -1,16 +1,18 @@
 """A study is one question as data. This module reads its YAML file and expands it into variants; it knows no models."""
 
 import itertools
+import math
+import os
 import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ..kernels.errors import InputError, unknown
+from .yaml_file import read_yaml
 
 FOLDER = Path(__file__).parent
+MOST = 100_000  # runs of a study
 STAGES = ("cost", "train", "sample", "evaluate", "bench")
 # The settings of every study's debug size. It takes seconds on a CPU, and its results mean nothing.
 DEBUG: dict[str, Any] = {
@@ -38,6 +40,23 @@ DEBUG: dict[str, Any] = {
 }
 
 
+@dataclass(frozen=True, eq=False)
+class Setting:
+    """A key and its value as data. `str` shows it as an override `key=value`, from which Hydra reads the same value."""
+
+    key: str
+    value: Any
+
+    def __str__(self) -> str:
+        return f"{self.key}={literal(self.value)}"
+
+    def __eq__(self, other: object) -> bool:  # as text, in which 1, 1.0, true and '1' differ
+        return isinstance(other, Setting) and str(self) == str(other)
+
+    def __hash__(self) -> int:
+        return hash(str(self))
+
+
 @dataclass(frozen=True)
 class Variant:
     """One run of a study: the variant's name, its axis values, all its settings {key: value}, and its seed."""
@@ -48,9 +67,9 @@ class Variant:
     seed: int
 
     @property
-    def overrides(self) -> tuple[str, ...]:
-        """The settings and the seed as overrides `key=value`."""
-        return tuple(f"{key}={literal(value)}" for key, value in {**self.settings, "seed": self.seed}.items())
+    def overrides(self) -> tuple[Setting, ...]:
+        """The settings and the seed."""
+        return tuple(Setting(key, value) for key, value in {**self.settings, "seed": self.seed}.items())
 
 
 @dataclass(frozen=True)
@@ -97,8 +116,14 @@ class Study:
         return replace(self, name=f"{self.name}-debug", base=base, axes=axes, variants=variants, seeds=self.seeds[:1])
 
     def expand(self) -> list[Variant]:
-        """Every run of the study, in the order of the file. Raises InputError if two variants get the same name."""
+        """Every run of the study, in the order of the file. Raises InputError if two variants get the same name, if a
+        name cannot be that of a link, or if there are more runs than `MOST`."""
+        count = (len(self.variants) or math.prod(map(len, self.axes.values()))) * len(self.seeds)
+        if count > MOST:
+            raise InputError(f"study {self.name} would have {count:,} runs; at most {MOST:,} are allowed")
         settings = self.variants or self._combinations()
+        for name in settings:
+            _check_name(f"study {self.name}", name)
         return [
             Variant(name, {"variant": name} if self.variants else values, {**self.base, **values}, seed)
             for name, values in settings.items()
@@ -136,10 +161,18 @@ def load(name: str) -> Study:
 
     Raises InputError for an unknown name, and for a file that is not a study.
     """
-    path = Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
-    if not path.is_file() or (path == FOLDER / f"{name}.yaml" and name.startswith("_")):
-        raise unknown("study", name, [*names(), "a path to a .yaml file"])
-    data = _extended(path, _read(path), ())
+    by_path = name.endswith((".yaml", ".yml"))
+    path = Path(os.path.expanduser(name)) if by_path else FOLDER / f"{name}.yaml"
+    error = unknown("study", name, [*names(), "a path to a .yaml file"])
+    if not by_path and name not in names():
+        raise error
+    if not path.stem.isprintable():
+        raise InputError(f"the name of a study is that of a folder: it must be printable, not {path.stem!r}")
+    try:
+        data = _read(path)
+    except FileNotFoundError:
+        raise error from None
+    data = _extended(path, data, ())
     if not data.get("question"):
         raise InputError(f"{path}: a study needs a question")
     if bool(data.get("axes")) == bool(data.get("variants")):
@@ -153,29 +186,14 @@ _TYPES |= {"stages": list, "debug": dict, "plugins": list}
 _MERGED = ("base", "debug")
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML that refuses a key that occurs twice, because the first value would be lost silently."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value]
-        if double := next((key for place, key in enumerate(keys) if key in keys[:place] and key != "<<"), None):
-            raise yaml.constructor.ConstructorError(None, None, f"key {double!r} occurs twice", node.start_mark)
-        return super().construct_mapping(node, deep)
-
-
 def _read(path: Path) -> dict[str, Any]:
-    """The checked contents of a file, with absolute paths of its plug-ins."""
-    try:
-        data = yaml.load(path.read_text(), _Loader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from None
+    """The checked contents of a file, with absolute paths of its plug-ins. Raises FileNotFoundError without a file."""
+    data = read_yaml(path)
     _check(path, data)
     if "plugins" in data:
         folder = path.resolve().parent
         data["plugins"] = [
-            str(folder / Path(name).expanduser()) if name.endswith(".py") else name for name in data["plugins"]
+            str(folder / os.path.expanduser(name)) if name.endswith(".py") else name for name in data["plugins"]
         ]
     return data
 
@@ -184,9 +202,9 @@ def _extended(path: Path, data: dict[str, Any], extending: tuple[Path, ...]) -> 
     """`data` merged over the contents of the file that it extends; `extending` are the files that led to this one."""
     if (name := data.pop("extends", None)) is None:
         return data
-    plain = not name.endswith((".yaml", ".yml"))
+    plain, name = not name.endswith((".yaml", ".yml")), os.path.expanduser(name)
     places = [folder / (f"{name}.yaml" if plain else name) for folder in (path.parent, *([FOLDER] if plain else []))]
-    other = next((place for place in places if place.is_file()), None)
+    other = next((place for place in places if os.path.isfile(place)), None)
     if other is None:
         raise InputError(f"{path}: extends {name!r}, but there is no file {places[0]}")
     extending = (*extending, path.resolve())
@@ -206,38 +224,45 @@ def _check(path: Path, data: Any) -> None:
         if key not in _TYPES:
             raise unknown(f"key in {path}", key, _TYPES)
         if not isinstance(value, _TYPES[key]):
-            raise InputError(f"{path}: {key} must be a {_TYPES[key].__name__}, not {value!r}")
+            raise InputError(f"{path}: {key} must be a {_TYPES[key].__name__}, not {value!r:.200}")
     for key, values in data.get("axes", {}).items():
         for listing in (values, data.get("debug", {}).get(key, values)):
             if not isinstance(listing, list) or not listing:
-                raise InputError(f"{path}: axis {key} must be a list of values, not {listing!r}")
+                raise InputError(f"{path}: axis {key} must be a list of values, not {listing!r:.200}")
     for key, values in data.get("variants", {}).items():
         if not isinstance(values, dict):
-            raise InputError(f"{path}: variant {key} must map keys to values, not {values!r}")
-        if not isinstance(key, str) or not key or "/" in key or "\0" in key or key.startswith("."):
-            raise InputError(
-                f"{path}: the name of a variant becomes a link: it must be a text without / that does not begin with "
-                f"a dot, not {key!r}"
-            )
-        if len(key.encode()) > 200:
-            raise InputError(f"{path}: the name of a variant becomes a link: at most 200 bytes, not {key[:40]!r}…")
+            raise InputError(f"{path}: variant {key} must map keys to values, not {values!r:.200}")
+        _check_name(str(path), key)
     settings = [data.get(key, {}) for key in ("base", "axes", "debug")]
     for place in (*settings, *data.get("variants", {}).values()):
         if "seed" in place:
             raise InputError(f"{path}: seed is not a setting of runs; list the seeds, such as seeds: [0, 1]")
     for seed in data.get("seeds", []):
         if not isinstance(seed, int) or isinstance(seed, bool):
-            raise InputError(f"{path}: seeds must be whole numbers, not {seed!r}")
+            raise InputError(f"{path}: seeds must be whole numbers, not {seed!r:.200}")
     if not data.get("seeds", [0]):
         raise InputError(f"{path}: seeds must list at least one seed")
     if len({*data.get("seeds", [])}) < len(data.get("seeds", [])):
-        raise InputError(f"{path}: seeds lists a seed twice: {data['seeds']}")
+        raise InputError(f"{path}: seeds lists a seed twice: {data['seeds']!r:.200}")
     for stage in data.get("stages", []):
         if stage not in STAGES:
             raise unknown(f"stage in {path}", stage, STAGES)
     for name in data.get("plugins", []):
         if not isinstance(name, str):
-            raise InputError(f"{path}: plugins must be Python files or modules, not {name!r}")
+            raise InputError(f"{path}: plugins must be Python files or modules, not {name!r:.200}")
+
+
+def _check_name(where: str, name: str) -> None:
+    """Raise InputError for a name of a variant that cannot be the name of a link."""
+    if not name or "/" in name or name.startswith("."):
+        raise InputError(
+            f"{where}: the name of a variant becomes a link: it must be a text without / that does not begin with "
+            f"a dot, not {name!r}"
+        )
+    if not name.isprintable():  # a line break, NUL, or half a character
+        raise InputError(f"{where}: the name of a variant stands in tables: it must be printable, not {name!r}")
+    if len(name.encode()) > 200:
+        raise InputError(f"{where}: the name of a variant becomes a link: at most 200 bytes, not {name[:40]!r}…")
 
 
 # Texts that an override may hold without quotes; any other text could be read as a number, a list or an expression.
@@ -254,7 +279,7 @@ def literal(value: Any) -> str:
     if isinstance(value, list):
         return f"[{','.join(literal(item) for item in value)}]"
     if isinstance(value, dict):
-        return f"{{{','.join(f'{key}:{literal(item)}' for key, item in value.items())}}}"
+        return f"{{{','.join(f'{literal(key)}:{literal(item)}' for key, item in value.items())}}}"
     if isinstance(value, int | float):
         return str(value)
     text = str(value)

@@ -50,6 +50,12 @@ def _positive(text: str) -> int:
     return int(text)
 
 
+def _path(text: str) -> Path:
+    if "\0" in text:
+        raise argparse.ArgumentTypeError(f"no path has a NUL: {text!r}")
+    return Path(os.path.expanduser(text))
+
+
 def parser() -> argparse.ArgumentParser:
     """The parser of every subcommand."""
     top = OneLineParser(
@@ -162,12 +168,12 @@ def parser() -> argparse.ArgumentParser:
     sweep.add_argument("--checkpoints", action="store_true", help=help_text)
     sweep.add_argument("--yes", action="store_true", help="prune: delete without asking")
     help_text = "collect: the file to write (default: ROOT/STUDY/records.jsonl)"
-    sweep.add_argument("--out", type=Path, metavar="FILE", help=help_text)
+    sweep.add_argument("--out", type=_path, metavar="FILE", help=help_text)
     report = add("report", "make tables and figures from records", "lamabench report runs/demo --out out/demo")
     report.add_argument(
-        "paths", nargs="+", type=Path, metavar="RUNS", help="folders of runs or studies, or root folders"
+        "paths", nargs="+", type=_path, metavar="RUNS", help="folders of runs or studies, or root folders"
     )
-    report.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder to write")
+    report.add_argument("--out", type=_path, required=True, metavar="DIR", help="the folder to write")
     help_text = "the model whose speed the others are compared with (default: dit_xl_2 if it was measured)"
     report.add_argument("--baseline", metavar="MODEL", help=help_text)
     doctor = add("doctor", "show what is installed, which backends run and why others do not", "lamabench doctor")

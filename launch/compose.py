@@ -1,23 +1,31 @@
-"""From overrides to a typed configuration, through Hydra. A mistake becomes one line that lists the choices."""
+"""From overrides to a typed configuration, through Hydra. A mistake becomes one line that lists the choices.
 
+An override is a `Setting`, whose value is data (those of studies), or a word `key=value` of a command line. Where the
+key takes a text, all that follows the first `=` is that text, unless it is `null` or in quotes. The value of any other
+key is read as Hydra reads it. `${key}` in a word stands for the value of another key.
+"""
+
+import os
 import pickle
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields, replace
 from functools import cache, lru_cache
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_module
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Override as Parsed
 from hydra.errors import HydraException
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, IntegerNode, ListConfig, OmegaConf, StringNode
 from omegaconf.errors import OmegaConfBaseException
 
+from ..ablations.study import Setting
+from ..ablations.yaml_file import is_text
 from ..harness.config import Config, DataConfig
 from ..harness.diffusion.objective import objective
 from ..kernels.errors import InputError, unknown
@@ -25,6 +33,9 @@ from ..models import plugins
 from ..models.registry import out_channels, preset, presets, revision
 
 GROUPS = ("model", "data")
+PATHS = ("run.root", "data.path", "evaluate.features_path")  # where `~` is the home folder
+Override = str | Setting
+Word = TypeVar("Word", bound=Override)
 
 
 def _register() -> None:
@@ -47,19 +58,29 @@ def _data_choices() -> tuple[str, ...]:
     return tuple(name for name in options if not name.startswith("_"))
 
 
-def plugin_names(overrides: Sequence[str]) -> list[str]:
+def plugin_names(overrides: Sequence[Override]) -> list[str]:
     """The plug-ins that overrides name with `plugins=[FILE.py, MODULE]`, files with absolute paths."""
-    values: list[Any] = [_parse_one(text).value() for text in overrides if text.startswith("plugins=")]
+    values: list[Any] = [_plugins(word) for word in overrides if _key(word) == "plugins"]
     names = [name for value in values for name in (value if isinstance(value, list) else [value])]
-    return [str(Path(name).expanduser().absolute()) if plugins.is_file(str(name)) else name for name in names]
+    files = [isinstance(name, str) and plugins.is_file(name) for name in names]
+    return [
+        os.path.abspath(os.path.expanduser(name)) if file else name for name, file in zip(names, files, strict=True)
+    ]
 
 
-def value_of(text: str) -> Any:
-    """The value of an override, as Hydra reads it. Raises InputError for a text that is not an override."""
-    return _parse_one(text).value()
+def _plugins(word: Override) -> Any:
+    """The value of an override `plugins=…`: one name, or a list of names. A name with a comma needs quotes."""
+    if isinstance(word, Setting):
+        return word.value
+    text = word.removeprefix("plugins=")
+    if not text.startswith("[") or not text.endswith("]"):
+        return text_of(word)
+    if "'" in text or '"' in text:
+        return _parse(word).value()
+    return [name.strip() for name in text[1:-1].split(",") if name.strip()]
 
 
-def load_plugins(overrides: Sequence[str]) -> list[str]:
+def load_plugins(overrides: Sequence[Word]) -> list[Word]:
     """Import the plug-ins of installed packages, and those that `plugins=[FILE.py, MODULE]` names.
 
     Returns the other overrides. Raises InputError as `plugins.load` does.
@@ -67,10 +88,10 @@ def load_plugins(overrides: Sequence[str]) -> list[str]:
     plugins.entry_points()
     plugins.load(plugin_names(overrides))
     if _revision != [revision()]:  # a preset may have been replaced since its configuration was composed
-        for cached in (_base, _section, _check_base_key):
+        for cached in (_base, _section, _base_setting):
             cached.cache_clear()
         _revision[:] = [revision()]
-    return [text for text in overrides if not text.startswith("plugins=")]
+    return [word for word in overrides if _key(word) != "plugins"]
 
 
 _revision: list[int] = []
@@ -81,7 +102,7 @@ def _hydra() -> Any:
     return initialize_config_module("lamabench.launch.conf", version_base="1.3")
 
 
-def compose(overrides: Sequence[str]) -> tuple[Config, dict[str, str]]:
+def compose(overrides: Sequence[Override]) -> tuple[Config, dict[str, str]]:
     """The configuration after overrides such as `model=dit_s_2 train.steps=200`, and the choice of each group.
 
     Hydra composes each pair of a model and a data set only once. Overrides are then merged into its result section by
@@ -90,32 +111,40 @@ def compose(overrides: Sequence[str]) -> tuple[Config, dict[str, str]]:
     type or out of range.
     """
     overrides = load_plugins(overrides)
-    parsed = _parse(overrides)
-    choice_of = {o.key_or_group: str(o.value()) for o in parsed if o.key_or_group in GROUPS}
+    choice_of = {_key(word): str(_choice(word)) for word in overrides if _key(word) in GROUPS}
     for group, choice in choice_of.items():
         if choice not in choices(group):
             raise unknown(group, choice, choices(group))
     groups = (choice_of.get("model"), choice_of.get("data"))
-    by_section: dict[str, list[str]] = {}
-    for override, text in zip(parsed, overrides, strict=True):
-        if (key := override.key_or_group) not in GROUPS:
-            _check_base_key(*groups, key)
-            by_section.setdefault(key.split(".")[0], []).append(text)
+    by_section: dict[str, list[Setting]] = {}
+    for word in overrides:
+        if _key(word) not in GROUPS:
+            setting = _base_setting(*groups, word)
+            by_section.setdefault(setting.key.split(".")[0], []).append(setting)
     sections = {}
+    tied = any("${" in str(word) for word in overrides)
     for field in fields(Config):
         # The shape of the model follows from the data. An interpolation that a person writes may refer to any section.
         sources = ("data", "model") if field.name == "model" else (field.name,)
-        tied = any("${" in text for text in overrides)
-        texts = [text for name in (by_section if tied else sources) for text in by_section.get(name, ())]
-        try:
-            sections[field.name] = pickle.loads(_section(field.name, *groups, tuple(texts)))
-        except (HydraException, OmegaConfBaseException) as error:
-            raise InputError(plain_error(error)) from None
+        settings = [one for name in (by_section if tied else sources) for one in by_section.get(name, ())]
+        with _one_line():
+            sections[field.name] = pickle.loads(_section(field.name, *groups, tuple(settings)))
     model, goal = sections["model"], objective(sections["objective"])
     if (channels := goal.out_channels(model.in_channels)) != out_channels(model) and model.out_channels is None:
         # The channels of the head follow from the objective, as the shape of the model follows from the data.
         sections["model"] = replace(model, out_channels=channels)
     return Config(**sections), dict(_base(*groups).choices)
+
+
+@contextmanager
+def _one_line() -> Iterator[None]:
+    """Turn the errors of Hydra and OmegaConf into an InputError."""
+    try:
+        yield
+    except (HydraException, OmegaConfBaseException) as error:
+        raise InputError(plain_error(error)) from None
+    except RecursionError:
+        raise InputError("a value has too many lists in lists, or `${…}` that refer to each other") from None
 
 
 class Base(NamedTuple):
@@ -139,48 +168,105 @@ def _base(model: str | None, data: str | None) -> Base:
 
 
 @lru_cache(maxsize=4096)
-def _section(name: str, model: str | None, data: str | None, overrides: tuple[str, ...]) -> bytes:
-    """A section of the configuration, or `seed`, after overrides. It is pickled, so that every run gets a copy."""
+def _section(name: str, model: str | None, data: str | None, settings: tuple[Setting, ...]) -> bytes:
+    """A section of the configuration, or `seed`, after settings. It is pickled, so that every run gets a copy."""
     node = pickle.loads(_base(model, data).pickled)
-    for override in _parse(overrides):
-        OmegaConf.update(node, override.key_or_group, _value(node, override), merge=True)
+    for setting in settings:
+        OmegaConf.update(node, setting.key, setting.value, merge=True)
     value = node[name]
     return pickle.dumps(OmegaConf.to_object(value) if isinstance(value, DictConfig) else value)
 
 
-def _value(base: DictConfig, override: Override) -> Any:
-    """The value of an override. If the key takes only lists, a single value becomes a list of one."""
+@lru_cache(maxsize=4096)
+def _base_setting(model: str | None, data: str | None, word: Override) -> Setting:
+    return setting_of(_base(model, data).node, word)
+
+
+def setting_of(base: DictConfig, word: Override, section: str = "", data: bool = False) -> Setting:
+    """The key of an override, which exists in `base`, and its value in a form that the key takes.
+
+    If the key takes only lists, a single value becomes a list of one. Where it takes whole numbers, 2.0 becomes 2. In
+    paths `~` becomes the home folder. Messages call `base` the section `section`. Raises InputError as `compose` does.
+    """
+    node = _node(base, _key(word))
+    if isinstance(word, Setting):
+        key, value = word.key, word.value
+        if isinstance(node, StringNode) and "${" in str(value) and not data:
+            raise InputError(f"{word} has a ${{…}}, which would not stay a text: write out what it stands for")
+    elif isinstance(node, StringNode):
+        key, value = _key(word), text_of(word)
+    else:
+        parsed = _parse(word)
+        key, value = parsed.key_or_group, parsed.value()
+    _check_key(base, key, section)
+    node = _node(base, key)
+    if f"{section}.{key}".removeprefix(".") in PATHS and isinstance(value, str):
+        value = os.path.expanduser(value)
+    if isinstance(node, IntegerNode) and isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(node, ListConfig) and node._metadata.ref_type is not Any:
+        single = isinstance(value, int | float | dict) or (isinstance(value, str) and "${" not in value)
+        value = [value] if single else value
+        if isinstance(value, list) and node._metadata.element_type is int:
+            value = [int(item) if isinstance(item, float) and item.is_integer() else item for item in value]
+    return Setting(key, value)
+
+
+def _key(word: Override) -> str:
+    return word.key if isinstance(word, Setting) else word.partition("=")[0]
+
+
+def _node(base: DictConfig, key: str) -> Any:
+    """The node of a key, or None if there is none."""
     node: Any = base
-    for word in override.key_or_group.split("."):
-        node = node._get_node(word)
-    value = override.value()
-    single = isinstance(value, int | float | dict) or (isinstance(value, str) and "${" not in value)
-    lists = isinstance(node, ListConfig) and node._metadata.ref_type is not Any
-    return [value] if single and lists else value
+    for word in key.split("."):
+        node = node._get_node(word) if isinstance(node, DictConfig) and word in [str(key) for key in node] else None
+    return node
 
 
-def _parse(overrides: Sequence[str]) -> list[Override]:
-    return [_parse_one(text) for text in overrides]
+def _choice(word: Override) -> Any:
+    return word.value if isinstance(word, Setting) else text_of(word)
+
+
+def text_of(word: str) -> str | None:
+    """The text after the first `=` of a word, without quotes around it; None for `null`. Raises InputError if the word
+    is not `key=value`, or is not UTF-8."""
+    _check_word(word)
+    text = word.partition("=")[2]
+    if text.lower() == "null":
+        return None
+    if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"":
+        try:
+            return str(_parse(f"text={text}").value())
+        except InputError:  # not one quoted text, such as 'a' and 'b'
+            return text
+    return text
+
+
+def _check_word(word: str) -> None:
+    if "=" not in word:
+        raise InputError(f"{word!r} is not an override; write key=value, such as train.steps=200")
+    if not is_text(word):
+        raise InputError(f"{word!r} is not text in UTF-8")
 
 
 @lru_cache(maxsize=4096)
-def _parse_one(text: str) -> Override:
-    if "=" not in text:
-        raise InputError(f"{text!r} is not an override; write key=value, such as train.steps=200")
+def _parse(word: str) -> Parsed:
+    """A word as Hydra reads it. Raises InputError if it is no override of one value."""
+    _check_word(word)
     try:
-        (override,) = OverridesParser.create().parse_overrides([text])
+        (override,) = OverridesParser.create().parse_overrides([word])
     except HydraException as error:
-        raise InputError(f"cannot read the override {text!r}: {plain_error(error)}") from None
+        raise InputError(
+            f"cannot read the override {word!r}: {plain_error(error)} (a text in a list may need quotes: ['a(b)'])"
+        ) from None
+    except RecursionError:
+        raise InputError(f"cannot read the override {word[:40]!r}…: it has too many lists in lists") from None
     if override.is_sweep_override():
-        raise InputError(f"{text!r} gives several values: write a list as [a,b], or several runs as axes of a study")
+        raise InputError(f"{word!r} gives several values: write a list as [a,b], or several runs as axes of a study")
     if override.is_add() or override.is_delete() or override.package is not None:
-        raise InputError(f"{text!r} is not an override; write key=value, such as train.steps=200")
+        raise InputError(f"{word!r} is not an override; write key=value, such as train.steps=200")
     return override
-
-
-@lru_cache(maxsize=4096)
-def _check_base_key(model: str | None, data: str | None, key: str) -> None:
-    _check_key(_base(model, data).node, key)
 
 
 def _check_key(base: DictConfig, key: str, section: str = "") -> None:
@@ -215,15 +301,17 @@ def override(config: Config, overrides: Sequence[str]) -> Config:
 
     Raises InputError as `compose` does.
     """
-    texts: dict[str, list[str]] = {}
-    for text in overrides:
-        section, _, rest = text.partition(".")
-        texts.setdefault(section, []).append(rest)
+    words: dict[str, list[str]] = {}
+    for word in overrides:
+        section, _, rest = word.partition(".")
+        words.setdefault(section, []).append(rest)
     sections = {}
-    for section, rest in texts.items():
-        node = OmegaConf.structured(getattr(config, section))
+    for section, rest in words.items():
+        now = getattr(config, section)
+        node = OmegaConf.structured(replace(now, **{one.name: as_data(getattr(now, one.name)) for one in fields(now)}))
         apply(node, rest, section)
-        sections[section] = OmegaConf.to_object(node)
+        with _one_line():
+            sections[section] = OmegaConf.to_object(node)
     return replace(config, **sections)
 
 
@@ -232,17 +320,28 @@ def model_config(name: str, overrides: Sequence[str]) -> Any:
 
     Raises InputError as `compose` does.
     """
-    overrides = load_plugins(overrides)
-    base = OmegaConf.structured(preset(name).config)
-    apply(base, [text.removeprefix("model.") for text in overrides])
-    return OmegaConf.to_object(base)
+    words = [word.removeprefix("model.") for word in load_plugins(overrides)]
+    node = OmegaConf.structured(preset(name).config)
+    apply(node, words)
+    with _one_line():
+        return OmegaConf.to_object(node)
 
 
-def apply(node: DictConfig, overrides: Sequence[str], section: str = "") -> None:
-    """Set keys of a typed node, which messages call `section`. Raises InputError as `compose` does."""
-    for override in _parse(overrides):
-        _check_key(node, override.key_or_group, section)
-        try:
-            OmegaConf.update(node, override.key_or_group, _value(node, override))
-        except OmegaConfBaseException as error:
-            raise InputError(plain_error(error)) from None
+def apply(node: DictConfig, overrides: Sequence[Override], section: str = "", data: bool = False) -> None:
+    """Set keys of a typed node, which messages call `section`. With `data`, `${…}` is a text as any other. Raises
+    InputError as `compose` does."""
+    for word in overrides:
+        setting = setting_of(node, word, section, data)
+        with _one_line():
+            OmegaConf.update(node, setting.key, as_data(setting.value) if data else setting.value)
+
+
+def as_data(value: Any) -> Any:
+    """A value that OmegaConf reads as `value`, because every `${` in it is escaped."""
+    if isinstance(value, list):
+        return [as_data(item) for item in value]
+    if isinstance(value, dict):
+        return {key: as_data(item) for key, item in value.items()}
+    if isinstance(value, str):
+        return re.sub(r"(\\*)\$\{", lambda match: 2 * match[1] + "\\${", value)
+    return value

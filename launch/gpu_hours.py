@@ -51,7 +51,7 @@ def of_runs(runs: Sequence[Planned], rows: Sequence[Line]) -> tuple[list[Hours],
         piece = trainings[run.training.key] if run.training else None
         first = piece is not None and piece.run == run.name
         shared.append(piece.run if piece is not None and not first else "")
-        fields = ", ".join(text for text in run.overrides if text.startswith("model."))
+        fields = ", ".join(text for text in map(str, run.overrides) if text.startswith("model."))
         name = f"{run.about['model']} ({fields})" if fields else run.about["model"]
         hours.append(gpu_hours(config_from_dict(piece.task.config), rows, name) if piece is not None and first else {})
     return hours, shared

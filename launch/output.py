@@ -1,11 +1,14 @@
 """Tables that the subcommands print, and arguments that they read."""
 
 import json
+import os
+import shlex
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from tabulate import tabulate
+
+from ..kernels.errors import InputError
 
 
 def show(rows: Sequence[dict[str, Any]], columns: dict[str, str], as_json: bool) -> None:
@@ -33,6 +36,18 @@ def number(count: int, noun: str) -> str:
 
 
 def split_arguments(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Names and overrides. An override is a word with a `=` that is not the path of an existing file."""
-    names = [word for word in words if "=" not in word or Path(word).exists()]
-    return names, [word for word in words if word not in names]
+    """Names and overrides. An override is a word with a `=` that is no path: no file has that name, and no `/` stands
+    before the `=`. Raises InputError for a word that is not text."""
+    names, overrides = [], []
+    for word in words:
+        key, sign, _ = word.partition("=")
+        path = not sign or "/" in key or os.path.exists(os.path.expanduser(word))
+        (names if path else overrides).append(word)
+        if "\0" in word:
+            raise InputError(f"no name or setting has a NUL: {word!r}")
+    return names, overrides
+
+
+def command(*words: object) -> str:
+    """A `lamabench` command as one types it in a shell."""
+    return shlex.join(["lamabench", *map(str, words)])

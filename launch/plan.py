@@ -5,6 +5,7 @@ one for each set of samples. Runs that ask for the same folder share it.
 """
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -33,7 +34,7 @@ from ..harness.stages import (
 )
 from ..kernels.errors import InputError, unknown
 from ..models import plugins, registry
-from .compose import compose, plugin_names, value_of
+from .compose import Override, compose, plugin_names, text_of
 from .slurm.cluster import load as load_cluster
 from .slurm.cluster import of_cluster
 
@@ -105,7 +106,7 @@ class Piece:
 
     run: str
     task: Task
-    cluster: tuple[str, ...] = ()
+    cluster: tuple[Override, ...] = ()
     plugins: tuple[str, ...] = ()
 
     @property
@@ -151,8 +152,8 @@ class Planned:
     about: dict[str, Any]
     config: Config
     tasks: tuple[Task, ...]
-    overrides: tuple[str, ...] = ()
-    cluster: tuple[str, ...] = ()  # settings `cluster.KEY=…` of the study or the command; not part of its identity
+    overrides: tuple[Override, ...] = ()
+    cluster: tuple[Override, ...] = ()  # settings `cluster.KEY=…` of the study or the command; not part of its identity
     plugins: tuple[str, ...] = ()
 
     @property
@@ -229,9 +230,9 @@ def plan(study: Study, overrides: Sequence[str] = ()) -> list[Planned]:
     titles = {name: preset.title for name, preset in registry.presets().items()}
     for variant in study.expand():
         words = [*variant.overrides, *overrides]
-        settings = tuple(text for text in words if of_cluster(text))
+        settings = tuple(word for word in words if of_cluster(word))
         load_cluster("local", settings)
-        words = [text for text in words if not of_cluster(text)]
+        words = [word for word in words if not of_cluster(word)]
         config, choice_of = compose(words)
         check_fit(config)
         name, model = study.run_name(variant), choice_of["model"]
@@ -260,7 +261,8 @@ def _request(task: Task) -> tuple[Any, ...]:
 def home(study: Study, overrides: Sequence[str] = ()) -> Path:
     """The folder ROOT/STUDY, without planning the runs."""
     roots = [text for text in overrides if text.startswith("run.root=")]
-    return Path(value_of(roots[-1]) if roots else study.base.get("run.root", RunConfig().root)) / study.name
+    root = text_of(roots[-1]) if roots else study.base.get("run.root", RunConfig().root)
+    return Path(os.path.expanduser(str(root))) / study.name
 
 
 def write(study: Study, runs: Sequence[Planned]) -> Path:

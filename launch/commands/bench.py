@@ -19,7 +19,7 @@ from ...harness.stages import Task, prepare, tasks, write
 from ...kernels.errors import InputError
 from ...models.registry import presets
 from ..compose import compose, model_config
-from ..output import show, split_arguments
+from ..output import command, show, split_arguments
 from .train import describe
 
 COLUMNS = {"model": "Model", "input_size": "Input", "mode": "Mode", "compile": "Compile", "batch_size": "Batch"}
@@ -75,7 +75,7 @@ def end(args: argparse.Namespace, rows: Sequence[dict[str, Any]], wrong: Sequenc
         if disturbed := sum(bool(row.get("disturbed")) for row in rows):
             print(f"other processes kept the host busy during {disturbed} of {len(rows)}: these times may be too long")
         root = Path(rows[0]["run"]).parent.parent
-        print(f"next: lamabench report {root / args.command} --out out/{args.command}")
+        print(f"next: {command('report', root / args.command, '--out', f'out/{args.command}')}")
     for line in wrong:
         print(f"lamabench {args.command}: {line}", file=sys.stderr)
     return 1 if wrong else 0

@@ -18,7 +18,7 @@ from ...kernels import OPERATORS
 from ...kernels.errors import InputError
 from ...models import registry
 from ...models.registry import Backbone
-from ..compose import load_plugins, model_config
+from ..compose import load_plugins, model_config, text_of
 from ..output import split_arguments
 
 MANY = 20_000_000  # with this many parameters or more, the checks take minutes
@@ -369,7 +369,7 @@ def _model_and_fields(words: Sequence[str]) -> tuple[str, list[str]]:
     """The model that `NAME` or `model=NAME` selects, and the fields to set. Imports plug-ins first."""
     names, overrides = split_arguments(words)
     overrides = load_plugins(overrides)
-    names += [text.removeprefix("model=") for text in overrides if text.startswith("model=")]
+    names += [str(text_of(text)) for text in overrides if text.startswith("model=")]
     if len(names) != 1:
         raise InputError(f"check needs one model, not {names or 'none'}; choices: {', '.join(registry.presets())}")
     return names[0], [text for text in overrides if not text.startswith("model=")]

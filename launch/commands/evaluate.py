@@ -10,7 +10,7 @@ from ...harness.record import newest, read_records
 from ...harness.stages import Task, execute, missing
 from ...kernels.errors import InputError
 from ..compose import compose
-from ..output import show
+from ..output import command, show
 from .sample import asked_of, run_and_overrides
 
 COLUMNS = {"metric": "Metric", "value": "Value", "std": "±", "count": "Images", "reference": "Reference"}
@@ -31,8 +31,9 @@ def run(args: argparse.Namespace) -> int:
 
         def check(task: Task) -> None:
             if "sample" in missing(task):
-                words = " ".join([str(path), *(text for text in overrides if text.startswith(("sample.", "run.")))])
-                raise InputError(f"{path} has no samples to score; draw them first: lamabench sample {words}")
+                words = [text for text in overrides if text.startswith(("sample.", "run."))]
+                draw = command("sample", path, *words)
+                raise InputError(f"{path} has no samples to score; draw them first: {draw}")
             if missing(task):
                 check_data(Path(task.training), load(config_from_dict(task.config).data).fingerprint)
 

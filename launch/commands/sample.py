@@ -9,15 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from ...harness.config import Config, check_fit
+from ...harness.device import pick_device
 from ...harness.keys import config_from_dict, training_folder
 from ...harness.progress import Progress
-from ...harness.run import create, read_info, weights_home
-from ...harness.stages import Task, execute, kept_steps, not_kept, ready, step_of, tasks
+from ...harness.run import create, plain_name, read_info, weights_home
+from ...harness.stages import Task, execute, kept_steps, missing, not_kept, ready, step_of, tasks
 from ...harness.training.checkpoint import moments
 from ...kernels.errors import InputError
 from ...models import plugins
 from ..compose import load_plugins, override
-from ..output import split_arguments
+from ..output import command, split_arguments
 from .train import STUDY, note
 
 
@@ -28,7 +29,7 @@ def run(args: argparse.Namespace) -> int:
         execute(task, Progress(task.path))
         print(f"{task.path / 'samples.npz'}: {config.sample.count} images at step {task.step}")
     words = [text for text in overrides if not text.startswith("backend.")]  # evaluate takes no backend
-    print(f"next: lamabench evaluate {' '.join([str(path), *words])}")
+    print(f"next: {command('evaluate', path, *words)}")
     return 0
 
 
@@ -45,7 +46,7 @@ def run_and_overrides(words: Sequence[str]) -> tuple[Path, list[str]]:
     names, overrides = split_arguments(words)
     if len(names) != 1:
         raise InputError(f"name one run folder (such as runs/train/NAME), not {names or 'none'}")
-    return Path(names[0]).expanduser(), overrides
+    return Path(os.path.expanduser(names[0])), overrides
 
 
 def asked_of(
@@ -89,8 +90,14 @@ def asked_of(
     wanted = tasks(config, about, stages, training=weights)
     for task in wanted:
         check(task)
+    if any(missing(task) for task in wanted):
+        pick_device(config.run.device)
     copy = training_folder(Path(config.run.root), config)
     if copy.resolve() not in (home, weights):
         create(copy, {**info, "weights": str(weights)})
-    note(config, about | {"study": STUDY, "name": f"{info['model']}-{config.data.name or config.data.kind}"}, wanted)
+    note(
+        config,
+        about | {"study": STUDY, "name": f"{info['model']}-{plain_name(config.data.name or config.data.kind)}"},
+        wanted,
+    )
     return config, wanted

@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
     if name is not None:
         cluster.load(name)  # so that a typo is an error even for actions that need no cluster, such as status
     for option, actions in OPTIONS.items():
-        if getattr(args, option) and args.action not in actions:
+        if getattr(args, option) not in (None, False) and args.action not in actions:
             names = f"{', '.join(actions[:-1])} and {actions[-1]}" if len(actions) > 1 else actions[0]
             raise InputError(f"--{option} is for {names}, not for {args.action}")
     follows = args.action not in ("plan", "run", "submit")  # then it takes the settings of the newest submit
@@ -79,8 +79,8 @@ def run(args: argparse.Namespace) -> int:
             print(f"with the settings of the newest submit: {' '.join(earlier)}", file=sys.stderr)
         settings = [*earlier, *words]
     whole = plan.plan(study, settings)
-    runs = plan.select_stages(whole, args.stages.split(","), study) if args.stages else whole
-    runs = plan.select_variants(runs, args.only) if args.only else runs
+    runs = plan.select_stages(whole, args.stages.split(","), study) if args.stages is not None else whole
+    runs = plan.select_variants(runs, args.only) if args.only is not None else runs
     actions = {"plan": _plan, "run": _run, "submit": _submit, "retry": _retry, "status": _status, "cancel": _cancel}
     actions |= {"collect": _collect, "prune": _prune}
     return actions[args.action](Sweep(args, study, whole, runs, name, words))
@@ -253,7 +253,7 @@ def _print_strays(sweep: Sweep, look: status.Look) -> None:
 
 def _cancel(sweep: Sweep) -> int:
     keys = None
-    if sweep.args.only:  # tasks that other runs need go on
+    if sweep.args.only is not None:  # tasks that other runs need go on
         names = {one.name for one in sweep.runs}
         others = {(task.kind, task.key) for one in sweep.whole if one.name not in names for task in one.tasks}
         keys = {(task.kind, task.key) for one in sweep.runs for task in one.tasks} - others

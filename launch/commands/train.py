@@ -17,7 +17,7 @@ from ...harness.stages import Task, execute, kept_steps, lost, missing, not_kept
 from ...kernels.errors import InputError
 from ...models import registry
 from ..compose import compose
-from ..output import number
+from ..output import command, number
 
 STUDY = "train"  # the study to which single commands belong
 
@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         steps, speed = number(done["steps"], "step"), done["images_per_s"]
         print(f"{folder}: {steps}, loss {done['final_loss']:.4f}, {speed:.1f} images/s")
-    print(f"next: lamabench sample {folder}")
+    print(f"next: {command('sample', folder)}")
     return 0
 
 

@@ -1,17 +1,19 @@
 """Clusters: where a run is done and what it gets there. A cluster is not part of a run's identity."""
 
 import math
+import os
+import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 
-import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from ...ablations.yaml_file import is_text, read_yaml
 from ...kernels.errors import InputError, unknown
-from ..compose import apply, plain_error
+from ..compose import Override, apply, as_data, plain_error
 
 FOLDER = Path(__file__).parents[1] / "conf" / "cluster"
 KINDS = ("local", "slurm")
@@ -58,8 +60,28 @@ class ClusterConfig:
             if not isinstance(text, str):  # YAML reads `- echo "a: b"` as a mapping
                 raise InputError(f"cluster.setup and cluster.options are lines of text, not {text!r}: put it in quotes")
         for text in self.options:
-            if not text.startswith("-") or "\n" in text:
-                raise InputError(f"cluster.options are options of sbatch such as --exclude=node013, not {text!r}")
+            if not text.startswith("-") or not text.isprintable() or not _is_shell(text):
+                raise InputError(
+                    "cluster.options are options of sbatch such as --exclude=node013, each one line with its quotes "
+                    f"in pairs, not {text!r}"
+                )
+        for name in ("partition", "account", "qos", "constraint"):
+            if not ((value := getattr(self, name)) or "").isprintable():  # it would begin another line of #SBATCH
+                raise InputError(
+                    f"cluster.{name} has a line break or another character that is not printable: {value!r}"
+                )
+        for text in self.setup:
+            if not is_text(text):
+                raise InputError(f"cluster.setup are lines of bash, not {text!r}")
+
+
+def _is_shell(text: str) -> bool:
+    """Whether a text can be split into words as a shell does."""
+    try:
+        shlex.split(text, comments=True)
+    except ValueError:
+        return False
+    return True
 
 
 def choices() -> list[str]:
@@ -67,9 +89,16 @@ def choices() -> list[str]:
     return sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
 
-def of_cluster(text: str) -> bool:
+def of_cluster(word: Override) -> bool:
     """Whether an override is a setting of the cluster rather than of the run."""
-    return text.startswith("cluster.")
+    return str(word).startswith("cluster.")
+
+
+def _bare(word: Override) -> Override:
+    """An override of a cluster without the word `cluster.` in front."""
+    if isinstance(word, str):
+        return word.removeprefix("cluster.")
+    return replace(word, key=word.key.removeprefix("cluster."))
 
 
 def split(words: Sequence[str]) -> tuple[str | None, list[str]]:
@@ -78,7 +107,7 @@ def split(words: Sequence[str]) -> tuple[str | None, list[str]]:
     return (named[-1] if named else None), [word for word in words if not word.startswith("cluster=")]
 
 
-def load(name: str, settings: Sequence[str] = ()) -> ClusterConfig:
+def load(name: str, settings: Sequence[Override] = ()) -> ClusterConfig:
     """A cluster by name, or from a path that ends in .yaml, with settings such as `cluster.mem_gb=64`.
 
     Raises InputError, one line, for an unknown name or key, and for a value of the wrong type or out of range.
@@ -87,17 +116,12 @@ def load(name: str, settings: Sequence[str] = ()) -> ClusterConfig:
 
 
 @lru_cache(maxsize=4096)
-def _load(name: str, settings: tuple[str, ...]) -> ClusterConfig:
-    path = Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
-    if not path.is_file():
-        error = unknown("cluster", name, choices())
-        raise InputError(f"{error}, or a path to a .yaml file")
+def _load(name: str, settings: tuple[Override, ...]) -> ClusterConfig:
+    path = Path(os.path.expanduser(name)) if name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
     try:
-        data = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from None
+        data = read_yaml(path)
+    except FileNotFoundError:
+        raise InputError(f"{unknown('cluster', name, choices())}, or a path to a .yaml file") from None
     node = OmegaConf.structured(ClusterConfig)
     known = [str(key) for key in node]
     if not isinstance(data, dict):
@@ -106,8 +130,8 @@ def _load(name: str, settings: tuple[str, ...]) -> ClusterConfig:
         if key not in known:
             raise InputError(f"{path}: {unknown('key', key, known)}")
     try:
-        node.merge_with(data)
-        apply(node, [text.removeprefix("cluster.") for text in settings], "cluster")
+        node.merge_with(as_data(data))
+        apply(node, [_bare(word) for word in settings], "cluster", data=True)
         return OmegaConf.to_object(node)  # pyright: ignore[reportReturnType]
     except OmegaConfBaseException as error:
         raise InputError(f"{path}: {plain_error(error)}") from None

@@ -12,11 +12,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ...ablations.study import Study
+from ...ablations.study import Setting, Study
 from ...harness.run import Busy, locked
 from ...harness.stages import Task, merged, problem
 from ...kernels.errors import InputError
 from .. import plan
+from ..compose import Override
 from ..plan import Piece, Planned
 from . import client, executor, manifest, snapshot
 from .cluster import ClusterConfig, choices, load
@@ -38,7 +39,7 @@ class Submission:
     left: dict[str, int]
 
 
-def queue_of(name: str | None, settings: Sequence[str], parallel: int | None) -> ClusterConfig:
+def queue_of(name: str | None, settings: Sequence[Override], parallel: int | None) -> ClusterConfig:
     """The cluster by name. Raises InputError if it has no queue."""
     if name is None:
         raise InputError(
@@ -125,14 +126,9 @@ def retry(
 
 def load_over(given: ClusterConfig, settings: Sequence[str]) -> ClusterConfig:
     """A cluster, changed by settings `cluster.KEY=…`."""
-    plain = [f"cluster.{key}={json.dumps(value)}" for key, value in asdict(given).items() if key not in _LISTS]
-    cluster = load("slurm", [*plain, *settings])
+    cluster = load("slurm", [*(Setting(f"cluster.{key}", value) for key, value in asdict(given).items()), *settings])
     _check(cluster)
-    changed = {text.removeprefix("cluster.").split("=")[0] for text in settings}
-    return replace(cluster, **{key: getattr(given, key) for key in _LISTS if key not in changed})
-
-
-_LISTS = ("setup", "options")  # free text, which an override would have to quote
+    return cluster
 
 
 @contextmanager

@@ -1,5 +1,8 @@
 """Studies: the runs that a YAML file expands into, and the errors of a bad file."""
 
+import re
+import time
+
 import pytest
 import torch
 import yaml
@@ -33,7 +36,7 @@ def test_axes_multiply_in_order():
     assert [study.run_name(v) for v in variants] == [
         f"{model}-{shift}-s{seed}" for model in "ab" for shift in (True, False) for seed in (0, 7)
     ]
-    assert variants[1].overrides == ("data=digits", "model=a", "model.shift=true", "seed=7")
+    assert [*map(str, variants[1].overrides)] == ["data=digits", "model=a", "model.shift=true", "seed=7"]
     assert variants[1].values == {"model": "a", "model.shift": True} and variants[1].name == "a-True"
     assert variants[1].settings == {"data": "digits", "model": "a", "model.shift": True} and variants[1].seed == 7
 
@@ -44,8 +47,8 @@ def test_named_variants_and_literals():
         "y": {"model.mixers": []},
     }
     x, y = Study("s", "?", variants=variants).expand()
-    assert x.overrides == ("model.mixers=[ssm,window]", "data.path=null", "train.lr=0.0001", "seed=0")
-    assert y.overrides == ("model.mixers=[]", "seed=0") and y.values == {"variant": "y"}
+    assert [*map(str, x.overrides)] == ["model.mixers=[ssm,window]", "data.path=null", "train.lr=0.0001", "seed=0"]
+    assert [*map(str, y.overrides)] == ["model.mixers=[]", "seed=0"] and y.values == {"variant": "y"}
 
 
 TEXTS = [
@@ -195,9 +198,60 @@ BAD = [
     ({"question": "?", "variants": {"a/b": {}}}, "a text without / that does not begin with a dot, not 'a/b'"),
     ({"question": "?", "variants": {"": {}}}, "the name of a variant becomes a link: .*, not ''"),
     ({"question": "?", "variants": {"a" * 300: {}}}, "at most 200 bytes"),
+    ({"question": "?", "variants": {"a\nb": {}}}, r"must be printable, not 'a\\nb'"),
+    ({"question": "?", "variants": {"a\tb": {}}}, "must be printable"),
+    ({"question": "?", "variants": {"é" * 101: {}}}, "at most 200 bytes"),
+    ({"question": "?", "axes": AXES, "seeds": [float("nan")]}, "seeds must be whole numbers, not nan"),
     ({"question": "?", "axes": AXES, "seeds": [1, 1]}, r"seeds lists a seed twice: \[1, 1\]"),
     ({"question": "?", "axes": AXES, "plugins": [1]}, "plugins must be Python files or modules, not 1"),
 ]
+
+
+WIDE = {f"model.{key}": [*range(50)] for key in ("depth", "hidden_size", "num_heads", "patch_size", "x", "y")}
+REFUSED = [
+    (Study("s", "?", axes=WIDE), "study s would have 15,625,000,000 runs; at most 100,000 are allowed"),
+    (Study("s", "?", axes={"train.lr": [1]}, seeds=[*range(100_001)]), "study s would have 100,001 runs"),
+    (
+        Study("s", "?", variants={str(n): {} for n in range(400)}, seeds=[*range(251)]),
+        "study s would have 100,400 runs",
+    ),
+    (Study("s", "?", axes={"data.path": ["a" * 201]}), "at most 200 bytes"),
+    (Study("s", "?", axes={"data.name": [".lock", "x"]}), "does not begin with a dot, not '.lock'"),
+    (Study("s", "?", variants={"a\udcffb": {}}), "must be printable"),
+]
+
+
+@pytest.mark.parametrize(("study", "message"), REFUSED, ids=range(len(REFUSED)))
+def test_what_is_too_large_or_has_no_name_is_one_line_at_once(study, message):
+    start = time.monotonic()
+    with pytest.raises(InputError, match=re.escape(message)) as caught:
+        study.expand()
+    assert "\n" not in str(caught.value) and time.monotonic() - start < 2
+    axes = {"model.depth": [*range(100)], "train.lr": [*range(100)]}
+    assert len(Study("s", "?", axes=axes, seeds=[*range(10)]).expand()) == 100_000
+
+
+def test_files_of_studies_by_odd_paths(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    content = {"question": "?", "axes": {"model": ["dit_nano"]}, "plugins": ["~/p.py", "q.py"]}
+    (tmp_path / "a=b").mkdir()
+    (tmp_path / "a=b" / "mine.yaml").write_text(yaml.safe_dump(content))
+    study = load("~/a=b/mine.yaml")
+    assert study.file == str(tmp_path / "a=b" / "mine.yaml")
+    assert study.plugins == [str(tmp_path / "p.py"), str(tmp_path / "a=b" / "q.py")]
+    extending = {"question": "?", "extends": "~/a=b/mine.yaml", "base": {"train.lr": 1}}
+    assert load(write(tmp_path, **extending)).axes == content["axes"]
+    for name, message in (
+        ("~/a=b/no.yaml", "unknown study '~/a=b/no.yaml'"),
+        ("~/a=b/mine", "unknown study"),
+        ("", "unknown study ''"),
+        ("x" * 300 + ".yaml", "File name too long"),
+        (f"{tmp_path / 'a=b' / 'mine.yaml'}/x.yaml", "Not a directory"),
+        ("a\0b.yaml", "must be printable"),
+    ):
+        with pytest.raises(InputError, match=message) as caught:
+            load(name)
+        assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(("data", "message"), BAD)
@@ -219,7 +273,7 @@ def test_broken_yaml_is_one_line(tmp_path, text):
 def hydra_config(overrides):
     """The configuration that Hydra itself composes from overrides, as plain data."""
     with initialize_config_module("lamabench.launch.conf", version_base="1.3"):
-        return config_to_dict(OmegaConf.to_object(hydra_compose("config", list(overrides))))  # type: ignore[arg-type]
+        return config_to_dict(OmegaConf.to_object(hydra_compose("config", [*map(str, overrides)])))  # type: ignore[arg-type]
 
 
 MIXED = Study(

@@ -1,5 +1,7 @@
 """One training by single commands: other lengths of it, its moments, its weights, and data that changed."""
 
+import shlex
+
 import numpy as np
 import pytest
 import yaml
@@ -119,3 +121,54 @@ def test_a_root_that_cannot_be_written_is_one_line(capsys, tmp_path):
     (tmp_path / "runs").write_text("a file in its place")
     code, _, err = run(capsys, "train", *DIT, *QUICK, "train.steps=2")
     assert code == 2 and "cannot write below runs: " in err and err.count("\n") == 1
+
+
+def test_commands_below_an_odd_folder_can_be_pasted(capsys, tmp_path, monkeypatch):
+    """Paths with `=`, `,`, `(`, quotes, a space and letters that are not ASCII, typed, with `~`, and as printed."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    odd = tmp_path / "a=b, (ü) [it's]"
+    odd.mkdir()
+    code, out, _ = run(capsys, "train", *DIT, *QUICK, "train.steps=2", f"run.root={odd}/r", "data.name=x/${seed}, y")
+    assert code == 0
+    (folder,) = (odd / "r" / "train").glob("dit_nano-digits-*")
+    assert shlex.split(next_command(out)) == ["lamabench", "sample", str(folder)]
+    short = f"~/{odd.name}/r/train/{folder.name}"
+    few = ["sample.count=2", "sample.method=ddim", "sample.steps=2"]
+    before = sorted(odd.rglob("*"))
+    for command in (["sample", short, "run.device=tpu"], ["sample", short, "run.root=/x/${x}/r"]):
+        code, out, err = run(capsys, *command)
+        assert code == 2 and err.count("\n") == 1 and not out
+    code, _, err = run(capsys, "evaluate", short, *few)
+    assert code == 2 and sorted(odd.rglob("*")) == before
+    draw = shlex.split(err.split("draw them first: ")[1])
+    assert draw == ["lamabench", "sample", f"{odd}/r/train/{folder.name}", *few]
+    code, out, _ = run(capsys, *draw[1:], "run.root=~/other=root")
+    assert code == 0 and list((tmp_path / "other=root" / "trainings").glob("*/samples/*/samples.npz"))
+    words = shlex.split(next_command(out))
+    assert words[1:] == ["evaluate", draw[2], *few, "run.root=~/other=root"]
+    code, out, _ = run(capsys, *words[1:], "evaluate.metrics=[fd]", "evaluate.reference_count=20")
+    assert code == 0 and "fd" in out.lower()
+    code, out, _ = run(capsys, "report", "~/other=root", "--out", "~/o ut")
+    assert code == 0 and (tmp_path / "o ut").is_dir() and not (tmp_path / "~").exists()
+
+
+def next_command(out):
+    (line,) = [line for line in out.splitlines() if line.startswith("next: ")]
+    return line.removeprefix("next: ")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["plan", "demo", "--stages", ""], "unknown stage of demo ''"),
+        (["run", "demo", "--only", ""], "no variant is called ''"),
+        (["prune", "demo", "--only", ""], "--only is for plan"),
+        (["plan", "demo", "cluster="], "unknown cluster ''"),
+        (["plan", "demo", "run.root=a\udcff"], "is not text in UTF-8"),
+        (["plan", ""], "unknown study ''"),
+    ],
+)
+def test_empty_words_are_not_taken_as_not_given(words, message, capsys, tmp_path):
+    code, out, err = run(capsys, "sweep", *words)
+    assert code == 2 and not out and message in err and err.count("\n") == 1
+    assert not list(tmp_path.iterdir())

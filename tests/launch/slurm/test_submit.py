@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from lamabench.ablations.study import Study
+from lamabench.ablations.study import Setting, Study
 from lamabench.harness.run import locked
 from lamabench.kernels.errors import InputError
 from lamabench.launch import plan as plans
@@ -70,7 +70,7 @@ def test_a_cluster_is_no_part_of_a_run(tmp_path):
     plain = plan(study(tmp_path, {"train.lr": [1e-4, 2e-4]}))
     asked = plan(study(tmp_path, {"train.lr": [1e-4, 2e-4]}, **{"cluster.time_min": 7}), ["cluster.mem_gb=3"])
     assert [run.tasks for run in plain] == [run.tasks for run in asked]
-    assert asked[0].cluster == ("cluster.time_min=7", "cluster.mem_gb=3")
+    assert asked[0].cluster == (Setting("cluster.time_min", 7), "cluster.mem_gb=3")
     with pytest.raises(InputError, match="unknown key in cluster 'men_gb'"):
         plan(study(tmp_path, {"train.lr": [1e-4]}), ["cluster.men_gb=3"])
 
