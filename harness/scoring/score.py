@@ -20,8 +20,9 @@ from ..data.images import load
 from ..data.items import epoch_order
 from ..device import pick_device
 from ..progress import Progress
+from .counts import WITHOUT_REFERENCE, shortage
 from .features import Extractor, Features, network_of, read_cache, write_cache
-from .statistics import WITHOUT_REFERENCE, check_counts, compute, definition, metric_name
+from .statistics import compute, definition, metric_name
 
 Images = NDArray[np.uint8]
 Line = dict[str, Any]
@@ -128,7 +129,8 @@ def evaluate(
     for metric in metrics:
         if metric not in METRICS:
             raise unknown("evaluate.metrics", metric, METRICS)
-        check_counts(metric, len(samples), len(reference.images))
+        if text := shortage(metric, len(samples), len(reference.images)):
+            raise InputError(text)
     shape = _check_shapes(samples, reference.images)
     network = network_of(settings.features)
     layers = list(

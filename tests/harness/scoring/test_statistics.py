@@ -1,12 +1,16 @@
 """Metrics against closed forms and plain sums on synthetic features, and the names of metrics."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import scipy.linalg
 import scipy.special
 from lamabench.harness.config import METRICS
 from lamabench.harness.scoring import statistics
-from lamabench.harness.scoring.statistics import compute, definition, kid_subset_size, metric_name
+from lamabench.harness.scoring.counts import kid_subset_size, shortage
+from lamabench.harness.scoring.statistics import compute, definition, metric_name
 from lamabench.kernels.errors import InputError
 
 
@@ -141,3 +145,23 @@ def test_subset_size():
         100,
         100,
     ]
+
+
+@pytest.mark.parametrize(
+    ("metric", "samples", "reference", "text"),
+    [
+        ("kid", 99, None, "kid needs at least 100 samples, 99 given"),
+        ("kid", 100, None, None),
+        ("kid", 1200, 99, "kid needs at least 100 reference images, 99 given"),
+        ("kid", 1200, 999, None),
+        ("isc", 10, 0, None),
+        ("isc", 9, None, "isc needs at least 10 samples, 9 given"),
+    ],
+)
+def test_what_a_metric_lacks(metric, samples, reference, text):
+    assert shortage(metric, samples, reference) == text
+
+
+def test_counts_need_no_torch():
+    code = "import sys, lamabench.harness.scoring.counts; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
