@@ -324,9 +324,10 @@ def _failure(task: Task, config: Config, stage: str, error: Exception) -> Iterat
     if (state, stage) == ("oom", "train") and (size := micro_batch(config)) > 1:
         text += f"; it passed {size} images at a time, fewer (run.micro_batch=N) take less"
     if stage == "evaluate":
+        reasons = getattr(error, "reasons", {})  # of score.Unscored
         for metric in missing_metrics(task):
-            key = score_key(config, task.key, metric)
-            yield {"kind": "score", "key": key, "metric": metric, "samples": task.key, "state": state, "error": text}
+            line = {"key": score_key(config, task.key, metric), "metric": metric, "samples": task.key}
+            yield {"kind": "score", **line, "state": state, "error": reasons.get(metric, text)}
     elif stage == "bench":
         rows = newest(read_records(task.path / "record.jsonl")).values()
         for plan in task.plans:

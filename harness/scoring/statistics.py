@@ -65,8 +65,8 @@ def compute(metric: str, samples: AnyFeatures, reference: AnyFeatures | None, se
 
     `fd` is the Fréchet distance (Heusel et al., 2017), `kid` the kernel distance (Bińkowski et al., 2018), `prc`
     improved precision and recall (Kynkäänniemi et al., 2019), `isc` the inception score (Salimans et al., 2016), from
-    the samples' logits only. `seed` draws KID's subsets and IS's splits. Raises InputError if sets are too small or the
-    result is not finite.
+    the samples' logits only. `seed`, below 2^32, draws KID's subsets and IS's splits. Raises InputError if sets are too
+    small or the result is not finite.
     """
     if text := shortage(metric, len(samples), None if reference is None else len(reference)):
         raise InputError(text)
@@ -75,9 +75,8 @@ def compute(metric: str, samples: AnyFeatures, reference: AnyFeatures | None, se
             raise InputError(f"{metric} cannot be computed: features of the {name} are not finite")
     x = torch.from_numpy(samples).double()
     y = x if reference is None else torch.from_numpy(reference).double()
-    draw = seed % 2**32  # the range of numpy's RandomState
     try:
-        quantities = _by_torch_fidelity(metric, x, y, draw)
+        quantities = _by_torch_fidelity(metric, x, y, seed)
     except np.linalg.LinAlgError as error:
         raise InputError(f"{metric} cannot be computed: {error}") from None
     for one in quantities:
@@ -90,7 +89,8 @@ def _by_torch_fidelity(metric: str, x: Tensor, y: Tensor, seed: int) -> list[Qua
     kwargs = definition(metric, len(x), len(y))
     if metric == "fd":
         moments = fid_features_to_statistics(x), fid_features_to_statistics(y)
-        return [Quantity("fd", fid_statistics_to_metric(*moments, verbose=False)["frechet_inception_distance"])]
+        distance = fid_statistics_to_metric(*moments, verbose=False)["frechet_inception_distance"]
+        return [Quantity("fd", max(0.0, distance))]  # rounding can make that of nearly equal sets negative
     if metric == "kid":
         out = kid_features_to_metric(x, y, rng_seed=seed, verbose=False, **kwargs)
         return [Quantity("kid", out["kernel_inception_distance_mean"], out["kernel_inception_distance_std"])]

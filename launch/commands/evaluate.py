@@ -1,6 +1,7 @@
 """`lamabench evaluate`: scores the samples of a run, or any .npz of images."""
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,18 @@ COLUMNS |= {"reference_count": "Reference images", "checkpoint_step": "Step", "p
 
 
 def run(args: argparse.Namespace) -> int:
+    from ...harness.scoring.score import Unscored, score
+
     path, overrides = run_and_overrides(args.words)
     rows: list[dict[str, Any]] = []
+    reasons: dict[str, str] = {}
     if path.suffix == ".npz":
-        from ...harness.scoring.score import score
-
         config, _ = compose(overrides)
-        rows = score(path, config, config.evaluate.metrics, Path(config.run.root) / ".cache", Progress())
+        try:
+            for row in score(path, config, config.evaluate.metrics, Path(config.run.root) / ".cache", Progress()):
+                rows.append(row)
+        except Unscored as error:
+            reasons = error.reasons
     else:
         from ...harness.data.images import load
         from ...harness.training.checkpoint import check_data
@@ -38,10 +44,17 @@ def run(args: argparse.Namespace) -> int:
 
         config, wanted = asked_of(path, overrides, ("sample", "evaluate", "run"), ["sample", "evaluate"], check)
         for task in wanted:
-            execute(task, Progress(task.path))
+            try:
+                execute(task, Progress(task.path))
+            except Unscored as error:
+                reasons |= error.reasons
             keys = [score_key(config, task.key, metric) for metric in task.metrics]
             newest_rows = newest(read_records(task.path / "record.jsonl")).values()
             rows += [row.flat() for row in newest_rows if row.key in keys and row.state == "done"]
+    if reasons and not rows:
+        raise Unscored(reasons)
     columns = {key: title for key, title in COLUMNS.items() if any(row.get(key) is not None for row in rows)}
     show(rows, columns, args.json)
-    return 0
+    for text in reasons.values():
+        print(f"lamabench evaluate: {text}", file=sys.stderr)
+    return 1 if reasons else 0

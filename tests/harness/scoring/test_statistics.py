@@ -40,6 +40,15 @@ def test_frechet_distance_by_matrix_square_root():
     assert abs(compute("fd", samples, samples, 0)[0].value) < 1e-9 * np.trace(a)
 
 
+@pytest.mark.parametrize(("count", "size"), [(12, 1280), (64, 512), (300, 64)])
+def test_the_distance_of_a_set_to_itself_is_not_negative(count, size):
+    """With fewer images than features, most eigenvalues are zero except for rounding."""
+    samples = np.random.default_rng(count).normal(size=(count, size)).astype(np.float32)
+    for scale in (1, 30):
+        value = compute("fd", scale * samples, scale * samples, 0)[0].value
+        assert 0 <= value < 1e-5 * scale**2 * size
+
+
 def kernel_distance(x, y):
     """The unbiased squared MMD with the kernel (x·y / d + 1)³, as a plain double sum."""
     n, kernel = len(x), lambda a, b: (float(a @ b) / x.shape[1] + 1) ** 3
