@@ -37,9 +37,11 @@ STUDY = ".study.json"
 GLANCE_S = 0.2  # `is_locked` holds a lock for less than this
 LISTING_S = 30.0  # how long a command waits for another command that writes to the same study
 # What config.json and a run of .study.json have at least, and the types of these entries.
-INFO = {"kind": str, "key": str}
-ENTRY = dict.fromkeys(("name", "model", "family", "title", "model_folder"), str)
-ENTRY |= {"variant": dict, "seed": int, "training": (str, NoneType), "samples": list}
+INFO: dict[str, Any] = {"kind": str, "key": str}
+ENTRY: dict[str, Any] = {
+    "name": str, "variant": dict, "seed": int, "model": str, "family": str, "title": str, "training": (str, NoneType),
+    "model_folder": str, "samples": list,
+}  # fmt: skip
 
 
 class Busy(RuntimeError):
@@ -298,7 +300,7 @@ class OpenRun:
         from .training.checkpoint import load_weights
 
         net = build(self.config.model)
-        net.load_state_dict(load_weights(self.home, step_of(self.home, at), weights).tensors)
+        net.load_state_dict(load_weights(self.home, step_of(self.home, at), weights, self.config.model).tensors)
         return net.eval()
 
     def sample(

@@ -21,7 +21,7 @@ from ..data.items import epoch_order
 from ..device import pick_device
 from ..progress import Progress
 from .counts import WITHOUT_REFERENCE, shortage
-from .features import Extractor, Features, network_of, read_cache, write_cache
+from .features import Extractor, Features, network_of, prepare_cache, read_cache, write_cache
 from .statistics import compute, definition, metric_name
 
 Images = NDArray[np.uint8]
@@ -131,7 +131,8 @@ def evaluate(
     KID's subsets and IS's splits. Grey images are repeated to three channels. The features of an image are computed
     once for all metrics, and those of the reference are cached in the folder `cache`. `progress(done, total)` counts
     images. After the last row, raises Unscored if a metric could not be computed, because a set is too small or the
-    result is not finite. Raises InputError for unknown metrics, networks or weights, and for wrong shapes.
+    result is not finite. Raises InputError for unknown metrics, networks or weights, for wrong shapes, and for a cache
+    that cannot be written.
     """
     metrics = list(dict.fromkeys(metrics))
     for metric in metrics:
@@ -147,6 +148,7 @@ def evaluate(
     layers = list(
         dict.fromkeys(network.logits if metric in WITHOUT_REFERENCE else network.pooled for metric in metrics)
     )
+    prepare_cache(cache)
     extractor = Extractor(settings, layers, device)
     basis = {**extractor.identity, "images": shape}
 
