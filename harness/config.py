@@ -5,6 +5,7 @@ A field with that value is left out of keys and of comparisons with checkpoints,
 is lost.
 """
 
+import math
 from dataclasses import dataclass, field, make_dataclass
 from typing import Any
 
@@ -22,12 +23,21 @@ CUDA_GRAPHS = ("reduce-overhead", "max-autotune")
 FEATURES = ("efficientnet_lite0", "inception_v3")
 METRICS = ("fd", "kid", "prc", "isc")
 WEIGHTS = ("ema", "live")
+# What is larger is a slip of the keyboard that would fill the memory or never end.
+MOST_STEPS = 99_999_999  # names of checkpoints have eight digits
+MOST_SAMPLES = 10_000_000
+MOST_AT_ONCE = 100_000  # images
+MOST_SIDE = 16_384  # pixels or latents
+MOST_MOMENTS = 10_000
+MOST_WORKERS = 256
 
 
-def _positive(section: str, values: dict[str, int | float]) -> None:
+def _positive(section: str, values: dict[str, int | float], most: float = math.inf) -> None:
     for name, value in values.items():
-        if value <= 0:
-            raise InputError(f"{section}.{name} must be above 0, not {value}")
+        if not 0 < value < math.inf:
+            raise InputError(f"{section}.{name} must be above 0{' and finite' if value > 0 else ''}, not {value}")
+        if value > most:
+            raise InputError(f"{section}.{name} must be at most {most:,}, not {value}")
 
 
 def _check_precision(key: str, precision: str) -> None:
@@ -57,14 +67,15 @@ class DataConfig:
     split: str = "train"  # or test, where the set has one
 
     def __post_init__(self) -> None:
-        _positive("data", {"size": self.size, "channels": self.channels})
+        _positive("data", {"size": self.size}, MOST_SIDE)
+        _positive("data", {"channels": self.channels})
         if self.num_classes < 0:
             raise InputError(f"data.num_classes must be 0 (unconditional) or more, not {self.num_classes}")
 
 
-def _check_seed(name: str, seed: int) -> None:
-    if not 0 <= seed < 2**64:
-        raise InputError(f"{name} must be 0 or more and below 2^64, not {seed}")
+def _check_seed(name: str, seed: int, bits: int = 64) -> None:
+    if not 0 <= seed < 2**bits:
+        raise InputError(f"{name} must be 0 or more and below 2^{bits}, not {seed}")
 
 
 def check_steps(name: str, value: Any, number: bool = False, words: tuple[str, ...] = ()) -> Any:
@@ -116,8 +127,20 @@ class TrainConfig:
     snapshots: Any = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        _positive("train", {"steps": self.steps, "batch_size": self.batch_size, "lr": self.lr})
+        _positive("train", {"steps": self.steps}, MOST_STEPS)
+        _positive("train", {"batch_size": self.batch_size}, MOST_AT_ONCE)
+        _positive("train", {"lr": self.lr})
+        if not 0 <= self.weight_decay < math.inf:
+            raise InputError(f"train.weight_decay must be 0 or more and finite, not {self.weight_decay}")
         self.snapshots = check_steps("train.snapshots", self.snapshots, number=True)
+        if (
+            isinstance(self.snapshots, int)
+            and (moments := min(self.steps, self.steps * self.batch_size // self.snapshots)) > MOST_MOMENTS
+        ):
+            raise InputError(
+                f"train.snapshots {self.snapshots} would keep the weights of {moments:,} steps, more than "
+                f"{MOST_MOMENTS:,}: give a larger number of images"
+            )
         _check_precision("train.precision", self.precision)
         _check_compile("train.compile", self.compile)
         if not 0 <= self.ema_decay < 1:
@@ -144,7 +167,11 @@ class SampleConfig:
     seed: int | None = None  # of the noise; null: the training's
 
     def __post_init__(self) -> None:
-        _positive("sample", {"count": self.count, "steps": self.steps, "batch_size": self.batch_size})
+        _positive("sample", {"count": self.count}, MOST_SAMPLES)
+        _positive("sample", {"batch_size": self.batch_size}, MOST_AT_ONCE)
+        _positive("sample", {"steps": self.steps})
+        if not math.isfinite(self.guidance):
+            raise InputError(f"sample.guidance must be finite, not {self.guidance}; 1 is no guidance")
         if self.weights not in WEIGHTS:
             raise unknown("sample.weights", self.weights, WEIGHTS)
         if self.at not in ("last", "all"):
@@ -176,8 +203,8 @@ class EvaluateConfig:
     def __post_init__(self) -> None:
         if self.reference_count is not None:
             _positive("evaluate", {"reference_count": self.reference_count})
-        _positive("evaluate", {"batch_size": self.batch_size})
-        _check_seed("evaluate.seed", self.seed)
+        _positive("evaluate", {"batch_size": self.batch_size}, MOST_AT_ONCE)
+        _check_seed("evaluate.seed", self.seed, bits=32)  # numpy's RandomState, by which torch-fidelity draws
         if self.features not in FEATURES:
             raise unknown("evaluate.features", self.features, FEATURES)
         if not self.metrics:
@@ -216,11 +243,15 @@ class BenchConfig:
     precision: str = "bfloat16"
 
     def __post_init__(self) -> None:
-        _positive("bench", {"repeats": self.repeats, "seconds": self.seconds, "warmup": self.warmup})
+        _positive("bench", {"repeats": self.repeats, "warmup": self.warmup}, 100_000)
+        _positive("bench", {"seconds": self.seconds}, 86_400)
         if self.batch_size != "auto":
             self.batch_size = list(self.batch_size) if isinstance(self.batch_size, list | tuple) else [self.batch_size]
-            if not all(type(size) is int and size > 0 for size in self.batch_size):
-                raise InputError(f"bench.batch_size must be numbers above 0, or auto, not {self.batch_size}")
+            if not all(type(size) is int and 0 < size <= MOST_AT_ONCE for size in self.batch_size):
+                raise InputError(
+                    f"bench.batch_size must be numbers above 0 and at most {MOST_AT_ONCE:,}, or auto, "
+                    f"not {self.batch_size}"
+                )
         for name in ("batch_size", "modes", "compile", "input_sizes", "checkpointing"):
             if getattr(self, name) == []:
                 raise InputError(f"bench.{name} is empty")
@@ -229,8 +260,8 @@ class BenchConfig:
                 raise unknown("bench.modes", mode, MODES)
         for kind in self.compile:
             _check_compile("bench.compile", kind)
-        if self.input_sizes is not None and not all(size > 0 for size in self.input_sizes):
-            raise InputError(f"bench.input_sizes must be above 0, not {self.input_sizes}")
+        for size in self.input_sizes or []:
+            _positive("bench", {"input_sizes": size}, MOST_SIDE)
         _check_precision("bench.precision", self.precision)
 
 
@@ -252,8 +283,8 @@ class RunConfig:
         _positive("run", {"log_every": self.log_every, "checkpoint_every": self.checkpoint_every})
         if self.micro_batch is not None:
             _positive("run", {"micro_batch": self.micro_batch})
-        if self.workers < 0:
-            raise InputError(f"run.workers must be 0 or more, not {self.workers}")
+        if not 0 <= self.workers <= MOST_WORKERS:
+            raise InputError(f"run.workers must be 0 or more and at most {MOST_WORKERS}, not {self.workers}")
 
 
 @dataclass
@@ -300,8 +331,8 @@ def check_fit(config: Config) -> None:
     """Check that the sections of a configuration fit together.
 
     Raises InputError where the model does not fit the encoded data or the objective, where the sampler does not fit the
-    objective, where label dropout or guidance needs a null class that the model lacks, where more channels are guided
-    than the model has, or where CUDA graphs are combined with micro-batches.
+    objective, where label dropout or guidance needs a null class that the model lacks, where guidance needs classes,
+    where more channels are guided than the model has, or where CUDA graphs are combined with micro-batches.
     """
     from .data.encoder import encoder
     from .diffusion.objective import objective
@@ -332,6 +363,10 @@ def check_fit(config: Config) -> None:
         raise InputError(
             f"run.micro_batch sums gradients over several passes, but train.compile={config.train.compile} (CUDA "
             "graphs) keeps them only until the next pass: choose train.compile=compile, or run.micro_batch=null"
+        )
+    if settings.guidance != 1 and not model.num_classes:
+        raise InputError(
+            f"sample.guidance {settings.guidance} needs classes, but data.num_classes is 0: set sample.guidance=1"
         )
     if settings.guidance != 1 and not getattr(model, "null_class", True):
         raise InputError(

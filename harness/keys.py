@@ -10,6 +10,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+from ..kernels.errors import InputError
 from ..models import registry
 from ..models.fields import declared
 from .config import SECTIONS, Config
@@ -29,9 +30,14 @@ def config_to_dict(config: Config) -> dict[str, Any]:
 
 def config_from_dict(data: dict[str, Any]) -> Config:
     """The configuration that `config_to_dict` wrote. A field that was added later and is missing gets its `since`
-    value, or its default if it has none."""
-    sections = {name: _section(SECTIONS[name], value) if name in SECTIONS else value for name, value in data.items()}
-    return Config(**sections | {"model": registry.from_dict(data["model"])})
+    value, or its default if it has none. Raises InputError for anything else."""
+    try:
+        sections = {
+            name: _section(SECTIONS[name], value) if name in SECTIONS else value for name, value in data.items()
+        }
+        return Config(**sections | {"model": registry.from_dict(data["model"])})
+    except (TypeError, KeyError, AttributeError) as error:
+        raise InputError(f"not a configuration of lamabench: {type(error).__name__}: {error}") from None
 
 
 def _section(kind: type, values: dict[str, Any]) -> Any:

@@ -23,8 +23,12 @@ class Progress:
         self._stage, self._started, self._first, self._printed = "", 0.0, 0, 0.0
 
     def say(self, text: str) -> None:
-        """Print one line immediately."""
-        print(text, file=sys.stderr, flush=True)
+        """Print one line immediately. If nobody can read it any more, as after `2>&1 | head`, the work goes on without
+        further lines."""
+        try:
+            print(text, file=sys.stderr, flush=True)
+        except (OSError, ValueError):  # ValueError: the stream is closed
+            sys.stderr = open(os.devnull, "w")  # noqa: SIM115
 
     def update(self, stage: str, done: int, total: int, **facts: Any) -> None:
         """Report that `done` of `total` units of a stage are done."""
@@ -45,6 +49,16 @@ class Progress:
             finally:  # on a full disk, part of it would remain
                 temporary.unlink(missing_ok=True)
         self.say(describe(state))
+
+
+def read(folder: Path) -> dict[str, Any] | None:
+    """The newest progress in `progress.json` of a folder, None if there is none or if it cannot be read."""
+    try:
+        state = json.loads((folder / "progress.json").read_text(encoding="utf-8"))
+        describe(state)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return None
+    return state
 
 
 def describe(state: dict[str, Any]) -> str:

@@ -16,4 +16,5 @@ class Stream(IntEnum):
 
 def generator(seed: int, stream: Stream, index: int) -> np.random.Generator:
     """The generator of one item: Philox (Salmon et al., 2011), keyed by seed and stream, its counter set to index."""
-    return np.random.Generator(np.random.Philox(key=[seed, int(stream)], counter=[0, 0, 0, index]))
+    key = np.array([seed, stream], dtype=np.uint64)  # of a list with 2^63 or more, numpy makes float64
+    return np.random.Generator(np.random.Philox(key=key, counter=[0, 0, 0, index]))

@@ -4,10 +4,12 @@ A line of `record.jsonl` is one of the rows below, and RECORDS.md lists their fi
 (see keys.py). The newest line of a key counts.
 """
 
+import errno
 import json
 import os
 import types
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from datetime import datetime, timezone
 from functools import cache
@@ -21,6 +23,25 @@ SCHEMA = 2
 STAGE_OF = {"cost": "cost", "train": "train", "sample": "sample", "score": "evaluate", "speed": "bench"}
 STAGE_OF |= {"operator_speed": "bench"}
 STATES = ("done", "failed", "oom", "diverged", "wrong")
+# What a line of the other files has at least, and a line of attempts.jsonl for an event.
+LINES: dict[str, dict[str, type]] = {"metrics.jsonl": {"step": int}, "attempts.jsonl": {"event": str, "job": str}}
+EVENTS: dict[str, dict[str, type]] = {"start": {"restart": int}, "stop": {"signal": str}}
+# Errors of the system for a path that was given wrongly, or for a missing permission. Others, such as those of a
+# network or a full disk, may pass.
+REFUSALS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ELOOP)
+REFUSALS += (errno.ENAMETOOLONG,)
+
+
+@contextmanager
+def access(verb: str, path: Path, hint: str = "", missing: bool = False) -> Iterator[None]:
+    """Raise InputError, such as "cannot read PATH: Permission denied", for an error of the system in `REFUSALS`, and
+    for a path that does not exist if it is `missing`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in REFUSALS and not (missing and error.errno == errno.ENOENT):
+            raise
+        raise InputError(f"cannot {verb} {path}: {error.strerror}{hint}") from None
 
 
 def about(text: str, default: Any = None, name: str = "") -> Any:
@@ -311,17 +332,32 @@ def write_lines(path: Path, lines: Iterable[dict[str, Any]]) -> None:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Every complete JSON line of a file. A last line without a newline is an incomplete write and is left out."""
-    if not path.is_file():
-        return []
+    """Every complete line of a file of JSON objects, empty if there is no file. A last line without a newline is an
+    incomplete write and is left out.
+
+    Raises InputError, with the file and the line, for a line that is no JSON object or lacks what `LINES` names, and
+    for a file that cannot be read.
+    """
+    with access("read", path):
+        try:
+            content = path.read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            return []
     lines = []
-    for number, text in enumerate(path.read_bytes().splitlines(keepends=True), start=1):
+    for number, text in enumerate(content.splitlines(keepends=True), start=1):
         if not text.endswith(b"\n"):
             break
         try:
-            lines.append(json.loads(text))
-        except ValueError as error:
+            line = json.loads(text)
+        except (ValueError, RecursionError) as error:
             raise InputError(f"{path} line {number} is not JSON: {error}") from None
+        if not isinstance(line, dict):
+            raise InputError(f"{path} line {number} is not a record of lamabench: it is no JSON object")
+        needed = LINES.get(path.name, {}) | EVENTS.get(str(line.get("event")), {})
+        for name, kind in needed.items():
+            if not isinstance(line.get(name), kind):
+                raise InputError(f"{path} line {number} is no line of lamabench: its {name} is {line.get(name)!r}")
+        lines.append(line)
     return lines
 
 

@@ -20,10 +20,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import NoneType
 from typing import IO, TYPE_CHECKING, Any
 
 from ..kernels.errors import InputError
-from .record import Row, read_lines, read_records, write_atomically
+from .record import Row, access, read_lines, read_records, write_atomically
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,6 +36,12 @@ LAYOUT = 2
 STUDY = ".study.json"
 GLANCE_S = 0.2  # `is_locked` holds a lock for less than this
 LISTING_S = 30.0  # how long a command waits for another command that writes to the same study
+# What config.json and a run of .study.json have at least, and the types of these entries.
+INFO: dict[str, Any] = {"kind": str, "key": str}
+ENTRY: dict[str, Any] = {
+    "name": str, "variant": dict, "seed": int, "model": str, "family": str, "title": str, "training": (str, NoneType),
+    "model_folder": str, "samples": list,
+}  # fmt: skip
 
 
 class Busy(RuntimeError):
@@ -58,13 +65,24 @@ class Run:
 
 
 def read_json(path: Path) -> Any:
-    """The content of a JSON file. Raises InputError if it is not JSON, FileNotFoundError if it does not exist."""
+    """The content of a JSON file. Raises InputError if it is not JSON or cannot be read, FileNotFoundError if it does
+    not exist."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, UnicodeDecodeError) as error:
+        with access("read", path):
+            return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, InputError):
+            raise
         raise InputError(f"{path} is not JSON: {error}") from None
-    except (IsADirectoryError, NotADirectoryError, PermissionError) as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from None
+
+
+def _check(path: Path, what: Any, shape: dict[str, Any], where: str = "") -> None:
+    """Raise InputError if plain data of a file do not have the entries of `shape` {name: type or types}."""
+    if not isinstance(what, dict):
+        raise InputError(f"{path} was not written by lamabench:{where} it is no JSON object")
+    for name, kind in shape.items():
+        if not isinstance(what.get(name), kind):
+            raise InputError(f"{path} was not written by lamabench:{where} its {name} is {what.get(name)!r}"[:300])
 
 
 def read_info(folder: Path) -> dict[str, Any]:
@@ -73,8 +91,7 @@ def read_info(folder: Path) -> dict[str, Any]:
         info = read_json(folder / "config.json")
     except FileNotFoundError:
         raise InputError(f"{folder} is not a run folder: it has no config.json") from None
-    if not isinstance(info, dict) or "config" not in info:
-        raise InputError(f"{folder / 'config.json'} was not written by lamabench")
+    _check(folder / "config.json", info, {"config": dict})
     if (layout := info.get("layout", 1)) != LAYOUT:
         if isinstance(layout, int) and layout > LAYOUT:
             raise InputError(f"{folder} was written by a newer version of lamabench: its layout is {layout}")
@@ -82,6 +99,7 @@ def read_info(folder: Path) -> dict[str, Any]:
             f"{folder} was written by an earlier version of lamabench, whose runs had one id for all stages: read it "
             "with that version (its records name the commit), or train it again with this one"
         )
+    _check(folder / "config.json", info, INFO)
     return info
 
 
@@ -92,17 +110,23 @@ def read_run(folder: Path) -> Run:
 
 def create(folder: Path, info: dict[str, Any]) -> Path:
     """Create a folder with its config.json. An existing folder keeps its records. Its config.json changes only in the
-    configuration, which may ask for more steps than before, and in the paths of plug-ins."""
-    folder.mkdir(parents=True, exist_ok=True)
+    configuration, which may ask for more steps than before, and in the paths of plug-ins.
+
+    Raises InputError for a folder that cannot be written.
+    """
     path = folder / "config.json"
-    if path.is_file():
+    with access("write", folder, missing=True):
+        folder.mkdir(parents=True, exist_ok=True)
+        known = path.is_file()
+    if known:
         places = {row["name"]: row["path"] for row in info.get("plugins", ())}
         info = read_info(folder) | {"config": info["config"]}
         for row in info.get("plugins", ()):  # a file may have been moved; its first hash is kept
             row["path"] = places.get(row["name"], row["path"])
     text = json.dumps({"layout": LAYOUT, **info}, indent=1).encode()
-    if not path.is_file() or path.read_bytes() != text:
-        write_atomically(path, text)
+    with access("write", path):
+        if not known or path.read_bytes() != text:
+            write_atomically(path, text)
     return folder
 
 
@@ -110,8 +134,10 @@ def create(folder: Path, info: dict[str, Any]) -> Path:
 def locked(folder: Path, wait_s: float = GLANCE_S) -> Iterator[None]:
     """Hold the lock of a folder for this process. The lock ends with the process, however that ends. Raises Busy if
     another process holds it for longer than `wait_s` seconds, by default just longer than `is_locked` does. Raises
-    InputError on a file system without locks."""
-    with open(folder / ".lock", "a+") as file:
+    InputError on a file system without locks, and for a folder that cannot be written."""
+    with access("write", folder / ".lock"):
+        file = open(folder / ".lock", "a+")  # noqa: SIM115
+    with file:
         end = time.monotonic() + wait_s
         while not _lock(file, fcntl.LOCK_EX):
             if time.monotonic() > end:
@@ -125,11 +151,14 @@ def locked(folder: Path, wait_s: float = GLANCE_S) -> Iterator[None]:
 
 
 def is_locked(folder: Path) -> bool:
-    """Whether a process works in the folder now."""
-    if not (folder / ".lock").is_file():
-        return False
-    with open(folder / ".lock") as file:
-        return not _lock(file, fcntl.LOCK_SH)
+    """Whether a process works in the folder now. Raises InputError for a folder that cannot be read."""
+    with access("read", folder / ".lock"):
+        try:
+            file = open(folder / ".lock")  # noqa: SIM115
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        with file:
+            return not _lock(file, fcntl.LOCK_SH)
 
 
 def _lock(file: IO[str], kind: int) -> bool:
@@ -164,8 +193,9 @@ def read_study(folder: Path) -> dict[str, Any]:
         listing = read_json(folder / STUDY)
     except FileNotFoundError:
         raise InputError(f"{folder} is not the folder of a study: it has no {STUDY}") from None
-    if not isinstance(listing, dict) or not isinstance(listing.get("runs"), list):
-        raise InputError(f"{folder / STUDY} was not written by lamabench")
+    _check(folder / STUDY, listing, {"runs": list, "file": (str, NoneType)})
+    for number, run in enumerate(listing["runs"], start=1):
+        _check(folder / STUDY, run, ENTRY, f" in run {number},")
     return listing
 
 
@@ -174,8 +204,9 @@ def check_study(root: Path, study: str, file: str | None) -> None:
     folder = root / study
     if study in ("trainings", "models") or study.startswith("."):
         raise InputError(f"a study cannot be called {study!r}: {root / study} is taken; rename its file")
-    if not (folder / STUDY).is_file():
-        return
+    with access("read", folder / STUDY):
+        if not (folder / STUDY).exists():
+            return
     other = read_study(folder)["file"]
     if other != file:
         raise InputError(
@@ -188,13 +219,14 @@ def write_study(root: Path, study: str, file: str | None, runs: Sequence[dict[st
     """Write ROOT/STUDY/.study.json and a relative link for each run. With `add`, keep the runs that are listed already.
     Links of runs that are not listed are deleted.
 
-    `runs` is as in `read_study`. Raises InputError as `check_study` does.
+    `runs` is as in `read_study`. Raises InputError as `check_study` does, and if nothing can be written below ROOT.
     """
     check_study(root, study, file)
     folder = root / study
-    folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder, LISTING_S):
-        _write_study(root, study, file, runs, add)
+    with access("write below", root, "; run.root=FOLDER takes another one", missing=True):
+        folder.mkdir(parents=True, exist_ok=True)
+        with locked(folder, LISTING_S):
+            _write_study(root, study, file, runs, add)
     return folder
 
 
@@ -268,7 +300,7 @@ class OpenRun:
         from .training.checkpoint import load_weights
 
         net = build(self.config.model)
-        net.load_state_dict(load_weights(self.home, step_of(self.home, at), weights).tensors)
+        net.load_state_dict(load_weights(self.home, step_of(self.home, at), weights, self.config.model).tensors)
         return net.eval()
 
     def sample(

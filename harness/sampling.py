@@ -53,7 +53,7 @@ def generate(out: Path, training: Path, config: Config, step: int, progress: Pro
     """
     exact_float32()
     settings, device = config.sample, pick_device(config.run.device)
-    weights = load_weights(training, step, settings.weights, describe(config.model))
+    weights = load_weights(training, step, settings.weights, config.model)
     sampler = Sampler(config, weights.tensors, device)
     parts = Parts(out, sampler.key(weights.tensors))
     started, drawn = time.perf_counter(), 0

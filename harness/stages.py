@@ -31,7 +31,7 @@ from .progress import Progress
 from .record import Row, append, newest, read_records, row
 from .run import create, is_locked, locked, read_info
 from .signals import Stopped
-from .training.checkpoint import moments, nearest
+from .training.checkpoint import files, moments, nearest
 from .training.resume import asked_moments as snapshots
 
 STAGES = ("cost", "train", "sample", "evaluate", "bench")  # in the order in which they run
@@ -199,7 +199,7 @@ def plan_key(task: Task, plan: dict[str, Any]) -> str:
 def kept_steps(training: Path, weights: str = "ema") -> list[int]:
     """The steps for which a training folder has averaged (`ema`) or plain (`live`) weights, ascending. Full checkpoints
     hold both."""
-    full = {int(path.stem.removeprefix("step-")) for path in (training / "checkpoints").glob("step-*.safetensors")}
+    full = {int(path.stem.removeprefix("step-")) for path in files(training / "checkpoints")}
     return sorted(full if weights == "live" else {*full, *moments(training)})
 
 
@@ -324,9 +324,10 @@ def _failure(task: Task, config: Config, stage: str, error: Exception) -> Iterat
     if (state, stage) == ("oom", "train") and (size := micro_batch(config)) > 1:
         text += f"; it passed {size} images at a time, fewer (run.micro_batch=N) take less"
     if stage == "evaluate":
+        reasons = getattr(error, "reasons", {})  # of score.Unscored
         for metric in missing_metrics(task):
-            key = score_key(config, task.key, metric)
-            yield {"kind": "score", "key": key, "metric": metric, "samples": task.key, "state": state, "error": text}
+            line = {"key": score_key(config, task.key, metric), "metric": metric, "samples": task.key}
+            yield {"kind": "score", **line, "state": state, "error": reasons.get(metric, text)}
     elif stage == "bench":
         rows = newest(read_records(task.path / "record.jsonl")).values()
         for plan in task.plans:

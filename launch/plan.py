@@ -17,6 +17,7 @@ from ..harness.config import Config, RunConfig, check_fit
 from ..harness.keys import asked, config_from_dict, model_folder, score_key, training_folder
 from ..harness.measure.speed import next_measurement
 from ..harness.progress import describe
+from ..harness.progress import read as read_progress
 from ..harness.record import STAGE_OF, Row, newest, read_records
 from ..harness.run import check_study, is_locked, write_study
 from ..harness.stages import (
@@ -212,10 +213,7 @@ def first(states: Sequence[str]) -> int:
 
 def progress(folder: Path) -> dict[str, Any]:
     """The newest progress that the job in a folder wrote; empty if it wrote none."""
-    try:
-        return json.loads((folder / "progress.json").read_text())
-    except (OSError, ValueError):
-        return {}
+    return read_progress(folder) or {}
 
 
 def plan(study: Study, overrides: Sequence[str] = ()) -> list[Planned]:

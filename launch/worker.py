@@ -189,7 +189,7 @@ def work(manifest: str, index: int) -> None:
 def _listening() -> Iterator[None]:
     """Listen for the scheduler's signals instead of submitit, and ignore them afterwards, while the process ends. With
     the executor `debug`, which works in the caller's process, restore the caller's handlers afterwards."""
-    here, before = executor(), {n: signal.getsignal(n) for n in (*signals.SIGNALS, signal.SIGCONT)}
+    here, before = executor(), {n: signal.getsignal(n) for n in (*signals.INTERACTIVE, signal.SIGCONT)}
     signals.listen()
     signal.signal(signal.SIGCONT, signal.SIG_DFL)  # submitit's handler writes to the log in the middle of a write
     try:

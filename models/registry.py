@@ -153,8 +153,14 @@ def family_of(config: Any) -> Family:
 
 
 def build(config: Any) -> Backbone:
-    """The backbone of a configuration, initialised from torch's global generator."""
-    return family_of(config).net_type(config)
+    """The backbone of a configuration, initialised from torch's global generator. Raises InputError if one of its
+    tensors is larger than a tensor can be."""
+    try:
+        return family_of(config).net_type(config)
+    except (RuntimeError, TypeError) as error:
+        if "overflow" not in str(error).lower():
+            raise
+        raise InputError(f"the model is too large: {str(error).splitlines()[0]}") from None
 
 
 Net = TypeVar("Net", bound=Backbone)

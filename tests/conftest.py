@@ -1,8 +1,12 @@
 """What the tests of several kernels need."""
 
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import torch
@@ -34,6 +38,30 @@ def interpreted():
         assert f"{passed} passed" in done.stdout
 
     return run
+
+
+@pytest.fixture
+def another_user():
+    """A folder that everybody can enter, and a context in which files are opened without root's permissions."""
+
+    @contextmanager
+    def acting():
+        if os.geteuid():
+            yield
+            return
+        os.seteuid(65534)
+        try:
+            yield
+        finally:
+            os.seteuid(0)
+
+    folder = Path(tempfile.mkdtemp())
+    folder.chmod(0o755)
+    yield folder, acting
+    for path in folder.rglob("*"):
+        if path.is_dir():
+            path.chmod(0o755)
+    shutil.rmtree(folder)
 
 
 @pytest.fixture

@@ -31,6 +31,8 @@ from torch.utils.flop_counter import flop_registry
 from ...kernels import OPERATORS
 from ...kernels.errors import InputError, unknown
 from ...models.registry import Backbone, build
+from ..config import MOST_SIDE
+from .timing import first_line
 
 PARTS = ("ssm", "scan", "attention", "mlp", "conditioning", "rest")
 # Operations per element of a normalisation with and without affine parameters, by fvcore's rule.
@@ -82,15 +84,23 @@ SILENT_OPERATORS = frozenset(
 def cost(config: Any) -> Cost:
     """Count the cost of a backbone from its configuration, on the meta device, for one image.
 
-    Raises InputError, with the name of the module, for a layer or operator of unknown cost and if the counts differ.
+    Raises InputError, with the name of the module, for a layer or operator of unknown cost and if the counts differ,
+    and for a model or an input that is larger than any tensor can be.
     """
-    with torch.device("meta"):
-        net = build(config).eval().to("meta")
-        x = torch.empty(1, config.in_channels, config.input_size, config.input_size)
-        label = torch.zeros(1, dtype=torch.int64)
-    count = Count(net)
-    with torch.no_grad(), count.watching():
-        net(x, label, label)
+    if config.input_size > MOST_SIDE:
+        raise InputError(f"model.input_size must be at most {MOST_SIDE:,}, not {config.input_size}")
+    try:
+        with torch.device("meta"):
+            net = build(config).eval().to("meta")
+            x = torch.empty(1, config.in_channels, config.input_size, config.input_size)
+            label = torch.zeros(1, dtype=torch.int64)
+        count = Count(net)
+        with torch.no_grad(), count.watching():
+            net(x, label, label)
+    except (RuntimeError, TypeError) as error:
+        if "overflow" not in str(error).lower():
+            raise
+        raise InputError(f"the model is too large to be counted: {first_line(error)}") from None
     totals, parts = count.totals(), count.parts
     _count_params(net, "rest", parts, set())
     rule = net.paper_sum

@@ -33,9 +33,10 @@ def model_at(model: Any, input_size: int) -> Any:
 
 
 def check_bench(model: Any, settings: BenchConfig, backend: Any, device: str) -> None:
-    """Raise InputError if the model cannot have one of the input sizes or a named backend cannot run."""
-    for size in settings.input_sizes or []:
-        model_at(model, size)
+    """Raise InputError if the model cannot have one of the input sizes, if no tensor can be as large as the model needs
+    there, or if a named backend cannot run."""
+    for size in settings.input_sizes or [model.input_size]:
+        cost(model_at(model, size))
     with torch.device("meta"):
         net = build(model)
     select_backends(net, vars(backend), device_type(device))
@@ -73,11 +74,17 @@ def bench(
         return  # without waiting for the GPU
     with one_at_a_time(device, say):
         while (point := next_point(settings, model.input_size, rows)) is not None:
-            if subject is None or subject.net.config.input_size != point.input_size:
-                subject = None  # frees the old one before the new one is built
-                release(device)
-                subject = Subject(model_at(model, point.input_size), settings, backend, goal, device, say)
-            row = subject.row(point)
+            try:
+                if subject is None or subject.net.config.input_size != point.input_size:
+                    subject = None  # frees the old one before the new one is built
+                    release(device)
+                    subject = Subject(model_at(model, point.input_size), settings, backend, goal, device, say)
+                row = subject.row(point)
+            except InputError:
+                raise
+            except Exception as error:  # such as too little memory for the weights
+                row = {**point._asdict(), "precision": settings.precision, **no_number(error)}
+                row["threads"] = torch.get_num_threads()
             say(describe(row))
             rows.append(row)
             bad += [row] if row["state"] not in FINISHED else []

@@ -114,8 +114,9 @@ def time_calls(step: Callable[[], Any], device: str, warmup: int, repeats: int, 
 
     disturbed, started = others_busy(), time.perf_counter()
     for place in range(warmup):
-        if place == 0 or time.perf_counter() - started < seconds:
-            call()
+        if place and time.perf_counter() - started >= seconds:
+            break
+        call()
     cuda = device.startswith("cuda")
     if cuda:
         torch.cuda.reset_peak_memory_stats(device)

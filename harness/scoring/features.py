@@ -1,7 +1,9 @@
 """The networks whose features score images, as torch-fidelity feature extractors, and a cache of features on disk."""
 
+import errno
 import hashlib
 import http.client
+import os
 import pickle
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -25,7 +27,7 @@ from torch_fidelity.utils import create_feature_extractor
 
 from ...kernels.errors import InputError, unknown
 from ..config import EvaluateConfig
-from ..record import write_atomically
+from ..record import access, write_atomically
 
 Features = NDArray[np.float32]
 # SHA-256 of the file that torch-fidelity publishes: Inception-2015, the network of FID.
@@ -255,18 +257,29 @@ def extract(extractor: torch_fidelity.FeatureExtractorBase, batches: Iterable[Te
     return {layer: np.concatenate(values) for layer, values in parts.items()}
 
 
+def prepare_cache(folder: Path) -> None:
+    """Create the folder of a cache. Raises InputError if nothing can be written there."""
+    with access("write below", folder, "; run.root=FOLDER takes another place", missing=True):
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+
 def write_cache(path: Path, features: Features) -> None:
     """Write features [N, D] and their checksum to a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    prepare_cache(path.parent)
     write_atomically(path, safetensors.numpy.save({"features": features, "sha256": _checksum(features)}))
 
 
 def read_cache(path: Path, shape: tuple[int, int]) -> Features | None:
     """The features of `write_cache`, None without such a file. An incomplete or different file is a warning."""
-    if not path.exists():
-        return None
+    with access("read", path):
+        try:
+            content = path.read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
     try:
-        arrays = safetensors.numpy.load(path.read_bytes())
+        arrays = safetensors.numpy.load(content)
         features, checksum = arrays["features"], arrays["sha256"]
     except (SafetensorError, KeyError):
         reason = "is not a complete file of features"

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,11 +20,20 @@ from ..data.images import load
 from ..data.items import epoch_order
 from ..device import pick_device
 from ..progress import Progress
-from .features import Extractor, Features, network_of, read_cache, write_cache
-from .statistics import WITHOUT_REFERENCE, check_counts, compute, definition, metric_name
+from .counts import WITHOUT_REFERENCE, shortage
+from .features import Extractor, Features, network_of, prepare_cache, read_cache, write_cache
+from .statistics import compute, definition, metric_name
 
 Images = NDArray[np.uint8]
 Line = dict[str, Any]
+
+
+class Unscored(InputError):
+    """Some metrics cannot be computed: `reasons` says why, by metric."""
+
+    def __init__(self, reasons: dict[str, str]) -> None:
+        super().__init__("; ".join(reasons.values()))
+        self.reasons = reasons
 
 
 class ReferenceImages(Protocol):
@@ -64,12 +73,12 @@ class Count:
             self.progress(self.done, self.total)
 
 
-def score(samples: Path, config: Config, metrics: Sequence[str], cache: Path, progress: Progress) -> list[Line]:
+def score(samples: Path, config: Config, metrics: Sequence[str], cache: Path, progress: Progress) -> Iterator[Line]:
     """Score a file of samples against the images of `config.data` by some of `config.METRICS` (see `evaluate`).
 
-    Raises InputError for a file without samples, and if the reference is missing or too small.
+    Raises InputError for a file without samples, and if the reference is missing.
     """
-    return evaluate(
+    yield from evaluate(
         read_samples(samples),
         reference_of(config, progress.say),
         config.evaluate,
@@ -113,27 +122,33 @@ def evaluate(
     cache: Path,
     device: str,
     progress: Callable[[int, int], object] | None = None,
-) -> list[Line]:
+) -> Iterator[Line]:
     """Score samples uint8 [N, H, W, C] (C 1 or 3) against a reference of the same H, W and C, by `metrics` only.
 
-    Returns one row per number: `metric` (its name), `request` (its metric in `config.METRICS`), `value`, `std` (or
+    Yields one row per number: `metric` (its name), `request` (its metric in `config.METRICS`), `value`, `std` (or
     None), `count` N, `reference`, `reference_count` (None for the inception score, which has no reference), `features`
     (the network), and `protocol`: 8 hex digits, equal if and only if two rows are comparable. `settings.seed` draws
     KID's subsets and IS's splits. Grey images are repeated to three channels. The features of an image are computed
     once for all metrics, and those of the reference are cached in the folder `cache`. `progress(done, total)` counts
-    images. Raises InputError for unknown metrics, networks or weights, wrong shapes, sets that are too small, and
-    results that are not finite.
+    images. After the last row, raises Unscored if a metric could not be computed, because a set is too small or the
+    result is not finite. Raises InputError for unknown metrics, networks or weights, for wrong shapes, and for a cache
+    that cannot be written.
     """
     metrics = list(dict.fromkeys(metrics))
     for metric in metrics:
         if metric not in METRICS:
             raise unknown("evaluate.metrics", metric, METRICS)
-        check_counts(metric, len(samples), len(reference.images))
     shape = _check_shapes(samples, reference.images)
+    shortages = {metric: shortage(metric, len(samples), len(reference.images)) for metric in metrics}
+    reasons = {metric: text for metric, text in shortages.items() if text is not None}
+    metrics = [metric for metric in metrics if metric not in reasons]
+    if not metrics:
+        raise Unscored(reasons)
     network = network_of(settings.features)
     layers = list(
         dict.fromkeys(network.logits if metric in WITHOUT_REFERENCE else network.pooled for metric in metrics)
     )
+    prepare_cache(cache)
     extractor = Extractor(settings, layers, device)
     basis = {**extractor.identity, "images": shape}
 
@@ -148,7 +163,15 @@ def evaluate(
     actual = extractor.features(
         lambda start, stop: torch.tensor(samples[start:stop]).permute(0, 3, 1, 2), len(samples), count.add
     )
-    return [row for metric in metrics for row in _rows(metric, actual, expected, reference, settings, extractor, basis)]
+    for metric in metrics:
+        try:
+            rows = _rows(metric, actual, expected, reference, settings, extractor, basis)
+        except InputError as error:
+            reasons[metric] = str(error)
+        else:
+            yield from rows
+    if reasons:
+        raise Unscored(reasons)
 
 
 def _rows(

@@ -14,12 +14,10 @@ from torch_fidelity.metric_kid import kid_features_to_metric
 from torch_fidelity.metric_prc import prc_features_to_metric
 
 from ...kernels.errors import InputError
+from .counts import NEIGHBOURS, SPLITS, kid_subset_size, shortage
 
 KID_SUBSETS = 100
-NEIGHBOURS = 3  # for improved precision and recall
-SPLITS = 10  # for the inception score
 FULL_COUNT = 50_000  # the samples of FID, KID and IS without a suffix
-WITHOUT_REFERENCE = ("isc",)  # metrics of the samples' logits only; the others compare pooled features
 AnyFeatures = NDArray[np.floating]
 
 
@@ -30,11 +28,6 @@ class Quantity:
     name: str
     value: float
     std: float | None = None
-
-
-def kid_subset_size(samples: int, reference: int) -> int:
-    """Images in each of KID's 100 subsets: 1000 if both sets have that many, else 100."""
-    return 1000 if min(samples, reference) >= 1000 else 100
 
 
 def metric_name(quantity: str, network: str, count: int) -> str:
@@ -67,32 +60,23 @@ def definition(metric: str, samples: int, reference: int) -> dict[str, Any]:
     }[metric]
 
 
-def check_counts(metric: str, samples: int, reference: int) -> None:
-    """Raise InputError if a metric of `config.METRICS` needs more samples or more reference images."""
-    needed = {"fd": 2, "kid": kid_subset_size(samples, reference), "prc": NEIGHBOURS + 1, "isc": SPLITS}[metric]
-    if samples < needed:
-        raise InputError(f"{metric} needs at least {needed} samples, {samples} given")
-    if metric not in WITHOUT_REFERENCE and reference < needed:
-        raise InputError(f"{metric} needs at least {needed} reference images, {reference} given")
-
-
 def compute(metric: str, samples: AnyFeatures, reference: AnyFeatures | None, seed: int) -> list[Quantity]:
     """A metric of `config.METRICS` from features [N, D] of the samples and [M, D] of the reference, in float64.
 
     `fd` is the Fréchet distance (Heusel et al., 2017), `kid` the kernel distance (Bińkowski et al., 2018), `prc`
     improved precision and recall (Kynkäänniemi et al., 2019), `isc` the inception score (Salimans et al., 2016), from
-    the samples' logits only. `seed` draws KID's subsets and IS's splits. Raises InputError if sets are too small or the
-    result is not finite.
+    the samples' logits only. `seed`, below 2^32, draws KID's subsets and IS's splits. Raises InputError if sets are too
+    small or the result is not finite.
     """
-    check_counts(metric, len(samples), 0 if reference is None else len(reference))
+    if text := shortage(metric, len(samples), None if reference is None else len(reference)):
+        raise InputError(text)
     for name, features in (("samples", samples), ("reference", reference)):
         if features is not None and not np.isfinite(features).all():
             raise InputError(f"{metric} cannot be computed: features of the {name} are not finite")
     x = torch.from_numpy(samples).double()
     y = x if reference is None else torch.from_numpy(reference).double()
-    draw = seed % 2**32  # the range of numpy's RandomState
     try:
-        quantities = _by_torch_fidelity(metric, x, y, draw)
+        quantities = _by_torch_fidelity(metric, x, y, seed)
     except np.linalg.LinAlgError as error:
         raise InputError(f"{metric} cannot be computed: {error}") from None
     for one in quantities:
@@ -105,7 +89,8 @@ def _by_torch_fidelity(metric: str, x: Tensor, y: Tensor, seed: int) -> list[Qua
     kwargs = definition(metric, len(x), len(y))
     if metric == "fd":
         moments = fid_features_to_statistics(x), fid_features_to_statistics(y)
-        return [Quantity("fd", fid_statistics_to_metric(*moments, verbose=False)["frechet_inception_distance"])]
+        distance = fid_statistics_to_metric(*moments, verbose=False)["frechet_inception_distance"]
+        return [Quantity("fd", max(0.0, distance))]  # rounding can make that of nearly equal sets negative
     if metric == "kid":
         out = kid_features_to_metric(x, y, rng_seed=seed, verbose=False, **kwargs)
         return [Quantity("kid", out["kernel_inception_distance_mean"], out["kernel_inception_distance_std"])]

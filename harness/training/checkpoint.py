@@ -10,10 +10,11 @@ weights have their names in the network.
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from types import NoneType
 from typing import Any, TypeVar
 
 import torch
@@ -23,8 +24,9 @@ from torch import Tensor
 
 from ...kernels.errors import InputError, unknown
 from ...models import registry
+from ...models.registry import Backbone
 from ..config import WEIGHTS
-from ..record import read_records
+from ..record import access, read_records
 
 KEEP = 2
 _NAME = re.compile(r"step-(\d{8})\.safetensors")
@@ -68,9 +70,13 @@ def file_name(step: int) -> str:
 
 
 def files(folder: Path) -> list[Path]:
-    """The files of `checkpoints/` or `weights/`, newest first."""
-    paths = [path for path in folder.glob("step-*.safetensors") if _NAME.fullmatch(path.name)]
-    return sorted(paths, reverse=True)  # steps have leading zeros
+    """The files of `checkpoints/` or `weights/`, newest first. Raises InputError for a folder that cannot be read."""
+    with access("read", folder):
+        try:
+            names = os.listdir(folder)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+    return [folder / name for name in sorted(names, reverse=True) if _NAME.fullmatch(name)]  # steps have leading zeros
 
 
 def moments(folder: Path) -> list[int]:
@@ -139,22 +145,83 @@ def load(path: Path) -> Checkpoint:
 
 
 def _read(path: Path, kind: type[Saved], tensors: bool = True) -> Saved:
+    """With `tensors` False, they are on the meta device, which has names and shapes only."""
     try:
+        with access("read", path), open(path, "rb"):  # safetensors says of each error that there is no such file
+            str(path).encode()
         with safe_open(path, framework="pt") as file:
             header = json.loads((file.metadata() or {})["lamabench"])
-            names = file.keys() if tensors else []
+            names = file.keys()
             # Cloned, because safetensors returns a view of the file, which may be replaced or truncated while in use.
-            read = {name: file.get_tensor(name).clone() for name in names}
+            read = {name: file.get_tensor(name).clone() for name in names} if tensors else {
+                name: torch.empty(file.get_slice(name).get_shape(), device="meta") for name in names
+            }  # fmt: skip
     except FileNotFoundError:
         raise InputError(f"no such checkpoint: {path}") from None
+    except UnicodeEncodeError:
+        raise InputError(f"the path of {str(path)!a} is not UTF-8, which checkpoints need: rename the folder") from None
     except (SafetensorError, OSError) as error:
         raise InputError(f"checkpoint {path} is truncated or damaged: {error}") from None
-    except (KeyError, ValueError):
+    except InputError:
+        raise
+    except (KeyError, ValueError, RecursionError):
         raise InputError(f"{path} is a safetensors file, but not a lamabench checkpoint") from None
+    _check_header(header, kind, path)
     if tensors and header.get("sum") not in (None, _sum(read)):  # None: an old file without a sum
         raise InputError(f"checkpoint {path} is truncated or damaged: its bytes have changed")
+    if file_name(header["step"]) != path.name:
+        raise InputError(f"{path} was renamed: it is of step {header['step']}")
     attributes = {f.name for f in fields(kind)} & header.keys()
     return kind(**{name: header[name] for name in attributes}, tensors=read)
+
+
+_HEADER = {"step": int, "seconds": (int, float), "model": dict, "fingerprint": str}
+_MORE = {"stretches": list, "window_start": int, "loss": (int, float, NoneType), "sum": (int, NoneType)}
+_STRETCH = {"from_step": int, "backend": dict, "commit": (str, NoneType)}
+
+
+def _check_header(header: Any, kind: type[Origin], path: Path) -> None:
+    """Raise InputError if a header lacks a field or has one of another type."""
+    if not isinstance(header, dict):
+        raise InputError(f"the header of {path} is damaged: it is no JSON object")
+    shapes = [(header, _HEADER | {name: types for name, types in _MORE.items() if name in header})]
+    stretches = header.get("stretches", [])
+    shapes += [(stretch, _STRETCH) for stretch in (stretches if isinstance(stretches, list) else [])]
+    for fields_there, types_by_name in shapes:
+        for name, types in types_by_name.items():
+            value = fields_there.get(name) if isinstance(fields_there, dict) else None
+            if not isinstance(value, types) or isinstance(value, bool):
+                raise InputError(f"the header of {path} is damaged: its {name} is {value!r}"[:300])
+
+
+def check_tensors(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], where: Path) -> None:
+    """Raise InputError if tensors do not have the names and shapes of those of a network."""
+    faults = [f"{name} is missing" for name in expected if name not in tensors]
+    faults += [f"{name} is not of the model" for name in tensors if name not in expected]
+    faults += [
+        f"{name} is {list(tensors[name].shape)}, not {list(value.shape)}"
+        for name, value in expected.items()
+        if name in tensors and tensors[name].shape != value.shape
+    ]
+    if faults:
+        more = f", and {len(faults) - 1} more" if len(faults) > 1 else ""
+        raise InputError(f"the tensors in {where} do not fit the model: {faults[0]}{more}")
+
+
+def check_complete(saved: Checkpoint, model: Any, metrics: int, where: Path) -> None:
+    """Raise InputError if a checkpoint lacks a tensor that the configuration of a model needs, or has one of another
+    shape. `metrics` is the number of averaged quantities."""
+    net = _meta(model)
+    weights, parameters = net.state_dict(), dict(net.named_parameters())
+    moments = {name for group in ("exp_avg", "exp_avg_sq") for name in saved.group(group)} & parameters.keys()
+    expected = {f"{group}/{name}": value for group in ("model", "ema") for name, value in weights.items()}
+    expected |= {f"{group}/{name}": parameters[name] for group in ("exp_avg", "exp_avg_sq") for name in moments}
+    check_tensors(saved.tensors, expected | {"window": torch.empty(metrics, device="meta")}, where)
+
+
+def _meta(model: Any) -> Backbone:
+    with torch.device("meta"):
+        return registry.build(model)
 
 
 def newest(folder: Path) -> Iterator[Checkpoint | InputError]:
@@ -166,19 +233,20 @@ def newest(folder: Path) -> Iterator[Checkpoint | InputError]:
             yield error
 
 
-def load_weights(folder: Path, step: int, kind: str = "ema", model: dict[str, Any] | None = None) -> Weights:
-    """The weights of a training folder at a step, `ema` (averaged) or `live`, on the CPU.
+def load_weights(folder: Path, step: int, kind: str = "ema", model: Any = None, tensors: bool = True) -> Weights:
+    """The weights of a training folder at a step, `ema` (averaged) or `live`, on the CPU. With `tensors` False, they
+    are only names and shapes.
 
     Live weights exist only in complete checkpoints. Raises InputError, with the nearest kept steps, if there are no
-    weights of that step, and if they are damaged or of another model than `model` (as in `registry.describe`).
+    weights of that step, and if they are damaged or do not fit the configuration `model`.
     """
     if kind not in WEIGHTS:
         raise unknown("sample.weights", kind, WEIGHTS)
     own, whole = folder / "weights" / file_name(step), folder / "checkpoints" / file_name(step)
-    if kind == "ema" and own.is_file():
-        weights = _read(own, Weights)
-    elif whole.is_file():
-        weights = weights_of(load(whole), kind)
+    if kind == "ema" and own in files(own.parent):
+        weights, path = _read(own, Weights, tensors), own
+    elif whole in files(whole.parent):
+        weights, path = weights_of(_read(whole, Checkpoint, tensors), kind), whole
     elif kind == "ema":
         raise InputError(f"{folder} has no averaged weights of step {step}; {nearest(moments(folder), step)}")
     else:
@@ -188,7 +256,8 @@ def load_weights(folder: Path, step: int, kind: str = "ema", model: dict[str, An
             f"{nearest(steps, step)}"
         )
     if model is not None:
-        check_model(weights, model, own if own.is_file() else whole)
+        check_model(weights, registry.describe(model), path)
+        check_tensors(weights.tensors, _meta(model).state_dict(), path)
     return weights
 
 

@@ -9,10 +9,12 @@ from ...kernels.errors import InputError
 from ...models import registry
 from ..config import Config
 from ..device import device_type
+from ..diffusion.objective import objective
 from ..provenance import provenance
 from ..record import read_lines
 from .checkpoint import (
     Checkpoint,
+    check_complete,
     check_data,
     check_model,
     file_name,
@@ -61,7 +63,7 @@ def continue_from(folder: Path, config: Config, asked: Sequence[int], fingerprin
     checkpoint, because a training never restarts where there are results.
     """
     checkpoints = folder / "checkpoints"
-    saved = _newest_complete(checkpoints, say)
+    saved = _newest_complete(checkpoints, config, say)
     steps = moments(folder)
     if saved is None:
         if steps or any(
@@ -74,7 +76,6 @@ def continue_from(folder: Path, config: Config, asked: Sequence[int], fingerprin
         if files(checkpoints):
             say(f"no earlier checkpoint: training starts again at step 0 of {config.train.steps}")
         return None
-    check_model(saved, registry.describe(config.model), checkpoints)
     check_data(folder, fingerprint)
     late = [step for step in asked if step <= saved.step and step not in steps]
     lost = [step for step in late if not (checkpoints / file_name(step)).is_file()]
@@ -91,17 +92,23 @@ def continue_from(folder: Path, config: Config, asked: Sequence[int], fingerprin
     return saved
 
 
-def _newest_complete(checkpoints: Path, say: Say) -> Checkpoint | None:
+def _newest_complete(checkpoints: Path, config: Config, say: Say) -> Checkpoint | None:
+    metrics = len(objective(config.objective).metrics)
     for saved in newest(checkpoints):
         if not isinstance(saved, InputError):
-            return saved
+            check_model(saved, registry.describe(config.model), checkpoints)
+            try:
+                check_complete(saved, config.model, metrics, checkpoints / file_name(saved.step))
+                return saved
+            except InputError as error:
+                saved = error
         say(f"{saved}; falling back to the one before")
     return None
 
 
 def _loss_at(folder: Path, step: int) -> float | None:
     """The loss that was logged last, up to a step."""
-    losses = [line["loss"] for line in read_lines(folder / "metrics.jsonl") if line["step"] <= step]
+    losses = [line.get("loss") for line in read_lines(folder / "metrics.jsonl") if line["step"] <= step]
     return losses[-1] if losses else None
 
 

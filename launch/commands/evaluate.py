@@ -1,13 +1,15 @@
 """`lamabench evaluate`: scores the samples of a run, or any .npz of images."""
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any
 
 from ...harness.keys import config_from_dict, score_key
 from ...harness.progress import Progress
-from ...harness.record import newest, read_records
-from ...harness.stages import Task, execute, missing
+from ...harness.record import newest, read_records, write_lines
+from ...harness.run import locked
+from ...harness.stages import Task, execute, missing, prepare
 from ...kernels.errors import InputError
 from ..compose import compose
 from ..output import command, show
@@ -18,19 +20,27 @@ COLUMNS |= {"reference_count": "Reference images", "checkpoint_step": "Step", "p
 
 
 def run(args: argparse.Namespace) -> int:
+    from ...harness.scoring.score import Unscored, score
+
     path, overrides = run_and_overrides(args.words)
     rows: list[dict[str, Any]] = []
+    reasons: dict[str, str] = {}
     if path.suffix == ".npz":
-        from ...harness.scoring.score import score
-
         config, _ = compose(overrides)
-        rows = score(path, config, config.evaluate.metrics, Path(config.run.root) / ".cache", Progress())
+        try:
+            for row in score(path, config, config.evaluate.metrics, Path(config.run.root) / ".cache", Progress()):
+                rows.append(row)
+        except Unscored as error:
+            reasons = error.reasons
     else:
         from ...harness.data.images import load
         from ...harness.training.checkpoint import check_data
 
+        def other(task: Task) -> Path:  # where samples of another user lie
+            return path.resolve() / "samples" / task.key
+
         def check(task: Task) -> None:
-            if "sample" in missing(task):
+            if "sample" in missing(task) and "sample" in missing(task, read_records(other(task) / "record.jsonl")):
                 words = [text for text in overrides if text.startswith(("sample.", "run."))]
                 draw = command("sample", path, *words)
                 raise InputError(f"{path} has no samples to score; draw them first: {draw}")
@@ -39,10 +49,32 @@ def run(args: argparse.Namespace) -> int:
 
         config, wanted = asked_of(path, overrides, ("sample", "evaluate", "run"), ["sample", "evaluate"], check)
         for task in wanted:
-            execute(task, Progress(task.path))
+            adopt(task, other(task))
+            try:
+                execute(task, Progress(task.path))
+            except Unscored as error:
+                reasons |= error.reasons
             keys = [score_key(config, task.key, metric) for metric in task.metrics]
             newest_rows = newest(read_records(task.path / "record.jsonl")).values()
             rows += [row.flat() for row in newest_rows if row.key in keys and row.state == "done"]
+    if reasons and not rows:
+        raise Unscored(reasons)
     columns = {key: title for key, title in COLUMNS.items() if any(row.get(key) is not None for row in rows)}
     show(rows, columns, args.json)
-    return 0
+    for text in reasons.values():
+        print(f"lamabench evaluate: {text}", file=sys.stderr)
+    return 1 if reasons else 0
+
+
+def adopt(task: Task, other: Path) -> None:
+    """Let a task of samples begin with what is done in another folder of its key, which may be of another user: its
+    rows, and a link to its images. Does nothing if the task has samples, or the other folder has none."""
+    rows = [one for one in read_records(other / "record.jsonl") if one.state == "done"]
+    if "sample" not in missing(task) or "sample" in missing(task, rows):
+        return
+    folder = prepare(task)
+    with locked(folder):
+        images = folder / "samples.npz"
+        images.unlink(missing_ok=True)
+        images.symlink_to((other / images.name).resolve())
+        write_lines(folder / "record.jsonl", [one.as_dict() for one in rows])

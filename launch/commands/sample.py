@@ -14,9 +14,9 @@ from ...harness.keys import config_from_dict, training_folder
 from ...harness.progress import Progress
 from ...harness.run import create, plain_name, read_info, weights_home
 from ...harness.stages import Task, execute, kept_steps, missing, not_kept, ready, step_of, tasks
-from ...harness.training.checkpoint import moments
+from ...harness.training.checkpoint import load_weights, moments
 from ...kernels.errors import InputError
-from ...models import plugins
+from ...models import plugins, registry
 from ..compose import load_plugins, override
 from ..output import command, split_arguments
 from .train import STUDY, note
@@ -34,9 +34,14 @@ def run(args: argparse.Namespace) -> int:
 
 
 def check_weights(task: Task) -> None:
-    """Raise InputError, with the nearest kept steps, if the weights that samples take are not kept."""
-    if not ready(task):
-        weights = task.config["sample"]["weights"]
+    """Raise InputError if the weights that samples take are damaged or, with the nearest kept steps, not kept."""
+    weights = task.config["sample"]["weights"]
+    if "sample" not in missing(task):
+        return
+    if ready(task):
+        model = registry.from_dict(task.config["model"])
+        load_weights(Path(task.training), task.step, weights, model, tensors=False)
+    else:
         text = not_kept(task.step, kept_steps(Path(task.training), weights))
         raise InputError(f"{task.training}: {text} ({weights} weights)")
 

@@ -48,7 +48,8 @@ def test_a_row_is_checked(kind, values, message):
         ({"schema": 99, "kind": "score"}, "line 1 has schema 99, of a newer version of lamabench; this one reads 2"),
         ({"schema": 1, "kind": "bench"}, "line 1 has schema 1, of an older version"),
         ({"kind": "score"}, "line 1 is not a record of lamabench"),
-        ([1], "line 1 is not a record of lamabench"),
+        ([1], "line 1 is not a record of lamabench: it is no JSON object"),
+        (None, "line 1 is not a record of lamabench: it is no JSON object"),
         ({"schema": 2, "kind": "score", "key": "a"}, "line 1: a score record that is done lacks metric, value"),
     ],
 )
@@ -105,3 +106,40 @@ def test_no_write_creates_the_folder_of_a_run_again(tmp_path):
     with pytest.raises(FileNotFoundError):
         write_atomically(away / "samples.npz", b"new")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "line", "message"),
+    [
+        ("metrics.jsonl", {"loss": 1.0}, "line 2 is no line of lamabench: its step is None"),
+        ("metrics.jsonl", [], "line 2 is not a record of lamabench: it is no JSON object"),
+        ("attempts.jsonl", {"event": "end"}, "line 2 is no line of lamabench: its job is None"),
+        ("attempts.jsonl", {"event": 3, "job": "7"}, "line 2 is no line of lamabench: its event is 3"),
+        ("attempts.jsonl", {"event": "start", "job": "7"}, "line 2 is no line of lamabench: its restart is None"),
+        ("attempts.jsonl", None, "line 2 is not a record of lamabench: it is no JSON object"),
+    ],
+)
+def test_lines_have_what_is_read_of_them(tmp_path, name, line, message):
+    good = {"step": 1, "event": "end", "job": "7"}
+    (tmp_path / name).write_text("".join(json.dumps(one) + "\n" for one in (good, line)))
+    with pytest.raises(InputError, match=message):
+        read_lines(tmp_path / name)
+    (tmp_path / name).write_bytes(json.dumps(good).encode() + b'\n\xff{"step"')  # cut, and not UTF-8
+    assert read_lines(tmp_path / name) == [good]
+    (tmp_path / name).write_bytes(b"\xff\n")
+    with pytest.raises(InputError, match="line 1 is not JSON"):
+        read_lines(tmp_path / name)
+
+
+def test_a_file_that_cannot_be_read_is_one_line(tmp_path, another_user):
+    (tmp_path / "record.jsonl").mkdir()
+    with pytest.raises(InputError, match=r"cannot read .*record\.jsonl: Is a directory"):
+        read_lines(tmp_path / "record.jsonl")
+    with pytest.raises(InputError, match=r"cannot read .*: File name too long"):
+        read_lines(tmp_path / ("x" * 300))
+    assert read_lines(tmp_path / "none" / "record.jsonl") == []
+    folder, acting = another_user
+    (folder / "record.jsonl").write_text("")
+    (folder / "record.jsonl").chmod(0)
+    with acting(), pytest.raises(InputError, match=r"cannot read .*record\.jsonl: Permission denied"):
+        read_records(folder / "record.jsonl")

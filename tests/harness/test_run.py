@@ -30,6 +30,10 @@ def test_a_folder_keeps_its_description(tmp_path):
         (None, "is not a run folder: it has no config.json"),
         ("{", "is not JSON"),
         ("[]", "was not written by lamabench"),
+        ("null", "was not written by lamabench"),
+        ('{"config": []}', "was not written by lamabench: its config is"),
+        ('{"layout": 2, "config": {}, "key": "a"}', "was not written by lamabench: its kind is None"),
+        ("[" * 100_000, "is not JSON"),
         ('{"id": "0", "config": {}}', "was written by an earlier version .*: read it with that version .* or train"),
         ('{"layout": 9, "config": {}}', "was written by a newer version of lamabench: its layout is 9"),
     ],
@@ -155,3 +159,61 @@ def test_a_folder_in_the_place_of_a_link_stays(tmp_path):
     folders.write_study(tmp_path, "s", None, [ENTRY])
     assert not (tmp_path / "s" / "small").is_symlink()
     assert json.loads((tmp_path / "s" / folders.STUDY).read_text())["runs"][0]["name"] == "small"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "is not JSON"),
+        ("null", "was not written by lamabench: it is no JSON object"),
+        ('{"runs": []}', None),
+        ('{"runs": [], "file": 3}', "was not written by lamabench: its file is 3"),
+        ('{"runs": {}, "file": null}', "was not written by lamabench: its runs is {}"),
+        ('{"runs": [null], "file": null}', "was not written by lamabench: in run 1, it is no JSON object"),
+        (json.dumps({"runs": [ENTRY, {**ENTRY, "samples": 1}], "file": None}), "lamabench: in run 2, its samples is 1"),
+        (json.dumps({"runs": [{**ENTRY, "training": None}], "file": "/a/s.yaml"}), None),
+    ],
+)
+def test_a_listing_is_checked(tmp_path, content, message):
+    (tmp_path / folders.STUDY).write_text(content)
+    if message is None:
+        assert "runs" in folders.read_study(tmp_path)
+        return
+    with pytest.raises(InputError, match=rf"\.study\.json .*{message}"):
+        folders.read_study(tmp_path)
+
+
+def test_a_folder_of_another_user_is_one_line(another_user):
+    root, acting = another_user
+    folders.write_study(root, "s", None, [ENTRY])
+    folder = folders.create(root / "t", INFO)
+    with folders.locked(folder):
+        pass
+    with acting():
+        assert folders.read_info(folder)["key"] == INFO["key"] and not folders.is_locked(folder)
+        for work in (
+            lambda: folders.create(root / "other", INFO),
+            lambda: folders.create(folder, INFO | {"config": {"x": 2}}),
+            lambda: folders.locked(folder).__enter__(),
+        ):
+            with pytest.raises(InputError, match=rf"cannot write {root}.*: Permission denied"):
+                work()
+        for study in ("s", "new"):
+            with pytest.raises(InputError, match=rf"cannot write (below )?{root}.*: Permission denied"):
+                folders.write_study(root, study, None, [ENTRY])
+    folder.chmod(0)
+    with acting():
+        for read in (folders.read_run, folders.is_locked):
+            with pytest.raises(InputError, match=r"cannot read .*: Permission denied"):
+                read(folder)
+
+
+@pytest.mark.parametrize(
+    ("place", "reason"), [("file", "exists"), ("file/deeper", "Not a dir"), ("x" * 300, "too long")]
+)
+def test_a_root_that_cannot_be_is_one_line(tmp_path, place, reason):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=f"cannot write .*{reason}"):
+        folders.create(tmp_path / place, INFO)
+    with pytest.raises(InputError, match=r"cannot (write below|read) .*(Not a directory|too long)"):
+        folders.write_study(tmp_path / place, "s", None, [ENTRY])

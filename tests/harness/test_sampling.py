@@ -14,7 +14,7 @@ from lamabench.harness.random import Stream, generator
 from lamabench.harness.sampling import Sampler, generate, labels_of, load_weights
 from lamabench.harness.training.loop import train
 from lamabench.kernels.errors import InputError
-from lamabench.models.registry import build, describe
+from lamabench.models.registry import build
 
 DIT = DiTConfig(input_size=8, in_channels=1, num_classes=10, patch_size=2, hidden_size=16, depth=1, num_heads=2)
 STEP = 4
@@ -77,7 +77,7 @@ def test_images_follow_from_the_weights(tmp_path, training):
     """Against two explicit steps of DDIM (2010.02502, eq. 12), from noise by image index."""
     images, _, _ = draw(tmp_path, training, make(steps=2, count=3))
     net = build(DIT).eval()
-    net.load_state_dict(load_weights(training, STEP, "ema", describe(DIT)).tensors)
+    net.load_state_dict(load_weights(training, STEP, "ema", DIT).tensors)
     start = [generator(0, Stream.SAMPLE, i).standard_normal((1, 8, 8), dtype=np.float32) for i in range(3)]
     x = torch.tensor(np.stack(start))
     alphas = Chain().alpha_bar.float()

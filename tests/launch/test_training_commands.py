@@ -172,3 +172,44 @@ def test_empty_words_are_not_taken_as_not_given(words, message, capsys, tmp_path
     code, out, err = run(capsys, "sweep", *words)
     assert code == 2 and not out and message in err and err.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_samples_elsewhere_are_scored_below_our_root(capsys, tmp_path):
+    """As of a colleague whose folder cannot be written. Metrics that cannot be computed leave the others."""
+    assert run(capsys, "train", *DIT, *QUICK, "train.steps=2")[0] == 0
+    (training,) = (tmp_path / "runs" / "trainings").iterdir()
+    words = ["evaluate", str(training), "run.root=mine"]
+    code, _, err = run(capsys, *words)
+    assert code == 2 and "has no samples to score" in err and not (tmp_path / "mine").exists()
+    assert run(capsys, "sample", str(training))[0] == 0
+    before = {path: path.stat().st_mtime_ns for path in training.rglob("*")}
+    for _ in range(2):
+        code, out, err = run(capsys, *words, "evaluate.metrics=[kid,fd]")
+        assert code == 1 and "FD-EffNetLite0-20" in out
+        assert err.endswith("lamabench evaluate: kid needs at least 100 samples, 20 given\n")
+    assert before == {path: path.stat().st_mtime_ns for path in training.rglob("*")}
+    (samples,) = (tmp_path / "mine" / "trainings" / training.name / "samples").iterdir()
+    states = [(row.kind, row.state) for row in read_run(samples).records]
+    assert states == [("sample", "done"), ("score", "done"), ("score", "failed"), ("score", "failed")]
+    code, out, err = run(capsys, *words, "evaluate.metrics=[kid]")
+    assert code == 2 and "kid needs at least 100 samples, 20 given" in err and not out
+
+
+def test_sample_leaves_nothing_of_weights_that_it_cannot_read(capsys, tmp_path):
+    assert run(capsys, "train", *DIT, *QUICK, "train.steps=2")[0] == 0
+    (training,) = (tmp_path / "runs" / "trainings").iterdir()
+    (file,) = training.glob("weights/*")
+    whole = file.read_bytes()
+
+    def written():
+        return {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("*")}
+
+    before = written()
+    for device, words in (("tpu", "tpu"), ("cuda:9", "cuda:9")):
+        code, _, err = run(capsys, "sample", str(training), f"run.device={device}")
+        assert code == 2 and words in err and err.count("\n") == 1 and written() == before
+    for content in (b"", whole[:5], whole[: len(whole) // 2], b"\xff" * 100):
+        file.write_bytes(content)
+        before = written()
+        code, _, err = run(capsys, "sample", str(training), "run.device=cpu")
+        assert code == 2 and "is truncated or damaged" in err and err.count("\n") == 1 and written() == before

@@ -257,3 +257,18 @@ def test_disagreeing_counts_are_an_error(monkeypatch):
 
 
 TINY_DIT = replace(preset("dit_nano").config, depth=1)
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "words"),
+    [
+        ("dit_nano", {"input_size": 100_000}, "model.input_size must be at most 16,384, not 100000"),
+        ("lamamba_nano", {"input_size": 10**12}, "model.input_size must be at most 16,384"),
+        ("dit_nano", {"hidden_size": 3 * 10**12}, "the model is too large: .*overflow"),
+        ("dit_nano", {"hidden_size": 3 * 10**20}, "the model is too large: "),
+    ],
+)
+def test_what_is_too_large_to_count(name, fields, words):
+    with pytest.raises(InputError, match=words) as caught:
+        cost(replace(preset(name).config, **fields))
+    assert "\n" not in str(caught.value)

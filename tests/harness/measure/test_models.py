@@ -268,3 +268,18 @@ def test_out_of_memory_on_the_gpu():
         torch.cuda.set_per_process_memory_fraction(1.0)
     assert error is None and [row["state"] for row in rows] == ["done", "oom", "done"]
     assert "out of memory" in rows[1]["error"]
+
+
+def test_a_model_that_does_not_fit_is_a_row(monkeypatch):
+    """Its weights need more memory than there is. Other sizes are measured."""
+    right = models.build
+
+    def build_small(config):
+        if config.input_size == 4:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return right(config)
+
+    monkeypatch.setattr(models, "build", build_small)
+    rows, error = collect(make(input_sizes=[4, 8], modes=["forward"]))
+    assert [(row["input_size"], row["state"]) for row in rows] == [(4, "oom"), (8, "done")] and error is None
+    assert rows[0]["error"] == "OutOfMemoryError: CUDA out of memory" and "p50_ms" not in rows[0]

@@ -12,7 +12,8 @@ from lamabench.harness.config import Config, DataConfig, EvaluateConfig, RunConf
 from lamabench.harness.progress import Progress
 from lamabench.harness.random import Stream, generator
 from lamabench.harness.scoring import features
-from lamabench.harness.scoring.score import Reference, evaluate, read_samples, reference_of, score
+from lamabench.harness.scoring import score as scoring
+from lamabench.harness.scoring.score import Reference, Unscored, evaluate, read_samples, reference_of, score
 from lamabench.harness.scoring.statistics import compute
 from lamabench.kernels.errors import InputError
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
@@ -50,7 +51,7 @@ def run(samples, reference, cache, metrics=("prc",), *, name="digits", fingerpri
     images = reference if isinstance(reference, Images) else Images(reference)
     config = replace(config or EvaluateConfig(metrics=list(metrics)), seed=seed)
     options = {"cache": cache, "device": "cpu", **options}
-    return evaluate(samples, Reference(images, name, fingerprint), config, config.metrics, **options)
+    return list(evaluate(samples, Reference(images, name, fingerprint), config, config.metrics, **options))
 
 
 def noisy(images, sigma):
@@ -182,7 +183,7 @@ def test_unknown_names(tmp_path, digits):
         EvaluateConfig(batch_size=0)
     reference = Reference(Images(digits[:9]), "digits", "f")
     with pytest.raises(InputError, match=r"unknown evaluate.metrics 'fid'.*choices: fd, kid, prc, isc"):
-        evaluate(digits[:9], reference, EvaluateConfig(), ["fd", "fid"], cache=tmp_path, device="cpu")
+        list(evaluate(digits[:9], reference, EvaluateConfig(), ["fd", "fid"], cache=tmp_path, device="cpu"))
 
 
 # Inception-2015
@@ -235,7 +236,7 @@ def test_an_added_metric_computes_only_itself(tmp_path, digits, extracted):
     config = config_of(reference_count=120)
 
     def rows_of(*metrics):
-        return score(tmp_path / "samples.npz", config, metrics, tmp_path / "cache", Progress())
+        return list(score(tmp_path / "samples.npz", config, metrics, tmp_path / "cache", Progress()))
 
     every = rows_of("fd", "kid", "prc", "isc")
     assert extracted == [{"1280": 120, "logits": 120}, {"1280": 110, "logits": 110}]
@@ -244,6 +245,46 @@ def test_an_added_metric_computes_only_itself(tmp_path, digits, extracted):
     for metric in ("fd", "kid", "prc", "isc"):
         assert rows_of(metric) == [row for row in every if row["request"] == metric]
     assert extracted == [{"1280": 110}] * 3 + [{"logits": 110}]  # the reference is cached or not needed
+
+
+def test_what_can_be_computed_is_computed(tmp_path, digits, extracted):
+    """KID needs 100 samples and IS 10. The rows of the others are those without them."""
+    np.savez(tmp_path / "samples.npz", images=noisy(digits[:9], 30))
+
+    def rows_of(*metrics):
+        rows = score(tmp_path / "samples.npz", config_of(reference_count=20), metrics, tmp_path / "cache", Progress())
+        result = []
+        try:
+            for row in rows:
+                result.append(row)
+        except Unscored as error:
+            return result, error.reasons
+        return result, {}
+
+    expected = rows_of("fd", "prc")
+    assert len(expected[0]) == 3 and not expected[1]
+    kid, isc = "kid needs at least 100 samples, 9 given", "isc needs at least 10 samples, 9 given"
+    assert rows_of("kid", "fd", "isc", "prc") == (expected[0], {"kid": kid, "isc": isc})
+    extracted.clear()
+    assert rows_of("kid", "isc") == ([], {"kid": kid, "isc": isc}) and extracted == []
+
+
+def test_a_result_that_is_not_finite_leaves_the_others(tmp_path, digits, extracted, monkeypatch):
+    right = scoring.compute
+
+    def spoil(metric, *args):
+        if metric == "fd":
+            raise InputError("fd is not finite: fd nan, std None")
+        return right(metric, *args)
+
+    monkeypatch.setattr(scoring, "compute", spoil)
+    rows = evaluate(
+        noisy(digits[:9], 30), Reference(Images(digits[:9]), "d", "f"), EvaluateConfig(), ["fd", "prc"],
+        cache=tmp_path, device="cpu",
+    )  # fmt: skip
+    assert [next(rows)["request"] for _ in range(2)] == ["prc", "prc"]
+    with pytest.raises(Unscored, match="fd is not finite"):
+        next(rows)
 
 
 def test_the_seed_of_the_training_does_not_change_scores(tmp_path, digits, extracted):

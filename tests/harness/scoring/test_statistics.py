@@ -1,12 +1,16 @@
 """Metrics against closed forms and plain sums on synthetic features, and the names of metrics."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import scipy.linalg
 import scipy.special
 from lamabench.harness.config import METRICS
 from lamabench.harness.scoring import statistics
-from lamabench.harness.scoring.statistics import compute, definition, kid_subset_size, metric_name
+from lamabench.harness.scoring.counts import kid_subset_size, shortage
+from lamabench.harness.scoring.statistics import compute, definition, metric_name
 from lamabench.kernels.errors import InputError
 
 
@@ -34,6 +38,15 @@ def test_frechet_distance_by_matrix_square_root():
     expected = ((samples.mean(0) - reference.mean(0)) ** 2).sum() + np.trace(a + b - 2 * cross)
     assert compute("fd", samples, reference, 0)[0].value == pytest.approx(expected, rel=1e-8)
     assert abs(compute("fd", samples, samples, 0)[0].value) < 1e-9 * np.trace(a)
+
+
+@pytest.mark.parametrize(("count", "size"), [(12, 1280), (64, 512), (300, 64)])
+def test_the_distance_of_a_set_to_itself_is_not_negative(count, size):
+    """With fewer images than features, most eigenvalues are zero except for rounding."""
+    samples = np.random.default_rng(count).normal(size=(count, size)).astype(np.float32)
+    for scale in (1, 30):
+        value = compute("fd", scale * samples, scale * samples, 0)[0].value
+        assert 0 <= value < 1e-5 * scale**2 * size
 
 
 def kernel_distance(x, y):
@@ -141,3 +154,23 @@ def test_subset_size():
         100,
         100,
     ]
+
+
+@pytest.mark.parametrize(
+    ("metric", "samples", "reference", "text"),
+    [
+        ("kid", 99, None, "kid needs at least 100 samples, 99 given"),
+        ("kid", 100, None, None),
+        ("kid", 1200, 99, "kid needs at least 100 reference images, 99 given"),
+        ("kid", 1200, 999, None),
+        ("isc", 10, 0, None),
+        ("isc", 9, None, "isc needs at least 10 samples, 9 given"),
+    ],
+)
+def test_what_a_metric_lacks(metric, samples, reference, text):
+    assert shortage(metric, samples, reference) == text
+
+
+def test_counts_need_no_torch():
+    code = "import sys, lamabench.harness.scoring.counts; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
