@@ -17,14 +17,14 @@ from submitit.local.local import LocalJob, start_controller
 
 from ..harness.device import pick_device
 from ..harness.progress import clock, describe
-from ..harness.record import read_lines, write_atomically
+from ..harness.record import write_atomically
 from ..harness.run import is_locked
 from ..harness.stages import problem
 from ..kernels.errors import InputError
 from .plan import Piece
 from .slurm.cluster import ClusterConfig
 from .slurm.submit import entry
-from .worker import prepare, work
+from .worker import prepare, read_attempts, work
 
 DAYS_MIN = 60 * 24 * 30  # submitit ends a job after this many minutes
 SIGNAL_S = 20  # a job that cannot stop half way is ended after half of this time
@@ -227,7 +227,10 @@ def _finish(one: _Job, say: Callable[[str], None]) -> None:
         return
     error, state = run.error(), run.state()
     if error is None and job is not None:
-        attempts = [line for line in read_lines(run.folder / "attempts.jsonl") if line["job"] == job.job_id]
+        try:
+            attempts = read_attempts(run.folder, job.job_id)
+        except InputError as damage:
+            attempts = [{"error": str(damage)}]
         error = next((line["error"] for line in attempts if line.get("error")), None)
         state = "failed" if error else state
         error = error or f"the job ended without a record; its log: {job.paths.stdout}"
