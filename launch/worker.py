@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 BUSY_S = 120.0  # how long a run waits until the process of a lost node releases its folder
 DELAYS_S = (2.0, 5.0, 10.0, 20.0, 30.0)
 _FULL = "the disk of its folder is full, or a quota is; sweep retry continues it once there is room"
-# Exit codes of jobs that cannot write into the folder of their run. Larger than any errno, and not 128 + a signal.
-OTHER_CODE, SETUP_FAILED = 200, 201
+# Exit codes of jobs that must not write into the folder of their run. No errno is 41 or 58; SLURM cuts codes above 127.
+OTHER_CODE, SETUP_FAILED = 41, 58
 OTHER_CODE_LINE, SETUP_LINE = "not the code that was submitted", "cluster.setup failed with exit code"
 EXITS = {
     errno.ENOSPC: _FULL,

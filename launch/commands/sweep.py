@@ -256,7 +256,7 @@ def _print_strays(sweep: Sweep, look: status.Look) -> None:
         named = prune.named_folders(sweep.root, {sweep.study.name: plan.listing(sweep.whole)})
         if folders := list(prune.unnamed_folders(sweep.root, named)):
             print(f"{number(len(folders), 'folder')} below {sweep.root} that no study names; sweep prune lists them")
-    except InputError as error:  # the listing of another study is damaged
+    except (InputError, OSError) as error:  # the listing of another study is damaged, or a folder cannot be read
         print(error, file=sys.stderr)
     keys = {(task.kind, task.key) for one in sweep.whole for task in one.tasks}
     arrays = {str(array.job) for array in manifest.arrays(sweep.home)[0]}

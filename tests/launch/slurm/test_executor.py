@@ -120,9 +120,9 @@ def test_a_line_of_the_setup_that_fails_ends_the_job(tmp_path, sbatch):
     fine += ["cat > /dev/null <<END", "a case of 'text", "END"]
     cases = [
         (fine, 0, ""),
-        ([*fine, "module() { return 3; }", "module load nosuch # why"], 201, "code 3: module load nosuch # why"),
-        (["if true; then", "  nosuch --x", "fi"], 201, "code 127:   nosuch --x"),
-        (["false"], 201, "code 1: false"),
+        ([*fine, "module() { return 3; }", "module load nosuch # why"], 58, "code 3: module load nosuch # why"),
+        (["if true; then", "  nosuch --x", "fi"], 58, "code 127:   nosuch --x"),
+        (["false"], 58, "code 1: false"),
         (["exit 28"], 28, ""),
     ]
     for place, (lines, code, words) in enumerate(cases):
@@ -139,7 +139,7 @@ def test_a_line_of_the_setup_that_fails_ends_the_job(tmp_path, sbatch):
 def test_a_snapshot_that_is_gone_ends_the_job(tmp_path, sbatch):
     SlurmExecutor(tmp_path / "array", ClusterConfig(), "n", "/nowhere/code").submit_array([lambda: 1])
     done = run_batch((tmp_path / "array.sh").read_text(), tmp_path)
-    assert done.returncode == 200
+    assert done.returncode == 41
     assert done.stderr.splitlines()[-1] == "not the code that was submitted: /nowhere/code/lamabench is gone"
 
 
