@@ -5,7 +5,7 @@ VENV := .venv
 READY := $(VENV)/.ready
 LOG := $(VENV)/install.log
 
-.PHONY: help demo test slurm-test lint wheel clean
+.PHONY: help demo test gpu-test slurm-test soak lint wheel clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -23,6 +23,9 @@ gpu-test: $(READY)  ## run the tests that need a GPU (NVIDIA's, of compute capab
 
 slurm-test: $(READY)  ## run the tests that need SLURM, on a node of their own (8 minutes; root, Debian or Ubuntu)
 	OMP_NUM_THREADS=1 $(VENV)/bin/pytest -m slurm tests/slurm
+
+soak: $(READY)  ## run 200 short runs on such a node while some are killed at random (10 minutes)
+	OMP_NUM_THREADS=1 $(VENV)/bin/pytest -m soak tests/slurm
 
 lint: $(READY)  ## check style, format and types
 	$(VENV)/bin/ruff check

@@ -1,5 +1,6 @@
 """Where a number comes from: the commit of the code, the device and the versions."""
 
+import hashlib
 import json
 import platform
 import subprocess
@@ -13,6 +14,9 @@ import torch
 from .device import device_name
 
 SNAPSHOT = "SNAPSHOT.json"
+ROOT = Path(__file__).resolve().parents[1]  # the copy of lamabench that runs
+CODE = ("ablations", "baselines", "harness", "kernels", "launch", "models", "reports")
+SUFFIXES = (".py", ".cu", ".cuh")
 RECORDS = "reports/records"  # committed measurements: data, not code
 
 
@@ -40,6 +44,14 @@ def code() -> dict[str, Any]:
         "commit": _git("rev-parse", "HEAD") if tracked else None,
         "dirty": bool(_git(*changed)) if tracked else None,
     }
+
+
+def code_sha256(folder: Path) -> str:
+    """The SHA-256 of the names and contents of all code in a copy of lamabench."""
+    files = [file for name in CODE for file in (folder / name).rglob("*") if file.suffix in SUFFIXES]
+    sources = sorted((file.relative_to(folder).as_posix(), file) for file in files)
+    parts = [f"{name} {hashlib.sha256(file.read_bytes()).hexdigest()}\n" for name, file in sources]
+    return hashlib.sha256("".join(parts).encode()).hexdigest()
 
 
 def _driver() -> str | None:

@@ -1,12 +1,13 @@
 """Stopping on a signal. A signal is only noted when it comes; work stops at the end of its step or batch."""
 
 import signal
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 
-# The scheduler's warning that time is running out, its order to end, and the end of the terminal.
-SIGNALS = (signal.SIGUSR2, signal.SIGTERM, signal.SIGHUP)
-INTERACTIVE = (*SIGNALS, signal.SIGINT)  # and Ctrl-C, for work in a terminal
+# The scheduler's warning that time is running out, its order to end, a closed terminal, and Ctrl-C.
+SIGNALS = (signal.SIGUSR2, signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 _noted: list[int] = []
 
 
@@ -14,10 +15,10 @@ class Stopped(RuntimeError):
     """A signal asked the run to stop. The run continues exactly from what is on disk."""
 
 
-def listen(numbers: Sequence[int] = SIGNALS) -> None:
-    """Note these signals from now on instead of ending the process. A hangup or Ctrl-C that the process was started to
-    ignore, as by nohup, stays ignored."""
-    for number in numbers:
+def listen() -> None:
+    """Note `SIGNALS` from now on instead of ending the process. A Ctrl-C after another signal raises
+    KeyboardInterrupt. A hangup or Ctrl-C that the process was started to ignore, as by nohup, stays ignored."""
+    for number in SIGNALS:
         if number in (signal.SIGHUP, signal.SIGINT) and signal.getsignal(number) == signal.SIG_IGN:
             continue
         signal.signal(number, _note)
@@ -25,6 +26,8 @@ def listen(numbers: Sequence[int] = SIGNALS) -> None:
 
 def _note(number: int, frame: FrameType | None) -> None:
     _noted.append(number)
+    if number == signal.SIGINT and len(_noted) > 1:
+        raise KeyboardInterrupt(number)
 
 
 def asked() -> signal.Signals | None:
@@ -39,10 +42,49 @@ def check() -> None:
 
 
 def ignore(worker: int = 0) -> None:
-    """Ignore these signals from now on, and Ctrl-C too.
+    """Ignore `SIGNALS` from now on.
 
     A process that loads data ignores them because a signal to the whole process group must not end it while a training
     step needs it. A job ignores them at its end because Python removes its handlers before it exits.
     """
-    for number in INTERACTIVE:
+    for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+
+
+@contextmanager
+def noted() -> Iterator[None]:
+    """Note `SIGNALS` inside the block, for work of a command that saves when it is stopped (`check`). Where that ends
+    the block, raises KeyboardInterrupt with the number of the signal."""
+    with _handlers(SIGNALS, _note):
+        try:
+            yield
+        except Stopped:
+            raise KeyboardInterrupt(_noted[0]) from None
+        finally:
+            _noted.clear()
+
+
+@contextmanager
+def interrupting() -> Iterator[None]:
+    """Inside the block, SIGTERM and SIGHUP raise KeyboardInterrupt with their number, as Ctrl-C does."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt(number)
+
+    with _handlers((signal.SIGTERM, signal.SIGHUP), interrupt):
+        yield
+
+
+@contextmanager
+def _handlers(numbers: tuple[signal.Signals, ...], handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Handle signals inside the block, except those that are ignored (nohup). Only a process's main thread can."""
+    main = threading.current_thread() is threading.main_thread()
+    before = {number: signal.getsignal(number) for number in numbers if main}
+    for number, earlier in before.items():
+        if earlier is not signal.SIG_IGN:
+            signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        for number, earlier in before.items():
+            signal.signal(number, earlier)

@@ -4,12 +4,15 @@ import argparse
 import importlib
 import os
 import select
+import signal
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import NoReturn
 
+from ..harness.signals import interrupting
 from ..kernels.errors import InputError
 
 EPILOG = """examples
@@ -206,7 +209,8 @@ def _unread() -> bool:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a subcommand. Exit codes: 0 done, 1 a run failed, 2 bad input, 130 interrupted, 141 output not read."""
+    """Run a subcommand. Exit codes: 0 done, 1 a run failed, 2 bad input, 128 + N ended by signal N (130: Ctrl-C), 141
+    output not read."""
     top = parser()
     args, rest = top.parse_known_args(argv)
     if any(word.startswith("-") or "=" not in word for word in rest) or (rest and not hasattr(args, "words")):
@@ -214,7 +218,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if rest:  # settings after an option
         args.words += rest
     try:
-        code = _run(args)
+        with interrupting():
+            code = _run(args)
         sys.stdout.flush()
         return code
     except BrokenPipeError:
@@ -224,6 +229,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except InputError as error:
         print(f"lamabench {args.command}: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print(f"lamabench {args.command}: interrupted; the same command continues", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as error:
+        number = signal.Signals(error.args[0] if error.args else signal.SIGINT)
+        word = "interrupted" if number == signal.SIGINT else f"ended by {number.name}"
+        with suppress(OSError):  # the terminal was closed
+            print(f"lamabench {args.command}: {word}; the same command continues", file=sys.stderr)
+        return 128 + number

@@ -6,7 +6,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,14 +17,14 @@ from submitit.local.local import LocalJob, start_controller
 
 from ..harness.device import pick_device
 from ..harness.progress import clock, describe
-from ..harness.record import read_lines, write_atomically
+from ..harness.record import write_atomically
 from ..harness.run import is_locked
 from ..harness.stages import problem
 from ..kernels.errors import InputError
 from .plan import Piece
 from .slurm.cluster import ClusterConfig
 from .slurm.submit import entry
-from .worker import prepare, work
+from .worker import prepare, read_attempts, work
 
 DAYS_MIN = 60 * 24 * 30  # submitit ends a job after this many minutes
 SIGNAL_S = 20  # a job that cannot stop half way is ended after half of this time
@@ -101,12 +101,12 @@ def parallelism(runs: Sequence[Piece], available: Sequence[str]) -> int:
 
 @contextmanager
 def _job_environment(threads: int) -> Iterator[None]:
-    """What a job inherits: no imports from the folder where it starts, its share of the cores, and a blocked Ctrl-C.
-    The terminal sends Ctrl-C to every process, but `run_local` itself tells its jobs to end."""
+    """What a job inherits: no imports from the folder where it starts, its share of the cores, and blocked SIGINT and
+    SIGHUP. The terminal sends these to every process, but `run_local` itself tells its jobs to end."""
     wanted = {"PYTHONSAFEPATH": "1", "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
     before = {name: os.environ.get(name) for name in wanted}
     os.environ.update(wanted)
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
     try:
         yield
     finally:
@@ -120,11 +120,13 @@ def _job_environment(threads: int) -> Iterator[None]:
 
 @contextmanager
 def _noting() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM in a list, so that they do not end this process in the middle of anything."""
+    """Collect Ctrl-C, SIGTERM and SIGHUP (the terminal was closed) in a list, so that they do not end this process in
+    the middle of anything. What is ignored (nohup) stays ignored."""
     came: list[int] = []
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    for number in before:
-        signal.signal(number, lambda number, _: came.append(number))
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:
+            signal.signal(number, lambda number, _: came.append(number))
     try:
         yield came
     finally:
@@ -147,9 +149,10 @@ def run_local(runs: Sequence[Piece], parallel: int | None = None, every: float =
     time (None: as `parallelism` says).
 
     A run that another process works on is watched, and taken over if that process dies. Samples wait for the training
-    whose weights they take. The progress of each run is printed every `every` seconds. On Ctrl-C (KeyboardInterrupt)
-    and on SIGTERM (SystemExit) the jobs save and end first; the same call continues the runs. Returns whether all runs
-    are done. Raises InputError, before anything is written, if a run asks for a GPU that does not exist.
+    whose weights they take. The progress of each run is printed every `every` seconds. On Ctrl-C, SIGTERM and SIGHUP
+    the jobs save and end first, then KeyboardInterrupt is raised with the number of the signal; the same call continues
+    the runs. Returns whether all runs are done. Raises InputError, before anything is written, if a run asks for a GPU
+    that does not exist.
     """
     available = gpus()
     waiting = [run for run in runs if run.missing()]
@@ -160,7 +163,8 @@ def run_local(runs: Sequence[Piece], parallel: int | None = None, every: float =
     started, last = time.monotonic(), time.monotonic()
 
     def say(text: str) -> None:
-        print(f"[{clock(time.monotonic() - started)}] {text}", file=sys.stderr, flush=True)
+        with suppress(OSError):  # a terminal that was closed must not end the waiting for jobs
+            print(f"[{clock(time.monotonic() - started)}] {text}", file=sys.stderr, flush=True)
 
     for run in runs:
         if run not in waiting:
@@ -191,11 +195,8 @@ def run_local(runs: Sequence[Piece], parallel: int | None = None, every: float =
                     say(f"{one.run.name}: {describe(progress) if progress else 'starting'}")
         if came:
             _end([one for one in jobs if one.job is not None], came, say)
-    if came and came[0] == signal.SIGINT:
-        raise KeyboardInterrupt
     if came:
-        say("ended by SIGTERM; the same command continues")
-        raise SystemExit(128 + came[0])
+        raise KeyboardInterrupt(came[0])
     return not any(run.missing() for run in runs)
 
 
@@ -226,7 +227,10 @@ def _finish(one: _Job, say: Callable[[str], None]) -> None:
         return
     error, state = run.error(), run.state()
     if error is None and job is not None:
-        attempts = [line for line in read_lines(run.folder / "attempts.jsonl") if line["job"] == job.job_id]
+        try:
+            attempts = read_attempts(run.folder, job.job_id)
+        except InputError as damage:
+            attempts = [{"error": str(damage)}]
         error = next((line["error"] for line in attempts if line.get("error")), None)
         state = "failed" if error else state
         error = error or f"the job ended without a record; its log: {job.paths.stdout}"

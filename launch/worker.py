@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from pathlib import Path
@@ -30,10 +30,15 @@ if TYPE_CHECKING:
 BUSY_S = 120.0  # how long a run waits until the process of a lost node releases its folder
 DELAYS_S = (2.0, 5.0, 10.0, 20.0, 30.0)
 _FULL = "the disk of its folder is full, or a quota is; sweep retry continues it once there is room"
+# Exit codes of jobs that must not write into the folder of their run. No errno is 41 or 58; SLURM cuts codes above 127.
+OTHER_CODE, SETUP_FAILED = 41, 58
+OTHER_CODE_LINE, SETUP_LINE = "not the code that was submitted", "cluster.setup failed with exit code"
 EXITS = {
     errno.ENOSPC: _FULL,
     errno.EDQUOT: _FULL,
     errno.ESTALE: "its node did not see the folder of the submission: is the file system mounted there?",
+    OTHER_CODE: f"{OTHER_CODE_LINE}: its snapshot is gone or changed; sweep retry queues it with the code of now",
+    SETUP_FAILED: f"{SETUP_LINE} that is not 0; its log names the line",
 }
 
 
@@ -122,6 +127,28 @@ def one_line(error: BaseException) -> str:
     return (text if isinstance(error, InputError) else f"{type(error).__name__}: {text}")[:500]
 
 
+def read_attempts(folder: Path, job: str) -> list[dict[str, Any]]:
+    """The lines of a job in attempts.jsonl of a run, oldest first. Raises InputError, one line, for a damaged file."""
+    from ..harness.record import read_lines
+
+    lines = read_lines(path := folder / "attempts.jsonl")
+    for number, line in enumerate(lines, start=1):
+        if not isinstance(line, dict) or not all(isinstance(line.get(key), kind) for key, kind in _FIELDS.items()):
+            raise InputError(f"{path} line {number} was not written by lamabench")
+    return [line for line in lines if line["job"] == job]
+
+
+# The types of the fields of attempts.jsonl that are read again.
+_FIELDS = {
+    "job": str,
+    "event": str,
+    "restart": int | None,
+    "records": int | None,
+    "signal": str | None,
+    "error": str | None,
+}
+
+
 class Attempt:
     """This start of a run: its lines in attempts.jsonl."""
 
@@ -143,11 +170,14 @@ class Attempt:
         return [records, newest, len(list(self.folder.glob("samples.parts/*/*.npy")))]
 
     def stuck(self) -> bool:
-        """Whether the time limit stopped the last two starts with exactly this mark."""
-        from ..harness.record import read_lines
-
-        stops = [line for line in read_lines(self.path) if line["event"] == "stop" and line["job"] == job_key()]
-        here = [line["signal"] == "SIGUSR2" and line["mark"] == self.mark() for line in stops[-2:]]
+        """Whether the time limit stopped the last two starts with exactly this mark. If attempts.jsonl is damaged, that
+        is unknown, and the answer is no."""
+        try:
+            stops = [line for line in read_attempts(self.folder, job_key()) if line["event"] == "stop"]
+        except InputError as error:
+            say(str(error))
+            return False
+        here = [line.get("signal") == "SIGUSR2" and line.get("mark") == self.mark() for line in stops[-2:]]
         return len(here) == 2 and all(here)
 
 
@@ -189,7 +219,7 @@ def work(manifest: str, index: int) -> None:
 def _listening() -> Iterator[None]:
     """Listen for the scheduler's signals instead of submitit, and ignore them afterwards, while the process ends. With
     the executor `debug`, which works in the caller's process, restore the caller's handlers afterwards."""
-    here, before = executor(), {n: signal.getsignal(n) for n in (*signals.INTERACTIVE, signal.SIGCONT)}
+    here, before = executor(), {n: signal.getsignal(n) for n in (*signals.SIGNALS, signal.SIGCONT)}
     signals.listen()
     signal.signal(signal.SIGCONT, signal.SIG_DFL)  # submitit's handler writes to the log in the middle of a write
     try:
@@ -209,7 +239,7 @@ def _guarded(path: Path, index: int) -> int | None:
         say(str(error))
         return errno.ESTALE
     try:
-        return _attempt(path, index, manifest["arrays"][index])
+        return _attempt(path, index, manifest)
     except Exception as error:
         number = next((one.errno for one in _causes(error) if isinstance(one, OSError) and one.errno in EXITS), None)
         if number is None and not path.exists():  # the folder is gone, whatever the error is
@@ -227,13 +257,40 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def _attempt(path: Path, index: int, array: dict[str, Any]) -> int | None:
+def other_code(code: dict[str, Any], names: Sequence[str]) -> str | None:
+    """What differs between the code of this process and the `code` of a manifest, in one line; None if nothing does.
+    `names` are the plug-ins of the task. A file among them is compared before it is imported."""
+    from ..harness.provenance import ROOT, code_sha256
+    from ..models import plugins
+
+    if (path := code.get("path")) is not None:
+        package = Path(path, "lamabench")
+        if not package.is_dir() or not package.samefile(ROOT):
+            return f"{package} is gone, and Python imports {ROOT} in its place"
+    if code.get("sha256") not in (None, code_sha256(ROOT)):
+        return f"{ROOT} has changed since"
+    for name in names:
+        file = Path(name).expanduser()
+        if plugins.is_file(name) and not file.is_file():
+            return f"the plug-in {name} is gone"
+        if (wanted := code.get("plugins", {}).get(name)) is not None:
+            now = plugins.source_hash(file) if plugins.is_file(name) else plugins.load([name])[0].sha256
+            if now != wanted:
+                return f"the plug-in {name} has changed since"
+    return None
+
+
+def _attempt(path: Path, index: int, manifest: dict[str, Any]) -> int | None:
+    array = manifest["arrays"][index]
     task = array["tasks"][task_number()]
     job = path.parent / f"array-{index}.job"
     if executor() == "slurm" and not job.exists():  # the submit was killed before it could write the id
         job.write_text(os.environ["SLURM_ARRAY_JOB_ID"] + "\n")
     say(f"{job_key()} on {platform.node()}: " + " ".join(f"{key}={value}" for key, value in environment().items()))
 
+    if (text := other_code(manifest.get("code", {}), task.get("plugins", ()))) is not None:
+        say(f"{OTHER_CODE_LINE}: {text}")
+        return OTHER_CODE
     from ..harness.provenance import code
     from ..harness.record import read_lines
 

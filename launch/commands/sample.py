@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ...harness import signals
 from ...harness.config import Config, check_fit
 from ...harness.device import pick_device
 from ...harness.keys import config_from_dict, training_folder
@@ -26,7 +27,8 @@ def run(args: argparse.Namespace) -> int:
     path, overrides = run_and_overrides(args.words)
     config, wanted = asked_of(path, overrides, ("sample", "evaluate", "backend", "run"), ["sample"], check_weights)
     for task in wanted:
-        execute(task, Progress(task.path))
+        with signals.noted():
+            execute(task, Progress(task.path))
         print(f"{task.path / 'samples.npz'}: {config.sample.count} images at step {task.step}")
     words = [text for text in overrides if not text.startswith("backend.")]  # evaluate takes no backend
     print(f"next: {command('evaluate', path, *words)}")

@@ -5,7 +5,7 @@ import json
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,12 @@ from typing import Any
 from ...ablations.study import Study, load
 from ...harness.measure.speed import stored
 from ...harness.record import STAGE_OF, Row, newest, read_records, write_lines
-from ...harness.run import read_run
+from ...harness.run import STUDY, check_study, read_run, read_study
 from ...harness.stages import Task
 from ...kernels.errors import InputError
 from ...models import registry
 from .. import gpu_hours, local, notes, plan, prune
+from ..compose import compose
 from ..output import number, show
 from ..plan import Planned
 from ..slurm import cluster, manifest, snapshot, status, submit
@@ -71,19 +72,33 @@ def run(args: argparse.Namespace) -> int:
         if getattr(args, option) not in (None, False) and args.action not in actions:
             names = f"{', '.join(actions[:-1])} and {actions[-1]}" if len(actions) > 1 else actions[0]
             raise InputError(f"--{option} is for {names}, not for {args.action}")
-    follows = args.action not in ("plan", "run", "submit")  # then it takes the settings of the newest submit
-    settings = words
-    if follows and all(word.startswith(submit.FREE) for word in words):
-        earlier = manifest.remembered(plan.home(study, words) / ".sweep")
-        if earlier and not args.json:
-            print(f"with the settings of the newest submit: {' '.join(earlier)}", file=sys.stderr)
-        settings = [*earlier, *words]
+    settings = _settings(args, study, words)
+    if args.action == "cancel" and args.only is None:  # without a plan, which a damaged file would prevent
+        compose([text for text in words if text.startswith("run.")])  # a typo in run.root would end other jobs
+        return _cancel(args, plan.home(study, settings), study)
     whole = plan.plan(study, settings)
     runs = plan.select_stages(whole, args.stages.split(","), study) if args.stages is not None else whole
     runs = plan.select_variants(runs, args.only) if args.only is not None else runs
-    actions = {"plan": _plan, "run": _run, "submit": _submit, "retry": _retry, "status": _status, "cancel": _cancel}
+    actions = {"plan": _plan, "run": _run, "submit": _submit, "retry": _retry, "status": _status}
+    actions["cancel"] = _cancel_some
     actions |= {"collect": _collect, "prune": _prune}
     return actions[args.action](Sweep(args, study, whole, runs, name, words))
+
+
+def _settings(args: argparse.Namespace, study: Study, words: list[str]) -> list[str]:
+    """The settings of the runs. Commands that follow a submit take those of the newest one."""
+    if args.action in ("plan", "run", "submit") or not all(word.startswith(submit.FREE) for word in words):
+        return words
+    try:
+        earlier = manifest.remembered(plan.home(study, words) / ".sweep")
+    except InputError as error:
+        if args.action not in ("status", "cancel"):
+            raise
+        print(error, file=sys.stderr)
+        return words
+    if earlier and not args.json:
+        print(f"with the settings of the newest submit: {' '.join(earlier)}", file=sys.stderr)
+    return [*earlier, *words]
 
 
 def _print_question(sweep: Sweep) -> None:
@@ -177,15 +192,18 @@ def _print_submission(sweep: Sweep, submission: submit.Submission) -> int:
     arrays, left = submission.arrays, submission.left
     if sweep.args.json:
         rows = [{"job": job, "name": array.name, "tasks": len(array.tasks)} for array, job in arrays]
-        print(json.dumps({"arrays": rows, "code": submission.code, "left": left}, indent=1))
+        answer = {"arrays": rows, "code": submission.code, "left": left, "rest": submission.rest}
+        print(json.dumps(answer, indent=1))
         return 0
     for array, job in arrays:
         kinds = Counter(one["task"]["kind"] for one in array.tasks)
         print(f"job {job}: {', '.join(f'{n} × {kind}' for kind, n in kinds.items())}, logs {array.folder / 'logs'}")
     if arrays:
         print(f"code: {snapshot.words(submission.code)}")
-    else:
+    elif not submission.rest:
         print("nothing to queue")
+    if submission.rest:
+        print(submission.rest)
     failed = sum(left.get(state, 0) for state in status.FAILED)
     counts = ", ".join(f"{count} {state}" for state, count in sorted(left.items()))
     again = f"; sweep retry queues {failed} of them again" if failed else ""
@@ -234,11 +252,14 @@ def _print_summary(standings: Sequence[status.RunStanding]) -> None:
 
 def _print_strays(sweep: Sweep, look: status.Look) -> None:
     """Print the folders that no study names, and the jobs of this study that none of its runs asks for."""
-    named = prune.named_folders(sweep.root, {sweep.study.name: plan.listing(sweep.whole)})
-    if folders := list(prune.unnamed_folders(sweep.root, named)):
-        print(f"{number(len(folders), 'folder')} below {sweep.root} that no study names; sweep prune lists them")
+    try:
+        named = prune.named_folders(sweep.root, {sweep.study.name: plan.listing(sweep.whole)})
+        if folders := list(prune.unnamed_folders(sweep.root, named)):
+            print(f"{number(len(folders), 'folder')} below {sweep.root} that no study names; sweep prune lists them")
+    except (InputError, OSError) as error:  # the listing of another study is damaged, or a folder cannot be read
+        print(error, file=sys.stderr)
     keys = {(task.kind, task.key) for one in sweep.whole for task in one.tasks}
-    arrays = {str(array.job) for array in manifest.arrays(sweep.home)}
+    arrays = {str(array.job) for array in manifest.arrays(sweep.home)[0]}
     queued = {
         job: entry["name"]
         for job, entry in look.queued.items()
@@ -251,15 +272,30 @@ def _print_strays(sweep: Sweep, look: status.Look) -> None:
         print(f"{count} in the queue for runs that are not in the study: {jobs}{more}; scancel JOB ends one")
 
 
-def _cancel(sweep: Sweep) -> int:
-    keys = None
-    if sweep.args.only is not None:  # tasks that other runs need go on
-        names = {one.name for one in sweep.runs}
-        others = {(task.kind, task.key) for one in sweep.whole if one.name not in names for task in one.tasks}
-        keys = {(task.kind, task.key) for one in sweep.runs for task in one.tasks} - others
-    jobs = submit.cancel(sweep.runs, sweep.study, keys)
+def _cancel_some(sweep: Sweep) -> int:
+    """End the jobs of the selected runs. Tasks that other runs need go on."""
+    names = {one.name for one in sweep.runs}
+    others = {(task.kind, task.key) for one in sweep.whole if one.name not in names for task in one.tasks}
+    keys = {(task.kind, task.key) for one in sweep.runs for task in one.tasks} - others
+    return _cancel(sweep.args, sweep.home.parent, sweep.study, keys)
+
+
+def _cancel(
+    args: argparse.Namespace, folder: Path, study: Study, keys: Container[tuple[str, str]] | None = None
+) -> int:
+    """End the jobs of the study in `folder`, or some of them. Damaged files are named, and do not keep it from that."""
+    try:
+        if (folder / STUDY).exists():
+            read_study(folder)
+    except InputError as error:
+        print(error, file=sys.stderr)
+    else:
+        check_study(folder.parent, study.name, study.file)
+    jobs, damaged = submit.cancel(folder / ".sweep", keys)
+    for line in damaged:
+        print(line, file=sys.stderr)
     text = f"cancelled: job {', '.join(jobs)}" if jobs else "nothing is queued or running"
-    print(json.dumps(jobs) if sweep.args.json else text)
+    print(json.dumps(jobs) if args.json else text)
     return 0
 
 
@@ -299,7 +335,8 @@ def _prune(sweep: Sweep) -> int:
     args, root = sweep.args, sweep.root
     if sweep.home.parent.is_dir():  # else no run of the study started, so that it names no folder
         plan.write(sweep.study, sweep.whole)
-    _, look = status.look(status.submitted(root), need_queue=True)
+    submitted, damaged = status.submitted(root)
+    _, look = status.look(submitted, need_queue=True, damaged=damaged)
     queued = {Path(folder).resolve() for entry in look.queued.values() for folder in _folders(entry) if folder}
     if args.checkpoints:
         leftovers = list(prune.checkpoints(sweep.runs))

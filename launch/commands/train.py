@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from ...harness import signals
 from ...harness.config import Config, check_fit
 from ...harness.device import device_type, pick_device
 from ...harness.keys import asked, config_to_dict, model_folder, training_folder
@@ -39,7 +40,8 @@ def run(args: argparse.Namespace) -> int:
     check_moments(task)
     check_ready(config, task.path)
     folder = note(config, about, [task])
-    execute(task, Progress(task.path))
+    with signals.noted():
+        execute(task, Progress(task.path))
     rows = [row.flat() for row in read_run(task.path).records if row.kind == "train" and row.state == "done"]
     done = next((row for row in reversed(rows) if row["steps"] == config.train.steps), None)
     if done is None:  # a moment of a longer training

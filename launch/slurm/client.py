@@ -8,7 +8,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import takewhile
 from pathlib import Path
+
+from ...kernels.errors import InputError
 
 # Errors that pass by themselves: slurmctld restarts, or is too busy to answer.
 PASSING = (
@@ -18,6 +21,8 @@ PASSING = (
     "Resource temporarily",
     "Zero Bytes were transmitted",
 )
+# Limits of an association or a QOS on submitted jobs: QOSMaxSubmitJobPerUserLimit, AssocGrpSubmitJobsLimit …
+FULL = re.compile(r"\b(QOS|Assoc)\w*Submit\w*Limit\b")
 ANSWER_S = 120.0  # how long a command may take
 DELAYS_S = (2.0, 4.0, 8.0, 16.0, 30.0)  # about two minutes, including the time that the commands themselves wait
 LIVE = ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED", "REQUEUED", "REQUEUE_HOLD", "STOPPED")
@@ -33,8 +38,13 @@ class Passing(SlurmError):
     """An error that may soon be over."""
 
 
+class Full(SlurmError):
+    """The cluster takes no more jobs of this user, or not so many at once. The message is the name of the limit."""
+
+
 def call(*words: str) -> str:
-    """The standard output of a command. Raises Passing if slurmctld does not answer, SlurmError for other errors."""
+    """The standard output of a command. Raises Passing if slurmctld does not answer, Full at a limit of submitted jobs,
+    SlurmError for other errors."""
     try:
         done = subprocess.run(words, env=_environment(), capture_output=True, text=True, timeout=ANSWER_S)
     except FileNotFoundError:
@@ -45,6 +55,8 @@ def call(*words: str) -> str:
         raise Passing(f"{words[0]} gave no answer within {ANSWER_S:g} s{answer and f' ({answer})'}") from None
     if done.returncode:
         answer = " ".join((done.stderr or done.stdout).split()) or f"{words[0]} exited with {done.returncode}"
+        if (limit := FULL.search(answer)) is not None:
+            raise Full(limit[0])
         raise (Passing if any(text in answer for text in PASSING) else SlurmError)(answer)
     return done.stdout
 
@@ -106,8 +118,10 @@ def _job(output: str) -> str:
 
 
 def _options(script: Path) -> list[str]:
-    """The options in the #SBATCH lines, for the command line: SBATCH_PARTITION and the like override the lines."""
-    lines = [line for line in script.read_text().splitlines() if line.startswith("#SBATCH ")]
+    """The options in the #SBATCH lines, for the command line: SBATCH_PARTITION and the like override the lines. As for
+    sbatch, these lines end where bash begins."""
+    head = takewhile(lambda line: not line or line.startswith("#"), script.read_text().splitlines())
+    lines = [line for line in head if line.startswith("#SBATCH ")]
     return [word for line in lines for word in shlex.split(line.removeprefix("#SBATCH "), comments=True)]
 
 
@@ -171,6 +185,13 @@ def tasks_of(job: str, count: int) -> list[str]:
 
 
 def largest_array() -> int:
-    """How many tasks an array may have (MaxArraySize)."""
+    """How many tasks an array may have (MaxArraySize). Raises InputError if the cluster takes no arrays."""
     limit = re.search(r"^MaxArraySize\s*=\s*(\d+)", patiently("scontrol", "show", "config"), re.MULTILINE)
+    if limit and int(limit[1]) == 0:
+        raise InputError("this cluster takes no job arrays (MaxArraySize is 0), and a study is queued as arrays")
     return int(limit[1]) if limit else 1000
+
+
+def mine() -> int:
+    """How many jobs of this user the cluster has, pending or running. A task of an array is a job."""
+    return len(patiently("squeue", "--noheader", "--array", f"--user={os.getuid()}", "--format=%i").split())

@@ -11,7 +11,7 @@ from pathlib import Path
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ...ablations.yaml_file import is_text, read_yaml
+from ...ablations.yaml_file import read_yaml
 from ...kernels.errors import InputError, unknown
 from ..compose import Override, apply, as_data, plain_error
 
@@ -36,6 +36,7 @@ class ClusterConfig:
     nodes: int = 1
     tasks_per_node: int = 1
     parallel: int | None = None  # runs of one array at a time; null: 256
+    queue_at_most: int | None = None  # jobs of this user in the queue; null: as many as the cluster takes
     signal_s: int = 120  # before the time limit
     requeue: bool = True
     setup: list[str] = field(default_factory=list)
@@ -44,7 +45,8 @@ class ClusterConfig:
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise unknown("cluster.kind", self.kind, KINDS)
-        for name in ("time_min", "cpus", "mem_gb", "nodes", "tasks_per_node", "parallel", "signal_s"):
+        positive = ("time_min", "cpus", "mem_gb", "nodes", "tasks_per_node", "parallel", "queue_at_most", "signal_s")
+        for name in positive:
             if (value := getattr(self, name)) is not None and not 0 < value < math.inf:
                 raise InputError(f"cluster.{name} must be above 0 and finite, not {value}")
         if self.mem_gb is not None and 1024 * self.mem_gb < 1:
@@ -59,20 +61,17 @@ class ClusterConfig:
         for text in (*self.setup, *self.options):
             if not isinstance(text, str):  # YAML reads `- echo "a: b"` as a mapping
                 raise InputError(f"cluster.setup and cluster.options are lines of text, not {text!r}: put it in quotes")
+            if not all(line.replace("\t", " ").isprintable() for line in text.split("\n")):
+                raise InputError(f"cluster.setup and cluster.options have no control characters, unlike {text!r}")
+        for name in ("partition", "account", "qos", "constraint"):
+            if (value := getattr(self, name)) is not None and not (value and value.isprintable()):
+                raise InputError(f"cluster.{name} is a name without line breaks, not {value!r}")
         for text in self.options:
             if not text.startswith("-") or not text.isprintable() or not _is_shell(text):
                 raise InputError(
                     "cluster.options are options of sbatch such as --exclude=node013, each one line with its quotes "
                     f"in pairs, not {text!r}"
                 )
-        for name in ("partition", "account", "qos", "constraint"):
-            if not ((value := getattr(self, name)) or "").isprintable():  # it would begin another line of #SBATCH
-                raise InputError(
-                    f"cluster.{name} has a line break or another character that is not printable: {value!r}"
-                )
-        for text in self.setup:
-            if not is_text(text):
-                raise InputError(f"cluster.setup are lines of bash, not {text!r}")
 
 
 def _is_shell(text: str) -> bool:

@@ -21,12 +21,19 @@ from submitit.slurm import slurm
 
 from ...harness.record import write_atomically
 from ...kernels.errors import InputError
+from ..worker import OTHER_CODE, OTHER_CODE_LINE, SETUP_FAILED, SETUP_LINE
 from . import client
 from .cluster import ClusterConfig
 
 PARALLEL = 256  # tasks of an array at a time, if the cluster file does not say
 # Signals would end a task that does not listen for them yet, and SLURM does not requeue a task that ended by itself.
 PYTHON = f'bash -c \'trap "" USR2 TERM; exec "$@"\' task {shlex.quote(sys.executable)}'
+
+# Ends the job at a line of cluster.setup that fails, but not at a command inside a function or in a file that it reads.
+GUARD = (
+    "trap 'code=$? line=$LINENO; [ ${#BASH_SOURCE[@]} -gt 1 ] || "
+    f'{{ echo "{SETUP_LINE} $code: $(sed -n "${{line}}p" "$0")" >&2; exit {SETUP_FAILED}; }}\' ERR'
+)
 
 
 class SlurmExecutor(submitit.SlurmExecutor):
@@ -61,15 +68,13 @@ class SlurmExecutor(submitit.SlurmExecutor):
             "gpus_per_node": cluster.gpus or None,
             "array_parallelism": cluster.parallel or PARALLEL,
         }
-        for key, value in asked.items():
-            if isinstance(value, str) and "\n" in value:
-                raise InputError(f"cluster.{key} has a line break, which would begin another line of the batch file")
         more = {
             "requeue" if cluster.requeue else "no-requeue": True,
             "signal": f"USR2@{cluster.signal_s}",  # overrides SUBMITIT_PREEMPT_SIGNAL
             "chdir": os.getcwd(),
         }
-        setup = [*self._environment(code), *self._link(), *cluster.setup]
+        setup = [*self._environment(code), *self._link(), *self._snapshot(code)]
+        setup += [GUARD, *cluster.setup, "trap - ERR"] if cluster.setup else []
         self.update_parameters(**asked, wckey=None, stderr_to_stdout=True, setup=setup, additional_parameters=more)
 
     @classmethod
@@ -104,6 +109,13 @@ class SlurmExecutor(submitit.SlurmExecutor):
             f"[ -e {pickle} ] || exit {errno.ESTALE}",
             f"ln -sfn ../{shlex.quote(self.stem.name)}.pkl {link} || exit {errno.ENOSPC}",
         ]
+
+    def _snapshot(self, code: str | None) -> list[str]:
+        """Bash that ends the job if the snapshot is gone, because Python would import another installation."""
+        if code is None:
+            return []
+        package = shlex.quote(f"{code}/lamabench")
+        return [f'[ -d {package} ] || {{ echo "{OTHER_CODE_LINE}: "{package}" is gone" >&2; exit {OTHER_CODE}; }}']
 
     def _make_submission_file_text(self, command: str, uid: str) -> str:
         # % begins a pattern of sbatch and srun.

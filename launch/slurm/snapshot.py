@@ -5,24 +5,29 @@ import os
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterable
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from ...harness.provenance import SNAPSHOT, code
+from ...harness.provenance import CODE, ROOT, SNAPSHOT, SUFFIXES, code, code_sha256
 from ...harness.record import write_atomically
 from ...kernels.errors import InputError
 from ...models import plugins
 from ..plan import Piece
 
-ROOT = Path(__file__).resolve().parents[2]
-CODE = ("ablations", "baselines", "harness", "kernels", "launch", "models", "reports")
-SUFFIXES = (".py", ".cu", ".cuh")
 
-
-def _git(*words: str, index: Path | None = None, stdin: str | None = None) -> str:
-    env = {**os.environ, **({"GIT_INDEX_FILE": str(index)} if index else {})}
+def _git(*words: str, scratch: Path | None = None, stdin: str | None = None) -> str:
+    """The output of git in the checkout. With `scratch`, the index and what git adds to the repository are in that
+    folder, because the repository may be of another user."""
+    env = dict(os.environ)
+    if scratch is not None:
+        (scratch / "objects").mkdir(exist_ok=True)
+        there = str((ROOT / _git("rev-parse", "--git-path", "objects").strip()).resolve())
+        env |= {"GIT_INDEX_FILE": str(scratch / "index"), "GIT_OBJECT_DIRECTORY": str(scratch / "objects")}
+        others = (there, env.get("GIT_ALTERNATE_OBJECT_DIRECTORIES", ""))
+        env["GIT_ALTERNATE_OBJECT_DIRECTORIES"] = os.pathsep.join(filter(None, others))
     command = ["git", "-C", str(ROOT), *words]
     try:
         done = subprocess.run(command, env=env, input=stdin, capture_output=True, text=True)
@@ -70,34 +75,38 @@ def freeze(home: Path) -> dict[str, Any]:
     """Write the code that jobs import below `home`, once for each tree. Returns the entry of it in a manifest.
 
     `path` goes into PYTHONPATH. It is None if lamabench is not a checkout: then jobs import the installed package, and
-    `version` is its version. `diff` is a file with the uncommitted changes, or None if there are none.
+    `version` is its version. `diff` is a file with the uncommitted changes, or None if there are none. Jobs compare
+    their own code with `sha256`.
     """
     version, origin = metadata.version("lamabench"), code()
     if not is_checkout():
-        return {"path": None, **origin, "version": version, "diff": None}
+        return {"path": None, **origin, "version": version, "diff": None, "sha256": code_sha256(ROOT)}
     names = changed()
     home = home.resolve()
     home.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=home, prefix=".new-") as temporary:
-        index = Path(temporary, "index")
-        _git("read-tree", "HEAD", index=index)
+        scratch = Path(temporary)
+        _git("read-tree", "HEAD", scratch=scratch)
         if names:
-            _git("add", "--update", index=index)
-            _git("add", "--", *(name for name in CODE if (ROOT / name).is_dir()), index=index)
-        tree = _git("write-tree", index=index).strip()
+            _git("add", "--update", scratch=scratch)
+            _git("add", "--", *(name for name in CODE if (ROOT / name).is_dir()), scratch=scratch)
+        tree = _git("write-tree", scratch=scratch).strip()
         target = home / tree[:12]
-        if not target.exists():
+        if not _is_whole(target):
             new = Path(temporary, "tree")
-            listed = _git("ls-files", "-z", "--", *CODE, index=index)
+            listed = _git("ls-files", "-z", "--", *CODE, scratch=scratch)
             try:
-                _git("checkout-index", "-z", "--stdin", f"--prefix={new}/lamabench/", index=index, stdin=listed)
+                _git("checkout-index", "-z", "--stdin", f"--prefix={new}/lamabench/", scratch=scratch, stdin=listed)
             except InputError as error:  # git does not give the reason
                 free = shutil.disk_usage(home).free / 2**20
                 raise InputError(f"{error}; {free:.1f} MiB are free there: is the disk full, or a quota?") from None
             identity = {"commit": origin["commit"], "dirty": bool(names), "tree": tree, "version": version}
+            identity["sha256"] = code_sha256(new / "lamabench")
             write_atomically(new / "lamabench" / SNAPSHOT, json.dumps(identity, indent=1).encode())
             if names:
-                write_atomically(new / "changes.diff", _git("diff", "--binary", "HEAD", tree, index=index).encode())
+                write_atomically(new / "changes.diff", _git("diff", "--binary", "HEAD", tree, scratch=scratch).encode())
+            if target.exists():
+                target.rename(scratch / "damaged")
             try:
                 new.rename(target)
             except OSError:  # another submit wrote it first
@@ -110,7 +119,23 @@ def freeze(home: Path) -> dict[str, Any]:
         "dirty": bool(names),
         "version": version,
         "diff": diff,
+        "sha256": code_sha256(target / "lamabench"),
     }
+
+
+def _is_whole(target: Path) -> bool:
+    """Whether a snapshot exists and nothing of its code was changed or deleted."""
+    try:
+        identity = json.loads((target / "lamabench" / SNAPSHOT).read_text())
+    except (OSError, ValueError):
+        return False
+    return identity.get("sha256") == code_sha256(target / "lamabench")
+
+
+def plugin_hashes(pieces: Iterable[Piece]) -> dict[str, str]:
+    """The SHA-256 of each plug-in of some pieces, by its path or name."""
+    names = dict.fromkeys(name for piece in pieces for name in piece.plugins)
+    return {name: plugin.sha256 for name in names for plugin in plugins.load([name])}
 
 
 def with_plugins(piece: Piece, home: Path) -> Piece:
@@ -119,10 +144,11 @@ def with_plugins(piece: Piece, home: Path) -> Piece:
     copies = []
     for name in piece.plugins:
         if plugins.is_file(name):
-            folder = home / "plugins" / plugins.source_hash(Path(name))[:12]
+            digest = plugins.source_hash(Path(name))
+            folder = home / "plugins" / digest[:12]
             folder.mkdir(parents=True, exist_ok=True)
             copy = folder / Path(name).name
-            if not copy.exists():
+            if not copy.exists() or plugins.source_hash(copy) != digest:
                 write_atomically(copy, Path(name).read_bytes())
             name = str(copy.resolve())
         copies.append(name)

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from ...harness.progress import describe
-from ...harness.record import read_lines, read_records
+from ...harness.record import read_records
 from ...harness.run import is_locked
 from ...harness.stages import Task, merged, missing
+from ...kernels.errors import InputError
 from .. import plan
 from ..plan import Planned, failure
-from ..worker import EXITS
+from ..worker import EXITS, OTHER_CODE_LINE, SETUP_LINE, read_attempts
 from . import client
 from .manifest import Array, arrays
 
@@ -89,19 +90,25 @@ class Look:
     queued: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
-def submitted(root: Path, keys: Iterable[tuple[str, str]] | None = None, own: Path | None = None) -> list[Array]:
-    """Every array that a study below `root` submitted, oldest first. With `keys`: only arrays with one of these tasks,
-    and all arrays of the study whose submissions are in `own`."""
+def submitted(
+    root: Path, keys: Iterable[tuple[str, str]] | None = None, own: Path | None = None
+) -> tuple[list[Array], list[str]]:
+    """Every array that a study below `root` submitted, oldest first, and a line about each manifest that cannot be
+    read. With `keys`: only arrays with one of these tasks, and all arrays of the study whose submissions are in `own`.
+    """
     wanted = None if keys is None else {*keys}
-    result = []
+    result: list[Array] = []
+    damaged: list[str] = []
     for home in root.glob("*/.sweep"):
         ours = own is not None and home.resolve() == own.resolve()
-        for array in arrays(home):
+        listed, unread = arrays(home)
+        damaged += unread
+        for array in listed:
             if not all("task" in entry for entry in array.tasks):
                 continue  # written by an earlier version, whose runs this one cannot read
             if wanted is None or ours or any(key_of(entry) in wanted for entry in array.tasks):
                 result.append(array)
-    return sorted(result, key=lambda array: array.time)
+    return sorted(result, key=lambda array: array.time), damaged
 
 
 def key_of(entry: Mapping[str, Any]) -> tuple[str, str]:
@@ -109,12 +116,15 @@ def key_of(entry: Mapping[str, Any]) -> tuple[str, str]:
     return entry["task"]["kind"], entry["task"]["key"]
 
 
-def look(submitted: Sequence[Array], need_queue: bool = False) -> tuple[list[Array], Look]:
-    """Ask squeue and sacct once each. Raises SlurmError if `need_queue` is set and squeue does not answer.
+def look(submitted: Sequence[Array], need_queue: bool = False, damaged: Sequence[str] = ()) -> tuple[list[Array], Look]:
+    """Ask squeue and sacct once each. With `need_queue`, raises SlurmError if squeue does not answer, and InputError if
+    a manifest is `damaged`, because what is queued would be unknown.
 
     Returns also the arrays that have a job id. The queue supplies the ids that a killed submit could not write down.
     """
-    live, accounted, notes = None, None, []
+    if need_queue and damaged:
+        raise InputError(f"{damaged[0]}; sweep cancel ends its jobs, and without this file its folder is ignored")
+    live, accounted, notes = None, None, list(damaged)
     try:
         live = client.live((array.name for array in submitted), client.patiently if need_queue else client.call)
     except client.SlurmError as error:
@@ -150,7 +160,10 @@ class Survey:
         """The state of a task, from its running job, else from its newest one. `asked` is what all its jobs will do."""
         place, live = self.newest.get((task.kind, task.key)), self.live.get((task.kind, task.key), [])
         running = [one for one in live if (self.seen.live or {})[one[0].key(one[1])][0] not in client.WAITING]
-        standing = _standing(task, (running or [place])[0], self.seen)
+        try:
+            standing = _standing(task, (running or [place])[0], self.seen)
+        except InputError as error:  # a damaged file of the run
+            standing = Standing(task, "unreadable", str(error), task.stages)
         if not live:
             return standing
         (asked,) = merged(Task.from_dict(array.tasks[number]["task"]) for array, number in live)
@@ -174,7 +187,8 @@ def survey(runs: Sequence[Planned], home: Path, need_queue: bool = False) -> Sur
     """A look at everything that concerns some runs. `home` is ROOT/STUDY/.sweep. `need_queue` is as in `look`."""
     keys = {(task.kind, task.key) for run in runs for task in run.tasks}
     keys |= {("training", training_of(task)) for run in runs for task in run.tasks if task.kind == "samples"}
-    known, seen = look(submitted(home.parents[1], keys, home), need_queue)
+    arrays_there, damaged = submitted(home.parents[1], keys, home)
+    known, seen = look(arrays_there, need_queue, damaged)
     return Survey(seen, newest_of(known, seen), live_of(known, seen))
 
 
@@ -218,10 +232,10 @@ def _standing(task: Task, place: tuple[Array, int] | None, seen: Look) -> Standi
         return Standing(task, alone.state, alone.error, alone.missing)
     array, number = place
     key, log, asked = array.key(number), array.log(number), Task.from_dict(array.tasks[number]["task"])
-    attempts = [line for line in read_lines(task.path / "attempts.jsonl") if line["job"] == key]
+    attempts = read_attempts(task.path, key)
     rows = (seen.accounted or {}).get(key, [])
     # SLURM's own count, as the newest start wrote it: a start that was ended before it could write is in it.
-    starts = max((line["restart"] + 1 for line in attempts if line["event"] == "start"), default=0)
+    starts = max(((line.get("restart") or 0) + 1 for line in attempts if line["event"] == "start"), default=0)
     about: dict[str, Any] = {"missing": left, "job": key, "log": log, "array": array, "asked": asked}
     if not left:
         return Standing(task, "done", requeued=max(len(rows), starts, 1) - 1, **about)
@@ -264,7 +278,7 @@ def _ended(
     began = max((place for place, line in enumerate(attempts) if line["event"] == "start"), default=None)
     now = attempts[began:] if began is not None else []
     # Only what this attempt wrote, because older records belong to attempts that were retried.
-    records = read_records(task.path / "record.jsonl")[now[0]["records"] :] if now else []
+    records = read_records(task.path / "record.jsonl")[now[0].get("records") or 0 :] if now else []
     if (failed := failure(task, missing(task), records)) is not None:
         return failed.state, failed.error or ""
     last = _last_line(log)
@@ -277,10 +291,11 @@ def _ended(
     if state in ENDS:
         return ENDS[state]
     if (number := int(code.split(":")[0] or 0) if code else 0) in EXITS:
-        return "failed", EXITS[number]
+        told = last.startswith((OTHER_CODE_LINE, SETUP_LINE))
+        return "failed", last if told else EXITS[number]
     if code.endswith(":9") or number in (9, 137):  # srun's exit code is the signal that killed the task
         return "failed", "killed (signal 9), perhaps for its memory: cluster.mem_gb=N gives it more"
-    stopped = next((line["signal"] for line in now if line["event"] == "stop"), None)
+    stopped = next((line.get("signal") for line in now if line["event"] == "stop"), None)
     if stopped:
         return "cancelled", f"saved on {stopped} and not queued again; sweep retry continues it"
     if not log.exists() and not now and (not rows or rows[-1][0] in client.WAITING):

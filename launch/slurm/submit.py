@@ -7,7 +7,7 @@ start when the trainings that they need have ended. Another study below the same
 import json
 import time
 from collections.abc import Container, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from ...harness.stages import Task, merged, problem
 from ...kernels.errors import InputError
 from .. import plan
 from ..compose import Override
+from ..output import number
 from ..plan import Piece, Planned
 from . import client, executor, manifest, snapshot
 from .cluster import ClusterConfig, choices, load
@@ -31,12 +32,13 @@ TURN_S = 120.0  # how long a submit waits for the submit of another study below 
 
 @dataclass(frozen=True)
 class Submission:
-    """The result of a submit: the arrays with their job ids, the code that they import, and the number of runs that it
-    left as they are, by state."""
+    """The result of a submit: the arrays with their job ids, the code that they import, the number of runs that it left
+    as they are, by state, and a line about tasks for which the queue has no room."""
 
     arrays: list[tuple[manifest.Array, str]]
     code: dict[str, Any]
     left: dict[str, int]
+    rest: str = ""
 
 
 def queue_of(name: str | None, settings: Sequence[Override], parallel: int | None) -> ClusterConfig:
@@ -55,6 +57,8 @@ def queue_of(name: str | None, settings: Sequence[Override], parallel: int | Non
 def _check(asked: ClusterConfig) -> None:
     if asked.tasks_per_node * asked.nodes > 1:
         raise InputError("training takes one GPU today: leave cluster.nodes and cluster.tasks_per_node at 1")
+    if asked.gpus > 1:
+        raise InputError(f"training takes one GPU today: cluster.gpus is 0 or 1, not {asked.gpus}")
 
 
 def submit(
@@ -71,16 +75,17 @@ def submit(
 
     Raises InputError for a cluster without a queue or a tree with changes, Busy if another submit is at work, and
     SlurmError if sbatch refuses. In the last case, what was queued before stays queued, and the same call queues the
-    rest.
+    rest. It also queues what the queue had no room for.
     """
     requests = {piece.id: queue_of(cluster, piece.cluster, parallel) for piece in plan.pieces(runs)}
     snapshot.check(dirty)
     client.check_here()
+    most = client.largest_array()
     with _alone(runs, study, new=True) as home:
         plan.write(study, whole or runs)
         view = survey(runs, home, need_queue=True)
         manifest.remember(home, [word for word in words if not word.startswith("cluster.")])
-        return _queue(home, study, runs, choose(plan.pieces(runs), view, ("planned", "stopped"), requests), view)
+        return _queue(home, study, runs, choose(plan.pieces(runs), view, ("planned", "stopped"), requests), view, most)
 
 
 def retry(
@@ -105,6 +110,7 @@ def retry(
     settings = [word for word in words if word.startswith("cluster.")]
     snapshot.check(dirty)
     client.check_here()
+    most = client.largest_array()
     with _alone(runs, study) as home:
         view = survey(runs, home, need_queue=True)
         requests = {}
@@ -121,7 +127,7 @@ def retry(
                     asked = load_over(replace(given.cluster, parallel=parallel or given.cluster.parallel), settings)
                 requests.setdefault((part.task.kind, part.task.key), asked)
         chosen = choose(plan.pieces(runs), view, (*FAILED, "planned", "stopped"), requests)
-        return _queue(home, study, runs, chosen, view)
+        return _queue(home, study, runs, chosen, view, most)
 
 
 def load_over(given: ClusterConfig, settings: Sequence[str]) -> ClusterConfig:
@@ -134,20 +140,32 @@ def load_over(given: ClusterConfig, settings: Sequence[str]) -> ClusterConfig:
 @contextmanager
 def _alone(runs: Sequence[Planned], study: Study, new: bool = False) -> Iterator[Path]:
     """Lock the study for this process, and give the folder of its submissions. Raises InputError if the study has no
-    folder yet, unless it may be `new`."""
-    home = runs[0].root / study.name / ".sweep"
+    folder yet, unless it may be `new`, and if the folder cannot be written."""
+    root = runs[0].root
+    home = root / study.name / ".sweep"
     executor.check(home)
-    if not new and not home.parent.is_dir():
+    if not new:
+        check_there(home)
+    with ExitStack() as stack:
+        try:
+            home.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(locked(home))
+            _take_turn(stack, root)
+        except OSError as error:
+            text = f"cannot write below {root}: {error.strerror}; run.root=FOLDER takes another one"
+            raise InputError(text) from None
+        try:
+            yield home
+        except OSError as error:  # a full disk, or a shared folder that is unreachable
+            raise client.SlurmError(f"{error}; the same command goes on from what was queued") from None
+
+
+def check_there(home: Path) -> None:
+    """Raise InputError if the study whose submissions would be in `home` has no folder."""
+    if not home.parent.is_dir():
         raise InputError(
             f"no such folder: {home.parent.absolute()}; nothing of the study ran yet (run.root says where)"
         )
-    try:
-        home.mkdir(parents=True, exist_ok=True)
-        with locked(home), ExitStack() as stack:
-            _take_turn(stack, runs[0].root)
-            yield home
-    except OSError as error:  # a full disk, or a shared folder that is unreachable
-        raise client.SlurmError(f"{error}; the same command goes on from what was queued") from None
 
 
 def _take_turn(stack: ExitStack, root: Path) -> None:
@@ -262,7 +280,9 @@ def batch_file(draft: Draft, name: str, folder: Path, index: int, code: dict[str
     return array.batch_file(len(draft.tasks))
 
 
-def _queue(home: Path, study: Study, runs: Sequence[Planned], chosen: Sequence[Choice], view: Survey) -> Submission:
+def _queue(
+    home: Path, study: Study, runs: Sequence[Planned], chosen: Sequence[Choice], view: Survey, most: int
+) -> Submission:
     ids = {one.piece.id for one in chosen}
     left: dict[str, int] = {}
     for run in runs:
@@ -271,38 +291,65 @@ def _queue(home: Path, study: Study, runs: Sequence[Planned], chosen: Sequence[C
             left[state] = left.get(state, 0) + 1
     if not chosen:
         return Submission([], {}, left)
+    fit = _fitting(chosen)
+    reason, count = f"cluster.queue_at_most is {min(_limits(chosen), default=0)}", len(chosen) - len(fit)
+    if not fit:
+        return Submission([], {}, left, _rest(count, reason))
     code = snapshot.freeze(home / "code")
-    chosen = [replace(one, piece=snapshot.with_plugins(one.piece, home / "code")) for one in chosen]
-    parts = drafts(chosen, client.largest_array())
-    written = manifest.write(home, study.name, parts, code)
-    queued: list[tuple[manifest.Array, str]] = []
-    try:
-        for array, job in manifest.queue(written, parts, code["path"]):
-            queued.append((array, job))
-    except client.SlurmError as error:
-        raise client.SlurmError(
-            f"{error}: {len(queued)} of {len(written)} arrays are queued; "
-            "once that is solved, the same command queues the rest"
-        ) from None
-    return Submission(queued, code, left)
+    fit = [replace(one, piece=snapshot.with_plugins(one.piece, home / "code")) for one in fit]
+    code["plugins"] = snapshot.plugin_hashes(one.piece for one in fit)
+    parts = drafts(fit, most)
+    result = manifest.queue(manifest.write(home, study.name, parts, code), parts, code["path"])
+    if result.limit:
+        reason, count = f"the cluster takes no more jobs of yours, {result.limit}", count + result.left
+    if not result.arrays:
+        raise client.SlurmError(_rest(count, reason))
+    return Submission(result.arrays, code, left, _rest(count, reason) if count else "")
 
 
-def cancel(runs: Sequence[Planned], study: Study, keys: Container[tuple[str, str]] | None = None) -> list[str]:
-    """End every queued or running job of the study, including jobs of runs that are no longer in it, or only the jobs
-    of some tasks by kind and key. Running jobs save first. Returns the job ids."""
-    with _alone(runs, study) as home:
-        submitted = [array for array in manifest.arrays(home) if all("task" in one for one in array.tasks)]
-        live = client.live(array.name for array in submitted)
-        if keys is None:
-            jobs = {key.split("_")[0] for key in live}
-        else:
-            numbered = {array.name: array for array in submitted}
-            jobs = {
-                key
-                for key, (_, _, name) in live.items()
-                if key_of(numbered[name].tasks[int(key.split("_")[1])]) in keys
-            }
-        ordered = sorted(jobs, key=lambda job: [int(number) for number in job.split("_")])
-        if ordered:
-            client.patiently("scancel", *ordered)
-        return ordered
+def _limits(chosen: Sequence[Choice]) -> list[int]:
+    return [one.cluster.queue_at_most for one in chosen if one.cluster.queue_at_most is not None]
+
+
+def _fitting(chosen: Sequence[Choice]) -> list[Choice]:
+    """The first of the tasks, as many as `cluster.queue_at_most` leaves room for. What a task waits for comes first."""
+    if not (limits := _limits(chosen)):
+        return list(chosen)
+    return list(chosen[: max(0, min(limits) - client.mine())])
+
+
+def _rest(count: int, reason: str) -> str:
+    """A line about tasks for which the queue has no room."""
+    return f"{number(count, 'job')} not queued ({reason}): the same command queues more once there is room"
+
+
+def cancel(home: Path, keys: Container[tuple[str, str]] | None = None) -> tuple[list[str], list[str]]:
+    """End every queued or running job of the study whose submissions are in `home`, including jobs of runs that are no
+    longer in it, or only the jobs of some tasks by kind and key. Running jobs save first.
+
+    Returns the job ids, and a line about each manifest that cannot be read. Its jobs are ended all the same, unless
+    there are `keys`, because nothing else tells what the jobs do.
+    """
+    check_there(home)
+    with ExitStack() as stack:
+        with suppress(OSError):  # a full disk must not keep jobs running
+            stack.enter_context(locked(home))
+        return _cancel(home, keys)
+
+
+def _cancel(home: Path, keys: Container[tuple[str, str]] | None) -> tuple[list[str], list[str]]:
+    submitted, damaged = manifest.arrays(home)
+    numbered = {array.name: array for array in submitted if all("task" in one for one in array.tasks)}
+    if keys is None:
+        live = client.live(dict.fromkeys([*numbered, *manifest.names(home)]))
+        jobs = {key.split("_")[0] for key in live}
+    else:
+        jobs = {
+            key
+            for key, (_, _, name) in client.live(numbered).items()
+            if key_of(numbered[name].tasks[int(key.split("_")[1])]) in keys
+        }
+    ordered = sorted(jobs, key=lambda job: [int(number) for number in job.split("_")])
+    if ordered:
+        client.patiently("scancel", *ordered)
+    return ordered, damaged

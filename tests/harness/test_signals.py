@@ -12,7 +12,7 @@ import os, signal, sys
 from lamabench.harness import signals
 if sys.argv[2] == "ignored":
     signal.signal(int(sys.argv[1]), signal.SIG_IGN)
-signals.listen(signals.INTERACTIVE)
+signals.listen()
 os.kill(os.getpid(), int(sys.argv[1]))
 print(getattr(signals.asked(), "name", None))
 signals.ignore()

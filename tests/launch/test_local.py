@@ -130,11 +130,12 @@ def test_without_a_gpu_jobs_share_the_cores(tmp_path, monkeypatch, capsys):
     ("number", "everyone", "code", "last"),
     [
         (signal.SIGINT, True, 130, "lamabench sweep: interrupted; the same command continues"),
-        (signal.SIGTERM, False, 143, "ended by SIGTERM; the same command continues"),
+        (signal.SIGTERM, False, 143, "lamabench sweep: ended by SIGTERM; the same command continues"),
+        (signal.SIGHUP, True, 129, "lamabench sweep: ended by SIGHUP; the same command continues"),
     ],
 )
 def test_jobs_save_and_end_with_the_command(number, everyone, code, last, tmp_path):
-    """Ctrl-C reaches every process of the terminal, `kill` only the command. Neither leaves a job behind."""
+    """Ctrl-C and the end of a terminal reach every process of it, `kill` only the command. None leaves a job behind."""
     base = {**SMALL, "train.steps": 200000, "run.checkpoint_every": 200000}
     study = {"question": "?", "base": base, "axes": {"train.lr": [1e-3, 2e-3]}, "stages": ["train"]}
     (tmp_path / "s.yaml").write_text(yaml.safe_dump(study))

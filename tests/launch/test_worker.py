@@ -1,6 +1,7 @@
 """The worker: one task of a manifest, in whatever executor; stopping, going on, and being queued again."""
 
 import errno
+import hashlib
 import json
 import os
 import signal
@@ -8,11 +9,12 @@ import subprocess
 import sys
 import time
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import pytest
 import submitit
 from lamabench.ablations.study import Study
-from lamabench.harness import signals
+from lamabench.harness import provenance, signals
 from lamabench.harness.record import read_lines
 from lamabench.harness.run import read_run
 from lamabench.kernels.errors import InputError
@@ -97,6 +99,71 @@ def test_a_local_job_replaces_the_signal_handlers_of_submitit(tmp_path):
         assert read_lines(run.folder / "attempts.jsonl")[1]["signal"] == number.name
 
 
+@pytest.fixture
+def own(tmp_path):
+    """A plug-in as a submit copies it, and the code of its manifest."""
+    (plugin := tmp_path / "mine.py").write_text("A = 1\n")
+    folder = provenance.ROOT.parent / "lamabench"
+    path = str(folder.parent) if folder.exists() and folder.samefile(provenance.ROOT) else None
+    code = {"path": path, "sha256": provenance.code_sha256(provenance.ROOT)}
+    return plugin, {**code, "plugins": {str(plugin): hashlib.sha256(plugin.read_bytes()).hexdigest()}}
+
+
+def test_a_job_compares_its_code_with_that_of_its_manifest(own, tmp_path):
+    plugin, code = own
+    assert worker.other_code(code, [str(plugin)]) is None
+    assert worker.other_code({}, [str(plugin)]) is None  # a local job, and the manifest of an earlier version
+    (copy := tmp_path / "copy" / "lamabench").mkdir(parents=True)
+    for changed, words in (
+        ({"path": str(tmp_path / "gone")}, f"{tmp_path}/gone/lamabench is gone, and Python imports {provenance.ROOT}"),
+        ({"path": str(copy.parent)}, f"{copy} is gone, and Python imports {provenance.ROOT}"),
+        ({"sha256": "0" * 64}, f"{provenance.ROOT} has changed since"),
+        ({"plugins": {str(plugin): "0" * 64}}, f"the plug-in {plugin} has changed since"),
+        ({"plugins": {"json": "0" * 64}}, "the plug-in json has changed since"),
+    ):
+        text = worker.other_code({**code, **changed}, [str(plugin), *(["json"] if "json" in words else [])])
+        assert text is not None and text.startswith(words), text
+    plugin.write_text("raise RuntimeError('imported')\n")
+    assert worker.other_code(code, [str(plugin)]) == f"the plug-in {plugin} has changed since"
+    plugin.unlink()
+    assert worker.other_code(code, [str(plugin)]) == f"the plug-in {plugin} is gone"
+
+
+def test_the_hash_of_code_is_of_every_file_of_it(tmp_path):
+    for name in ("harness/a.py", "kernels/op/b.cu", "launch/conf/c.yaml", "reports/__pycache__/d.pyc"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_text(name)
+    hashes = [provenance.code_sha256(tmp_path)]
+    for name in ("launch/conf/c.yaml", "reports/__pycache__/d.pyc"):
+        (tmp_path / name).write_text("changed")
+        assert provenance.code_sha256(tmp_path) == hashes[0]
+    for change in (
+        lambda: (tmp_path / "harness/a.py").write_text("changed"),
+        lambda: (tmp_path / "kernels/op/b.cu").unlink(),
+        lambda: (tmp_path / "harness/a.py").rename(tmp_path / "harness/e.py"),
+        lambda: (tmp_path / "kernels/op/f.py").touch(),
+    ):
+        change()
+        hashes.append(provenance.code_sha256(tmp_path))
+    assert len(set(hashes)) == 5
+
+
+def test_a_job_with_other_code_does_nothing(tmp_path, monkeypatch, capsys):
+    """Its exit code tells why, because other code must not write into the folder of the run."""
+    run = training(tmp_path, **{"train.steps": 3})
+    path = Path(manifest(run, tmp_path))
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"code": {"path": "/gone/code"}}))
+    monkeypatch.setenv("SUBMITIT_EXECUTOR", "debug")
+    monkeypatch.setenv("SUBMITIT_DEBUG_JOB_ID", "7")
+    for name in ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+        monkeypatch.setenv(name, "29500")
+    with pytest.raises(SystemExit) as caught:
+        worker.work(str(path), 0)
+    assert caught.value.code == worker.OTHER_CODE and worker.OTHER_CODE in worker.EXITS and not run.folder.exists()
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("not the code that was submitted: /gone/code/lamabench is gone")
+
+
 @pytest.mark.parametrize(("count", "sees", "error"), [(1, False, "given 1 GPU, and torch sees none"), (0, False, ""),
                                                       (1, True, "")])  # fmt: skip
 def test_a_job_that_requested_a_gpu_does_not_run_on_the_cpu(count, sees, error, monkeypatch):
@@ -112,7 +179,7 @@ def test_a_run_that_cannot_stop_ends_after_its_grace(tmp_path):
     program = """
 import sys, threading, time
 from pathlib import Path
-from lamabench.harness import signals
+from lamabench.harness import provenance, signals
 from lamabench.launch import worker
 signals.listen()
 attempt = worker.Attempt(Path(sys.argv[1]))
@@ -157,7 +224,7 @@ def test_a_full_disk_is_reported_by_the_exit_code(tmp_path, monkeypatch):
 
 WORK = """
 import json, sys
-from lamabench.harness import signals
+from lamabench.harness import provenance, signals
 signals.listen()
 from lamabench.harness.progress import Progress
 from lamabench.harness.stages import Task, execute

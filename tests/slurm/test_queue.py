@@ -150,3 +150,36 @@ def test_a_folder_that_goes_away_is_said_and_nothing_is_lost(node, tmp_path, swe
     node.wait(lambda: any("continuing at step" in log.read_text() for log in logs.glob("*_log.out")), "it goes on")
     sweep("cancel", study)
     assert node.ended(again) == ["CANCELLED by 0"]
+
+
+def test_a_job_with_other_code_or_a_failing_setup_does_nothing(node, tmp_path, sweep):
+    """A snapshot that is gone, one that was edited, and a module that is not there; then each is mended by a retry."""
+    words = {"gone": [], "edited": [], "setup": ["cluster.setup=[date, module load nosuch]"]}
+    jobs, studies = {}, {}
+    for place, name in enumerate(words):
+        base = {**BASE, "train.steps": 10, "train.lr": (1 + place) * 1e-3}
+        studies[name] = write(tmp_path / f"{name}.yaml", variants={"one": {}}, base=base)
+        (jobs[name],) = sweep.submit(studies[name], *SLURM, "cluster.options=[--hold]", *words[name])
+    (code,) = (tmp_path / "runs" / "gone" / ".sweep" / "code").iterdir()
+    code.rename(tmp_path / "away")
+    (edited,) = (tmp_path / "runs" / "edited" / ".sweep" / "code").glob("*/lamabench/harness/training/ema.py")
+    edited.write_text(edited.read_text() + "\n# edited\n")
+    for job in jobs.values():
+        node.run("scontrol", "release", job)
+    errors = {
+        "gone": (f"not the code that was submitted: {code}/lamabench is gone", "41:0"),
+        "edited": (f"not the code that was submitted: {edited.parents[2]} has changed since", "41:0"),
+        "setup": ("cluster.setup failed with exit code 127: module load nosuch", "58:0"),
+    }
+    for name, (error, exit_code) in errors.items():
+        assert node.ended(jobs[name], 120) == ["FAILED"] and node.sacct(jobs[name], "ExitCode") == [exit_code]
+        row = sweep.status(studies[name])["one"]
+        assert (row["state"], row["error"]) == ("failed", error)
+        assert not (run_folder(tmp_path / "runs", name, "one") / "attempts.jsonl").exists()
+    retries = {"setup": ["cluster.setup=[]"]}
+    again = [
+        sweep.submit(path, "cluster.options=[]", *retries.get(name, []), action="retry")[0]
+        for name, path in studies.items()
+    ]
+    assert [node.ended(job, 120) for job in again] == [["COMPLETED"]] * 3
+    assert code.is_dir() and "# edited" not in edited.read_text()

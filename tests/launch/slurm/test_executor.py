@@ -45,12 +45,15 @@ def test_submitit_has_the_names_that_we_rely_on():
     assert job_environment._PREEMPT_SIG_ENV == "SUBMITIT_PREEMPT_SIGNAL"
 
 
+SRUN = 'srun() { while [[ $1 == --* ]]; do [[ $1 == --output ]] && shift; shift; done; "$@"; }\n'
+
+
 def run_batch(text, folder, *, task=0, **environment):
     """Run a batch file with a srun that does what it is told, here; in the environment that sbatch makes for a task."""
-    ours = 'srun() { while [[ $1 == --* ]]; do [[ $1 == --output ]] && shift; shift; done; "$@"; }\n'
     env = {"PATH": os.environ["PATH"], "SLURM_CPUS_PER_TASK": "3", "SLURM_ARRAY_JOB_ID": "7", "SLURM_JOB_ID": "7"}
     env |= {"SLURM_ARRAY_TASK_ID": str(task), "SLURM_NTASKS": "1", "SLURM_JOB_NUM_NODES": "1", **environment}
-    return subprocess.run(["bash", "-c", ours + text], cwd=folder, env=env, capture_output=True, text=True)
+    words = ["bash", text] if isinstance(text, Path) else ["bash", "-c", SRUN + text]
+    return subprocess.run(words, cwd=folder, env=env, capture_output=True, text=True)
 
 
 @pytest.fixture
@@ -85,7 +88,8 @@ def test_a_task_finds_its_call_and_the_environment_that_was_asked_for(tmp_path, 
     (folder := tmp_path / "o'brien 100%1").mkdir()
     asked = ClusterConfig(setup=["export MINE=1"])
     probe = lambda: {name: os.environ[name] for name in names}  # noqa: E731  travels by value
-    jobs = SlurmExecutor(folder / "array-0", asked, "n", "/code dir").submit_array([probe] * 2)
+    (code := tmp_path / "code dir" / "lamabench").mkdir(parents=True)
+    jobs = SlurmExecutor(folder / "array-0", asked, "n", str(code.parent)).submit_array([probe] * 2)
     assert [(type(job), job.job_id) for job in jobs] == [(submitit.SlurmJob, "7_0"), (submitit.SlurmJob, "7_1")]
     assert len(list(folder.rglob("*.pkl"))) == 1
     for task, job in enumerate(jobs):
@@ -93,10 +97,58 @@ def test_a_task_finds_its_call_and_the_environment_that_was_asked_for(tmp_path, 
         done = run_batch(text, tmp_path, task=task, PYTHONPATH="/mine", SUBMITIT_PREEMPT_SIGNAL="NONE")
         assert done.returncode == 0, done.stderr
         assert submitit.SlurmJob(folder / "logs", job.job_id).result() == {
-            "PYTHONPATH": "/code dir:/mine", "OMP_NUM_THREADS": "3", "MKL_NUM_THREADS": "3", "SRUN_CPUS_PER_TASK": "3",
+            "PYTHONPATH": f"{code.parent}:/mine",
+            "OMP_NUM_THREADS": "3", "MKL_NUM_THREADS": "3", "SRUN_CPUS_PER_TASK": "3",
             "SLURM_EXPORT_ENV": "ALL", "MINE": "1", "PYTHONSAFEPATH": "1", "SUBMITIT_EXECUTOR": "slurm",
             "SLURM_ARRAY_TASK_ID": str(task),
         }  # fmt: skip
+
+
+def test_a_line_of_the_setup_that_fails_ends_the_job(tmp_path, sbatch):
+    """The log names it. What fails inside a function, in a file that is read, or where it may is no failure."""
+    (read := tmp_path / "read.sh").write_text("false\ntrue\n")
+    fine = [
+        "f() { false; true; }",
+        "f",
+        f"source {read}",
+        "false || true",
+        "if false; then",
+        "  :",
+        "fi",
+        "export A=1 # x",
+    ]
+    fine += ["cat > /dev/null <<END", "a case of 'text", "END"]
+    cases = [
+        (fine, 0, ""),
+        ([*fine, "module() { return 3; }", "module load nosuch # why"], 58, "code 3: module load nosuch # why"),
+        (["if true; then", "  nosuch --x", "fi"], 58, "code 127:   nosuch --x"),
+        (["false"], 58, "code 1: false"),
+        (["exit 28"], 28, ""),
+    ]
+    for place, (lines, code, words) in enumerate(cases):
+        stem = tmp_path / str(place) / "array"
+        stem.parent.mkdir()
+        SlurmExecutor(stem, ClusterConfig(setup=lines), "n").submit_array([lambda: 1])
+        (file := stem.with_suffix(".run")).write_text(f"{SRUN}{stem.with_suffix('.sh').read_text()}")
+        done = run_batch(file, tmp_path)
+        assert done.returncode == code, done.stderr
+        assert (f"cluster.setup failed with exit {words}\n" in done.stderr) == bool(words), done.stderr
+        assert bool(list(stem.parent.glob("logs/*_result.pkl"))) == (not code)
+
+
+def test_a_snapshot_that_is_gone_ends_the_job(tmp_path, sbatch):
+    SlurmExecutor(tmp_path / "array", ClusterConfig(), "n", "/nowhere/code").submit_array([lambda: 1])
+    done = run_batch((tmp_path / "array.sh").read_text(), tmp_path)
+    assert done.returncode == 41
+    assert done.stderr.splitlines()[-1] == "not the code that was submitted: /nowhere/code/lamabench is gone"
+
+
+def test_sbatch_gets_no_option_from_below_the_head(tmp_path):
+    """Bash takes such a line of cluster.setup for a comment, as sbatch does."""
+    asked = ClusterConfig(setup=["echo\n#SBATCH --exclusive", "#SBATCH --partition=other"])
+    (tmp_path / "a.sh").write_text(SlurmExecutor(tmp_path / "array", asked, "n").batch_file(1))
+    assert not {"--exclusive", "--partition=other"} & {*client._options(tmp_path / "a.sh")}
+    assert "--job-name=n" in client._options(tmp_path / "a.sh")
 
 
 def test_a_notice_before_the_task_listens_does_not_kill_it(tmp_path, sbatch):
@@ -140,8 +192,6 @@ def test_folders_that_would_be_read_as_another_are_refused(name, tmp_path):
     with pytest.raises(InputError, match="in its name") as caught:
         SlurmExecutor(tmp_path / name / "array", ClusterConfig(), "n")
     assert "\n" not in str(caught.value)
-    with pytest.raises(InputError, match=r"cluster\.qos has a line break"):
-        SlurmExecutor(tmp_path / "array", ClusterConfig(qos="a\n#SBATCH --x"), "n")
 
 
 def test_variables_of_slurm_change_nothing_that_was_asked_for(tmp_path, monkeypatch, sbatch):

@@ -1,5 +1,6 @@
 """The code that queued jobs import."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 from lamabench.harness import provenance
 from lamabench.kernels.errors import InputError
+from lamabench.launch.plan import Piece
 from lamabench.launch.slurm import snapshot
 from lamabench.launch.slurm.cluster import ClusterConfig
 from lamabench.launch.slurm.executor import SlurmExecutor
@@ -67,6 +69,42 @@ def test_a_snapshot_is_the_committed_tree(checkout, tmp_path):
     git(checkout, "stash", "-u")
     git(checkout, "apply", dirty["diff"])  # what was saved makes the tree again
     assert (checkout / "kernels" / "a.py").read_text() == "# changed\n" and (checkout / "kernels" / "b.py").exists()
+
+
+def test_a_snapshot_that_was_changed_is_made_anew(checkout, tmp_path):
+    """A retry would otherwise run what was changed under the name of the commit."""
+    frozen = snapshot.freeze(tmp_path / "code")
+    file = Path(frozen["path"]) / "lamabench" / "kernels" / "a.py"
+    for damage in (
+        lambda: file.write_text("# edited\n"),
+        lambda: file.unlink(),
+        lambda: (file.parents[1] / "SNAPSHOT.json").unlink(),
+        lambda: shutil.rmtree(frozen["path"]),
+    ):
+        damage()
+        assert snapshot.freeze(tmp_path / "code") == frozen and file.read_text() == "# kernels/a.py\n"
+        assert [path.name for path in (tmp_path / "code").iterdir()] == [Path(frozen["path"]).name]
+
+
+def test_the_repository_may_be_of_another_user(checkout, tmp_path):
+    """Nothing is added to it."""
+    (checkout / "kernels" / "b.py").write_text("# new\n")
+    before = sorted((checkout / ".git").rglob("*"))
+    dirty = snapshot.freeze(tmp_path / "code")
+    assert "+# new" in Path(dirty["diff"]).read_text()
+    assert sorted((checkout / ".git").rglob("*")) == before
+
+
+def test_a_copy_of_a_plugin_that_was_changed_is_made_anew(tmp_path):
+    (plugin := tmp_path / "mine_too.py").write_text("A = 1\n")
+    piece = Piece("run", None, plugins=(str(plugin), "json"))
+    for _ in range(2):
+        kept = snapshot.with_plugins(piece, tmp_path / "code")
+        copy = Path(kept.plugins[0])
+        assert copy.read_text() == "A = 1\n" and kept.plugins[1] == "json"
+        hashes = snapshot.plugin_hashes([kept])
+        assert hashes[str(copy)] == hashlib.sha256(b"A = 1\n").hexdigest() and set(hashes) == {*kept.plugins}
+        copy.write_text("A = 2\n")
 
 
 def test_records_of_measurements_are_not_code(checkout, monkeypatch):

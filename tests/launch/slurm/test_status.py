@@ -39,7 +39,10 @@ def seen(monkeypatch):
 
     def says(live, accounted):
         look = Look(live, accounted)
-        monkeypatch.setattr("lamabench.launch.slurm.status.look", lambda submitted, need_queue=False: (submitted, look))
+        monkeypatch.setattr(
+            "lamabench.launch.slurm.status.look",
+            lambda submitted, need_queue=False, damaged=(): (submitted, replace(look, notes=tuple(damaged))),
+        )
 
     return says
 
@@ -79,6 +82,12 @@ def test_states_agree_with_what_slurm_and_the_run_say(tmp_path, seen, finish, fa
         (None, [("RUNNING", "0:0")], [], [], "", "failed", "no word of it", 0),
         (None, [("NODE_FAIL", "1:0")], [start], [], "x", "failed", "its node was lost", 0),
         (None, [("FAILED", "28:0")], [start], [], "", "failed", "the disk of its folder is full", 0),
+        (None, [("FAILED", "41:0")], [], [], "7_PLACE on a:\nnot the code that was submitted: /a is gone", "failed",
+         "not the code that was submitted: /a is gone", 0),
+        (None, [("FAILED", "41:0")], [], [], "", "failed", "not the code that was submitted: its snapshot is gone", 0),
+        (None, [("FAILED", "58:0")], [], [], "cluster.setup failed with exit code 3: false", "failed",
+         "cluster.setup failed with exit code 3: false", 0),
+        (None, [("FAILED", "58:0")], [], [], "else", "failed", "cluster.setup failed with exit code that", 0),
         # Retried: the old record is of another attempt.
         (None, [("TIMEOUT", "0:0")], [{**start, "records": 1}], ["failed"], "x", "timeout", "the time limit", 0),
     ]  # fmt: skip

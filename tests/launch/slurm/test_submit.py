@@ -45,6 +45,14 @@ BAD = [
     ("slurm", ["cluster.mem_gb=.0001"], "cluster.mem_gb is in GiB: 0.0001 is less than a MiB"),
     ("slurm", ["cluster.signal_s=3600"], "cluster.signal_s 3600 is not before the end of cluster.time_min 60"),
     ("slurm", ["cluster.options=[exclude]"], "options of sbatch such as --exclude=node013"),
+    ("slurm", ["cluster.options=['--comment=it\\'s']"], "it's\" is not as in a shell: No closing quotation"),
+    ("slurm", ["cluster.options=['--x \\\\']"], "is not as in a shell: No escaped character"),
+    ("slurm", ["cluster.options=['--a\n#SBATCH --b']"], "options of sbatch such as --exclude=node013, not"),
+    ("slurm", ["cluster.partition='a\n#SBATCH --b'"], r"cluster.partition is a name without line breaks, not 'a\\n#SB"),
+    ("slurm", ["cluster.qos='a\r'"], r"cluster.qos is a name without line breaks, not 'a\\r'"),
+    ("slurm", ["cluster.account=''"], "cluster.account is a name without line breaks, not ''"),
+    ("slurm", ["cluster.setup=['a\0']"], r"have no control characters, unlike 'a\\x00'"),
+    ("slurm", ["cluster.queue_at_most=0"], "cluster.queue_at_most must be above 0 and finite, not 0"),
     ("bad.yaml", [], "bad.yaml: unknown key 'partitoin'"),
     ("list.yaml", [], "list.yaml: a cluster is a mapping"),
     ("type.yaml", [], "type.yaml: .*'x'"),
@@ -81,6 +89,15 @@ def test_a_cluster_is_no_part_of_a_run(tmp_path):
         (["submit"], "name the cluster to submit to"),
         (["submit", "cluster=local"], "has no queue: lamabench sweep run"),
         (["submit", "cluster=slurm", "cluster.nodes=2"], "training takes one GPU today"),
+        (["submit", "cluster=slurm", "cluster.gpus=4"], "training takes one GPU today: cluster.gpus is 0 or 1, not 4"),
+        (["plan", "cluster=slurm", "cluster.gpus=2"], "training takes one GPU today: cluster.gpus is 0 or 1, not 2"),
+        (
+            ["submit", "cluster=slurm", 'cluster.options=["--comment=it\'s"]'],
+            "is not as in a shell: No closing quotation",
+        ),
+        (["cancel", "run.rot=here"], "unknown key in run 'rot' (did you mean 'root'?)"),
+        (["plan", "--stages", ""], "unknown stage of demo ''"),
+        (["run", "--only", ""], "no variant is called ''"),
         (["run", "cluster=slurm"], "sweep run works on this machine"),
         (["retry", "train.batch_size=2"], "would not repeat a run but make another one"),
         (["plan", "cluster=slrum"], "unknown cluster 'slrum'"),
@@ -112,7 +129,7 @@ def test_runs_at_a_time_are_one_or_more(action, number, capsys):
 def test_plan_prints_the_batch_files(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     base = {**SMALL, "cluster.time_min": 90}
-    data = {"question": "?", "base": base, "variants": {"a": {}, "b": {"model.depth": 2, "cluster.gpus": 2}}}
+    data = {"question": "?", "base": base, "variants": {"a": {}, "b": {"model.depth": 2, "cluster.gpus": 1}}}
     Path("mine.yaml").write_text(yaml.safe_dump(data | {"stages": ["train"]}))
     assert main(["sweep", "plan", "mine.yaml", "cluster=slurm", "--parallel", "2", "cluster.gpus=1"]) == 0
     out = capsys.readouterr().out
@@ -120,8 +137,8 @@ def test_plan_prints_the_batch_files(tmp_path, monkeypatch, capsys):
     assert "\n#SBATCH --array=0-1%2\n" in out
     assert main(["sweep", "plan", "mine.yaml", "cluster=slurm"]) == 0
     out = capsys.readouterr().out
-    assert "asked for: 2 jobs, 4.5 GPU-hours" not in out and "asked for: 2 jobs, 3 GPU-hours" in out
-    assert out.count("--gpus-per-node=2\n") == 1 == out.count("array 1:")
+    assert "asked for: 2 jobs, 1.5 GPU-hours" in out
+    assert out.count("--gpus-per-node=1\n") == 1 == out.count("array 1:")
     assert not Path("runs").exists()
 
 
@@ -278,12 +295,14 @@ def test_a_submission_is_whole_or_nothing(tmp_path, slurm, monkeypatch):
     asked = []
 
     def queued(written, parts, code):
+        arrays = []
         for number, (array, draft) in enumerate(zip(written, parts, strict=True)):
             manifest.job_file(array.folder, array.index).write_text(f"{5 + number}\n")
             keys = {f"{5 + number}_{task}": ("PENDING", "None", array.name) for task in range(len(array.tasks))}
             slurm.update(keys)
             asked.append(draft.after)
-            yield array, str(5 + number)
+            arrays.append((array, str(5 + number)))
+        return manifest.Queued(arrays)
 
     monkeypatch.setattr(manifest, "queue", queued)
     monkeypatch.setattr(client, "check_here", lambda: None)
@@ -322,12 +341,12 @@ def test_what_was_submitted_is_read_back(tmp_path):
     runs = plan(study(tmp_path, {"train.lr": [1e-4, 2e-4]}))
     home = tmp_path / "s" / ".sweep"
     first, second = submitted(home, runs[:1]), submitted(home, runs[1:], "8")
-    assert [(array.name, array.job, array.folder.name) for array in manifest.arrays(home)] == [
+    assert [(array.name, array.job, array.folder.name) for array in manifest.arrays(home)[0]] == [
         (first.name, "7", "0001"),
         (second.name, "8", "0002"),
     ]
     # A tuple of Python's is a list of JSON's.
-    assert first.name != second.name and next(manifest.arrays(home)).tasks == json.loads(json.dumps(first.tasks))
+    assert first.name != second.name and manifest.arrays(home)[0][0].tasks == json.loads(json.dumps(first.tasks))
     assert manifest.remembered(home) == [] and not list(home.glob(".new*"))
 
 

@@ -1,0 +1,97 @@
+"""Ctrl-C, SIGTERM and a closed terminal: single commands save at their next step, and end with one line."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from lamabench.harness import signals
+from lamabench.harness.record import read_lines
+
+PROGRAM = "import sys; from lamabench.launch.cli import main; sys.exit(main())"
+SMALL = ["model=dit_nano", "model.depth=1", "model.hidden_size=16", "model.num_heads=2", "data=digits", "data.size=8",
+         "train.batch_size=4", "train.precision=float32", "run.device=cpu", "run.checkpoint_every=100000"]  # fmt: skip
+CONTINUES = "the same command continues"
+
+
+def start(folder, *words):
+    """A command in a session of its own, as of a terminal."""
+    return subprocess.Popen([sys.executable, "-c", PROGRAM, *words], cwd=folder, stderr=subprocess.PIPE, text=True,
+                            stdout=subprocess.PIPE, start_new_session=True)  # fmt: skip
+
+
+def until(condition, command, seconds=120):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert command.poll() is None and time.monotonic() < end, command.communicate()
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize(
+    ("number", "everyone", "workers", "code", "last"),
+    [
+        (signal.SIGINT, True, 2, 130, "interrupted"),
+        (signal.SIGTERM, False, 0, 143, "ended by SIGTERM"),
+        (signal.SIGHUP, True, 0, 129, "ended by SIGHUP"),
+    ],
+)
+def test_a_training_saves_at_its_next_step(number, everyone, workers, code, last, tmp_path):
+    command = start(tmp_path, "train", *SMALL, "train.steps=200000", f"run.workers={workers}")
+    until(lambda: list(tmp_path.glob("runs/trainings/*/progress.json")), command)
+    (os.killpg if everyone else os.kill)(command.pid, number)
+    _, err = command.communicate(timeout=60)
+    assert command.returncode == code, err
+    assert err.splitlines()[-1] == f"lamabench train: {last}; {CONTINUES}" and "Traceback" not in err
+    (saved,) = tmp_path.glob("runs/trainings/*/checkpoints/step-*")
+    step = int(saved.stem[5:])
+    assert 0 < step < 200000 and f"saved at step {step} of 200000" in err
+    assert not list(tmp_path.glob("runs/trainings/*/record.jsonl"))
+
+    command = start(tmp_path, "train", *SMALL, f"train.steps={step + 2}")
+    out, err = command.communicate(timeout=120)
+    assert command.returncode == 0 and f"continuing at step {step} of {step + 2}" in err, err
+    (record,) = read_lines(saved.parents[1] / "record.jsonl")
+    assert record["state"] == "done" and f"{step + 2} steps" in out
+
+
+def test_samples_keep_the_batches_that_are_drawn(tmp_path):
+    assert start(tmp_path, "train", *SMALL, "train.steps=2").wait(120) == 0
+    (run,) = tmp_path.glob("runs/train/dit_nano-*")
+    words = ["sample.count=2000", "sample.batch_size=1", "sample.method=ddim", "sample.steps=5"]
+    command = start(tmp_path, "sample", str(run), *words)
+    until(lambda: list(run.glob("samples/*/samples.parts/*/*.npy")), command)
+    os.kill(command.pid, signal.SIGTERM)
+    _, err = command.communicate(timeout=60)
+    assert command.returncode == 143 and err.splitlines()[-1] == f"lamabench sample: ended by SIGTERM; {CONTINUES}"
+    assert 0 < len(list(run.glob("samples/*/samples.parts/*/*.npy"))) < 2000 and "Traceback" not in err
+    assert not list(run.glob("samples/*/record.jsonl"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_command_that_does_not_save_ends_with_one_line(number, tmp_path):
+    command = start(tmp_path, "bench", "dit_nano", "bench.seconds=60", "run.device=cpu")
+    until(lambda: list(tmp_path.glob("runs/models/*/.lock")), command)
+    command.send_signal(number)
+    _, err = command.communicate(timeout=60)
+    assert command.returncode == 128 + number and "Traceback" not in err
+    assert err.splitlines()[-1] == f"lamabench bench: ended by {number.name}; {CONTINUES}"
+
+
+def test_a_second_ctrl_c_ends_at_once_and_what_is_ignored_stays_so():
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt), signals.noted():
+        os.kill(os.getpid(), signal.SIGINT)
+        assert signals.asked() == signal.SIGINT
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(5)
+        pytest.fail("the second one was only noted")
+    assert signals.asked() is None and signal.getsignal(signal.SIGINT) is before
+    earlier = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        with signals.noted(), signals.interrupting():
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert signals.asked() is None
+    finally:
+        signal.signal(signal.SIGHUP, earlier)
