@@ -9,17 +9,17 @@ from lamabench.launch.slurm.cluster import ClusterConfig, load
 from lamabench.launch.slurm.submit import load_over
 
 BAD = [
-    ({"partition": "a\n#SBATCH --exclusive"}, "cluster.partition has a line break"),
-    ({"account": "a\rb"}, "cluster.account has a line break or another character"),
-    ({"qos": "a\0b"}, "cluster.qos has"),
-    ({"constraint": "a\x1bb"}, "cluster.constraint has"),
+    ({"partition": "a\n#SBATCH --exclusive"}, "cluster.partition is a name without line breaks"),
+    ({"account": "a\rb"}, "cluster.account is a name without line breaks"),
+    ({"qos": "a\0b"}, "cluster.qos is a name without line breaks"),
+    ({"constraint": "a\x1bb"}, "cluster.constraint is a name without line breaks"),
     ({"options": ["--comment=it's"]}, "its quotes in pairs"),
     ({"options": ["--comment='a"]}, "its quotes in pairs"),
     ({"options": ["--x \\"]}, "its quotes in pairs"),
     ({"options": ["--x\n#SBATCH --y"]}, "each one line"),
-    ({"options": ["--x\ry"]}, "each one line"),
-    ({"options": ["--x\0y"]}, "each one line"),
-    ({"setup": ["echo a\0b"]}, "lines of bash"),
+    ({"options": ["--x\ry"]}, "no control characters"),
+    ({"options": ["--x\0y"]}, "no control characters"),
+    ({"setup": ["echo a\0b"]}, "no control characters"),
 ]
 
 
