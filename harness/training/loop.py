@@ -51,11 +51,21 @@ def loop(
     the loss at the steps in `asked`, and `save` is called every `run.checkpoint_every` steps and at the end.
 
     A line at the end that is not due leaves the window as it is, so that a longer training continues the window. Raises
-    Diverged if the loss is not finite, Stopped after the step in which a signal came (signals.py).
+    Diverged if the loss is not finite, Stopped after the step in which a signal came (signals.py), and InputError of
+    a batch that cannot be read, after saving the step before it.
     """
-    started, before, facts = time.perf_counter(), at.seconds, {}
+    started, before, first, facts = time.perf_counter(), at.seconds, at.step, {}
+
+    def save_before_damage() -> None:
+        if at.step > first:
+            at.seconds = before + time.perf_counter() - started
+            if at.step > at.window_start:
+                mean_metrics(step, at, until)
+            save(at)
+            progress.say(f"saved at step {at.step} of {until}")
+
     progress.update("train", at.step, until)
-    for batch in batches:
+    for batch in _until_damage(batches, save_before_damage):
         step(batch)
         at.step += 1
         last, stopping = at.step == until, signals.asked() is not None
@@ -80,6 +90,14 @@ def loop(
         if stopping and not last:
             progress.say(f"saved at step {at.step} of {until}")
             signals.check()
+
+
+def _until_damage(batches: Iterable[dict[str, Tensor]], save: Callable[[], None]) -> Iterator[dict[str, Tensor]]:
+    try:
+        yield from batches
+    except InputError:
+        save()
+        raise
 
 
 def mean_metrics(step: TrainStep, at: Position, until: int) -> dict[str, float]:
@@ -108,7 +126,7 @@ def train(folder: Path, config: Config, progress: Progress, moments: Sequence[in
     flops = cost(config.model).flops
     if not missing(folder, asked):
         return record(folder, config, flops)
-    data = load(config.data)
+    data = load(config.data, progress.say)
     saved = continue_from(folder, config, asked, data.fingerprint, progress.say)
     if not missing(folder, asked):
         return record(folder, config, flops)
@@ -133,6 +151,8 @@ def train(folder: Path, config: Config, progress: Progress, moments: Sequence[in
         step.restore(saved)
         at = Position(saved.step, saved.seconds, saved.window_start)
         progress.say(f"continuing at step {at.step} of {settings.steps}")
+    if data.omissions:
+        progress.say(data.omissions)
     metrics = folder / "metrics.jsonl"
     write_lines(metrics, [line for line in read_lines(metrics) if line["step"] <= at.window_start])
     stretches = with_stretch(before, at.step, backend, device, progress.say)
