@@ -8,26 +8,22 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from ...kernels.errors import InputError
 from ...models import registry
 from ...models.registry import Backbone, build, select_backends
 from .. import signals
 from ..config import Config, RunConfig, check_fit, micro_batch
-from ..data.encoder import encoder
-from ..data.images import ImageData, load
-from ..data.items import TrainItems
-from ..device import compiled, device_type, exact_float32, is_cuda, pick_device
-from ..diffusion.objective import Objective, objective
+from ..data.images import load
+from ..data.items import batches
+from ..device import compiled, device_type, exact_float32, pick_device
+from ..diffusion.objective import objective
 from ..measure.cost import cost
 from ..progress import Progress
 from ..record import read_lines, write_lines
 from .folder import Position, TrainingFolder, record
 from .resume import all_asked, backends_to_ask, continue_from, missing, with_stretch
 from .step import TrainStep
-
-_INPUT_ERROR = f"{InputError.__module__}.{InputError.__qualname__}"
 
 
 class Diverged(RuntimeError):
@@ -179,31 +175,3 @@ def initial_model(config: Config) -> Backbone:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         return build(config.model)
-
-
-def batches(
-    data: ImageData, goal: Objective, config: Config, null_class: int | None, step: int, device: str
-) -> Iterator[dict[str, Tensor]]:
-    """The batches of all steps after `step`. InputError in a worker process becomes one line without its traceback."""
-    settings = config.train
-    items = TrainItems(
-        data,
-        goal,
-        encoder=encoder(config.encoder),
-        seed=config.seed,
-        flip=config.data.flip,
-        class_dropout=settings.class_dropout,
-        null_class=null_class,
-    )
-    loader = DataLoader(
-        items,
-        batch_size=settings.batch_size,
-        sampler=range(step * settings.batch_size, settings.steps * settings.batch_size),
-        num_workers=config.run.workers,
-        worker_init_fn=signals.ignore,
-        pin_memory=is_cuda(device),
-    )
-    try:
-        yield from loader
-    except InputError as error:
-        raise InputError(str(error).strip().splitlines()[-1].removeprefix(f"{_INPUT_ERROR}: ")) from None
