@@ -40,6 +40,9 @@ SWEEP = """lamabench sweep plan demo                               list the runs
   lamabench sweep prune demo                              delete folders that no study names any more"""
 
 
+DATA = "lamabench data check data=folder data.path=images"
+
+
 class OneLineParser(argparse.ArgumentParser):
     """An argument parser whose error messages have one line."""
 
@@ -107,6 +110,9 @@ def parser() -> argparse.ArgumentParser:
         "MODEL|key=value",
         "a model, fields of its configuration, and plugins=[FILE.py,…]",
     )
+    data = add("data", "check a set of images: count, decode and name what cannot be read", DATA)
+    data.add_argument("action", choices=("check",), help="check decodes every image once; the next check is quick")
+    data.add_argument("words", nargs="*", metavar="key=value", help="data=NAME, data.path=… and other settings of data")
     train = add(
         "train",
         "train one model, or continue its training",
@@ -180,7 +186,7 @@ def parser() -> argparse.ArgumentParser:
     help_text = "the model whose speed the others are compared with (default: dit_xl_2 if it was measured)"
     report.add_argument("--baseline", metavar="MODEL", help=help_text)
     doctor = add("doctor", "show what is installed, which backends run and why others do not", "lamabench doctor")
-    for sub in (models, cost, check, evaluate, bench, operators, sweep, report, doctor):
+    for sub in (models, cost, check, data, evaluate, bench, operators, sweep, report, doctor):
         sub.add_argument("--json", action="store_true", help="print JSON instead of a table")
     return top
 
@@ -188,7 +194,7 @@ def parser() -> argparse.ArgumentParser:
 def _run(args: argparse.Namespace) -> int:
     """Run a subcommand. Only its own module is imported, because reports need no torch."""
     module = importlib.import_module(f".commands.{args.command.replace('-', '_')}", __package__)
-    if args.command in ("report", "doctor", "models", "cost", "check"):
+    if args.command in ("report", "doctor", "models", "cost", "check", "data"):
         return module.run(args)
     from .ends import STOPPED
 

@@ -6,7 +6,9 @@ Data are identified by their contents: two sets with the same fingerprint are th
 import hashlib
 import os
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,10 +20,10 @@ from torch.utils.data import Dataset
 from ...kernels.errors import InputError, unknown
 from ..config import DataConfig
 from ..random import Stream, generator
-from .files import UNREADABLE, Say, check_memory, known_fingerprint, read_npz, unreadable
-from .files import fingerprint as fingerprint_of_files
+from . import cifar10, files
+from .files import FEW, UNREADABLE, Say, check_memory, few, line_of, npz_headers, read_npz, unreadable
+from .folder import HIDDEN, check_classes, listing
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 SYNTHETIC_IMAGES = 320
 Labels = NDArray[np.int64]
 
@@ -46,12 +48,19 @@ class ImageData(Dataset[tuple[Tensor, int]]):
     """
 
     fingerprint: str
+    omissions: str = ""  # text about the files of a folder that are no part of the set, other than hidden ones
 
     def __init__(self, config: DataConfig, labels: Labels, class_names: list[str]) -> None:
         where = f"data {config.kind!r}" + (f" at {config.path}" if config.path else "")
-        needed = max(2, len(class_names) if config.num_classes else 0)
-        if len(labels) < needed:
-            raise InputError(f"{where} has too few images: {len(labels)}, at least {needed} are needed")
+        if len(labels) < 2:
+            raise InputError(f"{where} has too few images: {len(labels)}, at least 2 are needed")
+        count, empty = empty_classes(labels, len(class_names))
+        if config.num_classes and count:
+            names = few([class_names[i] if i < len(class_names) else str(i) for i in empty], count)
+            raise InputError(
+                f"{where} has classes without an image: {names}; number the labels from 0 without gaps, or set "
+                "data.num_classes to 0 for unconditional training"
+            )
         if config.num_classes not in (0, len(class_names)):
             raise InputError(
                 f"data.num_classes is {config.num_classes}, but {where} has {len(class_names)} classes; "
@@ -70,6 +79,13 @@ class ImageData(Dataset[tuple[Tensor, int]]):
 
     def __getitem__(self, i: int) -> tuple[Tensor, int]:
         return self.image(i), int(self.labels[i])
+
+
+def empty_classes(labels: Labels, classes: int) -> tuple[int, list[int]]:
+    """The number of classes without an image, of at least `classes`, and the first of them."""
+    present = set(np.unique(labels).tolist())
+    total = max(classes, max(present, default=-1) + 1)
+    return total - len(present), list(islice((i for i in range(total) if i not in present), FEW))
 
 
 class ArrayData(ImageData):
@@ -95,22 +111,36 @@ class ArrayData(ImageData):
 
 
 class FolderData(ImageData):
-    """Images in files, decoded on demand. Every new or changed file is read at the start, so that a file that is not an
-    image is an error before training and not in the middle of it."""
+    """Images in files, decoded on demand. Every new or changed file is decoded at the start too, so that a damaged file
+    is an error before training and not in the middle of it."""
 
-    def __init__(
-        self, config: DataConfig, files: list[Path], labels: Labels, class_names: list[str], say: Say | None
-    ) -> None:
-        super().__init__(config, labels, class_names)
-        self.files = files
-        self.fingerprint = fingerprint_of_files(_path(config), files, say)
+    def __init__(self, config: DataConfig, say: Say | None) -> None:
+        root = data_path(config)
+        content = listing(root)
+        check_classes(content)
+        labels = np.repeat(np.arange(len(content.classes)), [len(group) for group in content.classes.values()])
+        names = ["0"] if list(content.classes) == [root] else [folder.name for folder in content.classes]
+        super().__init__(config, labels, names)
+        self.files = content.files
+        entries = files.whole(files.entries(root, self.files, say))
+        self.fingerprint = files.fingerprint_of(root, self.files, entries)
+        # Arrays, because the processes that load data share their memory.
+        self.stamps = np.array([(entry.size, entry.time) for entry in entries], dtype=np.int64)
+        self.digests = np.frombuffer(b"".join(entry.digest for entry in entries), dtype=np.uint8).reshape(-1, 32)
+        content.left_out.pop(HIDDEN, None)
+        if text := content.omissions(root):
+            self.omissions = f"{line_of(root)}: left out are {text}; lamabench data check says more"
 
     def image(self, i: int) -> Tensor:
+        file = self.files[i]
         try:
-            with Image.open(self.files[i]) as file:
-                image = fit(file.convert("L" if self.channels == 1 else "RGB"), self.size)
+            image, status, content = files.read_image(file)
+            image = fit(image.convert("L" if self.channels == 1 else "RGB"), self.size)
         except UNREADABLE as error:
-            raise unreadable(self.files[i], error) from None
+            raise unreadable(file, error) from None
+        same = (status.st_size, status.st_mtime_ns) == tuple(self.stamps[i])
+        if not same and hashlib.sha256(content).digest() != self.digests[i].tobytes():
+            raise InputError(f"{line_of(file)} was changed while it was in use")
         return torch.from_numpy(_channels_last(image)).permute(2, 0, 1).contiguous()
 
 
@@ -132,16 +162,29 @@ def _no_path(config: DataConfig) -> InputError:
     return InputError(f"data.path is not set; data {config.kind!r} needs it")
 
 
-def _path(config: DataConfig) -> Path:
+def data_path(config: DataConfig) -> Path:
+    """`data.path`. Raises InputError if it is not set, does not exist, or cannot be read."""
     if config.path is None:
         raise _no_path(config)
     path = Path(config.path)
-    if not path.exists():
-        raise InputError(f"data.path {config.path} does not exist")
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        raise InputError(f"data.path {line_of(path)} does not exist") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read data.path {line_of(path)}: {getattr(error, 'strerror', error)}") from None
     return path
 
 
-def _digits(config: DataConfig, say: Say | None) -> ImageData:
+class Arrays(NamedTuple):
+    """A set in memory, as it is stored: `images` uint8 [N, H, W, C], `labels` int64 [N], and the names of classes."""
+
+    images: NDArray[np.uint8]
+    labels: Labels
+    class_names: list[str]
+
+
+def _digits(config: DataConfig) -> Arrays:
     """scikit-learn's 1,797 handwritten digits, 8 × 8 at 17 grey levels, enlarged."""
     from sklearn.datasets import load_digits  # takes a second to import
 
@@ -149,83 +192,41 @@ def _digits(config: DataConfig, say: Say | None) -> ImageData:
         raise InputError(f"data.size must be 8 or more for digits, not {config.size}")
     pixels, labels = load_digits(return_X_y=True)
     images = np.rint(np.asarray(pixels) * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8, 1)
-    return ArrayData(config, images, np.asarray(labels, dtype=np.int64), [str(i) for i in range(10)])
+    return Arrays(images, np.asarray(labels, dtype=np.int64), [str(i) for i in range(10)])
 
 
-def _npz(config: DataConfig, say: Say | None) -> ImageData:
+def _npz(config: DataConfig) -> Arrays:
     """An .npz file with `images` uint8 [N, H, W, C] or [N, H, W] and optional integer `labels` [N], from class 0 to the
     highest label."""
-    path = _path(config)
+    path = data_path(config)
+    headers = npz_headers(path, ("images", "labels"))
+    if "images" not in headers:
+        raise InputError(f"{line_of(path)} has no array 'images' (uint8 [N, H, W, C] or [N, H, W])")
+    shape, kind = headers["images"]
+    if kind != np.uint8 or len(shape) not in (3, 4) or 0 in shape[1:]:
+        raise InputError(f"{line_of(path)}: images is {kind} {list(shape)}, not uint8 [N, H, W, C] or [N, H, W]")
+    if (channels := (*shape, 1)[3]) != config.channels:
+        raise InputError(f"data.channels is {config.channels}, but the images of {line_of(path)} have {channels}")
+    _check_memory(config, shape[0])
     arrays = read_npz(path, ("images", "labels"))
-    if "images" not in arrays:
-        raise InputError(f"{path} has no array 'images' (uint8 [N, H, W, C] or [N, H, W])")
-    images = arrays["images"]
-    if images.ndim == 3:
-        images = images[..., None]
-    if images.dtype != np.uint8 or images.ndim != 4 or 0 in images.shape[1:]:
-        actual = f"{images.dtype} {list(arrays['images'].shape)}"
-        raise InputError(f"{path}: images is {actual}, not uint8 [N, H, W, C] or [N, H, W]")
-    if images.shape[3] != config.channels:
-        raise InputError(f"data.channels is {config.channels}, but the images of {path} have {images.shape[3]}")
-    labels = arrays.get("labels", np.zeros(len(images), dtype=np.int64))
-    if labels.shape != (len(images),) or labels.dtype.kind not in "iu" or labels.min(initial=0) < 0:
+    labels = arrays.get("labels", np.zeros(shape[0], dtype=np.int64))
+    fits = labels.dtype.kind in "iu" and labels.shape == shape[:1]
+    if not fits or labels.astype(np.int64).min(initial=0) < 0:
         actual = f"{labels.dtype} {list(labels.shape)}"
-        raise InputError(f"{path}: labels is {actual}, not [{len(images)}] integers of 0 or more")
-    return ArrayData(config, images, labels.astype(np.int64), [str(i) for i in range(int(labels.max(initial=0)) + 1)])
+        raise InputError(f"{line_of(path)}: labels is {actual}, not [{shape[0]}] integers of 0 or more")
+    labels = labels.astype(np.int64)
+    names = [str(i) for i in range(len(np.unique(labels)))]
+    return Arrays(arrays["images"].reshape(*shape[:3], channels), labels, names)
 
 
-def _folder(config: DataConfig, say: Say | None) -> ImageData:
-    """A folder of class folders (of any depth), or a folder of images, which is one class. Hidden files are ignored."""
-    root = _path(config)
-    groups = _files_by_class(root)
-    labels = np.repeat(np.arange(len(groups)), [len(group) for group in groups.values()])
-    names = ["0"] if list(groups) == [root] else [folder.name for folder in groups]
-    return FolderData(config, [file for group in groups.values() for file in group], labels, names, say)
-
-
-def _files_by_class(root: Path) -> dict[Path, list[Path]]:
-    """The images of each class folder, sorted. Where `root` has no folders, its own images are one class."""
-    if not root.is_dir():
-        raise InputError(f"data.path {root} is not a folder")
-    classes = sorted(entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-    flat = [entry for entry in sorted(root.iterdir()) if _is_image(entry)]
-    if flat and classes:
-        raise InputError(
-            f"{root} contains images ({flat[0].name}) and folders ({classes[0].name}); expected only one of the two"
-        )
-    groups = {folder: sorted(_images_below(folder)) for folder in classes} or {root: flat}
-    for folder, group in groups.items():
-        if not group:
-            raise InputError(f"{folder} contains no image; supported are {', '.join(SUFFIXES)}")
-    return groups
-
-
-def _is_image(file: Path) -> bool:
-    return file.suffix.lower() in SUFFIXES and not file.name.startswith(".") and file.is_file()
-
-
-def _images_below(folder: Path) -> list[Path]:
-    paths = (Path(parent, name) for parent, _, names in os.walk(folder, followlinks=True) for name in names)
-    return [path for path in paths if _is_image(path)]
-
-
-def _cifar10(config: DataConfig, say: Say | None) -> ImageData:
-    """CIFAR-10 as torchvision stores it, with torchvision's check of its checksums."""
-    from torchvision.datasets import CIFAR10  # not needed by the other kinds
-
+def _cifar10(config: DataConfig) -> Arrays:
+    """CIFAR-10 as torchvision stores it. Its checksums are not asked for, so that a set that was packed again fits."""
     if config.path is None:
         raise _no_path(config)
-    try:
-        data = CIFAR10(config.path, train=config.split == "train", download=False)
-    except RuntimeError:
-        raise InputError(
-            f"data.path {config.path} does not contain all of CIFAR-10; expected torchvision's layout: "
-            "a folder cifar-10-batches-py with data_batch_1 … data_batch_5, test_batch and batches.meta"
-        ) from None
-    return ArrayData(config, np.asarray(data.data), np.array(data.targets, dtype=np.int64), list(data.classes))
+    return Arrays(*cifar10.read(Path(config.path), config.split))
 
 
-def _synthetic(config: DataConfig, say: Say | None) -> ImageData:
+def _synthetic(config: DataConfig) -> Arrays:
     """320 smooth images, or one per class if that is more. Each class has its own three waves, each image its own
     phases and colours. The images are the same in every call."""
     classes = max(1, config.num_classes)
@@ -240,18 +241,29 @@ def _synthetic(config: DataConfig, say: Say | None) -> ImageData:
         turns = (waves[label] @ np.stack(np.meshgrid(across, across)).reshape(2, -1)) + phase[:, None]
         picture = np.cos(2 * np.pi * turns).T @ colour
         images[i] = np.rint(127.5 + 42.5 * picture).reshape(config.size, config.size, -1)
-    return ArrayData(config, images, labels, [str(label) for label in range(classes)])
+    return Arrays(images, labels, [str(label) for label in range(classes)])
 
 
-KINDS: dict[str, Callable[[DataConfig, Say | None], ImageData]] = {
+IN_MEMORY: dict[str, Callable[[DataConfig], Arrays]] = {
     "digits": _digits,
     "npz": _npz,
-    "folder": _folder,
     "cifar10": _cifar10,
     "synthetic": _synthetic,
 }
+KINDS = ("digits", "npz", "folder", "cifar10", "synthetic")
 ON_DISK = ("npz", "folder", "cifar10")
 SPLITS = {"cifar10": ("train", "test")}  # of the kinds that have more than train
+
+
+def check_request(config: DataConfig) -> None:
+    """Raise InputError for an invalid kind, split or number of channels, and for a size that no memory has."""
+    if config.kind not in KINDS:
+        raise unknown("data.kind", config.kind, KINDS)
+    if config.split not in (splits := SPLITS.get(config.kind, ("train",))):
+        raise unknown(f"data.split of {config.kind!r}", config.split, splits)
+    if config.channels not in (1, 3):
+        raise InputError(f"data.channels must be 1 or 3 for images, not {config.channels}")
+    _check_memory(config, 1)
 
 
 def load(config: DataConfig, say: Say | None = None) -> ImageData:
@@ -259,21 +271,19 @@ def load(config: DataConfig, say: Say | None = None) -> ImageData:
 
     Raises InputError, in one line, for an invalid kind, split, path, file, or number of classes or channels.
     """
-    if config.kind not in KINDS:
-        raise unknown("data.kind", config.kind, KINDS)
-    if config.split not in (splits := SPLITS.get(config.kind, ("train",))):
-        raise unknown(f"data.split of {config.kind!r}", config.split, splits)
-    if config.channels not in (1, 3):
-        raise InputError(f"data.channels must be 1 or 3 for images, not {config.channels}")
-    return KINDS[config.kind](config, say)
+    check_request(config)
+    return FolderData(config, say) if config.kind == "folder" else ArrayData(config, *IN_MEMORY[config.kind](config))
 
 
 def fingerprint(config: DataConfig) -> str | None:
     """The fingerprint of a set without reading the images of a folder. None where the files are missing, or where files
     of a folder are new or changed since they were last read. Raises InputError like `load` for existing data."""
-    if config.kind in ON_DISK and (config.path is None or not Path(config.path).exists()):
+    if config.kind in ON_DISK and (config.path is None or not os.path.exists(config.path)):
         return None
     if config.kind != "folder":
         return load(config).fingerprint
-    root = _path(config)
-    return known_fingerprint(root, [file for group in _files_by_class(root).values() for file in group])
+    check_request(config)
+    root = data_path(config)
+    content = listing(root)
+    check_classes(content)
+    return files.known_fingerprint(root, content.files)

@@ -1,17 +1,24 @@
-"""Items of training: images with everything that is random about them, from the seed and the item's index alone."""
+"""Items of training: images with everything that is random about them, from the seed and the item's index alone, and
+their batches."""
 
+from collections.abc import Iterator
 from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from ...kernels.errors import InputError
+from .. import signals
+from ..config import Config
+from ..device import is_cuda
 from ..random import Stream, generator
-from .encoder import Encoder, Pixels
+from .encoder import Encoder, Pixels, encoder
 from .images import ImageData
+
+_INPUT_ERROR = f"{InputError.__module__}.{InputError.__qualname__}"
 
 
 class Timesteps(Protocol):
@@ -74,3 +81,31 @@ class TrainItems(Dataset[dict[str, Tensor]]):
             "t": torch.tensor(t, dtype=torch.float32),
             "noise": torch.from_numpy(noise),
         }
+
+
+def batches(
+    data: ImageData, goal: Timesteps, config: Config, null_class: int | None, step: int, device: str
+) -> Iterator[dict[str, Tensor]]:
+    """The batches of all steps after `step`. InputError in a worker process becomes one line without its traceback."""
+    settings = config.train
+    items = TrainItems(
+        data,
+        goal,
+        encoder=encoder(config.encoder),
+        seed=config.seed,
+        flip=config.data.flip,
+        class_dropout=settings.class_dropout,
+        null_class=null_class,
+    )
+    loader = DataLoader(
+        items,
+        batch_size=settings.batch_size,
+        sampler=range(step * settings.batch_size, settings.steps * settings.batch_size),
+        num_workers=config.run.workers,
+        worker_init_fn=signals.ignore,
+        pin_memory=is_cuda(device),
+    )
+    try:
+        yield from loader
+    except InputError as error:
+        raise InputError(str(error).strip().splitlines()[-1].removeprefix(f"{_INPUT_ERROR}: ")) from None

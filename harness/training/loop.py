@@ -8,26 +8,22 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from ...kernels.errors import InputError
 from ...models import registry
 from ...models.registry import Backbone, build, select_backends
 from .. import signals
 from ..config import Config, RunConfig, check_fit, micro_batch
-from ..data.encoder import encoder
-from ..data.images import ImageData, load
-from ..data.items import TrainItems
-from ..device import compiled, device_type, exact_float32, is_cuda, pick_device
-from ..diffusion.objective import Objective, objective
+from ..data.images import load
+from ..data.items import batches
+from ..device import compiled, device_type, exact_float32, pick_device
+from ..diffusion.objective import objective
 from ..measure.cost import cost
 from ..progress import Progress
 from ..record import read_lines, write_lines
 from .folder import Position, TrainingFolder, record
 from .resume import all_asked, backends_to_ask, continue_from, missing, with_stretch
 from .step import TrainStep
-
-_INPUT_ERROR = f"{InputError.__module__}.{InputError.__qualname__}"
 
 
 class Diverged(RuntimeError):
@@ -51,11 +47,21 @@ def loop(
     the loss at the steps in `asked`, and `save` is called every `run.checkpoint_every` steps and at the end.
 
     A line at the end that is not due leaves the window as it is, so that a longer training continues the window. Raises
-    Diverged if the loss is not finite, Stopped after the step in which a signal came (signals.py).
+    Diverged if the loss is not finite, Stopped after the step in which a signal came (signals.py), and InputError of
+    a batch that cannot be read, after saving the step before it.
     """
-    started, before, facts = time.perf_counter(), at.seconds, {}
+    started, before, first, facts = time.perf_counter(), at.seconds, at.step, {}
+
+    def save_before_damage() -> None:
+        if at.step > first:
+            at.seconds = before + time.perf_counter() - started
+            if at.step > at.window_start:
+                mean_metrics(step, at, until)
+            save(at)
+            progress.say(f"saved at step {at.step} of {until}")
+
     progress.update("train", at.step, until)
-    for batch in batches:
+    for batch in _until_damage(batches, save_before_damage):
         step(batch)
         at.step += 1
         last, stopping = at.step == until, signals.asked() is not None
@@ -80,6 +86,14 @@ def loop(
         if stopping and not last:
             progress.say(f"saved at step {at.step} of {until}")
             signals.check()
+
+
+def _until_damage(batches: Iterable[dict[str, Tensor]], save: Callable[[], None]) -> Iterator[dict[str, Tensor]]:
+    try:
+        yield from batches
+    except InputError:
+        save()
+        raise
 
 
 def mean_metrics(step: TrainStep, at: Position, until: int) -> dict[str, float]:
@@ -108,7 +122,7 @@ def train(folder: Path, config: Config, progress: Progress, moments: Sequence[in
     flops = cost(config.model).flops
     if not missing(folder, asked):
         return record(folder, config, flops)
-    data = load(config.data)
+    data = load(config.data, progress.say)
     saved = continue_from(folder, config, asked, data.fingerprint, progress.say)
     if not missing(folder, asked):
         return record(folder, config, flops)
@@ -133,6 +147,8 @@ def train(folder: Path, config: Config, progress: Progress, moments: Sequence[in
         step.restore(saved)
         at = Position(saved.step, saved.seconds, saved.window_start)
         progress.say(f"continuing at step {at.step} of {settings.steps}")
+    if data.omissions:
+        progress.say(data.omissions)
     metrics = folder / "metrics.jsonl"
     write_lines(metrics, [line for line in read_lines(metrics) if line["step"] <= at.window_start])
     stretches = with_stretch(before, at.step, backend, device, progress.say)
@@ -159,31 +175,3 @@ def initial_model(config: Config) -> Backbone:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         return build(config.model)
-
-
-def batches(
-    data: ImageData, goal: Objective, config: Config, null_class: int | None, step: int, device: str
-) -> Iterator[dict[str, Tensor]]:
-    """The batches of all steps after `step`. InputError in a worker process becomes one line without its traceback."""
-    settings = config.train
-    items = TrainItems(
-        data,
-        goal,
-        encoder=encoder(config.encoder),
-        seed=config.seed,
-        flip=config.data.flip,
-        class_dropout=settings.class_dropout,
-        null_class=null_class,
-    )
-    loader = DataLoader(
-        items,
-        batch_size=settings.batch_size,
-        sampler=range(step * settings.batch_size, settings.steps * settings.batch_size),
-        num_workers=config.run.workers,
-        worker_init_fn=signals.ignore,
-        pin_memory=is_cuda(device),
-    )
-    try:
-        yield from loader
-    except InputError as error:
-        raise InputError(str(error).strip().splitlines()[-1].removeprefix(f"{_INPUT_ERROR}: ")) from None

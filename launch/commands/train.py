@@ -97,12 +97,13 @@ def check_ready(config: Config, folder: Path) -> None:
     fit the data, data that do not exist or differ from those it was trained on, or a backend that cannot run."""
     import torch
 
-    from ...harness.data.images import load
+    from ...harness.data.images import check_request, load
     from ...harness.training.checkpoint import check_data
 
     check_fit(config)
+    check_request(config.data)
     device = pick_device(config.run.device)
     with torch.device("meta"):
         net = registry.build(config.model)
     registry.select_backends(net, vars(config.backend), device_type(device))
-    check_data(folder, load(config.data).fingerprint)
+    check_data(folder, load(config.data, Progress().say).fingerprint)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from lamabench.harness.data import files as data_files
-from lamabench.harness.data.files import fingerprint, known_fingerprint, read_npz
+from lamabench.harness.data.files import entries, fingerprint, known_fingerprint, npz_headers, read_npz
 from lamabench.kernels.errors import InputError
 from PIL import Image
 
@@ -134,6 +134,62 @@ def test_files_read_before_a_bad_one_are_not_read_again(tmp_path, opened, monkey
     assert opened == ["4.bmp"]
 
 
+def torn(file: Path) -> None:
+    """Half of the pixels; the header is whole."""
+    content = file.read_bytes()
+    file.write_bytes(content[: len(content) - 8])
+
+
+def test_a_file_with_a_whole_header_is_decoded(tmp_path):
+    files = folder_of_images(tmp_path / "set")
+    whole = fingerprint(tmp_path / "set", files)
+    good = files[2].read_bytes()
+    torn(files[2])
+    with Image.open(files[2]) as image:
+        assert image.size == (4, 4)
+    with pytest.raises(InputError, match=r"^unreadable image .*/2\.bmp: image file is truncated \(.*\)$"):
+        fingerprint(tmp_path / "set", files)
+    assert known_fingerprint(tmp_path / "set", files) is None
+    files[2].write_bytes(good)
+    assert fingerprint(tmp_path / "set", files) == whole
+
+
+def test_all_damaged_files_are_counted_and_the_first_are_named(tmp_path):
+    files = folder_of_images(tmp_path / "set", 9)
+    for file in files[1:8]:
+        torn(file)
+    files[1].unlink()
+    with pytest.raises(InputError) as error:
+        fingerprint(tmp_path / "set", files)
+    text = str(error.value)
+    assert text.startswith("7 of 9 images are unreadable (") and "1.bmp: No such file or directory; " in text
+    assert [name for name in "012345678" if f"/{name}.bmp: " in text] == list("12345")
+    assert "and 2 more)" in text and "data check" in text and "\n" not in text
+
+
+def test_sizes_and_modes_are_cached(tmp_path, opened):
+    folder_of_images(tmp_path / "set", 2)
+    Image.new("RGB", (7, 3)).save(tmp_path / "set" / "x.bmp")
+    os.utime(tmp_path / "set" / "x.bmp", ns=(LONG_AGO, LONG_AGO))
+    files = sorted((tmp_path / "set").glob("*.bmp"))
+    first = entries(tmp_path / "set", files)
+    assert [entry[3:] for entry in first] == [(4, 4, "L"), (4, 4, "L"), (7, 3, "RGB")]
+    opened.clear()
+    assert entries(tmp_path / "set", files) == first and not opened
+
+
+def test_a_cache_of_a_version_without_decoding_is_not_used(tmp_path, cache, opened):
+    files = folder_of_images(tmp_path / "set")
+    first = fingerprint(tmp_path / "set", files)
+    (file,) = cache.iterdir()
+    with np.load(file) as arrays:
+        older = {name: arrays[name] for name in ("names", "sizes", "times", "digests")}
+    np.savez(file, **older)
+    opened.clear()
+    assert known_fingerprint(tmp_path / "set", files) is None and not opened
+    assert fingerprint(tmp_path / "set", files) == first and len(opened) == 5
+
+
 def test_a_large_set_reports_its_progress(tmp_path, monkeypatch):
     monkeypatch.setattr(data_files, "PART", 2)
     files, lines = folder_of_images(tmp_path / "set"), []
@@ -199,6 +255,19 @@ def test_an_array_larger_than_the_memory(tmp_path, monkeypatch):
         InputError, match=r"array images of .*x\.npz would take 0\.0 GiB of memory, but this machine has 0\.0"
     ):
         read_npz(path, ("images",))
+
+
+def test_a_zip_bomb_is_not_read(tmp_path, monkeypatch):
+    """Beyond a size, an array may not be hundreds of times larger than its file. Real images are not."""
+    monkeypatch.setattr(data_files, "BOMB_BYTES", 2**20)
+    bomb = archive(tmp_path / "x.npz", header("(2097152,)") + bytes(2**21))
+    monkeypatch.setattr(np.lib.format, "read_array", lambda *_, **__: pytest.fail("the array was read"))
+    for read in (read_npz, npz_headers):
+        with pytest.raises(InputError, match=r"array images of .*x\.npz would have 0\.0 GiB, but its file has only"):
+            read(bomb, ("images",))
+    for content in (bytes(2**19), np.random.default_rng(0).bytes(2**21)):  # small, or as large as its file
+        path = archive(tmp_path / "x.npz", header(f"({len(content)},)") + content)
+        assert npz_headers(path, ("images", "labels")) == {"images": ((len(content),), np.dtype("u1"))}
 
 
 def test_files_that_are_not_archives(tmp_path):

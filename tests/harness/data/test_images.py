@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import pickle
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +12,6 @@ from lamabench.harness.data.images import ImageData, fingerprint, load
 from lamabench.kernels.errors import InputError
 from PIL import Image
 from sklearn.datasets import load_digits
-from torchvision.datasets import CIFAR10
 
 
 @pytest.fixture(autouse=True)
@@ -132,11 +130,35 @@ def test_npz_is_resized(tmp_path):
             "data.num_classes is 10, but .* 2 classes",
         ),
         ({"images": noise_images(0, 8, 8), "labels": np.zeros(0, dtype=int)}, "too few images: 0, at least 2"),
-        ({"images": noise_images(4, 8, 8), "labels": np.array([0, 1, 1, 9])}, "too few images: 4, at least 10"),
+        (
+            {"images": noise_images(4, 8, 8), "labels": np.array([0, 1, 1, 9])},
+            "has classes without an image: 2, 3, 4, 5, 6 and 2 more; number the labels from 0",
+        ),
+        ({"images": noise_images(4, 8, 8), "labels": np.array([1, 2, 3, 1])}, "classes without an image: 0; number"),
+        ({"images": noise_images(4, 8, 8), "labels": np.array([0, 1, 5, 1])}, "classes without an image: 2, 3, 4; "),
+        (
+            {"images": noise_images(4, 8, 8), "labels": np.array([0, 1, 10**12, 1])},
+            "without an image: 2, 3, 4, 5, 6 and 999,999,999,993 more",
+        ),
+        (
+            {"images": noise_images(4, 8, 8), "labels": np.array([0, 1, 2**63 + 5, 1], dtype=np.uint64)},
+            "integers of 0 or more",
+        ),
     ],
 )
 def test_bad_npz_files(tmp_path, arrays, message):
     refused(message, DataConfig("npz", path=write_npz(tmp_path, **arrays), size=8))
+
+
+@pytest.mark.parametrize("num_classes", [3, 4, 6, 10])
+def test_labels_with_gaps_train_no_classes(tmp_path, num_classes):
+    """Whatever the number of classes, a class without an image would be sampled too. Without classes, all is well."""
+    for labels in ([1, 2, 3, 1], [0, 1, 5, 1]):
+        path = write_npz(tmp_path, images=noise_images(4, 8, 8), labels=np.array(labels))
+        refused("has classes without an image", DataConfig("npz", path=path, size=8, num_classes=num_classes))
+        assert not load(DataConfig("npz", path=path, size=8, num_classes=0)).labels.any()
+    path = write_npz(tmp_path, images=noise_images(4, 8, 8), labels=np.array([2, 1, 0, 1]))
+    assert load(DataConfig("npz", path=path, size=8, num_classes=3)).class_names == ["0", "1", "2"]
 
 
 def test_files_that_are_not_npz(tmp_path):
@@ -147,6 +169,10 @@ def test_files_that_are_not_npz(tmp_path):
     np.save(tmp_path / "one.npy", noise_images(4, 8, 8))
     for name in ("torn.npz", "text.npz", "empty.npz", "one.npy", "."):
         refused("is not a readable .npz file", DataConfig("npz", path=str(tmp_path / name), size=8))
+    (tmp_path / "one.npy").rename(tmp_path / "one.npz")
+    refused(
+        r"it is a single array \(\.npy\); write it with numpy\.savez", DataConfig("npz", path=str(tmp_path / "one.npz"))
+    )
     refused("has too few images: 1, at least 2", one_image(tmp_path))
 
 
@@ -254,6 +280,22 @@ def test_files_are_read_on_demand_and_named_if_broken(tmp_path):
         assert "\n" not in str(caught.value)
 
 
+def test_a_file_that_changes_while_it_is_in_use(tmp_path):
+    """Other pixels are an error that names the file. The same bytes are the same image, whatever their time."""
+    data = load(class_folders(tmp_path))
+    file = tmp_path / "a" / "deeper" / "y.bmp"
+    first, content = data[0][0], bytearray(file.read_bytes())
+    os.utime(file, (10**9, 10**9))
+    assert np.array_equal(data[0][0], first)
+    content[-1] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(InputError, match=r"a/deeper/y\.bmp was changed while it was in use"):
+        data[0]
+    content[-1] ^= 1
+    file.write_bytes(content)
+    assert np.array_equal(data[0][0], first)
+
+
 def test_folders_that_cannot_be_read(tmp_path):
     config = class_folders(tmp_path / "set")
     refused(
@@ -280,39 +322,7 @@ def test_an_unreadable_image_is_an_error_at_the_start(tmp_path):
     refused("unreadable image .*c/5.png: mode I;16, expected 8 bits per channel", config)
 
 
-# --- CIFAR-10
-
-
-def write_cifar10(root: Path, monkeypatch: pytest.MonkeyPatch) -> np.ndarray:
-    """Write torchvision's layout with ten images per file, and replace torchvision's checksums."""
-    folder = root / "cifar-10-batches-py"
-    folder.mkdir(parents=True)
-    images = noise_images(60, 3, 32, 32)
-    names = [f"data_batch_{i}" for i in range(1, 6)] + ["test_batch"]
-    contents = {
-        name: {"data": images[10 * i : 10 * i + 10].reshape(10, -1), "labels": [i, *range(1, 10)]}
-        for i, name in enumerate(names)
-    }
-    contents["batches.meta"] = {"label_names": [f"class{i}" for i in range(10)]}
-    sums = {}
-    for name, content in contents.items():
-        (folder / name).write_bytes(pickle.dumps(content))
-        sums[name] = hashlib.md5((folder / name).read_bytes()).hexdigest()
-    monkeypatch.setattr(CIFAR10, "train_list", [[name, sums[name]] for name in names[:5]])
-    monkeypatch.setattr(CIFAR10, "test_list", [["test_batch", sums["test_batch"]]])
-    monkeypatch.setattr(CIFAR10, "meta", {**CIFAR10.meta, "md5": sums["batches.meta"]})
-    return images
-
-
-def test_cifar10_in_torchvisions_layout(tmp_path, monkeypatch):
-    images = write_cifar10(tmp_path, monkeypatch)
-    config = DataConfig("cifar10", path=str(tmp_path), size=32, channels=3)
-    train, test = load(config), load(replace(config, split="test"))
-    assert np.array_equal(stack(train), images[:50]) and np.array_equal(stack(test), images[50:])
-    assert train.labels[8:13].tolist() == [8, 9, 1, 1, 2] and train.class_names[9] == "class9"
-    assert train.fingerprint != test.fingerprint
-    (tmp_path / "cifar-10-batches-py" / "data_batch_3").unlink()
-    refused("does not contain all of CIFAR-10.*cifar-10-batches-py with data_batch_1", config)
+# --- CIFAR-10 (more in test_cifar10.py)
 
 
 def test_missing_cifar10(tmp_path):
@@ -334,6 +344,11 @@ def test_bad_requests():
         refused(
             "images of data.size 10000000 would take .* GiB of memory, but this machine has",
             DataConfig(kind, size=10**7),
+        )
+    for kind in ("npz", "folder", "cifar10"):
+        refused(
+            "1 images of data.size 10000000 would take .* GiB of memory, but this machine has",
+            DataConfig(kind, size=10**7, path="nowhere"),
         )
     for kind in ("digits", "npz", "folder", "cifar10", "synthetic"):
         refused("data.channels must be 1 or 3 for images, not 4", DataConfig(kind, channels=4))

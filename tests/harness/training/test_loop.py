@@ -7,14 +7,19 @@ import sys
 import time
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from lamabench.harness.config import BackendConfig, RunConfig
+from lamabench.harness.data.images import load
+from lamabench.harness.data.items import epoch_order
 from lamabench.harness.progress import Progress
 from lamabench.harness.record import append, read_lines
-from lamabench.harness.training import checkpoint
+from lamabench.harness.training import checkpoint, loop
 from lamabench.harness.training.loop import Diverged, initial_model, train
 from lamabench.kernels import OPERATORS
+from lamabench.kernels.errors import InputError
+from PIL import Image
 from trainings import DIT, FAMILIES, LAMAMBA, assert_same, longer, make, metrics, tensors, trained
 
 
@@ -45,6 +50,42 @@ def test_a_killed_training_continues_bit_for_bit(family, tmp_path):
     assert 0 < len(checkpoint.files(broken / "checkpoints")) <= 2
     assert len(metrics(broken)) < config.train.steps // 2
     assert_same(whole, trained(broken, config))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_image_that_is_damaged_in_the_middle(workers, tmp_path, monkeypatch, capsys):
+    """The run stops with the name of the file at the last whole step. With the same bytes again it continues there and
+    ends as an undisturbed run does."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    rng = np.random.default_rng(0)
+    for i in range(20):
+        (tmp_path / "set" / f"{i % 10}").mkdir(parents=True, exist_ok=True)
+        image = Image.fromarray(rng.integers(0, 256, (8, 8), dtype=np.uint8))
+        image.save(tmp_path / "set" / f"{i % 10}" / f"{i}.png")
+    config = make(steps=9, log_every=3, checkpoint_every=100)
+    data = replace(config.data, kind="folder", path=str(tmp_path / "set"))
+    config = replace(config, data=data, run=replace(config.run, workers=workers))
+    whole, broken = trained(tmp_path / "whole", config), tmp_path / "broken"
+    last = load(data).files[int(epoch_order(config.seed, 0, 20)[-1])]  # an image of step 5
+    good = last.read_bytes()
+    batches = loop.batches
+
+    def damage(*words):
+        last.write_bytes(good[: len(good) // 2])
+        return batches(*words)
+
+    with monkeypatch.context() as patch, pytest.raises(InputError, match=f"^unreadable image {last}: .*truncated"):
+        patch.setattr(loop, "batches", damage)
+        trained(broken, config)
+    assert [file.name for file in checkpoint.files(broken / "checkpoints")] == [checkpoint.file_name(4)]
+    assert "saved at step 4 of 9" in capsys.readouterr().err
+    before = {path: path.stat().st_mtime_ns for path in broken.rglob("*")}
+    with pytest.raises(InputError, match=f"^unreadable image {last}: "):
+        trained(broken, config)
+    assert before == {path: path.stat().st_mtime_ns for path in broken.rglob("*")}
+    last.write_bytes(good)
+    assert_same(whole, trained(broken, config))
+    assert "continuing at step 4 of 9" in capsys.readouterr().err
 
 
 def stop_at(monkeypatch, step, folder, config):

@@ -1,0 +1,109 @@
+"""What a set of images contains: the answer of `lamabench data check`."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..config import DataConfig
+from . import files
+from .files import Damage, Entry, Say, few, line_of
+from .folder import listing
+from .images import IN_MEMORY, ArrayData, check_request, data_path, empty_classes
+
+Size = tuple[int, int]  # width and height in pixels
+
+
+@dataclass
+class Summary:
+    """A set of images.
+
+    `images` counts all of them, and `classes` those of each class. `empty` names classes without an image, the first
+    few of `empty_count`. `sizes` and `modes` count the images that could be decoded. `left_out` lists the paths that
+    are no part of the set, by reason. `links` counts the links that were followed. `unreadable` says what is wrong with
+    each damaged file. A set with damaged files has no `fingerprint`. Paths are below the folder of the set.
+    """
+
+    images: int
+    classes: dict[str, int]
+    sizes: dict[Size, int]
+    modes: dict[str, int]
+    fingerprint: str | None
+    empty: list[str] = field(default_factory=list)
+    empty_count: int = 0
+    left_out: dict[str, list[str]] = field(default_factory=dict)
+    links: int = 0
+    unreadable: dict[str, str] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for JSON. A size is the text `WIDTHxHEIGHT`."""
+        return {**vars(self), "sizes": {f"{width}x{height}": count for (width, height), count in self.sizes.items()}}
+
+    def problem(self) -> str:
+        """What is wrong with the set, empty if nothing is."""
+        problems = []
+        if self.unreadable:
+            texts = [f"{file}: {reason}" for file, reason in self.unreadable.items()]
+            problems.append(f"{len(texts):,} of {self.images:,} images are unreadable ({few(texts, None, '; ')})")
+        if self.empty:
+            problems.append(f"classes without an image: {few(self.empty, self.empty_count)}")
+        if self.images < 2:
+            problems.append(f"too few images: {self.images}, at least 2 are needed")
+        return "; ".join(problems)
+
+
+def summary(config: DataConfig, say: Say | None = None) -> Summary:
+    """Read and decode all images that `config` describes, whatever its `num_classes`. Files that were read before, here
+    or by a training, are not read again. `say` gets a line every few seconds.
+
+    Raises InputError like `load`, but not for damaged images and empty classes.
+    """
+    check_request(config)
+    return _of_folder(data_path(config), say) if config.kind == "folder" else _of_arrays(config)
+
+
+def _of_folder(root: Path, say: Say | None) -> Summary:
+    content = listing(root)
+    names = {folder: line_of(folder.relative_to(root)) if folder != root else "0" for folder in content.classes}
+    entries = files.entries(root, content.files, say)
+    sound = [entry for entry in entries if isinstance(entry, Entry)]
+    empty = [names[folder] for folder in content.without_images()]
+    return Summary(
+        images=len(entries),
+        classes={names[folder]: len(group) for folder, group in content.classes.items()},
+        sizes=Counter((entry.width, entry.height) for entry in sound),
+        modes=Counter(entry.mode for entry in sound),
+        fingerprint=files.fingerprint_of(root, content.files, sound) if len(sound) == len(entries) else None,
+        empty=empty,
+        empty_count=len(empty),
+        left_out={reason: _below(root, paths) for reason, paths in content.left_out.items()},
+        links=content.links,
+        unreadable={
+            line_of(entry.file.relative_to(root)): entry.reason for entry in entries if isinstance(entry, Damage)
+        },
+    )
+
+
+def _below(root: Path, paths: Sequence[Path]) -> list[str]:
+    return sorted(line_of(path.relative_to(root)) for path in paths)
+
+
+def _of_arrays(config: DataConfig) -> Summary:
+    images, labels, names = IN_MEMORY[config.kind](config)
+    count, empty = empty_classes(labels, len(names))
+    height, width, channels = images.shape[1:]
+    return Summary(
+        images=len(images),
+        classes={
+            names[label] if label < len(names) else str(label): number
+            for label, number in zip(*(array.tolist() for array in np.unique(labels, return_counts=True)), strict=True)
+        },
+        sizes={(width, height): len(images)},
+        modes={"L" if channels == 1 else "RGB": len(images)},
+        fingerprint=ArrayData(replace(config, num_classes=0), images, labels, names).fingerprint,
+        empty=[names[label] if label < len(names) else str(label) for label in empty],
+        empty_count=count,
+    )
