@@ -51,7 +51,7 @@ BAD = [
     ("slurm", ["cluster.partition='a\n#SBATCH --b'"], r"cluster.partition is a name without line breaks, not 'a\\n#SB"),
     ("slurm", ["cluster.qos='a\r'"], r"cluster.qos is a name without line breaks, not 'a\\r'"),
     ("slurm", ["cluster.account=''"], "cluster.account is a name without line breaks, not ''"),
-    ("slurm", ["cluster.setup=['a\0']"], r"have no control characters, unlike 'a\\x00'"),
+    ("slurm", ["cluster.setup=['a\0']"], "is not text in UTF-8"),
     ("slurm", ["cluster.queue_at_most=0"], "cluster.queue_at_most must be above 0 and finite, not 0"),
     ("bad.yaml", [], "bad.yaml: unknown key 'partitoin'"),
     ("list.yaml", [], "list.yaml: a cluster is a mapping"),
