@@ -3,7 +3,6 @@
 import argparse
 import importlib
 import os
-import select
 import signal
 import sys
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ from typing import NoReturn
 
 from ..harness.signals import interrupting
 from ..kernels.errors import InputError
+from . import streams
 
 EPILOG = """examples
   lamabench models                                       every model, with parameters and MACs
@@ -193,6 +193,7 @@ def parser() -> argparse.ArgumentParser:
 
 def _run(args: argparse.Namespace) -> int:
     """Run a subcommand. Only its own module is imported, because reports need no torch."""
+    os.environ["MPLBACKEND"] = "agg"  # figures become files, and a notebook's backend may not be installed here
     module = importlib.import_module(f".commands.{args.command.replace('-', '_')}", __package__)
     if args.command in ("report", "doctor", "models", "cost", "check", "data"):
         return module.run(args)
@@ -205,19 +206,13 @@ def _run(args: argparse.Namespace) -> int:
         return 1
 
 
-def _unread() -> bool:
-    """Whether the reader of our output is gone, as with `| head -1`. If so, the rest of the output is discarded."""
-    poll = select.poll()
-    poll.register(sys.stdout.fileno(), 0)
-    if closed := any(event & select.POLLERR for _, event in poll.poll(0)):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return closed
-
-
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a subcommand. Exit codes: 0 done, 1 a run failed, 2 bad input, 128 + N ended by signal N (130: Ctrl-C), 141
-    output not read."""
+    """Run a subcommand. Exit codes: 0 done, 1 a run failed or a disk is full, 2 bad input, 128 + N ended by signal N
+    (130: Ctrl-C), 141 output not read."""
+    streams.prepare()
     top = parser()
+    if any("\0" in word for word in (sys.argv[1:] if argv is None else argv)):
+        top.error("a word contains the character NUL, which no file name has")
     args, rest = top.parse_known_args(argv)
     if any(word.startswith("-") or "=" not in word for word in rest) or (rest and not hasattr(args, "words")):
         top.error(f"unrecognized arguments: {' '.join(rest)}")
@@ -229,9 +224,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except BrokenPipeError:
-        if not _unread():
+        if not streams.unread():
             raise
         return 141
+    except OSError as error:
+        if (refusal := streams.refusal(error)) is None:
+            raise
+        print(f"lamabench {args.command}: error: {refusal[0]}", file=sys.stderr)
+        return refusal[1]
     except InputError as error:
         print(f"lamabench {args.command}: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

@@ -1,11 +1,12 @@
-"""Notes below the table of `sweep plan`: disk space, data, trainings that are nearly the same, and problems."""
+"""What can be known of a study before anything is written: disk space, data, scores, devices, similar trainings."""
 
 import json
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -14,12 +15,14 @@ from ..harness.config import Config, DataConfig
 from ..harness.data import images
 from ..harness.keys import training_folder
 from ..harness.record import read_records
-from ..harness.stages import Task, reached
+from ..harness.scoring.counts import shortage
+from ..harness.stages import Task, missing_metrics, reached
 from ..harness.training import checkpoint
 from ..harness.training.checkpoint import KEEP, moments
-from ..kernels.errors import InputError
+from ..kernels.errors import InputError, unknown
 from ..models import registry
-from .plan import Planned, pieces
+from . import local
+from .plan import Piece, Planned, pieces
 
 GROUPS = 4  # tensors per parameter in a full checkpoint: the weight, its average, two moments of AdamW
 GIB = 2**30
@@ -60,60 +63,115 @@ def hints(study: Study, runs: Sequence[Planned]) -> Iterator[str]:
                 yield f"axis {key} takes its {len(values)} values one at a time; write [[{inner}]] to combine them"
 
 
-def problems(runs: Sequence[Planned]) -> Iterator[str]:
-    """What prevents runs from doing what is missing."""
+class Content(NamedTuple):
+    """A set of data as far as it can be known without reading the images of a folder: its fingerprint and its number of
+    images. If they are unknown, `reason` says why, and `wrong` whether the set cannot be used here at all."""
+
+    fingerprint: str | None
+    images: int | None
+    reason: str = ""
+    wrong: bool = False
+
+
+def contents(runs: Sequence[Planned]) -> dict[str, Content]:
+    """The sets of data that runs train on or are scored against, by their declaration (`str` of a DataConfig)."""
+    configs = {str(one): one for one in (DataConfig(**piece.task.config["data"]) for piece in _readers(runs))}
+    return {label: _content(config) for label, config in configs.items()}
+
+
+def _readers(runs: Sequence[Planned]) -> Iterator[Piece]:
+    return (piece for piece in pieces(runs) if {"train", "evaluate"} & {*piece.task.stages})
+
+
+def _content(config: DataConfig) -> Content:
+    try:
+        there = config.kind == "folder" and config.path is not None and Path(config.path).is_dir()
+        if there and images.fingerprint(config) is None:
+            return Content(None, None, f"{config.path} was not read yet, or changed since")
+        whole = images.load(config)
+    except InputError as error:
+        return Content(None, None, str(error), True)
+    return Content(whole.fingerprint, len(whole))
+
+
+def problems(runs: Sequence[Planned], known: Mapping[str, Content]) -> Iterator[str]:
+    """What prevents runs from doing what is missing, and scores from being computed."""
     for run in runs:
-        yield from (f"{run.name}: {text}" for text in run.problems())
+        yield from (f"{run.name}: {text}" for text in (*run.problems(), *scoring(run, known)))
 
 
-def data(runs: Sequence[Planned]) -> Iterator[str]:
+def scoring(run: Planned, known: Mapping[str, Content]) -> list[str]:
+    """Why scores that a run lacks cannot be computed: too few images, or no weights of the network."""
+    metrics = {metric: None for task in run.tasks if "evaluate" in task.stages for metric in missing_metrics(task)}
+    if not metrics:
+        return []
+    settings, content = run.config.evaluate, known.get(str(run.config.data))
+    images = content.images if content is not None else None
+    count = settings.reference_count or images
+    texts = []
+    if images is not None and (settings.reference_count or 0) > images:
+        texts.append(
+            f"evaluate.reference_count {settings.reference_count} is more than the {images} images of the data"
+        )
+    for metric in metrics:
+        if text := shortage(metric, run.config.sample.count, count):
+            texts.append(f"{text}; sample.count, evaluate.reference_count and evaluate.metrics say how many")
+    if (path := settings.features_path) is not None:
+        if settings.features != "inception_v3":
+            texts.append(f"evaluate.features_path {path} has no effect for {settings.features}; set it to null")
+        elif not Path(path).is_file():
+            texts.append(f"evaluate.features_path {path} does not exist or is not a file")
+    return texts
+
+
+def data(runs: Sequence[Planned], known: Mapping[str, Content]) -> Iterator[str]:
     """Data that cannot be read here, and trainings of other data."""
-    others, unread = _compared(runs)
-    yield from dict(reversed([*others.values()])).values()  # one line for each training
-    yield from (f"data not checked: {reason}" for reason in unread)
+    yield from dict(reversed([*_others(runs, known).values()])).values()  # one line for each training
+    reasons = dict.fromkeys(content.reason for content in known.values() if content.reason)
+    yield from (f"data not checked: {reason}" for reason in reasons)
 
 
-def check_data(runs: Sequence[Planned]) -> None:
-    """Raise InputError if something is to do for a training whose data differ from those that can be read here."""
-    others = _compared(runs)[0]
-    for piece in pieces(runs):
-        if piece.id in others and piece.missing():
-            raise InputError(others[piece.id][1])
-
-
-def _compared(runs: Sequence[Planned]) -> tuple[dict[tuple[str, str], tuple[Path, str]], list[str]]:
-    """For each task of other data, its training and a line about it; and the reasons why data cannot be compared."""
+def _others(runs: Sequence[Planned], known: Mapping[str, Content]) -> dict[tuple[str, str], tuple[Path, str]]:
+    """For each task of other data, its training and a line about it."""
     others: dict[tuple[str, str], tuple[Path, str]] = {}
-    prints: dict[str, str | None] = {}
-    reasons: list[str] = []
-    for piece in pieces(runs):
-        if not {"train", "evaluate"} & {*piece.task.stages}:
-            continue
-        config = DataConfig(**piece.task.config["data"])
-        label = str(config)
-        if label not in prints:
-            prints[label], reason = _fingerprint(config)
-            if prints[label] is None:
-                reasons.append(reason)
+    for piece in _readers(runs):
         folder = piece.folder if piece.task.kind == "training" else Path(piece.task.training)
-        if (ours := prints[label]) is not None:
+        if (ours := known[str(DataConfig(**piece.task.config["data"]))].fingerprint) is not None:
             try:
                 checkpoint.check_data(folder, ours)
             except InputError as error:
                 others[piece.id] = folder, f"{piece.run}: {error}"
-    return others, list(dict.fromkeys(reasons))
+    return others
 
 
-def _fingerprint(config: DataConfig) -> tuple[str | None, str]:
-    """The fingerprint of the data, or None if it is unknown, and why it would be unknown."""
-    try:
-        value = images.fingerprint(config)
-    except InputError as error:
-        return None, str(error)
-    if config.path is None:
-        return value, f"{config.kind} needs data.path=FOLDER"
-    exists = Path(config.path).exists()
-    return value, f"{config.path} {'was not read yet, or changed since' if exists else 'does not exist'}"
+def devices(runs: Sequence[Planned], here: bool) -> None:
+    """Raise InputError for a device that does not exist: on this machine if the runs work `here`, else on any."""
+    every = pieces(runs)
+    if here:
+        local.check_devices(every, local.gpus())
+    for piece in every:
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device := local.device_of(piece), re.ASCII):
+            raise unknown("run.device", device, ("auto", "cpu", "cuda", "cuda:N"))
+
+
+def check(runs: Sequence[Planned], here: bool) -> None:
+    """Raise InputError, before anything is written, for what would stop a run that has something to do: a device that
+    does not exist (see `devices`), data that are missing, cannot be read or differ from those of its training, and
+    scores that cannot be computed."""
+    devices(runs, here)
+    known = contents(runs)
+    others = _others(runs, known)
+    for piece in _readers(runs):
+        if not {"train", "evaluate"} & {*piece.missing()}:
+            continue
+        content = known[str(DataConfig(**piece.task.config["data"]))]
+        if content.wrong:
+            raise InputError(f"{piece.run}: {content.reason}")
+        if piece.id in others:
+            raise InputError(others[piece.id][1])
+    for run in runs:
+        for text in scoring(run, known):
+            raise InputError(f"{run.name}: {text}")
 
 
 def earlier(runs: Sequence[Planned]) -> Iterator[str]:
@@ -125,7 +183,12 @@ def earlier(runs: Sequence[Planned]) -> Iterator[str]:
             continue
         for name, config in _earlier_configs(run.config):
             folder = training_folder(run.root, config)
-            if steps := reached(read_records(folder / "record.jsonl")):
+            try:
+                steps = reached(read_records(folder / "record.jsonl"))
+            except InputError as error:
+                yield f"{run.name}: {error}"
+                continue
+            if steps:
                 value = _get(config, name)
                 yield f"{run.name}: {folder}, finished to step {steps}, differs only in {name} ({value!r} there)"
 

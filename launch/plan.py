@@ -19,7 +19,7 @@ from ..harness.measure.speed import next_measurement
 from ..harness.progress import describe
 from ..harness.progress import read as read_progress
 from ..harness.record import STAGE_OF, Row, newest, read_records
-from ..harness.run import check_study, is_locked, write_study
+from ..harness.run import check_study, is_locked, read_info, write_study
 from ..harness.stages import (
     Task,
     kept_steps,
@@ -40,7 +40,7 @@ from .slurm.cluster import load as load_cluster
 from .slurm.cluster import of_cluster
 
 # A run has the first of these states that one of its tasks has. "" stands for every state of failure.
-ORDER = ("running", "preempted", "queued", "", "stopped", "planned", "done")
+ORDER = ("unreadable", "running", "preempted", "queued", "", "stopped", "planned", "done")
 
 
 TAKEN = ("report", "records.jsonl")  # beside the links in the folder of a study
@@ -49,8 +49,8 @@ TAKEN = ("report", "records.jsonl")  # beside the links in the folder of a study
 @dataclass(frozen=True)
 class Look:
     """The state of a task according to its folder, its error, and the stages that are to do. The state is planned,
-    running, stopped (begun, but no process works on it), done, or that of the failure on record (failed, oom, diverged,
-    wrong)."""
+    running, stopped (begun, but no process works on it), done, that of the failure on record (failed, oom, diverged,
+    wrong), or unreadable (a file of the folder is damaged or foreign, so that nothing is known to be done)."""
 
     state: str
     error: str
@@ -59,7 +59,16 @@ class Look:
 
 def look(task: Task) -> Look:
     """The state of a task."""
-    records = read_records(task.path / "record.jsonl")
+    try:
+        records: list[Row] = []
+        for folder in (*([Path(task.training)] if task.training else []), task.path):
+            if (folder / "config.json").exists():
+                read_info(folder)
+            records = read_records(folder / "record.jsonl")
+    except InputError as error:
+        return Look("unreadable", str(error), task.stages)
+    except OSError as error:
+        return Look("unreadable", f"cannot read {error.filename}: {error.strerror}", task.stages)
     left = tuple(missing(task, records))
     if not left:
         return Look("done", "", left)
@@ -189,6 +198,10 @@ class Planned:
         """The state of the run: the one of its tasks' states that comes first in `ORDER`."""
         looks = self.looks()
         return looks[first([one.state for one in looks])].state
+
+    def unreadable(self) -> str:
+        """Which file of its tasks' folders is damaged or foreign, and why; empty if all can be read."""
+        return next((one.error for one in self.looks() if one.state == "unreadable"), "")
 
     def problems(self) -> list[str]:
         """What prevents the run from doing what is missing."""

@@ -1,5 +1,6 @@
 """Records as one pandas frame, for figures of your own."""
 
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -39,11 +40,14 @@ def load(paths: str | Path | Iterable[str | Path]) -> pd.DataFrame:
 
     Only the newest row of each key is kept. Every moment of a training that was scored has its own rows. Speed and cost
     belong to a model: they appear once for all seeds of a variant, without a `seed`. Columns without any value are left
-    out. Raises InputError, one line, for a folder that does not exist or holds no run, and for records of a newer
-    version.
+    out. A run with a file that this version cannot read is left out with a warning. Raises InputError, one line, for a
+    folder that does not exist or holds no run, and if no run can be read.
     """
     folders = [paths] if isinstance(paths, str | Path) else paths
     runs = read([Path(folder) for folder in folders])
+    for run in runs:
+        if run.damage:
+            warnings.warn(f"{run.info['name']} is left out: {run.damage}", stacklevel=2)
     labels = group_labels(runs)
     rows: dict[tuple[Any, ...], Line] = {}
     for run in runs:

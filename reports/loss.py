@@ -27,7 +27,7 @@ def loss(runs: list[Run], overview: Table) -> Figure | str:
     ends: list[float] = []
     for row in overview.rows:
         # A resumed run may have logged a step twice: the later line counts.
-        curve = {line["images"]: line["loss"] for line in row["run"].metrics if line.get("loss") is not None}
+        curve = {line["images"]: line["loss"] for line in row["run"].metrics if {"images", "loss"} <= {*line}}
         if not curve:
             continue
         images = np.array(sorted(curve))

@@ -61,7 +61,10 @@ def _is_obsolete(row: Line, later: Line) -> bool:
 
 
 def state_of(run: Run) -> tuple[str, str]:
-    """The run's state and, where the newest attempt of a stage failed, that stage and its error in one line."""
+    """The run's state and, where the newest attempt of a stage failed, that stage and its error in one line. A run with
+    a damaged file is `unreadable`."""
+    if run.damage:
+        return "unreadable", run.damage
     rows = current(run.rows)
     fits = {measurement_of(row)[:-1] for row in rows if row["kind"] == "speed" and row["state"] == "done"}
     # A batch that is too large is not a failure where another batch was measured.

@@ -35,6 +35,7 @@ NOTHING = {  # why a table is missing
 }
 KIND = "lamabench report"  # marks index.json as that of a report
 WIDTH = 120  # columns of a terminal
+ESCAPED = "backslashreplace"  # bytes of a file's name that are not UTF-8
 ABOUT = {
     "summary": "one row per run: cost, speed, quality and state",
     "cost": "parameters, MACs and FLOPs of each model by part",
@@ -143,7 +144,7 @@ def _write(runs: list[Run], folder: Path, baseline: str | None) -> None:
             absent[table.name] = NOTHING[table.name]
             continue
         for ending, text in (("md", table.markdown()), ("csv", table.csv()), ("tex", table.latex())):
-            (folder / f"{table.name}.{ending}").write_text(text, encoding="utf-8")
+            (folder / f"{table.name}.{ending}").write_text(text, "utf-8", ESCAPED)
         about[f"{table.name}.md, .csv, .tex"] = ABOUT[table.name]
     pictures = {run: mosaic(run) for run in runs}
     with matplotlib.rc_context():
@@ -164,7 +165,7 @@ def _write(runs: list[Run], folder: Path, baseline: str | None) -> None:
             about[f"{name}.png, .pdf"] = ABOUT.get(
                 name, f"samples of {name.removeprefix('samples_')}, one row per class"
             )
-    (folder / "README.md").write_text(_readme(runs, overview, speeds, about, absent), encoding="utf-8")
+    (folder / "README.md").write_text(_readme(runs, overview, speeds, about, absent), "utf-8", ESCAPED)
     files = sorted([*(path.name for path in folder.iterdir()), "index.json"])
     ids = [run.info["id"] for run in runs]
     index = {"kind": KIND, "schema": 1, "runs": ids, "files": files, "absent": absent}

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,10 @@ from ..kernels.errors import InputError
 
 Line = dict[str, Any]  # of a record or a table; a field that does not apply is None
 NAMED = ("study", "name", "model", "family", "title")  # what every config.json must have
+UNREADABLE = (InputError, OSError)  # what a damaged or foreign file raises, and one that this user may not read
+# Types of entries of config.json and .study.json that may be missing or null.
+OPTIONAL = {"variant": dict, "backend": dict, "training": str, "steps": int, "samples": list, "config": dict}
+OPTIONAL |= {f"config.{name}": dict for name in ("model", "data", "encoder", "objective", "train", "sample", "backend")}
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,6 +30,7 @@ class Run:
     earlier   records of its samples at earlier steps
     metrics   the log of its training
     samples   the folder of its samples
+    damage    why it cannot be read, with the name of the file; then it has no records
     """
 
     info: dict[str, Any]
@@ -33,6 +39,7 @@ class Run:
     earlier: list[Line] = field(default_factory=list)
     metrics: list[Line] = field(default_factory=list)
     samples: Path | None = None
+    damage: str = ""
 
     def last(self, kind: str, state: str | None = None) -> Line | None:
         """The newest record of a kind, or of a kind and a state."""
@@ -44,8 +51,9 @@ def read(paths: Iterable[Path]) -> list[Run]:
     """The runs at or below folders, sorted by study and name, each once.
 
     A folder is that of a study, of one training, model or set of samples, or a root. A root stands for all its studies
-    and for the folders that no study names. Links are followed. Raises InputError, one line, for a folder that does not
-    exist or holds no run, and for records that this version cannot read.
+    and for the folders that no study names. Links are followed. A run with a file that this version cannot read has no
+    records, and its `damage` says why. Raises InputError, one line, for a folder that does not exist or holds no run,
+    and if no run at all can be read.
     """
     runs: dict[tuple[Any, ...], Run] = {}
     for path in paths:
@@ -58,6 +66,8 @@ def read(paths: Iterable[Path]) -> list[Run]:
             runs.setdefault((run.info["study"], run.info["name"], place, run.samples), run)
     if not runs:
         raise InputError("no run folder was given")
+    if all(run.damage for run in runs.values()):
+        raise InputError(next(run.damage for run in runs.values()))
     return sorted(runs.values(), key=lambda run: (run.info["study"], run.info["name"], run.info["id"]))
 
 
@@ -67,10 +77,11 @@ def _below(path: Path) -> Iterator[tuple[Path, Run]]:
         yield from _of_study(path)[0]
         return
     if path.is_symlink() and (path.parent / STUDY).is_file():
-        yield from (one for one in _of_study(path.parent)[0] if one[1].info["name"] == path.name)
+        runs = _of_study(path.parent)[0]
+        yield from (one for one in runs if one[1].info["name"] == path.name or one[0] == path.parent)
         return
     if (path / "config.json").is_file():
-        yield from _alone(path.resolve())
+        yield from _alone(path.resolve())[0]
         return
     named: set[Path] = set()
     for study in sorted(path.glob(f"*/{STUDY}")):
@@ -80,36 +91,65 @@ def _below(path: Path) -> Iterator[tuple[Path, Run]]:
     below = [config.parent for pattern in ("*", "*/*") for config in sorted(path.glob(f"{pattern}/config.json"))]
     rest = [folder.resolve() for folder in below if not (folder.parent / STUDY).is_file()]
     homes = [folder for folder in dict.fromkeys(rest) if folder not in named]
-    for folder in sorted(homes, key=lambda folder: read_info(folder)["kind"] != "training"):
+    for folder in sorted(homes, key=lambda folder: folder.parent.name != "trainings"):
         if folder not in named:
-            yield from _alone(folder)
-            if model := _model_of(folder, read_info(folder)):
+            runs, model = _alone(folder)
+            yield from runs
+            if model:
                 named.add(model)
 
 
 def _of_study(folder: Path) -> tuple[list[tuple[Path, Run]], set[Path]]:
     """All runs of a study, done or not, and the folders of trainings and models that it names."""
-    listing, root = read_study(folder), folder.resolve().parent
+    root = folder.resolve().parent
     runs, named = [], set()
+    try:
+        listing = read_study(folder)
+    except UNREADABLE as error:
+        return [(folder, _unreadable(folder, error))], named
     for entry in listing["runs"]:
-        _check(entry, folder / STUDY)
-        training = root / entry["training"] if entry["training"] else None
-        model = root / entry["model_folder"]
-        named |= {one.resolve() for one in (training, model) if one}
-        home = training or model
-        info = {key: entry.get(key) for key in (*NAMED, "variant", "seed", "steps", "backend")}
-        info["trains"] = training is not None
-        info |= {"id": home.name.rsplit("-", 1)[-1], "config": _config(training) or _config(model)}
-        settings = {} if listing.get("file") else _of_training(info["config"])  # one file has one base
-        samples = [(root / name).resolve() for name in entry["samples"]]
-        runs += [(home.resolve(), run) for run in _runs(info, settings, training, model, samples)]
+        about: Line = {}
+        try:
+            _check(entry, folder / STUDY)
+            about = {key: entry.get(key) for key in (*NAMED, "variant", "seed", "steps", "backend")}
+            training = root / entry["training"] if entry.get("training") else None
+            model = root / entry["model_folder"]
+            named |= {one.resolve() for one in (training, model) if one}
+            home = training or model
+            about |= {"trains": training is not None, "id": home.name.rsplit("-", 1)[-1]}
+            info = {**about, "config": _config(training) or _config(model)}
+            settings = {} if listing.get("file") else _of_training(info["config"])  # one file has one base
+            samples = [(root / str(name)).resolve() for name in entry.get("samples") or ()]
+            runs += [(home.resolve(), run) for run in _runs(info, settings, training, model, samples)]
+        except UNREADABLE as error:
+            runs.append((folder, _unreadable(folder, error, about)))
     return runs, named
 
 
-def _alone(folder: Path) -> Iterator[tuple[Path, Run]]:
-    """The runs of one folder, read without a study."""
-    info = read_info(folder)
-    _check(info, folder / "config.json")
+def _unreadable(folder: Path, error: Exception, about: Line | None = None) -> Run:
+    """A run that cannot be read, named after its folder unless it is known what it is called."""
+    text = f"cannot read {error.filename}: {error.strerror}" if isinstance(error, OSError) else str(error)
+    family, _, key = folder.name.partition("-")
+    info: Line = {"study": folder.parent.name, "name": folder.name, "model": folder.name, "family": family}
+    info |= {"title": folder.name, "id": key.rsplit("-", 1)[-1], "variant": {}, "config": {}, **(about or {})}
+    info["variant"] = info["variant"] or {}
+    return Run(info, f"unreadable {info['study']} {info['name']} {text}", damage=text)
+
+
+def _alone(folder: Path) -> tuple[list[tuple[Path, Run]], Path | None]:
+    """The runs of one folder, read without a study, and the folder of the model of a training."""
+    about: Line = {}
+    model = None
+    try:
+        info = _info(folder)
+        about = {key: info.get(key) for key in (*NAMED, "variant", "seed")}
+        model = _model_of(folder, info)
+        return list(_runs_alone(folder, info)), model
+    except UNREADABLE as error:
+        return [(folder, _unreadable(folder, error, about))], model
+
+
+def _runs_alone(folder: Path, info: Line) -> Iterator[tuple[Path, Run]]:
     training = {"training": folder, "samples": folder.parent.parent}.get(info["kind"])
     samples = [folder] if info["kind"] == "samples" else [one.parent for one in folder.glob("samples/*/config.json")]
     model = folder if training is None else _model_of(training, info)
@@ -119,9 +159,26 @@ def _alone(folder: Path) -> Iterator[tuple[Path, Run]]:
         yield (training or folder).resolve(), run
 
 
-def _check(info: Line, where: Path) -> None:
-    if missing := [key for key in NAMED if not info.get(key)]:
+def _info(folder: Path) -> Line:
+    """The content of a config.json. Raises InputError if it was not written by lamabench."""
+    info = read_info(folder)
+    _check(info, folder / "config.json")
+    return info
+
+
+def _check(info: Any, where: Path) -> None:
+    """Raise InputError for an entry that lacks something, or that has something of another type than reports read."""
+    if not isinstance(info, dict):
+        raise InputError(f"{where} was not written by lamabench")
+    own = ("kind", "key", *(("step",) if info.get("kind") == "samples" else ()))
+    needed = own if where.name == "config.json" else ("model_folder",)
+    if missing := [key for key in (*NAMED, *needed) if not info.get(key)]:
         raise InputError(f"{where} lacks {', '.join(missing)}")
+    config = info.get("config")
+    flat = info | ({f"config.{name}": value for name, value in config.items()} if isinstance(config, dict) else {})
+    types = OPTIONAL | {key: int if key == "step" else str for key in (*NAMED, *needed)}
+    if wrong := [key for key, kind in types.items() if not isinstance(flat.get(key), kind | None)]:
+        raise InputError(f"{where} was not written by lamabench: {', '.join(wrong)} has another type")
 
 
 def _model_of(training: Path, info: Line) -> Path | None:
@@ -129,13 +186,14 @@ def _model_of(training: Path, info: Line) -> Path | None:
     if info["kind"] == "model":
         return None
     for config in sorted(training.parent.parent.glob(f"models/{info['family']}-*/config.json")):
-        if read_info(config.parent)["config"]["model"] == info["config"].get("model"):
-            return config.parent.resolve()
+        with suppress(*UNREADABLE):  # it may be that of another training, and is a run of its own otherwise
+            if _info(config.parent)["config"].get("model") == info["config"].get("model"):
+                return config.parent.resolve()
     return None
 
 
 def _config(folder: Path | None) -> Line:
-    return read_info(folder)["config"] if folder and (folder / "config.json").is_file() else {}
+    return _info(folder)["config"] if folder and (folder / "config.json").exists() else {}
 
 
 def _of_training(config: Line) -> Line:
@@ -155,7 +213,7 @@ def _runs(info: Line, settings: Line, training: Path | None, model: Path | None,
         trained = _read(Path(elsewhere)) or trained
     last = info.get("steps") or float("inf")
     rows += [row for row in _rows(trained) if row["kind"] != "train" or (row["steps"] or 0) <= last]
-    metrics = [line for line in trained.metrics if line.get("step", 0) <= last] if trained else []
+    metrics = [line for line in _metrics(trained) if line.get("step", 0) <= last] if trained else []
     folders = [folder for folder in map(_read, samples) if folder]
     furthest = max((folder.info["step"] for folder in folders), default=None)
     newest = [folder for folder in folders if folder.info["step"] == furthest]
@@ -175,7 +233,19 @@ def _group(info: Line, settings: Line) -> str:
 
 
 def _read(folder: Path | None) -> Folder | None:
-    return read_run(folder) if folder and (folder / "config.json").is_file() else None
+    if not folder or not (folder / "config.json").exists():
+        return None
+    _info(folder)
+    return read_run(folder)
+
+
+def _metrics(folder: Folder) -> list[Line]:
+    """The log of a training. Raises InputError for a line that was not written by lamabench."""
+    for number, line in enumerate(folder.metrics, start=1):
+        numbers = [line.get(key, 0) for key in ("step", "images", "loss")] if isinstance(line, dict) else [None]
+        if not all(isinstance(value, int | float) for value in numbers):
+            raise InputError(f"{folder.path / 'metrics.jsonl'} line {number} was not written by lamabench")
+    return folder.metrics
 
 
 def _rows(folder: Folder | None) -> list[Line]:

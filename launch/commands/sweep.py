@@ -54,6 +54,16 @@ class Sweep:
     def root(self) -> Path:
         return self.whole[0].root
 
+    def readable(self) -> list[Planned]:
+        """The selected runs whose files can be read. A line on stderr names each of the others. Raises InputError if
+        there is no run left."""
+        errors = {run.name: error for run in self.runs if (error := run.unreadable())}
+        if len(errors) == len(self.runs):
+            raise InputError(next(iter(errors.values())))
+        for name, error in errors.items():
+            print(f"{name}: unreadable, left out: {error}", file=sys.stderr)
+        return [run for run in self.runs if run.name not in errors]
+
     @property
     def home(self) -> Path:
         """The folder of its submissions."""
@@ -108,19 +118,22 @@ def _print_question(sweep: Sweep) -> None:
 
 
 def _plan(sweep: Sweep) -> int:
-    args, runs = sweep.args, sweep.runs
+    args = sweep.args
     queue = sweep.cluster is not None and cluster.load(sweep.cluster).kind != "local"
-    pieces = plan.pieces(runs)
+    rows = plan.rows(sweep.runs)
+    runs = [run for run, row in zip(sweep.runs, rows, strict=True) if row["state"] != "unreadable"]
+    pieces, known = plan.pieces(runs), notes.contents(runs)
     requests = {one.id: submit.queue_of(sweep.cluster, one.cluster, args.parallel) for one in pieces} if queue else {}
     _print_question(sweep)
     models = {task.path for run in runs for task in run.tasks if task.kind == "model"}
     own = [read_run(folder) for folder in models if (folder / "config.json").is_file()]
     hours, shared = gpu_hours.of_runs(runs, gpu_hours.committed_speeds() + gpu_hours.training_speeds(own))
     room = notes.room(runs)
-    rows = plan.rows(runs)
-    for row, one, cost, other in zip(rows, runs, hours, shared, strict=True):
+    by_name = {row["run"]: row for row in rows}
+    for one, cost, other in zip(runs, hours, shared, strict=True):
+        row = by_name[one.name]
         row |= {"gpu_hours": cost if args.json else gpu_hours.cell(cost, other), "gib": room.get(one.name)}
-        row |= {"trained_by": other or None, "problems": one.problems()}
+        row |= {"trained_by": other or None, "problems": [*one.problems(), *notes.scoring(one, known)]}
     columns = {key: COLUMNS[key] for key in ("run", "id", "state", "to do")}
     show(rows, columns | {"gpu_hours": "GPU-hours of training", "gib": "GiB"}, args.json)
     if args.json:
@@ -128,17 +141,25 @@ def _plan(sweep: Sweep) -> int:
     print(f"\n{number(len(runs), 'run')}; GPU-hours of training: {gpu_hours.total(hours)}")
     if room:
         print(f"checkpoints and weights: {sum(room.values()):.3g} GiB")
-    for line in (*notes.problems(runs), *notes.data(runs), *notes.earlier(runs), *notes.hints(sweep.study, runs)):
+    for row in rows:
+        if row["state"] == "unreadable":
+            print(f"{row['run']}: unreadable, left out: {row['error']}")
+    try:
+        notes.devices(runs, here=not queue)
+    except InputError as error:
+        print(error)
+    hints = notes.hints(sweep.study, sweep.whole)
+    for line in (*notes.problems(runs, known), *notes.data(runs, known), *notes.earlier(runs), *hints):
         print(line)
     if queue:
-        _print_arrays(sweep, requests)
+        _print_arrays(sweep, pieces, requests)
     return 0
 
 
-def _print_arrays(sweep: Sweep, requests: dict[tuple[str, str], ClusterConfig]) -> None:
+def _print_arrays(sweep: Sweep, pieces: list[plan.Piece], requests: dict[tuple[str, str], ClusterConfig]) -> None:
     """Print what a submit would request, and the files that sbatch would get."""
     home = sweep.home.resolve()
-    jobs = submit.choose(plan.pieces(sweep.runs), status.UNSEEN, ("planned", "stopped"), requests)
+    jobs = submit.choose(pieces, status.UNSEEN, ("planned", "stopped"), requests)
     hours = sum(job.cluster.gpus * job.cluster.time_min / 60 for job in jobs)
     print(
         f"asked for: {number(len(jobs), 'job')}, {hours:g} GPU-hours "
@@ -157,11 +178,10 @@ def _run(sweep: Sweep) -> int:
 
     if sweep.cluster is not None and cluster.load(sweep.cluster).kind != "local":
         raise InputError(f"sweep run works on this machine; to queue on cluster {sweep.cluster}, use sweep submit")
-    pieces = plan.pieces(sweep.runs)
-    local.check_devices(pieces, local.gpus())
-    notes.check_data(sweep.runs)
+    runs = sweep.readable()
+    notes.check(runs, here=True)
     folder = plan.write(sweep.study, sweep.whole)
-    done = local.run_local(pieces, sweep.args.parallel)
+    done = local.run_local(plan.pieces(runs), sweep.args.parallel) and len(runs) == len(sweep.runs)
     out = folder / "report"
     build([folder], out)
     if sweep.args.json:
@@ -173,28 +193,29 @@ def _run(sweep: Sweep) -> int:
 
 
 def _submit(sweep: Sweep) -> int:
-    args = sweep.args
-    notes.check_data(sweep.runs)
-    return _print_submission(
-        sweep,
-        submit.submit(sweep.runs, sweep.study, sweep.words, sweep.cluster, args.parallel, args.dirty, sweep.whole),
-    )
+    args, runs = sweep.args, sweep.readable()
+    notes.check(runs, here=False)
+    submission = submit.submit(runs, sweep.study, sweep.words, sweep.cluster, args.parallel, args.dirty, sweep.whole)
+    return _print_submission(sweep, runs, submission)
 
 
 def _retry(sweep: Sweep) -> int:
-    args = sweep.args
-    return _print_submission(
-        sweep, submit.retry(sweep.runs, sweep.study, sweep.words, sweep.cluster, args.parallel, args.dirty)
-    )
+    args, runs = sweep.args, sweep.readable()
+    notes.check(runs, here=False)
+    submission = submit.retry(runs, sweep.study, sweep.words, sweep.cluster, args.parallel, args.dirty)
+    return _print_submission(sweep, runs, submission)
 
 
-def _print_submission(sweep: Sweep, submission: submit.Submission) -> int:
-    arrays, left = submission.arrays, submission.left
+def _print_submission(sweep: Sweep, runs: Sequence[Planned], submission: submit.Submission) -> int:
+    arrays, left, unreadable = submission.arrays, dict(submission.left), len(sweep.runs) - len(runs)
+    if unreadable:
+        left["unreadable"] = unreadable
+    code = 1 if unreadable else 0
     if sweep.args.json:
         rows = [{"job": job, "name": array.name, "tasks": len(array.tasks)} for array, job in arrays]
         answer = {"arrays": rows, "code": submission.code, "left": left, "rest": submission.rest}
         print(json.dumps(answer, indent=1))
-        return 0
+        return code
     for array, job in arrays:
         kinds = Counter(one["task"]["kind"] for one in array.tasks)
         print(f"job {job}: {', '.join(f'{n} × {kind}' for kind, n in kinds.items())}, logs {array.folder / 'logs'}")
@@ -210,9 +231,9 @@ def _print_submission(sweep: Sweep, submission: submit.Submission) -> int:
     print(f"runs left as they are: {counts or 'none'}{again}")
     if left.get("diverged"):
         print("a run that diverged would diverge again: change the study")
-    for line in notes.problems(sweep.runs):
+    for line in (f"{run.name}: {text}" for run in runs for text in run.problems()):
         print(line)
-    return 0
+    return code
 
 
 def _status(sweep: Sweep) -> int:
@@ -233,7 +254,7 @@ def _status(sweep: Sweep) -> int:
         if not args.json:
             _print_summary(standings)
             _print_strays(sweep, look)
-        if not args.watch or not any(one.state in status.ACTIVE for one in standings):
+        if not args.watch or not any(part.state in status.ACTIVE for one in standings for part in one.parts):
             return 0
         time.sleep(EVERY_S)
 
@@ -246,6 +267,8 @@ def _print_summary(standings: Sequence[status.RunStanding]) -> None:
     counts = Counter(one.state for one in standings)
     print(f"\n{number(len(standings), 'run')}: {', '.join(f'{count} {state}' for state, count in counts.items())}")
     for one in standings:
+        if one.state == "unreadable":
+            print(f"{one.run.name}: {one.main.error}")
         if one.state in (*status.FAILED, "diverged") and one.main.log and one.main.log.is_file():
             print(f"{one.run.name}: {one.main.log}")
 
@@ -302,7 +325,8 @@ def _cancel(
 def _collect(sweep: Sweep) -> int:
     """Write every record of exactly the study's runs to one file, each with the run that it belongs to."""
     args, runs = sweep.args, sweep.runs
-    lines = [{**one.about, **row.as_dict()} for one in runs for task in one.tasks for row in _records(task)]
+    readable = sweep.readable()
+    lines = [{**one.about, **row.as_dict()} for one in readable for task in one.tasks for row in _records(task)]
     out = args.out or sweep.home.parent / "records.jsonl"
     missing = [one.name for one in runs if one.missing()]
     if not out.parent.is_dir():

@@ -1,12 +1,28 @@
 """Folders of tasks as jobs leave them, written without doing the work."""
 
 import pytest
+from lamabench.ablations.study import Study
 from lamabench.harness import stages
 from lamabench.harness.config import BenchConfig
 from lamabench.harness.keys import config_from_dict, score_key, speed_key
 from lamabench.harness.record import append, row
 
+SMALL = {"model": "dit_nano", "model.depth": 1, "model.hidden_size": 16, "model.num_heads": 2, "data": "digits"}
+SMALL |= {"data.size": 8, "train.batch_size": 4, "train.precision": "float32", "train.steps": 4, "sample.count": 5}
+SMALL |= {"evaluate.metrics": ["fd"], "evaluate.reference_count": 5, "bench.batch_size": 2}
+ONE = {"model": ["dit_nano"]}
 DEVICE = {"device": "GPU A"}
+
+
+@pytest.fixture
+def study(tmp_path):
+    """Builds a study of one run, or a variation of it with other axes or settings."""
+
+    def build(axes=ONE, stages=("cost", "train", "sample", "evaluate", "bench"), seeds=(0,), **more):
+        base = {**SMALL, "run.root": str(tmp_path), **{key.replace("__", "."): value for key, value in more.items()}}
+        return Study("s", "?", base=base, axes=dict(axes), stages=list(stages), seeds=list(seeds))
+
+    return build
 
 
 def files(folder, name, *steps, size=0):

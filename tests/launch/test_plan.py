@@ -2,17 +2,15 @@
 
 import json
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from lamabench.ablations.study import Study, load, names
-from lamabench.harness.config import Config, ObjectiveConfig
 from lamabench.harness.keys import config_from_dict, training_key
-from lamabench.harness.measure.cost import cost
 from lamabench.harness.run import locked
 from lamabench.kernels.errors import InputError
-from lamabench.launch import gpu_hours, notes, prune
+from lamabench.launch import gpu_hours, prune
 from lamabench.launch.plan import (
     keys_of,
     left_of,
@@ -26,22 +24,6 @@ from lamabench.launch.plan import (
     select_variants,
     write,
 )
-
-SMALL = {"model": "dit_nano", "model.depth": 1, "model.hidden_size": 16, "model.num_heads": 2, "data": "digits"}
-SMALL |= {"data.size": 8, "train.batch_size": 4, "train.precision": "float32", "train.steps": 4, "sample.count": 5}
-SMALL |= {"evaluate.metrics": ["fd"], "evaluate.reference_count": 5, "bench.batch_size": 2}
-ONE = {"model": ["dit_nano"]}
-
-
-@pytest.fixture
-def study(tmp_path):
-    """Builds a study of one run, or a variation of it with other axes or settings."""
-
-    def build(axes=ONE, stages=("cost", "train", "sample", "evaluate", "bench"), seeds=(0,), **more):
-        base = {**SMALL, "run.root": str(tmp_path), **{key.replace("__", "."): value for key, value in more.items()}}
-        return Study("s", "?", base=base, axes=dict(axes), stages=list(stages), seeds=list(seeds))
-
-    return build
 
 
 def to_do(study, *overrides):
@@ -308,71 +290,21 @@ def test_stages_are_selected(study):
         select_stages(runs, ["smaple"], mine)
 
 
-def test_disk_space(study):
-    runs = plan(study({"sample.guidance": [1.0, 2.0]}, train__snapshots=[1, 3]))
-    params = cost(runs[0].config.model).params
-    # Two checkpoints of four tensors per parameter, and the weights of steps 1, 3 and 4; both runs share a training.
-    assert notes.room(runs) == {"1.0": pytest.approx(4 * params * (2 * 4 + 3) / 2**30)}
-
-
-def test_an_axis_over_a_list_setting_gets_a_hint(study):
-    def hint(axes):
-        mine = study(axes, model="lamamba_nano")
-        mine = replace(mine, base={key: value for key, value in mine.base.items() if not key.startswith("model.")})
-        return list(notes.hints(mine, plan(mine)))
-
-    assert hint({"model.mixers": ["ssm", "window"]}) == [
-        "axis model.mixers takes its 2 values one at a time; write [[ssm, window]] to combine them"
-    ]
-    assert hint({"model.mixers": [["ssm"], ["window"]]}) == hint({"model.d_state": [1, 4]}) == []
-
-
-def test_data_are_checked_where_they_can_be_read(study, finish, tmp_path, monkeypatch):
-    mine = study(stages=["train"])
-    monkeypatch.setattr("lamabench.harness.data.images.fingerprint", lambda config: "aa")
-    (run,) = plan(mine)
-    assert list(notes.data([run])) == []
-    finish(run.training, data_fingerprint="bb")
-    (line,) = notes.data([run])
-    assert line.endswith("was trained on other data (fingerprint bb, now aa): give the new set another data.name")
-    notes.check_data([run])  # nothing is to do
-    for more in (study(stages=["train"], train__steps=8), study(stages=["train", "sample", "evaluate"])):
-        for piece in pieces(plan(more)):
-            if piece.task.kind == "samples":
-                finish(piece.task, "sample")
-        assert list(notes.data(plan(more))) == [line]
-        with pytest.raises(InputError, match="trained on other data"):
-            notes.check_data(plan(more))
-    monkeypatch.setattr("lamabench.harness.data.images.fingerprint", lambda config: None)
-    runs = plan(study(stages=["train"], data="npz", data__path=str(tmp_path / "none.npz"), data__channels=1))
-    assert list(notes.data(runs)) == [f"data not checked: {tmp_path / 'none.npz'} does not exist"]
-    assert list(notes.data(plan(study(stages=["bench"], data="npz")))) == []  # it reads no data
-
-
-@dataclass
-class Joined(ObjectiveConfig):
-    """An objective with a field that was added later and whose default is not its `since` value."""
-
-    shift: float = field(default=2.0, metadata={"since": 1.0})
-
-
-def test_finished_trainings_that_differ_only_in_a_later_field_are_named(study, finish):
-    (run,) = plan(study(stages=["train"]))
-    finish(run.training)
-
-    def with_objective(**values):
-        config: Config = replace(run.config, objective=Joined(**values))
-        return replace(run, config=config, tasks=(replace(run.training, key=training_key(config)),))
-
-    (line,) = notes.earlier([at_home(with_objective())])
-    assert line == f"dit_nano: {run.folder}, finished to step 4, differs only in objective.shift (1.0 there)"
-    assert training_key(with_objective(shift=1.0).config) == run.id
-    assert list(notes.earlier([at_home(with_objective(kind="ddpm", shift=1.0))])) == []
-
-
-def at_home(run):
-    """The run with its training in the folder of its configuration."""
-    return replace(run, tasks=(replace(run.tasks[0], folder=str(run.folder)),))
+def test_a_damaged_file_is_a_state_and_not_an_error(study, finish, tmp_path):
+    finish_all(study(), finish)
+    (run,) = plan(study())
+    for folder in (task.path for task in run.tasks):
+        for name in ("config.json", "record.jsonl"):
+            whole = (folder / name).read_bytes()
+            for content in (b"", b"junk\n", b"[]\n", b"null\n", b"{}\n", b"\xff\xfe\n"):
+                if (name, content) == ("record.jsonl", b""):
+                    continue  # nothing was done yet
+                (folder / name).write_bytes(content)
+                assert run.state() == "unreadable" and str(folder / name) in run.unreadable(), content
+                (row,) = rows([run])
+                assert (row["state"], row["error"]) == ("unreadable", run.unreadable())
+            (folder / name).write_bytes(whole)
+    assert run.state() == "done" and run.unreadable() == ""
 
 
 def test_tasks_are_plain_data_that_a_manifest_can_hold(study):

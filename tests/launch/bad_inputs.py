@@ -1,0 +1,391 @@
+"""The table of bad inputs: the words of a command, what its one line says (a regular expression), and the files that it
+reads. `{run}` is the folder of a training with samples, `{long}` a name of 400 letters."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import NamedTuple
+
+BASE = """question: q
+base: {model: dit_nano, model.depth: 1, model.hidden_size: 16, model.num_heads: 2, data: digits, data.size: 8,
+  train.steps: 2, train.batch_size: 2, train.precision: float32, sample.count: 12, sample.method: ddim, sample.steps: 2,
+  evaluate.metrics: [fd], evaluate.reference_count: 12}
+stages: [cost, train, sample, evaluate]
+"""
+STUDY = BASE + "variants: {a: {}}\n"
+# A list of ten lists of ten lists, and so on, nine levels deep: a billion values.
+BOMB = "question: q\nclaim:\n- &a [1,1,1,1,1,1,1,1,1,1]\n"
+BOMB += "".join(f"- &{two} [{','.join([f'*{one}'] * 10)}]\n" for one, two in zip("abcdefgh", "bcdefghi", strict=True))
+
+
+class Bad(NamedTuple):
+    words: list[str]
+    message: str
+    files: Mapping[str, str] = MappingProxyType({})
+
+
+def train(*settings: str) -> list[str]:
+    return ["train", "model=dit_nano", "data=digits", "data.size=8", "train.steps=2", *settings]
+
+
+def sweep(action: str, *words: str) -> list[str]:
+    return ["sweep", action, "st.yaml", *words]
+
+
+def of_study(text: str, message: str, action: str = "plan") -> Bad:
+    return Bad(sweep(action), message, {"st.yaml": text})
+
+
+def with_study(words: list[str], message: str) -> Bad:
+    return Bad(words, message, {"st.yaml": STUDY})
+
+
+USAGE = [
+    Bad([], "required: COMMAND"),
+    Bad(["fly"], "invalid choice: 'fly'"),
+    Bad(["train", "--fast"], "unrecognized arguments: --fast"),
+    Bad(["doctor", "x"], "unrecognized arguments: x"),
+    Bad(["doctor", "a=b"], "unrecognized arguments: a=b"),
+    Bad(["models", "x"], r"models takes nothing but plugins=\[FILE.py,…\], not x"),
+    Bad(["models", "plugins=[no.py]"], r"no\.py"),
+    Bad(["sweep", "jump", "demo"], "invalid choice: 'jump'"),
+    Bad(["sweep", "plan"], "required: STUDY"),
+    Bad(["report", "x"], "required: --out"),
+    Bad(["train", "model=a\0b"], "NUL"),
+    Bad(["report", "a\0b", "--out", "o"], "NUL"),
+]
+MODELS = [
+    Bad(["cost"], "cost needs a model; choices: .*dit_nano"),
+    Bad(["cost", "lamanba_xl"], r"unknown model 'lamanba_xl' \(did you mean 'lamamba_xl'\?\)"),
+    Bad(["cost", ""], "unknown model ''"),
+    Bad(["cost", "dit_s_2", "inptu_size=3"], r"unknown key 'inptu_size' \(did you mean 'input_size'\?\)"),
+    Bad(["cost", "dit_s_2", "depth=x"], "depth: Value 'x'"),
+    Bad(["cost", "dit_s_2", "num_heads=5"], "num_heads"),
+    Bad(["cost", "dit_s_2", "input_size=7"], "patch_size 2 does not divide"),
+    Bad(["cost", "lamamba_s", "window_size=7"], r"window_size 7 does not divide.*choices: \[1, 2, 4, 8"),
+    Bad(["cost", "lamamba_s", "d_state=0"], "d_state must be 1 or more"),
+    Bad(["cost", "lamamba_s", "mixers=[sms]"], r"unknown mixer 'sms' \(did you mean 'ssm'\?\)"),
+    Bad(["cost", "lamamba_s", "scan=zigzag"], "unknown scan 'zigzag'"),
+    Bad(["cost", "dit_s_2", "run.device=tpu"], "unknown key 'run'"),
+    Bad(["check"], "check needs one model, not none"),
+    Bad(["check", "dit_nano", "dit_s_2"], "check needs one model"),
+    Bad(["check", "nope"], "unknown model 'nope'"),
+    Bad(["check", "dit_nano", "depht=1"], "did you mean 'depth'"),
+    Bad(["check", "dit_nano", "plugins=[no.py]"], r"no\.py"),
+    Bad(["bench"], "bench needs a model; choices: .*dit_nano"),
+    Bad(["bench", "nope"], "unknown model 'nope'"),
+    Bad(["bench", "dit_nano", "bench.batch_size=large"], "bench.batch_size must be numbers above 0.* or auto, not"),
+    Bad(["bench", "dit_nano", "bench.batch_size=0"], "bench.batch_size must be numbers above 0"),
+    Bad(["bench", "dit_nano", "bench.modes=[fly]"], r"unknown bench\.modes 'fly'; choices: forward, train"),
+    Bad(["bench", "dit_nano", "bench.modes=[]"], r"bench\.modes is empty"),
+    Bad(["bench", "dit_nano", "bench.compile=[no]"], r"unknown bench\.compile 'no'"),
+    Bad(["bench", "dit_nano", "bench.input_sizes=[16,7]"], "patch_size 2 does not divide"),
+    Bad(["bench", "dit_nano", "bench.input_sizes=[0]"], r"bench\.input_sizes must be above 0"),
+    Bad(["bench", "dit_nano", "bench.repeats=0"], r"bench\.repeats must be above 0"),
+    Bad(["bench", "dit_nano", "bench.precision=float16"], "bench.precision=float16 is not supported"),
+    Bad(["bench", "dit_nano", "backend.attention=flash"], "unknown attention backend 'flash'"),
+    Bad(["bench", "dit_nano", "run.device=tpu"], r"unknown run\.device 'tpu'.*; choices: auto, cpu"),
+    Bad(["bench", "dit_nano", "run.device=cuda:99"], r"run\.device"),
+    Bad(["bench", "dit_nano", "run.root=few.npz"], r"few\.npz"),
+    Bad(["bench", "dit_nano", "run.root=few.npz/below"], r"few\.npz"),
+    Bad(["bench", "dit_nano", "run.root={long}"], "File name too long"),
+    Bad(["bench-kernels"], "bench-kernels needs a model"),
+    Bad(["bench-kernels", "nope"], "unknown model 'nope'"),
+    Bad(["bench-kernels", "dit_nano", "backend.attention=flash"], "unknown attention backend 'flash'"),
+    Bad(["bench-kernels", "dit_nano", "run.device=mps"], r"unknown run\.device 'mps'"),
+    Bad(["bench-kernels", "dit_nano", "bench.precision=fp8"], r"unknown bench\.precision 'fp8'"),
+]
+TRAIN = [
+    Bad(["train", "data=digits"], "train needs a model: model=NAME; choices: "),
+    Bad(["train", "model=dit"], "unknown model 'dit'"),
+    Bad(["train", "model=dit_nano", "data=digit"], "unknown data 'digit'"),
+    Bad(train("train.stesp=3"), r"unknown key in train 'stesp' \(did you mean 'steps'\?\)"),
+    Bad(train("tarin.steps=3"), "unknown key 'tarin'"),
+    Bad(train("train.steps"), "is not an override"),
+    Bad(train("train=3"), "train is a section; set one of its keys"),
+    Bad(train("+train.lr=1"), "is not an override"),
+    Bad(train("~train.lr"), "is not an override"),
+    Bad(train("train.lr=1,2"), "gives several values"),
+    Bad(train("train.steps=[1"), "cannot read the override"),
+    Bad(train("train.steps=many"), "train.steps: Value 'many'"),
+    Bad(train("train.steps=0"), "train.steps must be above 0"),
+    Bad(train("train.steps=1.5"), r"train\.steps"),
+    Bad(train("train.batch_size=0"), "train.batch_size must be above 0"),
+    Bad(train("train.lr=0"), "train.lr must be above 0"),
+    Bad(train("train.lr=-inf"), "train.lr must be"),
+    Bad(train("train.ema_decay=1"), "train.ema_decay must be at least 0 and below 1"),
+    Bad(train("train.ema_decay=nan"), "train.ema_decay must be"),
+    Bad(train("train.class_dropout=1.5"), "train.class_dropout must be"),
+    Bad(train("train.precision=float16"), "train.precision=float16 is not supported"),
+    Bad(train("train.precision=fp8"), r"unknown train\.precision 'fp8'"),
+    Bad(train("train.compile=fast"), r"unknown train\.compile 'fast'"),
+    Bad(train("train.snapshots=[0]"), "train.snapshots must be"),
+    Bad(train("seed=-1"), "seed must be 0 or more and below 2.64"),
+    Bad(train("seed=18446744073709551616"), "seed must be 0 or more and below 2.64"),
+    Bad(train("seed=x"), "seed"),
+    Bad(train("model.depht=1"), "did you mean 'depth'"),
+    Bad(train("model.num_heads=5"), "num_heads 5"),
+    Bad(train("model.input_size=16"), "does not fit data.size 8"),
+    Bad(train("objective.kind=flow"), "'flow'"),
+    Bad(train("encoder.kind=vae"), "'vae'"),
+    Bad(train("backend.selective_scan=pallas"), "unknown selective_scan backend 'pallas'"),
+    Bad(train("backend.nope=x"), "unknown key in backend 'nope'"),
+    Bad(train("run.device=tpu"), r"unknown run\.device 'tpu'.*; choices: auto, cpu"),
+    Bad(train("run.device="), r"run\.device"),
+    Bad(train("run.device=CUDA"), r"unknown run\.device 'CUDA'"),
+    Bad(train("run.device=cuda:99"), r"run\.device"),
+    Bad(train("run.workers=-1"), "run.workers must be 0 or more"),
+    Bad(train("run.log_every=0"), "run.log_every must be above 0"),
+    Bad(train("run.micro_batch=0"), "run.micro_batch must be above 0"),
+    Bad(train("run.new_backends=maybe"), r"run\.new_backends"),
+    Bad(train("run.root=few.npz"), r"few\.npz"),
+    Bad(train("run.root=few.npz/below"), r"few\.npz"),
+    Bad(train("run.root=/proc/nowhere"), "/proc/nowhere"),
+    Bad(train("run.root={long}"), "File name too long"),
+    Bad(train("plugins=[no.py]"), r"no\.py"),
+    Bad(train("plugins=[bad.py]"), r"bad\.py", {"bad.py": "1 / 0\n"}),
+    Bad(train("plugins=[no_such_module]"), "no_such_module"),
+    Bad(train("sample.count=0"), "sample.count must be above 0"),
+    Bad(train("sample.method=euler"), r"unknown sample\.method 'euler'"),
+    Bad(train("sample.at=never"), "sample.at must be"),
+    Bad(train("sample.weights=best"), r"unknown sample\.weights 'best'"),
+    Bad(train("sample.seed=-1"), "sample.seed must be"),
+    Bad(train("sample.guidance_channels=9"), "sample.guidance_channels 9 is more than"),
+    Bad(train("evaluate.metrics=fid"), r"unknown evaluate\.metrics 'fid' \(did you mean 'fd'\?\)"),
+    Bad(train("evaluate.metrics=[]"), "evaluate.metrics is empty"),
+    Bad(train("evaluate.features=vgg"), r"unknown evaluate\.features 'vgg'"),
+    Bad(train("evaluate.reference_count=0"), "evaluate.reference_count must be above 0"),
+]
+DATA = [
+    Bad(train("data.size=4"), "data.size must be 8 or more for digits"),
+    Bad(train("data.size=0"), "size must be (above 0|1 or more)"),
+    Bad(train("data.size=16384", "data.channels=3"), "GiB of memory"),
+    Bad(train("data.channels=2"), "data.channels must be 1 or 3"),
+    Bad(train("data.num_classes=5"), "data.num_classes is 5, but .* has 10 classes"),
+    Bad(train("data.num_classes=-1"), "num_classes must be 0"),
+    Bad(train("data.split=test"), r"unknown data\.split of 'digits' 'test'"),
+    Bad(train("data.kind=zip"), r"unknown data\.kind 'zip'"),
+    Bad(train("data=npz", "data.channels=1"), "data.path is not set"),
+    Bad(train("data=npz", "data.channels=1", "data.path=no.npz"), r"data\.path no\.npz does not exist"),
+    Bad(train("data=npz", "data.channels=1", "data.path=plain.npz"), r"plain\.npz is not a readable \.npz"),
+    Bad(train("data=npz", "data.channels=1", "data.path=cut.npz"), r"cut\.npz is not a readable \.npz"),
+    Bad(train("data=npz", "data.channels=1", "data.path=huge.npz"), r"huge\.npz"),
+    Bad(train("data=npz", "data.channels=1", "data.path=float.npz"), r"float\.npz: images is float32"),
+    Bad(train("data=npz", "data.channels=1", "data.path=object.npz"), r"object\.npz"),
+    Bad(train("data=npz", "data.channels=1", "data.path=bare.npz"), r"bare\.npz has no array 'images'"),
+    Bad(train("data=npz", "data.channels=3", "data.path=few.npz"), "data.channels is 3, but the images"),
+    Bad(train("data=npz", "data.channels=1", "data.path=empty"), "empty"),
+    Bad(train("data=npz", "data.channels=1", "data.path={long}"), "File name too long"),
+    Bad(train("data=folder", "data.channels=1"), "data.path is not set"),
+    Bad(train("data=folder", "data.channels=1", "data.path=nowhere"), "data.path nowhere does not exist"),
+    Bad(train("data=folder", "data.channels=1", "data.path=few.npz"), r"few\.npz is not a folder"),
+    Bad(train("data=folder", "data.channels=1", "data.path=empty"), "empty contains no image"),
+    Bad(train("data=folder", "data.channels=1", "data.path=images", "data.num_classes=1"), r"broken\.png"),
+    Bad(train("data=cifar10", "data.channels=1"), "data.path is not set"),
+    Bad(train("data=cifar10", "data.channels=1", "data.path=empty"), "(?i)cifar"),
+]
+RUNS = [
+    Bad(["sample"], "name one run folder"),
+    Bad(["sample", "nowhere"], "nowhere is not a run folder"),
+    Bad(["sample", "few.npz"], r"few\.npz"),
+    Bad(["sample", "{run}", "{run}"], "name one run folder"),
+    Bad(["sample", "runs"], "runs is not a run folder"),
+    Bad(["sample", "{long}"], "File name too long"),
+    Bad(["sample", "{run}", "train.lr=2"], "would make another training of it; sections to set here: sample"),
+    Bad(["sample", "{run}", "sample.count=many"], "count"),
+    Bad(["sample", "{run}", "sample.count=0"], "sample.count must be above 0"),
+    Bad(["sample", "{run}", "sample.stesp=1"], "did you mean 'steps'"),
+    Bad(["sample", "{run}", "sample.method=euler"], r"unknown sample\.method 'euler'"),
+    Bad(["sample", "{run}", "sample.at=[7]"], "sample.at 7 is beyond the end of the training"),
+    Bad(["sample", "{run}", "sample.guidance_channels=9"], "sample.guidance_channels 9 is more than"),
+    Bad(["sample", "{run}", "sample.seed=18446744073709551616"], "sample.seed must be"),
+    Bad(["evaluate"], "name one run folder"),
+    Bad(["evaluate", "nowhere"], "nowhere is not a run folder"),
+    Bad(["evaluate", "nowhere.npz", "data=digits"], r"nowhere\.npz does not exist"),
+    Bad(["evaluate", "few.npz", "data=digits", "data.size=8", "evaluate.metrics=[fd]"], "fd needs at least 2 samples"),
+    Bad(["evaluate", "few.npz", "data=digits", "evaluate.metrics=[fid]"], "'fid'"),
+    Bad(["evaluate", "plain.npz", "data=digits"], r"plain\.npz is not a readable \.npz"),
+    Bad(["evaluate", "float.npz", "data=digits"], r"`images` in float\.npz must be uint8"),
+    Bad(["evaluate", "object.npz", "data=digits"], r"object\.npz"),
+    Bad(["evaluate", "huge.npz", "data=digits"], r"huge\.npz"),
+    Bad(["evaluate", "bare.npz", "data=digits"], r"bare\.npz has no array `images`"),
+    Bad(["evaluate", "few.npz", "data=digits", "evaluate.reference_count=9999"], "is more than the 1797 images"),
+    Bad(["evaluate", "{run}", "sample.count=13"], "has no samples to score; draw them first"),
+    Bad(["evaluate", "{run}", "train.lr=2"], "would make another training of it"),
+    Bad(["evaluate", "{run}", "evaluate.metrics=[fid]"], r"unknown evaluate\.metrics 'fid'"),
+    Bad(["evaluate", "{run}", "backend.attention=torch"], "sections to set here: sample, evaluate, run"),
+    Bad(["report", "nowhere", "--out", "out"], "no such folder: nowhere"),
+    Bad(["report", "few.npz", "--out", "out"], r"few\.npz is a file"),
+    Bad(["report", "empty", "--out", "out"], "empty holds no run"),
+    Bad(["report", "{run}", "--out", "few.npz"], r"few\.npz is a file"),
+    Bad(["report", "{run}", "--out", "few.npz/below"], "cannot write a report"),
+    Bad(["report", "{run}", "--out", "images"], "neither empty nor an earlier report"),
+    Bad(["report", "{run}", "--out", "out", "--baseline", "nope"], "nope"),
+    Bad(["report", "{long}", "--out", "out"], "File name too long"),
+    Bad(["report", "{run}", "--out", "{long}"], "File name too long"),
+    Bad(["report", "odd", "--out", "out"], r"odd/config\.json is not JSON", {"odd/config.json": "{"}),
+    Bad(["report", "odd", "--out", "out"], r"odd/config\.json was not written by", {"odd/config.json": "[]"}),
+    Bad(["report", "odd", "--out", "out"], r"odd/\.study\.json is not JSON", {"odd/.study.json": ""}),
+]
+STUDIES = [
+    Bad(["sweep", "run", "dmeo"], r"unknown study 'dmeo' \(did you mean 'demo'\?\)"),
+    Bad(["sweep", "plan", "no.yaml"], r"no\.yaml"),
+    Bad(["sweep", "plan", "empty"], "unknown study 'empty'"),
+    Bad(["sweep", "plan", "{long}"], "{long}|too long"),
+    of_study("", "st.yaml"),
+    of_study("[]", "st.yaml"),
+    of_study("question: [", r"st\.yaml is not YAML"),
+    of_study("variants: {a: {model: dit_nano}}", "question"),
+    of_study("question: q\nvariant: {a: {}}", r"unknown key in st\.yaml 'variant' \(did you mean 'variants'\?\)"),
+    of_study(BASE, "variants|axes"),
+    of_study(BASE + "variants: {a: {}}\naxes: {train.lr: [1]}", "axes|variants"),
+    of_study(BASE + "variants: [a]", "variants"),
+    of_study(BASE + "axes: {train.lr: 3}", r"axes|train\.lr"),
+    of_study(BASE + "axes: {train.lr: []}", r"axes|train\.lr"),
+    of_study(BASE + "variants: {a: {}}\nseeds: x", "seeds"),
+    of_study(BASE + "variants: {a: {}}\nseeds: [-1]", "seed"),
+    of_study(STUDY.replace("stages: [cost", "stages: [fly"), "fly"),
+    of_study(BASE + "variants: {a: {}}\nextends: nope", "nope"),
+    of_study(BASE + "variants: {a: {}, b: {}}", "b and a are the same run"),
+    of_study(BASE + "variants: {report: {}}", "a run cannot be called 'report'"),
+    of_study(BASE + "variants: {a: {train.lr: fast}}", r"train\.lr"),
+    of_study(BASE + "variants: {a: {train.stesp: 3}}", "did you mean 'steps'"),
+    of_study(BASE + "variants: {a: {model: dit}}", "unknown model 'dit'"),
+    of_study(
+        BASE + "variants: {a: {run.root: x}, b: {run.root: y, train.lr: 1}}", "all runs must have the same run.root"
+    ),
+    of_study(BASE + "variants: {'': {}}", "variant"),
+    of_study(BASE + "variants: {a/b: {}}", "variant|a/b"),
+    of_study(BASE + "variants: {..: {}}", r"variant|\.\."),
+    of_study(BASE + "variants: {a: {}, a: {train.lr: 1}}", "twice"),
+    Bad(["sweep", "plan", "models.yaml"], "a study cannot be called 'models'", {"models.yaml": STUDY}),
+    with_study(sweep("plan", "train.lr=fast"), r"train\.lr"),
+    with_study(sweep("plan", "train.lr=-1"), r"train\.lr must be above 0"),
+    with_study(sweep("plan", "--stages", "fly"), "unknown stage of st 'fly'"),
+    with_study(sweep("plan", "--stages", ""), "unknown stage of st ''"),
+    with_study(sweep("plan", "--stages", "train,"), "unknown stage of st ''"),
+    with_study(sweep("run", "--stages", ""), "unknown stage of st ''"),
+    with_study(sweep("submit", "--stages", "", "cluster=slurm"), "unknown stage of st ''"),
+    with_study(sweep("collect", "--stages", ""), "--stages is for plan, .* and status, not for collect"),
+    with_study(sweep("plan", "--only", "x*"), r"no variant is called 'x\*'; variants: a"),
+    with_study(sweep("plan", "--only", ""), "no variant is called ''; variants: a"),
+    with_study(sweep("run", "--only", ""), "no variant is called ''"),
+    with_study(sweep("cancel", "--only", ""), "no variant is called ''"),
+    with_study(sweep("prune", "--only", ""), "--only is for"),
+    with_study(sweep("plan", "--parallel", "0"), "must be a whole number above 0"),
+    with_study(sweep("plan", "--dirty"), "--dirty is for submit and retry, not for plan"),
+    with_study(sweep("run", "--watch"), "--watch is for status, not for run"),
+    with_study(sweep("run", "--yes"), "--yes is for prune"),
+    with_study(sweep("status", "--checkpoints"), "--checkpoints is for prune"),
+    with_study(sweep("plan", "--out", "x"), "--out is for collect"),
+    with_study(sweep("plan", "--debug"), "debug"),
+    with_study(sweep("plan", "cluster=nope"), "unknown cluster 'nope'"),
+    with_study(sweep("plan", "cluster=no.yaml"), "unknown cluster"),
+    with_study(sweep("status", "cluster=nope"), "unknown cluster 'nope'"),
+    with_study(sweep("plan", "cluster.time_min=0"), "cluster.time_min must be above 0"),
+    with_study(sweep("plan", "cluster.tiem_min=5"), "did you mean 'time_min'"),
+    with_study(sweep("plan", "cluster.options=[x]"), "cluster.options are options of sbatch"),
+    with_study(sweep("plan", "cluster.signal_s=99999"), "cluster.signal_s 99999 is not before the end"),
+    with_study(sweep("run", "cluster=slurm"), "sweep run works on this machine"),
+    with_study(sweep("submit"), "name the cluster to submit to"),
+    with_study(sweep("submit", "cluster=local"), "cluster local has no queue"),
+    with_study(sweep("submit", "cluster=slurm", "cluster.nodes=2"), "training takes one GPU today"),
+    with_study(sweep("collect"), "nothing of the study ran yet"),
+    with_study(sweep("collect", "--out", "no/x.jsonl"), "no such folder: no"),
+    with_study(sweep("collect", "--out", "empty"), "empty is a folder, but --out must name a file"),
+    with_study(sweep("cancel"), "nothing of the study ran yet"),
+    with_study(sweep("retry", "train.lr=1"), "would not repeat a run but make another one"),
+    with_study(sweep("run", "run.root=few.npz"), r"few\.npz"),
+    with_study(sweep("run", "run.root={long}"), "File name too long"),
+    Bad(sweep("plan", "cluster=c.yaml"), "unknown key 'tiem_min'", {"st.yaml": STUDY, "c.yaml": "tiem_min: 3"}),
+    Bad(sweep("plan", "cluster=c.yaml"), "a cluster is a mapping", {"st.yaml": STUDY, "c.yaml": "[]"}),
+    Bad(sweep("plan", "cluster=c.yaml"), "is not YAML", {"st.yaml": STUDY, "c.yaml": "a: ["}),
+]
+# What can be known of a study before anything is written.
+KNOWN = [
+    with_study(sweep(action, *words, setting), message)
+    for action, words in (("run", ()), ("submit", ("cluster=slurm",)))
+    for setting, message in (
+        ("run.device=tpu", r"unknown run\.device 'tpu'"),
+        ("run.device=CUDA", r"unknown run\.device 'CUDA'"),
+        ("data.size=16384", "a: data 'digits': 1,797 images of data.size 16384 would take"),
+        ("data=cifar10", r"a: data\.path is not set; data 'cifar10' needs it"),
+        ("data=npz", r"a: data\.path is not set"),
+        ("evaluate.metrics=[fd,kid]", "a: kid needs at least 100 samples, 12 given"),
+        ("sample.count=1", "a: fd needs at least 2 samples, 1 given"),
+        ("evaluate.reference_count=1", "a: fd needs at least 2 reference images, 1 given"),
+        ("evaluate.reference_count=9999", "a: evaluate.reference_count 9999 is more than the 1797 images"),
+        ("evaluate.features_path=no.pt", r"a: evaluate\.features_path no\.pt has no effect"),
+    )
+]
+KNOWN += [with_study(sweep("run", "run.device=cuda:99"), r"run\.device=cuda:99 asks for a GPU")]
+
+# Numbers that are no numbers, or too large.
+NUMBERS = [
+    Bad(train("train.lr=nan"), "train.lr must be above 0"),
+    Bad(train("train.lr=inf"), "train.lr must be above 0 and finite"),
+    Bad(train("train.lr=1e999"), "train.lr must be above 0 and finite"),
+    Bad(train("train.weight_decay=-1"), "train.weight_decay must be 0 or more"),
+    Bad(train("train.weight_decay=nan"), "train.weight_decay must be"),
+    Bad(train("train.weight_decay=inf"), "train.weight_decay must be"),
+    Bad(train("train.batch_size=100000000"), "train.batch_size must be at most"),
+    Bad(train("run.workers=1000000"), "run.workers must be 0 or more and at most"),
+    Bad(train("sample.guidance=nan"), "sample.guidance must be finite"),
+    Bad(train("sample.guidance=-inf"), "sample.guidance must be finite"),
+    Bad(train("sample.guidance=2", "data.num_classes=0"), "sample.guidance 2.0 needs classes"),
+    Bad(train("data.size=1000000000000"), "data.size must be at most"),
+    Bad(["sample", "{run}", "sample.guidance=nan"], "sample.guidance must be finite"),
+    Bad(["sample", "{run}", "sample.guidance=inf"], "sample.guidance must be finite"),
+    Bad(["bench", "dit_nano", "bench.seconds=nan"], "bench.seconds must be above 0"),
+    Bad(["bench", "dit_nano", "bench.seconds=inf"], "bench.seconds must be above 0 and finite"),
+    Bad(["bench", "dit_nano", "bench.warmup=100000000000000000000"], r"bench\.warmup"),
+    Bad(["bench", "dit_nano", "bench.input_sizes=[100000]"], r"bench\.input_sizes must be at most"),
+    Bad(["cost", "dit_nano", "input_size=1000000000000"], "input_size|memory"),
+    with_study(sweep("plan", "train.lr=nan"), "train.lr must be above 0"),
+    with_study(sweep("plan", "train.weight_decay=-1"), "train.weight_decay must be 0 or more"),
+    with_study(sweep("submit", "cluster=slurm", "sample.guidance=nan"), "sample.guidance must be finite"),
+    with_study(sweep("run", "sample.guidance=2", "data.num_classes=0"), "sample.guidance 2.0 needs classes"),
+]
+# What a word, a study or a cluster may hold.
+TEXTS = [
+    Bad(["sample", "{run}", "run.root=${x}/r"], "'x' not found"),
+    Bad(["sample", "{run}", "run.device=tpu"], r"unknown run\.device 'tpu'"),
+    Bad(["sample", "{run}", "sample.count=13", "run.root=few.npz"], r"few\.npz"),
+    Bad(["sample", "{run}", "sample.count=13", "run.root={long}"], "File name too long"),
+    Bad(["sample", "no=such/run"], "run folder"),
+    Bad(["data", "check", "data=folder", "data.path=nowhere"], "data.path nowhere does not exist"),
+    Bad(["data", "check", "data=npz", "data.path=plain.npz"], r"plain\.npz is not a readable \.npz"),
+    Bad(["data", "check", "data=nope"], "unknown data 'nope'"),
+    Bad(["data", "fly"], "invalid choice: 'fly'"),
+    Bad(train("data=npz", "data.channels=1", "data.path=gaps.npz", "data.num_classes=4"), "without an image: 0"),
+    of_study("question: q\naxes: &a {train.lr: *a}", "alias"),
+    of_study("question: q\nbase: &a {b: [*a]}\nvariants: {a: {}}", "alias"),
+    of_study(BOMB + "axes: {train.lr: *i}", "values, with those that aliases repeat"),
+    of_study("question: " + "[" * 3000 + "]" * 3000, "levels of lists and mappings"),
+    of_study(BASE + f"axes: {{{', '.join(f'k{i}: {list(range(50))}' for i in range(6))}}}", "runs; at most"),
+    of_study(BASE + "variants: {a: {train.steps: !!int x}}", "st.yaml"),
+    of_study(BASE + "variants: {a: {data.name: 2020-01-01}}", "timestamp"),
+    of_study(BASE + "variants: {a: {1: 1}}", "is not a text"),
+    of_study(BASE + 'variants: {"\\ud800": {}}', "variant|half a character"),
+    of_study(BASE + 'variants: {"a\\nb": {}}', "printable"),
+    of_study(BASE + f"variants: {{{'a' * 250}: {{}}}}", "at most 200 bytes"),
+    with_study(sweep("plan", "cluster=slurm", "cluster.gpus=4"), "gpus"),
+    with_study(sweep("submit", "cluster=slurm", "cluster.gpus=4"), "gpus"),
+    with_study(sweep("submit", "cluster=slurm", 'cluster.options=["--comment=it\'s"]'), "quotes|cluster.options"),
+    with_study(sweep("plan", "cluster=slurm", 'cluster.options=["--comment=it\'s"]'), "quotes|cluster.options"),
+    Bad(sweep("plan", "cluster=c.yaml"), "occurs twice", {"st.yaml": STUDY, "c.yaml": "time_min: 3\ntime_min: 4"}),
+    Bad(sweep("plan", "cluster=c.yaml"), "alias", {"st.yaml": STUDY, "c.yaml": "setup: &a [*a]"}),
+    *(
+        Bad(sweep(action, "cluster=c.yaml"), f"cluster.{key} ", {"st.yaml": STUDY, "c.yaml": text})
+        for action in ("plan", "submit")
+        for key in ("partition", "account")
+        for text in (f'{key}: "a\\n#SBATCH --exclusive"', f'{key}: "a\\rb"', f'{key}: "a\\x07b"')
+    ),
+]
+# Weights as a killed copy, another program or another model leaves them (`damaged` in test_bad_inputs.py).
+WEIGHTS = [
+    Bad(["sample", f"damaged/{kind}/train/{{name}}", "sample.count=3", *more], "step-00000002")
+    for kind in ("cut", "empty", "plain", "list", "missing", "extra", "shape")
+    for more in ([], ["sample.weights=live"])
+]
+
+TABLE = [*USAGE, *MODELS, *TRAIN, *DATA, *RUNS, *STUDIES, *KNOWN, *NUMBERS, *TEXTS, *WEIGHTS]

@@ -1,0 +1,134 @@
+"""Every bad input is exit code 2, one line on standard error that says what is wrong, and nothing left on disk."""
+
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from bad_inputs import BASE, STUDY, TABLE, Bad
+from lamabench.launch.cli import main
+from PIL import Image
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
+
+TRAINED = [
+    "train", "model=dit_nano", "model.depth=1", "model.hidden_size=16", "model.num_heads=2", "data=digits",
+    "data.size=8", "train.steps=2", "train.batch_size=2", "train.precision=float32", "run.device=cpu",
+]  # fmt: skip
+DRAWN = ["sample.count=12", "sample.method=ddim", "sample.steps=2", "run.device=cpu"]
+LONG = "x" * 400
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with a training and its samples, data of several kinds, and files that are no data."""
+    folder = tmp_path_factory.mktemp("place")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+        patch.setenv("PATH", "/nowhere")  # no SLURM
+        patch.setattr("os.sysconf", lambda name: {"SC_PHYS_PAGES": 2**20, "SC_PAGE_SIZE": 2**12}.get(name, 2))  # 4 GiB
+        assert main(TRAINED) == 0
+        (run,) = Path("runs/train").glob("dit_nano-*")
+        assert main(["sample", str(run), *DRAWN]) == 0
+        data(folder)
+        damaged(folder)
+        yield folder, str(run)
+
+
+def data(folder):
+    images = np.zeros((1, 8, 8, 1), np.uint8)
+    np.savez(folder / "few.npz", images=images)
+    np.savez(folder / "float.npz", images=images.astype(np.float32))
+    np.savez(folder / "object.npz", images=np.array([{}], object))
+    np.savez(folder / "bare.npz", pictures=images)
+    with open(folder / "plain.npz", "wb") as file:
+        np.save(file, images)
+    whole = (folder / "few.npz").read_bytes()
+    (folder / "cut.npz").write_bytes(whole[: len(whole) // 2])
+    many = np.zeros((8, 8, 8, 1), np.uint8)
+    np.savez(folder / "gaps.npz", images=many, labels=np.array([1, 2, 3, 1, 2, 3, 1, 2]))
+    (folder / "huge.npz").write_bytes(whole.replace(b"(1, 8, 8, 1), }", b"(9, 9, 9, 9), }"))
+    (folder / "images" / "a").mkdir(parents=True)
+    Image.new("RGB", (9, 9)).save(folder / "images" / "a" / "fine.png")
+    (folder / "images" / "a" / "broken.png").write_bytes(b"\x89PNG nothing")
+    (folder / "empty").mkdir()
+
+
+def damaged(folder):
+    """Copies of the runs, whose weights and checkpoints are damaged in several ways."""
+    for kind in ("cut", "empty", "plain", "list", "missing", "extra", "shape"):
+        copy = folder / "damaged" / kind
+        shutil.copytree(folder / "runs", copy, symlinks=True)
+        for path in copy.glob("trainings/*/*/step-*.safetensors"):
+            with safe_open(path, "np") as file:
+                metadata = file.metadata()
+            tensors = load_file(path)
+            group = "model/" if path.parent.name == "checkpoints" else ""
+            first = next(name for name in tensors if name.startswith(group))
+            if kind == "list":
+                metadata = dict.fromkeys(metadata, "[]")
+            if kind == "missing":
+                del tensors[first]
+            if kind == "extra":
+                tensors[f"{group}other"] = tensors[first]
+            if kind == "shape":
+                tensors[first] = np.zeros((3, 1, 3), tensors[first].dtype)
+            save_file(tensors, path, None if kind == "plain" else metadata)
+            if kind in ("cut", "empty"):
+                whole = path.read_bytes()
+                path.write_bytes(whole[: len(whole) // 2] if kind == "cut" else b"")
+
+
+def listing(folder):
+    """Every path below a folder, with the size and time of files. Caches of data may be written."""
+    paths = (path for path in folder.rglob("*") if "cache" not in path.relative_to(folder).parts)
+    return {path: (path.stat().st_size, path.stat().st_mtime_ns) if path.is_file() else None for path in paths}
+
+
+def filled(text, run):
+    return text.replace("{run}", run).replace("{name}", Path(run).name).replace("{long}", LONG)
+
+
+def name(bad: Bad) -> str:
+    texts = [text.removeprefix(BASE)[-40:] for text in bad.files.values() if text != STUDY]
+    return re.sub(r"[^\w.=,:*\[\]-]+", " ", " ".join([*bad.words, *texts])).strip()
+
+
+@pytest.mark.parametrize("bad", TABLE, ids=name)
+def test_bad_input_is_one_line_and_leaves_nothing(bad, place, capsys):
+    folder, run = place
+    for file, text in bad.files.items():
+        (folder / file).parent.mkdir(exist_ok=True)
+        (folder / file).write_text(text, encoding="utf-8")
+    try:
+        before = listing(folder)
+        try:
+            code = main([filled(word, run) for word in bad.words])
+        except SystemExit as error:
+            code = error.code
+        out, err = capsys.readouterr()
+        assert (code, out) == (2, ""), err
+        assert err.count("\n") == 1 and err.startswith("lamabench") and "error: " in err, err
+        assert re.search(filled(bad.message, run), err), err
+        assert listing(folder) == before
+    finally:
+        for file in bad.files:
+            (folder / file).unlink()
+            if (folder / file).parent != folder:
+                (folder / file).parent.rmdir()
+
+
+def test_the_table_has_every_command_and_no_row_twice():
+    assert len(TABLE) >= 120
+    rows = [(tuple(bad.words), *bad.files.items()) for bad in TABLE]
+    assert len(set(rows)) == len(rows)
+    commands = {bad.words[0] for bad in TABLE if bad.words} | {
+        f"sweep {bad.words[1]}" for bad in TABLE if bad.words[:1] == ["sweep"]
+    }
+    actions = ("plan", "run", "submit", "status", "retry", "cancel", "collect", "prune")
+    assert commands >= {
+        "train", "sample", "evaluate", "bench", "bench-kernels", "cost", "check", "models", "doctor", "report",
+        *(f"sweep {action}" for action in actions),
+    }  # fmt: skip

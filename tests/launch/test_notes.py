@@ -1,0 +1,185 @@
+"""What is known of a study before anything is written: data, scores, devices, disk space, similar trainings."""
+
+import re
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import pytest
+import torch
+from lamabench.ablations.study import load, names
+from lamabench.harness.config import Config, ObjectiveConfig
+from lamabench.harness.keys import training_key
+from lamabench.harness.measure.cost import cost
+from lamabench.kernels.errors import InputError
+from lamabench.launch import notes
+from lamabench.launch.plan import pieces, plan
+from PIL import Image
+
+
+def test_disk_space(study):
+    runs = plan(study({"sample.guidance": [1.0, 2.0]}, train__snapshots=[1, 3]))
+    params = cost(runs[0].config.model).params
+    # Two checkpoints of four tensors per parameter, and the weights of steps 1, 3 and 4; both runs share a training.
+    assert notes.room(runs) == {"1.0": pytest.approx(4 * params * (2 * 4 + 3) / 2**30)}
+
+
+def test_an_axis_over_a_list_setting_gets_a_hint(study):
+    def hint(axes):
+        mine = study(axes, model="lamamba_nano")
+        mine = replace(mine, base={key: value for key, value in mine.base.items() if not key.startswith("model.")})
+        return list(notes.hints(mine, plan(mine)))
+
+    assert hint({"model.mixers": ["ssm", "window"]}) == [
+        "axis model.mixers takes its 2 values one at a time; write [[ssm, window]] to combine them"
+    ]
+    assert hint({"model.mixers": [["ssm"], ["window"]]}) == hint({"model.d_state": [1, 4]}) == []
+
+
+def pictures(path, count=20, level=0):
+    images = np.full((count, 8, 8, 1), level, np.uint8)
+    np.savez(path, images=images, labels=np.arange(count) % 10)
+    return str(path)
+
+
+def lines_of(runs):
+    return list(notes.data(runs, notes.contents(runs)))
+
+
+def test_data_are_checked_where_they_can_be_read(study, finish, tmp_path):
+    settings = {"data": "npz", "data__path": pictures(tmp_path / "a.npz"), "data__channels": 1}
+    mine = study(stages=["train"], **settings)
+    (run,) = plan(mine)
+    assert lines_of([run]) == []
+    finish(run.training, data_fingerprint="bb")
+    (line,) = lines_of([run])
+    assert re.search(r"trained on other data \(fingerprint bb, now \w{16}\): give the new set another data\.name", line)
+    notes.check([run], here=True)  # nothing is to do
+    longer = study(stages=["train"], train__steps=8, **settings)
+    for more in (longer, study(stages=["train", "sample", "evaluate"], **settings)):
+        for piece in pieces(plan(more)):
+            if piece.task.kind == "samples":
+                finish(piece.task, "sample")
+        assert lines_of(plan(more)) == [line]
+        with pytest.raises(InputError, match="trained on other data"):
+            notes.check(plan(more), here=True)
+
+
+@pytest.mark.parametrize("here", [True, False])
+def test_data_that_are_missing_stop_a_run_and_not_a_plan(study, finish, tmp_path, here, monkeypatch):
+    monkeypatch.setattr("os.sysconf", lambda name: 2**16)  # 4 GiB, as pages × size
+    (tmp_path / "junk.npz").write_text("x")
+    (tmp_path / "empty").mkdir()
+    cases = [
+        ({"data": "npz", "data__path": str(tmp_path / "no.npz")}, r"no\.npz does not exist"),
+        ({"data": "npz", "data__path": str(tmp_path / "junk.npz")}, r"junk\.npz is not a readable \.npz"),
+        ({"data": "npz"}, r"data\.path is not set"),
+        ({"data": "cifar10", "data__path": str(tmp_path)}, "does not contain all of CIFAR-10"),
+        ({"data": "folder", "data__path": str(tmp_path / "empty"), "data__num_classes": 0}, "contains no image"),
+        ({"data__size": 16384}, "GiB of memory"),
+    ]
+    for number, (settings, message) in enumerate(cases):
+        settings = {"data__channels": 1, "data__name": f"set{number}", **settings}
+        runs = plan(study(stages=["train"], **settings))
+        (line,) = lines_of(runs)
+        assert re.fullmatch(f"data not checked: .*{message}.*", line)
+        with pytest.raises(InputError, match=f"^dit_nano: .*{message}"):
+            notes.check(runs, here)
+        finish(runs[0].training)
+        notes.check(runs, here)  # nothing is to do
+    assert lines_of(plan(study(stages=["bench"], data="npz"))) == []  # it reads no data
+
+
+def test_a_folder_that_was_not_read_yet_is_left_to_the_run(study, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "set" / "a").mkdir(parents=True)
+    for name in ("one.png", "two.png"):
+        Image.new("RGB", (9, 9)).save(tmp_path / "set" / "a" / name)
+    settings = {"data": "folder", "data__path": str(tmp_path / "set"), "data__num_classes": 1}
+    runs = plan(study(stages=["train"], **settings))
+    notes.check(runs, here=True)
+    assert lines_of(runs) == [f"data not checked: {tmp_path / 'set'} was not read yet, or changed since"]
+
+
+def test_scores_that_cannot_be_computed_are_told_before_training(study, finish, tmp_path):
+    mine = study(stages=["train", "sample", "evaluate"])
+    whole = {"sample.count": 100, "evaluate.metrics": "[fd,kid,prc,isc]", "evaluate.reference_count": 100}
+    cases = {
+        (): None,
+        ("sample.count=99",): "kid needs at least 100 samples, 99 given",
+        ("evaluate.reference_count=99",): "kid needs at least 100 reference images, 99 given",
+        ("evaluate.reference_count=1797",): None,
+        ("evaluate.reference_count=1798",): "evaluate.reference_count 1798 is more than the 1797 images of the data",
+        ("evaluate.metrics=[isc]", "sample.count=9"): "isc needs at least 10 samples, 9 given",
+        ("evaluate.metrics=[isc]", "sample.count=10", "evaluate.reference_count=1"): None,
+        ("evaluate.metrics=[prc]", "sample.count=4", "evaluate.reference_count=3"): "prc needs at least 4 reference",
+        ("evaluate.features=inception_v3", "evaluate.features_path=/no/where"): "/no/where does not exist",
+        ("evaluate.features_path=/no/where",): "has no effect for efficientnet_lite0",
+    }
+    for words, message in cases.items():
+        runs = plan(mine, [*(f"{key}={value}" for key, value in whole.items()), *words])
+        texts = notes.scoring(runs[0], notes.contents(runs))
+        assert not texts if message is None else message in texts[0], words
+        if message is not None:
+            with pytest.raises(InputError, match=f"^dit_nano: .*{re.escape(message)}"):
+                notes.check(runs, here=False)
+    runs = plan(mine, ["sample.count=2", "evaluate.reference_count=1"])
+    assert len(list(notes.problems(runs, notes.contents(runs)))) == 1
+    for piece in pieces(runs):
+        finish(piece.task)
+    notes.check(runs, here=False)  # they were computed elsewhere
+
+
+def test_the_counts_of_committed_studies_suffice():
+    for name in names():
+        study = load(name)
+        for one in (study, *([study.debug_size()] if study.debug else [])):
+            for run in plan(one):
+                assert notes.scoring(run, {}) == [], run.name
+
+
+@pytest.mark.parametrize("device", ["tpu", "cuda:", "cuda:x", "CUDA", "mps", "", "-1", "cuda:-1", "cuda:٣", "cpu:0"])
+def test_a_device_that_exists_nowhere_is_refused_everywhere(study, device):
+    (run,) = plan(study(stages=["train"]))
+    run = replace(run, tasks=tuple(with_device(task, device) for task in run.tasks))
+    for here in (True, False):
+        with pytest.raises(InputError, match=r"run\.device"):
+            notes.check([run], here)
+
+
+def test_a_gpu_is_asked_of_the_machine_that_works(study):
+    (run,) = plan(study(stages=["train"]))
+    for device, here in (("auto", True), ("cpu", True), ("auto", False), ("cuda", False), ("cuda:7", False)):
+        notes.devices([replace(run, tasks=tuple(with_device(task, device) for task in run.tasks))], here)
+    if not torch.cuda.is_available():
+        with pytest.raises(InputError, match=r"run\.device=cuda:7 asks for a GPU, and torch sees none"):
+            notes.devices([replace(run, tasks=tuple(with_device(task, "cuda:7") for task in run.tasks))], True)
+
+
+def with_device(task, device):
+    return replace(task, config=task.config | {"run": task.config["run"] | {"device": device}})
+
+
+@dataclass
+class Joined(ObjectiveConfig):
+    """An objective with a field that was added later and whose default is not its `since` value."""
+
+    shift: float = field(default=2.0, metadata={"since": 1.0})
+
+
+def test_finished_trainings_that_differ_only_in_a_later_field_are_named(study, finish):
+    (run,) = plan(study(stages=["train"]))
+    finish(run.training)
+
+    def with_objective(**values):
+        config: Config = replace(run.config, objective=Joined(**values))
+        return replace(run, config=config, tasks=(replace(run.training, key=training_key(config)),))
+
+    (line,) = notes.earlier([at_home(with_objective())])
+    assert line == f"dit_nano: {run.folder}, finished to step 4, differs only in objective.shift (1.0 there)"
+    assert training_key(with_objective(shift=1.0).config) == run.id
+    assert list(notes.earlier([at_home(with_objective(kind="ddpm", shift=1.0))])) == []
+
+
+def at_home(run):
+    """The run with its training in the folder of its configuration."""
+    return replace(run, tasks=(replace(run.tasks[0], folder=str(run.folder)),))

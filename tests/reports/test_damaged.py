@@ -1,0 +1,98 @@
+"""A damaged or foreign file leaves its run out of a report, by name, and the other runs stay."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from lamabench.kernels.errors import InputError
+from lamabench.reports.frame import load
+from lamabench.reports.queries import state_of
+from lamabench.reports.report import build, summary_rows, summary_text
+from lamabench.reports.runs import read
+
+JUNK = [b"", b"{", b"\xff\xfe", b"[]", b"null", b"{}", b'{"a": 1}', b'{"layout": 2, "config": []}']
+JUNK += [b'{"layout": 2, "config": {"model": 3}, "kind": [], "key": {}}']
+LINES = [b"junk\n", b"[]\n", b"null\n", b"{}\n", b'{"a": 1}\n', b'{"schema": 2, "kind": []}\n', b"\xff\n"]
+LOGS = [b"junk\n", b"[]\n", b"null\n", b'{"step": "x"}\n', b'{"loss": {}}\n']
+FILES = [("config.json", text) for text in JUNK] + [("record.jsonl", text) for text in LINES]
+FILES += [("metrics.jsonl", text) for text in LOGS]
+
+
+def states(root: Path) -> dict[str, tuple[str, str]]:
+    return {run.info["name"]: state_of(run) for run in read([root])}
+
+
+@pytest.mark.parametrize("study", [True, False])
+def test_a_damaged_file_of_a_training_leaves_out_its_run(three: Path, study: bool) -> None:
+    folder = (three / "demo" / "dit").resolve()
+    if not study:
+        (three / "demo" / ".study.json").unlink()
+    before = states(three)
+    for name, content in FILES:
+        whole = (folder / name).read_bytes()
+        (folder / name).write_bytes(content)
+        after = states(three)
+        if name == "config.json" and not study:  # it holds the name of the run; the model is no run's any more
+            after["dit"] = after.pop(folder.name)
+        state, error = after.pop("dit")
+        assert state == "unreadable" and str(folder / name) in error and "\n" not in error, content
+        assert after == {key: value for key, value in before.items() if key != "dit"}, content
+        (folder / name).write_bytes(whole)
+    assert states(three) == before
+
+
+def test_so_does_one_of_its_model_or_samples(three: Path) -> None:
+    for pattern in ("models/dit-*/*.json*", "demo/dit/samples/*/*.json*"):
+        paths = list(three.glob(pattern))
+        assert len(paths) == 2
+        for path in paths:
+            whole = path.read_bytes()
+            path.write_bytes(b"[]\n")
+            after = states(three)
+            assert after["dit"][0] == "unreadable" and str(path.resolve()) in after["dit"][1]
+            assert {key for key, (state, _) in after.items() if state == "unreadable"} == {"dit"}
+            path.write_bytes(whole)
+
+
+def test_without_its_listing_the_folders_of_a_study_are_read(three: Path) -> None:
+    for content in (b"", b"{", b"\xff", b"[]", b"null", b"{}", b'{"runs": [{}, 3]}'):
+        (three / "demo" / ".study.json").write_bytes(content)
+        after = states(three)
+        assert {name for name, (state, _) in after.items() if state == "unreadable"} == {"demo"}
+        assert str(three / "demo" / ".study.json") in after["demo"][1]
+        assert {"adm", "dit", "lamamba"} < {*after}
+        with pytest.raises(InputError, match=r"\.study\.json"):
+            read([three / "demo"])
+
+
+def test_the_report_goes_on_and_names_the_file(three: Path, tmp_path: Path) -> None:
+    path = (three / "demo" / "dit").resolve() / "record.jsonl"
+    path.write_text("junk\n")
+    rows = {row["name"]: row for row in summary_rows([three])}
+    assert rows["dit"]["state"] == "unreadable" and rows["lamamba"]["state"] == "done"
+    text = " ".join(summary_text([three]).split())
+    assert "unreadable" in text and "record.jsonl line 1 is not JSON" in text
+    build([three], tmp_path / "out")
+    assert str(path) in (tmp_path / "out" / "summary.csv").read_text()
+    assert "unreadable" in (tmp_path / "out" / "README.md").read_text()
+    with pytest.warns(UserWarning, match=r"dit is left out: .*record\.jsonl line 1"):
+        assert set(load(three)["name"]) == {"adm", "lamamba"}
+
+
+def test_a_report_of_nothing_readable_is_refused(three: Path, tmp_path: Path) -> None:
+    for name in ("adm", "dit", "lamamba"):
+        ((three / "demo" / name).resolve() / "config.json").write_text("{}")
+    with pytest.raises(InputError, match=r"config\.json was not written by lamabench"):
+        build([three / "demo"], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_whose_name_is_not_utf8_is_reported(three: Path, tmp_path: Path) -> None:
+    root = tmp_path / os.fsdecode(b"d\xff")
+    three.rename(root)
+    config = (root / "demo" / "dit").resolve() / "config.json"
+    config.write_text("{}")
+    build([root], tmp_path / "out")
+    assert "d\\udcff" in (tmp_path / "out" / "summary.csv").read_text(encoding="utf-8")
+    assert json.loads((tmp_path / "out" / "index.json").read_text())["kind"] == "lamabench report"
