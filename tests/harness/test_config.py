@@ -99,7 +99,7 @@ NAN, INF = float("nan"), float("inf")
         (BenchConfig, {"seconds": INF}, "bench.seconds must be above 0 and finite, not inf"),
         (BenchConfig, {"warmup": 10**20}, "bench.warmup must be at most 100,000"),
         (BenchConfig, {"repeats": 10**20}, "bench.repeats must be at most 100,000"),
-        (BenchConfig, {"batch_size": [1, 10**8]}, "bench.batch_size must be numbers above 0 and at most 100,000"),
+        (BenchConfig, {"batch_size": [1, 10**8]}, "bench.batch_size must be at most 100,000, not 100000000"),
         (BenchConfig, {"input_sizes": [8, 100_000]}, "bench.input_sizes must be at most 16,384, not 100000"),
         (BenchConfig, {"input_sizes": [0]}, "bench.input_sizes must be above 0, not 0"),
         (DataConfig, {"size": 100_000}, "data.size must be at most 16,384, not 100000"),
