@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from ..kernels.attention import attention, macs
 from ..kernels.errors import InputError
+from ..models.fields import check_blocks
 from ..models.layers import timestep_features
 from ..models.registry import Backbone, PaperSum, Preset, load_reference, out_channels, register
 
@@ -55,6 +56,7 @@ class ADMConfig:
             raise InputError(f"model.num_classes must be 0 (unconditional) or more, not {self.num_classes}")
         if self.out_channels is not None and self.out_channels < 1:
             raise InputError(f"model.out_channels must be 1 or more, or null, not {self.out_channels}")
+        check_blocks("model.num_res_blocks", self.num_res_blocks * len(self.channel_mult))
         if not self.channel_mult:
             raise InputError("model.channel_mult is empty: it needs a number for every level")
         for mult, width in zip(self.channel_mult, self.widths, strict=True):

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..kernels.attention import attention, macs
 from ..kernels.errors import InputError
+from ..models.fields import check_blocks
 from ..models.layers import LabelEmbedder, TimestepEmbedder, gate, modulate, sincos_positions, xavier_linears
 from ..models.registry import Backbone, PaperSum, Preset, load_reference, out_channels, register
 
@@ -34,6 +35,7 @@ class DiTConfig:
         for name in ("input_size", "in_channels", "patch_size", "hidden_size", "depth", "num_heads"):
             if getattr(self, name) < 1:
                 raise InputError(f"model.{name} must be 1 or more, not {getattr(self, name)}")
+        check_blocks("model.depth", self.depth)
         if self.num_classes < 0:
             raise InputError(f"model.num_classes must be 0 (unconditional) or more, not {self.num_classes}")
         if self.input_size % self.patch_size:

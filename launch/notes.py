@@ -2,9 +2,10 @@
 
 import json
 import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -73,22 +74,29 @@ class Content(NamedTuple):
     wrong: bool = False
 
 
-def contents(runs: Sequence[Planned]) -> dict[str, Content]:
-    """The sets of data that runs train on or are scored against, by their declaration (`str` of a DataConfig)."""
+def contents(runs: Sequence[Planned], read: bool = False) -> dict[str, Content]:
+    """The sets of data that runs train on or are scored against, by their declaration (`str` of a DataConfig). With
+    `read`, the images of a folder that runs need and nobody has read yet are read, once for all jobs."""
+    needed = {str(DataConfig(**piece.task.config["data"])) for piece in _readers(runs) if read and _reads(piece)}
     configs = {str(one): one for one in (DataConfig(**piece.task.config["data"]) for piece in _readers(runs))}
-    return {label: _content(config) for label, config in configs.items()}
+    return {label: _content(config, label in needed) for label, config in configs.items()}
 
 
 def _readers(runs: Sequence[Planned]) -> Iterator[Piece]:
     return (piece for piece in pieces(runs) if {"train", "evaluate"} & {*piece.task.stages})
 
 
-def _content(config: DataConfig) -> Content:
+def _reads(piece: Piece) -> bool:
+    """Whether the task reads data for what is missing of it."""
+    return bool({"train", "evaluate"} & {*piece.missing()})
+
+
+def _content(config: DataConfig, read: bool) -> Content:
     try:
         there = config.kind == "folder" and config.path is not None and Path(config.path).is_dir()
-        if there and images.fingerprint(config) is None:
+        if not read and there and images.fingerprint(config) is None:
             return Content(None, None, f"{config.path} was not read yet, or changed since")
-        whole = images.load(config)
+        whole = images.load(config, partial(print, file=sys.stderr, flush=True) if read else None)
     except InputError as error:
         return Content(None, None, str(error), True)
     return Content(whole.fingerprint, len(whole))
@@ -159,10 +167,10 @@ def check(runs: Sequence[Planned], here: bool) -> None:
     does not exist (see `devices`), data that are missing, cannot be read or differ from those of its training, and
     scores that cannot be computed."""
     devices(runs, here)
-    known = contents(runs)
+    known = contents(runs, read=here)
     others = _others(runs, known)
     for piece in _readers(runs):
-        if not {"train", "evaluate"} & {*piece.missing()}:
+        if not _reads(piece):
             continue
         content = known[str(DataConfig(**piece.task.config["data"]))]
         if content.wrong:

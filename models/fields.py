@@ -6,6 +6,8 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from ..kernels.errors import InputError
 
+MOST_BLOCKS = 1_000  # of a backbone, many times as many as any preset has
+
 
 def declared(section: Any) -> dict[str, Any]:
     """The fields of a dataclass as plain data, without those at their `since` value. Keys hash this."""
@@ -22,6 +24,12 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     return {key: _plain(item) for key, item in value.items()} if isinstance(value, dict) else value
+
+
+def check_blocks(name: str, count: int) -> None:
+    """Raise InputError if a field asks for more blocks than `MOST_BLOCKS`, which would take hours to build."""
+    if count > MOST_BLOCKS:
+        raise InputError(f"{name} asks for {count:,} blocks; at most {MOST_BLOCKS:,} are allowed")
 
 
 def typed(what: str, config_type: type, values: dict[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..kernels.errors import InputError, unknown
+from .fields import check_blocks
 from .layers import LabelEmbedder, TimestepEmbedder, gate, modulate, sincos_positions, xavier_linears
 from .mixers import Mixer, stage_mixers
 from .registry import Backbone, PaperSum, Preset, load_reference, out_channels, register
@@ -66,6 +67,7 @@ class LaMambaConfig:
                 raise InputError(f"{name} must be 0 or more, not {getattr(self, name)}")
         if not self.depths or min(self.depths) < 1:
             raise InputError(f"depths must be a list of one or more numbers above 0, not {list(self.depths)}")
+        check_blocks("depths and bottleneck_depth", sum(self.depths) + self.bottleneck_depth)
         for what, name, choices in (("skip", self.skip, SKIPS), ("layout", self.layout, LAYOUTS)):
             if name not in choices:
                 raise unknown(what, name, choices)

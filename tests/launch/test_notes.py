@@ -1,5 +1,6 @@
 """What is known of a study before anything is written: data, scores, devices, disk space, similar trainings."""
 
+import os
 import re
 from dataclasses import dataclass, field, replace
 
@@ -89,15 +90,26 @@ def test_data_that_are_missing_stop_a_run_and_not_a_plan(study, finish, tmp_path
     assert lines_of(plan(study(stages=["bench"], data="npz"))) == []  # it reads no data
 
 
-def test_a_folder_that_was_not_read_yet_is_left_to_the_run(study, tmp_path, monkeypatch):
+def test_a_folder_that_was_not_read_yet_is_read_before_a_run_and_not_before_a_submit(study, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     (tmp_path / "set" / "a").mkdir(parents=True)
     for name in ("one.png", "two.png"):
         Image.new("RGB", (9, 9)).save(tmp_path / "set" / "a" / name)
     settings = {"data": "folder", "data__path": str(tmp_path / "set"), "data__num_classes": 1}
     runs = plan(study(stages=["train"], **settings))
+    unread = [f"data not checked: {tmp_path / 'set'} was not read yet, or changed since"]
+    notes.check(runs, here=False)
+    assert lines_of(runs) == unread
+    whole = (tmp_path / "set" / "a" / "one.png").read_bytes()
+    (tmp_path / "set" / "a" / "one.png").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InputError, match=r"^dit_nano: .*one\.png"):
+        notes.check(runs, here=True)
+    (tmp_path / "set" / "a" / "one.png").write_bytes(whole)
+    for path in (tmp_path / "set" / "a").iterdir():
+        os.utime(path, (1, 1))  # what changed a moment ago is not cached
+    assert lines_of(runs) == unread
     notes.check(runs, here=True)
-    assert lines_of(runs) == [f"data not checked: {tmp_path / 'set'} was not read yet, or changed since"]
+    assert lines_of(runs) == []
 
 
 def test_scores_that_cannot_be_computed_are_told_before_training(study, finish, tmp_path):
