@@ -28,7 +28,7 @@ class Progress:
         try:
             print(text, file=sys.stderr, flush=True)
         except (OSError, ValueError):  # ValueError: the stream is closed
-            sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+            sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
 
     def update(self, stage: str, done: int, total: int, **facts: Any) -> None:
         """Report that `done` of `total` units of a stage are done."""
@@ -44,7 +44,7 @@ class Progress:
         if self.folder is not None:
             temporary = self.folder / f".progress.{os.getpid()}.tmp"
             try:
-                temporary.write_text(json.dumps(state))
+                temporary.write_text(json.dumps(state), encoding="utf-8")
                 os.replace(temporary, self.folder / "progress.json")
             finally:  # on a full disk, part of it would remain
                 temporary.unlink(missing_ok=True)

@@ -23,7 +23,9 @@ RECORDS = "reports/records"  # committed measurements: data, not code
 def _git(*command: str) -> str | None:
     folder = Path(__file__).resolve().parent
     try:
-        process = subprocess.run(["git", "-C", folder, *command], capture_output=True, text=True, timeout=20)
+        process = subprocess.run(
+            ["git", "-C", folder, *command], capture_output=True, encoding="utf-8", errors="replace", timeout=20
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
     return process.stdout.strip() if process.returncode == 0 else None
@@ -35,7 +37,7 @@ def code() -> dict[str, Any]:
     """
     snapshot = Path(__file__).resolve().parents[1] / SNAPSHOT
     if snapshot.is_file():
-        origin = json.loads(snapshot.read_text())
+        origin = json.loads(snapshot.read_text(encoding="utf-8"))
         return {key: origin[key] for key in ("commit", "dirty")}
     # Only if git tracks this file, because an environment inside another repository is not of that commit.
     tracked = _git("ls-files", "--error-unmatch", Path(__file__).name) is not None
@@ -57,7 +59,7 @@ def code_sha256(folder: Path) -> str:
 def _driver() -> str | None:
     command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
-        process = subprocess.run(command, capture_output=True, text=True, timeout=20)
+        process = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", timeout=20)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return process.stdout.split("\n")[0].strip() or None if process.returncode == 0 else None

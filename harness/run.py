@@ -136,7 +136,7 @@ def locked(folder: Path, wait_s: float = GLANCE_S) -> Iterator[None]:
     another process holds it for longer than `wait_s` seconds, by default just longer than `is_locked` does. Raises
     InputError on a file system without locks, and for a folder that cannot be written."""
     with access("write", folder / ".lock"):
-        file = open(folder / ".lock", "a+")  # noqa: SIM115
+        file = open(folder / ".lock", "a+", encoding="utf-8")  # noqa: SIM115
     with file:
         end = time.monotonic() + wait_s
         while not _lock(file, fcntl.LOCK_EX):
@@ -154,7 +154,7 @@ def is_locked(folder: Path) -> bool:
     """Whether a process works in the folder now. Raises InputError for a folder that cannot be read."""
     with access("read", folder / ".lock"):
         try:
-            file = open(folder / ".lock")  # noqa: SIM115
+            file = open(folder / ".lock", encoding="utf-8")  # noqa: SIM115
         except (FileNotFoundError, NotADirectoryError):
             return False
         with file:

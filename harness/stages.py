@@ -293,7 +293,7 @@ def execute(task: Task, progress: Progress) -> None:
                 for line in _failure(task, config, stage, error):
                     write(folder, {"provenance": origin, **line})
                 if not isinstance(error, InputError) and state_of(error) != "diverged":
-                    (folder / "error.log").write_text(traceback.format_exc())
+                    (folder / "error.log").write_text(traceback.format_exc(), encoding="utf-8")
                 raise
 
 

@@ -52,7 +52,7 @@ def compile_source(files: tuple[Path, ...], constants: tuple[tuple[str, int], ..
     """
     nvrtc = import_module("cuda.bindings.nvrtc")
     source = "".join(f"#define {name} {value}\n" for name, value in constants)
-    source += "".join(f'#line 1 "{file.name}"\n{file.read_text()}' for file in files)
+    source += "".join(f'#line 1 "{file.name}"\n{file.read_text(encoding="utf-8")}' for file in files)
     options = [f"--gpu-architecture=sm_{capability}", "--std=c++17"]
     version = _ok(nvrtc.nvrtcVersion())[1:]
     key = hashlib.sha256(repr((source, options, version)).encode()).hexdigest()

@@ -106,7 +106,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
     """The manifest. If its shared folder is unreachable, waits for it for about a minute. Raises OSError."""
     for delay in (*DELAYS_S, None):
         try:
-            return json.loads(path.read_text())
+            return json.loads(path.read_text(encoding="utf-8"))
         except OSError as error:
             if delay is None:
                 raise
@@ -285,7 +285,7 @@ def _attempt(path: Path, index: int, manifest: dict[str, Any]) -> int | None:
     task = array["tasks"][task_number()]
     job = path.parent / f"array-{index}.job"
     if executor() == "slurm" and not job.exists():  # the submit was killed before it could write the id
-        job.write_text(os.environ["SLURM_ARRAY_JOB_ID"] + "\n")
+        job.write_text(os.environ["SLURM_ARRAY_JOB_ID"] + "\n", encoding="utf-8")
     say(f"{job_key()} on {platform.node()}: " + " ".join(f"{key}={value}" for key, value in environment().items()))
 
     if (text := other_code(manifest.get("code", {}), task.get("plugins", ()))) is not None:

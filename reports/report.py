@@ -125,7 +125,7 @@ def _files_of_report(out: Path) -> list[str]:
     if not out.is_dir() or not any(out.iterdir()):
         return []
     try:
-        index = json.loads((out / "index.json").read_text())
+        index = json.loads((out / "index.json").read_text(encoding="utf-8"))
         if index["kind"] == KIND:
             return [Path(name).name for name in index["files"]]
     except (OSError, ValueError, KeyError, TypeError):
@@ -144,7 +144,7 @@ def _write(runs: list[Run], folder: Path, baseline: str | None) -> None:
             absent[table.name] = NOTHING[table.name]
             continue
         for ending, text in (("md", table.markdown()), ("csv", table.csv()), ("tex", table.latex())):
-            (folder / f"{table.name}.{ending}").write_text(text, "utf-8", ESCAPED)
+            (folder / f"{table.name}.{ending}").write_text(text, encoding="utf-8", errors=ESCAPED)
         about[f"{table.name}.md, .csv, .tex"] = ABOUT[table.name]
     pictures = {run: mosaic(run) for run in runs}
     with matplotlib.rc_context():
@@ -165,7 +165,7 @@ def _write(runs: list[Run], folder: Path, baseline: str | None) -> None:
             about[f"{name}.png, .pdf"] = ABOUT.get(
                 name, f"samples of {name.removeprefix('samples_')}, one row per class"
             )
-    (folder / "README.md").write_text(_readme(runs, overview, speeds, about, absent), "utf-8", ESCAPED)
+    (folder / "README.md").write_text(_readme(runs, overview, speeds, about, absent), encoding="utf-8", errors=ESCAPED)
     files = sorted([*(path.name for path in folder.iterdir()), "index.json"])
     ids = [run.info["id"] for run in runs]
     index = {"kind": KIND, "schema": 1, "runs": ids, "files": files, "absent": absent}

@@ -40,7 +40,7 @@ def others_busy() -> Callable[[], str | None]:
 
     def busy() -> float | None:
         try:
-            user, nice, system, _, _, *interrupts = CPU_TIMES.read_text().splitlines()[0].split()[1:9]
+            user, nice, system, _, _, *interrupts = CPU_TIMES.read_text(encoding="utf-8").splitlines()[0].split()[1:9]
         except (OSError, IndexError, ValueError):
             return None
         ticks = sum(map(int, (user, nice, system, *interrupts)))

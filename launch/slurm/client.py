@@ -46,7 +46,9 @@ def call(*words: str) -> str:
     """The standard output of a command. Raises Passing if slurmctld does not answer, Full at a limit of submitted jobs,
     SlurmError for other errors."""
     try:
-        done = subprocess.run(words, env=_environment(), capture_output=True, text=True, timeout=ANSWER_S)
+        done = subprocess.run(
+            words, env=_environment(), capture_output=True, encoding="utf-8", errors="replace", timeout=ANSWER_S
+        )
     except FileNotFoundError:
         raise SlurmError(f"{words[0]} is not installed on this machine: use a login node of the cluster") from None
     except subprocess.TimeoutExpired as error:
@@ -120,7 +122,7 @@ def _job(output: str) -> str:
 def _options(script: Path) -> list[str]:
     """The options in the #SBATCH lines, for the command line: SBATCH_PARTITION and the like override the lines. As for
     sbatch, these lines end where bash begins."""
-    head = takewhile(lambda line: not line or line.startswith("#"), script.read_text().splitlines())
+    head = takewhile(lambda line: not line or line.startswith("#"), script.read_text(encoding="utf-8").splitlines())
     lines = [line for line in head if line.startswith("#SBATCH ")]
     return [word for line in lines for word in shlex.split(line.removeprefix("#SBATCH "), comments=True)]
 

@@ -96,14 +96,16 @@ def _array(folder: Path, time: str, index: int, content: dict[str, Any]) -> Arra
         cluster=ClusterConfig(**content["cluster"]),
         tasks=content["tasks"],
         time=time,
-        job=job.read_text(errors="replace").strip() if job.is_file() else None,
+        job=job.read_text(errors="replace", encoding="utf-8").strip() if job.is_file() else None,
     )
 
 
 def names(home: Path) -> list[str]:
     """The names of all arrays that sbatch may have got, as their batch files have them. They are known even if no
     manifest can be read."""
-    texts = [path.read_text(errors="replace") for path in home.glob("[0-9]*/array-*.sh") if path.is_file()]
+    texts = [
+        path.read_text(errors="replace", encoding="utf-8") for path in home.glob("[0-9]*/array-*.sh") if path.is_file()
+    ]
     lines = [line for text in texts for line in re.findall(r"^#SBATCH --job-name=(.+)$", text, re.MULTILINE)]
     return [name for line in lines for name in shlex.split(line)]
 

@@ -30,13 +30,13 @@ def _git(*words: str, scratch: Path | None = None, stdin: str | None = None) -> 
         env["GIT_ALTERNATE_OBJECT_DIRECTORIES"] = os.pathsep.join(filter(None, others))
     command = ["git", "-C", str(ROOT), *words]
     try:
-        done = subprocess.run(command, env=env, input=stdin, capture_output=True, text=True)
+        done = subprocess.run(command, env=env, input=os.fsencode(stdin or ""), capture_output=True)
     except FileNotFoundError:
         raise InputError(f"git is not installed on this machine, and {ROOT} is a checkout") from None
     if done.returncode:
-        lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+        lines = done.stderr.decode(errors="replace").strip().splitlines() or [f"exit code {done.returncode}"]
         raise InputError(f"git {words[0]} failed in {ROOT}: {lines[0]}")  # of many on a full disk
-    return done.stdout
+    return os.fsdecode(done.stdout)  # names and diffs have bytes in any encoding, and line ends of any kind
 
 
 def changed() -> list[str]:
@@ -104,7 +104,8 @@ def freeze(home: Path) -> dict[str, Any]:
             identity["sha256"] = code_sha256(new / "lamabench")
             write_atomically(new / "lamabench" / SNAPSHOT, json.dumps(identity, indent=1).encode())
             if names:
-                write_atomically(new / "changes.diff", _git("diff", "--binary", "HEAD", tree, scratch=scratch).encode())
+                diff = _git("diff", "--binary", "HEAD", tree, scratch=scratch)
+                write_atomically(new / "changes.diff", os.fsencode(diff))
             if target.exists():
                 target.rename(scratch / "damaged")
             try:
@@ -126,7 +127,7 @@ def freeze(home: Path) -> dict[str, Any]:
 def _is_whole(target: Path) -> bool:
     """Whether a snapshot exists and nothing of its code was changed or deleted."""
     try:
-        identity = json.loads((target / "lamabench" / SNAPSHOT).read_text())
+        identity = json.loads((target / "lamabench" / SNAPSHOT).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
     return identity.get("sha256") == code_sha256(target / "lamabench")
