@@ -30,6 +30,7 @@ MOST_AT_ONCE = 100_000  # images
 MOST_SIDE = 16_384  # pixels or latents
 MOST_MOMENTS = 10_000
 MOST_WORKERS = 256
+MOST_NAME = 200  # bytes of data.name, which is part of a folder's name
 
 
 def _positive(section: str, values: dict[str, int | float], most: float = math.inf) -> None:
@@ -69,6 +70,11 @@ class DataConfig:
     def __post_init__(self) -> None:
         _positive("data", {"size": self.size}, MOST_SIDE)
         _positive("data", {"channels": self.channels})
+        if not self.name.isprintable() or len(self.name.encode()) > MOST_NAME:
+            raise InputError(
+                f"data.name is part of a folder's name: at most {MOST_NAME} bytes that can be printed, "
+                f"not {self.name[:40]!r}"
+            )
         if self.num_classes < 0:
             raise InputError(f"data.num_classes must be 0 (unconditional) or more, not {self.num_classes}")
 
@@ -282,6 +288,8 @@ class RunConfig:
         _positive("run", {"log_every": self.log_every, "checkpoint_every": self.checkpoint_every})
         if self.micro_batch is not None:
             _positive("run", {"micro_batch": self.micro_batch})
+        if "\n" in self.root:
+            raise InputError(f"run.root has a line break: {self.root!r}")
         if not 0 <= self.workers <= MOST_WORKERS:
             raise InputError(f"run.workers must be 0 or more and at most {MOST_WORKERS}, not {self.workers}")
 

@@ -197,12 +197,18 @@ def _run(args: argparse.Namespace) -> int:
     module = importlib.import_module(f".commands.{args.command.replace('-', '_')}", __package__)
     if args.command in ("report", "doctor", "models", "cost", "check", "data"):
         return module.run(args)
+    from ..harness.measure.timing import first_line, out_of_memory
     from .ends import STOPPED
 
     try:
         return module.run(args)
     except STOPPED as error:
         print(f"lamabench {args.command}: {error}", file=sys.stderr)
+        return 1
+    except Exception as error:
+        if not out_of_memory(error):
+            raise
+        print(f"lamabench {args.command}: out of memory: {first_line(error)}", file=sys.stderr)
         return 1
 
 

@@ -200,7 +200,9 @@ def setting_of(base: DictConfig, word: Override, section: str = "", data: bool =
         key, value = parsed.key_or_group, parsed.value()
     _check_key(base, key, section)
     node = _node(base, key)
-    if f"{section}.{key}".removeprefix(".") in PATHS and isinstance(value, str):
+    if (name := f"{section}.{key}".removeprefix(".")) in PATHS and isinstance(value, str):
+        if not value:  # as of a shell's variable that is not set
+            raise InputError(f"{name} is empty; write . for the folder where the command runs")
         value = os.path.expanduser(value)
     if isinstance(node, IntegerNode) and isinstance(value, float) and value.is_integer():
         value = int(value)

@@ -34,6 +34,7 @@ UNREADABLE = (
     Image.DecompressionBombError,
 )
 BAD_ARCHIVE = (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error, lzma.LZMAError)
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP")  # of the suffixes in folder.py; others could start programs, as EPS does
 THREADS = 16
 PART = 512  # files between two checks of the clock
 SAY_S = 5.0  # seconds between two lines about a large set
@@ -174,7 +175,7 @@ def read_image(file: Path) -> tuple[Image.Image, os.stat_result, bytes]:
     with open(file, "rb") as opened:
         status = os.fstat(opened.fileno())
         content = opened.read()
-    with Image.open(io.BytesIO(content)) as image:
+    with Image.open(io.BytesIO(content), formats=FORMATS) as image:
         image.load()
     return image, status, content
 

@@ -10,8 +10,7 @@ import pytest
 CODE = """
 import os, signal, sys
 from lamabench.harness import signals
-if sys.argv[2] == "ignored":
-    signal.signal(int(sys.argv[1]), signal.SIG_IGN)
+signal.signal(int(sys.argv[1]), signal.SIG_IGN if sys.argv[2] == "ignored" else signal.SIG_DFL)
 signals.listen()
 os.kill(os.getpid(), int(sys.argv[1]))
 print(getattr(signals.asked(), "name", None))

@@ -1,4 +1,10 @@
-"""Folders of tasks as jobs leave them, written without doing the work."""
+"""Folders of tasks as jobs leave them, written without doing the work; commands as a terminal starts them."""
+
+import os
+import signal
+import subprocess
+import sys
+from contextlib import suppress
 
 import pytest
 from lamabench.ablations.study import Study
@@ -12,6 +18,35 @@ SMALL |= {"data.size": 8, "train.batch_size": 4, "train.precision": "float32", "
 SMALL |= {"evaluate.metrics": ["fd"], "evaluate.reference_count": 5, "bench.batch_size": 2}
 ONE = {"model": ["dit_nano"]}
 DEVICE = {"device": "GPU A"}
+
+
+PROGRAM = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+from lamabench.launch.cli import main
+sys.exit(main())
+"""
+
+
+@pytest.fixture
+def terminal():
+    """Starts commands in sessions of their own, with no signal ignored, even if the tests run below nohup or `&`. What
+    is left of them ends with the test."""
+    commands = []
+
+    def start(folder, *words, **environment):
+        commands.append(
+            subprocess.Popen([sys.executable, "-c", PROGRAM, *words], cwd=folder, stdout=subprocess.PIPE,
+                             stderr=subprocess.PIPE, text=True, start_new_session=True, env=os.environ | environment)
+        )  # fmt: skip
+        return commands[-1]
+
+    yield start
+    for command in commands:
+        with suppress(ProcessLookupError):
+            os.killpg(command.pid, signal.SIGKILL)
+        command.communicate()
 
 
 @pytest.fixture

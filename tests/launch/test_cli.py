@@ -35,6 +35,16 @@ def run(capsys, *words):
     return code, captured.out, captured.err
 
 
+def test_memory_that_runs_out_is_one_line(capsys, monkeypatch):
+    def fail(args):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 102400000000 bytes.\nfoo")
+
+    monkeypatch.setattr("lamabench.launch.commands.train.run", fail)
+    code, out, err = run(capsys, "train", "model=dit_nano")
+    assert code == 1 and not out and err.count("\n") == 1
+    assert err.startswith("lamabench train: out of memory: RuntimeError: DefaultCPUAllocator: can't allocate memory")
+
+
 def test_help_has_examples(capsys):
     for words in (["--help"], ["train", "--help"], ["sweep", "--help"]):
         with pytest.raises(SystemExit) as caught:

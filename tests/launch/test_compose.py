@@ -29,7 +29,6 @@ TEXTS = [
     ("true", "true"),
     ("a\\b\\", "a\\b\\"),
     (" a ", " a "),
-    ("", ""),
     ("'null'", "null"),
     ("'a, b'", "a, b"),
     ('"a\'b"', "a'b"),
@@ -45,6 +44,13 @@ def test_a_word_for_a_text_is_taken_as_it_is(typed, text):
     assert config.data.name == text and config.train.steps == 7
     stored = override(config, [f"run.root={typed}", "sample.count=3"])
     assert (stored.run.root, stored.sample.count, stored.data) == (text, 3, config.data)
+
+
+def test_an_empty_text_is_a_name_and_no_path():
+    assert compose(["data.name="])[0].data.name == ""
+    for word in ("run.root=", "data.path=''", "evaluate.features_path="):
+        with pytest.raises(InputError, match=f"^{word.split('=')[0]} is empty"):
+            compose([word])
 
 
 def test_null_and_groups():

@@ -2,24 +2,15 @@
 
 import os
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
 from lamabench.harness import signals
 from lamabench.harness.record import read_lines
 
-PROGRAM = "import sys; from lamabench.launch.cli import main; sys.exit(main())"
 SMALL = ["model=dit_nano", "model.depth=1", "model.hidden_size=16", "model.num_heads=2", "data=digits", "data.size=8",
          "train.batch_size=4", "train.precision=float32", "run.device=cpu", "run.checkpoint_every=100000"]  # fmt: skip
 CONTINUES = "the same command continues"
-
-
-def start(folder, *words):
-    """A command in a session of its own, as of a terminal."""
-    return subprocess.Popen([sys.executable, "-c", PROGRAM, *words], cwd=folder, stderr=subprocess.PIPE, text=True,
-                            stdout=subprocess.PIPE, start_new_session=True)  # fmt: skip
 
 
 def until(condition, command, seconds=120):
@@ -37,8 +28,8 @@ def until(condition, command, seconds=120):
         (signal.SIGHUP, True, 0, 129, "ended by SIGHUP"),
     ],
 )
-def test_a_training_saves_at_its_next_step(number, everyone, workers, code, last, tmp_path):
-    command = start(tmp_path, "train", *SMALL, "train.steps=200000", f"run.workers={workers}")
+def test_a_training_saves_at_its_next_step(number, everyone, workers, code, last, tmp_path, terminal):
+    command = terminal(tmp_path, "train", *SMALL, "train.steps=200000", f"run.workers={workers}")
     until(lambda: list(tmp_path.glob("runs/trainings/*/progress.json")), command)
     (os.killpg if everyone else os.kill)(command.pid, number)
     _, err = command.communicate(timeout=60)
@@ -49,18 +40,18 @@ def test_a_training_saves_at_its_next_step(number, everyone, workers, code, last
     assert 0 < step < 200000 and f"saved at step {step} of 200000" in err
     assert not list(tmp_path.glob("runs/trainings/*/record.jsonl"))
 
-    command = start(tmp_path, "train", *SMALL, f"train.steps={step + 2}")
+    command = terminal(tmp_path, "train", *SMALL, f"train.steps={step + 2}")
     out, err = command.communicate(timeout=120)
     assert command.returncode == 0 and f"continuing at step {step} of {step + 2}" in err, err
     (record,) = read_lines(saved.parents[1] / "record.jsonl")
     assert record["state"] == "done" and f"{step + 2} steps" in out
 
 
-def test_samples_keep_the_batches_that_are_drawn(tmp_path):
-    assert start(tmp_path, "train", *SMALL, "train.steps=2").wait(120) == 0
+def test_samples_keep_the_batches_that_are_drawn(tmp_path, terminal):
+    assert terminal(tmp_path, "train", *SMALL, "train.steps=2").wait(120) == 0
     (run,) = tmp_path.glob("runs/train/dit_nano-*")
     words = ["sample.count=2000", "sample.batch_size=1", "sample.method=ddim", "sample.steps=5"]
-    command = start(tmp_path, "sample", str(run), *words)
+    command = terminal(tmp_path, "sample", str(run), *words)
     until(lambda: list(run.glob("samples/*/samples.parts/*/*.npy")), command)
     os.kill(command.pid, signal.SIGTERM)
     _, err = command.communicate(timeout=60)
@@ -70,8 +61,8 @@ def test_samples_keep_the_batches_that_are_drawn(tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_a_command_that_does_not_save_ends_with_one_line(number, tmp_path):
-    command = start(tmp_path, "bench", "dit_nano", "bench.seconds=60", "run.device=cpu")
+def test_a_command_that_does_not_save_ends_with_one_line(number, tmp_path, terminal):
+    command = terminal(tmp_path, "bench", "dit_nano", "bench.seconds=60", "run.device=cpu")
     until(lambda: list(tmp_path.glob("runs/models/*/.lock")), command)
     command.send_signal(number)
     _, err = command.communicate(timeout=60)
@@ -79,15 +70,23 @@ def test_a_command_that_does_not_save_ends_with_one_line(number, tmp_path):
     assert err.splitlines()[-1] == f"lamabench bench: ended by {number.name}; {CONTINUES}"
 
 
+@pytest.fixture
+def ctrl_c():
+    """Ctrl-C as in a terminal, even if the tests run in the background."""
+    earlier = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, earlier)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 def test_a_second_ctrl_c_ends_at_once_and_what_is_ignored_stays_so():
-    before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt), signals.noted():
         os.kill(os.getpid(), signal.SIGINT)
         assert signals.asked() == signal.SIGINT
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(5)
         pytest.fail("the second one was only noted")
-    assert signals.asked() is None and signal.getsignal(signal.SIGINT) is before
+    assert signals.asked() is None and signal.getsignal(signal.SIGINT) is signal.default_int_handler
     earlier = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
     try:
         with signals.noted(), signals.interrupting():

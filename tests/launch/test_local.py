@@ -2,8 +2,6 @@
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from dataclasses import replace
@@ -134,15 +132,12 @@ def test_without_a_gpu_jobs_share_the_cores(tmp_path, monkeypatch, capsys):
         (signal.SIGHUP, True, 129, "lamabench sweep: ended by SIGHUP; the same command continues"),
     ],
 )
-def test_jobs_save_and_end_with_the_command(number, everyone, code, last, tmp_path):
+def test_jobs_save_and_end_with_the_command(number, everyone, code, last, tmp_path, terminal):
     """Ctrl-C and the end of a terminal reach every process of it, `kill` only the command. None leaves a job behind."""
     base = {**SMALL, "train.steps": 200000, "run.checkpoint_every": 200000}
     study = {"question": "?", "base": base, "axes": {"train.lr": [1e-3, 2e-3]}, "stages": ["train"]}
     (tmp_path / "s.yaml").write_text(yaml.safe_dump(study))
-    program = "import sys; from lamabench.launch.cli import main; sys.exit(main())"
-    command = subprocess.Popen([sys.executable, "-c", program, "sweep", "run", "s.yaml", "--parallel", "2"],
-                               cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True,
-                               env={**os.environ, "CUDA_VISIBLE_DEVICES": ""})  # fmt: skip
+    command = terminal(tmp_path, "sweep", "run", "s.yaml", "--parallel", "2", CUDA_VISIBLE_DEVICES="")
     end = time.monotonic() + 120
     while len(list(tmp_path.glob("runs/trainings/*/progress.json"))) < 2 and time.monotonic() < end:
         time.sleep(0.1)

@@ -167,6 +167,19 @@ def test_all_damaged_files_are_counted_and_the_first_are_named(tmp_path):
     assert "and 2 more)" in text and "data check" in text and "\n" not in text
 
 
+@pytest.mark.parametrize("kind", ["GIF", "PPM", "EPS", "TIFF"])
+def test_a_file_of_another_format_is_damaged_whatever_its_suffix(tmp_path, kind):
+    """Pillow would start Ghostscript for EPS."""
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png", kind)
+    with pytest.raises(InputError, match=r"a\.png: cannot identify image file"):
+        fingerprint(tmp_path, [tmp_path / "a.png"])
+
+
+def test_a_stereo_picture_of_a_phone_is_a_jpeg(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.jpg", "MPO", save_all=True, append_images=[Image.new("RGB", (8, 8))])
+    assert [(one.width, one.height, one.mode) for one in entries(tmp_path, [tmp_path / "a.jpg"])] == [(8, 8, "RGB")]
+
+
 def test_sizes_and_modes_are_cached(tmp_path, opened):
     folder_of_images(tmp_path / "set", 2)
     Image.new("RGB", (7, 3)).save(tmp_path / "set" / "x.bmp")
