@@ -172,7 +172,7 @@ def test_the_whole_story(node, tmp_path, sweep, monkeypatch):
     variants = {f"large-{n}": {**large, "train.lr": n * 1e-4} for n in (1, 2, 3)}
     variants |= {
         "long": {"train.stesp": 2000, "run.checkpoint_every": 100},
-        "crash": {"run.device": "nothing:0", "train.lr": 5e-4},
+        "crash": {"run.device": "cuda", "train.lr": 5e-4},
     }
     study = write(tmp_path / "story.yaml", variants=variants)
     sweep("submit", study, *SLURM, "--dirty", code=2)
@@ -186,7 +186,7 @@ def test_the_whole_story(node, tmp_path, sweep, monkeypatch):
     place = {name: f"{job}_{index}" for index, name in enumerate(names)}
     sweep.until(node, 120, study, crash="failed", **{f"large-{n}": "oom" for n in (1, 2, 3)})
     rows = sweep.status(study)
-    assert rows["crash"]["error"].startswith("unknown run.device 'nothing:0'; choices: auto, ")
+    assert rows["crash"]["error"].startswith("run.device=cuda, but torch finds no GPU here; choices: auto, ")
     assert "Traceback" in Path(rows["crash"]["log"]).read_text()
     assert all("RuntimeError" in rows[f"large-{n}"]["error"] for n in (1, 2, 3))
     assert all("can't allocate memory" in rows[f"large-{n}"]["error"] for n in (1, 2, 3))

@@ -99,13 +99,11 @@ def test_a_training_that_another_study_queued_is_waited_for(node, tmp_path, swee
 
 
 def test_samples_of_a_training_that_failed_are_done_with_it_again(node, tmp_path, sweep):
-    study = write(
-        tmp_path / "fails.yaml", **ONE, base={**SAMPLED, "run.device": "nothing:0"}, stages=["train", "sample"]
-    )
+    study = write(tmp_path / "fails.yaml", **ONE, base={**SAMPLED, "run.device": "cuda"}, stages=["train", "sample"])
     first, second = sweep.submit(study, *SLURM)
     assert node.ended(first) + node.ended(second) == ["FAILED"] * 2
     (row,) = sweep.status(study).values()
-    assert row["state"] == "failed" and row["job"] == f"{first}_0" and "nothing" in row["error"]
+    assert row["state"] == "failed" and row["job"] == f"{first}_0" and "no GPU here" in row["error"]
     assert row["to do"] == "train sample"
     again = sweep.submit(study, "run.device=cpu", action="retry")
     assert kinds(tasks(tmp_path / "runs", "fails", 2)) == [["training"], ["samples"]]
