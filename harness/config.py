@@ -12,13 +12,15 @@ from typing import Any
 from ..kernels import NAMES
 from ..kernels.errors import InputError, unknown
 from ..models.registry import out_channels
-from .device import COMPILE_OPTIONS
+from .device import COMPILE_OPTIONS, WHOLE_STEP
 from .diffusion.samplers import SAMPLERS, path_of
 
 PRECISIONS = ("float32", "bfloat16")
 MODES = ("forward", "train")  # of bench
 # How a network is called: directly, through torch.compile, with CUDA graphs too, or with CUDA graphs and autotuning.
 COMPILE = ("eager", *COMPILE_OPTIONS)
+BENCH_COMPILE = (*COMPILE, WHOLE_STEP)  # the last one is a mode of training only
+TRAIN_COMPILE = ("auto", *BENCH_COMPILE)  # auto: whole-step on a GPU, eager elsewhere
 CUDA_GRAPHS = ("reduce-overhead", "max-autotune")
 FEATURES = ("efficientnet_lite0", "inception_v3")
 METRICS = ("fd", "kid", "prc", "isc")
@@ -96,9 +98,9 @@ def check_steps(name: str, value: Any, number: bool = False, words: tuple[str, .
     return sorted(set(steps))
 
 
-def _check_compile(name: str, value: str) -> None:
-    if value not in COMPILE:
-        raise unknown(name, value, COMPILE)
+def _check_compile(name: str, value: str, choices: tuple[str, ...] = COMPILE) -> None:
+    if value not in choices:
+        raise unknown(name, value, choices)
 
 
 @dataclass
@@ -126,7 +128,8 @@ class TrainConfig:
     ema_decay: float = 0.9999
     class_dropout: float = 0.1  # the probability that the null class replaces a label
     precision: str = "bfloat16"
-    compile: str = "eager"  # or compile, reduce-overhead, max-autotune: faster, with different rounding
+    # eager, or faster with different rounding: compile, reduce-overhead, max-autotune, whole-step; auto
+    compile: str = "eager"
     checkpointing: bool = False  # recompute blocks in the backward pass: less memory, about a third more time
     # The moments whose averaged weights are kept, besides the end: a list of steps, or N for every N images. Neither
     # `snapshots` nor `steps` is in a key, so that a longer training goes on from a shorter one.
@@ -148,7 +151,7 @@ class TrainConfig:
                 f"{MOST_MOMENTS:,}: give a larger number of images"
             )
         _check_precision("train.precision", self.precision)
-        _check_compile("train.compile", self.compile)
+        _check_compile("train.compile", self.compile, TRAIN_COMPILE)
         if not 0 <= self.ema_decay < 1:
             raise InputError(f"train.ema_decay must be at least 0 and below 1, not {self.ema_decay}")
         if not 0 <= self.class_dropout < 1:
@@ -264,7 +267,9 @@ class BenchConfig:
             if mode not in MODES:
                 raise unknown("bench.modes", mode, MODES)
         for kind in self.compile:
-            _check_compile("bench.compile", kind)
+            _check_compile("bench.compile", kind, BENCH_COMPILE)
+        if self.compile == [WHOLE_STEP] and "forward" in self.modes:
+            raise InputError(f"bench.compile={WHOLE_STEP} is a mode of training: give bench.modes=[train]")
         for size in self.input_sizes or []:
             _positive("bench", {"input_sizes": size}, MOST_SIDE)
         _check_precision("bench.precision", self.precision)

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from ..kernels.errors import InputError, unknown
 from ..models.registry import Backbone
 
+WHOLE_STEP = "whole-step"  # torch.compile, and the whole training step as one CUDA graph (training/graph.py)
+
 
 def pick_device(request: str) -> str:
     """The requested device of this machine: `auto` is cuda if there is a GPU, else cpu. Raises InputError, with the
@@ -56,6 +58,16 @@ def exact_float32() -> None:
     torch.backends.cudnn.allow_tf32 = False
 
 
+def training_mode(compile: str, device: str) -> str:
+    """How a training runs its network and its step: `train.compile`, where `auto` is `whole-step` on a GPU and `eager`
+    elsewhere. Raises InputError for `whole-step` without a GPU."""
+    if compile == "auto":
+        return WHOLE_STEP if is_cuda(device) else "eager"
+    if compile == WHOLE_STEP and not is_cuda(device):
+        raise InputError(f"compile={WHOLE_STEP} needs a GPU, and the device is {device}: auto is eager there")
+    return compile
+
+
 def autocast(device: str, precision: str) -> torch.autocast:
     """bfloat16 autocast, or none for float32."""
     return torch.autocast(device_type(device), dtype=torch.bfloat16, enabled=precision == "bfloat16")
@@ -86,7 +98,7 @@ def compiled(net: Backbone, kind: str) -> Callable[..., Tensor]:
 
     On a GPU, `reduce-overhead` and `max-autotune` (`config.CUDA_GRAPHS`) replay CUDA graphs from the third call on, and
     a pass runs no Python. The next call overwrites the result, so read it before. Release gradients before the next
-    forward pass.
+    forward pass. `whole-step` compiles as `compile` does.
 
     `net` is not changed and keeps the weights, and the compiled function follows them. A graph break or a failed
     compilation is an error at the first call, never a silent fallback to eager.
@@ -94,4 +106,4 @@ def compiled(net: Backbone, kind: str) -> Callable[..., Tensor]:
     if kind == "eager":
         return net
     torch.compiler.reset()  # torch limits the number of graphs of a forward method, over all nets that have it
-    return torch.compile(net, **COMPILE_OPTIONS[kind])
+    return torch.compile(net, **COMPILE_OPTIONS["compile" if kind == WHOLE_STEP else kind])

@@ -60,10 +60,10 @@ def of_runs(runs: Sequence[Planned], rows: Sequence[Line]) -> tuple[list[Hours],
 def gpu_hours(config: Config, rows: Sequence[Line], name: str) -> Hours:
     """The hours of a training by name of the GPU, or why they are unknown. `name` stands for the model in that text.
 
-    The speed is that of the fastest measured batch of the same model, at the same size, precision, compile mode and
-    checkpointing. Batches larger than what a step passes at a time (`run.micro_batch`) count only if no other was
-    measured. Channels and classes may differ, because they change only the first and the last layer. Sampling is not
-    included. A GPU whose name ends in ", busy host" was measured while other processes kept the host busy, so that the
+    The speed is that of the fastest measured batch of the same model, at the same size, precision, checkpointing and
+    compile mode (any, for `auto`). Batches larger than what a step passes at a time (`run.micro_batch`) count only if
+    no other was measured. Channels and classes may differ, because they change only the first and the last layer.
+    Sampling is not included. A GPU whose name ends in ", busy host" was measured while other processes kept the host busy, so that the
     training may take fewer hours; it is used only if there is no undisturbed measurement.
     """
     settings = config.train
@@ -84,8 +84,10 @@ def gpu_hours(config: Config, rows: Sequence[Line], name: str) -> Hours:
 
 
 def _same(row: Line, config: Config) -> bool:
-    settings = (config.model.input_size, config.train.precision, config.train.checkpointing, config.train.compile)
-    if settings != tuple(row[name] for name in ("input_size", "precision", "checkpointing", "compile")):
+    settings = (config.model.input_size, config.train.precision, config.train.checkpointing)
+    if settings != tuple(row[name] for name in ("input_size", "precision", "checkpointing")):
+        return False
+    if config.train.compile not in ("auto", row["compile"]):
         return False
     shape = {name: getattr(config.model, name) for name in ("input_size", "in_channels", "num_classes")}
     return type(row["model"]) is type(config.model) and replace(row["model"], **shape) == config.model

@@ -5,7 +5,7 @@ the queries is garbage, the whole moves by 1 %. So each operator is also compare
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +16,8 @@ from torch import Tensor
 from ...kernels import OPERATORS
 from ...models.registry import Backbone, called_operators, out_channels
 from ..device import autocast
+from ..training.graph import WARM_UP
+from ..training.step import TrainStep
 from .calls import Call, as_in_the_model, calls_of, results
 
 # From this many tokens on, `Operator.exact` replaces the reference, which may loop over tokens or store all scores.
@@ -158,6 +160,21 @@ def check(
                 f"limit {limit:.1e}: not measured"
             )
     return errors
+
+
+def check_whole_step(step: TrainStep, batch: Mapping[str, Tensor], precision: str) -> None:
+    """Compare the losses and gradients of a step that replays a CUDA graph (`WholeStep`) with those of the same step
+    without one. Raises WrongOutput if they differ, relative to their norm, by more than `MODEL_FLOOR`."""
+    for _ in range(WARM_UP + 1):
+        step(batch)  # the last call is the first replay
+    results = []
+    for run in (step, step.without_graph):
+        step.window.zero_()
+        run(batch)
+        results.append([step.window.clone(), *(p.grad.clone() for p in trained(step.net) if p.grad is not None)])
+    step.window.zero_()
+    if not (error := relative_rms(*results)) <= MODEL_FLOOR[precision]:
+        raise WrongOutput(f"the whole step as a CUDA graph is off by {error:.2e} (relative RMS): not measured")
 
 
 def relative_rms(outcome: list[Tensor], exact: list[Tensor]) -> float:

@@ -14,10 +14,21 @@ from torch import Tensor
 from ...kernels.errors import InputError
 from ...models.registry import Backbone, build, select_backends
 from ..config import CUDA_GRAPHS, BenchConfig, ObjectiveConfig
-from ..device import autocast, compiled, device_name, device_type, exact_float32, is_cuda, round_weights
+from ..device import (
+    WHOLE_STEP,
+    autocast,
+    compiled,
+    device_name,
+    device_type,
+    exact_float32,
+    is_cuda,
+    round_weights,
+    training_mode,
+)
 from ..diffusion.objective import Objective, objective
+from ..training.graph import Update, WholeStep
 from ..training.step import TrainStep
-from .check import Reference, WrongOutput, batch_of, check, check_operators, reference
+from .check import Reference, WrongOutput, batch_of, check, check_operators, check_whole_step, reference
 from .cost import cost
 from .gpus import mfu
 from .search import FINISHED, Point, next_point
@@ -34,9 +45,11 @@ def model_at(model: Any, input_size: int) -> Any:
 
 def check_bench(model: Any, settings: BenchConfig, backend: Any, device: str) -> None:
     """Raise InputError if the model cannot have one of the input sizes, if no tensor can be as large as the model needs
-    there, or if a named backend cannot run."""
+    there, if a named backend cannot run, or for `whole-step` without a GPU."""
     for size in settings.input_sizes or [model.input_size]:
         cost(model_at(model, size))
+    for kind in settings.compile:
+        training_mode(kind, device)
     with torch.device("meta"):
         net = build(model)
     select_backends(net, vars(backend), device_type(device))
@@ -170,7 +183,7 @@ class Subject:
             net = copy.deepcopy(self.net)
             round_weights(net, self.settings.precision)
             self.net.to("cpu")  # until this measurement ends
-        graphs = point.compile in CUDA_GRAPHS
+        graphs, whole = point.compile in CUDA_GRAPHS, point.compile == WHOLE_STEP
         net.train(point.mode == "train")
         net.checkpointing = point.checkpointing
         call = compiled(net, point.compile)
@@ -183,10 +196,18 @@ class Subject:
         release(self.device)
         x, t, y = batch_of(expected, point.batch_size, self.device)
         how = (call, net, self.device, self.settings.precision)
-        one = train_step(*how, self.goal) if point.mode == "train" else forward(*how)
-        step = partial(one, x, t, y)
+        if point.mode == "train":
+            training = training_step(*how, self.goal, WholeStep if whole else None)
+            if whole:
+                check_whole_step(training, noisy(x, t, y), self.settings.precision)
+
+            def step() -> None:
+                training(noisy(x, t, y))
+
+        else:
+            step = partial(forward(*how), x, t, y)
         timed = time_calls(step, self.device, self.settings.warmup, self.settings.repeats, self.settings.seconds)
-        if graphs and is_cuda(self.device):  # a replay allocates nothing, its memory is what the graphs hold
+        if (graphs or whole) and is_cuda(self.device):  # a replay allocates nothing, its memory is what the graphs hold
             timed["peak_memory_gib"] = torch.cuda.memory_reserved(self.device) / 2**30
         speed = 1e3 * point.batch_size / timed["p50_ms"]
         used = mfu(self.macs, point.mode, speed, device_name(self.device), self.settings.precision)
@@ -241,13 +262,18 @@ def forward(call: Callable[..., Tensor], net: Backbone, device: str, precision: 
     return step
 
 
-def train_step(
-    call: Callable[..., Tensor], net: Backbone, device: str, precision: str, goal: Objective
-) -> Callable[..., None]:
+def training_step(
+    call: Callable[..., Tensor],
+    net: Backbone,
+    device: str,
+    precision: str,
+    goal: Objective,
+    graph: Callable[[Update], Update] | None,
+) -> TrainStep:
     """A step of the training loop. The learning rate is 0: the same work, but the weights stay those of the check."""
-    training = TrainStep(net, goal, call=call, device=device, precision=precision, lr=0.0)
+    return TrainStep(net, goal, call=call, device=device, precision=precision, lr=0.0, graph=graph)
 
-    def step(x: Tensor, t: Tensor, y: Tensor) -> None:
-        training({"x0": x, "y": y, "t": t, "noise": torch.randn_like(x)})
 
-    return step
+def noisy(x: Tensor, t: Tensor, y: Tensor) -> dict[str, Tensor]:
+    """A batch of training with random noise."""
+    return {"x0": x, "y": y, "t": t, "noise": torch.randn_like(x)}

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from ..config import BenchConfig
+from ..device import WHOLE_STEP
 
 FIRST_BATCH = 8  # the second batch of `auto`, after one image
 GAIN = 1.02  # two batches in a row that gain less end the search
@@ -44,14 +45,15 @@ def next_point(settings: BenchConfig, input_size: int, rows: Sequence[dict[str, 
 def _batches(
     settings: BenchConfig, measured: dict[Point, dict[str, Any]], cell: tuple[int, str, bool]
 ) -> Iterator[tuple[str, int]]:
+    kinds = [kind for kind in settings.compile if cell[1] == "train" or kind != WHOLE_STEP]
     if settings.batch_size != "auto":
-        yield from ((kind, batch) for kind in settings.compile for batch in settings.batch_size)
+        yield from ((kind, batch) for kind in kinds for batch in settings.batch_size)
         return
     eager = {point.batch_size: row for point, row in measured.items() if point[:3] == cell and point.compile == "eager"}
     if (batch := next_batch(eager, settings.seconds)) is not None:
         yield "eager", batch
     elif (best := best_batch(eager)) is not None:
-        for kind in settings.compile:
+        for kind in kinds:
             if kind == "eager":
                 continue
             rows = {point.batch_size: row for point, row in measured.items() if point[:4] == (*cell, kind)}

@@ -69,7 +69,7 @@ def record(folder: Path, config: Config, flops: int) -> dict[str, Any]:
         "stretches": end.stretches,
         "moments": moments(folder),
         "precision": settings.precision,
-        "compile": settings.compile,
+        "compile": end.stretches[-1].get("compile", settings.compile) if end.stretches else settings.compile,
         "checkpointing": settings.checkpointing,
         "batch_size": settings.batch_size,
         "micro_batch": micro_batch(config),

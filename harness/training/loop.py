@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,13 @@ from .. import signals
 from ..config import Config, RunConfig, check_fit, micro_batch
 from ..data.images import load
 from ..data.items import batches
-from ..device import compiled, device_type, exact_float32, pick_device
+from ..device import WHOLE_STEP, compiled, device_type, exact_float32, pick_device, training_mode
 from ..diffusion.objective import objective
 from ..measure.cost import cost
 from ..progress import Progress
 from ..record import read_lines, write_lines
 from .folder import Position, TrainingFolder, record
+from .graph import WholeStep
 from .resume import all_asked, backends_to_ask, continue_from, missing, with_stretch
 from .step import TrainStep
 
@@ -131,27 +133,35 @@ def train(folder: Path, config: Config, progress: Progress, moments: Sequence[in
     backend = select_backends(net, backends_to_ask(config, before, device, progress.say), device_type(device))
     net.train()
     net.checkpointing = settings.checkpointing
+    mode = training_mode(settings.compile, device)
+    at = Position() if saved is None else Position(saved.step, saved.seconds, saved.window_start)
+    stretches = with_stretch(before, at.step, backend, mode, device, progress.say)
+
+    def without_graph(reason: str, start: int = at.step) -> None:
+        last = stretches.pop() if stretches[-1]["from_step"] == start else stretches[-1]
+        stretches.append({**last, "from_step": start, "compile": "compile"})
+        progress.say(f"the step cannot be one CUDA graph ({reason}): it runs compiled, without one")
+
+    fallback = without_graph if settings.compile == "auto" else None
     step = TrainStep(
         net,
         goal,
-        call=compiled(net, settings.compile),
+        call=compiled(net, mode),
         device=device,
         precision=settings.precision,
         lr=settings.lr,
         weight_decay=settings.weight_decay,
         ema_decay=settings.ema_decay,
         micro_batch=micro_batch(config),
+        graph=partial(WholeStep, fallback=fallback) if mode == WHOLE_STEP else None,
     )
-    at = Position()
     if saved is not None:
         step.restore(saved)
-        at = Position(saved.step, saved.seconds, saved.window_start)
         progress.say(f"continuing at step {at.step} of {settings.steps}")
     if data.omissions:
         progress.say(data.omissions)
     metrics = folder / "metrics.jsonl"
     write_lines(metrics, [line for line in read_lines(metrics) if line["step"] <= at.window_start])
-    stretches = with_stretch(before, at.step, backend, device, progress.say)
     files = TrainingFolder(
         folder, step, registry.describe(config.model), data.fingerprint, stretches, settings.batch_size
     )

@@ -136,11 +136,13 @@ def backends_to_ask(config: Config, before: Sequence[dict[str, Any]], device: st
 
 
 def with_stretch(
-    before: Sequence[dict[str, Any]], step: int, backend: dict[str, str], device: str, say: Say
+    before: Sequence[dict[str, Any]], step: int, backend: dict[str, str], compile: str, device: str, say: Say
 ) -> list[dict[str, Any]]:
-    """The stretches of a training that continues at `step`, with a new one if backends, versions or machine differ."""
+    """The stretches of a training that continues at `step`, with a new one if backends, `compile` (as
+    resolved), versions or machine differ."""
     here = provenance(device)
-    stretch = {"backend": backend, **{key: here[key] for key in ("torch", "commit", "dirty", "device", "host")}}
+    machine = {key: here[key] for key in ("torch", "commit", "dirty", "device", "host")}
+    stretch = {"backend": backend, "compile": compile, **machine}
     if before and {**before[-1], "from_step": 0} == {"from_step": 0, **stretch}:
         return list(before)
     if before and before[-1]["commit"] != stretch["commit"]:

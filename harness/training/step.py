@@ -11,6 +11,7 @@ from ..device import autocast, is_cuda
 from ..diffusion.objective import Objective
 from .checkpoint import Checkpoint
 from .ema import EMA
+from .graph import Update
 
 
 class TrainStep:
@@ -33,9 +34,11 @@ class TrainStep:
         ema_decay: float = 0.9999,
         micro_batch: int | None = None,
         no_sync: Callable[[], AbstractContextManager[object]] = nullcontext,
+        graph: Callable[[Update], Update] | None = None,
     ) -> None:
         """`micro_batch` is the number of images in one pass, a divisor of the batch. None: the whole batch. Every pass
-        but the last runs in `no_sync()`, so that a wrapper of the net exchanges gradients once a step."""
+        but the last runs in `no_sync()`, so that a wrapper of the net exchanges gradients once a step. `graph` is what
+        runs the work on a GPU, such as `WholeStep`. None: the work runs directly."""
         self.net, self.objective, self.call = net, objective, call
         self.device, self.precision, self.micro_batch, self.no_sync = device, precision, micro_batch, no_sync
         self.lr = lr
@@ -43,15 +46,25 @@ class TrainStep:
         trained = [p for p in net.parameters() if p.requires_grad]
         # On a GPU a tensor, which a captured step reads anew.
         rate = torch.tensor(lr, device=device) if is_cuda(device) else lr
-        self.optimizer = torch.optim.AdamW(trained, lr=rate, weight_decay=weight_decay, fused=True)
+        adam = {"weight_decay": weight_decay, "fused": True, "capturable": graph is not None}
+        self.optimizer = torch.optim.AdamW(trained, lr=rate, **adam)
+        self._run = self._update if graph is None else graph(self._update)
         self.window = torch.zeros(len(objective.metrics), device=device)
 
     def __call__(self, batch: Mapping[str, Tensor]) -> None:
         """One step on a batch of `x0` and `noise` [B, C, S, S], `t` [B] and `y` [B]."""
-        inputs = [batch[key].to(self.device, non_blocking=True) for key in ("x0", "y", "t", "noise")]
         self._set_rate()
-        self._update(inputs)
+        self._run(self._inputs(batch))
         self.ema.update()
+
+    def without_graph(self, batch: Mapping[str, Tensor]) -> None:
+        """As a call, but the work runs directly."""
+        self._set_rate()
+        self._update(self._inputs(batch))
+        self.ema.update()
+
+    def _inputs(self, batch: Mapping[str, Tensor]) -> list[Tensor]:
+        return [batch[key].to(self.device, non_blocking=True) for key in ("x0", "y", "t", "noise")]
 
     def _set_rate(self) -> None:
         """Give the optimizer the learning rate of this step."""

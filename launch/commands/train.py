@@ -10,7 +10,7 @@ import yaml
 
 from ...harness import signals
 from ...harness.config import Config, check_fit
-from ...harness.device import device_type, pick_device
+from ...harness.device import device_type, pick_device, training_mode
 from ...harness.keys import asked, config_to_dict, model_folder, training_folder
 from ...harness.progress import Progress
 from ...harness.run import read_run, write_study
@@ -103,6 +103,7 @@ def check_ready(config: Config, folder: Path) -> None:
     check_fit(config)
     check_request(config.data)
     device = pick_device(config.run.device)
+    training_mode(config.train.compile, device)
     with torch.device("meta"):
         net = registry.build(config.model)
     registry.select_backends(net, vars(config.backend), device_type(device))

@@ -207,7 +207,10 @@ def test_a_compiler_that_fails_is_a_row(monkeypatch):
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({"input_sizes": [8, 7]}, "patch_size 2 does not divide model.input_size 7")],
+    [
+        ({"input_sizes": [8, 7]}, "patch_size 2 does not divide model.input_size 7"),
+        ({"modes": ["train"], "compile": ["whole-step"]}, "compile=whole-step needs a GPU, and the device is cpu"),
+    ],
 )
 def test_bad_input_is_an_error_before_anything_is_measured(settings, message):
     with pytest.raises(InputError, match=message):
@@ -226,9 +229,9 @@ SMALL = {  # one or two blocks, because each is compiled six times
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_every_way_of_compiling_on_the_gpu(name, precision):
     """float32 is float32 (the check's limit is below TF32's rounding), and memory is counted."""
-    kinds = ["eager", "compile", "reduce-overhead"]
+    kinds = ["eager", "compile", "reduce-overhead", "whole-step"]
     rows, error = collect(make(SMALL[name], "cuda", compile=kinds, precision=precision, checkpointing=[False, True]))
-    assert error is None and len(rows) == 9, error
+    assert error is None and len(rows) == 3 + 8, error  # whole-step is a mode of training
     for row in rows:
         assert row["peak_memory_gib"] > 0 and row["state"] == "done"
 

@@ -49,6 +49,15 @@ def test_the_batch_search_ends_if_a_call_takes_as_long_as_a_measurement():
     assert best_batch(measured({1: "oom"})) is None
 
 
+def test_the_whole_step_is_a_mode_of_training():
+    settings = BenchConfig(batch_size=[4, 8], compile=["compile", "whole-step"], modes=["forward", "train"])
+    points, _ = fill(settings, 16, lambda point: 1.0)
+    kinds = [("forward", "compile")] * 2 + [("train", "compile")] * 2 + [("train", "whole-step")] * 2
+    assert [(point.mode, point.compile) for point in points] == kinds
+    with pytest.raises(InputError, match=r"bench.compile=whole-step is a mode of training: give bench.modes=\[train\]"):
+        BenchConfig(compile=["whole-step"])
+
+
 def fill(settings, size, speed):
     """The points of a whole sweep in which a point has the outcome `speed(point)`, and the rows."""
     rows, points = [], []

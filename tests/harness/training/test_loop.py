@@ -260,7 +260,7 @@ def test_gpu_tracks_the_cpu(family, tmp_path):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("kind", ["eager", "reduce-overhead", "max-autotune"])
+@pytest.mark.parametrize("kind", ["eager", "reduce-overhead", "max-autotune", "whole-step"])
 def test_an_interrupted_training_on_the_gpu_continues(kind, tmp_path):
     """Adam's moments and counts return to the GPU, and CUDA graphs are recorded again."""
     config = replace(make(DIT, steps=12, compile=kind), run=RunConfig(device="cuda", log_every=1))
