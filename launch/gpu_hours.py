@@ -63,8 +63,8 @@ def gpu_hours(config: Config, rows: Sequence[Line], name: str) -> Hours:
     The speed is that of the fastest measured batch of the same model, at the same size, precision, checkpointing and
     compile mode (any, for `auto`). Batches larger than what a step passes at a time (`run.micro_batch`) count only if
     no other was measured. Channels and classes may differ, because they change only the first and the last layer.
-    Sampling is not included. A GPU whose name ends in ", busy host" was measured while other processes kept the host busy, so that the
-    training may take fewer hours; it is used only if there is no undisturbed measurement.
+    Sampling is not included. A GPU whose name ends in ", busy host" was measured while other processes kept the host
+    busy, so that the training may take fewer hours; it is used only if there is no undisturbed measurement.
     """
     settings = config.train
     speeds: dict[str, float] = {}
