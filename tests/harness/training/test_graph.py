@@ -91,7 +91,7 @@ def test_replays_read_the_inputs_and_the_learning_rate_of_their_call(monkeypatch
     set_rate = loop.TrainStep._set_rate
 
     def set_to_zero(self):
-        weights.append(next(self.net.parameters()).detach().clone())
+        weights.append(torch.cat([parameter.detach().flatten() for parameter in self.net.parameters()]))
         captured.append(self._run.graph is not None)
         self.lr = 1e-3 if len(weights) <= 6 else 0.0
         set_rate(self)
