@@ -200,6 +200,7 @@ class Subject:
             training = training_step(*how, self.goal, WholeStep if whole else None)
             if whole:
                 check_whole_step(training, noisy(x, t, y), self.settings.precision)
+                release(self.device)  # the activations of the step without a graph
 
             def step() -> None:
                 training(noisy(x, t, y))
