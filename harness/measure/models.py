@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ...kernels.errors import InputError
 from ...models.registry import Backbone, build, select_backends
-from ..config import CUDA_GRAPHS, BenchConfig, ObjectiveConfig
+from ..config import CUDA_GRAPHS, BenchConfig, ObjectiveConfig, TrainConfig
 from ..device import autocast, compiled, device_name, device_type, exact_float32, is_cuda, round_weights
 from ..diffusion.objective import Objective, objective
 from ..training.step import TrainStep
@@ -245,7 +245,8 @@ def train_step(
     call: Callable[..., Tensor], net: Backbone, device: str, precision: str, goal: Objective
 ) -> Callable[..., None]:
     """A step of the training loop. The learning rate is 0: the same work, but the weights stay those of the check."""
-    training = TrainStep(net, goal, call=call, device=device, precision=precision, lr=0.0)
+    training = TrainStep(net, goal, TrainConfig(precision=precision), call=call, device=device)
+    training.lr = 0.0
 
     def step(x: Tensor, t: Tensor, y: Tensor) -> None:
         training({"x0": x, "y": y, "t": t, "noise": torch.randn_like(x)})

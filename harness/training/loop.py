@@ -134,12 +134,9 @@ def train(folder: Path, config: Config, progress: Progress, moments: Sequence[in
     step = TrainStep(
         net,
         goal,
+        settings,
         call=compiled(net, settings.compile),
         device=device,
-        precision=settings.precision,
-        lr=settings.lr,
-        weight_decay=settings.weight_decay,
-        ema_decay=settings.ema_decay,
         micro_batch=micro_batch(config),
     )
     at = Position()

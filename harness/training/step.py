@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ...models.registry import Backbone
+from ..config import TrainConfig
 from ..device import autocast, is_cuda
 from ..diffusion.objective import Objective
 from .checkpoint import Checkpoint
@@ -14,8 +15,10 @@ from .ema import EMA
 
 
 class TrainStep:
-    """Forward, loss, backward, AdamW and EMA, and the state that they change: weights, their average, Adam's moments,
-    and `window`, the sums [len(objective.metrics)] of metrics that are not yet logged.
+    """Forward, loss, backward, clipping, AdamW and EMA, and the state that they change: weights, their average, Adam's
+    moments, `updates`, the number of steps so far, and `window`, the sums [len(objective.metrics)] of metrics that are
+    not yet logged. `grad_norm` is the norm of the last step's gradients before clipping, a tensor without dimensions,
+    None without `train.clip`.
 
     `call` is `net`, or `net` compiled or wrapped. The caller sets the net's training mode and checkpointing.
     """
@@ -24,27 +27,30 @@ class TrainStep:
         self,
         net: Backbone,
         objective: Objective,
+        settings: TrainConfig,
         *,
         call: Callable[..., Tensor],
         device: str,
-        precision: str,
-        lr: float,
-        weight_decay: float = 0.0,
-        ema_decay: float = 0.9999,
         micro_batch: int | None = None,
         no_sync: Callable[[], AbstractContextManager[object]] = nullcontext,
     ) -> None:
         """`micro_batch` is the number of images in one pass, a divisor of the batch. None: the whole batch. Every pass
         but the last runs in `no_sync()`, so that a wrapper of the net exchanges gradients once a step."""
         self.net, self.objective, self.call = net, objective, call
-        self.device, self.precision, self.micro_batch, self.no_sync = device, precision, micro_batch, no_sync
-        self.lr = lr
-        self.ema = EMA(net, ema_decay)
-        trained = [p for p in net.parameters() if p.requires_grad]
-        # On a GPU a tensor, which a captured step reads anew.
-        rate = torch.tensor(lr, device=device) if is_cuda(device) else lr
-        self.optimizer = torch.optim.AdamW(trained, lr=rate, weight_decay=weight_decay, fused=True)
+        self.device, self.precision, self.micro_batch, self.no_sync = device, settings.precision, micro_batch, no_sync
+        self.lr, self.warmup, self.clip = settings.lr, settings.warmup, settings.clip
+        self.updates = 0
+        self.ema = EMA(net, settings.ema_decay)
+        self.trained = [p for p in net.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(
+            self.trained,
+            lr=torch.tensor(self.lr, device=device) if is_cuda(device) else self.lr,  # a captured step reads a tensor
+            betas=(settings.betas[0], settings.betas[1]),
+            weight_decay=settings.weight_decay,
+            fused=True,
+        )
         self.window = torch.zeros(len(objective.metrics), device=device)
+        self.grad_norm = None if self.clip is None else torch.zeros((), device=device)
 
     def __call__(self, batch: Mapping[str, Tensor]) -> None:
         """One step on a batch of `x0` and `noise` [B, C, S, S], `t` [B] and `y` [B]."""
@@ -52,14 +58,18 @@ class TrainStep:
         self._set_rate()
         self._update(inputs)
         self.ema.update()
+        self.updates += 1
+
+    def rate(self) -> float:
+        """The learning rate of the next step: `lr`, after a linear rise over the first `warmup` steps."""
+        return self.lr * min(1, (self.updates + 1) / self.warmup) if self.warmup else self.lr
 
     def _set_rate(self) -> None:
-        """Give the optimizer the learning rate of this step."""
         for group in self.optimizer.param_groups:
             if isinstance(group["lr"], Tensor):
-                group["lr"].fill_(self.lr)
+                group["lr"].fill_(self.rate())
             else:
-                group["lr"] = self.lr
+                group["lr"] = self.rate()
 
     def _update(self, inputs: Sequence[Tensor]) -> None:
         """Gradients and AdamW: what a CUDA graph may capture, so no number of Python's changes here between steps.
@@ -78,6 +88,8 @@ class TrainStep:
                 (losses["loss"].mean() / passes).backward()
             means = [losses[name].detach().mean() / passes for name in self.objective.metrics]
             self.window += torch.stack(means).to(self.window)
+        if self.clip is not None and self.grad_norm is not None:
+            self.grad_norm.copy_(torch.nn.utils.clip_grad_norm_(self.trained, self.clip, foreach=True))
         self.optimizer.step()
 
     def tensors(self) -> dict[str, Tensor]:
@@ -103,3 +115,4 @@ class TrainStep:
                     "exp_avg_sq": second[name].to(parameter.device),
                 }
         self.window.copy_(saved.tensors["window"])
+        self.updates = saved.step

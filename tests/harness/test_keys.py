@@ -42,6 +42,9 @@ OF_TRAINING = {
     "name of the data": change("data", name="mine"),
     "split": change("data", split="test"),
     "learning rate": change("train", lr=2e-4),
+    "warm-up": change("train", warmup=10),
+    "betas": change("train", betas=[0.9, 0.99]),
+    "clip": change("train", clip=1.0),
     "precision": change("train", precision="float32"),
     "compile": change("train", compile="compile"),
     "backend": change("backend", attention="sdpa"),
@@ -110,9 +113,9 @@ def test_a_speed_depends_on_the_whole_measurement():
 def test_a_field_that_is_added_later_changes_no_key():
     @dataclass
     class Grown(TrainConfig):
-        warmup: int = field(default=100, metadata={"since": 0})
+        later: int = field(default=100, metadata={"since": 0})
 
-    old, new = TrainConfig(steps=4), Grown(steps=4, warmup=0)
+    old, new = TrainConfig(steps=4), Grown(steps=4, later=0)
     assert declared(old) == declared(new) != declared(Grown(steps=4))
     assert keys.digest(declared(old)) == keys.digest(declared(new))
 
