@@ -1,11 +1,14 @@
 """Checks of values that several sections of a configuration share."""
 
 import math
+from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from ..kernels.errors import InputError, unknown
 
 PRECISIONS = ("float32", "bfloat16")
+WEIGHTS = ("ema", "live")  # or ema@DECAY
 
 
 def check_positive(section: str, values: dict[str, int | float], most: float = math.inf) -> None:
@@ -44,3 +47,19 @@ def check_steps(name: str, value: Any, number: bool = False, words: tuple[str, .
         choices = [*words, "a list of steps such as [1000, 2000]", *(["a number of images"] if number else [])]
         raise InputError(f"{name} must be {' or '.join(choices)}, not {value!r}")
     return sorted(set(steps))
+
+
+def average_name(decay: float) -> str:
+    """The name of the weights that are averaged with another decay than `train.ema_decay`, such as `ema@0.999`."""
+    return f"ema@{decay}"
+
+
+def check_weights(name: str, value: str, choices: Sequence[str] = (*WEIGHTS, "ema@DECAY")) -> str:
+    """`ema`, `live`, or `ema@DECAY` with the decay as Python writes it. Raises InputError, with `choices`, for another
+    value."""
+    if value in WEIGHTS:
+        return value
+    if value.startswith("ema@"):
+        with suppress(ValueError):
+            return average_name(float(value.removeprefix("ema@")))
+    raise unknown(name, value, choices)

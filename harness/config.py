@@ -12,7 +12,7 @@ from typing import Any
 from ..kernels import NAMES
 from ..kernels.errors import InputError, unknown
 from ..models.registry import out_channels
-from .checks import check_positive, check_precision, check_seed, check_steps
+from .checks import WEIGHTS, average_name, check_positive, check_precision, check_seed, check_steps, check_weights
 from .device import COMPILE_OPTIONS
 from .diffusion.samplers import SAMPLERS, path_of
 
@@ -22,7 +22,6 @@ COMPILE = ("eager", *COMPILE_OPTIONS)
 CUDA_GRAPHS = ("reduce-overhead", "max-autotune")
 FEATURES = ("efficientnet_lite0", "inception_v3")
 METRICS = ("fd", "kid", "prc", "isc")
-WEIGHTS = ("ema", "live")
 # What is larger is a slip of the keyboard that would fill the memory or never end.
 MOST_STEPS = 99_999_999  # names of checkpoints have eight digits
 MOST_SAMPLES = 10_000_000
@@ -92,6 +91,10 @@ class TrainConfig:
     weight_decay: float = 0.0
     clip: float | None = field(default=None, metadata={"since": None})  # the largest norm of the gradients; null: any
     ema_decay: float = 0.9999
+    # The decay after n steps is at most (1 + n) / (10 + n). Without that, 37 % of the average are initial weights after
+    # 10,000 steps of 0.9999.
+    ema_rampup: bool = field(default=True, metadata={"since": False})
+    ema_decays: list[float] = field(default_factory=list, metadata={"since": []})  # more averages: weights ema@DECAY
     class_dropout: float = 0.1  # the probability that the null class replaces a label
     precision: str = "bfloat16"
     compile: str = "eager"  # or compile, reduce-overhead, max-autotune: faster, with different rounding
@@ -126,6 +129,13 @@ class TrainConfig:
         _check_compile("train.compile", self.compile)
         if not 0 <= self.ema_decay < 1:
             raise InputError(f"train.ema_decay must be at least 0 and below 1, not {self.ema_decay}")
+        self.ema_decays = sorted({float(decay) for decay in self.ema_decays})
+        for decay in self.ema_decays:
+            if not 0 <= decay < 1 or decay == self.ema_decay:
+                raise InputError(
+                    f"train.ema_decays must be at least 0, below 1 and other than train.ema_decay {self.ema_decay}, "
+                    f"not {decay}"
+                )
         if not 0 <= self.class_dropout < 1:
             raise InputError(f"train.class_dropout must be at least 0 and below 1, not {self.class_dropout}")
 
@@ -144,7 +154,7 @@ class SampleConfig:
     compile: str = "eager"  # or compile, reduce-overhead, max-autotune: faster, with different rounding
     batch_size: int = 64
     at: Any = "last"  # or all (every kept moment), or a list of steps
-    weights: str = "ema"  # or live: not averaged
+    weights: str = "ema"  # or live: not averaged; or ema@DECAY: of train.ema_decays
     seed: int | None = None  # of the noise; null: the training's
 
     def __post_init__(self) -> None:
@@ -153,8 +163,7 @@ class SampleConfig:
         check_positive("sample", {"steps": self.steps})
         if not math.isfinite(self.guidance):
             raise InputError(f"sample.guidance must be finite, not {self.guidance}; 1 is no guidance")
-        if self.weights not in WEIGHTS:
-            raise unknown("sample.weights", self.weights, WEIGHTS)
+        self.weights = check_weights("sample.weights", self.weights)
         if self.at not in ("last", "all"):
             self.at = check_steps("sample.at", self.at, words=("last", "all"))
         if self.seed is not None:
@@ -309,11 +318,17 @@ def micro_batch(config: Config) -> int:
     return next(size for size in range(most, 0, -1) if whole % size == 0)
 
 
+def averages(train: TrainConfig) -> list[str]:
+    """The names of the averaged weights of a training: `ema`, and `ema@DECAY` for each of `train.ema_decays`."""
+    return ["ema", *map(average_name, train.ema_decays)]
+
+
 def check_fit(config: Config) -> None:
     """Check that the sections of a configuration fit together.
 
     Raises InputError where the model does not fit the encoded data or the objective, where the sampler does not fit the
-    objective, where label dropout or guidance needs a null class that the model lacks, where guidance needs classes,
+    objective, where it takes an average of weights that the training does not keep, where label dropout or guidance
+    needs a null class that the model lacks, where guidance needs classes,
     where more channels are guided than the model has, or where CUDA graphs are combined with micro-batches.
     """
     from .data.encoder import encoder
@@ -331,6 +346,8 @@ def check_fit(config: Config) -> None:
             )
     goal = objective(config.objective)
     path_of(goal, settings.method, settings.steps)
+    if settings.weights not in (kept := [*averages(config.train), *WEIGHTS]):
+        raise unknown("sample.weights of this training", settings.weights, dict.fromkeys(kept))
     if (head := out_channels(model)) != (needed := goal.out_channels(model.in_channels)):
         raise InputError(
             f"model.out_channels {head} does not fit objective {config.objective.kind}, which needs {needed}: "

@@ -15,7 +15,7 @@ from .ema import EMA
 
 
 class TrainStep:
-    """Forward, loss, backward, clipping, AdamW and EMA, and the state that they change: weights, their average, Adam's
+    """Forward, loss, backward, clipping, AdamW and EMA, and the state that they change: weights, their averages, Adam's
     moments, `updates`, the number of steps so far, and `window`, the sums [len(objective.metrics)] of metrics that are
     not yet logged. `grad_norm` is the norm of the last step's gradients before clipping, a tensor without dimensions,
     None without `train.clip`.
@@ -40,7 +40,7 @@ class TrainStep:
         self.device, self.precision, self.micro_batch, self.no_sync = device, settings.precision, micro_batch, no_sync
         self.lr, self.warmup, self.clip = settings.lr, settings.warmup, settings.clip
         self.updates = 0
-        self.ema = EMA(net, settings.ema_decay)
+        self.ema = EMA(net, settings.ema_decay, settings.ema_decays, settings.ema_rampup)
         self.trained = [p for p in net.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(
             self.trained,
@@ -57,7 +57,7 @@ class TrainStep:
         inputs = [batch[key].to(self.device, non_blocking=True) for key in ("x0", "y", "t", "noise")]
         self._set_rate()
         self._update(inputs)
-        self.ema.update()
+        self.ema.update(self.updates)
         self.updates += 1
 
     def rate(self) -> float:
@@ -95,7 +95,8 @@ class TrainStep:
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor by its name in a checkpoint."""
         named = {f"model/{name}": v for name, v in self.net.state_dict().items()}
-        named |= {f"ema/{name}": v for name, v in self.ema.net.state_dict().items()}
+        for kind, net in self.ema.nets.items():
+            named |= {f"{kind}/{name}": v for name, v in net.state_dict().items()}
         for name, parameter in self.net.named_parameters():
             for moment in ("exp_avg", "exp_avg_sq"):
                 if parameter in self.optimizer.state:
@@ -105,7 +106,8 @@ class TrainStep:
     def restore(self, saved: Checkpoint) -> None:
         """Continue from a checkpoint, bit for bit."""
         self.net.load_state_dict(saved.group("model"))
-        self.ema.net.load_state_dict(saved.group("ema"))
+        for kind, net in self.ema.nets.items():
+            net.load_state_dict(saved.group(kind))
         first, second = saved.group("exp_avg"), saved.group("exp_avg_sq")
         for name, parameter in self.net.named_parameters():
             if name in first:

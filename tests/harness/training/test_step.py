@@ -72,17 +72,28 @@ class Loop:
         return weights
 
 
+def average(weights: list[np.ndarray], decay: float, rampup: bool) -> np.ndarray:
+    """The moving average of weights after each step, `weights[0]` those before the first, by its definition."""
+    averaged = weights[0]
+    for n, w in enumerate(weights[1:]):
+        d = min(decay, (1 + n) / (10 + n)) if rampup else decay
+        averaged = d * averaged + (1 - d) * w
+    return averaged
+
+
 OPTIONS: dict[str, dict[str, Any]] = {
     "as it was": {},
     "betas": {"betas": [0.5, 0.7]},
     "warm-up": {"warmup": 6},
     "clip": {"clip": 0.05},
     "weight decay": {"weight_decay": 0.5},
+    "averages": {"ema_decays": [0.999, 0.5]},
+    "no ramp": {"ema_rampup": False},
     "all": {"betas": [0.8, 0.95], "warmup": 3, "clip": 0.3, "weight_decay": 0.1},
 }
 
 
-@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("name", [name for name in OPTIONS if name not in ("averages", "no ramp")])
 def test_weights_are_those_of_a_loop_in_float64(name):
     settings = TrainConfig(lr=0.01, precision="float32", **OPTIONS[name])
     step, expected = step_of(settings), Loop(settings).run(9)
@@ -92,6 +103,22 @@ def test_weights_are_those_of_a_loop_in_float64(name):
         assert np.abs(actual - expected[k]).max() < 2e-6, k
     if name != "as it was":  # the option has an effect that is far above the tolerance
         assert np.abs(expected[9] - Loop(TrainConfig(lr=0.01)).run(9)[9]).max() > 1e-4
+
+
+@pytest.mark.parametrize("rampup", [False, True])
+def test_averages_are_those_of_a_loop_in_float64(rampup):
+    """With the ramp, 0.5 is reached after 8 steps, and 0.9999 in none of these."""
+    settings = TrainConfig(lr=0.01, precision="float32", ema_decay=0.9999, ema_decays=[0.5, 0.0], ema_rampup=rampup)
+    step, weights = step_of(settings), Loop(settings).run(30)
+    for k in range(1, 31):
+        step(batch(k))
+    assert list(step.ema.nets) == ["ema", "ema@0.0", "ema@0.5"]
+    for (kind, net), decay in zip(step.ema.nets.items(), (0.9999, 0.0, 0.5), strict=True):
+        actual = next(iter(net.parameters())).double().numpy()
+        assert np.abs(actual - average(weights, decay, rampup)).max() < 3e-6, kind
+    assert torch.equal(*(next(iter(net.parameters())) for net in (step.net, step.ema.nets["ema@0.0"])))
+    share = average([np.ones(1)] + [np.zeros(1)] * 30, 0.9999, rampup).item()  # of the initial weights
+    assert (share < 1e-6) if rampup else (share > 0.99)
 
 
 def test_the_rate_rises_linearly():
