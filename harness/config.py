@@ -12,10 +12,10 @@ from typing import Any
 from ..kernels import NAMES
 from ..kernels.errors import InputError, unknown
 from ..models.registry import out_channels
+from .checks import WEIGHTS, average_name, check_positive, check_precision, check_seed, check_steps, check_weights
 from .device import COMPILE_OPTIONS, WHOLE_STEP
 from .diffusion.samplers import SAMPLERS, path_of
 
-PRECISIONS = ("float32", "bfloat16")
 MODES = ("forward", "train")  # of bench
 # How a network is called: directly, through torch.compile, with CUDA graphs too, or with CUDA graphs and autotuning.
 COMPILE = ("eager", *COMPILE_OPTIONS)
@@ -24,7 +24,6 @@ TRAIN_COMPILE = ("auto", *BENCH_COMPILE)  # auto: whole-step on a GPU, eager els
 CUDA_GRAPHS = ("reduce-overhead", "max-autotune")
 FEATURES = ("efficientnet_lite0", "inception_v3")
 METRICS = ("fd", "kid", "prc", "isc")
-WEIGHTS = ("ema", "live")
 # What is larger is a slip of the keyboard that would fill the memory or never end.
 MOST_STEPS = 99_999_999  # names of checkpoints have eight digits
 MOST_SAMPLES = 10_000_000
@@ -33,24 +32,6 @@ MOST_SIDE = 16_384  # pixels or latents
 MOST_MOMENTS = 10_000
 MOST_WORKERS = 256
 MOST_NAME = 200  # bytes of data.name, which is part of a folder's name
-
-
-def _positive(section: str, values: dict[str, int | float], most: float = math.inf) -> None:
-    for name, value in values.items():
-        if not 0 < value < math.inf:
-            raise InputError(f"{section}.{name} must be above 0{' and finite' if value > 0 else ''}, not {value}")
-        if value > most:
-            raise InputError(f"{section}.{name} must be at most {most:,}, not {value}")
-
-
-def _check_precision(key: str, precision: str) -> None:
-    if precision == "float16":
-        raise InputError(
-            f"{key}=float16 is not supported: states and outputs of a scan exceed float16's largest number (65504), "
-            f"and there is no loss scaling for small gradients; choices: {', '.join(PRECISIONS)}"
-        )
-    if precision not in PRECISIONS:
-        raise unknown(key, precision, PRECISIONS)
 
 
 @dataclass
@@ -70,8 +51,8 @@ class DataConfig:
     split: str = "train"  # or test, where the set has one
 
     def __post_init__(self) -> None:
-        _positive("data", {"size": self.size}, MOST_SIDE)
-        _positive("data", {"channels": self.channels})
+        check_positive("data", {"size": self.size}, MOST_SIDE)
+        check_positive("data", {"channels": self.channels})
         if not self.name.isprintable() or len(self.name.encode()) > MOST_NAME:
             raise InputError(
                 f"data.name is part of a folder's name: at most {MOST_NAME} bytes that can be printed, "
@@ -79,23 +60,6 @@ class DataConfig:
             )
         if self.num_classes < 0:
             raise InputError(f"data.num_classes must be 0 (unconditional) or more, not {self.num_classes}")
-
-
-def _check_seed(name: str, seed: int, bits: int = 64) -> None:
-    if not 0 <= seed < 2**bits:
-        raise InputError(f"{name} must be 0 or more and below 2^{bits}, not {seed}")
-
-
-def check_steps(name: str, value: Any, number: bool = False, words: tuple[str, ...] = ()) -> Any:
-    """The steps of a training as a sorted list without duplicates. Where `number` is true, a single positive int is
-    allowed too and returned as it is. Raises InputError for anything else."""
-    if number and type(value) is int and value > 0:
-        return value
-    steps = list(value) if isinstance(value, list | tuple) else None
-    if steps is None or not all(type(step) is int and step > 0 for step in steps):
-        choices = [*words, "a list of steps such as [1000, 2000]", *(["a number of images"] if number else [])]
-        raise InputError(f"{name} must be {' or '.join(choices)}, not {value!r}")
-    return sorted(set(steps))
 
 
 def _check_compile(name: str, value: str, choices: tuple[str, ...] = COMPILE) -> None:
@@ -124,8 +88,15 @@ class TrainConfig:
     steps: int = 400_000
     batch_size: int = 256
     lr: float = 1e-4
+    warmup: int = field(default=0, metadata={"since": 0})  # steps of a linear rise of the learning rate
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.999], metadata={"since": [0.9, 0.999]})  # of AdamW
     weight_decay: float = 0.0
+    clip: float | None = field(default=None, metadata={"since": None})  # the largest norm of the gradients; null: any
     ema_decay: float = 0.9999
+    # The decay after n steps is at most (1 + n) / (10 + n). Without that, 37 % of the average are initial weights after
+    # 10,000 steps of 0.9999.
+    ema_rampup: bool = field(default=True, metadata={"since": False})
+    ema_decays: list[float] = field(default_factory=list, metadata={"since": []})  # more averages: weights ema@DECAY
     class_dropout: float = 0.1  # the probability that the null class replaces a label
     precision: str = "bfloat16"
     # eager, or faster with different rounding: compile, reduce-overhead, max-autotune, whole-step; auto
@@ -136,9 +107,16 @@ class TrainConfig:
     snapshots: Any = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        _positive("train", {"steps": self.steps}, MOST_STEPS)
-        _positive("train", {"batch_size": self.batch_size}, MOST_AT_ONCE)
-        _positive("train", {"lr": self.lr})
+        check_positive("train", {"steps": self.steps}, MOST_STEPS)
+        check_positive("train", {"batch_size": self.batch_size}, MOST_AT_ONCE)
+        check_positive("train", {"lr": self.lr})
+        if self.clip is not None:
+            check_positive("train", {"clip": self.clip})
+        if not 0 <= self.warmup <= MOST_STEPS:
+            raise InputError(f"train.warmup must be 0 or more and at most {MOST_STEPS:,} steps, not {self.warmup}")
+        self.betas = [float(beta) for beta in self.betas]
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise InputError(f"train.betas must be two numbers of at least 0 and below 1, not {self.betas}")
         if not 0 <= self.weight_decay < math.inf:
             raise InputError(f"train.weight_decay must be 0 or more and finite, not {self.weight_decay}")
         self.snapshots = check_steps("train.snapshots", self.snapshots, number=True)
@@ -150,10 +128,17 @@ class TrainConfig:
                 f"train.snapshots {self.snapshots} would keep the weights of {moments:,} steps, more than "
                 f"{MOST_MOMENTS:,}: give a larger number of images"
             )
-        _check_precision("train.precision", self.precision)
+        check_precision("train.precision", self.precision)
         _check_compile("train.compile", self.compile, TRAIN_COMPILE)
         if not 0 <= self.ema_decay < 1:
             raise InputError(f"train.ema_decay must be at least 0 and below 1, not {self.ema_decay}")
+        self.ema_decays = sorted({float(decay) for decay in self.ema_decays})
+        for decay in self.ema_decays:
+            if not 0 <= decay < 1 or decay == self.ema_decay:
+                raise InputError(
+                    f"train.ema_decays must be at least 0, below 1 and other than train.ema_decay {self.ema_decay}, "
+                    f"not {decay}"
+                )
         if not 0 <= self.class_dropout < 1:
             raise InputError(f"train.class_dropout must be at least 0 and below 1, not {self.class_dropout}")
 
@@ -172,24 +157,23 @@ class SampleConfig:
     compile: str = "eager"  # or compile, reduce-overhead, max-autotune: faster, with different rounding
     batch_size: int = 64
     at: Any = "last"  # or all (every kept moment), or a list of steps
-    weights: str = "ema"  # or live: not averaged
+    weights: str = "ema"  # or live: not averaged; or ema@DECAY: of train.ema_decays
     seed: int | None = None  # of the noise; null: the training's
 
     def __post_init__(self) -> None:
-        _positive("sample", {"count": self.count}, MOST_SAMPLES)
-        _positive("sample", {"batch_size": self.batch_size}, MOST_AT_ONCE)
-        _positive("sample", {"steps": self.steps})
+        check_positive("sample", {"count": self.count}, MOST_SAMPLES)
+        check_positive("sample", {"batch_size": self.batch_size}, MOST_AT_ONCE)
+        check_positive("sample", {"steps": self.steps})
         if not math.isfinite(self.guidance):
             raise InputError(f"sample.guidance must be finite, not {self.guidance}; 1 is no guidance")
-        if self.weights not in WEIGHTS:
-            raise unknown("sample.weights", self.weights, WEIGHTS)
+        self.weights = check_weights("sample.weights", self.weights)
         if self.at not in ("last", "all"):
             self.at = check_steps("sample.at", self.at, words=("last", "all"))
         if self.seed is not None:
-            _check_seed("sample.seed", self.seed)
+            check_seed("sample.seed", self.seed)
         if self.method not in SAMPLERS:
             raise unknown("sample.method", self.method, SAMPLERS)
-        _check_precision("sample.precision", self.precision)
+        check_precision("sample.precision", self.precision)
         _check_compile("sample.compile", self.compile)
         if self.guidance_channels is not None and self.guidance_channels < 1:
             raise InputError(
@@ -211,9 +195,9 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         if self.reference_count is not None:
-            _positive("evaluate", {"reference_count": self.reference_count})
-        _positive("evaluate", {"batch_size": self.batch_size}, MOST_AT_ONCE)
-        _check_seed("evaluate.seed", self.seed, bits=32)  # numpy's RandomState, by which torch-fidelity draws
+            check_positive("evaluate", {"reference_count": self.reference_count})
+        check_positive("evaluate", {"batch_size": self.batch_size}, MOST_AT_ONCE)
+        check_seed("evaluate.seed", self.seed, bits=32)  # numpy's RandomState, by which torch-fidelity draws
         if self.features not in FEATURES:
             raise unknown("evaluate.features", self.features, FEATURES)
         if not self.metrics:
@@ -252,14 +236,14 @@ class BenchConfig:
     precision: str = "bfloat16"
 
     def __post_init__(self) -> None:
-        _positive("bench", {"repeats": self.repeats, "warmup": self.warmup}, 100_000)
-        _positive("bench", {"seconds": self.seconds}, 86_400)
+        check_positive("bench", {"repeats": self.repeats, "warmup": self.warmup}, 100_000)
+        check_positive("bench", {"seconds": self.seconds}, 86_400)
         if self.batch_size != "auto":
             self.batch_size = list(self.batch_size) if isinstance(self.batch_size, list | tuple) else [self.batch_size]
             if not all(type(size) is int and size > 0 for size in self.batch_size):
                 raise InputError(f"bench.batch_size must be numbers above 0, or auto, not {self.batch_size}")
             for size in self.batch_size:
-                _positive("bench", {"batch_size": size}, MOST_AT_ONCE)
+                check_positive("bench", {"batch_size": size}, MOST_AT_ONCE)
         for name in ("batch_size", "modes", "compile", "input_sizes", "checkpointing"):
             if getattr(self, name) == []:
                 raise InputError(f"bench.{name} is empty")
@@ -271,8 +255,8 @@ class BenchConfig:
         if self.compile == [WHOLE_STEP] and "forward" in self.modes:
             raise InputError(f"bench.compile={WHOLE_STEP} is a mode of training: give bench.modes=[train]")
         for size in self.input_sizes or []:
-            _positive("bench", {"input_sizes": size}, MOST_SIDE)
-        _check_precision("bench.precision", self.precision)
+            check_positive("bench", {"input_sizes": size}, MOST_SIDE)
+        check_precision("bench.precision", self.precision)
 
 
 @dataclass
@@ -290,9 +274,9 @@ class RunConfig:
     new_backends: bool = False  # continue with other backends where those of a training cannot run any more
 
     def __post_init__(self) -> None:
-        _positive("run", {"log_every": self.log_every, "checkpoint_every": self.checkpoint_every})
+        check_positive("run", {"log_every": self.log_every, "checkpoint_every": self.checkpoint_every})
         if self.micro_batch is not None:
-            _positive("run", {"micro_batch": self.micro_batch})
+            check_positive("run", {"micro_batch": self.micro_batch})
         if "\n" in self.root:
             raise InputError(f"run.root has a line break: {self.root!r}")
         if not 0 <= self.workers <= MOST_WORKERS:
@@ -316,7 +300,7 @@ class Config:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _check_seed("seed", self.seed)
+        check_seed("seed", self.seed)
 
 
 SECTIONS: dict[str, type] = {
@@ -339,11 +323,17 @@ def micro_batch(config: Config) -> int:
     return next(size for size in range(most, 0, -1) if whole % size == 0)
 
 
+def averages(train: TrainConfig) -> list[str]:
+    """The names of the averaged weights of a training: `ema`, and `ema@DECAY` for each of `train.ema_decays`."""
+    return ["ema", *map(average_name, train.ema_decays)]
+
+
 def check_fit(config: Config) -> None:
     """Check that the sections of a configuration fit together.
 
     Raises InputError where the model does not fit the encoded data or the objective, where the sampler does not fit the
-    objective, where label dropout or guidance needs a null class that the model lacks, where guidance needs classes,
+    objective, where it takes an average of weights that the training does not keep, where label dropout or guidance
+    needs a null class that the model lacks, where guidance needs classes,
     where more channels are guided than the model has, or where CUDA graphs are combined with micro-batches.
     """
     from .data.encoder import encoder
@@ -361,6 +351,8 @@ def check_fit(config: Config) -> None:
             )
     goal = objective(config.objective)
     path_of(goal, settings.method, settings.steps)
+    if settings.weights not in (kept := [*averages(config.train), *WEIGHTS]):
+        raise unknown("sample.weights of this training", settings.weights, dict.fromkeys(kept))
     if (head := out_channels(model)) != (needed := goal.out_channels(model.in_channels)):
         raise InputError(
             f"model.out_channels {head} does not fit objective {config.objective.kind}, which needs {needed}: "

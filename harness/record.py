@@ -114,7 +114,7 @@ class TrainRow(Row):
 @dataclass(frozen=True, kw_only=True)
 class _OfWeights(Row):
     checkpoint_step: int | None = about("the step of the weights")
-    weights: str | None = about("ema or live")
+    weights: str | None = about("ema, ema@DECAY or live")
     images_seen: int | None = about("images that the weights saw")
     training_flops: float | None = about("FLOPs of the training up to this step")
     training_seconds: float | None = about("seconds of the training up to this step")

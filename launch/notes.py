@@ -44,7 +44,8 @@ def _parameters(model: str) -> int:
 def gib(task: Task) -> float:
     """The disk space of a training in GiB: its newest checkpoints, and the weights of every moment."""
     steps = {*task.moments, *moments(task.path)}
-    return 4 * parameters(task) * (GROUPS * KEEP + len(steps)) / GIB
+    others = len(task.config["train"].get("ema_decays", []))
+    return 4 * parameters(task) * ((GROUPS + others) * KEEP + (1 + others) * len(steps)) / GIB
 
 
 def room(runs: Sequence[Planned]) -> dict[str, float]:
@@ -187,18 +188,21 @@ def earlier(runs: Sequence[Planned]) -> Iterator[str]:
     default is not the value that means "as before" (`since`)."""
     trainings = {run.training.key: run for run in reversed(runs) if run.training is not None}
     for run in reversed(list(trainings.values())):
-        if reached(read_records(run.folder / "record.jsonl")):
+        if not reached(read_records(run.folder / "record.jsonl")):
+            yield from (f"{run.name}: {line}" for line in similar(run.config))
+
+
+def similar(wanted: Config) -> Iterator[str]:
+    """A line about each finished training that `earlier` finds for one configuration."""
+    for name, config in _earlier_configs(wanted):
+        folder = training_folder(Path(config.run.root), config)
+        try:
+            steps = reached(read_records(folder / "record.jsonl"))
+        except InputError as error:
+            yield str(error)
             continue
-        for name, config in _earlier_configs(run.config):
-            folder = training_folder(run.root, config)
-            try:
-                steps = reached(read_records(folder / "record.jsonl"))
-            except InputError as error:
-                yield f"{run.name}: {error}"
-                continue
-            if steps:
-                value = _get(config, name)
-                yield f"{run.name}: {folder}, finished to step {steps}, differs only in {name} ({value!r} there)"
+        if steps:
+            yield f"{folder}, finished to step {steps}, differs only in {name} ({_get(config, name)!r} there)"
 
 
 def _earlier_configs(config: Config) -> Iterator[tuple[str, Config]]:

@@ -1,6 +1,7 @@
 """A run of an earlier version: this one reads it, goes on with it, samples it and reports it.
 
-`golden/run` was left by schema 2, layout 2, and is never made anew:
+`golden/run` was left by schema 2, layout 2, and is never made anew. It is older than `train.ema_rampup`, so the same
+request says train.ema_rampup=false today:
 
     lamabench train model=dit_nano model.depth=1 model.hidden_size=8 model.num_heads=2 data=digits data.size=8 \
         train.steps=4 train.batch_size=4 train.precision=float32 train.lr=1e-3 train.ema_decay=0.5 \
@@ -25,7 +26,8 @@ GOLDEN = Path(__file__).parent / "golden" / "run"
 NAME = "dit_nano-digits-057d987afdd1"
 TRAIN = """
 model=dit_nano model.depth=1 model.hidden_size=8 model.num_heads=2 data=digits data.size=8 train.batch_size=4
-train.precision=float32 train.lr=1e-3 train.ema_decay=0.5 train.snapshots=[2] run.log_every=2 run.device=cpu
+train.precision=float32 train.lr=1e-3 train.ema_decay=0.5 train.ema_rampup=false train.snapshots=[2] run.log_every=2
+run.device=cpu
 """.split()
 SAMPLE = ["sample.count=8", "sample.method=ddim", "sample.steps=3"]
 SCORE = ["evaluate.metrics=[prc]", "evaluate.reference_count=20"]
@@ -62,6 +64,15 @@ def test_the_same_requests_are_answered(root, capsys):
     assert main(["evaluate", f"runs/train/{NAME}", *SAMPLE, *SCORE]) == 0
     assert "precision-EffNetLite0-8" in capsys.readouterr().out
     assert contents(root) == before and len(list((root / "trainings").iterdir())) == 1
+
+
+def test_a_request_of_today_has_a_ramp_and_names_it(root, capsys):
+    words = [word for word in TRAIN if not word.startswith("train.ema_rampup")]
+    assert main(["train", *words, "train.steps=4"]) == 0
+    said = f"{NAME.replace('_nano', '')}, finished to step 4, differs only in train.ema_rampup (False there)"
+    assert said in capsys.readouterr().err
+    assert main(["train", *words, "train.steps=4"]) == 0
+    assert said not in capsys.readouterr().err and len(list((root / "trainings").iterdir())) == 2
 
 
 def test_it_goes_on(root):

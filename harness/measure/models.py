@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ...kernels.errors import InputError
 from ...models.registry import Backbone, build, select_backends
-from ..config import CUDA_GRAPHS, BenchConfig, ObjectiveConfig
+from ..config import CUDA_GRAPHS, BenchConfig, ObjectiveConfig, TrainConfig
 from ..device import (
     WHOLE_STEP,
     autocast,
@@ -272,7 +272,9 @@ def training_step(
     graph: Callable[[Update], Update] | None,
 ) -> TrainStep:
     """A step of the training loop. The learning rate is 0: the same work, but the weights stay those of the check."""
-    return TrainStep(net, goal, call=call, device=device, precision=precision, lr=0.0, graph=graph)
+    training = TrainStep(net, goal, TrainConfig(precision=precision), call=call, device=device, graph=graph)
+    training.lr = 0.0
+    return training
 
 
 def noisy(x: Tensor, t: Tensor, y: Tensor) -> dict[str, Tensor]:

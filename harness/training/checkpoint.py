@@ -4,7 +4,7 @@ A training folder has two folders of such files. `checkpoints/` has the last two
 continues. `weights/` has the averaged weights of every requested moment. A file appears complete or not at all (write,
 fsync, rename), and its header has the sum of its bytes and names its step, model, data and code. The tensors of a
 checkpoint are `model/…`, `ema/…`, `exp_avg/…`, `exp_avg_sq/…` and `window` (metrics that are not yet logged). Those of
-weights have their names in the network.
+weights have their names in the network. The averages of other decays are `ema@DECAY/…` in both.
 """
 
 import json
@@ -22,13 +22,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ...kernels.errors import InputError, unknown
+from ...kernels.errors import InputError
 from ...models import registry
 from ...models.registry import Backbone
-from ..config import WEIGHTS
+from ..checks import check_weights
 from ..record import access, read_records
 
 KEEP = 2
+OTHERS = "ema@"  # how the names of further averages begin
 _NAME = re.compile(r"step-(\d{8})\.safetensors")
 
 
@@ -58,7 +59,8 @@ class Checkpoint(Origin):
 
 @dataclass
 class Weights(Origin):
-    """The weights of a network by name, and the loss that was logged last, up to that step."""
+    """The weights of a network by name, and the loss that was logged last, up to that step. In a file, averages of
+    other decays lie beside them."""
 
     tensors: dict[str, Tensor]
     loss: float | None = field(default=None, kw_only=True)
@@ -136,6 +138,13 @@ def _sum(tensors: dict[str, Tensor]) -> int:
     return sum(int(tensor.reshape(-1).view(torch.uint8).sum(dtype=torch.int64)) for tensor in tensors.values())
 
 
+def _group(tensors: Mapping[str, Tensor], kind: str) -> dict[str, Tensor]:
+    """The averaged weights `kind` of those in a file of weights."""
+    if kind == "ema":
+        return {name: tensor for name, tensor in tensors.items() if not name.startswith(OTHERS)}
+    return {name.removeprefix(f"{kind}/"): v for name, v in tensors.items() if name.startswith(f"{kind}/")}
+
+
 Saved = TypeVar("Saved", Checkpoint, Weights)
 
 
@@ -208,13 +217,13 @@ def check_tensors(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor],
         raise InputError(f"the tensors in {where} do not fit the model: {faults[0]}{more}")
 
 
-def check_complete(saved: Checkpoint, model: Any, metrics: int, where: Path) -> None:
+def check_complete(saved: Checkpoint, model: Any, averages: Iterable[str], metrics: int, where: Path) -> None:
     """Raise InputError if a checkpoint lacks a tensor that the configuration of a model needs, or has one of another
-    shape. `metrics` is the number of averaged quantities."""
+    shape. `averages` are the names of the averaged weights, `metrics` is the number of averaged quantities."""
     net = _meta(model)
     weights, parameters = net.state_dict(), dict(net.named_parameters())
     moments = {name for group in ("exp_avg", "exp_avg_sq") for name in saved.group(group)} & parameters.keys()
-    expected = {f"{group}/{name}": value for group in ("model", "ema") for name, value in weights.items()}
+    expected = {f"{group}/{name}": value for group in ("model", *averages) for name, value in weights.items()}
     expected |= {f"{group}/{name}": parameters[name] for group in ("exp_avg", "exp_avg_sq") for name in moments}
     check_tensors(saved.tensors, expected | {"window": torch.empty(metrics, device="meta")}, where)
 
@@ -234,20 +243,21 @@ def newest(folder: Path) -> Iterator[Checkpoint | InputError]:
 
 
 def load_weights(folder: Path, step: int, kind: str = "ema", model: Any = None, tensors: bool = True) -> Weights:
-    """The weights of a training folder at a step, `ema` (averaged) or `live`, on the CPU. With `tensors` False, they
-    are only names and shapes.
+    """The weights of a training folder at a step, `ema` (averaged), `ema@DECAY` or `live`, on the CPU. With `tensors`
+    False, they are only names and shapes.
 
     Live weights exist only in complete checkpoints. Raises InputError, with the nearest kept steps, if there are no
-    weights of that step, and if they are damaged or do not fit the configuration `model`.
+    weights of that step, if they do not include that average, and if they are damaged or do not fit the configuration
+    `model`.
     """
-    if kind not in WEIGHTS:
-        raise unknown("sample.weights", kind, WEIGHTS)
+    kind = check_weights("sample.weights", kind)
     own, whole = folder / "weights" / file_name(step), folder / "checkpoints" / file_name(step)
-    if kind == "ema" and own in files(own.parent):
+    if kind != "live" and own in files(own.parent):
         weights, path = _read(own, Weights, tensors), own
+        weights.tensors = _group(weights.tensors, kind)
     elif whole in files(whole.parent):
         weights, path = weights_of(_read(whole, Checkpoint, tensors), kind), whole
-    elif kind == "ema":
+    elif kind != "live":
         raise InputError(f"{folder} has no averaged weights of step {step}; {nearest(moments(folder), step)}")
     else:
         steps = [int(path.stem.removeprefix("step-")) for path in files(whole.parent)]
@@ -255,17 +265,26 @@ def load_weights(folder: Path, step: int, kind: str = "ema", model: Any = None, 
             f"{folder} has no live weights of step {step} (only its last {KEEP} checkpoints have them); "
             f"{nearest(steps, step)}"
         )
+    if not weights.tensors:
+        raise InputError(f"{path} has no weights {kind}; train.ema_decays lists the averages that a training keeps")
     if model is not None:
         check_model(weights, registry.describe(model), path)
         check_tensors(weights.tensors, _meta(model).state_dict(), path)
     return weights
 
 
-def weights_of(saved: Checkpoint, kind: str = "ema", loss: float | None = None) -> Weights:
+def weights_of(saved: Checkpoint, kind: str = "ema") -> Weights:
     """The weights in a checkpoint."""
-    tensors = saved.group("model" if kind == "live" else "ema")
-    return Weights(saved.step, saved.seconds, saved.model, saved.fingerprint, tensors, stretches=saved.stretches,
-                   loss=loss)  # fmt: skip
+    tensors = saved.group("model" if kind == "live" else kind)
+    return Weights(saved.step, saved.seconds, saved.model, saved.fingerprint, tensors, stretches=saved.stretches)
+
+
+def averages_of(saved: Checkpoint, loss: float | None) -> Weights:
+    """The averaged weights in a checkpoint, as a file of weights has them."""
+    weights = weights_of(saved)
+    weights.tensors |= {name: tensor for name, tensor in saved.tensors.items() if name.startswith(OTHERS)}
+    weights.loss = loss
+    return weights
 
 
 def kept_origin(folder: Path, step: int) -> Weights:

@@ -44,7 +44,7 @@ class TrainingFolder:
 
     def keep(self, at: Position, loss: float) -> None:
         """Keep the averaged weights."""
-        origin = (at.step, at.seconds, self.model, self.fingerprint, self.step.ema.net.state_dict())
+        origin = (at.step, at.seconds, self.model, self.fingerprint, self.step.ema.tensors())
         keep(self.path, Weights(*origin, stretches=self.stretches, loss=loss))
 
 

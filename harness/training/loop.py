@@ -146,12 +146,9 @@ def train(folder: Path, config: Config, progress: Progress, moments: Sequence[in
     step = TrainStep(
         net,
         goal,
+        settings,
         call=compiled(net, mode),
         device=device,
-        precision=settings.precision,
-        lr=settings.lr,
-        weight_decay=settings.weight_decay,
-        ema_decay=settings.ema_decay,
         micro_batch=micro_batch(config),
         graph=partial(WholeStep, fallback=fallback) if mode == WHOLE_STEP else None,
     )

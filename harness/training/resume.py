@@ -7,13 +7,14 @@ from typing import Any
 from ...kernels import OPERATORS
 from ...kernels.errors import InputError
 from ...models import registry
-from ..config import Config
+from ..config import Config, averages
 from ..device import device_type
 from ..diffusion.objective import objective
 from ..provenance import provenance
 from ..record import read_lines
 from .checkpoint import (
     Checkpoint,
+    averages_of,
     check_complete,
     check_data,
     check_model,
@@ -24,7 +25,6 @@ from .checkpoint import (
     moments,
     nearest,
     newest,
-    weights_of,
 )
 
 Say = Callable[[str], None]
@@ -88,7 +88,7 @@ def continue_from(folder: Path, config: Config, asked: Sequence[int], fingerprin
         if step in lost:
             continue
         checkpoint = saved if step == saved.step else load(checkpoints / file_name(step))
-        keep(folder, weights_of(checkpoint, loss=_loss_at(folder, step)))
+        keep(folder, averages_of(checkpoint, _loss_at(folder, step)))
     return saved
 
 
@@ -98,7 +98,9 @@ def _newest_complete(checkpoints: Path, config: Config, say: Say) -> Checkpoint 
         if not isinstance(saved, InputError):
             check_model(saved, registry.describe(config.model), checkpoints)
             try:
-                check_complete(saved, config.model, metrics, checkpoints / file_name(saved.step))
+                check_complete(
+                    saved, config.model, averages(config.train), metrics, checkpoints / file_name(saved.step)
+                )
                 return saved
             except InputError as error:
                 saved = error

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ...models.registry import Backbone
+from ..config import TrainConfig
 from ..device import autocast, is_cuda
 from ..diffusion.objective import Objective
 from .checkpoint import Checkpoint
@@ -15,8 +16,10 @@ from .graph import Update
 
 
 class TrainStep:
-    """Forward, loss, backward, AdamW and EMA, and the state that they change: weights, their average, Adam's moments,
-    and `window`, the sums [len(objective.metrics)] of metrics that are not yet logged.
+    """Forward, loss, backward, clipping, AdamW and EMA, and the state that they change: weights, their averages, Adam's
+    moments, `updates`, the number of steps so far, and `window`, the sums [len(objective.metrics)] of metrics that are
+    not yet logged. `grad_norm` is the norm of the last step's gradients before clipping, a tensor without dimensions,
+    None without `train.clip`.
 
     `call` is `net`, or `net` compiled or wrapped. The caller sets the net's training mode and checkpointing.
     """
@@ -25,13 +28,10 @@ class TrainStep:
         self,
         net: Backbone,
         objective: Objective,
+        settings: TrainConfig,
         *,
         call: Callable[..., Tensor],
         device: str,
-        precision: str,
-        lr: float,
-        weight_decay: float = 0.0,
-        ema_decay: float = 0.9999,
         micro_batch: int | None = None,
         no_sync: Callable[[], AbstractContextManager[object]] = nullcontext,
         graph: Callable[[Update], Update] | None = None,
@@ -40,39 +40,48 @@ class TrainStep:
         but the last runs in `no_sync()`, so that a wrapper of the net exchanges gradients once a step. `graph` is what
         runs the work on a GPU, such as `WholeStep`. None: the work runs directly."""
         self.net, self.objective, self.call = net, objective, call
-        self.device, self.precision, self.micro_batch, self.no_sync = device, precision, micro_batch, no_sync
-        self.lr = lr
-        self.ema = EMA(net, ema_decay)
-        trained = [p for p in net.parameters() if p.requires_grad]
-        # On a GPU a tensor, which a captured step reads anew.
-        rate = torch.tensor(lr, device=device) if is_cuda(device) else lr
-        adam = {"weight_decay": weight_decay, "fused": True, "capturable": graph is not None}
-        self.optimizer = torch.optim.AdamW(trained, lr=rate, **adam)
+        self.device, self.precision, self.micro_batch, self.no_sync = device, settings.precision, micro_batch, no_sync
+        self.lr, self.warmup, self.clip = settings.lr, settings.warmup, settings.clip
+        self.updates = 0
+        self.ema = EMA(net, settings.ema_decay, settings.ema_decays, settings.ema_rampup)
+        self.trained = [p for p in net.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(
+            self.trained,
+            lr=torch.tensor(self.lr, device=device) if is_cuda(device) else self.lr,  # a captured step reads a tensor
+            betas=(settings.betas[0], settings.betas[1]),
+            weight_decay=settings.weight_decay,
+            fused=True,
+            capturable=graph is not None,
+        )
         self._run = self._update if graph is None else graph(self._update)
         self.window = torch.zeros(len(objective.metrics), device=device)
+        self.grad_norm = None if self.clip is None else torch.zeros((), device=device)
 
     def __call__(self, batch: Mapping[str, Tensor]) -> None:
         """One step on a batch of `x0` and `noise` [B, C, S, S], `t` [B] and `y` [B]."""
-        self._set_rate()
-        self._run(self._inputs(batch))
-        self.ema.update()
+        self._step(batch, self._run)
 
     def without_graph(self, batch: Mapping[str, Tensor]) -> None:
         """As a call, but the work runs directly."""
-        self._set_rate()
-        self._update(self._inputs(batch))
-        self.ema.update()
+        self._step(batch, self._update)
 
-    def _inputs(self, batch: Mapping[str, Tensor]) -> list[Tensor]:
-        return [batch[key].to(self.device, non_blocking=True) for key in ("x0", "y", "t", "noise")]
+    def _step(self, batch: Mapping[str, Tensor], update: Update) -> None:
+        inputs = [batch[key].to(self.device, non_blocking=True) for key in ("x0", "y", "t", "noise")]
+        self._set_rate()
+        update(inputs)
+        self.ema.update(self.updates)
+        self.updates += 1
+
+    def rate(self) -> float:
+        """The learning rate of the next step: `lr`, after a linear rise over the first `warmup` steps."""
+        return self.lr * min(1, (self.updates + 1) / self.warmup) if self.warmup else self.lr
 
     def _set_rate(self) -> None:
-        """Give the optimizer the learning rate of this step."""
         for group in self.optimizer.param_groups:
             if isinstance(group["lr"], Tensor):
-                group["lr"].fill_(self.lr)
+                group["lr"].fill_(self.rate())
             else:
-                group["lr"] = self.lr
+                group["lr"] = self.rate()
 
     def _update(self, inputs: Sequence[Tensor]) -> None:
         """Gradients and AdamW: what a CUDA graph may capture, so no number of Python's changes here between steps.
@@ -91,12 +100,15 @@ class TrainStep:
                 (losses["loss"].mean() / passes).backward()
             means = [losses[name].detach().mean() / passes for name in self.objective.metrics]
             self.window += torch.stack(means).to(self.window)
+        if self.clip is not None and self.grad_norm is not None:
+            self.grad_norm.copy_(torch.nn.utils.clip_grad_norm_(self.trained, self.clip, foreach=True))
         self.optimizer.step()
 
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor by its name in a checkpoint."""
         named = {f"model/{name}": v for name, v in self.net.state_dict().items()}
-        named |= {f"ema/{name}": v for name, v in self.ema.net.state_dict().items()}
+        for kind, net in self.ema.nets.items():
+            named |= {f"{kind}/{name}": v for name, v in net.state_dict().items()}
         for name, parameter in self.net.named_parameters():
             for moment in ("exp_avg", "exp_avg_sq"):
                 if parameter in self.optimizer.state:
@@ -106,7 +118,8 @@ class TrainStep:
     def restore(self, saved: Checkpoint) -> None:
         """Continue from a checkpoint, bit for bit."""
         self.net.load_state_dict(saved.group("model"))
-        self.ema.net.load_state_dict(saved.group("ema"))
+        for kind, net in self.ema.nets.items():
+            net.load_state_dict(saved.group(kind))
         first, second = saved.group("exp_avg"), saved.group("exp_avg_sq")
         for name, parameter in self.net.named_parameters():
             if name in first:
@@ -116,3 +129,4 @@ class TrainStep:
                     "exp_avg_sq": second[name].to(parameter.device),
                 }
         self.window.copy_(saved.tensors["window"])
+        self.updates = saved.step

@@ -39,6 +39,11 @@ def run(args: argparse.Namespace) -> int:
     (task,) = tasks(config, about, ["train"])
     check_moments(task)
     check_ready(config, task.path)
+    if not task.path.is_dir():
+        from ..notes import similar
+
+        for line in similar(config):
+            print(line, file=sys.stderr)
     folder = note(config, about, [task])
     with signals.noted():
         execute(task, Progress(task.path))

@@ -42,6 +42,11 @@ OF_TRAINING = {
     "name of the data": change("data", name="mine"),
     "split": change("data", split="test"),
     "learning rate": change("train", lr=2e-4),
+    "warm-up": change("train", warmup=10),
+    "betas": change("train", betas=[0.9, 0.99]),
+    "clip": change("train", clip=1.0),
+    "averages": change("train", ema_decays=[0.99]),
+    "no ramp of the average": change("train", ema_rampup=False),
     "precision": change("train", precision="float32"),
     "compile": change("train", compile="compile"),
     "backend": change("backend", attention="sdpa"),
@@ -110,11 +115,20 @@ def test_a_speed_depends_on_the_whole_measurement():
 def test_a_field_that_is_added_later_changes_no_key():
     @dataclass
     class Grown(TrainConfig):
-        warmup: int = field(default=100, metadata={"since": 0})
+        later: int = field(default=100, metadata={"since": 0})
 
-    old, new = TrainConfig(steps=4), Grown(steps=4, warmup=0)
+    old, new = TrainConfig(steps=4), Grown(steps=4, later=0)
     assert declared(old) == declared(new) != declared(Grown(steps=4))
     assert keys.digest(declared(old)) == keys.digest(declared(new))
+
+
+def test_a_run_of_an_earlier_version_has_no_ramp_of_its_average():
+    """Its config.json lacks the field. A new run has the ramp, and so another key."""
+    saved = keys.config_to_dict(CONFIG)
+    del saved["train"]["ema_rampup"], saved["train"]["ema_decays"], saved["train"]["betas"]
+    old = keys.config_from_dict(saved)
+    assert (old.train.ema_rampup, old.train.ema_decays, old.train.betas) == (False, [], [0.9, 0.999])
+    assert CONFIG.train.ema_rampup and keys.training_key(old) != keys.training_key(CONFIG)
 
 
 def test_keys_do_not_depend_on_the_order_of_fields():
@@ -135,12 +149,12 @@ def test_configuration_survives_json():
 
 
 def table():
-    """The keys of the model, training, samples and score of every preset, with default settings."""
+    """The keys of the model, training, samples and score of every preset, with the first version's default settings."""
     keys_by_preset = {}
     for name, preset in registry.presets().items():
         model = preset.config
         data = DataConfig(size=model.input_size, channels=model.in_channels, num_classes=model.num_classes)
-        config = Config(model, data)
+        config = Config(model, data, train=TrainConfig(ema_rampup=False))
         samples = keys.samples_key(config, 1000)
         keys_by_preset[name] = [
             keys.model_key(model),

@@ -24,7 +24,9 @@ def make(**sample):
     return Config(
         model=DIT,
         data=DataConfig(kind="digits", size=8, channels=1, num_classes=10),
-        train=TrainConfig(steps=STEP, batch_size=4, ema_decay=0.5, precision="float32", lr=1e-2),
+        train=TrainConfig(
+            steps=STEP, batch_size=4, ema_decay=0.5, ema_decays=[0.1], precision="float32", lr=1e-2, ema_rampup=False
+        ),
         sample=SampleConfig(**{"count": 10, "method": "ddim", "steps": 4, "batch_size": 4, **sample}),
         run=RunConfig(device="cpu", log_every=2, checkpoint_every=2),
     )
@@ -90,13 +92,13 @@ def test_images_follow_from_the_weights(tmp_path, training):
     assert images.std() > 20
 
 
-@pytest.mark.parametrize("kind", ["ema", "live"])
+@pytest.mark.parametrize("kind", ["ema", "live", "ema@0.1"])
 def test_kinds_of_weights_and_moments_differ(tmp_path, training, kind):
     images, _, record = draw(tmp_path, training, make(weights=kind))
     facts = {name: record[name] for name in ("checkpoint_step", "weights", "images_seen", "seed", "count")}
     assert facts == {"checkpoint_step": 4, "weights": kind, "images_seen": 16, "seed": 0, "count": 10}
     assert record["training_seconds"] > 0 and record["images_per_s"] > 0
-    other, _, record = draw(tmp_path, training, make(weights={"ema": "live", "live": "ema"}[kind]))
+    other, _, record = draw(tmp_path, training, make(weights={"ema": "live", "live": "ema", "ema@0.1": "ema"}[kind]))
     earlier, _, at_two = draw(tmp_path, training, make(weights=kind), step=2)
     assert (at_two["checkpoint_step"], at_two["images_seen"]) == (2, 8)
     assert len({picture.tobytes() for picture in (images, other, earlier)}) == 3

@@ -1,107 +1,8 @@
-"""The table of bad inputs: the words of a command, what its one line says (a regular expression), and the files that it
-reads. `{run}` is the folder of a training with samples, `{long}` a name of 400 letters."""
+"""The table of bad inputs of every command."""
 
-from collections.abc import Mapping
-from types import MappingProxyType
-from typing import NamedTuple
+from bad_models import MODELS, USAGE
+from bad_rows import BASE, BOMB, STUDY, Bad, of_study, sweep, train, with_study
 
-BASE = """question: q
-base: {model: dit_nano, model.depth: 1, model.hidden_size: 16, model.num_heads: 2, data: digits, data.size: 8,
-  train.steps: 2, train.batch_size: 2, train.precision: float32, sample.count: 12, sample.method: ddim, sample.steps: 2,
-  evaluate.metrics: [fd], evaluate.reference_count: 12}
-stages: [cost, train, sample, evaluate]
-"""
-STUDY = BASE + "variants: {a: {}}\n"
-# A list of ten lists of ten lists, and so on, nine levels deep: a billion values.
-BOMB = "question: q\nclaim:\n- &a [1,1,1,1,1,1,1,1,1,1]\n"
-BOMB += "".join(f"- &{two} [{','.join([f'*{one}'] * 10)}]\n" for one, two in zip("abcdefgh", "bcdefghi", strict=True))
-
-
-class Bad(NamedTuple):
-    words: list[str]
-    message: str
-    files: Mapping[str, str] = MappingProxyType({})
-
-
-def train(*settings: str) -> list[str]:
-    return ["train", "model=dit_nano", "data=digits", "data.size=8", "train.steps=2", *settings]
-
-
-def sweep(action: str, *words: str) -> list[str]:
-    return ["sweep", action, "st.yaml", *words]
-
-
-def of_study(text: str, message: str, action: str = "plan") -> Bad:
-    return Bad(sweep(action), message, {"st.yaml": text})
-
-
-def with_study(words: list[str], message: str) -> Bad:
-    return Bad(words, message, {"st.yaml": STUDY})
-
-
-USAGE = [
-    Bad([], "required: COMMAND"),
-    Bad(["fly"], "invalid choice: 'fly'"),
-    Bad(["train", "--fast"], "unrecognized arguments: --fast"),
-    Bad(["doctor", "x"], "unrecognized arguments: x"),
-    Bad(["doctor", "a=b"], "unrecognized arguments: a=b"),
-    Bad(["models", "x"], r"models takes nothing but plugins=\[FILE.py,…\], not x"),
-    Bad(["models", "plugins=[no.py]"], r"no\.py"),
-    Bad(["sweep", "jump", "demo"], "invalid choice: 'jump'"),
-    Bad(["sweep", "plan"], "required: STUDY"),
-    Bad(["report", "x"], "required: --out"),
-    Bad(["train", "model=a\0b"], "NUL"),
-    Bad(["report", "a\0b", "--out", "o"], "NUL"),
-]
-MODELS = [
-    Bad(["cost"], "cost needs a model; choices: .*dit_nano"),
-    Bad(["cost", "lamanba_xl"], r"unknown model 'lamanba_xl' \(did you mean 'lamamba_xl'\?\)"),
-    Bad(["cost", ""], "unknown model ''"),
-    Bad(train("data.path="), r"data\.path is empty"),
-    Bad(train("run.root="), r"run\.root is empty; write \. for"),
-    Bad(train("run.root=a\nb"), r"run\.root has a line break"),
-    Bad(train("data.name=a\nb"), "bytes that can be printed"),
-    Bad(train(f"data.name={'x' * 300}"), "at most 200 bytes"),
-    Bad(["cost", "dit_nano", "depth=100000000"], "100,000,000 blocks; at most 1,000"),
-    Bad(["check", "unet_nano", "num_res_blocks=100000"], "blocks; at most 1,000"),
-    Bad(["train", "model=lamamba_nano", "data=digits", "model.depths=[1,99999,1]"], "blocks; at most 1,000"),
-    Bad(["cost", "dit_s_2", "inptu_size=3"], r"unknown key 'inptu_size' \(did you mean 'input_size'\?\)"),
-    Bad(["cost", "dit_s_2", "depth=x"], "depth: Value 'x'"),
-    Bad(["cost", "dit_s_2", "num_heads=5"], "num_heads"),
-    Bad(["cost", "dit_s_2", "input_size=7"], "patch_size 2 does not divide"),
-    Bad(["cost", "lamamba_s", "window_size=7"], r"window_size 7 does not divide.*choices: \[1, 2, 4, 8"),
-    Bad(["cost", "lamamba_s", "d_state=0"], "d_state must be 1 or more"),
-    Bad(["cost", "lamamba_s", "mixers=[sms]"], r"unknown mixer 'sms' \(did you mean 'ssm'\?\)"),
-    Bad(["cost", "lamamba_s", "scan=zigzag"], "unknown scan 'zigzag'"),
-    Bad(["cost", "dit_s_2", "run.device=tpu"], "unknown key 'run'"),
-    Bad(["check"], "check needs one model, not none"),
-    Bad(["check", "dit_nano", "dit_s_2"], "check needs one model"),
-    Bad(["check", "nope"], "unknown model 'nope'"),
-    Bad(["check", "dit_nano", "depht=1"], "did you mean 'depth'"),
-    Bad(["check", "dit_nano", "plugins=[no.py]"], r"no\.py"),
-    Bad(["bench"], "bench needs a model; choices: .*dit_nano"),
-    Bad(["bench", "nope"], "unknown model 'nope'"),
-    Bad(["bench", "dit_nano", "bench.batch_size=large"], "bench.batch_size must be numbers above 0.* or auto, not"),
-    Bad(["bench", "dit_nano", "bench.batch_size=0"], "bench.batch_size must be numbers above 0"),
-    Bad(["bench", "dit_nano", "bench.modes=[fly]"], r"unknown bench\.modes 'fly'; choices: forward, train"),
-    Bad(["bench", "dit_nano", "bench.modes=[]"], r"bench\.modes is empty"),
-    Bad(["bench", "dit_nano", "bench.compile=[no]"], r"unknown bench\.compile 'no'"),
-    Bad(["bench", "dit_nano", "bench.input_sizes=[16,7]"], "patch_size 2 does not divide"),
-    Bad(["bench", "dit_nano", "bench.input_sizes=[0]"], r"bench\.input_sizes must be above 0"),
-    Bad(["bench", "dit_nano", "bench.repeats=0"], r"bench\.repeats must be above 0"),
-    Bad(["bench", "dit_nano", "bench.precision=float16"], "bench.precision=float16 is not supported"),
-    Bad(["bench", "dit_nano", "backend.attention=flash"], "unknown attention backend 'flash'"),
-    Bad(["bench", "dit_nano", "run.device=tpu"], r"unknown run\.device 'tpu'.*; choices: auto, cpu"),
-    Bad(["bench", "dit_nano", "run.device=cuda:99"], r"run\.device"),
-    Bad(["bench", "dit_nano", "run.root=few.npz"], r"few\.npz"),
-    Bad(["bench", "dit_nano", "run.root=few.npz/below"], r"few\.npz"),
-    Bad(["bench", "dit_nano", "run.root={long}"], "File name too long"),
-    Bad(["bench-kernels"], "bench-kernels needs a model"),
-    Bad(["bench-kernels", "nope"], "unknown model 'nope'"),
-    Bad(["bench-kernels", "dit_nano", "backend.attention=flash"], "unknown attention backend 'flash'"),
-    Bad(["bench-kernels", "dit_nano", "run.device=mps"], r"unknown run\.device 'mps'"),
-    Bad(["bench-kernels", "dit_nano", "bench.precision=fp8"], r"unknown bench\.precision 'fp8'"),
-]
 TRAIN = [
     Bad(["train", "data=digits"], "train needs a model: model=NAME; choices: "),
     Bad(["train", "model=dit"], "unknown model 'dit'"),
@@ -120,8 +21,19 @@ TRAIN = [
     Bad(train("train.batch_size=0"), "train.batch_size must be above 0"),
     Bad(train("train.lr=0"), "train.lr must be above 0"),
     Bad(train("train.lr=-inf"), "train.lr must be"),
+    Bad(train("train.warmup=-1"), "train.warmup must be 0 or more and at most"),
+    Bad(train("train.warmup=0.5"), r"train\.warmup"),
+    Bad(train("train.betas=0.9"), r"train.betas must be two numbers of at least 0 and below 1, not \[0.9\]"),
+    Bad(train("train.betas=[0.9,1]"), "train.betas must be two numbers"),
+    Bad(train("train.betas=[0.9,nan]"), "train.betas must be two numbers"),
+    Bad(train("train.clip=0"), "train.clip must be above 0"),
+    Bad(train("train.clip=inf"), "train.clip must be above 0 and finite"),
     Bad(train("train.ema_decay=1"), "train.ema_decay must be at least 0 and below 1"),
     Bad(train("train.ema_decay=nan"), "train.ema_decay must be"),
+    Bad(train("train.ema_decays=[1]"), "train.ema_decays must be at least 0, below 1 and other than .* 0.9999, not 1"),
+    Bad(train("train.ema_decays=0.9999"), "train.ema_decays must be .* other than train.ema_decay 0.9999"),
+    Bad(train("train.ema_decays=[nan]"), "train.ema_decays must be"),
+    Bad(train("train.ema_rampup=soon"), r"train\.ema_rampup"),
     Bad(train("train.class_dropout=1.5"), "train.class_dropout must be"),
     Bad(train("train.precision=float16"), "train.precision=float16 is not supported"),
     Bad(train("train.precision=fp8"), r"unknown train\.precision 'fp8'"),
@@ -155,7 +67,10 @@ TRAIN = [
     Bad(train("sample.count=0"), "sample.count must be above 0"),
     Bad(train("sample.method=euler"), r"unknown sample\.method 'euler'"),
     Bad(train("sample.at=never"), "sample.at must be"),
-    Bad(train("sample.weights=best"), r"unknown sample\.weights 'best'"),
+    Bad(train("sample.weights=best"), r"unknown sample\.weights 'best'; choices: ema, live, ema@DECAY"),
+    Bad(train("sample.weights=ema@x"), r"unknown sample\.weights 'ema@x'"),
+    Bad(train("sample.weights=ema@0.5"), "unknown sample.weights of this training 'ema@0.5'.*; choices: ema, live$"),
+    Bad(["sample", "{run}", "sample.weights=ema@0.5"], "unknown sample.weights of this training 'ema@0.5'"),
     Bad(train("sample.seed=-1"), "sample.seed must be"),
     Bad(train("sample.guidance_channels=9"), "sample.guidance_channels 9 is more than"),
     Bad(train("evaluate.metrics=fid"), r"unknown evaluate\.metrics 'fid' \(did you mean 'fd'\?\)"),

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from bad_inputs import BASE, STUDY, TABLE, Bad
+from bad_inputs import TABLE
+from bad_rows import BASE, STUDY, Bad
 from lamabench.launch.cli import main
 from PIL import Image
 from safetensors import safe_open

@@ -131,6 +131,28 @@ def test_weights_of_a_moment(tmp_path):
     assert weights.loss == metrics(folder)[-1]["loss"]
 
 
+def test_several_averages_of_a_moment(tmp_path):
+    """Each is that of a training whose `ema_decay` it is, in a file of weights and in a checkpoint, and stays after the
+    file of weights was lost."""
+    folder = trained(tmp_path / "a", make(snapshots=[3], ema_decays=[0.5, 0.99]))
+    for decay in (0.5, 0.99):
+        alone = trained(tmp_path / str(decay), make(snapshots=[3], ema_decay=decay))
+        for step in (3, 6):
+            weights = checkpoint.load_weights(folder, step, f"ema@{decay}", DIT).tensors
+            expected = checkpoint.load_weights(alone, step, "ema", DIT).tensors
+            assert weights.keys() == expected.keys()
+            assert all(torch.equal(v, expected[name]) for name, v in weights.items())
+    whole = checkpoint.load_weights(folder, 6, "ema@0.50").tensors
+    (folder / "weights" / checkpoint.file_name(6)).unlink()
+    assert checkpoint.load_weights(folder, 6, "ema@0.5").tensors.keys() == whole.keys()
+    trained(folder, make(snapshots=[3], ema_decays=[0.5, 0.99]))  # the moment is kept again
+    again = checkpoint.load_weights(folder, 6, "ema@0.5", DIT).tensors
+    assert all(torch.equal(v, again[name]) for name, v in whole.items())
+    for step in (3, 6):
+        with pytest.raises(InputError, match=r"step-0000000\d.* has no weights ema@0.9; train.ema_decays lists"):
+            checkpoint.load_weights(folder, step, "ema@0.9")
+
+
 @pytest.mark.parametrize(
     ("step", "kind", "message"),
     [
