@@ -15,6 +15,7 @@ from ...harness.keys import asked, config_to_dict, model_folder, training_folder
 from ...harness.progress import Progress
 from ...harness.run import read_run, write_study
 from ...harness.stages import Task, execute, kept_steps, lost, missing, not_kept, problem, tasks
+from ...harness.training.resume import unreached
 from ...kernels.errors import InputError
 from ...models import registry
 from ..compose import compose
@@ -39,6 +40,8 @@ def run(args: argparse.Namespace) -> int:
     (task,) = tasks(config, about, ["train"])
     check_moments(task)
     check_ready(config, task.path)
+    if text := unreached(config):
+        print(text, file=sys.stderr)
     folder = note(config, about, [task])
     with signals.noted():
         execute(task, Progress(task.path))
