@@ -23,9 +23,13 @@ SCHEMA = 2
 STAGE_OF = {"cost": "cost", "train": "train", "sample": "sample", "score": "evaluate", "speed": "bench"}
 STAGE_OF |= {"operator_speed": "bench"}
 STATES = ("done", "failed", "oom", "diverged", "wrong")
-# What a line of the other files has at least, and a line of attempts.jsonl for an event.
-LINES: dict[str, dict[str, type]] = {"metrics.jsonl": {"step": int}, "attempts.jsonl": {"event": str, "job": str}}
-EVENTS: dict[str, dict[str, type]] = {"start": {"restart": int}, "stop": {"signal": str}}
+NUMBER = int | float | None
+# What a line of the other files has, and a line of attempts.jsonl for an event. What may be null may be missing too.
+LINES: dict[str, dict[str, Any]] = {
+    "metrics.jsonl": {"step": int, "images": NUMBER, "loss": NUMBER, "seconds": NUMBER},
+    "attempts.jsonl": {"event": str, "job": str, "records": int | None, "error": str | None},
+}
+EVENTS: dict[str, dict[str, Any]] = {"start": {"restart": int}, "stop": {"signal": str}}
 # Errors of the system for a path that was given wrongly, or for a missing permission. Others, such as those of a
 # network or a full disk, may pass.
 REFUSALS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ELOOP)

@@ -40,7 +40,7 @@ LISTING_S = 30.0  # how long a command waits for another command that writes to 
 INFO: dict[str, Any] = {"kind": str, "key": str}
 ENTRY: dict[str, Any] = {
     "name": str, "variant": dict, "seed": int, "model": str, "family": str, "title": str, "training": (str, NoneType),
-    "model_folder": str, "samples": list,
+    "model_folder": str, "samples": list, "steps": (int, NoneType), "backend": (dict, NoneType),
 }  # fmt: skip
 
 
@@ -196,6 +196,8 @@ def read_study(folder: Path) -> dict[str, Any]:
     _check(folder / STUDY, listing, {"runs": list, "file": (str, NoneType)})
     for number, run in enumerate(listing["runs"], start=1):
         _check(folder / STUDY, run, ENTRY, f" in run {number},")
+        for name in run["samples"]:
+            _check(folder / STUDY, {"samples": name}, {"samples": str}, f" in run {number},")
     return listing
 
 

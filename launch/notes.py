@@ -14,12 +14,14 @@ import torch
 from ..ablations.study import Study
 from ..harness.config import Config, DataConfig
 from ..harness.data import images
+from ..harness.data.files import few
 from ..harness.keys import training_folder
 from ..harness.record import read_records
 from ..harness.scoring.counts import shortage
 from ..harness.stages import Task, missing_metrics, reached
 from ..harness.training import checkpoint
 from ..harness.training.checkpoint import KEEP, moments
+from ..harness.training.resume import unreached
 from ..kernels.errors import InputError, unknown
 from ..models import registry
 from . import local
@@ -54,7 +56,13 @@ def room(runs: Sequence[Planned]) -> dict[str, float]:
 
 
 def hints(study: Study, runs: Sequence[Planned]) -> Iterator[str]:
-    """Axes over a setting that is a list: `model.mixers: [ssm, window]` gives two runs with one mixer each."""
+    """Snapshots beyond the end of a training, and axes over a setting that is a list: `model.mixers: [ssm, window]`
+    gives two runs with one mixer each."""
+    late: dict[str, list[str]] = {}
+    for run in runs:
+        if run.training is not None and (text := unreached(run.config)):
+            late.setdefault(text, []).append(run.name)
+    yield from (f"{few(names)}: {text}" for text, names in late.items())
     for key, values in study.axes.items():
         if len(values) > 1 and not any(isinstance(value, list) for value in values):
             node: Any = runs[0].config

@@ -27,7 +27,8 @@ def loss(runs: list[Run], overview: Table) -> Figure | str:
     ends: list[float] = []
     for row in overview.rows:
         # A resumed run may have logged a step twice: the later line counts.
-        curve = {line["images"]: line["loss"] for line in row["run"].metrics if {"images", "loss"} <= {*line}}
+        pairs = ((line.get("images"), line.get("loss")) for line in row["run"].metrics)
+        curve = {images: loss for images, loss in pairs if images is not None and loss is not None}
         if not curve:
             continue
         images = np.array(sorted(curve))

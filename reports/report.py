@@ -6,6 +6,7 @@ import re
 import shutil
 import tempfile
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
 
 import matplotlib
@@ -19,7 +20,7 @@ from .origins import origins
 from .quality import quality_vs_macs
 from .queries import score_words, scores, setting_words, timings
 from .runs import Line, Run, read
-from .samples import all_samples, mosaic, samples
+from .samples import Mosaic, all_samples, mosaic, samples
 from .speed import MODES, bench, kernels
 from .speed_figures import crossover, speed_vs_flops
 from .style import STYLE
@@ -90,13 +91,16 @@ def _for_terminal(table: Table, notes: list[str]) -> str:
     return "\n".join([text, *notes])
 
 
-def build(paths: list[Path], out: Path, baseline: str | None = None) -> list[Path]:
+def build(
+    paths: list[Path], out: Path, baseline: str | None = None, say: Callable[[str], object] = lambda text: None
+) -> list[Path]:
     """Write the report on every run at or below `paths` into the folder `out` and return the files, sorted.
 
     `baseline` is the model that others are compared with in speed; None: DiT-XL/2 if it was measured. The report is
-    first rendered in a folder beside `out`. Then an earlier report in `out` is replaced file by file. Raises InputError
-    and leaves `out` untouched where there is no run, a record or sample file cannot be read, the baseline was not
-    measured, or `out` is a file or holds something that is not a report.
+    first rendered in a folder beside `out`. Then an earlier report in `out` is replaced file by file. Samples that
+    cannot be read are not shown: `say` gets a line about them, and README.md lists them. Raises InputError and leaves
+    `out` untouched where there is no run that can be read, the baseline was not measured, or `out` is a file or holds
+    something that is not a report.
     """
     old = _files_of_report(out)
     runs = read(paths)
@@ -106,7 +110,7 @@ def build(paths: list[Path], out: Path, baseline: str | None = None) -> list[Pat
     except OSError as error:
         raise InputError(f"cannot write a report at {out}: {error.strerror}") from None
     try:
-        _write(runs, temporary, baseline)
+        _write(runs, temporary, baseline, say)
         out.mkdir(exist_ok=True)
         names = sorted(path.name for path in temporary.iterdir())
         for name in sorted(names, key=lambda name: name == "index.json"):  # the marker last
@@ -133,7 +137,7 @@ def _files_of_report(out: Path) -> list[str]:
     raise InputError(f"{out} is neither empty nor an earlier report (it has no index.json of one); name another folder")
 
 
-def _write(runs: list[Run], folder: Path, baseline: str | None) -> None:
+def _write(runs: list[Run], folder: Path, baseline: str | None, say: Callable[[str], object]) -> None:
     overview = summary(runs)
     speeds = bench(runs, baseline)
     tables = [overview, speeds, kernels(runs), costs(runs), origins(runs), seeds(overview)]
@@ -146,7 +150,7 @@ def _write(runs: list[Run], folder: Path, baseline: str | None) -> None:
         for ending, text in (("md", table.markdown()), ("csv", table.csv()), ("tex", table.latex())):
             (folder / f"{table.name}.{ending}").write_text(text, encoding="utf-8", errors=ESCAPED)
         about[f"{table.name}.md, .csv, .tex"] = ABOUT[table.name]
-    pictures = {run: mosaic(run) for run in runs}
+    pictures = {run: _picture(run, say) for run in runs}
     with matplotlib.rc_context():
         matplotlib.rcdefaults()  # ignore the user's matplotlibrc
         matplotlib.rcParams.update(STYLE)
@@ -170,6 +174,15 @@ def _write(runs: list[Run], folder: Path, baseline: str | None) -> None:
     ids = [run.info["id"] for run in runs]
     index = {"kind": KIND, "schema": 1, "runs": ids, "files": files, "absent": absent}
     (folder / "index.json").write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
+
+
+def _picture(run: Run, say: Callable[[str], object]) -> Mosaic | str:
+    """The samples of a run, or why they are not shown."""
+    try:
+        return mosaic(run)
+    except InputError as error:  # the scores stay, because they are of the file as it was
+        say(f"{run.info['name']}: {error}")
+        return str(error)
 
 
 def _sample_names(runs: list[Run]) -> dict[str, Run]:

@@ -213,7 +213,7 @@ def _runs(info: Line, settings: Line, training: Path | None, model: Path | None,
         trained = _read(Path(elsewhere)) or trained
     last = info.get("steps") or float("inf")
     rows += [row for row in _rows(trained) if row["kind"] != "train" or (row["steps"] or 0) <= last]
-    metrics = [line for line in _metrics(trained) if line.get("step", 0) <= last] if trained else []
+    metrics = [line for line in trained.metrics if line["step"] <= last] if trained else []
     folders = [folder for folder in map(_read, samples) if folder]
     furthest = max((folder.info["step"] for folder in folders), default=None)
     newest = [folder for folder in folders if folder.info["step"] == furthest]
@@ -237,15 +237,6 @@ def _read(folder: Path | None) -> Folder | None:
         return None
     _info(folder)
     return read_run(folder)
-
-
-def _metrics(folder: Folder) -> list[Line]:
-    """The log of a training. Raises InputError for a line that was not written by lamabench."""
-    for number, line in enumerate(folder.metrics, start=1):
-        numbers = [line.get(key, 0) for key in ("step", "images", "loss")] if isinstance(line, dict) else [None]
-        if not all(isinstance(value, int | float) for value in numbers):
-            raise InputError(f"{folder.path / 'metrics.jsonl'} line {number} was not written by lamabench")
-    return folder.metrics
 
 
 def _rows(folder: Folder | None) -> list[Line]:

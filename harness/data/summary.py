@@ -43,11 +43,10 @@ class Summary:
         return {**vars(self), "sizes": {f"{width}x{height}": count for (width, height), count in self.sizes.items()}}
 
     def problem(self) -> str:
-        """What is wrong with the set, empty if nothing is."""
+        """What is wrong with the set, empty if nothing is. `unreadable` names the files."""
         problems = []
         if self.unreadable:
-            texts = [f"{file}: {reason}" for file, reason in self.unreadable.items()]
-            problems.append(f"{len(texts):,} of {self.images:,} images are unreadable ({few(texts, None, '; ')})")
+            problems.append(f"{len(self.unreadable):,} of {self.images:,} images are unreadable")
         if self.empty:
             problems.append(f"classes without an image: {few(self.empty, self.empty_count)}")
         if self.images < 2:

@@ -41,6 +41,17 @@ def asked_moments(config: Config) -> list[int]:
     return sorted({settings.steps, *(step for step in steps if step <= settings.steps)})
 
 
+def unreached(config: Config) -> str:
+    """Text about snapshots beyond the end of a training, empty if there are none."""
+    settings = config.train
+    snapshots, end = settings.snapshots, f"the end, train.steps {settings.steps}"
+    if isinstance(snapshots, int):
+        seen = settings.steps * settings.batch_size
+        return f"train.snapshots {snapshots} keeps only {end}: that is after {seen} images" if snapshots > seen else ""
+    late = ", ".join(str(step) for step in snapshots if step > settings.steps)
+    return f"train.snapshots {late} will not be kept, beyond {end}" if late else ""
+
+
 def all_asked(config: Config, more: Sequence[int]) -> list[int]:
     """`asked_moments` and the steps `more`. Raises InputError for a step that the training does not reach."""
     for step in more:

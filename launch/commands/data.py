@@ -18,15 +18,16 @@ def run(args: argparse.Namespace) -> int:
     if not any(word.startswith("data=") for word in args.words):
         raise InputError(f"data check needs data: data=NAME; choices: {', '.join(choices('data'))}")
     config = compose(args.words)[0].data
+    given = any(word.startswith("data.num_classes=") for word in args.words)
     content = summary(config, lambda line: print(line, file=sys.stderr, flush=True))
-    print(json.dumps(content.as_dict(), indent=1) if args.json else "\n".join(lines(content, config)))
+    print(json.dumps(content.as_dict(), indent=1) if args.json else "\n".join(lines(content, config, given)))
     if problem := content.problem():
         raise InputError(problem)
     return 0
 
 
-def lines(content: Summary, config: DataConfig) -> Iterator[str]:
-    """The summary of a set as text."""
+def lines(content: Summary, config: DataConfig, given: bool) -> Iterator[str]:
+    """The summary of a set as text. `given` is whether `data.num_classes` is not the default."""
     where, count = config.path or config.kind, len(content.classes)
     classes = "1 class" if count == 1 else f"{count:,} classes"
     fingerprint = f", fingerprint {content.fingerprint}" if content.fingerprint else ""
@@ -47,4 +48,5 @@ def lines(content: Summary, config: DataConfig) -> Iterator[str]:
     for file, reason in content.unreadable.items():
         yield f"unreadable: {file}: {reason}"
     if config.num_classes not in (0, count) and not content.empty:
-        yield f"data.num_classes is {config.num_classes}; training takes data.num_classes={count}, or 0 without classes"
+        now = f"data.num_classes is {config.num_classes}; " if given else ""
+        yield f"{now}training takes data.num_classes={count}, or 0 without classes"

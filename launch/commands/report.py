@@ -2,12 +2,14 @@
 
 import argparse
 import json
+import sys
+from functools import partial
 
 from ...reports.report import build, summary_rows, summary_text
 
 
 def run(args: argparse.Namespace) -> int:
-    files = build(args.paths, args.out, args.baseline)
+    files = build(args.paths, args.out, args.baseline, partial(print, file=sys.stderr))
     if args.json:
         print(json.dumps(summary_rows(args.paths), indent=1))
     else:

@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -183,7 +184,7 @@ def _run(sweep: Sweep) -> int:
     folder = plan.write(sweep.study, sweep.whole)
     done = local.run_local(plan.pieces(runs), sweep.args.parallel) and len(runs) == len(sweep.runs)
     out = folder / "report"
-    build([folder], out)
+    build([folder], out, say=partial(print, file=sys.stderr))
     if sweep.args.json:
         show(plan.rows(sweep.runs), COLUMNS, True)
     else:

@@ -15,6 +15,7 @@ from ...harness.keys import asked, config_to_dict, model_folder, training_folder
 from ...harness.progress import Progress
 from ...harness.run import read_run, write_study
 from ...harness.stages import Task, execute, kept_steps, lost, missing, not_kept, problem, tasks
+from ...harness.training.resume import unreached
 from ...kernels.errors import InputError
 from ...models import registry
 from ..compose import compose
@@ -44,6 +45,8 @@ def run(args: argparse.Namespace) -> int:
 
         for line in similar(config):
             print(line, file=sys.stderr)
+    if text := unreached(config):
+        print(text, file=sys.stderr)
     folder = note(config, about, [task])
     with signals.noted():
         execute(task, Progress(task.path))

@@ -36,6 +36,17 @@ def test_an_axis_over_a_list_setting_gets_a_hint(study):
     assert hint({"model.mixers": [["ssm"], ["window"]]}) == hint({"model.d_state": [1, 4]}) == []
 
 
+def test_snapshots_beyond_the_end_are_told_of(study):
+    def hint(snapshots, axes=None):
+        runs = plan(study(axes or {"train.lr": [1e-3, 1e-4]}, train__snapshots=snapshots))  # 4 steps of 4 images
+        return list(notes.hints(study(), runs))
+
+    assert hint([]) == hint([1, 4]) == hint(16) == []
+    assert hint([4, 5, 9]) == ["0.001, 0.0001: train.snapshots 5, 9 will not be kept, beyond the end, train.steps 4"]
+    assert hint(17) == ["0.001, 0.0001: train.snapshots 17 keeps only the end, train.steps 4: that is after 16 images"]
+    assert [line.split(":")[0] for line in hint([5], {"train.steps": [4, 8]})] == ["4"]
+
+
 def pictures(path, count=20, level=0):
     images = np.full((count, 8, 8, 1), level, np.uint8)
     np.savez(path, images=images, labels=np.arange(count) % 10)

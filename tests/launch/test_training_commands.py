@@ -46,7 +46,8 @@ def test_other_lengths_of_a_training(capsys, tmp_path):
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("*.json*")}
     assert ": 4 steps, loss" in train("train.steps=4")[1] and ": 8 steps, loss" in train("train.steps=8")[1]
     assert ": 1 step, loss" in train("train.steps=1")[1]
-    code, text = train("train.steps=10", "train.snapshots=[3]")
+    code, text = train("train.steps=10", "train.snapshots=[3,11]")
+    assert code == 0 and text.count("train.snapshots 11 will not be kept, beyond the end, train.steps 10\n") == 1
     assert code == 0 and "step 3 was not kept" in text and ": 10 steps, loss" in text
     assert read_run(folder).last("train").moments == [1, 4, 8, 10]
     for file in folder.glob("checkpoints/*"):

@@ -47,6 +47,29 @@ def here(tmp_path, monkeypatch, registered):
     return tmp_path
 
 
+@pytest.fixture
+def install(here, monkeypatch):
+    """Installs a package `others` whose plug-in `plain` is a module of this source. Returns the file that names it."""
+    modules = []
+
+    def write(module, source):
+        (here / f"{module}.py").write_text(source)
+        folder = here / "others-1.0.dist-info"
+        folder.mkdir()
+        (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: others\nVersion: 1.0\n")
+        (folder / "entry_points.txt").write_text(f"[lamabench.plugins]\nplain = {module}\n")
+        monkeypatch.syspath_prepend(here)
+        importlib.invalidate_caches()
+        plugins.entry_points.cache_clear()
+        modules.append(module)
+        return folder / "entry_points.txt"
+
+    yield write
+    plugins.entry_points.cache_clear()
+    for module in modules:
+        sys.modules.pop(module, None)
+
+
 def test_a_file_is_imported_once_under_its_own_name(here):
     (plugin,) = plugins.load(["mine.py"])
     assert plugin == plugins.Plugin("mine", here / "mine.py", hashlib.sha256(SOURCE.encode()).hexdigest())
@@ -119,25 +142,15 @@ def test_errors_for_names_of_no_plugin(here):
         plugins.load(["mine.py"])
 
 
-def test_entry_points_of_installed_packages(here, monkeypatch):
-    (here / "installed_plugin.py").write_text(SOURCE)
-    folder = here / "others-1.0.dist-info"
-    folder.mkdir()
-    (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: others\nVersion: 1.0\n")
-    (folder / "entry_points.txt").write_text("[lamabench.plugins]\nplain = installed_plugin\n")
-    monkeypatch.syspath_prepend(here)
-    importlib.invalidate_caches()
+def test_entry_points_of_installed_packages(here, install):
+    names = install("installed_plugin", SOURCE)
+    (plugin,) = plugins.entry_points()
+    assert (plugin.name, plugin.path) == ("installed_plugin", here / "installed_plugin.py")
+    assert "plain" in MIXERS
     plugins.entry_points.cache_clear()
-    try:
-        (plugin,) = plugins.entry_points()
-        assert (plugin.name, plugin.path) == ("installed_plugin", here / "installed_plugin.py")
-        assert "plain" in MIXERS
-        plugins.entry_points.cache_clear()
-        (folder / "entry_points.txt").write_text("[lamabench.plugins]\nplain = not_there\n")
-        with pytest.raises(InputError, match="plug-in plain of others: there is no module not_there"):
-            plugins.entry_points()
-    finally:
-        plugins.entry_points.cache_clear()
+    names.write_text("[lamabench.plugins]\nplain = not_there\n")
+    with pytest.raises(InputError, match="plug-in plain of others: there is no module not_there"):
+        plugins.entry_points()
         sys.modules.pop("installed_plugin", None)
 
 
@@ -265,19 +278,8 @@ def test_models_of_plugins_are_listed(own, capsys, monkeypatch):
     assert "models takes nothing but plugins=[FILE.py,…], not input_size=4" in capsys.readouterr().err
 
 
-def test_python_knows_the_models_of_installed_packages(here, monkeypatch):
+def test_python_knows_the_models_of_installed_packages(install):
     """Without the command too; the package asks the registry while it is imported."""
-    (here / "installed_family.py").write_text(FAMILY)
-    folder = here / "theirs-1.0.dist-info"
-    folder.mkdir()
-    (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: theirs\nVersion: 1.0\n")
-    (folder / "entry_points.txt").write_text("[lamabench.plugins]\nmine = installed_family\n")
-    monkeypatch.syspath_prepend(here)
-    importlib.invalidate_caches()
-    plugins.entry_points.cache_clear()
-    try:
-        assert list_models("mine*") == ["mine_s"]
-        assert create_model("mine_s", depth=2).config.depth == 2
-    finally:
-        plugins.entry_points.cache_clear()
-        sys.modules.pop("installed_family", None)
+    install("installed_family", FAMILY)
+    assert list_models("mine*") == ["mine_s"]
+    assert create_model("mine_s", depth=2).config.depth == 2

@@ -4,12 +4,14 @@ import json
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 from lamabench.kernels.errors import InputError
 from lamabench.reports.frame import load
 from lamabench.reports.queries import state_of
 from lamabench.reports.report import build, summary_rows, summary_text
 from lamabench.reports.runs import read
+from run_folders import samples_of
 
 JUNK = [b"", b"{", b"\xff\xfe", b"[]", b"null", b"{}", b'{"a": 1}', b'{"layout": 2, "config": []}']
 JUNK += [b'{"layout": 2, "config": {"model": 3}, "kind": [], "key": {}}']
@@ -78,6 +80,34 @@ def test_the_report_goes_on_and_names_the_file(three: Path, tmp_path: Path) -> N
     assert "unreadable" in (tmp_path / "out" / "README.md").read_text()
     with pytest.warns(UserWarning, match=r"dit is left out: .*record\.jsonl line 1"):
         assert set(load(three)["name"]) == {"adm", "lamamba"}
+
+
+def test_samples_that_cannot_be_read_are_left_out(three: Path, tmp_path: Path) -> None:
+    """The numbers stay, and so do the samples of the other runs."""
+    build([three], tmp_path / "out")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    samples = samples_of((three / "demo/dit").resolve())
+    images, labels = np.zeros((2, 4, 4, 3), np.uint8), np.zeros(2, np.int64)
+    np.savez(tmp_path / "float.npz", images=images.astype(np.float32), labels=labels)
+    np.savez(tmp_path / "short.npz", images=images, labels=np.zeros(3, np.int64))
+    np.savez(tmp_path / "bare.npz", images=images)
+    np.save(tmp_path / "array.npy", labels)
+    others = [(tmp_path / name).read_bytes() for name in ("float.npz", "short.npz", "bare.npz", "array.npy")]
+    whole = samples.read_bytes()
+    for content in (whole[: len(whole) // 2], b"", *others):
+        lines: list[str] = []
+        samples.write_bytes(content)
+        build([three], tmp_path / "out", say=lines.append)
+        after = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+        text = f"{samples} cannot be read as samples: "
+        assert len(lines) == 1 and lines[0].startswith(f"dit: {text}") and "\n" not in lines[0]
+        assert {name for name in before if before[name] != after.get(name)} == {
+            *("README.md", "index.json", "samples_dit.png", "samples_dit.pdf", "samples.png", "samples.pdf"),
+        }
+        assert {*before} - {*after} == {
+            f"{name}.{end}" for name in ("samples", "samples_dit") for end in ("png", "pdf")
+        }
+        assert f"- not included: samples_dit ({text}" in after["README.md"].decode()
 
 
 def test_a_report_of_nothing_readable_is_refused(three: Path, tmp_path: Path) -> None:

