@@ -25,6 +25,7 @@ STAGE_OF |= {"operator_speed": "bench"}
 STATES = ("done", "failed", "oom", "diverged", "wrong")
 # What a line of the other files has at least, and a line of attempts.jsonl for an event.
 LINES: dict[str, dict[str, type]] = {"metrics.jsonl": {"step": int}, "attempts.jsonl": {"event": str, "job": str}}
+LINES["claims.jsonl"] = {"start": int, "stop": int, "by": str, "at": float}
 EVENTS: dict[str, dict[str, type]] = {"start": {"restart": int}, "stop": {"signal": str}}
 # Errors of the system for a path that was given wrongly, or for a missing permission. Others, such as those of a
 # network or a full disk, may pass.
@@ -133,12 +134,15 @@ class SampleRow(_OfWeights):
     guidance_channels: int | None = about("number of first channels that are guided; null: all")
     clip: bool | None = about("whether predicted images were clamped to [-1, 1]")
     seed: int | None = about("seed of the noise")
-    seconds: float | None = about("seconds of this call")
-    images_per_s: float | None = about("images per second of this call")
+    seconds: float | None = about("seconds in which at least one process drew, over all calls")
+    images_per_s: float | None = about("images of the set over these seconds, by all its processes together")
+    processes: int | None = about("processes that drew images of the set")
+    process_seconds: float | None = about("seconds of drawing, added up over the processes")
     precision: str | None = about("float32 or bfloat16 (autocast)")
     compile: str | None = about("eager or a mode of torch.compile")
     batch_size: int | None = about("images per batch")
     backend: dict[str, Any] | None = about("implementation by operator")
+    shards: str | None = about("folder of the images in shards/; null: they are in samples.npz")
 
 
 @dataclass(frozen=True, kw_only=True)
