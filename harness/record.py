@@ -28,6 +28,7 @@ NUMBER = int | float | None
 LINES: dict[str, dict[str, Any]] = {
     "metrics.jsonl": {"step": int, "images": NUMBER, "loss": NUMBER, "seconds": NUMBER},
     "attempts.jsonl": {"event": str, "job": str, "records": int | None, "error": str | None},
+    "claims.jsonl": {"start": int, "stop": int, "by": str, "at": float, "seconds": NUMBER},
 }
 EVENTS: dict[str, dict[str, Any]] = {"start": {"restart": int}, "stop": {"signal": str}}
 # Errors of the system for a path that was given wrongly, or for a missing permission. Others, such as those of a
@@ -137,12 +138,15 @@ class SampleRow(_OfWeights):
     guidance_channels: int | None = about("number of first channels that are guided; null: all")
     clip: bool | None = about("whether predicted images were clamped to [-1, 1]")
     seed: int | None = about("seed of the noise")
-    seconds: float | None = about("seconds of this call")
-    images_per_s: float | None = about("images per second of this call")
+    seconds: float | None = about("seconds in which at least one process drew, over all calls")
+    images_per_s: float | None = about("images of the set over these seconds, by all its processes together")
+    processes: int | None = about("processes that drew images of the set")
+    process_seconds: float | None = about("seconds of drawing, added up over the processes")
     precision: str | None = about("float32 or bfloat16 (autocast)")
-    compile: str | None = about("eager, a mode of torch.compile, or whole-step")
+    compile: str | None = about("eager or a mode of torch.compile")
     batch_size: int | None = about("images per batch")
     backend: dict[str, Any] | None = about("implementation by operator")
+    shards: str | None = about("folder of the images in shards/; null: they are in samples.npz")
 
 
 @dataclass(frozen=True, kw_only=True)

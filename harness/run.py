@@ -1,7 +1,7 @@
 """Folders below a root: trainings, models, samples, and the studies that name them. Only `open_run` imports torch.
 
     ROOT/trainings/FAMILY-DATA-KEY/   config.json, record.jsonl, metrics.jsonl, checkpoints/, weights/
-        samples/KEY/                  config.json, record.jsonl, samples.npz
+        samples/KEY/                  config.json, record.jsonl, shards/ (see shards.py)
     ROOT/models/FAMILY-KEY/           config.json, record.jsonl: cost and speed
     ROOT/STUDY/.study.json            the study's file, and the folders of each of its runs
     ROOT/STUDY/NAME                   a link to the training of a run, or to its model
@@ -131,12 +131,12 @@ def create(folder: Path, info: dict[str, Any]) -> Path:
 
 
 @contextmanager
-def locked(folder: Path, wait_s: float = GLANCE_S) -> Iterator[None]:
+def locked(folder: Path, wait_s: float = GLANCE_S, name: str = ".lock") -> Iterator[None]:
     """Hold the lock of a folder for this process. The lock ends with the process, however that ends. Raises Busy if
     another process holds it for longer than `wait_s` seconds, by default just longer than `is_locked` does. Raises
     InputError on a file system without locks, and for a folder that cannot be written."""
-    with access("write", folder / ".lock"):
-        file = open(folder / ".lock", "a+", encoding="utf-8")  # noqa: SIM115
+    with access("write", folder / name):
+        file = open(folder / name, "a+", encoding="utf-8")  # noqa: SIM115
     with file:
         end = time.monotonic() + wait_s
         while not _lock(file, fcntl.LOCK_EX):
@@ -151,10 +151,16 @@ def locked(folder: Path, wait_s: float = GLANCE_S) -> Iterator[None]:
 
 
 def is_locked(folder: Path) -> bool:
-    """Whether a process works in the folder now. Raises InputError for a folder that cannot be read."""
-    with access("read", folder / ".lock"):
+    """Whether a process works in the folder now, or draws images for it. Raises InputError for a folder that cannot be
+    read."""
+    return is_held(folder / ".lock") or any(map(is_held, folder.glob("shards/*/*.lock")))
+
+
+def is_held(path: Path) -> bool:
+    """Whether a process holds the lock `path` now. Raises InputError for a file that cannot be read."""
+    with access("read", path):
         try:
-            file = open(folder / ".lock", encoding="utf-8")  # noqa: SIM115
+            file = open(path, encoding="utf-8")  # noqa: SIM115
         except (FileNotFoundError, NotADirectoryError):
             return False
         with file:

@@ -1,14 +1,15 @@
-"""Sampling of images from the weights of a training.
+"""Sampling of images from the weights of a training, by any number of processes.
 
-Each image is seeded by its index, so that kills, batch size and sharding change nothing.
+Each image is seeded by its index, so that kills, batch size and the number of processes change nothing.
 """
 
 import hashlib
-import io
 import json
+import os
 import shutil
 import time
 from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,8 +30,11 @@ from .diffusion.objective import objective
 from .diffusion.samplers import draws, index_noise, sample
 from .measure.cost import cost
 from .progress import Progress
-from .record import write_atomically
+from .run import Busy, is_held
+from .shards import Claims, joined, write_array
 from .training.checkpoint import load_weights
+
+WAIT_S = 0.5  # between two looks at what other processes draw
 
 
 def labels_of(indices: range, num_classes: int) -> NDArray[np.int64]:
@@ -43,42 +47,55 @@ def seed_of(config: Config) -> int:
     return config.seed if config.sample.seed is None else config.sample.seed
 
 
-def generate(out: Path, training: Path, config: Config, step: int, progress: Progress) -> dict[str, Any]:
-    """Sample `config.sample.count` images from the weights of a step in the folder `training`.
+def own_device(request: str) -> str:
+    """The device of this process: `pick_device`, and the GPU of its LOCAL_RANK where torchrun or SLURM started it."""
+    device = pick_device(request)
+    if device != "cuda" or "LOCAL_RANK" not in os.environ:
+        return device
+    number = int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count()  # SLURM may show a task only its own
+    torch.cuda.set_device(number)
+    return f"cuda:{number}"
 
-    Writes `out/samples.npz` (`images` uint8 [N, H, W, C], `labels` int64 [N]) and returns the fields of the `sample`
-    record. Finished batches are kept in `out/samples.parts`, so that a killed call continues. It never uses parts of
-    other weights or settings. Raises InputError if the weights are missing or of another model, if guidance does not
-    fit, or if images are not finite; Stopped after a batch in which a signal came.
+
+def generate(out: Path, training: Path, config: Config, step: int, progress: Progress) -> dict[str, Any]:
+    """`draw_shards`, then `finish`, for a caller that holds no lock."""
+    return finish(out, config, draw_shards(out, training, config, step, progress))
+
+
+def drawn(out: Path, training: Path, config: Config, step: int, progress: Progress) -> "Future[dict[str, Any]]":
+    """`draw_shards`, with its result or its error for the record, which the holder of the lock of `out` writes. Raises
+    Busy and Stopped as it does."""
+    future: Future[dict[str, Any]] = Future()
+    try:
+        check_fit(config)
+        future.set_result(draw_shards(out, training, config, step, progress))
+    except (Busy, signals.Stopped):
+        raise
+    except Exception as error:
+        future.set_exception(error)
+    return future
+
+
+def draw_shards(out: Path, training: Path, config: Config, step: int, progress: Progress) -> dict[str, Any]:
+    """Sample `config.sample.count` images from the weights of a step in the folder `training`, together with every
+    other process that calls this for `out`, and return when all are drawn.
+
+    Each process claims `config.sample.batch_size` images at a time and writes them to `out/shards/KEY` (shards.py), so
+    that its memory holds one batch. What a killed process had claimed is drawn by another, or by the next call. KEY
+    stands for the weights and all that determines an image, so that no set mixes two of them. Returns the fields of the
+    `sample` record that the weights and the settings give. Raises InputError if the weights are missing or of another
+    model, if guidance does not fit, or if images are not finite; Busy as `joined` does; Stopped after a batch in which
+    a signal came.
     """
     exact_float32()
-    settings, device = config.sample, pick_device(config.run.device)
+    settings, device = config.sample, own_device(config.run.device)
     weights = load_weights(training, step, settings.weights, config.model)
     sampler = Sampler(config, weights.tensors, device)
-    parts = Parts(out, sampler.key(weights.tensors))
-    started, drawn = time.perf_counter(), 0
-    pieces = []
-    for start in range(0, settings.count, settings.batch_size):
-        indices = range(start, min(start + settings.batch_size, settings.count))
-        if (images := parts.read(indices)) is None:
-            # A compiled network takes only whole batches. Images beyond the count are dropped.
-            batch = indices if settings.compile == "eager" else range(start, start + settings.batch_size)
-            x = sampler.draw(batch)[: len(indices)]
-            if not torch.isfinite(x).all():
-                raise InputError(f"the {settings.weights} weights of step {step} give images that are not finite")
-            images = sampler.images(x)
-            parts.write(indices, images)
-            drawn += len(indices)
-        pieces.append(images)
-        progress.update("sample", indices.stop, settings.count)
-        signals.check()
-    seconds = time.perf_counter() - started
-    buffer = io.BytesIO()
-    labels = labels_of(range(settings.count), config.model.num_classes)
-    np.savez_compressed(buffer, images=np.concatenate(pieces), labels=labels)
-    write_atomically(out / "samples.npz", buffer.getvalue())
-    parts.remove()
+    key = sampler.key(weights.tensors)
+    with joined(out / "shards" / key, settings.count) as claims:
+        _draw_claims(sampler, claims, f"the {settings.weights} weights of step {step}", progress)
     return {
+        "shards": key,
         "count": settings.count,
         "method": settings.method,
         "steps": settings.steps,
@@ -91,13 +108,53 @@ def generate(out: Path, training: Path, config: Config, step: int, progress: Pro
         "images_seen": step * config.train.batch_size,
         "training_flops": 3 * cost(config.model).flops * step * config.train.batch_size,
         "training_seconds": round(weights.seconds, 3),
-        "seconds": round(seconds, 3),
-        # Only images of this call. A resumed call without any has no speed.
-        "images_per_s": drawn / seconds if drawn else None,
         "precision": settings.precision,
         "compile": settings.compile,
         "batch_size": settings.batch_size,
         "backend": sampler.backend,
+    }
+
+
+def _draw_claims(sampler: "Sampler", claims: Claims, weights: str, progress: Progress) -> None:
+    settings, waiting = sampler.config.sample, False
+    while True:
+        signals.check()
+        begin = time.time()
+        if (indices := claims.take(settings.batch_size)) is None:
+            if claims.complete():
+                return
+            if not waiting:
+                progress.say(f"sample: waiting for {claims.count - claims.drawn} images that other processes draw")
+            waiting = True
+            time.sleep(WAIT_S)
+            continue
+        # A compiled network takes only whole batches. Images beyond the claim are dropped.
+        whole = range(indices.start, indices.start + settings.batch_size)
+        x = sampler.draw(indices if settings.compile == "eager" else whole)[: len(indices)]
+        if not torch.isfinite(x).all():
+            raise InputError(f"{weights} give images that are not finite")
+        claims.write(indices, sampler.images(x), begin)
+        progress.update("sample", claims.drawn + len(indices), settings.count)
+
+
+def finish(out: Path, config: Config, facts: dict[str, Any]) -> dict[str, Any]:
+    """Complete a set of samples whose images are all drawn: write its labels, and delete what it does not need. Returns
+    the fields of its record from the `facts` of `draw_shards`. The caller holds the lock of `out`."""
+    folder, count = out / "shards" / facts["shards"], config.sample.count
+    write_array(folder / "labels.npy", labels_of(range(count), config.model.num_classes))
+    for file in (*folder.glob("*.lock"), *folder.glob(".*.tmp")):
+        if file.name != ".lock" and not is_held(file):
+            file.unlink(missing_ok=True)
+    for other in folder.parent.iterdir():
+        if other.name != folder.name:
+            shutil.rmtree(other)
+    wall, processes, total = Claims(folder, count, "").times()
+    return {
+        **facts,
+        "seconds": round(wall, 3),
+        "images_per_s": count / wall if wall else None,
+        "processes": processes,
+        "process_seconds": round(total, 3),
     }
 
 
@@ -120,7 +177,7 @@ class Sampler:
     def key(self, tensors: dict[str, Tensor]) -> str:
         """16 hex digits of everything that determines an image, except its index."""
         config, settings = self.config, vars(self.config.sample)
-        facts = {name: value for name, value in settings.items() if name not in ("count", "batch_size", "at", "seed")}
+        facts = {name: value for name, value in settings.items() if name not in ("batch_size", "at", "seed")}
         facts |= {"seed": seed_of(config), "model": describe(config.model), "encoder": vars(config.encoder)}
         facts |= {"objective": vars(config.objective), "backend": self.backend, "device": device_type(self.device)}
         digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
@@ -137,33 +194,6 @@ class Sampler:
     def images(self, x: Tensor) -> NDArray[np.uint8]:
         """Images uint8 [B, H, W, C] from the result of `draw`."""
         return self.encoder.decode(x).permute(0, 2, 3, 1).cpu().numpy()
-
-
-class Parts:
-    """Finished batches, one file each, in `out/samples.parts/KEY`."""
-
-    def __init__(self, out: Path, key: str) -> None:
-        self.folder = out / "samples.parts" / key
-        for folder in (self.folder.parent, self.folder):  # but not `out`, whose disk may be missing
-            folder.mkdir(exist_ok=True)
-
-    def _file(self, indices: range) -> Path:
-        return self.folder / f"{indices.start}-{indices.stop}.npy"
-
-    def read(self, indices: range) -> NDArray[np.uint8] | None:
-        """The images of a batch, None if it is not finished."""
-        file = self._file(indices)
-        return np.load(file, allow_pickle=False) if file.is_file() else None
-
-    def write(self, indices: range, images: NDArray[np.uint8]) -> None:
-        """Write the file of a batch, atomically."""
-        buffer = io.BytesIO()
-        np.save(buffer, images, allow_pickle=False)
-        write_atomically(self._file(indices), buffer.getvalue())
-
-    def remove(self) -> None:
-        """Remove all parts, including those of other weights and settings."""
-        shutil.rmtree(self.folder.parent)
 
 
 def draw(net: Backbone, config: Config, labels: Sequence[int], seed: int) -> NDArray[np.uint8]:

@@ -6,7 +6,7 @@ does what is missing.
 """
 
 import traceback
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,12 +29,13 @@ from .keys import (
 from .measure.speed import measure, next_measurement, stored
 from .progress import Progress
 from .record import Row, append, newest, read_records, row
-from .run import create, is_locked, locked, read_info
+from .run import GLANCE_S, create, is_locked, locked, read_info
 from .signals import Stopped
 from .training.checkpoint import files, moments, nearest
 from .training.resume import asked_moments as snapshots
 
 STAGES = ("cost", "train", "sample", "evaluate", "bench")  # in the order in which they run
+FINISH_S = 60.0  # how long a process that drew waits for another one that records the set
 KINDS = {"cost": "model", "bench": "model", "train": "training", "sample": "samples", "evaluate": "samples"}
 
 
@@ -264,8 +265,9 @@ def _prepare(task: Task) -> Path:
 def execute(task: Task, progress: Progress) -> None:
     """Do what is missing of a task, one stage after the other, and record each.
 
-    A stage that fails leaves a record with its error, and its exception is raised. Raises Busy if another process works
-    in the folder. Raises Stopped, without a record, if a signal asked for it (signals.py); the same call continues.
+    Any number of processes draw the images of one set of samples together; one of them records it. A stage that fails
+    leaves a record with its error, and its exception is raised. Raises Busy if another process works in the folder on
+    something else. Raises Stopped, without a record, if a signal asked for it (signals.py); the same call continues.
     """
     from .device import pick_device
     from .provenance import provenance
@@ -274,7 +276,8 @@ def execute(task: Task, progress: Progress) -> None:
     plugins.load_recorded(read_info(folder).get("plugins", ()), progress.say)
     sources = {one["name"]: one["sha256"] for one in plugins.loaded()}
     config = config_from_dict(task.config)
-    with locked(folder):
+    stages = _DO | ({"sample": _draw(task, config, progress)} if "sample" in missing(task) else {})
+    with locked(folder, FINISH_S if "sample" in stages else GLANCE_S):
         _prepare(task)
         if task.kind != "model":
             check_fit(config)
@@ -282,7 +285,7 @@ def execute(task: Task, progress: Progress) -> None:
             signals.check()
             origin = provenance(pick_device(config.run.device)) | ({"plugins": sources} if sources else {})
             try:
-                for line in _DO[stage](task, config, progress):
+                for line in stages[stage](task, config, progress):
                     write(folder, {"provenance": origin, **line})
                     signals.check()
             except Stopped:
@@ -361,27 +364,24 @@ def _train(task: Task, config: Config, progress: Progress) -> Iterator[dict[str,
     yield {"kind": "train", "key": task.key, **end}
 
 
-def _sample(task: Task, config: Config, progress: Progress) -> Iterator[dict[str, Any]]:
-    from .sampling import generate
+def _draw(task: Task, config: Config, progress: Progress) -> Callable[..., Iterator[dict[str, Any]]]:
+    """Draw images, together with other processes. Returns what records them, or raises the error that ended it."""
+    from .sampling import drawn, finish
 
-    line = generate(task.path, Path(task.training), config, task.step, progress)
-    yield {"kind": "sample", "key": task.key, **line}
+    facts = drawn(task.path, Path(task.training), config, task.step, progress)
+
+    def record(*_: Any) -> Iterator[dict[str, Any]]:
+        yield {"kind": "sample", "key": task.key, **finish(task.path, config, facts.result())}
+
+    return record
 
 
 def _evaluate(task: Task, config: Config, progress: Progress) -> Iterator[dict[str, Any]]:
-    from .data.images import load
-    from .scoring.score import score
-    from .training.checkpoint import check_data
+    from .scoring.score import score_set
 
-    # The record of a score would not tell that it was computed against other images than those of the training.
-    check_data(Path(task.training), load(config.data, progress.say).fingerprint)
-    samples, cache = task.path / "samples.npz", Path(config.run.root) / ".cache"
-    drawn = [one.flat() for one in read_records(task.path / "record.jsonl") if one.kind == "sample"]
-    names = ("checkpoint_step", "weights", "images_seen", "training_flops", "training_seconds")
-    weights = {name: drawn[-1][name] for name in names} if drawn else {}
-    for line in score(samples, config, missing_metrics(task), cache, progress):
+    for line in score_set(task.path, Path(task.training), config, missing_metrics(task), progress):
         key = score_key(config, task.key, line.pop("request"))
-        yield {"kind": "score", "key": key, "samples": task.key, **weights, **line}
+        yield {"kind": "score", "key": key, "samples": task.key, **line}
 
 
 def _bench(task: Task, config: Config, progress: Progress) -> Iterator[dict[str, Any]]:
@@ -396,4 +396,5 @@ def _bench(task: Task, config: Config, progress: Progress) -> Iterator[dict[str,
             yield from measure(config.model, plan, config.objective, device, progress.say, there)
 
 
-_DO = {"cost": _cost, "train": _train, "sample": _sample, "evaluate": _evaluate, "bench": _bench}
+_DO: dict[str, Callable[..., Iterator[dict[str, Any]]]]
+_DO = {"cost": _cost, "train": _train, "evaluate": _evaluate, "bench": _bench}

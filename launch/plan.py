@@ -76,7 +76,7 @@ def look(task: Task) -> Look:
         return Look("running", "", left)
     if (row := failure(task, left, records)) is not None:
         return Look(row.state, row.error or "", left)
-    output = {"training": "metrics.jsonl", "samples": "samples.parts"}.get(task.kind)
+    output = {"training": "metrics.jsonl", "samples": "shards"}.get(task.kind)
     extended = any(row.kind == "train" and row.state == "done" for row in records)  # and asked for more steps since
     begun = output is not None and left[0] != "evaluate" and (task.path / output).exists() and not extended
     return Look("stopped" if begun else "planned", "", left)

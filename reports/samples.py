@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
+from ..harness.shards import Samples, Shards, images_of, labels_at
 from ..kernels.errors import InputError
 from .runs import Run
 from .style import blank, wrapped
@@ -31,12 +32,18 @@ class Mosaic:
 def mosaic(run: Run) -> Mosaic | str:
     """The first images of each of the first classes of a run, or why there are none.
 
-    Reads `samples.npz` only as far as the last image shown. Raises InputError, one line, for a file that does not hold
-    `images` uint8 [N, H, W, 1 or 3] and `labels` [N].
+    Reads only the images that it shows and, in the `samples.npz` of an earlier version, those before. Raises
+    InputError, one line, for a file that does not hold images uint8 [N, H, W, 1 or 3] and labels [N].
     """
-    path = run.samples and run.samples / "samples.npz"
-    if path is None or not path.is_file():
+    path = run.samples and images_of(run.samples)
+    if path is None or not path.exists():
         return "the run has no samples"
+    if path.is_dir():
+        shards, labels = Shards(path), labels_at(path)
+        if shards.shape[-1] not in (1, 3) or labels.shape != shards.shape[:1]:
+            raise InputError(f"{path} has images {list(shards.shape)} and labels {list(labels.shape)}")
+        rows, names = choose(labels)
+        return Mosaic(paste_of(shards, rows), names)
     try:
         with zipfile.ZipFile(path) as archive, archive.open("labels.npy") as file:
             labels = npy.read_array(file, allow_pickle=False)
@@ -52,6 +59,13 @@ def mosaic(run: Run) -> Mosaic | str:
     except (OSError, ValueError, KeyError, EOFError, zlib.error, zipfile.BadZipFile) as error:
         raise InputError(f"{path} cannot be read as samples: {' '.join(str(error).split())}") from None
     return Mosaic(paste(images, rows), names) if needed else "the run has no samples"
+
+
+def paste_of(images: Samples, rows: list[NDArray[np.int64]]) -> NDArray[np.uint8]:
+    """`paste` of images of which only those in `rows` are read."""
+    wanted = np.unique(np.concatenate(rows))
+    few = np.concatenate([images[index : index + 1] for index in wanted.tolist()])
+    return paste(few, [np.searchsorted(wanted, row) for row in rows])
 
 
 def choose(labels: NDArray[np.int64]) -> tuple[list[NDArray[np.int64]], list[str]]:

@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 import torch
 from lamabench.harness.record import read_lines, read_records
+from lamabench.harness.shards import images_of, open_samples
 from lamabench.launch.cli import main
 
 GOLDEN = Path(__file__).parent / "golden" / "run"
@@ -94,8 +95,8 @@ def test_it_goes_on(root):
 
 def test_it_is_sampled_and_reported(root, capsys):
     assert main(["sample", f"runs/train/{NAME}", *SAMPLE, "sample.at=[2]"]) == 0
-    paths = sorted((root / "trainings").glob("*/samples/*/samples.npz"))
-    early, late = (np.load(path)["images"] for path in paths)
+    folders = sorted((root / "trainings").glob("*/samples/*"))
+    early, late = (open_samples(images_of(folder))[:] for folder in folders)
     assert early.shape == late.shape == (8, 8, 8, 1) and not np.array_equal(early, late)
     assert main(["report", "runs", "--out", "out"]) == 0
     assert "DiT-nano/2" in (root.parent / "out" / "summary.md").read_text()

@@ -9,22 +9,23 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Subset
 
 from ...kernels.errors import InputError, unknown
 from ..config import METRICS, Config, EvaluateConfig
-from ..data.files import Say, read_npz
+from ..data.files import Say
 from ..data.images import load
 from ..data.items import epoch_order
 from ..device import pick_device
 from ..progress import Progress
+from ..record import read_records
+from ..shards import Samples, images_of, open_samples
+from ..training.checkpoint import check_data
 from .counts import WITHOUT_REFERENCE, shortage
 from .features import Extractor, Features, network_of, prepare_cache, read_cache, write_cache
 from .statistics import compute, definition, metric_name
 
-Images = NDArray[np.uint8]
 Line = dict[str, Any]
 
 
@@ -73,13 +74,29 @@ class Count:
             self.progress(self.done, self.total)
 
 
-def score(samples: Path, config: Config, metrics: Sequence[str], cache: Path, progress: Progress) -> Iterator[Line]:
-    """Score a file of samples against the images of `config.data` by some of `config.METRICS` (see `evaluate`).
+def score_set(
+    folder: Path, training: Path, config: Config, metrics: Sequence[str], progress: Progress
+) -> Iterator[Line]:
+    """Score the samples in a folder, drawn from the weights of `training`, by some of `config.METRICS`: rows as
+    `evaluate` yields them, with the moment of the weights. Raises InputError as `score` does, and for other data than
+    the training had."""
+    # The record of a score would not tell that it was computed against other images than those of the training.
+    check_data(training, load(config.data, progress.say).fingerprint)
+    rows = [one.flat() for one in read_records(folder / "record.jsonl") if one.kind == "sample"]
+    names = ("checkpoint_step", "weights", "images_seen", "training_flops", "training_seconds")
+    weights = {name: rows[-1][name] for name in names} if rows else {}
+    for line in score(images_of(folder), config, metrics, Path(config.run.root) / ".cache", progress):
+        yield weights | line
 
-    Raises InputError for a file without samples, and if the reference is missing.
+
+def score(samples: Path, config: Config, metrics: Sequence[str], cache: Path, progress: Progress) -> Iterator[Line]:
+    """Score samples (a file or a folder, as `open_samples` takes them) against the images of `config.data` by some of
+    `config.METRICS` (see `evaluate`).
+
+    Raises InputError if there are no samples, and if the reference is missing.
     """
     yield from evaluate(
-        read_samples(samples),
+        open_samples(samples),
         reference_of(config, progress.say),
         config.evaluate,
         metrics,
@@ -87,18 +104,6 @@ def score(samples: Path, config: Config, metrics: Sequence[str], cache: Path, pr
         device=pick_device(config.run.device),
         progress=lambda done, total: progress.update("evaluate", done, total),
     )
-
-
-def read_samples(path: Path) -> Images:
-    """`images` uint8 [N, H, W, C] of an .npz file. Raises InputError if there are none."""
-    if not path.exists():
-        raise InputError(f"no samples: {path} does not exist; draw them first (lamabench sample …)")
-    images = read_npz(path, ("images",)).get("images")
-    if images is None:
-        raise InputError(f"{path} has no array `images` (uint8 [N, H, W, C])")
-    if images.dtype != np.uint8 or images.ndim != 4:
-        raise InputError(f"`images` in {path} must be uint8 [N, H, W, C], not {images.dtype} {list(images.shape)}")
-    return images
 
 
 def reference_of(config: Config, say: Say | None = None) -> Reference:
@@ -114,7 +119,7 @@ def reference_of(config: Config, say: Say | None = None) -> Reference:
 
 
 def evaluate(
-    samples: Images,
+    samples: Samples,
     reference: Reference,
     settings: EvaluateConfig,
     metrics: Sequence[str],
@@ -123,7 +128,8 @@ def evaluate(
     device: str,
     progress: Callable[[int, int], object] | None = None,
 ) -> Iterator[Line]:
-    """Score samples uint8 [N, H, W, C] (C 1 or 3) against a reference of the same H, W and C, by `metrics` only.
+    """Score samples uint8 [N, H, W, C] (C 1 or 3) against a reference of the same H, W and C, by `metrics` only. Both
+    are read one batch at a time.
 
     Yields one row per number: `metric` (its name), `request` (its metric in `config.METRICS`), `value`, `std` (or
     None), `count` N, `reference`, `reference_count` (None for the inception score, which has no reference), `features`
@@ -212,9 +218,9 @@ def _rows(
     ]
 
 
-def _check_shapes(samples: Images, reference: ReferenceImages) -> list[int]:
+def _check_shapes(samples: Samples, reference: ReferenceImages) -> list[int]:
     """[H, W, C] of both sets. Raises InputError if they differ or are not images."""
-    if samples.dtype != np.uint8 or samples.ndim != 4 or samples.shape[3] not in (1, 3):
+    if samples.dtype != np.uint8 or len(samples.shape) != 4 or samples.shape[3] not in (1, 3):
         raise InputError(f"samples must be uint8 [N, H, W, C] with C 1 or 3, not {samples.dtype} {list(samples.shape)}")
     first, shape = reference[0][0], list(samples.shape[1:])
     if first.dtype != torch.uint8 or first.ndim != 3:

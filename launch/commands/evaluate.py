@@ -1,6 +1,7 @@
 """`lamabench evaluate`: scores the samples of a run, or any .npz of images."""
 
 import argparse
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from ...harness.keys import config_from_dict, score_key
 from ...harness.progress import Progress
 from ...harness.record import newest, read_records, write_lines
 from ...harness.run import locked
+from ...harness.shards import images_of
 from ...harness.stages import Task, execute, missing, prepare
 from ...kernels.errors import InputError
 from ..compose import compose
@@ -74,7 +76,11 @@ def adopt(task: Task, other: Path) -> None:
         return
     folder = prepare(task)
     with locked(folder):
-        images = folder / "samples.npz"
+        theirs = images_of(other)
+        images = folder / theirs.relative_to(other)
+        images.parent.mkdir(exist_ok=True)
+        if images.is_dir() and not images.is_symlink():  # begun here
+            shutil.rmtree(images)
         images.unlink(missing_ok=True)
-        images.symlink_to((other / images.name).resolve())
+        images.symlink_to(theirs.resolve())
         write_lines(folder / "record.jsonl", [one.as_dict() for one in rows])

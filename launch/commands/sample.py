@@ -14,6 +14,7 @@ from ...harness.device import pick_device
 from ...harness.keys import config_from_dict, training_folder
 from ...harness.progress import Progress
 from ...harness.run import create, plain_name, read_info, weights_home
+from ...harness.shards import images_of
 from ...harness.stages import Task, execute, kept_steps, missing, not_kept, ready, step_of, tasks
 from ...harness.training.checkpoint import load_weights, moments
 from ...kernels.errors import InputError
@@ -29,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
     for task in wanted:
         with signals.noted():
             execute(task, Progress(task.path))
-        print(f"{task.path / 'samples.npz'}: {config.sample.count} images at step {task.step}")
+        print(f"{images_of(task.path)}: {config.sample.count} images at step {task.step}")
     words = [text for text in overrides if not text.startswith("backend.")]  # evaluate takes no backend
     print(f"next: {command('evaluate', path, *words)}")
     return 0

@@ -21,6 +21,7 @@ from lamabench.harness.config import (
 from lamabench.harness.progress import Progress
 from lamabench.harness.record import read_records
 from lamabench.harness.run import Busy, locked, open_run
+from lamabench.harness.shards import open_samples
 from lamabench.harness.stages import Task, execute, merged, missing, tasks
 from lamabench.harness.training.checkpoint import moments
 from lamabench.kernels.errors import InputError
@@ -49,7 +50,7 @@ def scored(monkeypatch):
 
     def score(samples, config, metrics, cache, progress):
         asked.append(list(metrics))
-        mean = float(np.load(samples)["images"].mean())
+        mean = float(open_samples(samples)[:].mean())
         row = {"count": 10, "protocol": "p", "features": "none"}
         return [{"request": metric, "metric": metric.upper(), "value": mean, **row} for metric in metrics]
 
@@ -129,7 +130,7 @@ def test_a_longer_training_continues_and_keeps_earlier_samples(config, scored):
     training = tasks(config, ABOUT, ["train"])[0].path
     longer = change(config, "train", steps=8)
     assert do(longer) == {"model": [], "training": ["train"], "samples": ["sample", "evaluate"]}
-    assert moments(training) == [4, 8] and len(list(training.glob("samples/*/samples.npz"))) == 2
+    assert moments(training) == [4, 8] and len(list(training.glob("samples/*/shards/*/labels.npy"))) == 2
     assert [row.steps for row in read_records(training / "record.jsonl")] == [4, 8]
     assert not any(do(config).values()), "the shorter request stays answered"
     assert open_run(training).config.train.steps == 8

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import yaml
 from lamabench.harness.run import open_run, read_run, read_study
+from lamabench.harness.shards import images_of, open_samples
 from lamabench.launch.cli import main
 from PIL import Image
 
@@ -117,8 +118,8 @@ def test_train_sample_evaluate_report(capsys, tmp_path):
     code, out, err = run(capsys, "evaluate", str(folder))
     assert code == 2 and f"has no samples to score; draw them first: lamabench sample {folder}" in err
     assert run(capsys, "sample", str(folder))[0] == 0
-    with np.load(sample_folders()[1.0] / "samples.npz") as file:
-        assert file["images"].shape == (20, 8, 8, 1)
+    images = open_samples(images_of(sample_folders()[1.0]))[:]
+    assert images.shape == (20, 8, 8, 1)
     assert run(capsys, "sample", str(folder), "sample.guidance=2", "sample.count=10")[0] == 0
     assert set(sample_folders()) == {1.0, 2.0}
 
@@ -132,7 +133,8 @@ def test_train_sample_evaluate_report(capsys, tmp_path):
     ]
     code, _, err = run(capsys, "evaluate", str(folder), "train.lr=2")
     assert code == 2 and "would make another training of it; sections to set here: sample, evaluate, run" in err
-    code, out, err = run(capsys, "evaluate", str(sample_folders()[1.0] / "samples.npz"), *QUICK)
+    np.savez("foreign.npz", arr_0=images)
+    code, out, err = run(capsys, "evaluate", "foreign.npz", *QUICK)
     assert code == 0 and "FD-EffNetLite0-20" in out
     code, out, _ = run(capsys, "report", "runs/train", "--out", "out")
     assert code == 0 and "dit" in out.lower()
@@ -148,9 +150,9 @@ def test_samples_of_a_training_elsewhere_lie_below_our_root(capsys, tmp_path):
     assert sorted(training.rglob("*")) == before
     copy = tmp_path / "mine" / "trainings" / training.name
     assert json.loads((copy / "config.json").read_text())["weights"] == str(training)
-    assert len(list(copy.glob("samples/*/samples.npz"))) == 1
+    assert len(list(copy.glob("samples/*/shards/*/labels.npy"))) == 1
     assert run(capsys, "sample", str(copy), "sample.count=5")[0] == 0  # the weights are still found from there
-    assert len(list(copy.glob("samples/*/samples.npz"))) == 2 and sorted(training.rglob("*")) == before
+    assert len(list(copy.glob("samples/*/shards/*/labels.npy"))) == 2 and sorted(training.rglob("*")) == before
     assert open_run(copy).moments == [2] and open_run(copy).sample([1], steps=2).shape == (1, 8, 8, 1)
 
 

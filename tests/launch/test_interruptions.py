@@ -52,11 +52,11 @@ def test_samples_keep_the_batches_that_are_drawn(tmp_path, terminal):
     (run,) = tmp_path.glob("runs/train/dit_nano-*")
     words = ["sample.count=2000", "sample.batch_size=1", "sample.method=ddim", "sample.steps=5"]
     command = terminal(tmp_path, "sample", str(run), *words)
-    until(lambda: list(run.glob("samples/*/samples.parts/*/*.npy")), command)
+    until(lambda: list(run.glob("samples/*/shards/*/*.npy")), command)
     os.kill(command.pid, signal.SIGTERM)
     _, err = command.communicate(timeout=60)
     assert command.returncode == 143 and err.splitlines()[-1] == f"lamabench sample: ended by SIGTERM; {CONTINUES}"
-    assert 0 < len(list(run.glob("samples/*/samples.parts/*/*.npy"))) < 2000 and "Traceback" not in err
+    assert 0 < len(list(run.glob("samples/*/shards/*/*.npy"))) < 2000 and "Traceback" not in err
     assert not list(run.glob("samples/*/record.jsonl"))
 
 

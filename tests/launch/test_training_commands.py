@@ -144,7 +144,7 @@ def test_commands_below_an_odd_folder_can_be_pasted(capsys, tmp_path, monkeypatc
     draw = shlex.split(err.split("draw them first: ")[1])
     assert draw == ["lamabench", "sample", f"{odd}/r/train/{folder.name}", *few]
     code, out, _ = run(capsys, *draw[1:], "run.root=~/other=root")
-    assert code == 0 and list((tmp_path / "other=root" / "trainings").glob("*/samples/*/samples.npz"))
+    assert code == 0 and list((tmp_path / "other=root" / "trainings").glob("*/samples/*/shards/*/labels.npy"))
     words = shlex.split(next_command(out))
     assert words[1:] == ["evaluate", draw[2], *few, "run.root=~/other=root"]
     code, out, _ = run(capsys, *words[1:], "evaluate.metrics=[fd]", "evaluate.reference_count=20")

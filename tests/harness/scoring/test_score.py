@@ -13,8 +13,9 @@ from lamabench.harness.progress import Progress
 from lamabench.harness.random import Stream, generator
 from lamabench.harness.scoring import features
 from lamabench.harness.scoring import score as scoring
-from lamabench.harness.scoring.score import Reference, Unscored, evaluate, read_samples, reference_of, score
+from lamabench.harness.scoring.score import Reference, Unscored, evaluate, reference_of, score
 from lamabench.harness.scoring.statistics import compute
+from lamabench.harness.shards import open_samples
 from lamabench.kernels.errors import InputError
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
@@ -338,5 +339,5 @@ def test_bad_sample_files(tmp_path, content, words):
     elif content is not None:
         np.savez(path, **content)
     with pytest.raises(InputError, match=words) as caught:
-        read_samples(path)
+        open_samples(path)
     assert "\n" not in str(caught.value)
