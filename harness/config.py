@@ -316,9 +316,10 @@ SECTIONS: dict[str, type] = {
 }
 
 
-def micro_batch(config: Config) -> int:
-    """The number of images in one pass of a training step: the largest divisor of the batch up to `run.micro_batch`."""
-    whole = config.train.batch_size
+def micro_batch(config: Config, processes: int = 1) -> int:
+    """The number of images in one pass of a training step: the largest divisor of the batch, or of the part that each
+    of several processes has, up to `run.micro_batch`."""
+    whole = config.train.batch_size // processes
     most = min(config.run.micro_batch or whole, whole)
     return next(size for size in range(most, 0, -1) if whole % size == 0)
 

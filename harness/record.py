@@ -100,6 +100,7 @@ class TrainRow(Row):
     steps: int | None = about("steps since the start")
     images: int | None = about("images seen")
     seconds: float | None = about("seconds of training, over all stretches")
+    process_seconds: float | None = about("these seconds times the processes of each stretch: with GPUs, GPU-seconds")
     images_per_s: float | None = about("images per second")
     final_loss: float | None = about("mean loss of the last logged window")
     training_flops: float | None = about("FLOPs of all steps: three forward passes for each image")
@@ -108,11 +109,13 @@ class TrainRow(Row):
     compile: str | None = about("eager, a mode of torch.compile, or whole-step")
     checkpointing: bool | None = about("whether blocks were recomputed in the backward pass")
     batch_size: int | None = about("images per step")
-    micro_batch: int | None = about("images in one pass of a step")
+    micro_batch: int | None = about("images in one pass of a step, of each process")
+    processes: int | None = about("processes of the last stretch, each with a GPU or a share of the cores")
     data_fingerprint: str | None = about("SHA-256 of the data, 16 hex digits")
     moments: list[int] | None = about("steps whose weights are kept")
     stretches: list[dict[str, Any]] | None = about(
-        "each stretch of steps: first step, backends, torch, commit, device, host"
+        "each stretch of steps: first step, backends, torch, commit, device, host; of several processes also "
+        "processes (their number), hosts, and from_seconds (of training before the stretch)"
     )
 
 

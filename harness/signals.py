@@ -35,6 +35,11 @@ def asked() -> signal.Signals | None:
     return signal.Signals(_noted[0]) if _noted else None
 
 
+def take(number: int) -> None:
+    """Note a signal that came to another process of the run."""
+    _noted.append(number)
+
+
 def check() -> None:
     """Raise Stopped if a signal came."""
     if (number := asked()) is not None:

@@ -27,6 +27,7 @@ from .keys import (
     training_key,
 )
 from .measure.speed import measure, next_measurement, stored
+from .parallel import Lost
 from .progress import Progress
 from .record import Row, append, newest, read_records, row
 from .run import GLANCE_S, create, is_locked, locked, read_info
@@ -291,7 +292,9 @@ def execute(task: Task, progress: Progress) -> None:
             except Stopped:
                 raise
             except Exception as error:
-                if signals.asked():  # a signal's damage, such as to a compiler's process, is no failure of the run
+                if signals.asked() and not isinstance(
+                    error, Lost
+                ):  # a signal's damage, such as to a compiler's process, is no failure of the run
                     raise Stopped(f"{signals.asked()} during {stage}: {one_line(error)}") from error
                 for line in _failure(task, config, stage, error):
                     write(folder, {"provenance": origin, **line})

@@ -11,6 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import NoReturn
 
+from ..harness.parallel import Lost, everywhere
 from ..harness.signals import interrupting
 from ..kernels.errors import InputError
 from . import streams
@@ -214,8 +215,18 @@ def _run(args: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a subcommand. Exit codes: 0 done, 1 a run failed or a disk is full, 2 bad input, 128 + N ended by signal N
-    (130: Ctrl-C), 141 output not read."""
+    (130: Ctrl-C), 141 output not read.
+
+    Of several processes (torchrun), the first one runs it, and the others help it to train."""
     streams.prepare()
+    try:
+        return everywhere(lambda: _main(argv)) or 0
+    except (InputError, Lost) as error:  # of the environment, or of a process that did not come
+        print(f"lamabench: error: {error}", file=sys.stderr)
+        return 2 if isinstance(error, InputError) else 1
+
+
+def _main(argv: Sequence[str] | None) -> int:
     top = parser()
     if any("\0" in word for word in (sys.argv[1:] if argv is None else argv)):
         top.error("a word contains the character NUL, which no file name has")

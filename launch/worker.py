@@ -1,5 +1,8 @@
 """What every executor of submitit starts: `work(MANIFEST, ARRAY)`, in a SLURM task, a local job or the same process.
 
+A job on SLURM may have several processes, one for each GPU. The first one does all that is described here, and the
+others help it to train (harness/parallel.py).
+
 The worker listens for the scheduler's signals before it imports anything slow. The run writes one line to
 `attempts.jsonl` in its folder when it starts, and one when it ends or stops. If it cannot write even that, its exit
 code tells why (`EXITS`). Only `prepare`, `do` and `unfinished` know what a task is.
@@ -15,13 +18,13 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..harness import signals
+from ..harness import parallel, signals
 from ..kernels.errors import InputError
 
 if TYPE_CHECKING:
@@ -194,10 +197,35 @@ def work(manifest: str, index: int) -> None:
     Returns if the task is done. Otherwise raises SystemExit, because submitit would store another exception as the
     result. The code is 0 if the job is queued again and will continue, 1 if it was stopped, or a key of `EXITS`.
     """
+    path = Path(manifest)
     with _listening():
-        code = _guarded(Path(manifest), index)
+        say(f"{job_key()} on {platform.node()}: " + " ".join(f"{key}={value}" for key, value in environment().items()))
+        start = f"{job_key()}.{os.environ.get('SLURM_RESTART_COUNT', 0)}"
+        try:
+            code = _other_process(path, index) if parallel.rank() else None
+            if code is None:
+                code = parallel.everywhere(lambda: _guarded(path, index), path.with_name(f"{start}.port"))
+        except (signals.Stopped, parallel.Lost) as error:  # before all processes of the run were there
+            say(str(error))
+            code = 1
     if code is not None:
         raise SystemExit(code)
+
+
+def _other_process(path: Path, index: int) -> int | None:
+    """What keeps a process other than the first from helping it, as a key of `EXITS`; None if nothing does."""
+    from .slurm.snapshot import other_code
+
+    try:
+        array = (manifest := read_manifest(path))["arrays"][index]
+    except OSError as error:
+        say(str(error))
+        return errno.ESTALE
+    if (text := other_code(manifest.get("code", {}), array["tasks"][task_number()].get("plugins", ()))) is not None:
+        say(f"{OTHER_CODE_LINE}: {text}")
+        return OTHER_CODE
+    check_gpus(array["cluster"]["gpus"])
+    return None
 
 
 @contextmanager
@@ -242,36 +270,13 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def other_code(code: dict[str, Any], names: Sequence[str]) -> str | None:
-    """What differs between the code of this process and the `code` of a manifest, in one line; None if nothing does.
-    `names` are the plug-ins of the task. A file among them is compared before it is imported."""
-    from ..harness.provenance import ROOT, code_sha256
-    from ..models import plugins
-
-    if (path := code.get("path")) is not None:
-        package = Path(path, "lamabench")
-        if not package.is_dir() or not package.samefile(ROOT):
-            return f"{package} is gone, and Python imports {ROOT} in its place"
-    if code.get("sha256") not in (None, code_sha256(ROOT)):
-        return f"{ROOT} has changed since"
-    for name in names:
-        file = Path(name).expanduser()
-        if plugins.is_file(name) and not file.is_file():
-            return f"the plug-in {name} is gone"
-        if (wanted := code.get("plugins", {}).get(name)) is not None:
-            now = plugins.source_hash(file) if plugins.is_file(name) else plugins.load([name])[0].sha256
-            if now != wanted:
-                return f"the plug-in {name} has changed since"
-    return None
-
-
 def _attempt(path: Path, index: int, manifest: dict[str, Any]) -> int | None:
     array = manifest["arrays"][index]
     task = array["tasks"][task_number()]
     job = path.parent / f"array-{index}.job"
     if executor() == "slurm" and not job.exists():  # the submit was killed before it could write the id
         job.write_text(os.environ["SLURM_ARRAY_JOB_ID"] + "\n", encoding="utf-8")
-    say(f"{job_key()} on {platform.node()}: " + " ".join(f"{key}={value}" for key, value in environment().items()))
+    from .slurm.snapshot import other_code
 
     if (text := other_code(manifest.get("code", {}), task.get("plugins", ()))) is not None:
         say(f"{OTHER_CODE_LINE}: {text}")
@@ -369,4 +374,6 @@ def _let_go(attempt: Attempt, grace_s: float, ended: threading.Event) -> None:
             return
     if not ended.wait(grace_s) and not attempt.ending.locked():
         say("the work cannot stop half way; it will start again")
-        os._exit(_stopped(attempt))
+        code = _stopped(attempt)
+        parallel.end(code)
+        os._exit(code)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ...kernels.errors import InputError
-from .. import signals
+from .. import parallel, signals
 from ..config import Config
 from ..device import is_cuda
 from ..random import Stream, generator
@@ -86,8 +86,15 @@ class TrainItems(Dataset[dict[str, Tensor]]):
 def batches(
     data: ImageData, goal: Timesteps, config: Config, null_class: int | None, step: int, device: str
 ) -> Iterator[dict[str, Tensor]]:
-    """The batches of all steps after `step`. InputError in a worker process becomes one line without its traceback."""
+    """The batches of all steps after `step`, of which each of several processes has an equal part: process r of n has
+    the r-th n-th. InputError in a worker process becomes one line without its traceback."""
     settings = config.train
+    part = settings.batch_size // parallel.size()
+
+    def indices(step: int) -> list[int]:
+        start = step * settings.batch_size + parallel.rank() * part
+        return list(range(start, start + part))
+
     items = TrainItems(
         data,
         goal,
@@ -99,8 +106,7 @@ def batches(
     )
     loader = DataLoader(
         items,
-        batch_size=settings.batch_size,
-        sampler=range(step * settings.batch_size, settings.steps * settings.batch_size),
+        batch_sampler=map(indices, range(step, settings.steps)),
         num_workers=config.run.workers,
         worker_init_fn=signals.ignore,
         pin_memory=is_cuda(device),

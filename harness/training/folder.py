@@ -1,5 +1,6 @@
 """The files of a training: lines of metrics, checkpoints, kept weights, and the fields of its record."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,14 @@ class TrainingFolder:
         keep(self.path, Weights(*origin, stretches=self.stretches, loss=loss))
 
 
+def process_seconds(stretches: Sequence[dict[str, Any]], seconds: float) -> float:
+    """The seconds of a training that took `seconds` in all, each second counted once for each of its processes."""
+    starts = [one.get("from_seconds", 0.0) for one in stretches]
+    counts = [one.get("processes", 1) for one in stretches] or [1]
+    ends = [*starts[1:], seconds]
+    return sum(count * (end - start) for count, start, end in zip(counts, starts or [0.0], ends, strict=True))
+
+
 def record(folder: Path, config: Config, flops: int) -> dict[str, Any]:
     """The fields of the `train` record of a folder that keeps the moment `config.train.steps`.
 
@@ -58,11 +67,13 @@ def record(folder: Path, config: Config, flops: int) -> dict[str, Any]:
     end = kept_origin(folder, settings.steps)
     check_model(end, registry.describe(config.model), folder / "weights")
     images = settings.steps * settings.batch_size
+    processes = end.stretches[-1].get("processes", 1) if end.stretches else 1
     return {
         "steps": settings.steps,
         "images": images,
         "training_flops": 3 * flops * images,
         "seconds": round(end.seconds, 3),
+        "process_seconds": round(process_seconds(end.stretches, end.seconds), 3),
         "images_per_s": images / end.seconds,
         "final_loss": end.loss,
         "backend": end.stretches[-1]["backend"] if end.stretches else {},
@@ -72,6 +83,7 @@ def record(folder: Path, config: Config, flops: int) -> dict[str, Any]:
         "compile": end.stretches[-1].get("compile", settings.compile) if end.stretches else settings.compile,
         "checkpointing": settings.checkpointing,
         "batch_size": settings.batch_size,
-        "micro_batch": micro_batch(config),
+        "micro_batch": micro_batch(config, processes),
+        "processes": processes,
         "data_fingerprint": end.fingerprint,
     }

@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,17 +12,21 @@ import torch
 from torch import Tensor
 
 from ...kernels.errors import InputError
-from ...models import registry
+from ...models import plugins, registry
 from ...models.registry import Backbone, build, select_backends
-from .. import signals
+from .. import parallel, signals
 from ..config import Config, RunConfig, check_fit, micro_batch
-from ..data.images import load
+from ..data.images import ImageData, load
 from ..data.items import batches
 from ..device import WHOLE_STEP, compiled, device_type, exact_float32, pick_device, training_mode
 from ..diffusion.objective import objective
+from ..keys import config_from_dict, config_to_dict
 from ..measure.cost import cost
 from ..progress import Progress
+from ..provenance import provenance
 from ..record import read_lines, write_lines
+from .checkpoint import Checkpoint, file_name
+from .checkpoint import load as load_checkpoint
 from .folder import Position, TrainingFolder, record
 from .graph import WholeStep
 from .resume import all_asked, backends_to_ask, continue_from, missing, with_stretch
@@ -50,7 +55,8 @@ def loop(
 
     A line at the end that is not due leaves the window as it is, so that a longer training continues the window. Raises
     Diverged if the loss is not finite, Stopped after the step in which a signal came (signals.py), and InputError of
-    a batch that cannot be read, after saving the step before it.
+    a batch that cannot be read, after saving the step before it. Several processes (parallel.py) have the same metrics,
+    and raise these errors after the same step.
     """
     started, before, first, facts = time.perf_counter(), at.seconds, at.step, {}
 
@@ -65,8 +71,9 @@ def loop(
     progress.update("train", at.step, until)
     for batch in _until_damage(batches, save_before_damage):
         step(batch)
+        parallel.mean_(step.window)
         at.step += 1
-        last, stopping = at.step == until, signals.asked() is not None
+        last, stopping = at.step == until, parallel.stopping()
         logging, keeping = at.step % run.log_every == 0, at.step in asked
         saving = last or stopping or at.step % run.checkpoint_every == 0
         loss = math.nan
@@ -91,11 +98,21 @@ def loop(
 
 
 def _until_damage(batches: Iterable[dict[str, Tensor]], save: Callable[[], None]) -> Iterator[dict[str, Tensor]]:
-    try:
-        yield from batches
-    except InputError:
-        save()
-        raise
+    source = iter(batches)
+    while True:
+        batch, error = None, None
+        try:
+            batch = next(source, None)
+        except Exception as caught:
+            error = caught
+        try:
+            parallel.check(error)
+        except InputError:
+            save()
+            raise
+        if batch is None:
+            return
+        yield batch
 
 
 def mean_metrics(step: TrainStep, at: Position, until: int) -> dict[str, float]:
@@ -119,8 +136,9 @@ def train(folder: Path, config: Config, progress: Progress, moments: Sequence[in
     checkpoint of that step.
     """
     check_fit(config)
+    parallel.check_batch(config.train.batch_size, parallel.size())
     exact_float32()
-    asked, device = all_asked(config, moments), pick_device(config.run.device)
+    asked, device = all_asked(config, moments), parallel.own_device(pick_device(config.run.device))
     flops = cost(config.model).flops
     if not missing(folder, asked):
         return record(folder, config, flops)
@@ -128,53 +146,116 @@ def train(folder: Path, config: Config, progress: Progress, moments: Sequence[in
     saved = continue_from(folder, config, asked, data.fingerprint, progress.say)
     if not missing(folder, asked):
         return record(folder, config, flops)
-    settings, net, goal = config.train, initial_model(config).to(device), objective(config.objective)
+    parallel.call(
+        folder=str(folder.absolute()),
+        config=config_to_dict(config),
+        asked=asked,
+        step=saved.step if saved else 0,
+        sources=plugins.loaded(),
+    )
+    with parallel.attending():
+        _train(folder, config, asked, device, data, saved, progress)
+    return record(folder, config, flops)
+
+
+class _Quiet(Progress):
+    def say(self, text: str) -> None:
+        pass
+
+
+def join(
+    folder: str, config: dict[str, Any], asked: Sequence[int], step: int, sources: Sequence[dict[str, str]]
+) -> None:
+    """What the other processes of a run do in `train` of the first one: the same steps on their parts of the batches,
+    from the checkpoint of `step`, without files and messages."""
+    with suppress(Diverged, signals.Stopped), parallel.attending():
+        try:
+            plugins.load_recorded(sources)
+            here = config_from_dict(config)
+            exact_float32()
+            device = parallel.own_device(pick_device(here.run.device))
+            data = load(here.data, _Quiet().say)
+            saved = load_checkpoint(Path(folder, "checkpoints", file_name(step))) if step else None
+        except Exception as error:
+            parallel.check(error)
+            raise
+        _train(Path(folder), here, asked, device, data, saved, _Quiet())
+
+
+def _train(
+    folder: Path,
+    config: Config,
+    asked: Collection[int],
+    device: str,
+    data: ImageData,
+    saved: Checkpoint | None,
+    progress: Progress,
+) -> None:
+    """The part of `train` that all processes do together. The first one writes the files."""
     before = saved.stretches if saved else []
-    backend = select_backends(net, backends_to_ask(config, before, device, progress.say), device_type(device))
-    net.train()
-    net.checkpointing = settings.checkpointing
-    mode = training_mode(settings.compile, device)
+    with parallel.agreeing():
+        net = initial_model(config).to(device)
+        backend = select_backends(net, backends_to_ask(config, before, device, progress.say), device_type(device))
+    origin = provenance(device)
+    code = {key: origin[key] for key in ("torch", "commit", "dirty")}
+    everyone = parallel.facts(device, backend=backend, data_fingerprint=data.fingerprint, **code)
+    mode = training_mode(config.train.compile, device, parallel.size())
     at = Position() if saved is None else Position(saved.step, saved.seconds, saved.window_start)
-    stretches = with_stretch(before, at.step, backend, mode, device, progress.say)
+    stretches = with_stretch(before, at, backend, mode, device, progress.say, everyone)
 
     def without_graph(reason: str, start: int = at.step) -> None:
         last = stretches.pop() if stretches[-1]["from_step"] == start else stretches[-1]
         stretches.append({**last, "from_step": start, "compile": "compile"})
         progress.say(f"the step cannot be one CUDA graph ({reason}): it runs compiled, without one")
 
-    fallback = without_graph if settings.compile == "auto" else None
-    step = TrainStep(
-        net,
-        goal,
-        settings,
-        call=compiled(net, mode),
-        device=device,
-        micro_batch=micro_batch(config),
-        graph=partial(WholeStep, fallback=fallback) if mode == WHOLE_STEP else None,
-    )
+    step = _step(net, config, device, mode, without_graph if config.train.compile == "auto" else None)
     if saved is not None:
         step.restore(saved)
-        progress.say(f"continuing at step {at.step} of {settings.steps}")
+        progress.say(f"continuing at step {at.step} of {config.train.steps}")
     if data.omissions:
         progress.say(data.omissions)
-    metrics = folder / "metrics.jsonl"
-    write_lines(metrics, [line for line in read_lines(metrics) if line["step"] <= at.window_start])
     files = TrainingFolder(
-        folder, step, registry.describe(config.model), data.fingerprint, stretches, settings.batch_size
+        folder, step, registry.describe(config.model), data.fingerprint, stretches, config.train.batch_size
     )
+    first = parallel.rank() == 0
+    if first:
+        metrics = folder / "metrics.jsonl"
+        write_lines(metrics, [line for line in read_lines(metrics) if line["step"] <= at.window_start])
     loop(
         step,
-        batches(data, goal, config, net.null_class, at.step, device),
+        batches(data, step.objective, config, step.net.null_class, at.step, device),
         at,
-        until=settings.steps,
+        until=config.train.steps,
         asked=asked,
         run=config.run,
-        log=files.log,
-        save=files.save,
-        keep=files.keep,
+        log=files.log if first else _nothing,
+        save=files.save if first else _nothing,
+        keep=files.keep if first else _nothing,
         progress=progress,
     )
-    return record(folder, config, flops)
+
+
+def _nothing(*arguments: Any) -> None:
+    pass
+
+
+def _step(net: Backbone, config: Config, device: str, mode: str, fallback: Callable[[str], None] | None) -> TrainStep:
+    """The step of a training from the weights of a network. `mode` is that of `training_mode`, `fallback` that of
+    `WholeStep`."""
+    settings = config.train
+    net.train()
+    net.checkpointing = settings.checkpointing
+    size = micro_batch(config, parallel.size())
+    passes = settings.batch_size // parallel.size() // size
+    return TrainStep(
+        net,
+        objective(config.objective),
+        settings,
+        call=parallel.averaging(net, lambda net: compiled(net, mode), passes),
+        device=device,
+        micro_batch=size,
+        graph=partial(WholeStep, fallback=fallback) if mode == WHOLE_STEP else None,
+    )
 
 
 def initial_model(config: Config) -> Backbone:

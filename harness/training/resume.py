@@ -26,6 +26,7 @@ from .checkpoint import (
     nearest,
     newest,
 )
+from .folder import Position
 
 Say = Callable[[str], None]
 
@@ -149,15 +150,33 @@ def backends_to_ask(config: Config, before: Sequence[dict[str, Any]], device: st
 
 
 def with_stretch(
-    before: Sequence[dict[str, Any]], step: int, backend: dict[str, str], compile: str, device: str, say: Say
+    before: Sequence[dict[str, Any]],
+    at: Position,
+    backend: dict[str, str],
+    compile: str,
+    device: str,
+    say: Say,
+    everyone: Sequence[dict[str, Any]],
 ) -> list[dict[str, Any]]:
-    """The stretches of a training that continues at `step`, with a new one if backends, `compile` (as
-    resolved), versions or machine differ."""
+    """The stretches of a training that continues at a position, with a new one if backends, `compile` (as resolved),
+    versions or machines differ. `everyone` are the facts of all processes (`parallel.facts`).
+
+    A stretch of several processes names their number, their hosts, and all kinds of devices. From the first such
+    stretch on, each has the seconds of training before it.
+    """
     here = provenance(device)
     machine = {key: here[key] for key in ("torch", "commit", "dirty", "device", "host")}
     stretch = {"backend": backend, "compile": compile, **machine}
-    if before and {**before[-1], "from_step": 0} == {"from_step": 0, **stretch}:
+    if len(everyone) > 1:
+        devices, hosts = (list(dict.fromkeys(one[key] for one in everyone)) for key in ("device", "host"))
+        stretch |= {"device": ", ".join(devices), "processes": len(everyone), "hosts": hosts}
+    start = {"from_step": at.step}
+    if before and {**before[-1], "from_step": 0, "from_seconds": 0} == {"from_step": 0, "from_seconds": 0, **stretch}:
         return list(before)
     if before and before[-1]["commit"] != stretch["commit"]:
-        say(f"the code is commit {stretch['commit']} from step {step} on; it was {before[-1]['commit']}")
-    return [*before, {"from_step": step, **stretch}]
+        say(f"the code is commit {stretch['commit']} from step {at.step} on; it was {before[-1]['commit']}")
+    if before and (now := len(everyone)) != (then := before[-1].get("processes", 1)):
+        say(f"the number of processes is {now} from step {at.step} on; it was {then}")
+    if any("processes" in one for one in (*before, stretch)):
+        start |= {"from_seconds": round(at.seconds, 3)}
+    return [*before, {**start, **stretch}]

@@ -125,6 +125,7 @@ def _plan(sweep: Sweep) -> int:
     runs = [run for run, row in zip(sweep.runs, rows, strict=True) if row["state"] != "unreadable"]
     pieces, known = plan.pieces(runs), notes.contents(runs)
     requests = {one.id: submit.queue_of(sweep.cluster, one.cluster, args.parallel) for one in pieces} if queue else {}
+    submit.check_batches(pieces, requests)
     _print_question(sweep)
     models = {task.path for run in runs for task in run.tasks if task.kind == "model"}
     own = [read_run(folder) for folder in models if (folder / "config.json").is_file()]
@@ -161,7 +162,7 @@ def _print_arrays(sweep: Sweep, pieces: list[plan.Piece], requests: dict[tuple[s
     """Print what a submit would request, and the files that sbatch would get."""
     home = sweep.home.resolve()
     jobs = submit.choose(pieces, status.UNSEEN, ("planned", "stopped"), requests)
-    hours = sum(job.cluster.gpus * job.cluster.time_min / 60 for job in jobs)
+    hours = sum(job.cluster.gpus * job.cluster.nodes * job.cluster.time_min / 60 for job in jobs)
     print(
         f"asked for: {number(len(jobs), 'job')}, {hours:g} GPU-hours "
         "(GPUs × time limit; a job that needs more is queued again)"

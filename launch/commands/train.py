@@ -12,6 +12,7 @@ from ...harness import signals
 from ...harness.config import Config, check_fit
 from ...harness.device import device_type, pick_device, training_mode
 from ...harness.keys import asked, config_to_dict, model_folder, training_folder
+from ...harness.parallel import check_batch, own_device, size
 from ...harness.progress import Progress
 from ...harness.run import read_run, write_study
 from ...harness.stages import Task, execute, kept_steps, lost, missing, not_kept, problem, tasks
@@ -110,8 +111,9 @@ def check_ready(config: Config, folder: Path) -> None:
 
     check_fit(config)
     check_request(config.data)
-    device = pick_device(config.run.device)
-    training_mode(config.train.compile, device)
+    check_batch(config.train.batch_size, size())
+    device = own_device(pick_device(config.run.device))
+    training_mode(config.train.compile, device, size())
     with torch.device("meta"):
         net = registry.build(config.model)
     registry.select_backends(net, vars(config.backend), device_type(device))

@@ -32,9 +32,9 @@ class ClusterConfig:
     time_min: int = 60
     cpus: int = 1
     mem_gb: float | None = None  # of the host; null: the cluster's default
-    gpus: int = 0
+    gpus: int = 0  # of each node, with a process for each
     nodes: int = 1
-    tasks_per_node: int = 1
+    tasks_per_node: int = 1  # processes of each node, if it has no GPU
     parallel: int | None = None  # runs of one array at a time; null: 256
     queue_at_most: int | None = None  # jobs of this user in the queue; null: as many as the cluster takes
     signal_s: int = 120  # before the time limit
@@ -53,6 +53,11 @@ class ClusterConfig:
             raise InputError(f"cluster.mem_gb is in GiB: {self.mem_gb} is less than a MiB")  # SLURM: 0 is all
         if self.gpus < 0:
             raise InputError(f"cluster.gpus must be 0 or more, not {self.gpus}")
+        if self.gpus and self.tasks_per_node not in (1, self.gpus):
+            raise InputError(
+                f"cluster.tasks_per_node {self.tasks_per_node} is not cluster.gpus {self.gpus}: leave it out, because "
+                "each GPU has one process"
+            )
         if self.signal_s >= 60 * self.time_min:
             raise InputError(
                 f"cluster.signal_s {self.signal_s} is not before the end of cluster.time_min {self.time_min}: "
@@ -72,6 +77,11 @@ class ClusterConfig:
                     "cluster.options are options of sbatch such as --exclude=node013, each one line with its quotes "
                     f"in pairs, not {text!r}"
                 )
+
+    @property
+    def on_a_node(self) -> int:
+        """The processes of a job on each of its nodes."""
+        return self.gpus or self.tasks_per_node
 
 
 def _is_shell(text: str) -> bool:

@@ -62,7 +62,7 @@ class SlurmExecutor(submitit.SlurmExecutor):
             "constraint": cluster.constraint,
             "time": cluster.time_min,
             "nodes": cluster.nodes,
-            "ntasks_per_node": cluster.tasks_per_node,
+            "ntasks_per_node": cluster.on_a_node,
             "cpus_per_task": cluster.cpus,
             "mem": memory,
             "gpus_per_node": cluster.gpus or None,
@@ -75,6 +75,8 @@ class SlurmExecutor(submitit.SlurmExecutor):
         }
         setup = [*self._environment(code), *self._link(), *self._snapshot(code)]
         setup += [GUARD, *cluster.setup, "trap - ERR"] if cluster.setup else []
+        if cluster.nodes * cluster.on_a_node > 1:  # the others would wait for one that is gone
+            asked["srun_args"] = ["--kill-on-bad-exit=1"]
         self.update_parameters(**asked, wckey=None, stderr_to_stdout=True, setup=setup, additional_parameters=more)
 
     @classmethod

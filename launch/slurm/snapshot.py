@@ -5,7 +5,7 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
@@ -163,3 +163,23 @@ def words(code: dict[str, Any]) -> str:
     if code["dirty"]:
         return f"commit {code['commit'][:12]} with changes ({code['diff']})"
     return f"commit {code['commit'][:12]}"
+
+
+def other_code(code: dict[str, Any], names: Sequence[str]) -> str | None:
+    """What differs between the code of this process and the `code` of a manifest, in one line; None if nothing does.
+    `names` are the plug-ins of the task. A file among them is compared before it is imported."""
+    if (path := code.get("path")) is not None:
+        package = Path(path, "lamabench")
+        if not package.is_dir() or not package.samefile(ROOT):
+            return f"{package} is gone, and Python imports {ROOT} in its place"
+    if code.get("sha256") not in (None, code_sha256(ROOT)):
+        return f"{ROOT} has changed since"
+    for name in names:
+        file = Path(name).expanduser()
+        if plugins.is_file(name) and not file.is_file():
+            return f"the plug-in {name} is gone"
+        if (wanted := code.get("plugins", {}).get(name)) is not None:
+            now = plugins.source_hash(file) if plugins.is_file(name) else plugins.load([name])[0].sha256
+            if now != wanted:
+                return f"the plug-in {name} has changed since"
+    return None

@@ -7,6 +7,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from ...harness.parallel import GONE
 from ...harness.progress import describe
 from ...harness.record import read_records
 from ...harness.run import is_locked
@@ -28,6 +29,9 @@ LAST_WORDS = {
     "DUE TO NODE FAILURE": "NODE_FAIL",
     "CANCELLED AT": "CANCELLED",
 }
+# What srun writes of a process that ended badly: its number, or those of several, and how.
+ENDED = re.compile(r"srun: error: .*: tasks? (\d+).*?: (.+)")
+KILLED = "killed (signal 9), perhaps for its memory: cluster.mem_gb=N gives it more"
 # Lines that srun writes after the line with the reason.
 SRUN_AFTER = re.compile(r"srun: (Force Terminated|error: .*: Exited with exit code)")
 ENDS = {
@@ -279,12 +283,12 @@ def _ended(
     now = attempts[began:] if began is not None else []
     # Only what this attempt wrote, because older records belong to attempts that were retried.
     records = read_records(task.path / "record.jsonl")[now[0].get("records") or 0 :] if now else []
+    another, last = _another(log), _last_line(log)
     if (failed := failure(task, missing(task), records)) is not None:
-        return failed.state, failed.error or ""
-    last = _last_line(log)
+        return failed.state, another if GONE in (failed.error or "") and another else failed.error or ""
     for line in reversed(now):
         if line.get("error"):
-            return "failed", line["error"]
+            return "failed", another if GONE in line["error"] and another else line["error"]
     state, code = rows[-1] if rows else ("", "")
     if state in client.LIVE or not state:  # sacct lags or does not answer
         state = next((state for words, state in LAST_WORDS.items() if words in last), "")
@@ -293,8 +297,10 @@ def _ended(
     if (number := int(code.split(":")[0] or 0) if code else 0) in EXITS:
         told = last.startswith((OTHER_CODE_LINE, SETUP_LINE))
         return "failed", last if told else EXITS[number]
+    if another:
+        return "failed", another
     if code.endswith(":9") or number in (9, 137):  # srun's exit code is the signal that killed the task
-        return "failed", "killed (signal 9), perhaps for its memory: cluster.mem_gb=N gives it more"
+        return "failed", KILLED
     stopped = next((line.get("signal") for line in now if line["event"] == "stop"), None)
     if stopped:
         return "cancelled", f"saved on {stopped} and not queued again; sweep retry continues it"
@@ -306,21 +312,39 @@ def _ended(
     return "failed", last or f"no word of it{exit_code}: {log} is {'empty' if log.exists() else 'not there'}{late}"
 
 
+def _another(log: Path) -> str:
+    """How a process of a job other than the first one ended the job: by srun's line in the log of the first, and by the
+    last line of its own log. Empty if none did."""
+    ends = [match for line in _lines(log) if (match := ENDED.match(line))]
+    if not ends or ends[0][1] == "0":
+        return ""
+    number, how = ends[0].groups()
+    if how == "Killed":
+        return f"process {number} was {KILLED}"
+    words = _last_line(log.with_name(log.name.replace("_0_log.out", f"_{number}_log.out")))
+    return f"process {number}: {words or how}"
+
+
 def _last_line(log: Path) -> str:
     """The last line of a log that says something, or SLURM's own line on the end of the job if there is one."""
+    texts = [line for line in _lines(log) if not SRUN_AFTER.match(line)]
+    ends = [line for line in texts[-4:] if any(words in line for words in LAST_WORDS)]
+    return (ends or texts or [""])[-1][:500]
+
+
+def _lines(log: Path) -> list[str]:
+    """The last lines of a log that say something, from the newest start on."""
     try:
         with open(log, "rb") as file:
             file.seek(max(0, file.seek(0, 2) - 4096))
             lines = [line.strip() for line in file.read().decode(errors="replace").splitlines()]
     except OSError:
-        return ""
-    texts = [line for line in lines if line and not SRUN_AFTER.match(line)]
-    # A run writes this line as it starts. Lines above it are from earlier starts.
-    key = log.name.removesuffix("_0_log.out")
+        return []
+    texts = [line for line in lines if line]
+    # A process writes this line as it starts. Lines above it are from earlier starts.
+    key = log.name.rsplit("_", 2)[0] if log.name.endswith("_log.out") else log.name
     start = max((place for place, line in enumerate(texts) if line.startswith(f"{key} on ")), default=0)
-    texts = texts[start:]
-    ends = [line for line in texts[-4:] if any(words in line for words in LAST_WORDS)]
-    return (ends or texts or [""])[-1][:500]
+    return texts[start:]
 
 
 def rows(view: Sequence[RunStanding]) -> list[dict[str, Any]]:

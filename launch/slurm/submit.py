@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ...ablations.study import Setting, Study
+from ...harness.parallel import check_batch
 from ...harness.run import Busy, locked
 from ...harness.stages import Task, merged, problem
 from ...kernels.errors import InputError
@@ -50,15 +51,17 @@ def queue_of(name: str | None, settings: Sequence[Override], parallel: int | Non
     cluster = load(name, settings)
     if cluster.kind != "slurm":
         raise InputError(f"cluster {name} has no queue: lamabench sweep run works on this machine")
-    _check(cluster)
     return replace(cluster, parallel=parallel) if parallel else cluster
 
 
-def _check(asked: ClusterConfig) -> None:
-    if asked.tasks_per_node * asked.nodes > 1:
-        raise InputError("training takes one GPU today: leave cluster.nodes and cluster.tasks_per_node at 1")
-    if asked.gpus > 1:
-        raise InputError(f"training takes one GPU today: cluster.gpus is 0 or 1, not {asked.gpus}")
+def check_batches(pieces: Sequence[Piece], requests: Mapping[tuple[str, str], ClusterConfig]) -> None:
+    """Raise InputError for a training whose batch the processes of its job cannot share."""
+    for piece in pieces:
+        if piece.task.kind == "training" and (asked := requests.get(piece.id)) is not None:
+            try:
+                check_batch(piece.task.config["train"]["batch_size"], asked.nodes * asked.on_a_node)
+            except InputError as error:
+                raise InputError(f"{piece.name}: {error}") from None
 
 
 def submit(
@@ -78,6 +81,7 @@ def submit(
     rest. It also queues what the queue had no room for.
     """
     requests = {piece.id: queue_of(cluster, piece.cluster, parallel) for piece in plan.pieces(runs)}
+    check_batches(plan.pieces(runs), requests)
     snapshot.check(dirty)
     client.check_here()
     most = client.largest_array()
@@ -126,15 +130,14 @@ def retry(
                 else:
                     asked = load_over(replace(given.cluster, parallel=parallel or given.cluster.parallel), settings)
                 requests.setdefault((part.task.kind, part.task.key), asked)
+        check_batches(plan.pieces(runs), requests)
         chosen = choose(plan.pieces(runs), view, (*FAILED, "planned", "stopped"), requests)
         return _queue(home, study, runs, chosen, view, most)
 
 
 def load_over(given: ClusterConfig, settings: Sequence[str]) -> ClusterConfig:
     """A cluster, changed by settings `cluster.KEY=…`."""
-    cluster = load("slurm", [*(Setting(f"cluster.{key}", value) for key, value in asdict(given).items()), *settings])
-    _check(cluster)
-    return cluster
+    return load("slurm", [*(Setting(f"cluster.{key}", value) for key, value in asdict(given).items()), *settings])
 
 
 @contextmanager

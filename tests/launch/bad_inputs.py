@@ -211,7 +211,7 @@ STUDIES = [
     with_study(sweep("run", "cluster=slurm"), "sweep run works on this machine"),
     with_study(sweep("submit"), "name the cluster to submit to"),
     with_study(sweep("submit", "cluster=local"), "cluster local has no queue"),
-    with_study(sweep("submit", "cluster=slurm", "cluster.nodes=2"), "training takes one GPU today"),
+    with_study(sweep("submit", "cluster=slurm", "cluster.nodes=3"), "is no multiple of the 3 processes"),
     with_study(sweep("collect"), "nothing of the study ran yet"),
     with_study(sweep("collect", "--out", "no/x.jsonl"), "no such folder: no"),
     with_study(sweep("collect", "--out", "empty"), "empty is a folder, but --out must name a file"),

@@ -22,6 +22,7 @@ from lamabench.launch import worker
 from lamabench.launch.plan import pieces, plan
 from lamabench.launch.slurm import client
 from lamabench.launch.slurm.cluster import ClusterConfig
+from lamabench.launch.slurm.snapshot import other_code
 from lamabench.launch.slurm.submit import entry
 from lamabench.launch.worker import Attempt, requeue
 from safetensors.torch import load_file
@@ -111,8 +112,8 @@ def own(tmp_path):
 
 def test_a_job_compares_its_code_with_that_of_its_manifest(own, tmp_path):
     plugin, code = own
-    assert worker.other_code(code, [str(plugin)]) is None
-    assert worker.other_code({}, [str(plugin)]) is None  # a local job, and the manifest of an earlier version
+    assert other_code(code, [str(plugin)]) is None
+    assert other_code({}, [str(plugin)]) is None  # a local job, and the manifest of an earlier version
     (copy := tmp_path / "copy" / "lamabench").mkdir(parents=True)
     for changed, words in (
         ({"path": str(tmp_path / "gone")}, f"{tmp_path}/gone/lamabench is gone, and Python imports {provenance.ROOT}"),
@@ -121,12 +122,12 @@ def test_a_job_compares_its_code_with_that_of_its_manifest(own, tmp_path):
         ({"plugins": {str(plugin): "0" * 64}}, f"the plug-in {plugin} has changed since"),
         ({"plugins": {"json": "0" * 64}}, "the plug-in json has changed since"),
     ):
-        text = worker.other_code({**code, **changed}, [str(plugin), *(["json"] if "json" in words else [])])
+        text = other_code({**code, **changed}, [str(plugin), *(["json"] if "json" in words else [])])
         assert text is not None and text.startswith(words), text
     plugin.write_text("raise RuntimeError('imported')\n")
-    assert worker.other_code(code, [str(plugin)]) == f"the plug-in {plugin} has changed since"
+    assert other_code(code, [str(plugin)]) == f"the plug-in {plugin} has changed since"
     plugin.unlink()
-    assert worker.other_code(code, [str(plugin)]) == f"the plug-in {plugin} is gone"
+    assert other_code(code, [str(plugin)]) == f"the plug-in {plugin} is gone"
 
 
 def test_the_hash_of_code_is_of_every_file_of_it(tmp_path):

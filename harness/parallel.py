@@ -1,0 +1,398 @@
+"""Several processes of one run, each with a GPU or a share of the cores.
+
+torchrun or SLURM starts the processes and exports RANK, WORLD_SIZE and LOCAL_RANK. The first process (rank 0) does what
+a single process does: it reads settings, holds locks, and writes files and messages. The others wait until it calls
+them, which only training does, and end with its exit code. A single process has no process group, and everything here
+leaves its numbers as they are.
+
+What the processes say to each other goes through torch's TCPStore and gloo. Gradients on GPUs go through NCCL.
+"""
+
+import inspect
+import json
+import os
+import platform
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from datetime import timedelta
+from itertools import cycle
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..kernels.errors import InputError
+from . import signals
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..models.registry import Backbone
+
+START_S = 600.0  # how long the processes wait for each other at the start
+TIMEOUT = timedelta(minutes=30)  # of a collective call: what takes longer hangs
+LOOK_S = 0.1  # seconds between two looks for a message
+LOST_S = 2.0  # how long the first process waits for the others to end, if one of them is gone
+LEAVE_S = 5.0  # how long a process that works may take to end by itself after the first one has ended
+GONE = "is gone without a word"
+WORDS_S = 3.0  # how long to wait for the last words of a process that was lost
+
+_store: Any = None  # torch's TCPStore, of all processes
+_sent = 0
+_lost = False  # whether a process is gone, so that the group cannot be left in order
+_ending = threading.Lock()
+
+
+class Lost(RuntimeError):
+    """Another process of the run failed or is gone."""
+
+
+class Agreed(InputError):
+    """Bad input that all processes know of: one of them met it, and all raise it at the same point."""
+
+
+def _number(name: str, default: int) -> int:
+    text = os.environ.get(name, str(default))
+    if not text.isdecimal():
+        raise InputError(f"the environment variable {name} is a number, not {text!r}")
+    return int(text)
+
+
+def rank() -> int:
+    """The number of this process among all of the run, from 0."""
+    return _number("RANK", 0)
+
+
+def size() -> int:
+    """The number of processes of the run."""
+    return max(1, _number("WORLD_SIZE", 1))
+
+
+def check_batch(batch_size: int, processes: int) -> None:
+    """Raise InputError if the processes cannot have equal parts of a batch."""
+    if batch_size % processes:
+        raise InputError(
+            f"train.batch_size {batch_size} is no multiple of the {processes} processes, which have equal parts of "
+            "each batch (one process for each GPU)"
+        )
+
+
+def everywhere(work: Callable[[], int | None], port: Path | None = None) -> int | None:
+    """Do `work` in the first process, while the others do what it calls for. Returns its exit code in every process.
+
+    `port` is a file on a shared file system in which the first process writes the port that it listens on; None: the
+    environment names a port (torchrun). Raises Stopped if a signal came before all processes were there.
+    """
+    if size() == 1:
+        return work()
+    # torch warns, with C++ tracebacks, of a process that is gone, and of a network without unused parameters.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    _join(port)
+    code = _lead(work) if rank() == 0 else _follow()
+    if not _lost:
+        import torch.distributed as dist
+
+        dist.destroy_process_group()
+    return code
+
+
+def _join(port: Path | None) -> None:
+    global _store, _sent
+    import torch
+    import torch.distributed as dist
+    from torch.distributed import (
+        PrefixStore,  # pyright: ignore[reportPrivateImportUsage]
+        TCPStore,  # pyright: ignore[reportPrivateImportUsage]
+        rendezvous,  # pyright: ignore[reportPrivateImportUsage]
+    )
+
+    _sent, limit = 0, timedelta(seconds=START_S)
+    if port is None:
+        _store = next(rendezvous("env://", timeout=limit))[0]
+    elif rank() == 0:  # the system chooses a free port
+        _store = TCPStore("0.0.0.0", 0, is_master=True, timeout=limit, wait_for_workers=False)
+        temporary = port.with_name(f".{port.name}.tmp")
+        temporary.write_text(f"{_store.port}\n", encoding="utf-8")
+        os.replace(temporary, port)
+    else:
+        _until(port.exists, "the first process")
+        number = int(port.read_text(encoding="utf-8"))
+        _store = TCPStore(os.environ["MASTER_ADDR"], number, is_master=False, timeout=limit)
+    _store.add("joined", 1)
+    _until(lambda: _store.add("joined", 0) >= size(), f"all {size()} processes")
+    gpus = torch.cuda.is_available() and dist.is_nccl_available()
+    store = PrefixStore("group", _store)
+    backend = "cpu:gloo,cuda:nccl" if gpus else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank(), world_size=size(), timeout=TIMEOUT)
+    if port is not None and rank() == 0:
+        port.unlink(missing_ok=True)
+
+
+def _until(condition: Callable[[], bool], what: str) -> None:
+    """Wait in Python, which signals interrupt. Raises Lost after START_S seconds."""
+    end = time.monotonic() + START_S
+    while not condition():
+        signals.check()
+        if time.monotonic() > end:
+            raise Lost(f"process {rank()} waited {START_S:g} s for {what} of the run")
+        time.sleep(LOOK_S)
+
+
+def _send(message: dict[str, Any]) -> None:
+    global _sent
+    _store.set(f"message/{_sent}", json.dumps(message))
+    _sent += 1
+
+
+def call(**values: Any) -> None:
+    """In the first process: have the others join a training (`training.loop.join`) with these arguments, plain data."""
+    if size() > 1:
+        _send({"join": values})
+
+
+def end(code: int | None) -> None:
+    """In the first process: tell the others to end with an exit code, and wait for a moment until they know. A second
+    call does nothing."""
+    if size() == 1 or _store is None or not _ending.acquire(blocking=False):
+        return
+    with suppress(RuntimeError):  # of a launcher that is gone
+        _send({"end": code})
+        limit = time.monotonic() + (LOST_S if _lost else 2 * LEAVE_S)
+        while _store.add("heard", 0) < size() - 1 and time.monotonic() < limit:
+            time.sleep(LOOK_S)
+
+
+def _lead(work: Callable[[], int | None]) -> int | None:
+    code: int | None = 1
+    try:
+        code = work()
+    except SystemExit as error:
+        code = error.code if isinstance(error.code, int) else 1 if error.code else 0
+        raise
+    finally:
+        end(code)
+    return code
+
+
+def _follow() -> int | None:
+    """Do what the first process calls for, and return its exit code: 1 if it is gone or if this process failed."""
+    global _lost
+    signals.listen()
+    number = 0
+    try:
+        while True:
+            while not _store.check([f"message/{number}"]):
+                time.sleep(LOOK_S)
+            message = json.loads(_store.get(f"message/{number}"))
+            number += 1
+            if "end" in message:
+                _store.add("heard", 1)
+                return message["end"]
+            done = threading.Event()
+            threading.Thread(target=_leave, args=(number, done), daemon=True).start()
+            try:
+                from .training.loop import join
+
+                join(**message["join"])
+            except (Agreed, signals.Stopped):
+                pass
+            finally:
+                done.set()
+    except Exception as error:
+        from .measure.timing import out_of_memory
+
+        _lost = True
+        if not (broken(error) or isinstance(error, Lost | InputError) or out_of_memory(error)):
+            traceback.print_exc()  # a fault of the program, of which the first process writes one line only
+        return 1
+
+
+def _leave(number: int, done: threading.Event) -> None:
+    """End this process if the first one has ended while this one still works, perhaps in a call that never returns."""
+    with suppress(RuntimeError):
+        while not done.wait(LOOK_S * 5):
+            if not _store.check([f"message/{number}"]):
+                continue
+            if done.wait(LEAVE_S):
+                return
+            code = json.loads(_store.get(f"message/{number}"))["end"]
+            _store.add("heard", 1)
+            os._exit(code or 0)
+
+
+def most(number: int) -> int:
+    """The largest of the numbers of all processes."""
+    if size() == 1:
+        return number
+    import torch
+    import torch.distributed as dist
+
+    tensor = torch.tensor(number)
+    dist.all_reduce(tensor, dist.ReduceOp.MAX)
+    return int(tensor)
+
+
+def stopping() -> bool:
+    """Whether a signal came to any of the processes. All note it, so that all end alike."""
+    own = signals.asked()
+    if (number := most(own or 0)) and own is None:
+        signals.take(number)
+    return number > 0
+
+
+def gather(value: Any) -> list[Any]:
+    """The values, plain data, of all processes, in their order."""
+    if size() == 1:
+        return [value]
+    import torch.distributed as dist
+
+    values: list[Any] = [None] * size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def mean_(tensor: "Tensor") -> None:
+    """Replace a tensor by its mean over all processes."""
+    if size() > 1:
+        import torch.distributed as dist
+
+        dist.all_reduce(tensor)
+        tensor /= size()
+
+
+def check(error: Exception | None) -> None:
+    """Raise in every process if there is an error in one of them: its own, else Agreed for bad input, else Lost."""
+    if size() == 1 or not most(error is not None):
+        if error is not None:
+            raise error
+        return
+    texts = gather(None if error is None else [isinstance(error, InputError), _words(error)])
+    bad, text = next(one for one in texts if one is not None)
+    if bad or rank():
+        raise Agreed(text) from None
+    raise error if error is not None else Lost(text)
+
+
+@contextmanager
+def agreeing() -> Iterator[None]:
+    """At the end of the block, every process raises if one of them did (`check`)."""
+    error = None
+    try:
+        yield
+    except Exception as caught:
+        error = caught
+    check(error)
+
+
+@contextmanager
+def attending() -> Iterator[None]:
+    """Around what the processes do together: an error of this process is told to the others, and one that comes from
+    the loss of another process becomes Lost, with what that process told."""
+    global _lost
+    if size() == 1:
+        yield
+        return
+    try:
+        yield
+    except (signals.Stopped, Agreed):
+        raise
+    except Exception as error:
+        _lost = True
+        if not broken(error):
+            with suppress(RuntimeError):
+                _store.set("failure", _words(error))
+            raise
+        if signals.asked():
+            raise signals.Stopped(f"{signals.asked()} during training: a process is gone") from error
+        raise Lost(_last_words()) from error
+
+
+def broken(error: BaseException) -> bool:
+    """Whether an error means that the connection to another process is gone."""
+    import torch.distributed as dist
+
+    words = ("gloo", "nccl", "connection closed by peer", "connection reset by peer", "broken pipe")
+    plain = type(error) is RuntimeError and any(word in str(error).lower() for word in words)
+    return plain or isinstance(error, dist.DistError)
+
+
+def _words(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    kind = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
+    where = f"process {rank()} of {size()} on {platform.node()}: " if rank() else ""
+    return f"{where}{kind}{text}"[:500]
+
+
+def _last_words() -> str:
+    end = time.monotonic() + WORDS_S
+    with suppress(RuntimeError):
+        while time.monotonic() < end:
+            if _store.check(["failure"]):
+                return _store.get("failure").decode()
+            time.sleep(LOOK_S)
+    return f"one of the {size()} processes of the run {GONE} (killed, perhaps for its memory)"
+
+
+def own_device(device: str) -> str:
+    """The device of this process. Of several GPUs that it sees, the one with the number of its local rank becomes the
+    current one, which `cuda` means. Raises InputError if there is none, or if `device` is one GPU by number."""
+    if size() == 1 or not device.startswith("cuda"):
+        return device
+    import torch
+
+    if ":" in device:
+        raise InputError(f"run.device={device} is one GPU, but the run has {size()} processes: choose run.device=cuda")
+    count, local = torch.cuda.device_count(), _number("LOCAL_RANK", 0)
+    if 1 < count <= local:
+        raise InputError(f"{local + 1} processes or more on {platform.node()}, which has {count} GPUs")
+    torch.cuda.set_device(local if count > 1 else 0)
+    return device
+
+
+def facts(device: str, **values: Any) -> list[dict[str, Any]]:
+    """What every process has: `host`, `device` (its name) and `values`, which must be the same in all of them.
+
+    Raises Agreed, in all of them, for a value that differs and for two processes with one GPU.
+    """
+    import torch
+
+    from .device import device_name, is_cuda
+
+    gpu = str(torch.cuda.get_device_properties(device).uuid) if size() > 1 and is_cuda(device) else None
+    place = {"host": platform.node(), "device": device_name(device), "gpu": gpu}
+    everyone = gather({**place, **values})
+    for number, other in enumerate(everyone):
+        for name in values:
+            if other[name] != everyone[0][name]:
+                raise Agreed(
+                    f"process {number} on {other['host']} has another {name} than the first on "
+                    f"{everyone[0]['host']}: {other[name]}, not {everyone[0][name]}"
+                )
+        same = [one for one in everyone[:number] if other["gpu"] and one["gpu"] == other["gpu"]]
+        if same:
+            raise Agreed(f"process {number} on {other['host']} has the GPU of another process: start one for each GPU")
+    return everyone
+
+
+def averaging(net: "Backbone", wrap: Callable[[Any], Callable[..., "Tensor"]], passes: int) -> Callable[..., "Tensor"]:
+    """`wrap(net)`, to be called `passes` times a step, so that the backward pass of the last call replaces gradients by
+    their means over all processes. `wrap` compiles a network or leaves it."""
+    if size() == 1:
+        return wrap(net)
+    from torch.nn.parallel import DistributedDataParallel
+
+    # A search for unused parameters keeps the buckets of gradients as they are: in other buckets than before, after a
+    # restart, sums would be rounded differently. It also takes networks that have such parameters.
+    options: dict[str, Any] = {"gradient_as_bucket_view": True, "find_unused_parameters": True}
+    # Buffers are constants. The second name is that of torch before 2.13.
+    new = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
+    options["forward_sync_buffers" if new else "broadcast_buffers"] = False
+    together = DistributedDataParallel(net, **options)
+    function, last = wrap(together), cycle(number == passes - 1 for number in range(passes))
+
+    def run(*inputs: "Tensor") -> "Tensor":
+        with nullcontext() if next(last) else together.no_sync():
+            return function(*inputs)
+
+    return run

@@ -1,0 +1,272 @@
+"""One training in several processes, as torchrun starts them, with gloo on the CPU: the same numbers, and one end."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from lamabench.harness.record import read_lines
+from lamabench.harness.run import read_run
+from safetensors.torch import load_file
+
+STEPS = 120
+MODEL = ["model=dit_nano", "model.depth=1", "model.hidden_size=16", "model.num_heads=2"]
+SMALL = [
+    "data=digits", "data.size=8",
+    "train.batch_size=8", "train.precision=float32", "train.lr=1e-3", "train.ema_decay=0.9", f"train.steps={STEPS}",
+    "run.device=cpu", "run.log_every=7", "run.checkpoint_every=20",
+]  # fmt: skip
+
+# Imports once what each process needs, and forks the processes.
+SERVER = """
+import json, os, sys, traceback
+import sklearn.datasets, torch._dynamo, torch._inductor.standalone_compile, torch.distributed, torch.nn.parallel
+import lamabench.harness.training.loop, lamabench.launch.commands.train
+from lamabench.harness.data.images import load
+from lamabench.launch.cli import main
+from lamabench.launch.compose import compose
+config, _ = compose(["model=dit_nano", "data=digits"])
+load(config.data, print)
+with torch.device("meta"):
+    torch.empty(2).normal_()
+for line in sys.stdin:
+    request = json.loads(line)
+    if "wait" in request:
+        codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in request["wait"]]
+        print(json.dumps(codes), flush=True)
+        continue
+    pids = []
+    for rank, environment in enumerate(request["environments"]):
+        if not (pid := os.fork()):
+            os.chdir(request["folder"])
+            os.environ.update(environment)
+            for number, name in ((1, "out"), (2, "err")):
+                os.dup2(os.open(f"{name}-{rank}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+            code = 1
+            try:
+                code = main(request["words"])
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(code)
+        pids.append(pid)
+    print(json.dumps(pids), flush=True)
+"""
+
+
+class Processes:
+    """The processes of one run, started in `folder`. `codes` waits for their ends."""
+
+    def __init__(self, ask, folder, words, count):
+        self.ask, self.folder = ask, folder
+        folder.mkdir(parents=True, exist_ok=True)
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)} if count > 1 else {}
+        sizes = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
+        environments = [{**place, **sizes, "RANK": str(n), "LOCAL_RANK": str(n)} for n in range(count)]
+        self.pids = ask({"folder": str(folder), "words": words, "environments": environments})
+
+    def kill(self, number, *ranks):
+        for rank in ranks:
+            os.kill(self.pids[rank], number)
+
+    def until(self, condition):
+        end = time.monotonic() + 60
+        while not condition():
+            assert time.monotonic() < end, [self.text("err", rank) for rank in range(len(self.pids))]
+            time.sleep(0.005)
+
+    @property
+    def codes(self):
+        return self.ask({"wait": self.pids})
+
+    def text(self, stream, rank=0):
+        return (self.folder / f"{stream}-{rank}").read_text()
+
+
+@pytest.fixture(scope="module")
+def start():
+    """Starts runs of several processes."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR"}
+    server = subprocess.Popen([sys.executable, "-c", SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+                              env=environment, start_new_session=True)  # fmt: skip
+
+    def ask(request):
+        server.stdin.write(json.dumps(request) + "\n")
+        server.stdin.flush()
+        return json.loads(server.stdout.readline())
+
+    def run(folder, *words, model=MODEL, count=1):
+        return Processes(ask, folder, ["train", *model, *SMALL, *words], count)
+
+    yield run
+    with suppress(ProcessLookupError):
+        os.killpg(server.pid, signal.SIGKILL)
+    server.communicate()
+
+
+@pytest.fixture(scope="module")
+def whole(start, tmp_path_factory):
+    """Undisturbed runs of 1, 2 and 4 processes: the folders of their trainings."""
+    folders = {}
+    for count in (1, 2, 4):
+        run = start(tmp_path_factory.mktemp("whole"), count=count)
+        assert run.codes == [0] * count, [run.text("err", rank) for rank in range(count)]
+        folders[count] = training(run.folder)
+        for rank in range(1, count):
+            assert run.text("out", rank) == run.text("err", rank) == ""
+    return folders
+
+
+def training(folder):
+    (path,) = folder.glob("runs/trainings/*")
+    return path
+
+
+def losses(folder):
+    return [line["loss"] for line in read_lines(folder / "metrics.jsonl")]
+
+
+def saved(folder):
+    return [int(path.stem[5:]) for path in sorted(folder.glob("runs/trainings/*/checkpoints/step-*.safetensors"))]
+
+
+def same(one, other):
+    """The same bits in the last checkpoint, the kept weights and all lines of metrics."""
+    for name in (f"checkpoints/step-{STEPS:08d}.safetensors", f"weights/step-{STEPS:08d}.safetensors"):
+        ours, theirs = load_file(one / name), load_file(other / name)
+        assert ours.keys() == theirs.keys() and all(ours[key].equal(theirs[key]) for key in ours)
+    lines = [[{**line, "seconds": 0} for line in read_lines(path / "metrics.jsonl")] for path in (one, other)]
+    assert lines[0] == lines[1]
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_any_number_of_processes_learns_the_same(whole, count):
+    assert whole[count].name == whole[1].name  # no key has the number of processes
+    assert len(losses(whole[1])) == STEPS // 7 + 1
+    assert losses(whole[count]) == pytest.approx(losses(whole[1]), rel=1e-4)
+    alone, together = (load_file(whole[n] / "weights" / f"step-{STEPS:08d}.safetensors") for n in (1, count))
+    # Not each by itself: the gradient of the keys' bias is rounding alone, and Adam makes steps of it.
+    differences = sum((together[name] - value).square().sum() for name, value in alone.items())
+    assert differences < 1e-6 * sum(value.square().sum() for value in alone.values())
+
+
+def test_the_record_counts_processes(whole):
+    record = read_run(whole[4]).last("train")
+    assert (record.processes, record.batch_size, record.micro_batch, record.images) == (4, 8, 2, 8 * STEPS)
+    (stretch,) = record.stretches
+    assert (stretch["processes"], stretch["hosts"], stretch["from_seconds"]) == (4, [socket.gethostname()], 0.0)
+    assert record.process_seconds == pytest.approx(4 * record.seconds, abs=0.01)
+    assert "processes" not in read_run(whole[1]).last("train").stretches[0]
+
+
+def test_a_run_that_was_stopped_and_killed_goes_on_bit_for_bit(start, whole, tmp_path):
+    run = start(tmp_path, count=4)
+    run.until(lambda: saved(tmp_path))
+    run.kill(signal.SIGTERM, 2)
+    assert run.codes == [143] * 4
+    (step,) = re.findall(rf"saved at step (\d+) of {STEPS}", run.text("err"))
+    assert saved(tmp_path)[-1] == int(step) < STEPS
+    assert run.text("err").splitlines()[-1] == "lamabench train: ended by SIGTERM; the same command continues"
+    assert [run.text("err", rank) for rank in (1, 2, 3)] == [""] * 3
+
+    run = start(tmp_path, count=4)
+    run.until(lambda: saved(tmp_path)[-1] > int(step))
+    run.kill(signal.SIGKILL, *range(4))
+    assert run.codes == [-9] * 4 and not (training(tmp_path) / "record.jsonl").exists()
+    run = start(tmp_path, count=4)
+    assert run.codes == [0] * 4
+    assert re.search(rf"continuing at step \d+ of {STEPS}", run.text("err"))
+    same(training(tmp_path), whole[4])
+
+
+@pytest.mark.parametrize("killed", [0, 1])
+def test_a_killed_process_ends_the_others_and_another_number_goes_on(start, whole, tmp_path, killed):
+    run = start(tmp_path, count=2)
+    run.until(lambda: saved(tmp_path))
+    run.kill(signal.SIGKILL, killed)
+    started = time.monotonic()
+    codes = run.codes
+    assert time.monotonic() - started < 15 and codes[killed] == -9 and codes[1 - killed] == 1
+    if killed:
+        line = run.text("err").splitlines()[-1]
+        assert line.startswith("lamabench train: one of the 2 processes of the run is gone") and "Traceback" not in line
+        assert read_run(training(tmp_path)).last("train").state == "failed"
+        count = 1
+    else:
+        count = 4
+    run = start(tmp_path, count=count)
+    assert run.codes == [0] * count
+    assert f"the number of processes is {count} from step" in run.text("err")
+    assert losses(training(tmp_path)) == pytest.approx(losses(whole[1]), rel=1e-4)
+    record = read_run(training(tmp_path)).last("train")
+    first, second = record.stretches
+    assert [first.get("processes", 1), second.get("processes", 1)] == [2, count]
+    expected = 2 * second["from_seconds"] + count * (record.seconds - second["from_seconds"])
+    assert record.process_seconds == pytest.approx(expected, abs=0.01)
+
+
+def test_bad_input_is_one_line_of_all(start, tmp_path):
+    run = start(tmp_path, "train.batch_size=9", count=2)
+    assert run.codes == [2, 2]
+    assert "train.batch_size 9 is no multiple of the 2 processes" in run.text("err") and run.text("err", 1) == ""
+    assert run.text("err").count("\n") == 1 and not (tmp_path / "runs").exists()
+
+
+PLUGIN = """
+import os
+from dataclasses import dataclass
+
+from lamabench.models import Mixer, register_mixer
+from torch import nn
+
+
+class Failing(nn.Linear):
+    calls = 0
+
+    def forward(self, x):
+        self.calls += 1
+        if os.environ["RANK"] == os.environ["FAILS"] and self.calls > 5:
+            raise ValueError("no more")
+        return super().forward(x)
+
+
+@register_mixer("failing")
+@dataclass
+class FailingMixer(Mixer):
+    def build(self, dim, side, shift):
+        return Failing(dim, dim)
+"""
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_the_error_of_one_process_ends_all(start, tmp_path, rank):
+    """An error of the program: a process of its own writes the traceback, and the record has one line."""
+    (tmp_path / "own.py").write_text(PLUGIN.replace('os.environ["FAILS"]', repr(str(rank))))
+    started = time.monotonic()
+    model = ["model=lamamba_nano", "model.mixers=[failing]", "plugins=[own.py]"]
+    run = start(tmp_path, model=model, count=2)
+    assert run.codes == [1, 1] and time.monotonic() - started < 30
+    record = read_run(training(tmp_path)).last("train")
+    place = f"process 1 of 2 on {socket.gethostname()}: " if rank else ""
+    assert record.state == "failed" and record.error.endswith(f"{place}ValueError: no more")
+    assert "no more" in run.text("err", rank) and "Traceback" in run.text("err", rank)
+
+
+def test_torchrun_starts_the_command(tmp_path):
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python"]
+    command = [*torchrun, Path(sys.executable).with_name("lamabench"), "train", *MODEL, *SMALL, "train.steps=3"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0 and done.stdout.count("3 steps, loss") == 1, done.stderr
+    assert read_run(training(tmp_path)).last("train").processes == 2
