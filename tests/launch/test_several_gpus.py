@@ -1,0 +1,77 @@
+"""One training on two GPUs, as torchrun starts it: the losses of one GPU, and a killed one that continues on one."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from lamabench.harness.record import read_lines
+from lamabench.harness.run import read_run
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs"),
+]
+STEPS = 400
+WORDS = [
+    "train", "model=dit_nano", "data=digits", "data.size=8", "train.batch_size=16", "train.precision=float32",
+    f"train.steps={STEPS}", "run.device=cuda", "run.log_every=20", "run.checkpoint_every=50",
+]  # fmt: skip
+
+
+def start(folder, count, *words):
+    """The processes of a run in `folder`, in a process group of their own."""
+    folder.mkdir(exist_ok=True)
+    program = [shutil.which("lamabench") or "lamabench"]
+    if count > 1:
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
+        program = [*torchrun, "--no-python", *program]
+    return subprocess.Popen([*program, *WORDS, *words], cwd=folder, start_new_session=True)
+
+
+def processes_in(folder):
+    """The processes that work in a folder."""
+    places = {path: os.readlink(path) for path in Path("/proc").glob("[0-9]*/cwd") if os.access(path, os.R_OK)}
+    return [int(path.parent.name) for path, place in places.items() if place == str(folder)]
+
+
+def training(folder):
+    (path,) = folder.glob("runs/trainings/*")
+    return path
+
+
+def losses(folder):
+    return [line["loss"] for line in read_lines(training(folder) / "metrics.jsonl")]
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("one")
+    assert start(folder, 1).wait(120) == 0
+    return folder
+
+
+def test_two_gpus_train_as_one(one, tmp_path):
+    assert start(tmp_path, 2).wait(120) == 0
+    assert losses(tmp_path) == pytest.approx(losses(one), rel=2e-3) and len(losses(one)) == STEPS // 20
+    (row,) = [row.flat() for row in read_run(training(tmp_path)).records if row.kind == "train"]
+    assert row["processes"] == 2 and row["process_seconds"] == pytest.approx(2 * row["seconds"], rel=1e-3)
+
+
+def test_a_killed_training_on_two_gpus_goes_on_on_one(one, tmp_path):
+    run = start(tmp_path, 2)
+    end = time.monotonic() + 120
+    while not list(tmp_path.glob("runs/trainings/*/checkpoints/step-*")) and time.monotonic() < end:
+        time.sleep(0.01)
+    for process in processes_in(tmp_path):
+        os.kill(process, signal.SIGKILL)
+    assert run.wait(60) != 0 and len(losses(tmp_path)) < STEPS // 20
+    assert start(tmp_path, 1).wait(120) == 0
+    assert losses(tmp_path) == pytest.approx(losses(one), rel=2e-3)
+    (row,) = [row.flat() for row in read_run(training(tmp_path)).records if row.kind == "train"]
+    assert [stretch.get("processes", 1) for stretch in row["stretches"]] == [2, 1]
