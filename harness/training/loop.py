@@ -138,6 +138,7 @@ def train(folder: Path, config: Config, progress: Progress, moments: Sequence[in
         call=compiled(net, settings.compile),
         device=device,
         micro_batch=micro_batch(config),
+        seed=config.seed,
     )
     at = Position()
     if saved is not None:
