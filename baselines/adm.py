@@ -1,7 +1,6 @@
 """ADM's U-Net: ResBlocks with scale-shift conditioning, attention at low resolutions (Dhariwal and Nichol, 2105.05233).
 
-Parameters have the names of guided-diffusion's `UNetModel`, so that its checkpoints load as they are. Its dropout is
-left out; only the 64-pixel model is trained with it (0.1).
+Parameters have the names of guided-diffusion's `UNetModel`, so that its checkpoints load as they are.
 """
 
 from collections.abc import Mapping
@@ -14,8 +13,8 @@ from torch.nn import functional as F
 
 from ..kernels.attention import attention, macs
 from ..kernels.errors import InputError
-from ..models.fields import check_blocks
-from ..models.layers import timestep_features
+from ..models.fields import check_blocks, check_dropout
+from ..models.layers import dropout, timestep_features
 from ..models.registry import Backbone, PaperSum, Preset, load_reference, out_channels, register
 
 Conv = TypeVar("Conv", nn.Conv1d, nn.Conv2d)
@@ -45,6 +44,8 @@ class ADMConfig:
     new_attention_order: bool = False
     null_class: bool = False  # one more label, for class dropout; ADM itself has none
     out_channels: int | None = None  # of the head; null: twice in_channels, DDPM's noise and variance
+    # Before the last convolution of a ResBlock, as in the paper, whose 64-pixel model is trained with 0.1.
+    dropout: float = field(default=0.0, metadata={"since": 0.0})
 
     def __post_init__(self) -> None:
         # A key hashes the text of a configuration, in which 1 and 1.0 differ.
@@ -56,6 +57,7 @@ class ADMConfig:
             raise InputError(f"model.num_classes must be 0 (unconditional) or more, not {self.num_classes}")
         if self.out_channels is not None and self.out_channels < 1:
             raise InputError(f"model.out_channels must be 1 or more, or null, not {self.out_channels}")
+        check_dropout(self.dropout)
         check_blocks("model.num_res_blocks", self.num_res_blocks * len(self.channel_mult))
         if not self.channel_mult:
             raise InputError("model.channel_mult is empty: it needs a number for every level")
@@ -139,7 +141,9 @@ class ResBlock(nn.Module):
     `scale` 0.5 or 2 resamples, on both paths, between the first activation and the first convolution.
     """
 
-    def __init__(self, channels: int, out_channels: int, emb_width: int, scale: float = 1.0) -> None:
+    def __init__(
+        self, channels: int, out_channels: int, emb_width: int, probability: float = 0.0, scale: float = 1.0
+    ) -> None:
         super().__init__()
         self.scale = scale
         self.in_layers = nn.Sequential(
@@ -147,8 +151,7 @@ class ResBlock(nn.Module):
         )
         self.emb_layers = ConditioningMlp(nn.SiLU(), nn.Linear(emb_width, 2 * out_channels))
         last = _zero(nn.Conv2d(out_channels, out_channels, 3, padding=1))
-        # The Identity stands for the reference's dropout, so that the convolution has the reference's name.
-        self.out_layers = nn.Sequential(nn.GroupNorm(GROUPS, out_channels), nn.SiLU(), nn.Identity(), last)
+        self.out_layers = nn.Sequential(nn.GroupNorm(GROUPS, out_channels), nn.SiLU(), dropout(probability), last)
         same = channels == out_channels
         self.skip_connection = nn.Identity() if same else nn.Conv2d(channels, out_channels, 1)
 
@@ -156,8 +159,8 @@ class ResBlock(nn.Module):
         norm, activation, convolution = self.in_layers
         h = convolution(self._resample(activation(norm(x))))
         scale, shift = self.emb_layers(emb)[:, :, None, None].chunk(2, dim=1)
-        norm, activation, _, convolution = self.out_layers
-        h = convolution(activation(norm(h) * (1 + scale) + shift))
+        norm, activation, drop, convolution = self.out_layers
+        h = convolution(drop(activation(norm(h) * (1 + scale) + shift)))
         return self.skip_connection(self._resample(x)) + h
 
     def _resample(self, x: Tensor) -> Tensor:
@@ -220,7 +223,7 @@ class ADM(Backbone):
     def __init__(self, config: ADMConfig) -> None:
         super().__init__()
         self.config = config
-        base, emb = config.model_channels, 4 * config.model_channels
+        base, emb, drop = config.model_channels, 4 * config.model_channels, config.dropout
         self.time_embed = ConditioningMlp(nn.Linear(base, emb), nn.SiLU(), nn.Linear(emb, emb))
         labels = config.num_classes + int(config.null_class)
         self.label_emb = ConditioningTable(labels, emb) if labels else None
@@ -231,27 +234,27 @@ class ADM(Backbone):
         encoder: list[list[nn.Module]] = [[nn.Conv2d(config.in_channels, channels, 3, padding=1)]]
         for level, width in enumerate(widths):
             for _ in range(config.num_res_blocks):
-                encoder.append([ResBlock(channels, width, emb), *self._attention(level)])
+                encoder.append([ResBlock(channels, width, emb, drop), *self._attention(level)])
                 skips.append(channels := width)
             if level < len(widths) - 1:
                 updown = config.resblock_updown
-                encoder.append([ResBlock(width, width, emb, scale=0.5) if updown else Downsample(width)])
+                encoder.append([ResBlock(width, width, emb, drop, scale=0.5) if updown else Downsample(width)])
                 skips.append(width)
         self.input_blocks = nn.ModuleList(Layers(block) for block in encoder)
 
         attention_block = AttentionBlock(channels, config.heads(channels), config.new_attention_order)
         self.middle_block = Layers(
-            [ResBlock(channels, channels, emb), attention_block, ResBlock(channels, channels, emb)]
+            [ResBlock(channels, channels, emb, drop), attention_block, ResBlock(channels, channels, emb, drop)]
         )
 
         decoder: list[list[nn.Module]] = []
         for level, width in reversed(list(enumerate(widths))):
             for _ in range(config.num_res_blocks + 1):
-                decoder.append([ResBlock(channels + skips.pop(), width, emb), *self._attention(level)])
+                decoder.append([ResBlock(channels + skips.pop(), width, emb, drop), *self._attention(level)])
                 channels = width
             if level > 0:
                 updown = config.resblock_updown
-                decoder[-1].append(ResBlock(width, width, emb, scale=2.0) if updown else Upsample(width))
+                decoder[-1].append(ResBlock(width, width, emb, drop, scale=2.0) if updown else Upsample(width))
         self.output_blocks = nn.ModuleList(Layers(block) for block in decoder)
 
         last = _zero(nn.Conv2d(channels, out_channels(config), 3, padding=1))

@@ -4,14 +4,22 @@ Parameters have the names of the released code, so that its checkpoints load as 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
 from ..kernels.attention import attention, macs
 from ..kernels.errors import InputError
-from ..models.fields import check_blocks
-from ..models.layers import LabelEmbedder, TimestepEmbedder, gate, modulate, sincos_positions, xavier_linears
+from ..models.fields import check_blocks, check_dropout
+from ..models.layers import (
+    LabelEmbedder,
+    TimestepEmbedder,
+    dropout,
+    gate,
+    modulate,
+    sincos_positions,
+    xavier_linears,
+)
 from ..models.registry import Backbone, PaperSum, Preset, load_reference, out_channels, register
 
 
@@ -30,12 +38,15 @@ class DiTConfig:
     depth: int = 12
     num_heads: int = 6
     out_channels: int | None = None  # of the head; null: twice in_channels, DDPM's noise and variance
+    # The released code has none. Here it follows every Linear of a block but qkv, as in ViT (2010.11929, appendix B.1).
+    dropout: float = field(default=0.0, metadata={"since": 0.0})
 
     def __post_init__(self) -> None:
         for name in ("input_size", "in_channels", "patch_size", "hidden_size", "depth", "num_heads"):
             if getattr(self, name) < 1:
                 raise InputError(f"model.{name} must be 1 or more, not {getattr(self, name)}")
         check_blocks("model.depth", self.depth)
+        check_dropout(self.dropout)
         if self.num_classes < 0:
             raise InputError(f"model.num_classes must be 0 (unconditional) or more, not {self.num_classes}")
         if self.input_size % self.patch_size:
@@ -53,19 +64,20 @@ class Attention(nn.Module):
 
     part = "attention"
 
-    def __init__(self, width: int, num_heads: int) -> None:
+    def __init__(self, width: int, num_heads: int, probability: float = 0.0) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.operators = {"attention": "auto"}
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
+        self.dropout = dropout(probability)
 
     def forward(self, x: Tensor) -> Tensor:
         batch, tokens, width = x.shape
         qkv = self.qkv(x).view(batch, tokens, 3, self.num_heads, width // self.num_heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)
         out = attention(q, k, v, backend=self.operators["attention"])
-        return self.proj(out.transpose(1, 2).reshape(batch, tokens, width))
+        return self.dropout(self.proj(out.transpose(1, 2).reshape(batch, tokens, width)))
 
     def own_macs(self, x: Tensor) -> int:
         batch, tokens, width = x.shape
@@ -77,14 +89,15 @@ class Mlp(nn.Module):
 
     part = "mlp"
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, probability: float = 0.0) -> None:
         super().__init__()
         self.fc1 = nn.Linear(width, 4 * width)
         self.act = nn.GELU(approximate="tanh")
         self.fc2 = nn.Linear(4 * width, width)
+        self.dropout = dropout(probability)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(self.act(self.fc1(x)))
+        return self.dropout(self.fc2(self.dropout(self.act(self.fc1(x)))))
 
 
 class AdaLN(nn.Sequential):
@@ -99,12 +112,12 @@ class AdaLN(nn.Sequential):
 class Block(nn.Module):
     """A transformer block with adaLN-Zero (figure 3 of the paper): x [B, L, C], c [B, C] -> [B, L, C]."""
 
-    def __init__(self, width: int, num_heads: int) -> None:
+    def __init__(self, width: int, num_heads: int, probability: float = 0.0) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
-        self.attn = Attention(width, num_heads)
+        self.attn = Attention(width, num_heads, probability)
         self.norm2 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
-        self.mlp = Mlp(width)
+        self.mlp = Mlp(width, probability)
         self.adaLN_modulation = AdaLN(width, 6)
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
@@ -151,7 +164,7 @@ class DiT(Backbone):
         self.t_embedder = TimestepEmbedder(width)
         self.y_embedder = LabelEmbedder(config.num_classes, width)
         self.pos_embed = nn.Parameter(sincos_positions(width, side).view(1, side**2, width), requires_grad=False)
-        self.blocks = nn.ModuleList([Block(width, config.num_heads) for _ in range(config.depth)])
+        self.blocks = nn.ModuleList([Block(width, config.num_heads, config.dropout) for _ in range(config.depth)])
         self.final_layer = FinalLayer(width, config.patch_size, out_channels(config))
         self._initialise()
 

@@ -12,6 +12,10 @@ class Stream(IntEnum):
     TRAIN = 1  # timestep, label drop, flip and noise of one training image; index: images seen before it
     SAMPLE = 2  # start and noise of one sampled image; index: the image
     INIT = 3  # synthetic data and weights; index: chosen by the caller
+    DROPOUT = 4  # seeds of dropout in a step of one of several processes; index: RANKS · step + rank
+
+
+RANKS = 2**20  # more than a training has processes
 
 
 def generator(seed: int, stream: Stream, index: int) -> np.random.Generator:

@@ -32,6 +32,12 @@ def check_blocks(name: str, count: int) -> None:
         raise InputError(f"{name} asks for {count:,} blocks; at most {MOST_BLOCKS:,} are allowed")
 
 
+def check_dropout(probability: float) -> None:
+    """Raise InputError for a probability of dropout that is not at least 0 and below 1."""
+    if not 0 <= probability < 1:
+        raise InputError(f"model.dropout must be at least 0 and below 1, not {probability}")
+
+
 def typed(what: str, config_type: type, values: dict[str, Any]) -> dict[str, Any]:
     """Values for fields of a dataclass, each of the type that its field declares. A whole number becomes a float where
     the field is one, and a single value becomes a list where the field is one.

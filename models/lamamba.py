@@ -9,8 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from ..kernels.errors import InputError, unknown
-from .fields import check_blocks
-from .layers import LabelEmbedder, TimestepEmbedder, gate, modulate, sincos_positions, xavier_linears
+from .fields import check_blocks, check_dropout
+from .layers import (
+    LabelEmbedder,
+    TimestepEmbedder,
+    dropout,
+    gate,
+    modulate,
+    sincos_positions,
+    xavier_linears,
+)
 from .mixers import Mixer, stage_mixers
 from .registry import Backbone, PaperSum, Preset, load_reference, out_channels, register
 
@@ -55,6 +63,8 @@ class LaMambaConfig:
     conv_bias: bool = False  # of the depthwise convolution before the scan
     zero_init_head: bool = False  # the released code leaves the last Linear at Xavier; DiT zeroes it
     out_channels: int | None = None  # of the head; null: twice in_channels, DDPM's noise and variance
+    # The released code has none. Here it follows every mixer and every Linear of an MLP.
+    dropout: float = field(default=0.0, metadata={"since": 0.0})
 
     def __post_init__(self) -> None:
         if isinstance(self.mixers, str | dict):
@@ -67,6 +77,7 @@ class LaMambaConfig:
                 raise InputError(f"{name} must be 0 or more, not {getattr(self, name)}")
         if not self.depths or min(self.depths) < 1:
             raise InputError(f"depths must be a list of one or more numbers above 0, not {list(self.depths)}")
+        check_dropout(self.dropout)
         check_blocks("depths and bottleneck_depth", sum(self.depths) + self.bottleneck_depth)
         for what, name, choices in (("skip", self.skip, SKIPS), ("layout", self.layout, LAYOUTS)):
             if name not in choices:
@@ -150,14 +161,15 @@ class ConditionProjection(nn.Linear):
 
 
 class MLP(nn.Sequential):
-    """Linear, exact GELU, Linear."""
+    """Linear, exact GELU, dropout, Linear."""
 
     part = "mlp"
 
-    def __init__(self, dim: int, hidden: int) -> None:
+    def __init__(self, dim: int, hidden: int, probability: float) -> None:
         super().__init__()
         self.fc1 = nn.Linear(dim, hidden)
         self.act = nn.GELU()
+        self.inner_dropout = dropout(probability)
         self.fc2 = nn.Linear(hidden, dim)
 
 
@@ -174,7 +186,8 @@ class Block(nn.Module):
         self.adaLN_modulation = Conditioning(dim, 3 * (len(mixers) + 1) * dim)
         self.norms = nn.ModuleList(nn.LayerNorm(dim) for _ in range(len(mixers) + 1))
         self.mixers = nn.ModuleList(mixer.build(dim, side, shift) for mixer in mixers)
-        self.mlp = MLP(dim, config.mlp_ratio * dim)
+        self.mlp = MLP(dim, config.mlp_ratio * dim, config.dropout)
+        self.dropout = dropout(config.dropout)
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
         vectors = self.adaLN_modulation(self.condition_projection(c)).chunk(3 * len(self.norms), dim=-1)
@@ -183,7 +196,7 @@ class Block(nn.Module):
             if not self.parallel or i == len(self.mixers):
                 source = x
             shift, scale, g = vectors[3 * i : 3 * i + 3]
-            x = x + gate(mixer(modulate(self.norms[i](source), shift, scale)), g)
+            x = x + gate(self.dropout(mixer(modulate(self.norms[i](source), shift, scale))), g)
         return x
 
 

@@ -61,6 +61,11 @@ def sincos_positions(width: int, side: int) -> Tensor:
     return table.float()
 
 
+def dropout(probability: float) -> nn.Module:
+    """Dropout in training, or nothing where the probability is 0."""
+    return nn.Dropout(probability) if probability else nn.Identity()
+
+
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """`x · (1 + scale) + shift`; x [B, …, C], shift and scale [B, C] (DiT, adaLN)."""
     lead = (shift.shape[0],) + (1,) * (x.ndim - 2) + (shift.shape[-1],)

@@ -46,9 +46,15 @@ class Backbone(nn.Module):
         checkpointed twice.
         """
         if self.checkpointing and self.training:
-            out = checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False)  # no block draws numbers
+            # Only dropout draws numbers, which the second run must repeat.
+            out = checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=self.draws)
             return cast(Tensor, out)
         return block(*inputs)
+
+    @property
+    def draws(self) -> bool:
+        """Whether blocks draw random numbers in training: whether the configuration has a `dropout` above 0."""
+        return getattr(self.config, "dropout", 0.0) > 0
 
     @property
     def null_class(self) -> int | None:

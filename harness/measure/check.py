@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...kernels import OPERATORS
 from ...models.registry import Backbone, called_operators, out_channels
@@ -57,9 +57,22 @@ def trained(net: Backbone) -> list[Tensor]:
 
 
 @contextmanager
+def without_dropout(net: Backbone) -> Iterator[None]:
+    """Switch dropout off within the context, because no two passes with it can be compared."""
+    layers = [(module, module.training) for module in net.modules() if isinstance(module, nn.Dropout)]
+    for module, _ in layers:
+        module.eval()
+    try:
+        yield
+    finally:
+        for module, training in layers:
+            module.train(training)
+
+
+@contextmanager
 def with_backends(net: Backbone, backends: dict[str, str]) -> Iterator[None]:
-    """Use these backends within the context, in training mode and with checkpointed blocks so that a large image fits.
-    Afterwards the net is as before."""
+    """Use these backends within the context, in training mode without dropout and with checkpointed blocks, so that a
+    large image fits. Afterwards the net is as before."""
     before = [(operators, dict(operators)) for operators in called_operators(net)]
     flags = net.checkpointing, net.training
     for operators, _ in before:
@@ -67,7 +80,8 @@ def with_backends(net: Backbone, backends: dict[str, str]) -> Iterator[None]:
     net.checkpointing = True
     net.train()
     try:
-        yield
+        with without_dropout(net):
+            yield
     finally:
         for operators, names in before:
             operators.update(names)
@@ -143,7 +157,7 @@ def check(
     precision plus `MODEL_FLOOR`.
     """
     x, t, y = batch_of(expected, batch, device)
-    with torch.set_grad_enabled(mode == "train"), autocast(device, precision):
+    with torch.set_grad_enabled(mode == "train"), autocast(device, precision), without_dropout(net):
         out = call(x, t, y)
     ends = [out[place].detach().float() for place in (0, -1)]
     errors = {"output_error": relative_rms(ends, [expected.output, expected.output])}

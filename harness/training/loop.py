@@ -254,6 +254,8 @@ def _step(net: Backbone, config: Config, device: str, mode: str, fallback: Calla
         call=parallel.averaging(net, lambda net: compiled(net, mode), passes),
         device=device,
         micro_batch=size,
+        seed=config.seed,
+        rank=parallel.rank(),
         graph=partial(WholeStep, fallback=fallback) if mode == WHOLE_STEP else None,
     )
 

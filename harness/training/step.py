@@ -10,6 +10,7 @@ from ...models.registry import Backbone
 from ..config import TrainConfig
 from ..device import autocast, is_cuda
 from ..diffusion.objective import Objective
+from ..random import RANKS, Stream, generator
 from .checkpoint import Checkpoint
 from .ema import EMA
 from .graph import Update
@@ -34,15 +35,18 @@ class TrainStep:
         device: str,
         micro_batch: int | None = None,
         no_sync: Callable[[], AbstractContextManager[object]] = nullcontext,
+        seed: int = 0,
+        rank: int = 0,
         graph: Callable[[Update], Update] | None = None,
     ) -> None:
         """`micro_batch` is the number of images in one pass, a divisor of the batch. None: the whole batch. Every pass
-        but the last runs in `no_sync()`, so that a wrapper of the net exchanges gradients once a step. `graph` is what
-        runs the work on a GPU, such as `WholeStep`. None: the work runs directly."""
+        but the last runs in `no_sync()`, so that a wrapper of the net exchanges gradients once a step. Dropout follows
+        from `seed`, the step and `rank`, the number of this process in its training, and from `micro_batch`. `graph` is
+        what runs the work on a GPU, such as `WholeStep`. None: the work runs directly."""
         self.net, self.objective, self.call = net, objective, call
         self.device, self.precision, self.micro_batch, self.no_sync = device, settings.precision, micro_batch, no_sync
         self.lr, self.warmup, self.clip = settings.lr, settings.warmup, settings.clip
-        self.updates = 0
+        self.seed, self.rank, self.updates = seed, rank, 0
         self.ema = EMA(net, settings.ema_decay, settings.ema_decays, settings.ema_rampup)
         self.trained = [p for p in net.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(
@@ -68,6 +72,9 @@ class TrainStep:
     def _step(self, batch: Mapping[str, Tensor], update: Update) -> None:
         inputs = [batch[key].to(self.device, non_blocking=True) for key in ("x0", "y", "t", "noise")]
         self._set_rate()
+        if self.net.draws:  # dropout of a step depends on nothing before it, so that a continued training repeats it
+            draw = generator(self.seed, Stream.DROPOUT, self.updates * RANKS + self.rank)
+            torch.manual_seed(int(draw.integers(2**63)))
         update(inputs)
         self.ema.update(self.updates)
         self.updates += 1

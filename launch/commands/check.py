@@ -112,7 +112,10 @@ def _determinism(subject: Subject) -> str:
             out, again = subject.net(*subject.batch(2)), subject.net(*subject.batch(2))
         where = "training" if mode else "evaluation"
         if not torch.equal(torch.get_rng_state(), state):
-            raise Wrong(f"a pass in {where} draws random numbers, which checkpointing and resuming do not repeat")
+            raise Wrong(
+                f"a pass in {where} draws random numbers, which checkpointing and resuming do not repeat; dropout is "
+                "repeated where the configuration has a field `dropout`, which must be 0 here"
+            )
         if not torch.equal(out, again):
             raise Wrong(f"two passes in {where} over the same batch differ")
     return "equal to the last bit"

@@ -41,6 +41,8 @@ MODELS = [
     Bad(["check", "dit_nano", "dit_s_2"], "check needs one model"),
     Bad(["check", "nope"], "unknown model 'nope'"),
     Bad(["check", "dit_nano", "depht=1"], "did you mean 'depth'"),
+    Bad(["cost", "lamamba_s", "dropout=-0.1"], "model.dropout must be at least 0"),
+    Bad(["cost", "unet_s", "dropout=2"], "model.dropout must be at least 0"),
     Bad(["check", "dit_nano", "plugins=[no.py]"], r"no\.py"),
     Bad(["bench"], "bench needs a model; choices: .*dit_nano"),
     Bad(["bench", "nope"], "unknown model 'nope'"),

@@ -1,6 +1,6 @@
 """The step of training against closed forms and a loop in float64, and its options after an interruption."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -9,11 +9,13 @@ import torch
 from lamabench.harness.config import TrainConfig
 from lamabench.harness.training.step import TrainStep
 from torch import Tensor, nn
-from trainings import assert_same, longer, make, trained
+from trainings import FAMILIES, assert_same, longer, make, metrics, trained
 
 
 class Line(nn.Module):
     """out = w · x: a gradient that is known in closed form."""
+
+    draws = False
 
     def __init__(self, w: list[float]) -> None:
         super().__init__()
@@ -168,3 +170,34 @@ def test_a_training_with_an_option_continues_bit_for_bit(name, tmp_path):
     config = make(steps=7, **OPTIONS[name])
     broken = trained(tmp_path / "broken", longer(config, 3))
     assert_same(trained(tmp_path / "whole", config), trained(broken, config))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_training_with_dropout_continues_bit_for_bit(family, tmp_path):
+    """Whatever was drawn before, in the training or by others in the process."""
+    config = make(replace(FAMILIES[family], dropout=0.2), steps=7)
+    whole = trained(tmp_path / "whole", config)
+    broken = trained(tmp_path / "broken", longer(config, 3))
+    torch.rand(3)
+    assert_same(whole, trained(broken, config))
+    plain = trained(tmp_path / "plain", make(FAMILIES[family], steps=7))
+    other = trained(tmp_path / "seed", replace(config, seed=1))
+    assert len({str(metrics(folder)) for folder in (whole, plain, other)}) == 3
+
+
+def test_dropout_differs_between_steps_and_between_processes():
+    def drawn(seed: int, rank: int, updates: int) -> float:
+        step = step_of(TrainConfig(precision="float32"), seed=seed, rank=rank)
+        step.net.draws, step.updates = True, updates  # pyright: ignore[reportAttributeAccessIssue]
+        step(batch(0))
+        return float(torch.rand(()))
+
+    cases = [(0, 0, 0), (0, 0, 1), (0, 1, 0), (1, 0, 0), (2**64 - 1, 0, 99_999_999)]
+    assert len({drawn(*case) for case in cases}) == 5 and drawn(0, 1, 0) == drawn(0, 1, 0)
+
+
+def test_a_step_without_dropout_seeds_nothing():
+    torch.manual_seed(4)
+    before = torch.get_rng_state()
+    step_of(TrainConfig(precision="float32"))(batch(0))
+    assert torch.equal(before, torch.get_rng_state())
