@@ -151,9 +151,12 @@ class Parts:
         return self.folder / f"{indices.start}-{indices.stop}.npy"
 
     def read(self, indices: range) -> NDArray[np.uint8] | None:
-        """The images of a batch, None if it is not finished."""
-        file = self._file(indices)
-        return np.load(file, allow_pickle=False) if file.is_file() else None
+        """The images of a batch, None if it is not finished or its file is damaged."""
+        try:
+            images = np.load(self._file(indices), allow_pickle=False)
+        except (OSError, ValueError, EOFError):
+            return None
+        return images if getattr(images, "shape", ())[:1] == (len(indices),) else None  # np.load opens an .npz too
 
     def write(self, indices: range, images: NDArray[np.uint8]) -> None:
         """Write the file of a batch, atomically."""

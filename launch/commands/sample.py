@@ -13,8 +13,8 @@ from ...harness.config import Config, check_fit
 from ...harness.device import pick_device
 from ...harness.keys import config_from_dict, training_folder
 from ...harness.progress import Progress
-from ...harness.run import create, plain_name, read_info, weights_home
-from ...harness.stages import Task, execute, kept_steps, missing, not_kept, ready, step_of, tasks
+from ...harness.run import create, locked, plain_name, read_info, weights_home
+from ...harness.stages import Task, execute, kept_steps, missing, not_kept, step_of, tasks, write
 from ...harness.training.checkpoint import load_weights, moments
 from ...kernels.errors import InputError
 from ...models import plugins, registry
@@ -27,6 +27,10 @@ def run(args: argparse.Namespace) -> int:
     path, overrides = run_and_overrides(args.words)
     config, wanted = asked_of(path, overrides, ("sample", "evaluate", "backend", "run"), ["sample"], check_weights)
     for task in wanted:
+        if gone(task):  # the newest row counts, so that they are drawn again
+            with locked(task.path):
+                error = "samples.npz was deleted"
+                write(task.path, {"kind": "sample", "key": task.key, "state": "failed", "error": error})
         with signals.noted():
             execute(task, Progress(task.path))
         print(f"{task.path / 'samples.npz'}: {config.sample.count} images at step {task.step}")
@@ -35,12 +39,17 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def gone(task: Task) -> bool:
+    """Whether samples were drawn, but their file does not exist any more."""
+    return "sample" not in missing(task) and not (task.path / "samples.npz").exists()
+
+
 def check_weights(task: Task) -> None:
     """Raise InputError if the weights that samples take are damaged or, with the nearest kept steps, not kept."""
     weights = task.config["sample"]["weights"]
-    if "sample" not in missing(task):
+    if "sample" not in missing(task) and not gone(task):
         return
-    if ready(task):
+    if task.step in kept_steps(Path(task.training), weights):
         model = registry.from_dict(task.config["model"])
         load_weights(Path(task.training), task.step, weights, model, tensors=False)
     else:
