@@ -71,13 +71,22 @@ def noted() -> Iterator[None]:
 
 @contextmanager
 def interrupting() -> Iterator[None]:
-    """Inside the block, SIGTERM and SIGHUP raise KeyboardInterrupt with their number, as Ctrl-C does."""
+    """Inside the block, SIGTERM and SIGHUP raise KeyboardInterrupt with their number, as Ctrl-C does. If a library makes
+    another error of it, as its cleanup fails half way, KeyboardInterrupt is raised all the same."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt(number)
 
     with _handlers((signal.SIGTERM, signal.SIGHUP), interrupt):
-        yield
+        try:
+            yield
+        except Exception as error:
+            cause: BaseException | None = error
+            while cause is not None and not isinstance(cause, KeyboardInterrupt):
+                cause = cause.__cause__ or cause.__context__
+            if cause is None:
+                raise
+            raise cause from None
 
 
 @contextmanager

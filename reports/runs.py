@@ -13,7 +13,8 @@ from ..kernels.errors import InputError
 
 Line = dict[str, Any]  # of a record or a table; a field that does not apply is None
 NAMED = ("study", "name", "model", "family", "title")  # what every config.json must have
-UNREADABLE = (InputError, OSError)  # what a damaged or foreign file raises, and one that this user may not read
+# What a damaged or foreign file raises, one that this user may not read, and a link to itself (RuntimeError).
+UNREADABLE = (InputError, OSError, RuntimeError)
 # Types of entries of config.json and .study.json that may be missing or null.
 OPTIONAL = {"variant": dict, "backend": dict, "training": str, "steps": int, "samples": list, "config": dict}
 OPTIONAL |= {f"config.{name}": dict for name in ("model", "data", "encoder", "objective", "train", "sample", "backend")}

@@ -1,7 +1,6 @@
 """One step of training. `train` runs it and `bench` times it, so that the benchmark measures the training."""
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -34,17 +33,15 @@ class TrainStep:
         call: Callable[..., Tensor],
         device: str,
         micro_batch: int | None = None,
-        no_sync: Callable[[], AbstractContextManager[object]] = nullcontext,
         seed: int = 0,
         rank: int = 0,
         graph: Callable[[Update], Update] | None = None,
     ) -> None:
-        """`micro_batch` is the number of images in one pass, a divisor of the batch. None: the whole batch. Every pass
-        but the last runs in `no_sync()`, so that a wrapper of the net exchanges gradients once a step. Dropout follows
-        from `seed`, the step and `rank`, the number of this process in its training, and from `micro_batch`. `graph` is
-        what runs the work on a GPU, such as `WholeStep`. None: the work runs directly."""
+        """`micro_batch` is the number of images in one pass, a divisor of the batch. None: the whole batch. Dropout
+        follows from `seed`, the step and `rank`, the number of this process in its training, and from `micro_batch`.
+        `graph` is what runs the work on a GPU, such as `WholeStep`. None: the work runs directly."""
         self.net, self.objective, self.call = net, objective, call
-        self.device, self.precision, self.micro_batch, self.no_sync = device, settings.precision, micro_batch, no_sync
+        self.device, self.precision, self.micro_batch = device, settings.precision, micro_batch
         self.lr, self.warmup, self.clip = settings.lr, settings.warmup, settings.clip
         self.seed, self.rank, self.updates = seed, rank, 0
         self.ema = EMA(net, settings.ema_decay, settings.ema_decays, settings.ema_rampup)
@@ -98,13 +95,12 @@ class TrainStep:
         self.optimizer.zero_grad(set_to_none=True)
         size = self.micro_batch or len(inputs[0])
         passes = len(inputs[0]) // size
-        for i, (x0, y, t, noise) in enumerate(zip(*(tensor.split(size) for tensor in inputs), strict=True)):
-            with nullcontext() if i + 1 == passes else self.no_sync():
-                x_t = self.objective.corrupt(x0, t, noise)
-                with autocast(self.device, self.precision):
-                    out = self.call(x_t, t, y)
-                losses = self.objective.loss(out.float(), x0, x_t, t, noise)
-                (losses["loss"].mean() / passes).backward()
+        for x0, y, t, noise in zip(*(tensor.split(size) for tensor in inputs), strict=True):
+            x_t = self.objective.corrupt(x0, t, noise)
+            with autocast(self.device, self.precision):
+                out = self.call(x_t, t, y)
+            losses = self.objective.loss(out.float(), x0, x_t, t, noise)
+            (losses["loss"].mean() / passes).backward()
             means = [losses[name].detach().mean() / passes for name in self.objective.metrics]
             self.window += torch.stack(means).to(self.window)
         if self.clip is not None and self.grad_norm is not None:

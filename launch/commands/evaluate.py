@@ -15,7 +15,7 @@ from ...harness.stages import Task, execute, missing, prepare
 from ...kernels.errors import InputError
 from ..compose import compose
 from ..output import command, show
-from .sample import asked_of, run_and_overrides
+from .sample import asked_of, gone, run_and_overrides
 
 COLUMNS = {"metric": "Metric", "value": "Value", "std": "±", "count": "Images", "reference": "Reference"}
 COLUMNS |= {"reference_count": "Reference images", "checkpoint_step": "Step", "protocol": "Protocol"}
@@ -42,10 +42,12 @@ def run(args: argparse.Namespace) -> int:
             return path.resolve() / "samples" / task.key
 
         def check(task: Task) -> None:
+            words = [text for text in overrides if text.startswith(("sample.", "run."))]
+            draw = command("sample", path, *words)
             if "sample" in missing(task) and "sample" in missing(task, read_records(other(task) / "record.jsonl")):
-                words = [text for text in overrides if text.startswith(("sample.", "run."))]
-                draw = command("sample", path, *words)
                 raise InputError(f"{path} has no samples to score; draw them first: {draw}")
+            if missing(task) and gone(task):
+                raise InputError(f"{task.path / 'samples.npz'} was deleted; draw the samples again: {draw}")
             if missing(task):
                 check_data(Path(task.training), load(config_from_dict(task.config).data).fingerprint)
 

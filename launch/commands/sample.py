@@ -13,9 +13,9 @@ from ...harness.config import Config, check_fit
 from ...harness.device import pick_device
 from ...harness.keys import config_from_dict, training_folder
 from ...harness.progress import Progress
-from ...harness.run import create, plain_name, read_info, weights_home
-from ...harness.shards import images_of
-from ...harness.stages import Task, execute, kept_steps, missing, not_kept, ready, step_of, tasks
+from ...harness.run import create, locked, plain_name, read_info, weights_home
+from ...harness.shards import images_of, open_samples
+from ...harness.stages import Task, execute, kept_steps, missing, not_kept, ready, step_of, tasks, write
 from ...harness.training.checkpoint import load_weights, moments
 from ...kernels.errors import InputError
 from ...models import plugins, registry
@@ -28,6 +28,10 @@ def run(args: argparse.Namespace) -> int:
     path, overrides = run_and_overrides(args.words)
     config, wanted = asked_of(path, overrides, ("sample", "evaluate", "backend", "run"), ["sample"], check_weights)
     for task in wanted:
+        if gone(task):  # the newest row counts, so that they are drawn again
+            with locked(task.path):
+                error = "the images were deleted or damaged"
+                write(task.path, {"kind": "sample", "key": task.key, "state": "failed", "error": error})
         with signals.noted():
             execute(task, Progress(task.path))
         print(f"{images_of(task.path)}: {config.sample.count} images at step {task.step}")
@@ -36,12 +40,23 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def gone(task: Task) -> bool:
+    """Whether samples were drawn, but their images cannot be read any more."""
+    if "sample" in missing(task):
+        return False
+    try:
+        open_samples(images_of(task.path))
+    except InputError:
+        return True
+    return False
+
+
 def check_weights(task: Task) -> None:
     """Raise InputError if the weights that samples take are damaged or, with the nearest kept steps, not kept."""
     weights = task.config["sample"]["weights"]
-    if "sample" not in missing(task):
+    if "sample" not in missing(task) and not gone(task):
         return
-    if ready(task):
+    if task.step in kept_steps(Path(task.training), weights):
         model = registry.from_dict(task.config["model"])
         load_weights(Path(task.training), task.step, weights, model, tensors=False)
     else:

@@ -14,7 +14,7 @@ from ...harness.device import device_type, pick_device, training_mode
 from ...harness.keys import asked, config_to_dict, model_folder, training_folder
 from ...harness.parallel import check_batch, own_device, size
 from ...harness.progress import Progress
-from ...harness.run import read_run, write_study
+from ...harness.run import read_info, read_run, write_study
 from ...harness.stages import Task, execute, kept_steps, lost, missing, not_kept, problem, tasks
 from ...harness.training.resume import unreached
 from ...kernels.errors import InputError
@@ -90,8 +90,11 @@ def note(config: Config, about: dict[str, Any], wanted: Sequence[Task], training
 
 
 def check_moments(task: Task) -> None:
-    """Raise InputError if a training cannot continue, or if it has passed a requested moment without keeping its
-    weights and nothing else is to do. If something is to do, print a line about such a moment on stderr."""
+    """Raise InputError if a training cannot continue, if its folder is damaged, or if it has passed a requested moment
+    without keeping its weights and nothing else is to do. If something is to do, print a line about such a moment on
+    stderr."""
+    if (task.path / "config.json").exists():
+        read_info(task.path)
     if (text := problem(task)) is not None:
         raise InputError(f"{task.path}: {text}")
     for step in lost(task):

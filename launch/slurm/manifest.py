@@ -100,14 +100,19 @@ def _array(folder: Path, time: str, index: int, content: dict[str, Any]) -> Arra
     )
 
 
-def names(home: Path) -> list[str]:
-    """The names of all arrays that sbatch may have got, as their batch files have them. They are known even if no
-    manifest can be read."""
-    texts = [
-        path.read_text(errors="replace", encoding="utf-8") for path in home.glob("[0-9]*/array-*.sh") if path.is_file()
-    ]
-    lines = [line for text in texts for line in re.findall(r"^#SBATCH --job-name=(.+)$", text, re.MULTILINE)]
-    return [name for line in lines for name in shlex.split(line)]
+def names(home: Path) -> tuple[list[str], list[str]]:
+    """The names of all arrays that sbatch may have got, as their batch files have them, and a line about each batch
+    file that cannot be read. The names are known even if no manifest can be read."""
+    result: list[str] = []
+    damaged: list[str] = []
+    for path in sorted(path for path in home.glob("[0-9]*/array-*.sh") if path.is_file()):
+        try:
+            text = path.read_text(errors="replace", encoding="utf-8")
+            for line in re.findall(r"^#SBATCH --job-name=(.+)$", text, re.MULTILINE):
+                result += shlex.split(line)
+        except (OSError, ValueError) as error:  # ValueError: half a quoted name
+            damaged.append(f"cannot read {path}: {getattr(error, 'strerror', error)}")
+    return result, damaged
 
 
 def job_file(folder: Path, index: int) -> Path:

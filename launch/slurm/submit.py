@@ -335,7 +335,7 @@ def cancel(home: Path, keys: Container[tuple[str, str]] | None = None) -> tuple[
     """
     check_there(home)
     with ExitStack() as stack:
-        with suppress(OSError):  # a full disk must not keep jobs running
+        with suppress(OSError, InputError):  # neither a full disk nor a damaged lock must keep jobs running
             stack.enter_context(locked(home))
         return _cancel(home, keys)
 
@@ -344,7 +344,9 @@ def _cancel(home: Path, keys: Container[tuple[str, str]] | None) -> tuple[list[s
     submitted, damaged = manifest.arrays(home)
     numbered = {array.name: array for array in submitted if all("task" in one for one in array.tasks)}
     if keys is None:
-        live = client.live(dict.fromkeys([*numbered, *manifest.names(home)]))
+        names, unread = manifest.names(home)
+        damaged += unread
+        live = client.live(dict.fromkeys([*numbered, *names]))
         jobs = {key.split("_")[0] for key in live}
     else:
         jobs = {

@@ -1,5 +1,6 @@
 """Sampling draws the same images in any batches, and never mixes images of two weights or settings in a file."""
 
+import io
 from dataclasses import replace
 
 import numpy as np
@@ -149,6 +150,27 @@ def test_killed_sampling_continues(tmp_path, training, drawn):
     images, _, _ = draw(tmp_path, training, config)
     assert drawn == [range(8, 10)]
     assert np.array_equal(images, expected)
+
+
+def test_a_damaged_part_is_drawn_again(tmp_path, training, drawn):
+    expected, _, _ = draw(tmp_path, training, make())
+    whole = io.BytesIO()
+    np.save(whole, expected[:4])
+    for content in (b"", whole.getvalue()[:100], whole.getvalue()[:-1], b"PK", np.zeros(3).tobytes(), "few", "loop"):
+        (tmp_path / "samples.npz").unlink()
+        with pytest.raises(KeyboardInterrupt):
+            draw(tmp_path, training, make(), progress=Kill(8))
+        (part,) = tmp_path.glob("samples.parts/*/0-4.npy")
+        if content == "few":
+            np.save(part, expected[:3])
+        elif content == "loop":
+            part.unlink()
+            part.symlink_to(part)
+        else:
+            part.write_bytes(content)
+        drawn.clear()
+        images, _, _ = draw(tmp_path, training, make())
+        assert drawn == [range(0, 4), range(8, 10)] and np.array_equal(images, expected), content
 
 
 OTHERS = {

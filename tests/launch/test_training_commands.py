@@ -214,3 +214,28 @@ def test_sample_leaves_nothing_of_weights_that_it_cannot_read(capsys, tmp_path):
         before = written()
         code, _, err = run(capsys, "sample", str(training), "run.device=cpu")
         assert code == 2 and "is truncated or damaged" in err and err.count("\n") == 1 and written() == before
+
+
+def test_samples_whose_file_is_gone_are_drawn_again(capsys, tmp_path):
+    """The same images, and the record says why there are two drawings. A score of before stays."""
+    assert run(capsys, "train", *DIT, *QUICK, "train.steps=2")[0] == 0
+    (folder,) = (tmp_path / "runs" / "train").glob("dit_nano-digits-*")
+    words = ["sample", str(folder), "sample.count=3", "sample.method=ddim", "sample.steps=2"]
+    assert run(capsys, *words)[0] == 0
+    (file,) = folder.glob("samples/*/samples.npz")
+    before = np.load(file)["images"]
+    for name, damage in (("gone", file.unlink), ("a dangling link", lambda: file.symlink_to("nowhere"))):
+        file.unlink() if name != "gone" else None
+        damage()
+        code, out, err = run(capsys, "evaluate", *words[1:], "evaluate.metrics=[fd]")
+        assert (code, out) == (2, "") and err.count("\n") == 1, name
+        assert "samples.npz was deleted; draw the samples again: lamabench sample" in err
+        assert run(capsys, *words)[0] == 0
+        assert (np.load(file)["images"] == before).all() and not file.is_symlink()
+    states = [(row.state, row.error) for row in read_run(file.parent).records]
+    assert states == [("done", None), *[("failed", "samples.npz was deleted"), ("done", None)] * 2]
+    (folder / "weights" / "step-00000002.safetensors").unlink()
+    (folder / "checkpoints" / "step-00000002.safetensors").unlink()
+    assert run(capsys, *words)[0] == 2  # nothing is left to draw from
+    file.unlink()
+    assert run(capsys, *words)[0] == 2 and len(read_run(file.parent).records) == 5

@@ -74,6 +74,30 @@ def test_cancel_leaves_the_jobs_of_another_study_of_the_name(two, capsys):
     assert "belongs to the study" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("damage", ["text", "folder", "denied"])
+def test_cancel_works_without_a_batch_file_or_a_lock(damage, two, capsys, monkeypatch):
+    batch, lock = two.home / "0001" / "array-0.sh", two.home / ".lock"
+    if damage == "text":
+        batch.write_text("#SBATCH --job-name='half\n")
+    if damage == "folder":
+        lock.unlink()
+        lock.mkdir()
+    if damage == "denied":
+        real = Path.read_text
+
+        def refuse(self, *args, **more):
+            if self.name == batch.name and self.parent.name == "0001":
+                raise PermissionError(13, "Permission denied", str(self))
+            return real(self, *args, **more)
+
+        monkeypatch.setattr(Path, "read_text", refuse)
+    capsys.readouterr()
+    do("cancel")
+    out, err = capsys.readouterr()
+    assert out == "cancelled: job 1, 2\n" and two.lines("ended") == ["1 2"]  # manifests tell the names too
+    assert err.count("\n") == (damage != "folder") and (damage == "folder" or f"cannot read {batch}: " in err)
+
+
 def test_cancel_needs_no_room_on_the_disk(two, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
