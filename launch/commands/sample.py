@@ -11,10 +11,12 @@ from typing import Any
 from ...harness import signals
 from ...harness.config import Config, check_fit
 from ...harness.device import pick_device
+from ...harness.export import check_target, export, names
 from ...harness.keys import config_from_dict, training_folder
 from ...harness.progress import Progress
 from ...harness.run import create, plain_name, read_info, weights_home
-from ...harness.shards import images_of
+from ...harness.sampling import labels_of
+from ...harness.shards import images_of, labels_at, open_samples
 from ...harness.stages import Task, execute, kept_steps, missing, not_kept, ready, step_of, tasks
 from ...harness.training.checkpoint import load_weights, moments
 from ...kernels.errors import InputError
@@ -26,14 +28,36 @@ from .train import STUDY, note
 
 def run(args: argparse.Namespace) -> int:
     path, overrides = run_and_overrides(args.words)
-    config, wanted = asked_of(path, overrides, ("sample", "evaluate", "backend", "run"), ["sample"], check_weights)
+    checked: list[Task] = []
+
+    def check(task: Task) -> None:
+        checked.append(task)
+        check_weights(task)
+        if args.to is not None:
+            check_export(args.to, checked)
+
+    config, wanted = asked_of(path, overrides, ("sample", "evaluate", "backend", "run"), ["sample"], check)
     for task in wanted:
         with signals.noted():
             execute(task, Progress(task.path))
-        print(f"{images_of(task.path)}: {config.sample.count} images at step {task.step}")
+        images = images_of(task.path)
+        print(f"{images}: {config.sample.count} images at step {task.step}")
+        if args.to is not None and os.environ.get("RANK", "0") == "0":  # of torchrun's processes, one
+            export(args.to, open_samples(images), labels_at(images), config.model.num_classes, Progress())
+            print(f"{args.to}: the same images")
     words = [text for text in overrides if not text.startswith("backend.")]  # evaluate takes no backend
     print(f"next: {command('evaluate', path, *words)}")
     return 0
+
+
+def check_export(target: Path, checked: Sequence[Task]) -> None:
+    """Raise InputError if the last of `checked` cannot be written to `target`, or if it is not the only one."""
+    if len(checked) > 1:
+        steps = " and ".join(str(task.step) for task in checked[:2])
+        raise InputError(f"--to takes one set of samples, but sample.at asks for steps {steps}: give sample.at=[N]")
+    config = config_from_dict(checked[-1].config)
+    labels = labels_of(range(config.sample.count), config.model.num_classes)
+    check_target(target, names(labels, config.model.num_classes))
 
 
 def check_weights(task: Task) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from bad_inputs import BASE, STUDY, TABLE, Bad
+from bad_samples import SAMPLES
 from lamabench.launch.cli import main
 from PIL import Image
 from safetensors import safe_open
@@ -96,7 +97,7 @@ def name(bad: Bad) -> str:
     return re.sub(r"[^\w.=,:*\[\]-]+", " ", " ".join([*bad.words, *texts])).strip()
 
 
-@pytest.mark.parametrize("bad", TABLE, ids=name)
+@pytest.mark.parametrize("bad", [*TABLE, *SAMPLES], ids=name)
 def test_bad_input_is_one_line_and_leaves_nothing(bad, place, capsys):
     folder, run = place
     for file, text in bad.files.items():
