@@ -15,6 +15,7 @@ Line = dict[str, Any]  # of a record or a table; a field that does not apply is 
 NAMED = ("study", "name", "model", "family", "title")  # what every config.json must have
 UNREADABLE = (InputError, OSError)  # what a damaged or foreign file raises, and one that this user may not read
 # Types of entries of config.json and .study.json that may be missing or null.
+LATER = {"labels": "balanced", "timesteps": "even"}
 OPTIONAL = {"variant": dict, "backend": dict, "training": str, "steps": int, "samples": list, "config": dict}
 OPTIONAL |= {f"config.{name}": dict for name in ("model", "data", "encoder", "objective", "train", "sample", "backend")}
 
@@ -253,9 +254,11 @@ def _rows(folder: Folder | None) -> list[Line]:
 
 
 def _way(config: Line) -> Line:
-    """The way in which samples were drawn, as axis values."""
+    """The way in which samples were drawn, as axis values. A folder of an earlier version lacks the fields that joined
+    later, whose values are those of `LATER`."""
     left_out = ("batch_size", "at")
-    return {f"sample.{key}": value for key, value in (config.get("sample") or {}).items() if key not in left_out}
+    values = LATER | (config.get("sample") or {})
+    return {f"sample.{key}": value for key, value in values.items() if key not in left_out}
 
 
 def _asked(info: Line) -> Line | None:

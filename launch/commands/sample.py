@@ -56,7 +56,7 @@ def check_export(target: Path, checked: Sequence[Task]) -> None:
         steps = " and ".join(str(task.step) for task in checked[:2])
         raise InputError(f"--to takes one set of samples, but sample.at asks for steps {steps}: give sample.at=[N]")
     config = config_from_dict(checked[-1].config)
-    labels = labels_of(range(config.sample.count), config.model.num_classes)
+    labels = labels_of(config, range(config.sample.count))
     check_target(target, names(labels, config.model.num_classes))
 
 
