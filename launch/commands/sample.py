@@ -22,8 +22,12 @@ from ...harness.training.checkpoint import load_weights, moments
 from ...kernels.errors import InputError
 from ...models import plugins, registry
 from ..compose import load_plugins, override
+from ..grid import write_grid
 from ..output import command, split_arguments
 from .train import STUDY, note
+
+COUNTS = (160, 1000, 10_000)  # of images, for a first look
+FIRST_LOOK_S = 120.0
 
 
 def run(args: argparse.Namespace) -> int:
@@ -42,12 +46,25 @@ def run(args: argparse.Namespace) -> int:
             execute(task, Progress(task.path))
         images = images_of(task.path)
         print(f"{images}: {config.sample.count} images at step {task.step}")
-        if args.to is not None and os.environ.get("RANK", "0") == "0":  # of torchrun's processes, one
+        if os.environ.get("RANK", "0") == "0":  # of torchrun's processes, one
+            classes = write_grid(grid := task.path / "grid.png", open_samples(images), labels_at(images))
+            print(
+                f"{grid}: " + (f"a row for each of classes {', '.join(map(str, classes))}" if classes else "some of it")
+            )
+        if args.to is not None and os.environ.get("RANK", "0") == "0":
             export(args.to, open_samples(images), labels_at(images), config.model.num_classes, Progress())
             print(f"{args.to}: the same images")
     words = [text for text in overrides if not text.startswith("backend.")]  # evaluate takes no backend
     print(f"next: {command('evaluate', path, *words)}")
     return 0
+
+
+def fitting(images_per_s: float) -> list[str]:
+    """Settings for a first look at a training that saw so many images a second: as many images of 25 DDIM steps as take
+    two minutes, if a forward pass is a third of a training step. At least 160, because KID needs 100."""
+    images = 3 * images_per_s * FIRST_LOOK_S / 25
+    count = max((count for count in COUNTS if count <= images), default=COUNTS[0])
+    return [f"sample.count={count}", "sample.method=ddim", "sample.steps=25"]
 
 
 def check_export(target: Path, checked: Sequence[Task]) -> None:
