@@ -48,12 +48,11 @@ def run(args: argparse.Namespace) -> int:
         print(f"{images}: {config.sample.count} images at step {task.step}")
         if os.environ.get("RANK", "0") == "0":  # of torchrun's processes, one
             classes = write_grid(grid := task.path / "grid.png", open_samples(images), labels_at(images))
-            print(
-                f"{grid}: " + (f"a row for each of classes {', '.join(map(str, classes))}" if classes else "some of it")
-            )
-        if args.to is not None and os.environ.get("RANK", "0") == "0":
-            export(args.to, open_samples(images), labels_at(images), config.model.num_classes, Progress())
-            print(f"{args.to}: the same images")
+            rows = f", in rows by class: {', '.join(map(str, classes))}" if classes else ""
+            print(f"{grid}: some of them{rows}")
+            if args.to is not None:
+                export(args.to, open_samples(images), labels_at(images), config.model.num_classes, Progress())
+                print(f"{args.to}: all of them")
     words = [text for text in overrides if not text.startswith("backend.")]  # evaluate takes no backend
     print(f"next: {command('evaluate', path, *words)}")
     return 0

@@ -134,7 +134,7 @@ def test_train_sample_evaluate_report(capsys, tmp_path):
     code, _, err = run(capsys, "evaluate", str(folder), "train.lr=2")
     assert code == 2 and "would make another training of it; sections to set here: sample, evaluate, run" in err
     code, out, err = run(capsys, "sample", str(folder), "--to", "given/adm.npz")
-    assert code == 0 and "given/adm.npz: the same images" in out
+    assert code == 0 and "given/adm.npz: all of them" in out
     with np.load("given/adm.npz") as file:
         assert np.array_equal(file["arr_0"], images) and file["arr_1"].tolist() == [*range(10)] * 2
     code, out, err = run(capsys, "evaluate", "given/adm.npz", *QUICK)
