@@ -14,7 +14,7 @@ from ..kernels.errors import InputError, unknown
 from ..models.registry import out_channels
 from .checks import WEIGHTS, average_name, check_positive, check_precision, check_seed, check_steps, check_weights
 from .device import COMPILE_OPTIONS, WHOLE_STEP
-from .diffusion.samplers import SAMPLERS, path_of
+from .diffusion.samplers import SAMPLERS, TIMESTEPS, path_of
 
 MODES = ("forward", "train")  # of bench
 # How a network is called: directly, through torch.compile, with CUDA graphs too, or with CUDA graphs and autotuning.
@@ -24,6 +24,7 @@ TRAIN_COMPILE = ("auto", *BENCH_COMPILE)  # auto: whole-step on a GPU, eager els
 CUDA_GRAPHS = ("reduce-overhead", "max-autotune")
 FEATURES = ("efficientnet_lite0", "inception_v3")
 METRICS = ("fd", "kid", "prc", "isc")
+LABELS = ("balanced", "random", "cyclic")
 # What is larger is a slip of the keyboard that would fill the memory or never end.
 MOST_STEPS = 99_999_999  # names of checkpoints have eight digits
 MOST_SAMPLES = 10_000_000
@@ -159,6 +160,11 @@ class SampleConfig:
     at: Any = "last"  # or all (every kept moment), or a list of steps
     weights: str = "ema"  # or live: not averaged; or ema@DECAY: of train.ema_decays
     seed: int | None = None  # of the noise; null: the training's
+    # The class of each image. balanced: index modulo classes or, of fewer images than classes, evenly over all classes.
+    # random: drawn for each image, as in the papers of DiT and ADM. cyclic: index modulo classes, however few images.
+    labels: str = field(default="balanced", metadata={"since": "balanced"})
+    # Which of an objective's timesteps are steps. even: from the first to the last. ddim: 0, 40, … 960 for 25 of 1000.
+    timesteps: str = field(default="even", metadata={"since": "even"})
 
     def __post_init__(self) -> None:
         check_positive("sample", {"count": self.count}, MOST_SAMPLES)
@@ -173,6 +179,10 @@ class SampleConfig:
             check_seed("sample.seed", self.seed)
         if self.method not in SAMPLERS:
             raise unknown("sample.method", self.method, SAMPLERS)
+        if self.labels not in LABELS:
+            raise unknown("sample.labels", self.labels, LABELS)
+        if self.timesteps not in TIMESTEPS:
+            raise unknown("sample.timesteps", self.timesteps, TIMESTEPS)
         check_precision("sample.precision", self.precision)
         _check_compile("sample.compile", self.compile)
         if self.guidance_channels is not None and self.guidance_channels < 1:
@@ -351,7 +361,7 @@ def check_fit(config: Config) -> None:
                 f"set data.{source}, and the model takes its value"
             )
     goal = objective(config.objective)
-    path_of(goal, settings.method, settings.steps)
+    path_of(goal, settings.method, settings.steps, settings.timesteps)
     if settings.weights not in (kept := [*averages(config.train), *WEIGHTS]):
         raise unknown("sample.weights of this training", settings.weights, dict.fromkeys(kept))
     if (head := out_channels(model)) != (needed := goal.out_channels(model.in_channels)):

@@ -72,11 +72,25 @@ def sample_seed(config: Config) -> int:
     return config.seed if config.sample.seed is None else config.sample.seed
 
 
+def label_rule(config: Config) -> str:
+    """How the classes of samples follow from their indices: `cyclic` (index modulo classes), `spread` (evenly over all
+    classes, in order) or `random`. Balanced labels are cyclic, and spread if there are fewer images than classes."""
+    labels, classes = config.sample.labels, config.model.num_classes
+    if classes < 2:
+        return "cyclic"
+    if labels == "balanced":
+        return "spread" if config.sample.count < classes else "cyclic"
+    return labels
+
+
 def samples_key(config: Config, step: int) -> str:
-    """The key of samples: the weights (training, step, ema or live), `sample` without its batch size, and the seed."""
+    """The key of samples: the weights (training, step, ema or live), `sample` without its batch size, and the seed. Of
+    the labels it has their rule, unless that is cyclic."""
     sample = declared(config.sample)
-    for name in ("batch_size", "at", "weights", "seed"):
+    for name in ("batch_size", "at", "weights", "seed", "labels"):
         sample.pop(name, None)
+    if (rule := label_rule(config)) != "cyclic":
+        sample["labels"] = rule
     return digest("samples", [training_key(config), step, config.sample.weights], sample, sample_seed(config))
 
 

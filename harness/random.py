@@ -13,6 +13,7 @@ class Stream(IntEnum):
     SAMPLE = 2  # start and noise of one sampled image; index: the image
     INIT = 3  # synthetic data and weights; index: chosen by the caller
     DROPOUT = 4  # seeds of dropout in a step of one of several processes; index: RANKS · step + rank
+    LABEL = 5  # the class of one sampled image, with sample.labels=random; index: the image
 
 
 RANKS = 2**20  # more than a training has processes

@@ -140,6 +140,8 @@ class SampleRow(_OfWeights):
     guidance: float | None = about("scale of classifier-free guidance; 1: none")
     guidance_channels: int | None = about("number of first channels that are guided; null: all")
     clip: bool | None = about("whether predicted images were clamped to [-1, 1]")
+    labels: str | None = about("classes of the images: cyclic (index modulo classes), spread (over all) or random")
+    timesteps: str | None = about("even, or ddim: multiples of a whole stride")
     seed: int | None = about("seed of the noise")
     seconds: float | None = about("seconds in which at least one process drew, over all calls")
     images_per_s: float | None = about("images of the set over these seconds, by all its processes together")

@@ -28,8 +28,10 @@ from .device import autocast, compiled, device_type, exact_float32, pick_device,
 from .diffusion.guidance import Net
 from .diffusion.objective import objective
 from .diffusion.samplers import draws, index_noise, sample
+from .keys import label_rule, sample_seed
 from .measure.cost import cost
 from .progress import Progress
+from .random import Stream, generator
 from .run import Busy, is_held
 from .shards import Claims, joined, write_array
 from .training.checkpoint import load_weights
@@ -37,14 +39,17 @@ from .training.checkpoint import load_weights
 WAIT_S = 0.5  # between two looks at what other processes draw
 
 
-def labels_of(indices: range, num_classes: int) -> NDArray[np.int64]:
-    """The class of each sampled image: its index modulo the number of classes, so that classes are balanced."""
-    return np.arange(indices.start, indices.stop, dtype=np.int64) % max(num_classes, 1)
-
-
-def seed_of(config: Config) -> int:
-    """The seed of the noise: `sample.seed`, or the training's seed if that is null."""
-    return config.seed if config.sample.seed is None else config.sample.seed
+def labels_of(config: Config, indices: range) -> NDArray[np.int64]:
+    """The class of each sampled image by `keys.label_rule`, int64 [len(indices)]. It depends on the image's index and,
+    where labels are spread over all classes, on the number of images; random ones on the seed of the noise too."""
+    classes, rule = max(config.model.num_classes, 1), label_rule(config)
+    numbers = np.arange(indices.start, indices.stop, dtype=np.int64)
+    if rule == "random":
+        seed = sample_seed(config)
+        return np.array([generator(seed, Stream.LABEL, index).integers(classes) for index in indices], np.int64)
+    if rule == "spread":
+        numbers = numbers * classes // config.sample.count
+    return numbers % classes
 
 
 def own_device(request: str) -> str:
@@ -102,7 +107,9 @@ def draw_shards(out: Path, training: Path, config: Config, step: int, progress: 
         "guidance": settings.guidance,
         "guidance_channels": settings.guidance_channels,
         "clip": settings.clip,
-        "seed": seed_of(config),
+        "labels": label_rule(config),
+        "timesteps": settings.timesteps,
+        "seed": sample_seed(config),
         "checkpoint_step": step,
         "weights": settings.weights,
         "images_seen": step * config.train.batch_size,
@@ -141,7 +148,7 @@ def finish(out: Path, config: Config, facts: dict[str, Any]) -> dict[str, Any]:
     """Complete a set of samples whose images are all drawn: write its labels, and delete what it does not need. Returns
     the fields of its record from the `facts` of `draw_shards`. The caller holds the lock of `out`."""
     folder, count = out / "shards" / facts["shards"], config.sample.count
-    write_array(folder / "labels.npy", labels_of(range(count), config.model.num_classes))
+    write_array(folder / "labels.npy", labels_of(config, range(count)))
     for file in (*folder.glob("*.lock"), *folder.glob(".*.tmp")):
         if file.name != ".lock" and not is_held(file):
             file.unlink(missing_ok=True)
@@ -178,7 +185,12 @@ class Sampler:
         """16 hex digits of everything that determines an image, except its index."""
         config, settings = self.config, vars(self.config.sample)
         facts = {name: value for name, value in settings.items() if name not in ("batch_size", "at", "seed")}
-        facts |= {"seed": seed_of(config), "model": describe(config.model), "encoder": vars(config.encoder)}
+        facts |= {
+            "labels": label_rule(config),
+            "seed": sample_seed(config),
+            "model": describe(config.model),
+            "encoder": vars(config.encoder),
+        }
         facts |= {"objective": vars(config.objective), "backend": self.backend, "device": device_type(self.device)}
         digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
         for name in sorted(tensors):
@@ -188,7 +200,7 @@ class Sampler:
 
     def draw(self, indices: range) -> Tensor:
         """The network's images for these indices, encoded, float32 [B, C, S, S] on the device."""
-        labels = labels_of(indices, self.config.model.num_classes)
+        labels = labels_of(self.config, indices)
         return _sampled(self.call, self.config, indices, torch.from_numpy(labels), self.null_class, self.device)
 
     def images(self, x: Tensor) -> NDArray[np.uint8]:
@@ -215,7 +227,7 @@ def draw(net: Backbone, config: Config, labels: Sequence[int], seed: int) -> NDA
 def _sampled(net: Net, config: Config, indices: range, labels: Tensor, null_class: int | None, device: str) -> Tensor:
     settings, model = config.sample, config.model
     shape = (model.in_channels, model.input_size, model.input_size)
-    noise = index_noise(seed_of(config), indices, shape, draws(settings.method, settings.steps))
+    noise = index_noise(sample_seed(config), indices, shape, draws(settings.method, settings.steps))
     with autocast(device, settings.precision):
         return sample(
             net,
@@ -224,6 +236,7 @@ def _sampled(net: Net, config: Config, indices: range, labels: Tensor, null_clas
             objective=objective(config.objective),
             method=settings.method,
             steps=settings.steps,
+            timesteps=settings.timesteps,
             guidance=settings.guidance,
             guidance_channels=settings.guidance_channels,
             null_class=null_class,

@@ -124,20 +124,24 @@ def parser() -> argparse.ArgumentParser:
     )
     train.set_defaults(parser=train)
     train.add_argument("--defaults", action="store_true", help="print every setting with its value, and train nothing")
-    add(
+    sample = add(
         "sample",
         "draw images from a trained run; other settings add another set of samples to the run",
         "lamabench sample runs/train/NAME-ID sample.count=64 sample.steps=25 sample.method=ddim",
         "RUN|key=value",
         f"a run folder, and {settings} of the sections sample, evaluate, backend, run",
     )
+    help_text = (
+        "write the images to an .npz too (arr_0 and labels arr_1, as ADM's evaluator reads them), or to a folder"
+    )
+    sample.add_argument("--to", type=_path, metavar="FILE.npz|FOLDER", help=f"{help_text} of PNG files")
     evaluate = add(
         "evaluate",
         "score the samples of a run, or an .npz of images, against the data",
         "lamabench evaluate runs/train/NAME-ID",
         "RUN|FILE.npz|key=value",
-        f"a run folder, or an .npz with `images` uint8 [N, H, W, C], and {settings}; of a run, those of the sections "
-        "sample, evaluate, run",
+        f"a run folder, or an .npz with `images` or `arr_0` uint8 [N, H, W, C], and {settings}; of a run, those of the "
+        "sections sample, evaluate, run",
     )
     bench = add(
         "bench",

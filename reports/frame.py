@@ -14,7 +14,8 @@ FIRST = ("study", "name", "label", "variant", "seed", "family", "model", "title"
 LAST = ("time", "commit", "dirty", "device", "host", "driver", "torch", "python", "lamabench", "id", "key")
 LEFT_OUT = ("schema", "provenance", "parts", "checked_against")
 BACKENDS = ("backend", "asked")
-DRAWN = ("method", "steps", "guidance", "guidance_channels", "clip", "seed", "images_per_s")  # of a score's samples
+# Of the samples of a score.
+DRAWN = ("method", "steps", "timesteps", "guidance", "guidance_channels", "clip", "labels", "seed", "images_per_s")
 KINDS = ("score", "speed", "operator_speed", "cost")
 
 
@@ -30,8 +31,9 @@ def load(paths: str | Path | Iterable[str | Path]) -> pd.DataFrame:
 
     score            `metric`, `value`, `std`, `protocol`, `count`, `reference`, `reference_count`, `features`; the
                      moment: `checkpoint_step`, `weights`, `images_seen`, `training_flops`, `training_seconds`; how the
-                     images were drawn: `sample_method`, `sample_steps`, `sample_guidance`,
-                     `sample_guidance_channels`, `sample_clip`, `sample_seed`, `sample_images_per_s`
+                     images were drawn: `sample_method`, `sample_steps`, `sample_timesteps`, `sample_guidance`,
+                     `sample_guidance_channels`, `sample_clip`, `sample_labels`, `sample_seed`,
+                     `sample_images_per_s`
     speed            `mode`, `input_size` (side of the input), `batch_size`, `compile`, `checkpointing`, `precision`,
                      `backend`, `asked`, `images_per_s`, `p50_ms` and other percentiles, `peak_memory_gib`, `mfu`
     operator_speed   `operator`, `shape`, `pass`, `backend`, `p50_ms`, `floor_ms`, `floor`, `times_floor`

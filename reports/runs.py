@@ -16,6 +16,7 @@ NAMED = ("study", "name", "model", "family", "title")  # what every config.json 
 # What a damaged or foreign file raises, one that this user may not read, and a link to itself (RuntimeError).
 UNREADABLE = (InputError, OSError, RuntimeError)
 # Types of entries of config.json and .study.json that may be missing or null.
+LATER = {"labels": "balanced", "timesteps": "even"}
 OPTIONAL = {"variant": dict, "backend": dict, "training": str, "steps": int, "samples": list, "config": dict}
 OPTIONAL |= {f"config.{name}": dict for name in ("model", "data", "encoder", "objective", "train", "sample", "backend")}
 
@@ -245,9 +246,11 @@ def _rows(folder: Folder | None) -> list[Line]:
 
 
 def _way(config: Line) -> Line:
-    """The way in which samples were drawn, as axis values."""
+    """The way in which samples were drawn, as axis values. A folder of an earlier version lacks the fields that joined
+    later, whose values are those of `LATER`."""
     left_out = ("batch_size", "at")
-    return {f"sample.{key}": value for key, value in (config.get("sample") or {}).items() if key not in left_out}
+    values = LATER | (config.get("sample") or {})
+    return {f"sample.{key}": value for key, value in values.items() if key not in left_out}
 
 
 def _asked(info: Line) -> Line | None:

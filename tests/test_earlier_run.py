@@ -30,7 +30,8 @@ model=dit_nano model.depth=1 model.hidden_size=8 model.num_heads=2 data=digits d
 train.precision=float32 train.lr=1e-3 train.ema_decay=0.5 train.ema_rampup=false train.snapshots=[2] run.log_every=2
 run.device=cpu
 """.split()
-SAMPLE = ["sample.count=8", "sample.method=ddim", "sample.steps=3"]
+# By default, fewer images than classes are spread over all classes since, which is another set.
+SAMPLE = ["sample.count=8", "sample.method=ddim", "sample.steps=3", "sample.labels=cyclic"]
 SCORE = ["evaluate.metrics=[prc]", "evaluate.reference_count=20"]
 
 

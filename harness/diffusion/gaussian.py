@@ -79,6 +79,20 @@ class Chain:
             raise InputError(f"sample.steps must be 2 to {TIMESTEPS}, not {n}")
         return [round(i * (TIMESTEPS - 1) / (n - 1)) for i in range(n)]
 
+    @staticmethod
+    def strided_timesteps(n: int) -> list[int]:
+        """The multiples 0, k, 2k … of the least whole stride k that gives `n` timesteps: `ddimN` of ADM (2105.05233)
+        and, if n divides 1000, the spacing "leading" of diffusers. Not every n has a stride."""
+        counts = {len(range(0, TIMESTEPS, stride)): stride for stride in range(TIMESTEPS - 1, 0, -1)}
+        if n not in counts:
+            below, above = [count for count in counts if count < n], [count for count in counts if count > n]
+            nearest = [str(count) for count in (max(below, default=0), min(above, default=0)) if count]
+            raise InputError(
+                f"sample.timesteps=ddim takes every k-th of {TIMESTEPS} timesteps, and no k gives sample.steps {n}; "
+                f"nearest: {', '.join(nearest)}"
+            )
+        return list(range(0, TIMESTEPS, counts[n]))
+
     @classmethod
     def respaced(cls, n: int) -> "Chain":
         """The chain of `respaced_timesteps(n)`, its betas from the ratios of alpha_bar."""
@@ -137,9 +151,9 @@ class DDPM:
         vb = torch.where(steps.view(-1, 1, 1, 1) == 0, first, kl).mean(dim=(1, 2, 3)) / math.log(2)
         return {"loss": mse + vb, "mse": mse, "vb": vb}
 
-    def path(self, steps: int) -> Path:
-        """The chain of `steps` (2 to 1000) evenly spaced timesteps, backwards."""
-        return ChainPath(Chain.respaced(steps))
+    def path(self, steps: int, timesteps: str = "even") -> Path:
+        """The chain of `steps` (2 to 1000) timesteps, evenly spaced or as in `Chain.strided_timesteps`, backwards."""
+        return ChainPath(Chain.respaced(steps) if timesteps == "even" else Chain(Chain.strided_timesteps(steps)))
 
 
 def read_output(chain: Chain, out: Tensor, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:

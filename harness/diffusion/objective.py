@@ -45,8 +45,9 @@ class Objective(Protocol):
         """Every metric of each image, float32 [B]; `out` is the network's output [B, out_channels, H, W]."""
         ...
 
-    def path(self, steps: int) -> Path:
-        """The path of a sampler with that many steps. Raises InputError for an unsupported number."""
+    def path(self, steps: int, timesteps: str = "even") -> Path:
+        """The path of a sampler with that many steps, spaced as `timesteps` (`samplers.TIMESTEPS`) says. Raises
+        InputError for an unsupported number."""
         ...
 
 

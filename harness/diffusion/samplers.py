@@ -17,6 +17,7 @@ from .guidance import Net, guided
 from .objective import Objective
 from .path import Denoised, Path
 
+TIMESTEPS = ("even", "ddim")  # how steps are spaced
 Noise = Callable[[int], Tensor]
 OnStep = Callable[[int, int], object]
 
@@ -92,15 +93,15 @@ def draws(method: str, steps: int) -> int:
     return steps if SAMPLERS[method].draws else 1
 
 
-def path_of(objective: Objective, method: str, steps: int) -> Path:
-    """The path of `steps` steps for a sampler.
+def path_of(objective: Objective, method: str, steps: int, timesteps: str = "even") -> Path:
+    """The path of `steps` steps for a sampler, spaced as `timesteps` (one of `TIMESTEPS`) says.
 
     Raises InputError for an unknown method, a number of steps that the objective does not allow, or a method that needs
     a posterior where the objective has none.
     """
     if method not in SAMPLERS:
         raise unknown("sample.method", method, SAMPLERS)
-    path = objective.path(steps)
+    path = objective.path(steps, timesteps)
     if SAMPLERS[method].posterior and not path.has_posterior:
         fit = [name for name, other in SAMPLERS.items() if not other.posterior]
         raise InputError(
@@ -119,6 +120,7 @@ def sample(
     objective: Objective,
     method: str,
     steps: int,
+    timesteps: str = "even",
     guidance: float = 1.0,
     guidance_channels: int | None = None,
     null_class: int | None = None,
@@ -128,14 +130,15 @@ def sample(
 ) -> Tensor:
     """Images x_0 [B, C, H, W] float32 from noise x_T [B, C, H, W] and labels y [B].
 
-    Sampling takes `steps` steps on the path of `objective` (DDPM: 2 to 1000 of its timesteps, evenly spaced; the
-    network gets the original timesteps). `guided` explains `guidance`, `guidance_channels` and `null_class`, `Denoiser`
-    explains `clip`. `noise(i)` gives the noise [B, C, H, W] of step i = 0, 1, … in order (ancestral only; the last step
-    has none). `progress(done, steps)` is called after each step. The caller chooses device, autocast and eval mode.
+    Sampling takes `steps` steps on the path of `objective` (DDPM: 2 to 1000 of its timesteps, spaced as `timesteps`
+    says; the network gets the original timesteps). `guided` explains `guidance`, `guidance_channels` and `null_class`,
+    `Denoiser` explains `clip`. `noise(i)` gives the noise [B, C, H, W] of step i = 0, 1, … in order (ancestral only;
+    the last step has none). `progress(done, steps)` is called after each step. The caller chooses device, autocast and
+    eval mode.
     Raises InputError, before the network runs, for an unknown method, steps out of range, guidance without a null
     class, or more guidance channels than the image has.
     """
-    path = path_of(objective, method, steps)
+    path = path_of(objective, method, steps, timesteps)
     if noise is None and SAMPLERS[method].draws:
         raise InputError(f"sample.method {method} needs noise for its steps")
     image_channels = x_T.shape[1]

@@ -11,22 +11,36 @@ from typing import Any
 from ...harness import signals
 from ...harness.config import Config, check_fit
 from ...harness.device import pick_device
+from ...harness.export import check_target, export, names
 from ...harness.keys import config_from_dict, training_folder
 from ...harness.progress import Progress
 from ...harness.run import create, locked, plain_name, read_info, weights_home
-from ...harness.shards import images_of, open_samples
-from ...harness.stages import Task, execute, kept_steps, missing, not_kept, ready, step_of, tasks, write
+from ...harness.sampling import labels_of
+from ...harness.shards import images_of, labels_at, open_samples
+from ...harness.stages import Task, execute, kept_steps, missing, not_kept, step_of, tasks, write
 from ...harness.training.checkpoint import load_weights, moments
 from ...kernels.errors import InputError
 from ...models import plugins, registry
 from ..compose import load_plugins, override
+from ..grid import write_grid
 from ..output import command, split_arguments
 from .train import STUDY, note
+
+COUNTS = (160, 1000, 10_000)  # of images, for a first look
+FIRST_LOOK_S = 120.0
 
 
 def run(args: argparse.Namespace) -> int:
     path, overrides = run_and_overrides(args.words)
-    config, wanted = asked_of(path, overrides, ("sample", "evaluate", "backend", "run"), ["sample"], check_weights)
+    checked: list[Task] = []
+
+    def check(task: Task) -> None:
+        checked.append(task)
+        check_weights(task)
+        if args.to is not None:
+            check_export(args.to, checked)
+
+    config, wanted = asked_of(path, overrides, ("sample", "evaluate", "backend", "run"), ["sample"], check)
     for task in wanted:
         if gone(task):  # the newest row counts, so that they are drawn again
             with locked(task.path):
@@ -34,7 +48,15 @@ def run(args: argparse.Namespace) -> int:
                 write(task.path, {"kind": "sample", "key": task.key, "state": "failed", "error": error})
         with signals.noted():
             execute(task, Progress(task.path))
-        print(f"{images_of(task.path)}: {config.sample.count} images at step {task.step}")
+        images = images_of(task.path)
+        print(f"{images}: {config.sample.count} images at step {task.step}")
+        if os.environ.get("RANK", "0") == "0":  # of torchrun's processes, one
+            classes = write_grid(grid := task.path / "grid.png", open_samples(images), labels_at(images))
+            rows = f", in rows by class: {', '.join(map(str, classes))}" if classes else ""
+            print(f"{grid}: some of them{rows}")
+            if args.to is not None:
+                export(args.to, open_samples(images), labels_at(images), config.model.num_classes, Progress())
+                print(f"{args.to}: all of them")
     words = [text for text in overrides if not text.startswith("backend.")]  # evaluate takes no backend
     print(f"next: {command('evaluate', path, *words)}")
     return 0
@@ -49,6 +71,24 @@ def gone(task: Task) -> bool:
     except InputError:
         return True
     return False
+
+
+def fitting(images_per_s: float) -> list[str]:
+    """Settings for a first look at a training that saw so many images a second: as many images of 25 DDIM steps as take
+    two minutes, if a forward pass is a third of a training step. At least 160, because KID needs 100."""
+    images = 3 * images_per_s * FIRST_LOOK_S / 25
+    count = max((count for count in COUNTS if count <= images), default=COUNTS[0])
+    return [f"sample.count={count}", "sample.method=ddim", "sample.steps=25"]
+
+
+def check_export(target: Path, checked: Sequence[Task]) -> None:
+    """Raise InputError if the last of `checked` cannot be written to `target`, or if it is not the only one."""
+    if len(checked) > 1:
+        steps = " and ".join(str(task.step) for task in checked[:2])
+        raise InputError(f"--to takes one set of samples, but sample.at asks for steps {steps}: give sample.at=[N]")
+    config = config_from_dict(checked[-1].config)
+    labels = labels_of(config, range(config.sample.count))
+    check_target(target, names(labels, config.model.num_classes))
 
 
 def check_weights(task: Task) -> None:

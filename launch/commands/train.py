@@ -13,7 +13,7 @@ from ...harness.config import Config, check_fit
 from ...harness.device import device_type, pick_device, training_mode
 from ...harness.keys import asked, config_to_dict, model_folder, training_folder
 from ...harness.parallel import check_batch, own_device, size
-from ...harness.progress import Progress
+from ...harness.progress import Progress, clock
 from ...harness.run import read_info, read_run, write_study
 from ...harness.stages import Task, execute, kept_steps, lost, missing, not_kept, problem, tasks
 from ...harness.training.resume import unreached
@@ -56,9 +56,14 @@ def run(args: argparse.Namespace) -> int:
     if done is None:  # a moment of a longer training
         print(f"{folder}: step {config.train.steps} is kept, of {max(row['steps'] for row in rows)} steps")
     else:
-        steps, speed = number(done["steps"], "step"), done["images_per_s"]
-        print(f"{folder}: {steps}, loss {done['final_loss']:.4f}, {speed:.1f} images/s")
-    print(f"next: {command('sample', folder)}")
+        steps = number(done["steps"], "step")
+        print(f"{folder}: {steps}, loss {done['final_loss']:.4f}, {done['images_per_s']:.1f} images/s")
+    from .sample import fitting
+
+    speed = (done or rows[-1])["images_per_s"]
+    print(f"next: {command('sample', folder, *fitting(speed))}")
+    whole = config.sample.count * config.sample.steps / (3 * speed)
+    print(f"(without settings: {config.sample.count:,} images of {config.sample.steps} steps, about {clock(whole)})")
     return 0
 
 

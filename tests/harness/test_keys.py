@@ -78,10 +78,28 @@ def test_samples_depend_on_one_moment_and_their_settings():
         assert keys.samples_key(config, 4) == first
     assert keys.samples_key(change("train", steps=8), 4) == first, "a longer training keeps its earlier samples"
     assert keys.samples_key(change("sample", seed=0), 4) == first, "null is the training's seed, which is 0"
+    for values in ({"labels": "cyclic"}, {"timesteps": "even"}):
+        assert keys.samples_key(change("sample", **values), 4) == first
     others = [
         change("sample", **values) for values in ({"count": 10}, {"guidance": 2.0}, {"weights": "live"}, {"seed": 1})
     ]
     assert len({first, keys.samples_key(CONFIG, 3), *(keys.samples_key(config, 4) for config in others)}) == 6
+
+
+def test_labels_and_timesteps_of_samples_have_keys_of_their_own():
+    """The key tells classes apart: those of fewer images than classes are others than in earlier versions, whose key is
+    that of cyclic labels."""
+    few = [change("sample", count=5, labels=labels) for labels in ("balanced", "random", "cyclic")]
+    many = [change("sample", labels="random"), change("sample", timesteps="ddim")]
+    found = [keys.samples_key(config, 4) for config in (*few, *many, CONFIG)]
+    assert len(set(found)) == 6
+    sample = {name: value for name, value in declared(few[2].sample).items() if name not in ("labels", "timesteps")}
+    for name in ("batch_size", "at", "weights", "seed"):
+        sample.pop(name)
+    assert found[2] == keys.digest("samples", [keys.training_key(CONFIG), 4, "ema"], sample, 0)
+    assert [keys.label_rule(config) for config in few] == ["spread", "random", "cyclic"]
+    no_classes = [replace(config, model=replace(DIT, num_classes=0)) for config in few]
+    assert len({keys.samples_key(config, 4) for config in no_classes}) == 1
 
 
 def test_a_score_depends_on_one_metric():

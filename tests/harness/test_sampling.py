@@ -13,6 +13,7 @@ from lamabench.harness.diffusion.gaussian import Chain
 from lamabench.harness.progress import Progress
 from lamabench.harness.random import Stream, generator
 from lamabench.harness.sampling import Sampler, generate, labels_of, load_weights
+from lamabench.harness.sampling import draw as draw_list
 from lamabench.harness.shards import Shards, labels_at
 from lamabench.harness.training.loop import train
 from lamabench.kernels.errors import InputError
@@ -78,16 +79,18 @@ def drawn(monkeypatch):
     return batches
 
 
-def test_images_follow_from_the_weights(tmp_path, training):
+@pytest.mark.parametrize(("timesteps", "first"), [("even", 999), ("ddim", 500)])
+def test_images_follow_from_the_weights(tmp_path, training, timesteps, first):
     """Against two explicit steps of DDIM (2010.02502, eq. 12), from noise by image index."""
-    images, _, _ = draw(tmp_path, training, make(steps=2, count=3))
+    images, _, record = draw(tmp_path, training, make(steps=2, count=3, labels="cyclic", timesteps=timesteps))
+    assert (record["labels"], record["timesteps"]) == ("cyclic", timesteps)
     net = build(DIT).eval()
     net.load_state_dict(load_weights(training, STEP, "ema", DIT).tensors)
     start = [generator(0, Stream.SAMPLE, i).standard_normal((1, 8, 8), dtype=np.float32) for i in range(3)]
     x = torch.tensor(np.stack(start))
     alphas = Chain().alpha_bar.float()
     with torch.no_grad():
-        for t, before in ((999, alphas[0]), (0, torch.tensor(1.0))):
+        for t, before in ((first, alphas[0]), (0, torch.tensor(1.0))):
             noise = net(x, torch.full((3,), t), torch.arange(3))[:, :1]
             x0 = (x - (1 - alphas[t]).sqrt() * noise) / alphas[t].sqrt()
             x = before.sqrt() * x0 + (1 - before).sqrt() * noise
@@ -117,9 +120,42 @@ def test_the_seed_of_the_noise(tmp_path, training):
     assert np.array_equal(of_training, other)
 
 
-def test_labels_are_balanced():
-    assert np.bincount(labels_of(range(5, 105), 10)).tolist() == [10] * 10
-    assert labels_of(range(3), 0).tolist() == [0, 0, 0]
+def labels(count, start=0, stop=None, classes=10, **sample):
+    config = replace(make(count=count, **sample), model=replace(DIT, num_classes=classes))
+    return labels_of(config, range(start, count if stop is None else stop)).tolist()
+
+
+def test_labels_are_balanced_over_all_classes():
+    assert labels(100) == [*range(10)] * 10 and labels(105, 5, 25) == [*range(5, 10), *range(10), *range(5)]
+    assert labels(10) == labels(10, labels="cyclic") == [*range(10)]
+    assert labels(5) == [0, 2, 4, 6, 8] and labels(8) == [0, 1, 2, 3, 5, 6, 7, 8] and labels(8, 3, 5) == [3, 5]
+    assert labels(500, classes=1000) == [*range(0, 1000, 2)] and labels(1, classes=1000) == [0]
+    assert labels(500, classes=1000, labels="cyclic") == [*range(500)]
+    assert [labels(3, classes=0, labels=rule) for rule in ("balanced", "random", "cyclic")] == [[0, 0, 0]] * 3
+
+
+def test_random_labels_follow_from_seed_and_index():
+    """Against Philox itself: key (seed, 4), counter = index."""
+    expected = [
+        int(np.random.Generator(np.random.Philox(key=[7, 4], counter=[0, 0, 0, index])).integers(10))
+        for index in range(2000)
+    ]
+    assert labels(2000, labels="random", seed=7) == expected
+    assert labels(2000, 50, 60, labels="random", seed=7) == expected[50:60] == labels(60, 50, labels="random", seed=7)
+    assert labels(2000, labels="random", seed=8) != expected
+    assert min(np.bincount(expected)) > 150 and max(np.bincount(expected)) < 250  # 200 each, within 3.7 deviations
+
+
+def test_random_labels_are_those_of_the_images(tmp_path, training):
+    config = make(labels="random", seed=3)
+    images, drawn, record = draw(tmp_path, training, config)
+    net = build(DIT).eval()
+    net.load_state_dict(load_weights(training, STEP, "ema", DIT).tensors)
+    assert record["labels"] == "random" and drawn.tolist() == labels(10, labels="random", seed=3) != [*range(10)]
+    again = draw_list(net, config, drawn.tolist(), 3)
+    assert np.abs(again.astype(int) - images).max() <= 1
+    others = draw_list(net, config, [*range(10)], 3)
+    assert np.abs(others.astype(int) - images).max() > 1, "the labels matter"
 
 
 def test_batch_size_does_not_change_samples(tmp_path, training):

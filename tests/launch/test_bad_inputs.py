@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from bad_inputs import TABLE
 from bad_rows import BASE, STUDY, Bad
+from bad_samples import SAMPLES
 from lamabench.launch.cli import main
 from PIL import Image
 from safetensors import safe_open
@@ -97,7 +98,7 @@ def name(bad: Bad) -> str:
     return re.sub(r"[^\w.=,:*\[\]-]+", " ", " ".join([*bad.words, *texts])).strip()
 
 
-@pytest.mark.parametrize("bad", TABLE, ids=name)
+@pytest.mark.parametrize("bad", [*TABLE, *SAMPLES], ids=name)
 def test_bad_input_is_one_line_and_leaves_nothing(bad, place, capsys):
     folder, run = place
     for file, text in bad.files.items():

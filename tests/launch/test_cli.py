@@ -133,8 +133,11 @@ def test_train_sample_evaluate_report(capsys, tmp_path):
     ]
     code, _, err = run(capsys, "evaluate", str(folder), "train.lr=2")
     assert code == 2 and "would make another training of it; sections to set here: sample, evaluate, run" in err
-    np.savez("foreign.npz", arr_0=images)
-    code, out, err = run(capsys, "evaluate", "foreign.npz", *QUICK)
+    code, out, err = run(capsys, "sample", str(folder), "--to", "given/adm.npz")
+    assert code == 0 and "given/adm.npz: all of them" in out
+    with np.load("given/adm.npz") as file:
+        assert np.array_equal(file["arr_0"], images) and file["arr_1"].tolist() == [*range(10)] * 2
+    code, out, err = run(capsys, "evaluate", "given/adm.npz", *QUICK)
     assert code == 0 and "FD-EffNetLite0-20" in out
     code, out, _ = run(capsys, "report", "runs/train", "--out", "out")
     assert code == 0 and "dit" in out.lower()

@@ -87,6 +87,14 @@ def test_samples_drawn_in_two_ways_are_two_rows(tmp_path: Path) -> None:
     assert {row["macs"] for row in rows.values()} == {10_000_000}
 
 
+def test_samples_of_an_earlier_version_were_drawn_in_the_same_way(tmp_path: Path) -> None:
+    """Their folders do not say how labels and timesteps were chosen."""
+    write(tmp_path, "one", [drawn(50), scored(2.0)])
+    write(tmp_path, "one", [drawn(50), scored(1.0)], guidance=2.0, labels="balanced", timesteps="even")
+    labels = {row["label"] for row in summary_rows([tmp_path])}
+    assert labels == {"DiT-demo", "DiT-demo (sample.guidance=2.0)"}
+
+
 def test_a_run_is_timed_with_the_backends_that_it_asks_for(tmp_path: Path) -> None:
     lines = [swept("train", 100.0), swept("train", 50.0, asked={"attention": "torch"})]
     for name, backend in (("plain", {"attention": "auto"}), ("torch", {"attention": "torch"})):

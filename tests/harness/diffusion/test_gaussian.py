@@ -65,6 +65,22 @@ def test_the_whole_chain_is_a_respacing():
             Chain.respaced_timesteps(steps)
 
 
+def test_multiples_of_a_stride():
+    """ADM's `ddimN` and, for N that divide 1000, diffusers' "leading" spacing, which is arange(N) · (1000 // N)."""
+    closed = "0 40 80 120 160 200 240 280 320 360 400 440 480 520 560 600 640 680 720 760 800 840 880 920 960"
+    assert Chain.strided_timesteps(25) == [int(text) for text in closed.split()]
+    for steps in (2, 4, 5, 8, 10, 20, 50, 100, 125, 250, 500, 1000):
+        assert Chain.strided_timesteps(steps) == (np.arange(steps) * (1000 // steps)).tolist()
+    assert Chain.strided_timesteps(7) == [0, 143, 286, 429, 572, 715, 858]
+    path = DDPM().path(25, "ddim")
+    assert path.times == [float(t) for t in range(960, -1, -40)]
+    chain = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))[::40]
+    assert [path.levels(i)[0] ** 2 for i in range(26)] == pytest.approx([*chain[::-1], 1.0], rel=1e-12)
+    for steps, near in ((600, "500, 1000"), (1, "2"), (1001, "1000"), (300, "250, 334")):
+        with pytest.raises(InputError, match=f"no k gives sample.steps {steps}; nearest: {near}$"):
+            Chain.strided_timesteps(steps)
+
+
 def formula(model_output: Tensor, x0: Tensor, x_t: Tensor, t: int, noise: Tensor) -> tuple[Tensor, Tensor]:
     """The two terms of a sample's loss in float64: Bayes' rule, torch's KL and sigmoids instead of tables and tanh."""
     beta = np.linspace(1e-4, 0.02, 1000)

@@ -52,7 +52,7 @@ class VPrediction(DDPM):
     def out_channels(self, in_channels: int) -> int:
         return in_channels
 
-    def path(self, steps: int) -> ChainPath:
+    def path(self, steps: int, timesteps: str = "even") -> ChainPath:
         class VPath(ChainPath):
             def denoised(self, out: Tensor, x: Tensor, i: int) -> Denoised:
                 signal, noise = self._at("signal", i, x), self._at("noise", i, x)
@@ -92,7 +92,7 @@ class Flow:
     def loss(self, out: Tensor, x0: Tensor, x_t: Tensor, t: Tensor, noise: Tensor) -> dict[str, Tensor]:
         return {"loss": (out - (noise - x0)).square().mean(dim=(1, 2, 3))}
 
-    def path(self, steps: int) -> Straight:
+    def path(self, steps: int, timesteps: str = "even") -> Straight:
         return Straight(steps)
 
 
