@@ -20,6 +20,7 @@ from ..measure.cost import cost
 from ..progress import Progress
 from ..provenance import provenance
 from ..record import read_lines, write_lines
+from .averaging import averaging
 from .checkpoint import Checkpoint, file_name
 from .checkpoint import load as load_checkpoint
 from .folder import Position, TrainingFolder, record
@@ -145,7 +146,7 @@ def _step(net: Backbone, config: Config, device: str) -> TrainStep:
     return TrainStep(
         net,
         objective(config.objective),
-        call=parallel.averaging(net, lambda net: compiled(net, settings.compile), passes),
+        call=averaging(net, lambda net: compiled(net, settings.compile), passes),
         device=device,
         precision=settings.precision,
         lr=settings.lr,
