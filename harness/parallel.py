@@ -8,7 +8,6 @@ leaves its numbers as they are.
 What the processes say to each other goes through torch's TCPStore and gloo. Gradients on GPUs go through NCCL.
 """
 
-import inspect
 import json
 import os
 import platform
@@ -16,9 +15,8 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from datetime import timedelta
-from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,8 +25,6 @@ from . import signals
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from ..models.registry import Backbone
 
 START_S = 600.0  # how long the processes wait for each other at the start
 TIMEOUT = timedelta(minutes=30)  # of a collective call: what takes longer hangs
@@ -69,6 +65,13 @@ def size() -> int:
     return max(1, _number("WORLD_SIZE", 1))
 
 
+def quiet() -> None:
+    """Before torch is imported: let it not warn, with C++ tracebacks, of a process that is gone, nor of a network
+    without unused parameters."""
+    if size() > 1:
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+
+
 def check_batch(batch_size: int, processes: int) -> None:
     """Raise InputError if the processes cannot have equal parts of a batch."""
     if batch_size % processes:
@@ -86,8 +89,7 @@ def everywhere(work: Callable[[], int | None], port: Path | None = None) -> int 
     """
     if size() == 1:
         return work()
-    # torch warns, with C++ tracebacks, of a process that is gone, and of a network without unused parameters.
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    quiet()
     _join(port)
     code = _lead(work) if rank() == 0 else _follow()
     if not _lost:
@@ -373,26 +375,3 @@ def facts(device: str, **values: Any) -> list[dict[str, Any]]:
         if same:
             raise Agreed(f"process {number} on {other['host']} has the GPU of another process: start one for each GPU")
     return everyone
-
-
-def averaging(net: "Backbone", wrap: Callable[[Any], Callable[..., "Tensor"]], passes: int) -> Callable[..., "Tensor"]:
-    """`wrap(net)`, to be called `passes` times a step, so that the backward pass of the last call replaces gradients by
-    their means over all processes. `wrap` compiles a network or leaves it."""
-    if size() == 1:
-        return wrap(net)
-    from torch.nn.parallel import DistributedDataParallel
-
-    # A search for unused parameters keeps the buckets of gradients as they are: in other buckets than before, after a
-    # restart, sums would be rounded differently. It also takes networks that have such parameters.
-    options: dict[str, Any] = {"gradient_as_bucket_view": True, "find_unused_parameters": True}
-    # Buffers are constants. The second name is that of torch before 2.13.
-    new = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
-    options["forward_sync_buffers" if new else "broadcast_buffers"] = False
-    together = DistributedDataParallel(net, **options)
-    function, last = wrap(together), cycle(number == passes - 1 for number in range(passes))
-
-    def run(*inputs: "Tensor") -> "Tensor":
-        with nullcontext() if next(last) else together.no_sync():
-            return function(*inputs)
-
-    return run

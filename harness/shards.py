@@ -88,12 +88,12 @@ class Claims:
             self._note(indices.start, indices.stop, self.process, begin, seconds=round(time.time() - begin, 3))
 
     def complete(self) -> bool:
-        """Whether all images are drawn. A range is free again if its file was deleted."""
+        """Whether all images are drawn. A range is free again if its file was deleted or damaged."""
         with locked(self.folder, CLAIMS_S):
             taken = self._taken()
             if self.drawn < self.count:
                 return False
-            lost = [(start, stop) for start, stop in taken if not self._file(start, stop).is_file()]
+            lost = [(start, stop) for start, stop in taken if not self._whole(start, stop)]
             for start, stop in lost:
                 self._note(start, stop, NOBODY, time.time())
         return not lost
@@ -104,6 +104,12 @@ class Claims:
         done = [line for line in self._taken().values() if "seconds" in line]
         wall = busy_seconds((line["at"], line["at"] + line["seconds"]) for line in done)
         return wall, len({line["by"] for line in done}), sum(line["seconds"] for line in done)
+
+    def _whole(self, start: int, stop: int) -> bool:
+        try:
+            return len(_read(self._file(start, stop))) == stop - start
+        except (InputError, TypeError):  # no array at all, or one without a length
+            return False
 
     def _file(self, start: int, stop: int) -> Path:
         return self.folder / f"{start:08d}-{stop:08d}.npy"

@@ -292,9 +292,7 @@ def execute(task: Task, progress: Progress) -> None:
             except Stopped:
                 raise
             except Exception as error:
-                if signals.asked() and not isinstance(
-                    error, Lost
-                ):  # a signal's damage, such as to a compiler's process, is no failure of the run
+                if signals.asked() and not isinstance(error, Lost):  # damage of a signal is no failure of the run
                     raise Stopped(f"{signals.asked()} during {stage}: {one_line(error)}") from error
                 for line in _failure(task, config, stage, error):
                     write(folder, {"provenance": origin, **line})
@@ -313,7 +311,7 @@ def write(folder: Path, line: dict[str, Any]) -> dict[str, Any]:
 def state_of(error: Exception) -> str:
     """The state of the record of a stage that ended in an error."""
     from .measure.timing import out_of_memory
-    from .training.loop import Diverged
+    from .training.steps import Diverged
 
     return "diverged" if isinstance(error, Diverged) else "oom" if out_of_memory(error) else "failed"
 

@@ -2,7 +2,7 @@
 
 from ..harness.parallel import Lost
 from ..harness.run import Busy
-from ..harness.training.loop import Diverged
+from ..harness.training.steps import Diverged
 from .slurm.client import SlurmError
 
 STOPPED = (Busy, Diverged, Lost, SlurmError)

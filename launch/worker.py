@@ -200,6 +200,7 @@ def work(manifest: str, index: int) -> None:
     path = Path(manifest)
     with _listening():
         say(f"{job_key()} on {platform.node()}: " + " ".join(f"{key}={value}" for key, value in environment().items()))
+        parallel.quiet()
         start = f"{job_key()}.{os.environ.get('SLURM_RESTART_COUNT', 0)}"
         try:
             code = _other_process(path, index) if parallel.rank() else None

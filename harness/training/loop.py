@@ -1,21 +1,17 @@
-"""The training loop: one protocol for every backbone (SPEC.md, section 4)."""
+"""A training, from its configuration and the state of its folder to its record."""
 
-import math
-import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from ...kernels.errors import InputError
 from ...models import plugins, registry
 from ...models.registry import Backbone, build, select_backends
 from .. import parallel, signals
-from ..config import Config, RunConfig, check_fit, micro_batch
+from ..config import Config, check_fit, micro_batch
 from ..data.images import ImageData, load
 from ..data.items import batches
 from ..device import WHOLE_STEP, compiled, device_type, exact_float32, pick_device, training_mode
@@ -25,104 +21,14 @@ from ..measure.cost import cost
 from ..progress import Progress
 from ..provenance import provenance
 from ..record import read_lines, write_lines
+from .averaging import averaging
 from .checkpoint import Checkpoint, file_name
 from .checkpoint import load as load_checkpoint
 from .folder import Position, TrainingFolder, record
 from .graph import WholeStep
 from .resume import all_asked, backends_to_ask, continue_from, missing, with_stretch
 from .step import TrainStep
-
-
-class Diverged(RuntimeError):
-    """The loss is no longer finite."""
-
-
-def loop(
-    step: TrainStep,
-    batches: Iterable[dict[str, Tensor]],
-    at: Position,
-    *,
-    until: int,
-    asked: Collection[int],
-    run: RunConfig,
-    log: Callable[[Position, dict[str, float]], None],
-    save: Callable[[Position], None],
-    keep: Callable[[Position, float], None],
-    progress: Progress,
-) -> None:
-    """Train to the step `until`. `log` gets the means of the metrics every `run.log_every` steps and at the end, `keep`
-    the loss at the steps in `asked`, and `save` is called every `run.checkpoint_every` steps and at the end.
-
-    A line at the end that is not due leaves the window as it is, so that a longer training continues the window. Raises
-    Diverged if the loss is not finite, Stopped after the step in which a signal came (signals.py), and InputError of
-    a batch that cannot be read, after saving the step before it. Several processes (parallel.py) have the same metrics,
-    and raise these errors after the same step.
-    """
-    started, before, first, facts = time.perf_counter(), at.seconds, at.step, {}
-
-    def save_before_damage() -> None:
-        if at.step > first:
-            at.seconds = before + time.perf_counter() - started
-            if at.step > at.window_start:
-                mean_metrics(step, at, until)
-            save(at)
-            progress.say(f"saved at step {at.step} of {until}")
-
-    progress.update("train", at.step, until)
-    for batch in _until_damage(batches, save_before_damage):
-        step(batch)
-        parallel.mean_(step.window)
-        at.step += 1
-        last, stopping = at.step == until, parallel.stopping()
-        logging, keeping = at.step % run.log_every == 0, at.step in asked
-        saving = last or stopping or at.step % run.checkpoint_every == 0
-        loss = math.nan
-        if logging or saving or keeping:
-            at.seconds = before + time.perf_counter() - started
-            means = mean_metrics(step, at, until)
-            loss = means["loss"]
-            if logging or last:
-                log(at, means)
-                facts = {"loss": f"{loss:.4f}"}
-            if logging:
-                at.window_start = at.step
-                step.window.zero_()
-        progress.update("train", at.step, until, **facts)
-        if saving:
-            save(at)
-        if keeping:
-            keep(at, loss)
-        if stopping and not last:
-            progress.say(f"saved at step {at.step} of {until}")
-            signals.check()
-
-
-def _until_damage(batches: Iterable[dict[str, Tensor]], save: Callable[[], None]) -> Iterator[dict[str, Tensor]]:
-    source = iter(batches)
-    while True:
-        batch, error = None, None
-        try:
-            batch = next(source, None)
-        except Exception as caught:
-            error = caught
-        try:
-            parallel.check(error)
-        except InputError:
-            save()
-            raise
-        if batch is None:
-            return
-        yield batch
-
-
-def mean_metrics(step: TrainStep, at: Position, until: int) -> dict[str, float]:
-    """The means of the metrics since the last regular line. Raises Diverged if one is not finite."""
-    values = (step.window / (at.step - at.window_start)).tolist()
-    means = dict(zip(step.objective.metrics, values, strict=True))
-    if not all(math.isfinite(value) for value in values):
-        text = ", ".join(f"{name} {value}" for name, value in means.items())
-        raise Diverged(f"the loss is not finite by step {at.step} of {until}: {text}")
-    return means
+from .steps import Diverged, loop
 
 
 def train(folder: Path, config: Config, progress: Progress, moments: Sequence[int] = ()) -> dict[str, Any]:
@@ -251,7 +157,7 @@ def _step(net: Backbone, config: Config, device: str, mode: str, fallback: Calla
         net,
         objective(config.objective),
         settings,
-        call=parallel.averaging(net, lambda net: compiled(net, mode), passes),
+        call=averaging(net, lambda net: compiled(net, mode), passes),
         device=device,
         micro_batch=size,
         seed=config.seed,

@@ -107,8 +107,8 @@ def start():
         server.stdin.flush()
         return json.loads(server.stdout.readline())
 
-    def run(folder, *words, model=MODEL, count=1):
-        return Processes(ask, folder, ["train", *model, *SMALL, *words], count)
+    def run(folder, *words, model=MODEL, count=1, command=None):
+        return Processes(ask, folder, command or ["train", *model, *SMALL, *words], count)
 
     yield run
     with suppress(ProcessLookupError):
@@ -222,6 +222,16 @@ def test_bad_input_is_one_line_of_all(start, tmp_path):
     assert run.codes == [2, 2]
     assert "train.batch_size 9 is no multiple of the 2 processes" in run.text("err") and run.text("err", 1) == ""
     assert run.text("err").count("\n") == 1 and not (tmp_path / "runs").exists()
+
+
+def test_other_commands_are_of_the_first_process(start, whole):
+    folder = whole[2].parents[2]
+    words = ["sample.count=4", "sample.method=ddim", "sample.steps=2", "run.device=cpu"]
+    run = start(folder, count=2, command=["sample", str(whole[2]), *words])
+    assert run.codes == [0, 0], run.text("err")
+    assert len(list(whole[2].glob("samples/*/samples.npz"))) == 1
+    assert run.text("out", 1) == run.text("err", 1) == ""
+    assert start(folder, count=2, command=["report", "nothing", "--out", "x"]).codes == [2, 2]
 
 
 PLUGIN = """

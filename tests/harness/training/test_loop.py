@@ -16,7 +16,8 @@ from lamabench.harness.data.items import epoch_order
 from lamabench.harness.progress import Progress
 from lamabench.harness.record import append, read_lines
 from lamabench.harness.training import checkpoint, loop
-from lamabench.harness.training.loop import Diverged, initial_model, train
+from lamabench.harness.training.loop import initial_model, train
+from lamabench.harness.training.steps import Diverged
 from lamabench.kernels import OPERATORS
 from lamabench.kernels.errors import InputError
 from PIL import Image

@@ -81,6 +81,22 @@ def test_a_batch_file_is_bash_and_asks_for_what_the_cluster_says(tmp_path, sbatc
     assert not [key for key in ("gpus", "mem", "partition", "account") if f"#SBATCH --{key}" in plain]
 
 
+@pytest.mark.parametrize(
+    ("cluster", "nodes", "tasks", "gpus"),
+    [
+        (ClusterConfig(gpus=4, nodes=2), 2, 4, 4),
+        (ClusterConfig(tasks_per_node=2), 1, 2, None),
+        (ClusterConfig(gpus=1), 1, 1, 1),
+    ],
+)
+def test_a_job_has_a_task_for_each_gpu(cluster, nodes, tasks, gpus, tmp_path):
+    """One task that dies ends the others, which would wait for it."""
+    text = SlurmExecutor(tmp_path / "array-0", cluster, "n").batch_file(1)
+    assert f"#SBATCH --nodes={nodes}\n" in text and f"#SBATCH --ntasks-per-node={tasks}\n" in text
+    assert (f"#SBATCH --gpus-per-node={gpus}\n" in text) if gpus else "gpus" not in text
+    assert ("--kill-on-bad-exit=1" in text) == (nodes * tasks > 1) and "_%t_log.out" in text
+
+
 def test_a_task_finds_its_call_and_the_environment_that_was_asked_for(tmp_path, sbatch):
     """From the batch file to submitit's result, for both tasks of an array that has one pickle."""
     names = ("PYTHONPATH", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "SRUN_CPUS_PER_TASK", "SLURM_EXPORT_ENV", "MINE")

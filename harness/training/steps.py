@@ -1,0 +1,106 @@
+"""The steps of a training, one after the other: one protocol for every backbone (SPEC.md, section 4)."""
+
+import math
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator
+
+from torch import Tensor
+
+from ...kernels.errors import InputError
+from .. import parallel, signals
+from ..config import RunConfig
+from ..progress import Progress
+from .folder import Position
+from .step import TrainStep
+
+
+class Diverged(RuntimeError):
+    """The loss is no longer finite."""
+
+
+def loop(
+    step: TrainStep,
+    batches: Iterable[dict[str, Tensor]],
+    at: Position,
+    *,
+    until: int,
+    asked: Collection[int],
+    run: RunConfig,
+    log: Callable[[Position, dict[str, float]], None],
+    save: Callable[[Position], None],
+    keep: Callable[[Position, float], None],
+    progress: Progress,
+) -> None:
+    """Train to the step `until`. `log` gets the means of the metrics every `run.log_every` steps and at the end, `keep`
+    the loss at the steps in `asked`, and `save` is called every `run.checkpoint_every` steps and at the end.
+
+    A line at the end that is not due leaves the window as it is, so that a longer training continues the window. Raises
+    Diverged if the loss is not finite, Stopped after the step in which a signal came (signals.py), and InputError of
+    a batch that cannot be read, after saving the step before it. Several processes (parallel.py) have the same metrics,
+    and raise these errors after the same step.
+    """
+    started, before, first, facts = time.perf_counter(), at.seconds, at.step, {}
+
+    def save_before_damage() -> None:
+        if at.step > first:
+            at.seconds = before + time.perf_counter() - started
+            if at.step > at.window_start:
+                mean_metrics(step, at, until)
+            save(at)
+            progress.say(f"saved at step {at.step} of {until}")
+
+    progress.update("train", at.step, until)
+    for batch in _until_damage(batches, save_before_damage):
+        step(batch)
+        parallel.mean_(step.window)
+        at.step += 1
+        last, stopping = at.step == until, parallel.stopping()
+        logging, keeping = at.step % run.log_every == 0, at.step in asked
+        saving = last or stopping or at.step % run.checkpoint_every == 0
+        loss = math.nan
+        if logging or saving or keeping:
+            at.seconds = before + time.perf_counter() - started
+            means = mean_metrics(step, at, until)
+            loss = means["loss"]
+            if logging or last:
+                log(at, means)
+                facts = {"loss": f"{loss:.4f}"}
+            if logging:
+                at.window_start = at.step
+                step.window.zero_()
+        progress.update("train", at.step, until, **facts)
+        if saving:
+            save(at)
+        if keeping:
+            keep(at, loss)
+        if stopping and not last:
+            progress.say(f"saved at step {at.step} of {until}")
+            signals.check()
+
+
+def _until_damage(batches: Iterable[dict[str, Tensor]], save: Callable[[], None]) -> Iterator[dict[str, Tensor]]:
+    source = iter(batches)
+    while True:
+        batch, error = None, None
+        try:
+            batch = next(source, None)
+        except Exception as caught:
+            error = caught
+        try:
+            parallel.check(error)
+        except InputError:
+            save()
+            raise
+        if batch is None:
+            return
+        yield batch
+
+
+def mean_metrics(step: TrainStep, at: Position, until: int) -> dict[str, float]:
+    """The means of the metrics since the last regular line. Raises Diverged if one is not finite."""
+    values = (step.window / (at.step - at.window_start)).tolist()
+    means = dict(zip(step.objective.metrics, values, strict=True))
+    if not all(math.isfinite(value) for value in values):
+        text = ", ".join(f"{name} {value}" for name, value in means.items())
+        raise Diverged(f"the loss is not finite by step {at.step} of {until}: {text}")
+    return means

@@ -1,0 +1,106 @@
+"""What a process of several knows before and beside the others; one process is as if there were no others."""
+
+import pytest
+import torch
+from lamabench.harness import parallel, signals
+from lamabench.harness.training.averaging import averaging
+from lamabench.harness.training.folder import process_seconds
+from lamabench.kernels.errors import InputError
+from torch import nn
+
+VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+@pytest.fixture
+def place(monkeypatch):
+    """Sets rank, number of processes and local rank."""
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+
+    def put(*values):
+        for name, value in zip(VARIABLES, values, strict=False):
+            monkeypatch.setenv(name, str(value))
+
+    return put
+
+
+def test_one_process_is_left_alone(place):
+    net, tensor, error = nn.Linear(2, 2), torch.tensor([1.0, 3.0]), ValueError("own")
+    assert (parallel.rank(), parallel.size()) == (0, 1)
+    assert averaging(net, lambda net: net, 3) is net
+    parallel.mean_(tensor)
+    assert tensor.tolist() == [1.0, 3.0] and parallel.most(7) == 7 and parallel.gather("a") == ["a"]
+    assert parallel.everywhere(lambda: 5) == 5 and not torch.distributed.is_initialized()
+    parallel.call(step=1)
+    parallel.end(0)
+    parallel.check(None)
+    for block in (parallel.agreeing, parallel.attending):
+        with pytest.raises(ValueError, match="own") as caught, block():
+            raise error
+        assert caught.value is error
+    assert parallel.own_device("cuda:3") == "cuda:3" and not parallel.stopping()
+
+
+def test_a_batch_has_equal_parts():
+    parallel.check_batch(256, 8)
+    with pytest.raises(InputError, match=r"train\.batch_size 256 is no multiple of the 6 processes"):
+        parallel.check_batch(256, 6)
+
+
+@pytest.mark.parametrize(("gpus", "local", "current"), [(4, 2, 2), (4, 0, 0), (1, 3, 0)])
+def test_a_process_takes_the_gpu_of_its_local_rank(place, monkeypatch, gpus, local, current):
+    """Where each task sees one GPU only, that is GPU 0 for all of them."""
+    place(local, 4, local)
+    taken = []
+    monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
+    monkeypatch.setattr("torch.cuda.set_device", taken.append)
+    assert parallel.own_device("cuda") == "cuda" and taken == [current]
+    assert parallel.own_device("cpu") == "cpu" and len(taken) == 1
+
+
+@pytest.mark.parametrize(("device", "message"), [("cuda:1", "is one GPU, but the run has 4"), ("cuda", "has 2 GPUs")])
+def test_no_gpu_for_a_process_is_one_line(place, monkeypatch, device, message):
+    place(3, 4, 3)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    with pytest.raises(InputError, match=message):
+        parallel.own_device(device)
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({"gpu": "y", "host": "b", "torch": "3"}, "process 1 on b has another torch than the first on a: 3, not 2"),
+        ({}, "process 1 on a has the GPU of another process"),
+        ({"gpu": "y", "device": "another GPU"}, ""),
+    ],
+)
+def test_processes_that_differ_are_one_line(place, monkeypatch, other, message):
+    first = {"host": "a", "device": "GPU", "gpu": "x", "torch": "2"}
+    monkeypatch.setattr(parallel, "gather", lambda value: [first, {**first, **other}])
+    place(0, 2)
+    if not message:
+        assert [one["device"] for one in parallel.facts("cpu", torch="2")] == ["GPU", "another GPU"]
+        return
+    with pytest.raises(InputError, match=message):
+        parallel.facts("cpu", torch="2")
+
+
+@pytest.mark.parametrize("name", ["RANK", "WORLD_SIZE"])
+def test_a_variable_that_is_no_number_is_one_line(place, monkeypatch, name):
+    monkeypatch.setenv(name, "-1")
+    with pytest.raises(InputError, match=f"variable {name} is a number, not '-1'"):
+        assert parallel.rank() + parallel.size()
+
+
+def test_a_signal_to_another_process_is_noted_here(place, monkeypatch):
+    monkeypatch.setattr(parallel, "most", lambda number: 15)
+    monkeypatch.setattr(signals, "_noted", [])
+    assert parallel.stopping() and signals.asked() == 15
+    assert parallel.stopping() and signals._noted == [15]
+
+
+def test_seconds_count_once_for_each_process():
+    assert process_seconds([], 7.0) == 7.0
+    assert process_seconds([{"from_step": 0}, {"from_step": 5}], 7.0) == 7.0  # of one process, as all were before
+    stretches = [{}, {"from_seconds": 2.0, "processes": 4}, {"from_seconds": 5.0}]
+    assert process_seconds(stretches, 6.0) == 2 + 4 * 3 + 1
