@@ -133,7 +133,14 @@ def compose(overrides: Sequence[Override]) -> tuple[Config, dict[str, str]]:
     if (channels := goal.out_channels(model.in_channels)) != out_channels(model) and model.out_channels is None:
         # The channels of the head follow from the objective, as the shape of the model follows from the data.
         sections["model"] = replace(model, out_channels=channels)
-    return Config(**sections), dict(_base(*groups).choices)
+    chosen = dict(_base(*groups).choices)
+    needed, schedule = presets()[chosen["model"]].schedule, sections["objective"].schedule
+    if needed not in (None, schedule):
+        raise InputError(
+            f"model {chosen['model']} is trained with the {needed} noise schedule, not {schedule}: "
+            f"set objective.schedule={needed}"
+        )
+    return Config(**sections), chosen
 
 
 @contextmanager

@@ -48,6 +48,11 @@ TRAIN = [
     Bad(train("model.dropout=nan"), "model.dropout must be"),
     Bad(train("model.input_size=16"), "does not fit data.size 8"),
     Bad(train("objective.kind=flow"), "'flow'"),
+    Bad(train("objective.schedule=cosin"), r"unknown objective.schedule 'cosin' \(did you mean 'cosine'\?\)"),
+    Bad(
+        ["train", "model=adm_64", "data=synthetic", "data.size=64", "data.num_classes=1000"],
+        "model adm_64 is trained with the cosine noise schedule, not linear: set objective.schedule=cosine",
+    ),
     Bad(train("encoder.kind=vae"), "'vae'"),
     Bad(train("backend.selective_scan=pallas"), "unknown selective_scan backend 'pallas'"),
     Bad(train("backend.nope=x"), "unknown key in backend 'nope'"),
