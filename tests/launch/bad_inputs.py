@@ -7,6 +7,11 @@ TRAIN = [
     Bad(["train", "data=digits"], "train needs a model: model=NAME; choices: "),
     Bad(["train", "model=dit"], "unknown model 'dit'"),
     Bad(["train", "model=dit_nano", "data=digit"], "unknown data 'digit'"),
+    Bad(
+        train("recipe=ditt"),
+        r"unknown recipe 'ditt' \(did you mean 'dit'\?\); choices: adm, adm_64, dit, lamamba, none",
+    ),
+    Bad(train("recipe=dit"), "sample.guidance_channels 3 is more than the model's 1 channels"),
     Bad(train("train.stesp=3"), r"unknown key in train 'stesp' \(did you mean 'steps'\?\)"),
     Bad(train("tarin.steps=3"), "unknown key 'tarin'"),
     Bad(train("train.steps"), "is not an override"),
