@@ -298,10 +298,18 @@ OURS = "ours: DiT's parameters within 5 %, its multiply-adds within 15 %"
 
 
 def _paper(
-    name: str, title: str, size: int, width: int, depth: int, mult: list[float], ds: list[int], new: bool
+    name: str,
+    title: str,
+    size: int,
+    width: int,
+    depth: int,
+    mult: list[float],
+    ds: list[int],
+    new: bool,
+    schedule: str | None = None,
 ) -> Preset:
     """A row of the paper: class-conditional ImageNet in pixels."""
-    return Preset(name, title, ADMConfig(size, 3, 1000, width, depth, mult, ds, 1, 64, True, new), PAPER)
+    return Preset(name, title, ADMConfig(size, 3, 1000, width, depth, mult, ds, 1, 64, True, new), PAPER, schedule)
 
 
 def _latent(name: str, title: str, width: int) -> Preset:
@@ -314,8 +322,8 @@ NANO = ADMConfig(16, 1, 10, 32, 1, [1, 2], [2], 1, 32, resblock_updown=False, nu
 
 # fmt: off
 PRESETS = [
-    #       name       title    size width depth mult                     attention    new layout
-    _paper("adm_64",  "ADM-64",   64, 192, 3, [1, 2, 3, 4],            [2, 4, 8],    True),
+    #       name       title    size width depth mult                     attention    new layout, schedule
+    _paper("adm_64",  "ADM-64",   64, 192, 3, [1, 2, 3, 4],            [2, 4, 8],    True, "cosine"),
     _paper("adm_256", "ADM-256", 256, 256, 2, [1, 1, 2, 2, 4, 4],      [8, 16, 32],  False),
     _paper("adm_512", "ADM-512", 512, 256, 2, [0.5, 1, 1, 2, 2, 4, 4], [16, 32, 64], False),
     #        name       title      width

@@ -32,7 +32,8 @@ from ..kernels.errors import InputError, unknown
 from ..models import plugins
 from ..models.registry import out_channels, preset, presets, revision
 
-GROUPS = ("model", "data")
+GROUPS = ("model", "data", "recipe")
+Groups = tuple[str | None, ...]  # the choice of each, None for the default
 PATHS = ("run.root", "data.path", "evaluate.features_path")  # where `~` is the home folder
 Override = str | Setting
 Word = TypeVar("Word", bound=Override)
@@ -47,14 +48,14 @@ def _register() -> None:
 
 
 def choices(group: str) -> list[str]:
-    """The choices of `model=` or `data=`."""
-    return list(presets()) if group == "model" else list(_data_choices())
+    """The choices of `model=`, `data=` or `recipe=`."""
+    return list(presets()) if group == "model" else list(_options(group))
 
 
-@lru_cache(maxsize=1)
-def _data_choices() -> tuple[str, ...]:
+@cache
+def _options(group: str) -> tuple[str, ...]:
     with _hydra():
-        options = GlobalHydra.instance().config_loader().get_group_options("data")
+        options = GlobalHydra.instance().config_loader().get_group_options(group)
     return tuple(name for name in options if not name.startswith("_"))
 
 
@@ -103,10 +104,10 @@ def _hydra() -> Any:
 
 
 def compose(overrides: Sequence[Override]) -> tuple[Config, dict[str, str]]:
-    """The configuration after overrides such as `model=dit_s_2 train.steps=200`, and the choice of each group.
+    """The configuration after overrides such as `model=dit_s_2 train.steps=200`, and the choice of `model` and `data`.
 
-    Hydra composes each pair of a model and a data set only once. Overrides are then merged into its result section by
-    section, and sections are cached, so that a study of a thousand runs is planned in seconds.
+    Hydra composes each combination of a model, a data set and a recipe only once. Overrides are then merged into its
+    result section by section, and sections are cached, so that a study of a thousand runs is planned in seconds.
     Plug-ins are imported first. Raises InputError, one line, for an unknown key or choice and for a value of the wrong
     type or out of range.
     """
@@ -115,11 +116,11 @@ def compose(overrides: Sequence[Override]) -> tuple[Config, dict[str, str]]:
     for group, choice in choice_of.items():
         if choice not in choices(group):
             raise unknown(group, choice, choices(group))
-    groups = (choice_of.get("model"), choice_of.get("data"))
+    groups = tuple(choice_of.get(group) for group in GROUPS)
     by_section: dict[str, list[Setting]] = {}
     for word in overrides:
         if _key(word) not in GROUPS:
-            setting = _base_setting(*groups, word)
+            setting = _base_setting(groups, word)
             by_section.setdefault(setting.key.split(".")[0], []).append(setting)
     sections = {}
     tied = any("${" in str(word) for word in overrides)
@@ -128,12 +129,19 @@ def compose(overrides: Sequence[Override]) -> tuple[Config, dict[str, str]]:
         sources = ("data", "model") if field.name == "model" else (field.name,)
         settings = [one for name in (by_section if tied else sources) for one in by_section.get(name, ())]
         with _one_line():
-            sections[field.name] = pickle.loads(_section(field.name, *groups, tuple(settings)))
+            sections[field.name] = pickle.loads(_section(field.name, groups, tuple(settings)))
     model, goal = sections["model"], objective(sections["objective"])
     if (channels := goal.out_channels(model.in_channels)) != out_channels(model) and model.out_channels is None:
         # The channels of the head follow from the objective, as the shape of the model follows from the data.
         sections["model"] = replace(model, out_channels=channels)
-    return Config(**sections), dict(_base(*groups).choices)
+    chosen = dict(_base(groups).choices)
+    needed, schedule = presets()[chosen["model"]].schedule, sections["objective"].schedule
+    if needed not in (None, schedule):
+        raise InputError(
+            f"model {chosen['model']} is trained with the {needed} noise schedule, not {schedule}: "
+            f"set objective.schedule={needed}"
+        )
+    return Config(**sections), chosen
 
 
 @contextmanager
@@ -148,7 +156,8 @@ def _one_line() -> Iterator[None]:
 
 
 class Base(NamedTuple):
-    """Hydra's composition of a model and a data set: a node to read, the same node pickled, and the choices."""
+    """Hydra's composition of a model, a data set and a recipe: a node to read, the same node pickled, and the choices
+    of model and data."""
 
     node: DictConfig
     pickled: bytes
@@ -156,21 +165,20 @@ class Base(NamedTuple):
 
 
 @cache
-def _base(model: str | None, data: str | None) -> Base:
-    groups = {"model": model, "data": data}
-    with _hydra():
-        words = [f"{group}={choice}" for group, choice in groups.items() if choice is not None]
+def _base(groups: Groups) -> Base:
+    with _hydra(), _one_line():
+        words = [f"{group}={choice}" for group, choice in zip(GROUPS, groups, strict=True) if choice is not None]
         node = hydra_compose("config", words, return_hydra_config=True)
-    choice_of = {group: node.hydra.runtime.choices[group] for group in GROUPS}
+    choice_of = {group: node.hydra.runtime.choices[group] for group in ("model", "data")}
     OmegaConf.set_struct(node, False)
     del node["hydra"]  # only the configuration of the run stays
     return Base(node, pickle.dumps(node), choice_of)  # unpickling is ten times faster than OmegaConf's own copies
 
 
 @lru_cache(maxsize=4096)
-def _section(name: str, model: str | None, data: str | None, settings: tuple[Setting, ...]) -> bytes:
+def _section(name: str, groups: Groups, settings: tuple[Setting, ...]) -> bytes:
     """A section of the configuration, or `seed`, after settings. It is pickled, so that every run gets a copy."""
-    node = pickle.loads(_base(model, data).pickled)
+    node = pickle.loads(_base(groups).pickled)
     for setting in settings:
         OmegaConf.update(node, setting.key, setting.value, merge=True)
     value = node[name]
@@ -178,8 +186,8 @@ def _section(name: str, model: str | None, data: str | None, settings: tuple[Set
 
 
 @lru_cache(maxsize=4096)
-def _base_setting(model: str | None, data: str | None, word: Override) -> Setting:
-    return setting_of(_base(model, data).node, word)
+def _base_setting(groups: Groups, word: Override) -> Setting:
+    return setting_of(_base(groups).node, word)
 
 
 def setting_of(base: DictConfig, word: Override, section: str = "", data: bool = False) -> Setting:

@@ -67,12 +67,16 @@ class Backbone(nn.Module):
 
 @dataclass(frozen=True)
 class Preset:
-    """One row of a preset table: the name on the command line, the name in a paper, a configuration and its source."""
+    """One row of a preset table: the name on the command line, the name in a paper, a configuration and its source.
+
+    `schedule` is the noise schedule without which the model is not that of its paper. None: any.
+    """
 
     name: str
     title: str
     config: Any
     source: str
+    schedule: str | None = None
 
 
 @dataclass(frozen=True)

@@ -4,20 +4,38 @@ DDPM (2006.11239) with the learned variance range of improved DDPM (2102.09672),
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ...kernels.errors import InputError
+from ...kernels.errors import InputError, unknown
 from .path import Denoised, Path
 
 TIMESTEPS = 1000
-BETA_FIRST, BETA_LAST = 1e-4, 0.02
+BETA_FIRST, BETA_LAST = 1e-4, 0.02  # of the linear schedule
+COSINE_OFFSET = 0.008  # of the cosine schedule: keeps its first betas above 0
+LARGEST_BETA = 0.999  # of the cosine schedule: keeps alpha_bar above 0
 HALF_BIN = 1 / 255  # half the distance between two 8-bit values in [-1, 1]
 OPEN_END = 0.999  # beyond this value, a bin of the discretised Gaussian extends to infinity
 SMALLEST_PROBABILITY = 1e-12  # in float32 a difference of two CDFs can be 0
+
+
+def linear_betas() -> Tensor:
+    """1e-4 … 0.02, float64 [1000] (DDPM, section 4)."""
+    return torch.linspace(BETA_FIRST, BETA_LAST, TIMESTEPS, dtype=torch.float64)
+
+
+def cosine_betas() -> Tensor:
+    """Those of alpha_bar(t) = cos²((t / T + 0.008) / 1.008 · π / 2), at most 0.999; float64 [1000] (improved DDPM,
+    eq. 17)."""
+    t = torch.arange(TIMESTEPS + 1, dtype=torch.float64) / TIMESTEPS
+    alpha_bar = torch.cos((t + COSINE_OFFSET) / (1 + COSINE_OFFSET) * math.pi / 2) ** 2
+    return (1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=LARGEST_BETA)
+
+
+SCHEDULES: dict[str, Callable[[], Tensor]] = {"linear": linear_betas, "cosine": cosine_betas}
 
 
 def _normal_cdf(x: Tensor) -> Tensor:
@@ -44,17 +62,18 @@ def gaussian_kl(mean: Tensor, log_variance: Tensor, other_mean: Tensor, other_lo
 
 
 class Chain:
-    """The chain x_0 → x_1 … of 1000 linear betas, or a chain of some of its timesteps.
+    """The chain x_0 → x_1 … of the 1000 betas of a schedule, or a chain of some of its timesteps.
 
     `timesteps` int64 [S] are the original timesteps of the chain's steps, `alpha_bar` float64 [S] the products of its
     1 - beta. The methods count steps `t` in this chain: 0 … S-1. Tables are computed in float64 and used in float32.
     Tensors are converted to float32 first, whatever type the network computed in.
     """
 
-    def __init__(self, timesteps: Sequence[int] = range(TIMESTEPS)) -> None:
-        every_beta = torch.linspace(BETA_FIRST, BETA_LAST, TIMESTEPS, dtype=torch.float64)
+    def __init__(self, timesteps: Sequence[int] = range(TIMESTEPS), schedule: str = "linear") -> None:
+        if schedule not in SCHEDULES:
+            raise unknown("objective.schedule", schedule, SCHEDULES)
         self.timesteps = torch.tensor(timesteps)
-        self.alpha_bar = torch.cumprod(1 - every_beta, dim=0)[self.timesteps]
+        self.alpha_bar = torch.cumprod(1 - SCHEDULES[schedule](), dim=0)[self.timesteps]
         before = torch.cat([torch.ones(1, dtype=torch.float64), self.alpha_bar[:-1]])
         beta = 1 - self.alpha_bar / before
         variance = beta * (1 - before) / (1 - self.alpha_bar)
@@ -94,9 +113,9 @@ class Chain:
         return list(range(0, TIMESTEPS, counts[n]))
 
     @classmethod
-    def respaced(cls, n: int) -> "Chain":
+    def respaced(cls, n: int, schedule: str = "linear") -> "Chain":
         """The chain of `respaced_timesteps(n)`, its betas from the ratios of alpha_bar."""
-        return cls(cls.respaced_timesteps(n))
+        return cls(cls.respaced_timesteps(n), schedule)
 
     def at(self, name: str, t: Tensor) -> Tensor:
         """Entries `t` [B] of a table, as float32 [B, 1, 1, 1] on the device of `t`."""
@@ -114,12 +133,16 @@ class Chain:
 
 
 class DDPM:
-    """The objective of improved DDPM. The network predicts the noise and the variance, 2C channels; t is 0 … 999."""
+    """The objective of improved DDPM. The network predicts the noise and the variance, 2C channels; t is 0 … 999.
+
+    `schedule` names the betas, one of `SCHEDULES`.
+    """
 
     metrics = ("loss", "mse", "vb")
 
-    def __init__(self) -> None:
-        self.chain = Chain()
+    def __init__(self, schedule: str = "linear") -> None:
+        self.schedule = schedule
+        self.chain = Chain(schedule=schedule)
 
     def out_channels(self, in_channels: int) -> int:
         """Twice the channels of the image: the noise, then v."""
@@ -153,7 +176,9 @@ class DDPM:
 
     def path(self, steps: int, timesteps: str = "even") -> Path:
         """The chain of `steps` (2 to 1000) timesteps, evenly spaced or as in `Chain.strided_timesteps`, backwards."""
-        return ChainPath(Chain.respaced(steps) if timesteps == "even" else Chain(Chain.strided_timesteps(steps)))
+        if timesteps == "even":
+            return ChainPath(Chain.respaced(steps, self.schedule))
+        return ChainPath(Chain(Chain.strided_timesteps(steps), self.schedule))
 
 
 def read_output(chain: Chain, out: Tensor, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -5,6 +5,7 @@ To add an objective, add one file beside this one and a line in `OBJECTIVES`. v-
 which `ddim` is Euler's method.
 """
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -51,11 +52,12 @@ class Objective(Protocol):
         ...
 
 
-OBJECTIVES: dict[str, type[Objective]] = {"ddpm": DDPM}
+# How each is made from its configuration.
+OBJECTIVES: "dict[str, Callable[[ObjectiveConfig], Objective]]" = {"ddpm": lambda config: DDPM(config.schedule)}
 
 
 def objective(config: "ObjectiveConfig") -> Objective:
-    """The objective of a configuration. Raises InputError for an unknown kind."""
+    """The objective of a configuration. Raises InputError for an unknown kind or schedule."""
     if config.kind not in OBJECTIVES:
         raise unknown("objective.kind", config.kind, OBJECTIVES)
-    return OBJECTIVES[config.kind]()
+    return OBJECTIVES[config.kind](config)

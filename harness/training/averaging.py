@@ -14,7 +14,7 @@ from .. import parallel
 
 
 def averaging(net: Backbone, wrap: Callable[[Any], Callable[..., Tensor]], passes: int) -> Callable[..., Tensor]:
-    """`wrap(net)`, to be called `passes` times a step, so that the backward pass of the last call replaces gradients by
+    """`wrap(net)`, a module, to be called `passes` times a step, so that the backward pass of the last call replaces gradients by
     their means over all processes. `wrap` compiles a network or leaves it."""
     if parallel.size() == 1:
         return wrap(net)
@@ -24,11 +24,12 @@ def averaging(net: Backbone, wrap: Callable[[Any], Callable[..., Tensor]], passe
     # Buffers are constants. The second name is that of torch before 2.13.
     new = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
     options["forward_sync_buffers" if new else "broadcast_buffers"] = False
-    together = DistributedDataParallel(net, **options)
-    function, last = wrap(together), cycle(number == passes - 1 for number in range(passes))
+    # The compiled network is inside, because torch compiles no call of the wrapper as one graph.
+    together = DistributedDataParallel(wrap(net), **options)  # pyright: ignore[reportArgumentType]
+    last = cycle(number == passes - 1 for number in range(passes))
 
     def run(*inputs: Tensor) -> Tensor:
         with nullcontext() if next(last) else together.no_sync():
-            return function(*inputs)
+            return together(*inputs)
 
     return run

@@ -49,6 +49,8 @@ OF_TRAINING = {
     "no ramp of the average": change("train", ema_rampup=False),
     "precision": change("train", precision="float32"),
     "compile": change("train", compile="compile"),
+    "schedule": change("objective", schedule="cosine"),
+    "dropout": replace(CONFIG, model=replace(DIT, dropout=0.1)),
     "backend": change("backend", attention="sdpa"),
 }
 OF_NO_TRAINING = {

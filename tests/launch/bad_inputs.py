@@ -7,6 +7,11 @@ TRAIN = [
     Bad(["train", "data=digits"], "train needs a model: model=NAME; choices: "),
     Bad(["train", "model=dit"], "unknown model 'dit'"),
     Bad(["train", "model=dit_nano", "data=digit"], "unknown data 'digit'"),
+    Bad(
+        train("recipe=ditt"),
+        r"unknown recipe 'ditt' \(did you mean 'dit'\?\); choices: adm, adm_64, dit, lamamba, none",
+    ),
+    Bad(train("recipe=dit"), "sample.guidance_channels 3 is more than the model's 1 channels"),
     Bad(train("train.stesp=3"), r"unknown key in train 'stesp' \(did you mean 'steps'\?\)"),
     Bad(train("tarin.steps=3"), "unknown key 'tarin'"),
     Bad(train("train.steps"), "is not an override"),
@@ -48,6 +53,11 @@ TRAIN = [
     Bad(train("model.dropout=nan"), "model.dropout must be"),
     Bad(train("model.input_size=16"), "does not fit data.size 8"),
     Bad(train("objective.kind=flow"), "'flow'"),
+    Bad(train("objective.schedule=cosin"), r"unknown objective.schedule 'cosin' \(did you mean 'cosine'\?\)"),
+    Bad(
+        ["train", "model=adm_64", "data=synthetic", "data.size=64", "data.num_classes=1000"],
+        "model adm_64 is trained with the cosine noise schedule, not linear: set objective.schedule=cosine",
+    ),
     Bad(train("encoder.kind=vae"), "'vae'"),
     Bad(train("backend.selective_scan=pallas"), "unknown selective_scan backend 'pallas'"),
     Bad(train("backend.nope=x"), "unknown key in backend 'nope'"),

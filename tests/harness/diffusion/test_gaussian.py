@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from lamabench.harness.diffusion.gaussian import DDPM, Chain, discretised_log_likelihood, read_output
+from lamabench.harness.diffusion.samplers import sample
 from lamabench.kernels.errors import InputError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -55,6 +56,41 @@ def test_respacing_matches_the_reference():
     chain = Chain.respaced(25)
     assert chain.timesteps.tolist() == GOLDEN["respaced_timesteps"].tolist()
     assert error(chain.alpha_bar, GOLDEN["respaced_alphas_cumprod"]) < 1e-12
+
+
+def test_the_cosine_schedule_is_the_closed_form():
+    """alpha_bar is a squared cosine (improved DDPM, eq. 17), at every step but the last, whose beta is 0.999."""
+    goal = DDPM("cosine")
+    f = [math.cos((t / 1000 + 0.008) / 1.008 * math.pi / 2) ** 2 for t in range(1001)]
+    expected = torch.tensor([value / f[0] for value in f[1:]], dtype=torch.float64)
+    expected[-1] = 0.001 * expected[-2]
+    torch.testing.assert_close(goal.chain.alpha_bar, expected, rtol=1e-9, atol=0)
+    betas = 1 - expected / torch.cat([torch.ones(1, dtype=torch.float64), expected[:-1]])
+    assert math.isclose(float(betas.max()), 0.999) and float(betas[-2]) < 0.75
+    # Training and samplers use it: one step of noise, and the levels along a respaced path.
+    x0, noise, t = torch.randn(2, 1, 2, 2), torch.randn(2, 1, 2, 2), torch.tensor([3.0, 700.0])
+    signal = torch.tensor([math.sqrt(f[4] / f[0]), math.sqrt(f[701] / f[0])]).view(2, 1, 1, 1)
+    torch.testing.assert_close(goal.corrupt(x0, t, noise), signal * x0 + (1 - signal**2).sqrt() * noise)
+    path = goal.path(5)
+    assert path.times == [999.0, 749.0, 500.0, 250.0, 0.0]
+    for i, step in enumerate((749, 500, 250, 0), 1):
+        assert path.levels(i) == pytest.approx((math.sqrt(f[step + 1] / f[0]), math.sqrt(1 - f[step + 1] / f[0])))
+
+
+def test_a_sample_of_a_known_image_is_that_image():
+    """The exact prediction of the noise of one image leads any sampler of the cosine schedule to it."""
+    image, goal = torch.full((1, 1, 2, 2), 0.3), DDPM("cosine")
+    alpha_bar = goal.chain.alpha_bar.float()
+
+    def net(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        level = alpha_bar[t.long()].view(-1, 1, 1, 1)
+        noise = (x - level.sqrt() * image) / (1 - level).sqrt()
+        return torch.cat([noise, torch.zeros_like(noise)], dim=1)
+
+    start = torch.randn(1, 1, 2, 2)
+    for method, draws in (("ddim", None), ("ancestral", lambda i: torch.randn(1, 1, 2, 2))):
+        out = sample(net, start, torch.zeros(1), objective=goal, method=method, steps=20, noise=draws)
+        torch.testing.assert_close(out, image, rtol=0, atol=2e-3)
 
 
 def test_the_whole_chain_is_a_respacing():
