@@ -182,6 +182,8 @@ class SampleConfig:
             raise unknown("sample.weights", self.weights, WEIGHTS)
         if self.at not in ("last", "all"):
             self.at = check_steps("sample.at", self.at, words=("last", "all"))
+            if not self.at:
+                raise InputError("sample.at is empty: give last, all, or a list of steps")
         if self.seed is not None:
             _check_seed("sample.seed", self.seed)
         if self.method not in SAMPLERS:

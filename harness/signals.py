@@ -66,8 +66,8 @@ def noted() -> Iterator[None]:
 
 @contextmanager
 def interrupting() -> Iterator[None]:
-    """Inside the block, SIGTERM and SIGHUP raise KeyboardInterrupt with their number, as Ctrl-C does. If a library makes
-    another error of it, as its cleanup fails half way, KeyboardInterrupt is raised all the same."""
+    """Inside the block, SIGTERM and SIGHUP raise KeyboardInterrupt with their number, as Ctrl-C does. It is raised too
+    if a library makes another error of it, because its cleanup fails half way."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt(number)

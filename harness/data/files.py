@@ -268,6 +268,9 @@ def read_npz(path: Path, names: Sequence[str]) -> dict[str, NDArray]:
 
 def _with_archive(path: Path, read: Callable[[zipfile.ZipFile], T]) -> T:
     try:
+        if path.exists() and not path.is_file():  # the end of a pipe may never come
+            what = "it is a folder" if path.is_dir() else "it is neither a file nor a folder"
+            raise InputError(f"{line_of(path)} is not a readable .npz file: {what}")
         with zipfile.ZipFile(path) as archive:
             return read(archive)
     except InputError:
