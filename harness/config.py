@@ -178,6 +178,8 @@ class SampleConfig:
         self.weights = check_weights("sample.weights", self.weights)
         if self.at not in ("last", "all"):
             self.at = check_steps("sample.at", self.at, words=("last", "all"))
+            if not self.at:
+                raise InputError("sample.at is empty: give last, all, or a list of steps")
         if self.seed is not None:
             check_seed("sample.seed", self.seed)
         if self.method not in SAMPLERS:

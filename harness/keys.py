@@ -12,7 +12,7 @@ from typing import Any
 
 from ..kernels.errors import InputError
 from ..models import registry
-from ..models.fields import declared
+from ..models.fields import declared, typed
 from .config import SECTIONS, Config
 from .run import plain_name
 
@@ -40,8 +40,17 @@ def config_from_dict(data: dict[str, Any]) -> Config:
         raise InputError(f"not a configuration of lamabench: {type(error).__name__}: {error}") from None
 
 
+def config_of(folder: Path, info: dict[str, Any]) -> Config:
+    """The configuration in config.json of a folder. Raises InputError, with the file, for anything else."""
+    try:
+        return config_from_dict(info["config"])
+    except InputError as error:
+        raise InputError(f"{folder / 'config.json'}: {error}") from None
+
+
 def _section(kind: type, values: dict[str, Any]) -> Any:
     since = {f.name: f.metadata["since"] for f in fields(kind) if "since" in f.metadata}
+    typed(kind.__name__, kind, values)
     return kind(**since | values)
 
 

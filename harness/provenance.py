@@ -24,7 +24,12 @@ def _git(*command: str) -> str | None:
     folder = Path(__file__).resolve().parent
     try:
         process = subprocess.run(
-            ["git", "-C", folder, *command], capture_output=True, encoding="utf-8", errors="replace", timeout=20
+            # git trusts no folder of another user, but Python runs its code already.
+            ["git", "-c", "safe.directory=*", "-C", folder, *command],
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=20,
         )
     except (OSError, subprocess.TimeoutExpired):
         return None

@@ -270,6 +270,9 @@ def row(kind: str, **values: Any) -> Row:
         if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):
             raise InputError(f"field {name!r} of a {kind} record is {value!r}, of type {type(value).__name__}")
         attributes[attribute] = value
+    for name, part in (attributes.get("parts") or {}).items():
+        if not isinstance(part, dict) or not all(isinstance(part.get(key), int) for key in ("params", "macs", "flops")):
+            raise InputError(f"field 'parts' of a {kind} record lacks params, macs or flops of {name}")
     attributes.setdefault("time", datetime.now(timezone.utc).isoformat(timespec="seconds"))
     result = ROWS[kind](**attributes)
     if result.state not in STATES:

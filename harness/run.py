@@ -36,11 +36,16 @@ LAYOUT = 2
 STUDY = ".study.json"
 GLANCE_S = 0.2  # `is_locked` holds a lock for less than this
 LISTING_S = 30.0  # how long a command waits for another command that writes to the same study
-# What config.json and a run of .study.json have at least, and the types of these entries.
+# Entries and their types: those of every config.json, those that some have, those that a command wrote, and those of a
+# run in .study.json.
 INFO: dict[str, Any] = {"kind": str, "key": str}
-ENTRY: dict[str, Any] = {
-    "name": str, "variant": dict, "seed": int, "model": str, "family": str, "title": str, "training": (str, NoneType),
-    "model_folder": str, "samples": list, "steps": (int, NoneType), "backend": (dict, NoneType),
+MAYBE: dict[str, Any] = {"plugins": list, "weights": str, "training": str, "step": int}
+ABOUT: dict[str, Any] = {
+    "study": str, "name": str, "variant": dict, "seed": int, "model": str, "family": str, "title": str,
+}  # fmt: skip
+ENTRY: dict[str, Any] = {name: kind for name, kind in ABOUT.items() if name != "study"} | {
+    "training": (str, NoneType), "model_folder": str, "samples": list, "steps": (int, NoneType),
+    "backend": (dict, NoneType),
 }  # fmt: skip
 
 
@@ -85,8 +90,9 @@ def _check(path: Path, what: Any, shape: dict[str, Any], where: str = "") -> Non
             raise InputError(f"{path} was not written by lamabench:{where} its {name} is {what.get(name)!r}"[:300])
 
 
-def read_info(folder: Path) -> dict[str, Any]:
-    """config.json of a folder. Raises InputError, one line, if there is none or if it has another layout."""
+def read_info(folder: Path, *shapes: dict[str, Any]) -> dict[str, Any]:
+    """config.json of a folder. Raises InputError, one line, if there is none, if it has another layout, or if it lacks
+    an entry of `INFO` or `shapes` {name: type}."""
     try:
         info = read_json(folder / "config.json")
     except FileNotFoundError:
@@ -99,7 +105,10 @@ def read_info(folder: Path) -> dict[str, Any]:
             f"{folder} was written by an earlier version of lamabench, whose runs had one id for all stages: read it "
             "with that version (its records name the commit), or train it again with this one"
         )
-    _check(folder / "config.json", info, INFO)
+    for shape in (INFO, *shapes, {name: kind for name, kind in MAYBE.items() if name in info}):
+        _check(folder / "config.json", info, shape)
+    for plugin in info.get("plugins", ()):
+        _check(folder / "config.json", plugin, dict.fromkeys(("name", "path", "sha256"), str), " in plugins,")
     return info
 
 
@@ -337,11 +346,11 @@ def open_run(path: str | Path) -> OpenRun:
     Raises InputError if there is none.
     """
     from ..models import plugins
-    from .keys import config_from_dict
+    from .keys import config_of
 
     folder = Path(path)
     info = read_info(folder)
     plugins.load_recorded(info.get("plugins", ()))
     if info["kind"] != "training":
         raise InputError(f"{folder} is the folder of a {info['kind']}, not of a training")
-    return OpenRun(folder, config_from_dict(info["config"]), weights_home(folder, info))
+    return OpenRun(folder, config_of(folder, info), weights_home(folder, info))

@@ -1,6 +1,7 @@
 """Fields of configurations: the plain data that keys hash, and values of the types that fields declare."""
 
 from dataclasses import fields, is_dataclass
+from functools import cache
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -44,8 +45,13 @@ def typed(what: str, config_type: type, values: dict[str, Any]) -> dict[str, Any
 
     Raises InputError where a value has another type. `what` names the dataclass in messages.
     """
-    hints = get_type_hints(config_type)
+    hints = _hints(config_type)
     return {name: _typed(f"{name} of {what}", hints[name], value) for name, value in values.items()}
+
+
+@cache
+def _hints(config_type: type) -> dict[str, Any]:
+    return get_type_hints(config_type)
 
 
 def _typed(what: str, hint: Any, value: Any) -> Any:

@@ -1,5 +1,6 @@
 """The report: all tables and figures of some runs, written completely or not at all."""
 
+import io
 import json
 import os
 import re
@@ -164,8 +165,11 @@ def _write(runs: list[Run], folder: Path, baseline: str | None, say: Callable[[s
             if isinstance(figure, str):
                 absent[name] = figure
                 continue
-            figure.savefig(folder / f"{name}.png", dpi=150, metadata={"Software": None})
-            figure.savefig(folder / f"{name}.pdf", metadata={"CreationDate": None, "Creator": None, "Producer": None})
+            no_dates = {"CreationDate": None, "Creator": None, "Producer": None}
+            for kind, metadata in (("png", {"Software": None}), ("pdf", no_dates)):
+                buffer = io.BytesIO()  # on a full disk, Matplotlib's PDF would hide the error
+                figure.savefig(buffer, format=kind, dpi=150 if kind == "png" else "figure", metadata=metadata)
+                (folder / f"{name}.{kind}").write_bytes(buffer.getvalue())
             about[f"{name}.png, .pdf"] = ABOUT.get(
                 name, f"samples of {name.removeprefix('samples_')}, one row per class"
             )

@@ -318,6 +318,9 @@ def npz_rows(path: Path, name: str) -> Rows | NDArray | None:
 
 def _with_archive(path: Path, read: Callable[[zipfile.ZipFile], T]) -> T:
     def opened() -> T:
+        if path.exists() and not path.is_file():  # the end of a pipe may never come
+            what = "it is a folder" if path.is_dir() else "it is neither a file nor a folder"
+            raise InputError(f"{line_of(path)} is not a readable .npz file: {what}")
         with zipfile.ZipFile(path) as archive:
             return read(archive)
 

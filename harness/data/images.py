@@ -206,7 +206,8 @@ def _npz(config: DataConfig) -> Arrays:
     if kind != np.uint8 or len(shape) not in (3, 4) or 0 in shape[1:]:
         raise InputError(f"{line_of(path)}: images is {kind} {list(shape)}, not uint8 [N, H, W, C] or [N, H, W]")
     if (channels := (*shape, 1)[3]) != config.channels:
-        raise InputError(f"data.channels is {config.channels}, but the images of {line_of(path)} have {channels}")
+        hint = f"; set it to {channels}" if channels in (1, 3) else ""
+        raise InputError(f"data.channels is {config.channels}, but the images of {line_of(path)} have {channels}{hint}")
     _check_memory(config, shape[0])
     arrays = read_npz(path, ("images", "labels"))
     labels = arrays.get("labels", np.zeros(shape[0], dtype=np.int64))

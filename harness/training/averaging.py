@@ -14,8 +14,8 @@ from .. import parallel
 
 
 def averaging(net: Backbone, wrap: Callable[[Any], Callable[..., Tensor]], passes: int) -> Callable[..., Tensor]:
-    """`wrap(net)`, a module, to be called `passes` times a step, so that the backward pass of the last call replaces gradients by
-    their means over all processes. `wrap` compiles a network or leaves it."""
+    """`wrap(net)`, a module, to be called `passes` times a step. The backward pass of the last call replaces gradients
+    by their means over all processes. `wrap` compiles a network or leaves it."""
     if parallel.size() == 1:
         return wrap(net)
     # A search for unused parameters keeps the buckets of gradients as they are: in other buckets than before, after a

@@ -123,7 +123,12 @@ def _write(folder: Path, saved: Checkpoint | Weights) -> Path:
         header["sum"] = _sum(tensors)
         temporary.touch()
         mode = temporary.stat().st_mode
-        save_file(tensors, temporary, metadata={"lamabench": json.dumps(header)})
+        try:
+            save_file(tensors, temporary, metadata={"lamabench": json.dumps(header)})
+        except SafetensorError as error:  # of a full disk too, which commands and jobs tell by its number
+            if (number := re.search(r"os error (\d+)", str(error))) is None:
+                raise
+            raise OSError(int(number[1]), os.strerror(int(number[1]))) from None
         temporary.chmod(mode)  # safetensors lets only the owner read its files
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())

@@ -6,15 +6,14 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from ...harness import signals
 from ...harness.config import Config, check_fit
 from ...harness.device import pick_device
 from ...harness.export import check_target, export, names
-from ...harness.keys import config_from_dict, training_folder
+from ...harness.keys import config_from_dict, config_of, training_folder
 from ...harness.progress import Progress
-from ...harness.run import create, locked, plain_name, read_info, weights_home
+from ...harness.run import ABOUT, create, locked, plain_name, read_info, weights_home
 from ...harness.sampling import labels_of
 from ...harness.shards import images_of, labels_at, open_samples
 from ...harness.stages import Task, execute, kept_steps, missing, not_kept, step_of, tasks, write
@@ -126,7 +125,7 @@ def asked_of(
     (`runs` by default), into a folder with the same key. Its config.json names the folder of the weights.
     """
     overrides = load_plugins(overrides)
-    info = read_info(path)
+    info = read_info(path, ABOUT)
     for text in overrides:
         if text.split(".")[0] not in sections:
             raise InputError(f"{text!r} would make another training of it; sections to set here: {', '.join(sections)}")
@@ -135,7 +134,7 @@ def asked_of(
         raise InputError(f"{path} is the folder of a {info['kind']}; name that of a training, such as runs/train/NAME")
     home = path.resolve()
     given = any(text.startswith("run.root=") for text in overrides)
-    config = override(config_from_dict(info["config"]), overrides)
+    config = override(config_of(path, info), overrides)
     if not given:
         root = home.parent.parent if os.access(home, os.W_OK) else Path("runs").resolve()
         config = replace(config, run=replace(config.run, root=str(root)))
@@ -149,7 +148,7 @@ def asked_of(
     steps = max(last, *kept, 0)
     config = replace(config, train=replace(config.train, steps=steps), sample=replace(sample, at=at))
     check_fit(config)
-    about: dict[str, Any] = {key: info[key] for key in ("study", "name", "variant", "seed", "model", "family", "title")}
+    about = {key: info[key] for key in ABOUT}
     wanted = tasks(config, about, stages, training=weights)
     for task in wanted:
         check(task)

@@ -113,6 +113,10 @@ def test_no_write_creates_the_folder_of_a_run_again(tmp_path):
     [
         ("metrics.jsonl", {"loss": 1.0}, "line 2 is no line of lamabench: its step is None"),
         ("metrics.jsonl", [], "line 2 is not a record of lamabench: it is no JSON object"),
+        ("metrics.jsonl", {"step": 1, "seconds": "x"}, "line 2 is no line of lamabench: its seconds is 'x'"),
+        ("metrics.jsonl", {"step": 1, "loss": {}}, "line 2 is no line of lamabench: its loss is {}"),
+        ("attempts.jsonl", {"event": "end", "job": "7", "error": 3}, "line 2 is no line of lamabench: its error is 3"),
+        ("attempts.jsonl", {"event": "start", "job": "7", "restart": 0, "records": "x"}, "its records is 'x'"),
         ("attempts.jsonl", {"event": "end"}, "line 2 is no line of lamabench: its job is None"),
         ("attempts.jsonl", {"event": 3, "job": "7"}, "line 2 is no line of lamabench: its event is 3"),
         ("attempts.jsonl", {"event": "start", "job": "7"}, "line 2 is no line of lamabench: its restart is None"),
@@ -143,3 +147,12 @@ def test_a_file_that_cannot_be_read_is_one_line(tmp_path, another_user):
     (folder / "record.jsonl").chmod(0)
     with acting(), pytest.raises(InputError, match=r"cannot read .*record\.jsonl: Permission denied"):
         read_records(folder / "record.jsonl")
+
+
+@pytest.mark.parametrize("part", [None, 3, {}, {"params": 1, "macs": 2}, {"params": 1, "macs": "x", "flops": 3}])
+def test_the_parts_of_a_cost_are_whole_numbers(part):
+    whole = {"params": 1, "macs": 2, "flops": 3}
+    counts = {"params": 1, "macs": 2, "flops": 3}
+    assert row("cost", **counts, parts={"mlp": whole}).parts == {"mlp": whole}  # type: ignore[attr-defined]
+    with pytest.raises(InputError, match="field 'parts' of a cost record lacks params, macs or flops of head"):
+        row("cost", **counts, parts={"mlp": whole, "head": part})

@@ -171,6 +171,8 @@ def test_a_folder_in_the_place_of_a_link_stays(tmp_path):
         ('{"runs": {}, "file": null}', "was not written by lamabench: its runs is {}"),
         ('{"runs": [null], "file": null}', "was not written by lamabench: in run 1, it is no JSON object"),
         (json.dumps({"runs": [ENTRY, {**ENTRY, "samples": 1}], "file": None}), "lamabench: in run 2, its samples is 1"),
+        (json.dumps({"runs": [{**ENTRY, "samples": [7]}], "file": None}), "lamabench: in run 1, its samples is 7"),
+        (json.dumps({"runs": [{**ENTRY, "steps": "9"}], "file": None}), "lamabench: in run 1, its steps is '9'"),
         (json.dumps({"runs": [{**ENTRY, "training": None}], "file": "/a/s.yaml"}), None),
     ],
 )

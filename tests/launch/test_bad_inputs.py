@@ -1,5 +1,7 @@
 """Every bad input is exit code 2, one line on standard error that says what is wrong, and nothing left on disk."""
 
+import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -20,6 +22,31 @@ TRAINED = [
 ]  # fmt: skip
 DRAWN = ["sample.count=12", "sample.method=ddim", "sample.steps=2", "run.device=cpu"]
 LONG = "x" * 400
+# What is wrong in a config.json: where, and the value there (None: the entry is missing).
+ENTRIES = {
+    "study": (("study",), None), "title": (("title",), 7), "variant": (("variant",), [1]), "seed": (("seed",), "x"),
+    "weights": (("weights",), 3), "plugins": (("plugins",), 7), "plugin": (("plugins",), [{"name": "a"}]),
+    "data": (("config", "data"), []), "path": (("config", "data", "path"), 7),
+    "size": (("config", "data", "size"), "8"), "seeds": (("config", "seed"), []),
+    "kind": (("config", "encoder", "kind"), {"a": 1}), "steps": (("config", "train", "steps"), "x"),
+    "root": (("config", "run", "root"), []), "metrics": (("config", "evaluate", "metrics"), {"fd": 1}),
+    "unknown": (("config", "train", "stesp"), 1), "model": (("config", "model"), None),
+}  # fmt: skip
+DAMAGED = [
+    Bad([command, f"entries/{name}/train/{{name}}", "sample.count=3"], r"config\.json")
+    for name in ENTRIES
+    for command in ("sample", "evaluate")
+]
+PIPES = [
+    Bad(["sample", "{run}", "sample.at=[]"], "sample.at is empty: give last, all, or a list"),
+    Bad(["train", "model=dit_nano", "data=digits", "sample.at=[]"], "sample.at is empty"),
+    Bad(["evaluate", "pipe.npz", "data=digits"], "pipe.npz .*neither a file nor a folder"),
+    Bad(["evaluate", "empty.npz", "data=digits"], r"empty\.npz .* folder"),
+    Bad(["train", "model=dit_nano", "data=npz", "data.path=pipe.npz"], "pipe.npz .*neither a file nor a folder"),
+    Bad(["data", "check", "data=npz", "data.path=pipe.npz"], "pipe.npz .*neither a file nor a folder"),
+    Bad(["data", "check", "data=npz", "data.path=few.npz"], "data.channels is 3, but .* have 1; set it to 1"),
+]
+ROWS = [*TABLE, *DAMAGED, *PIPES, *SAMPLES]
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +63,7 @@ def place(tmp_path_factory):
         assert main(["sample", str(run), *DRAWN]) == 0
         data(folder)
         damaged(folder)
+        other_entries(folder)
         yield folder, str(run)
 
 
@@ -56,6 +84,8 @@ def data(folder):
     Image.new("RGB", (9, 9)).save(folder / "images" / "a" / "fine.png")
     (folder / "images" / "a" / "broken.png").write_bytes(b"\x89PNG nothing")
     (folder / "empty").mkdir()
+    (folder / "empty.npz").mkdir()
+    os.mkfifo(folder / "pipe.npz")
 
 
 def damaged(folder):
@@ -83,6 +113,21 @@ def damaged(folder):
                 path.write_bytes(whole[: len(whole) // 2] if kind == "cut" else b"")
 
 
+def other_entries(folder):
+    """Copies of the runs whose config.json is JSON, but has something else in it."""
+    for name, (keys, value) in ENTRIES.items():
+        copy = folder / "entries" / name
+        shutil.copytree(folder / "runs", copy, symlinks=True)
+        (path,) = copy.glob("trainings/*/config.json")
+        inside = content = json.loads(path.read_text())
+        for key in keys[:-1]:
+            inside = inside[key]
+        inside[keys[-1]] = value
+        if value is None:
+            del inside[keys[-1]]
+        path.write_text(json.dumps(content))
+
+
 def listing(folder):
     """Every path below a folder, with the size and time of files. Caches of data may be written."""
     paths = (path for path in folder.rglob("*") if "cache" not in path.relative_to(folder).parts)
@@ -98,7 +143,7 @@ def name(bad: Bad) -> str:
     return re.sub(r"[^\w.=,:*\[\]-]+", " ", " ".join([*bad.words, *texts])).strip()
 
 
-@pytest.mark.parametrize("bad", [*TABLE, *SAMPLES], ids=name)
+@pytest.mark.parametrize("bad", ROWS, ids=name)
 def test_bad_input_is_one_line_and_leaves_nothing(bad, place, capsys):
     folder, run = place
     for file, text in bad.files.items():
@@ -123,8 +168,8 @@ def test_bad_input_is_one_line_and_leaves_nothing(bad, place, capsys):
 
 
 def test_the_table_has_every_command_and_no_row_twice():
-    assert len(TABLE) >= 120
-    rows = [(tuple(bad.words), *bad.files.items()) for bad in TABLE]
+    assert len(ROWS) >= 120
+    rows = [(tuple(bad.words), *bad.files.items()) for bad in ROWS]
     assert len(set(rows)) == len(rows)
     commands = {bad.words[0] for bad in TABLE if bad.words} | {
         f"sweep {bad.words[1]}" for bad in TABLE if bad.words[:1] == ["sweep"]

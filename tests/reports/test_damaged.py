@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -126,3 +127,12 @@ def test_a_folder_whose_name_is_not_utf8_is_reported(three: Path, tmp_path: Path
     build([root], tmp_path / "out")
     assert "d\\udcff" in (tmp_path / "out" / "summary.csv").read_text(encoding="utf-8")
     assert json.loads((tmp_path / "out" / "index.json").read_text())["kind"] == "lamabench report"
+
+
+def test_a_link_to_itself_leaves_out_its_run(three: Path) -> None:
+    (samples,) = (three / "demo" / "dit").resolve().glob("samples/*")
+    shutil.rmtree(samples)
+    samples.symlink_to(samples.name)
+    after = states(three)
+    assert after["dit"][0] == "unreadable" and str(samples) in after["dit"][1]
+    assert {name for name, (state, _) in after.items() if state == "unreadable"} == {"dit"}

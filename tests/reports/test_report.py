@@ -1,7 +1,9 @@
 """The report as a whole: its files, what it leaves out, what it refuses, and the table for a terminal."""
 
+import errno
 import json
 import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -89,6 +91,24 @@ def test_bad_input_leaves_nothing(three: Path, report: Path, tmp_path: Path) -> 
     config.write_text(json.dumps({**json.loads(config.read_text()), "family": None}))
     with pytest.raises(InputError, match=r"config\.json lacks family"):
         summary_rows([config.parent])
+
+
+@pytest.mark.parametrize("room", [100, 9_000, 14_000, 20_000])
+def test_a_full_disk_is_an_error_of_the_system(three: Path, report: Path, tmp_path: Path, room: int) -> None:
+    """In the middle of a figure too, and an earlier report stays. A limit of the size of files stands for the disk."""
+    shutil.copytree(report, tmp_path / "old")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "old").iterdir()}
+    assert max(map(len, before.values())) > room
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
+    try:
+        with pytest.raises(OSError) as caught:
+            build([three], tmp_path / "old")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert caught.value.errno == errno.EFBIG and caught.value.filename is None
+    assert before == {path.name: path.read_bytes() for path in (tmp_path / "old").iterdir()}
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_terminal_table_fits(three: Path, tmp_path: Path) -> None:

@@ -1,7 +1,9 @@
 """Files of a training are complete or missing, readable by others, and belong to one model and one set of data."""
 
+import errno
 import json
 import os
+import resource
 import stat
 from dataclasses import field, make_dataclass, replace
 
@@ -91,6 +93,25 @@ def test_no_incomplete_file_remains(tmp_path, monkeypatch, kind):
             checkpoint.save(tmp_path, checkpoint.Checkpoint(1, 0.0, {}, "", {"x": torch.zeros(1)}))
         else:
             checkpoint.keep(tmp_path, checkpoint.Weights(1, 0.0, {}, "", {"x": torch.zeros(1)}))
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize("kind", ["checkpoint", "weights"])
+@pytest.mark.parametrize("room", [0, 100, 40_000])
+def test_a_full_disk_is_an_error_of_the_system(tmp_path, kind, room):
+    """Commands and jobs tell it by its number. A limit of the size of files stands for the disk."""
+    files = {"x": torch.zeros(10_001)}
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
+    try:
+        with pytest.raises(OSError) as caught:
+            if kind == "checkpoint":
+                checkpoint.save(tmp_path, checkpoint.Checkpoint(1, 0.0, {}, "", files))
+            else:
+                checkpoint.keep(tmp_path, checkpoint.Weights(1, 0.0, {}, "", files))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert caught.value.errno == errno.EFBIG and caught.value.filename is None
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
