@@ -9,7 +9,7 @@ from typing import Any
 from ...harness.keys import config_from_dict, score_key
 from ...harness.progress import Progress
 from ...harness.record import newest, read_records, write_lines
-from ...harness.run import locked
+from ...harness.run import is_locked, locked
 from ...harness.shards import images_of
 from ...harness.stages import Task, execute, missing, prepare
 from ...kernels.errors import InputError
@@ -45,6 +45,10 @@ def run(args: argparse.Namespace) -> int:
             if "sample" in missing(task) and "sample" in missing(task, read_records(other(task) / "record.jsonl")):
                 words = [text for text in overrides if text.startswith(("sample.", "run."))]
                 draw = command("sample", path, *words)
+                if is_locked(task.path):
+                    raise InputError(
+                        f"{path}: its samples are being drawn; {draw} helps, and returns when they are there"
+                    )
                 raise InputError(f"{path} has no samples to score; draw them first: {draw}")
             if missing(task):
                 check_data(Path(task.training), load(config_from_dict(task.config).data).fingerprint)

@@ -77,9 +77,12 @@ def check_export(target: Path, checked: Sequence[Task]) -> None:
 
 
 def check_weights(task: Task) -> None:
-    """Raise InputError if the weights that samples take are damaged or, with the nearest kept steps, not kept."""
+    """Raise InputError if the weights that samples take are damaged or, with the nearest kept steps, not kept, and if
+    samples were drawn before and their images are gone."""
     weights = task.config["sample"]["weights"]
     if "sample" not in missing(task):
+        if not (images := images_of(task.path)).exists():
+            raise InputError(f"{images} was deleted after it was drawn; delete {task.path} too, to draw it again")
         return
     if ready(task):
         model = registry.from_dict(task.config["model"])
