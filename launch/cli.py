@@ -20,8 +20,8 @@ EPILOG = """examples
   lamabench models                                       every model, with parameters and MACs
   lamabench cost lamamba_xl dit_xl_2 input_size=64       multiply-adds by part, at 512 px
   lamabench train model=lamamba_nano data=digits train.steps=200 train.batch_size=32
-  lamabench sample runs/train/lamamba_nano-digits-ID sample.count=64 sample.method=ddim sample.steps=25
-  lamabench evaluate runs/train/lamamba_nano-digits-ID
+  lamabench sample runs/train/lamamba_nano-digits-ID sample.count=160 sample.method=ddim sample.steps=25
+  lamabench evaluate runs/train/lamamba_nano-digits-ID sample.count=160 sample.method=ddim sample.steps=25
   lamabench bench dit_nano lamamba_nano bench.batch_size=8
   lamabench bench-kernels lamamba_xl bench.batch_size=64 every backend of the scan, the attention and so on
   lamabench sweep run demo                               three backbones, from training to a report
@@ -127,7 +127,7 @@ def parser() -> argparse.ArgumentParser:
     sample = add(
         "sample",
         "draw images from a trained run; other settings add another set of samples to the run",
-        "lamabench sample runs/train/NAME-ID sample.count=64 sample.steps=25 sample.method=ddim",
+        "lamabench sample runs/train/NAME-ID sample.count=160 sample.steps=25 sample.method=ddim --to images.npz",
         "RUN|key=value",
         f"a run folder, and {settings} of the sections sample, evaluate, backend, run",
     )

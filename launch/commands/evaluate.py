@@ -9,7 +9,7 @@ from typing import Any
 from ...harness.keys import config_from_dict, score_key
 from ...harness.progress import Progress
 from ...harness.record import newest, read_records, write_lines
-from ...harness.run import locked
+from ...harness.run import is_locked, locked
 from ...harness.shards import images_of
 from ...harness.stages import Task, execute, missing, prepare
 from ...kernels.errors import InputError
@@ -45,9 +45,13 @@ def run(args: argparse.Namespace) -> int:
             words = [text for text in overrides if text.startswith(("sample.", "run."))]
             draw = command("sample", path, *words)
             if "sample" in missing(task) and "sample" in missing(task, read_records(other(task) / "record.jsonl")):
+                if is_locked(task.path):
+                    raise InputError(
+                        f"{path}: its samples are being drawn; {draw} helps, and returns when they are there"
+                    )
                 raise InputError(f"{path} has no samples to score; draw them first: {draw}")
             if missing(task) and gone(task):
-                raise InputError(f"{task.path / 'samples.npz'} was deleted; draw the samples again: {draw}")
+                raise InputError(f"{images_of(task.path)} was deleted or damaged; draw the samples again: {draw}")
             if missing(task):
                 check_data(Path(task.training), load(config_from_dict(task.config).data).fingerprint)
 

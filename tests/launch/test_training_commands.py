@@ -1,11 +1,13 @@
 """One training by single commands: other lengths of it, its moments, its weights, and data that changed."""
 
 import shlex
+import shutil
 
 import numpy as np
 import pytest
 import yaml
 from lamabench.harness.run import read_run, read_study
+from lamabench.harness.sampling import Sampler
 from lamabench.launch.cli import main
 
 QUICK = [
@@ -194,6 +196,30 @@ def test_samples_elsewhere_are_scored_below_our_root(capsys, tmp_path):
     assert states == [("sample", "done"), ("score", "done"), ("score", "failed"), ("score", "failed")]
     code, out, err = run(capsys, *words, "evaluate.metrics=[kid]")
     assert code == 2 and "kid needs at least 100 samples, 20 given" in err and not out
+
+
+def test_samples_that_are_being_drawn_or_were_deleted(capsys, tmp_path, monkeypatch):
+    assert run(capsys, "train", *DIT, *QUICK, "train.steps=2")[0] == 0
+    (training,) = (tmp_path / "runs" / "trainings").iterdir()
+    draw = Sampler.draw
+    messages = []
+
+    def looked(self, indices):  # as another process would
+        messages.append(run(capsys, "evaluate", str(training))[::2])
+        return draw(self, indices)
+
+    monkeypatch.setattr(Sampler, "draw", looked)
+    assert run(capsys, "sample", str(training))[0] == 0
+    ((code, err),) = messages
+    assert code == 2 and f"its samples are being drawn; lamabench sample {training} helps" in err
+    (folder,) = training.glob("samples/*")
+    shutil.rmtree(folder / "shards")
+    for _ in range(2):
+        code, out, err = run(capsys, "sample", str(training))
+        assert (code, out) == (2, "") and err.endswith(f"was deleted after it was drawn; delete {folder} too, to draw "
+                                                       "it again\n")  # fmt: skip
+    shutil.rmtree(folder)
+    assert run(capsys, "sample", str(training))[0] == 0 and len(messages) == 2
 
 
 def test_sample_leaves_nothing_of_weights_that_it_cannot_read(capsys, tmp_path):

@@ -106,6 +106,19 @@ def test_npz_of_grey_images_without_labels(tmp_path):
     assert load(DataConfig("npz", path=path, size=8, num_classes=1)).class_names == ["0"]
 
 
+def test_npz_of_the_evaluator_of_adm(tmp_path):
+    """A set that `lamabench sample --to` wrote is data too, the same as under our names."""
+    images, labels = noise_images(6, 8, 8, 1), np.arange(6) % 3
+    config = DataConfig("npz", path=write_npz(tmp_path, arr_0=images, arr_1=labels), size=8, num_classes=3)
+    data = load(config)
+    assert data.labels.tolist() == [0, 1, 2, 0, 1, 2]
+    assert all(np.array_equal(data[i][0].numpy(), images[i].transpose(2, 0, 1)) for i in range(6))
+    write_npz(tmp_path, images=images, labels=labels)
+    assert load(config).fingerprint == data.fingerprint
+    write_npz(tmp_path, arr_0=images.astype(np.float32))
+    refused(r"arr_0 is float32 \[6, 8, 8, 1\], not uint8", config)
+
+
 def test_npz_is_resized(tmp_path):
     images = noise_images(3, 4, 4).repeat(4, axis=1).repeat(4, axis=2)  # 16 × 16, blocks of 4 × 4
     data = load(DataConfig("npz", path=write_npz(tmp_path, images=images), size=4, num_classes=0))
