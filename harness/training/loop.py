@@ -146,7 +146,7 @@ def _step(net: Backbone, config: Config, device: str) -> TrainStep:
     return TrainStep(
         net,
         objective(config.objective),
-        call=averaging(net, lambda net: compiled(net, settings.compile), passes),
+        call=averaging(compiled(net, settings.compile), passes),
         device=device,
         precision=settings.precision,
         lr=settings.lr,

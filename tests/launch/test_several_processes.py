@@ -162,6 +162,13 @@ def test_any_number_of_processes_learns_the_same(whole, count):
     assert differences < 1e-6 * sum(value.square().sum() for value in alone.values())
 
 
+def test_gradients_of_several_passes_are_averaged_once(start, whole, tmp_path):
+    run = start(tmp_path, "train.steps=21", "run.micro_batch=1", count=2)
+    assert run.codes == [0, 0]
+    assert losses(training(tmp_path)) == pytest.approx(losses(whole[1])[:3], rel=1e-4)
+    assert read_run(training(tmp_path)).last("train").micro_batch == 1
+
+
 def test_the_record_counts_processes(whole):
     record = read_run(whole[4]).last("train")
     assert (record.processes, record.batch_size, record.micro_batch, record.images) == (4, 8, 2, 8 * STEPS)

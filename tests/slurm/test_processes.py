@@ -1,7 +1,6 @@
 """One run in several tasks of a SLURM job: stopped, queued again, killed, and gone on with on two nodes."""
 
 import os
-import re
 import signal
 import time
 
