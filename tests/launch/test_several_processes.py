@@ -281,6 +281,32 @@ def test_the_error_of_one_process_ends_all(start, tmp_path, rank):
     assert "no more" in run.text("err", rank) and "Traceback" in run.text("err", rank)
 
 
+DAMAGE = """
+from lamabench.harness.data.items import TrainItems
+from lamabench.kernels.errors import InputError
+
+get = TrainItems.__getitem__
+
+
+def damaged(self, i):
+    if i == 8 * 10 + 5:
+        raise InputError("unreadable image x.png")
+    return get(self, i)
+
+
+TrainItems.__getitem__ = damaged
+"""
+
+
+def test_an_image_that_one_process_cannot_read_stops_all_at_a_whole_step(start, tmp_path):
+    (tmp_path / "own.py").write_text(DAMAGE)
+    run = start(tmp_path, "plugins=[own.py]", count=2)
+    assert run.codes == [2, 2] and saved(tmp_path) == [10]
+    saying, error = run.text("err").splitlines()[-2:]
+    assert saying == f"saved at step 10 of {STEPS}" and run.text("err", 1) == ""
+    assert error == f"lamabench train: error: process 1 of 2 on {socket.gethostname()}: unreadable image x.png"
+
+
 def test_torchrun_starts_the_command(tmp_path):
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python"]
     command = [*torchrun, Path(sys.executable).with_name("lamabench"), "train", *MODEL, *SMALL, "train.steps=3"]
