@@ -16,7 +16,7 @@ from lamabench.harness.record import read_lines
 from lamabench.harness.run import read_run
 from safetensors.torch import load_file
 
-STEPS = 120
+STEPS = 80
 MODEL = ["model=dit_nano", "model.depth=1", "model.hidden_size=16", "model.num_heads=2"]
 SMALL = [
     "data=digits", "data.size=8",
