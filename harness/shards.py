@@ -187,6 +187,8 @@ class Shards:
             raise InputError(f"{folder} has no image {stop}: draw the samples again")
         first = self._load(*self.ranges[0])
         self.shape, self.dtype = (stop, *first.shape[1:]), first.dtype
+        for start, end in self.ranges[1:]:  # their headers
+            self._load(start, end)
 
     def __len__(self) -> int:
         return self.shape[0]

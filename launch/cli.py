@@ -117,7 +117,8 @@ def parser() -> argparse.ArgumentParser:
     train = add(
         "train",
         "train one model, or continue its training",
-        "lamabench train model=lamamba_nano data=digits train.steps=200",
+        "lamabench train model=lamamba_nano data=digits train.steps=200\n"
+        "  torchrun --standalone --nproc-per-node 4 --no-python lamabench train model=dit_s_2 …    on four GPUs",
         "key=value",
         "model=NAME, data=NAME, seed=N, and settings of the sections model, data, encoder, objective, train, backend, "
         "run",

@@ -157,7 +157,7 @@ def _step(net: Backbone, config: Config, device: str, mode: str, fallback: Calla
         net,
         objective(config.objective),
         settings,
-        call=averaging(net, lambda net: compiled(net, mode), passes),
+        call=averaging(compiled(net, mode), passes),
         device=device,
         micro_batch=size,
         seed=config.seed,

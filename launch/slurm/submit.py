@@ -61,7 +61,7 @@ def check_batches(pieces: Sequence[Piece], requests: Mapping[tuple[str, str], Cl
             try:
                 check_batch(piece.task.config["train"]["batch_size"], asked.nodes * asked.on_a_node)
             except InputError as error:
-                raise InputError(f"{piece.name}: {error}") from None
+                raise InputError(f"{piece.name}: {error}: cluster.gpus and cluster.nodes decide") from None
 
 
 def submit(

@@ -16,7 +16,7 @@ from lamabench.harness.record import read_lines
 from lamabench.harness.run import read_run
 from safetensors.torch import load_file
 
-STEPS = 120
+STEPS = 80
 MODEL = ["model=dit_nano", "model.depth=1", "model.hidden_size=16", "model.num_heads=2"]
 SMALL = [
     "data=digits", "data.size=8",
@@ -162,6 +162,13 @@ def test_any_number_of_processes_learns_the_same(whole, count):
     assert differences < 1e-6 * sum(value.square().sum() for value in alone.values())
 
 
+def test_gradients_of_several_passes_are_averaged_once(start, whole, tmp_path):
+    run = start(tmp_path, "train.steps=21", "run.micro_batch=1", count=2)
+    assert run.codes == [0, 0]
+    assert losses(training(tmp_path)) == pytest.approx(losses(whole[1])[:3], rel=1e-4)
+    assert read_run(training(tmp_path)).last("train").micro_batch == 1
+
+
 def test_the_record_counts_processes(whole):
     record = read_run(whole[4]).last("train")
     assert (record.processes, record.batch_size, record.micro_batch, record.images) == (4, 8, 2, 8 * STEPS)
@@ -272,6 +279,32 @@ def test_the_error_of_one_process_ends_all(start, tmp_path, rank):
     place = f"process 1 of 2 on {socket.gethostname()}: " if rank else ""
     assert record.state == "failed" and record.error.endswith(f"{place}ValueError: no more")
     assert "no more" in run.text("err", rank) and "Traceback" in run.text("err", rank)
+
+
+DAMAGE = """
+from lamabench.harness.data.items import TrainItems
+from lamabench.kernels.errors import InputError
+
+get = TrainItems.__getitem__
+
+
+def damaged(self, i):
+    if i == 8 * 10 + 5:
+        raise InputError("unreadable image x.png")
+    return get(self, i)
+
+
+TrainItems.__getitem__ = damaged
+"""
+
+
+def test_an_image_that_one_process_cannot_read_stops_all_at_a_whole_step(start, tmp_path):
+    (tmp_path / "own.py").write_text(DAMAGE)
+    run = start(tmp_path, "plugins=[own.py]", count=2)
+    assert run.codes == [2, 2] and saved(tmp_path) == [10]
+    saying, error = run.text("err").splitlines()[-2:]
+    assert saying == f"saved at step 10 of {STEPS}" and run.text("err", 1) == ""
+    assert error == f"lamabench train: error: process 1 of 2 on {socket.gethostname()}: unreadable image x.png"
 
 
 def test_torchrun_starts_the_command(tmp_path):

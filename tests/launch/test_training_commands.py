@@ -8,6 +8,7 @@ import pytest
 import yaml
 from lamabench.harness.run import read_run, read_study
 from lamabench.harness.sampling import Sampler
+from lamabench.harness.shards import open_samples
 from lamabench.launch.cli import main
 
 QUICK = [
@@ -198,7 +199,7 @@ def test_samples_elsewhere_are_scored_below_our_root(capsys, tmp_path):
     assert code == 2 and "kid needs at least 100 samples, 20 given" in err and not out
 
 
-def test_samples_that_are_being_drawn_or_were_deleted(capsys, tmp_path, monkeypatch):
+def test_samples_that_are_being_drawn(capsys, tmp_path, monkeypatch):
     assert run(capsys, "train", *DIT, *QUICK, "train.steps=2")[0] == 0
     (training,) = (tmp_path / "runs" / "trainings").iterdir()
     draw = Sampler.draw
@@ -212,14 +213,6 @@ def test_samples_that_are_being_drawn_or_were_deleted(capsys, tmp_path, monkeypa
     assert run(capsys, "sample", str(training))[0] == 0
     ((code, err),) = messages
     assert code == 2 and f"its samples are being drawn; lamabench sample {training} helps" in err
-    (folder,) = training.glob("samples/*")
-    shutil.rmtree(folder / "shards")
-    for _ in range(2):
-        code, out, err = run(capsys, "sample", str(training))
-        assert (code, out) == (2, "") and err.endswith(f"was deleted after it was drawn; delete {folder} too, to draw "
-                                                       "it again\n")  # fmt: skip
-    shutil.rmtree(folder)
-    assert run(capsys, "sample", str(training))[0] == 0 and len(messages) == 2
 
 
 def test_sample_leaves_nothing_of_weights_that_it_cannot_read(capsys, tmp_path):
@@ -242,26 +235,26 @@ def test_sample_leaves_nothing_of_weights_that_it_cannot_read(capsys, tmp_path):
         assert code == 2 and "is truncated or damaged" in err and err.count("\n") == 1 and written() == before
 
 
-def test_samples_whose_file_is_gone_are_drawn_again(capsys, tmp_path):
-    """The same images, and the record says why there are two drawings. A score of before stays."""
+def test_samples_whose_images_are_gone_are_drawn_again(capsys, tmp_path):
+    """The same images, and the record says why there are several drawings."""
     assert run(capsys, "train", *DIT, *QUICK, "train.steps=2")[0] == 0
     (folder,) = (tmp_path / "runs" / "train").glob("dit_nano-digits-*")
-    words = ["sample", str(folder), "sample.count=3", "sample.method=ddim", "sample.steps=2"]
+    words = ["sample", str(folder), "sample.count=5", "sample.batch_size=2", "sample.method=ddim", "sample.steps=2"]
     assert run(capsys, *words)[0] == 0
-    (file,) = folder.glob("samples/*/samples.npz")
-    before = np.load(file)["images"]
-    for name, damage in (("gone", file.unlink), ("a dangling link", lambda: file.symlink_to("nowhere"))):
-        file.unlink() if name != "gone" else None
+    (shards,) = folder.glob("samples/*/shards/*")
+    (_, second, _), before = sorted(shards.glob("0*.npy")), open_samples(shards)[:]
+    damages = [lambda: shutil.rmtree(shards), second.unlink, lambda: second.write_bytes(second.read_bytes()[:100])]
+    for damage in damages:
         damage()
         code, out, err = run(capsys, "evaluate", *words[1:], "evaluate.metrics=[fd]")
-        assert (code, out) == (2, "") and err.count("\n") == 1, name
-        assert "samples.npz was deleted; draw the samples again: lamabench sample" in err
+        assert (code, out) == (2, "") and err.count("\n") == 1
+        assert f"{shards.name} was deleted or damaged; draw the samples again: lamabench sample" in err
         assert run(capsys, *words)[0] == 0
-        assert (np.load(file)["images"] == before).all() and not file.is_symlink()
-    states = [(row.state, row.error) for row in read_run(file.parent).records]
-    assert states == [("done", None), *[("failed", "samples.npz was deleted"), ("done", None)] * 2]
+        assert (open_samples(shards)[:] == before).all()
+    states = [(row.state, row.error) for row in read_run(shards.parents[1]).records]
+    assert states == [("done", None), *[("failed", "the images were deleted or damaged"), ("done", None)] * 3]
+    shutil.rmtree(shards)
     (folder / "weights" / "step-00000002.safetensors").unlink()
     (folder / "checkpoints" / "step-00000002.safetensors").unlink()
     assert run(capsys, *words)[0] == 2  # nothing is left to draw from
-    file.unlink()
-    assert run(capsys, *words)[0] == 2 and len(read_run(file.parent).records) == 5
+    assert len(read_run(shards.parents[1]).records) == len(states)

@@ -139,6 +139,9 @@ def test_plan_prints_the_batch_files(tmp_path, monkeypatch, capsys):
     out = capsys.readouterr().out
     assert "asked for: 2 jobs, 1.5 GPU-hours" in out
     assert out.count("--gpus-per-node=1\n") == 1 == out.count("array 1:")
+    assert main(["sweep", "plan", "mine.yaml", "cluster=slurm", "cluster.gpus=2", "cluster.nodes=2"]) == 0
+    out = capsys.readouterr().out
+    assert "asked for: 2 jobs, 12 GPU-hours" in out and "--ntasks-per-node=2\n" in out
     assert not Path("runs").exists()
 
 
