@@ -11,7 +11,7 @@ from ...harness.progress import Progress
 from ...harness.record import newest, read_records, write_lines
 from ...harness.run import is_locked, locked
 from ...harness.shards import images_of
-from ...harness.stages import Task, execute, missing, prepare
+from ...harness.stages import Task, execute, missing, missing_metrics, prepare
 from ...kernels.errors import InputError
 from ..compose import compose
 from ..output import command, show
@@ -35,7 +35,9 @@ def run(args: argparse.Namespace) -> int:
         except Unscored as error:
             reasons = error.reasons
     else:
-        from ...harness.data.images import load
+        from ...harness.scoring.counts import shortage
+        from ...harness.scoring.features import find_weights
+        from ...harness.scoring.score import reference_of
         from ...harness.training.checkpoint import check_data
 
         def other(task: Task) -> Path:  # where samples of another user lie
@@ -53,7 +55,13 @@ def run(args: argparse.Namespace) -> int:
             if missing(task) and gone(task):
                 raise InputError(f"{images_of(task.path)} was deleted or damaged; draw the samples again: {draw}")
             if missing(task):
-                check_data(Path(task.training), load(config_from_dict(task.config).data).fingerprint)
+                config = config_from_dict(task.config)
+                reference = reference_of(config)
+                check_data(Path(task.training), reference.fingerprint.split("-")[0])
+                few = {one: shortage(one, config.sample.count, len(reference.images)) for one in missing_metrics(task)}
+                if len(few) == len(task.metrics) and all(few.values()):  # else some scores can be shown
+                    raise InputError("; ".join(text for text in few.values() if text))
+                find_weights(config.evaluate.features, config.evaluate.features_path)
 
         config, wanted = asked_of(path, overrides, ("sample", "evaluate", "run"), ["sample", "evaluate"], check)
         for task in wanted:

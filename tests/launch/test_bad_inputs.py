@@ -46,7 +46,17 @@ PIPES = [
     Bad(["data", "check", "data=npz", "data.path=pipe.npz"], "pipe.npz .*neither a file nor a folder"),
     Bad(["data", "check", "data=npz", "data.path=few.npz"], "data.channels is 3, but .* have 1; set it to 1"),
 ]
-ROWS = [*TABLE, *DAMAGED, *PIPES, *SAMPLES]
+# What is known of a score before anything is written.
+SCORES = [
+    Bad(["evaluate", "{run}", *DRAWN, f"evaluate.{setting}"], message)
+    for setting, message in (
+        ("metrics=[kid]", "kid needs at least 100 samples, 12 given"),
+        ("reference_count=1", "fd needs at least 2 reference images, 1 given; .*prc needs at least"),
+        ("reference_count=9999", "evaluate.reference_count 9999 is more than the 1797 images"),
+        ("features_path=no.pt", r"evaluate\.features_path no\.pt has no effect for efficientnet_lite0"),
+    )
+]
+ROWS = [*TABLE, *DAMAGED, *PIPES, *SCORES, *SAMPLES]
 
 
 @pytest.fixture(scope="module")
