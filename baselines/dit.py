@@ -11,15 +11,7 @@ from torch import Tensor, nn
 from ..kernels.attention import attention, macs
 from ..kernels.errors import InputError
 from ..models.fields import check_blocks, check_dropout
-from ..models.layers import (
-    LabelEmbedder,
-    TimestepEmbedder,
-    dropout,
-    gate,
-    modulate,
-    sincos_positions,
-    xavier_linears,
-)
+from ..models.layers import LabelEmbedder, TimestepEmbedder, dropout, gate, modulate, sincos_positions, xavier_linears
 from ..models.registry import Backbone, PaperSum, Preset, load_reference, out_channels, register
 
 

@@ -10,15 +10,7 @@ from torch import Tensor, nn
 
 from ..kernels.errors import InputError, unknown
 from .fields import check_blocks, check_dropout
-from .layers import (
-    LabelEmbedder,
-    TimestepEmbedder,
-    dropout,
-    gate,
-    modulate,
-    sincos_positions,
-    xavier_linears,
-)
+from .layers import LabelEmbedder, TimestepEmbedder, dropout, gate, modulate, sincos_positions, xavier_linears
 from .mixers import Mixer, stage_mixers
 from .registry import Backbone, PaperSum, Preset, load_reference, out_channels, register
 
