@@ -12,7 +12,7 @@ class Stream(IntEnum):
     TRAIN = 1  # timestep, label drop, flip and noise of one training image; index: images seen before it
     SAMPLE = 2  # start and noise of one sampled image; index: the image
     INIT = 3  # synthetic data and weights; index: chosen by the caller
-    LABEL = 4  # the class of one sampled image, with sample.labels=random; index: the image
+    LABEL = 5  # the class of one sampled image, with sample.labels=random; index: the image
 
 
 def generator(seed: int, stream: Stream, index: int) -> np.random.Generator:

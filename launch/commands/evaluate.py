@@ -15,7 +15,7 @@ from ...harness.stages import Task, execute, missing, prepare
 from ...kernels.errors import InputError
 from ..compose import compose
 from ..output import command, show
-from .sample import asked_of, run_and_overrides
+from .sample import asked_of, gone, run_and_overrides
 
 COLUMNS = {"metric": "Metric", "value": "Value", "std": "±", "count": "Images", "reference": "Reference"}
 COLUMNS |= {"reference_count": "Reference images", "checkpoint_step": "Step", "protocol": "Protocol"}
@@ -50,6 +50,10 @@ def run(args: argparse.Namespace) -> int:
                         f"{path}: its samples are being drawn; {draw} helps, and returns when they are there"
                     )
                 raise InputError(f"{path} has no samples to score; draw them first: {draw}")
+            if missing(task) and gone(task):
+                words = [text for text in overrides if text.startswith(("sample.", "run."))]
+                again = command("sample", path, *words)
+                raise InputError(f"{images_of(task.path)} is gone or damaged; draw the samples again: {again}")
             if missing(task):
                 check_data(Path(task.training), load(config_from_dict(task.config).data).fingerprint)
 

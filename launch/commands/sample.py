@@ -14,10 +14,10 @@ from ...harness.device import pick_device
 from ...harness.export import check_target, export, names
 from ...harness.keys import config_from_dict, training_folder
 from ...harness.progress import Progress
-from ...harness.run import create, plain_name, read_info, weights_home
+from ...harness.run import create, locked, plain_name, read_info, weights_home
 from ...harness.sampling import labels_of
 from ...harness.shards import images_of, labels_at, open_samples
-from ...harness.stages import Task, execute, kept_steps, missing, not_kept, ready, step_of, tasks
+from ...harness.stages import Task, execute, kept_steps, missing, not_kept, step_of, tasks, write
 from ...harness.training.checkpoint import load_weights, moments
 from ...kernels.errors import InputError
 from ...models import plugins, registry
@@ -42,6 +42,9 @@ def run(args: argparse.Namespace) -> int:
 
     config, wanted = asked_of(path, overrides, ("sample", "evaluate", "backend", "run"), ["sample"], check)
     for task in wanted:
+        if gone(task):  # the newest row counts, so that they are drawn again
+            with locked(task.path):
+                write(task.path, {"kind": "sample", "key": task.key, "state": "failed", "error": "its images are gone"})
         with signals.noted():
             execute(task, Progress(task.path))
         images = images_of(task.path)
@@ -76,15 +79,23 @@ def check_export(target: Path, checked: Sequence[Task]) -> None:
     check_target(target, names(labels, config.model.num_classes))
 
 
+def gone(task: Task) -> bool:
+    """Whether samples were drawn, but their images cannot be read any more."""
+    if "sample" in missing(task):
+        return False
+    try:
+        open_samples(images_of(task.path))
+    except InputError:
+        return True
+    return False
+
+
 def check_weights(task: Task) -> None:
-    """Raise InputError if the weights that samples take are damaged or, with the nearest kept steps, not kept, and if
-    samples were drawn before and their images are gone."""
+    """Raise InputError if the weights that samples take are damaged or, with the nearest kept steps, not kept."""
     weights = task.config["sample"]["weights"]
-    if "sample" not in missing(task):
-        if not (images := images_of(task.path)).exists():
-            raise InputError(f"{images} was deleted after it was drawn; delete {task.path} too, to draw it again")
+    if "sample" not in missing(task) and not gone(task):
         return
-    if ready(task):
+    if task.step in kept_steps(Path(task.training), weights):
         model = registry.from_dict(task.config["model"])
         load_weights(Path(task.training), task.step, weights, model, tensors=False)
     else:

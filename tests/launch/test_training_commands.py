@@ -212,13 +212,17 @@ def test_samples_that_are_being_drawn_or_were_deleted(capsys, tmp_path, monkeypa
     ((code, err),) = messages
     assert code == 2 and f"its samples are being drawn; lamabench sample {training} helps" in err
     (folder,) = training.glob("samples/*")
-    shutil.rmtree(folder / "shards")
-    for _ in range(2):
-        code, out, err = run(capsys, "sample", str(training))
-        assert (code, out) == (2, "") and err.endswith(f"was deleted after it was drawn; delete {folder} too, to draw "
-                                                       "it again\n")  # fmt: skip
-    shutil.rmtree(folder)
-    assert run(capsys, "sample", str(training))[0] == 0 and len(messages) == 2
+    (place,) = folder.glob("shards/*")
+    whole = {path.name: path.read_bytes() for path in place.glob("*.npy")}
+    for lost in ([next(place.glob("0*.npy"))], list(place.iterdir())):
+        for path in lost:
+            path.unlink()
+        code, _, err = run(capsys, "evaluate", str(training))
+        assert code == 2 and f"{place} is gone or damaged; draw the samples again: lamabench sample {training}" in err
+        assert run(capsys, "sample", str(training))[0] == 0
+        assert whole == {path.name: path.read_bytes() for path in place.glob("*.npy")}
+    shutil.rmtree(place.parent)
+    assert run(capsys, "sample", str(training))[0] == 0 and len(messages) == 4
 
 
 def test_sample_leaves_nothing_of_weights_that_it_cannot_read(capsys, tmp_path):
