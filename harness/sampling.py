@@ -5,7 +5,6 @@ Each image is seeded by its index, so that kills, batch size and the number of p
 
 import hashlib
 import json
-import os
 import shutil
 import time
 from collections.abc import Sequence
@@ -21,7 +20,7 @@ from torch import Tensor
 
 from ..kernels.errors import InputError
 from ..models.registry import Backbone, build, describe, select_backends
-from . import signals
+from . import parallel, signals
 from .config import Config, check_fit
 from .data.encoder import encoder
 from .device import autocast, compiled, device_type, exact_float32, pick_device, round_weights
@@ -50,16 +49,6 @@ def labels_of(config: Config, indices: range) -> NDArray[np.int64]:
     if rule == "spread":
         numbers = numbers * classes // config.sample.count
     return numbers % classes
-
-
-def own_device(request: str) -> str:
-    """The device of this process: `pick_device`, and the GPU of its LOCAL_RANK where torchrun or SLURM started it."""
-    device = pick_device(request)
-    if device != "cuda" or "LOCAL_RANK" not in os.environ:
-        return device
-    number = int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count()  # SLURM may show a task only its own
-    torch.cuda.set_device(number)
-    return f"cuda:{number}"
 
 
 def generate(out: Path, training: Path, config: Config, step: int, progress: Progress) -> dict[str, Any]:
@@ -93,7 +82,7 @@ def draw_shards(out: Path, training: Path, config: Config, step: int, progress: 
     a signal came.
     """
     exact_float32()
-    settings, device = config.sample, own_device(config.run.device)
+    settings, device = config.sample, parallel.own_device(pick_device(config.run.device))
     weights = load_weights(training, step, settings.weights, config.model)
     sampler = Sampler(config, weights.tensors, device)
     key = sampler.key(weights.tensors)

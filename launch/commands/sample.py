@@ -90,17 +90,6 @@ def check_export(target: Path, checked: Sequence[Task]) -> None:
     check_target(target, names(labels, config.model.num_classes))
 
 
-def gone(task: Task) -> bool:
-    """Whether samples were drawn, but their images cannot be read any more."""
-    if "sample" in missing(task):
-        return False
-    try:
-        open_samples(images_of(task.path))
-    except InputError:
-        return True
-    return False
-
-
 def check_weights(task: Task) -> None:
     """Raise InputError if the weights that samples take are damaged or, with the nearest kept steps, not kept."""
     weights = task.config["sample"]["weights"]
