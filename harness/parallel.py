@@ -264,10 +264,9 @@ def mean_(tensor: "Tensor") -> None:
 
 
 def check(error: Exception | None) -> None:
-    """Raise in every process if there is an error in one of them: its own, else Agreed for bad input, else Lost."""
-    if size() == 1 or not most(error is not None):
-        if error is not None:
-            raise error
+    """Raise in each of several processes if there is an error in one of them: its own, or Agreed for bad input and in
+    all but the first, or Lost."""
+    if not most(error is not None):
         return
     texts = gather(None if error is None else [isinstance(error, InputError), _words(error)])
     bad, text = next(one for one in texts if one is not None)
@@ -279,6 +278,9 @@ def check(error: Exception | None) -> None:
 @contextmanager
 def agreeing() -> Iterator[None]:
     """At the end of the block, every process raises if one of them did (`check`)."""
+    if size() == 1:
+        yield
+        return
     error = None
     try:
         yield

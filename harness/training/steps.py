@@ -79,6 +79,15 @@ def loop(
 
 
 def _until_damage(batches: Iterable[dict[str, Tensor]], save: Callable[[], None]) -> Iterator[dict[str, Tensor]]:
+    try:
+        yield from batches if parallel.size() == 1 else _together(batches)
+    except InputError:
+        save()
+        raise
+
+
+def _together(batches: Iterable[dict[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
+    """The batches, until one of the processes cannot read its part of one."""
     source = iter(batches)
     while True:
         batch, error = None, None
@@ -86,11 +95,7 @@ def _until_damage(batches: Iterable[dict[str, Tensor]], save: Callable[[], None]
             batch = next(source, None)
         except Exception as caught:
             error = caught
-        try:
-            parallel.check(error)
-        except InputError:
-            save()
-            raise
+        parallel.check(error)
         if batch is None:
             return
         yield batch
