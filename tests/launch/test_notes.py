@@ -182,6 +182,14 @@ def with_device(task, device):
     return replace(task, config=task.config | {"run": task.config["run"] | {"device": device}})
 
 
+def test_each_average_takes_its_disk_space(study):
+    """A checkpoint has another copy of the weights for each, and so has each kept moment."""
+    one, three = (
+        notes.gib(plan(study(stages=["train"]), words)[0].training) for words in ([], ["train.ema_decays=[0.9,0.99]"])
+    )
+    assert three / one == pytest.approx((6 * 2 + 3) / (4 * 2 + 1))
+
+
 @dataclass
 class Joined(ObjectiveConfig):
     """An objective with a field that was added later and whose default is not its `since` value."""
