@@ -12,6 +12,7 @@ from ...harness.config import Config, check_fit
 from ...harness.device import pick_device
 from ...harness.export import check_target, export, names
 from ...harness.keys import config_from_dict, config_of, training_folder
+from ...harness.parallel import rank
 from ...harness.progress import Progress
 from ...harness.run import ABOUT, create, locked, plain_name, read_info, weights_home
 from ...harness.sampling import labels_of
@@ -47,15 +48,18 @@ def run(args: argparse.Namespace) -> int:
                 write(task.path, {"kind": "sample", "key": task.key, "state": "failed", "error": error})
         with signals.noted():
             execute(task, Progress(task.path))
+        if rank() > 0:  # one of torchrun's processes says and writes the rest
+            continue
         images = images_of(task.path)
         print(f"{images}: {config.sample.count} images at step {task.step}")
-        if os.environ.get("RANK", "0") == "0":  # of torchrun's processes, one
-            classes = write_grid(grid := task.path / "grid.png", open_samples(images), labels_at(images))
-            rows = f", in rows by class: {', '.join(map(str, classes))}" if classes else ""
-            print(f"{grid}: some of them{rows}")
-            if args.to is not None:
-                export(args.to, open_samples(images), labels_at(images), config.model.num_classes, Progress())
-                print(f"{args.to}: all of them")
+        classes = write_grid(grid := task.path / "grid.png", open_samples(images), labels_at(images))
+        rows = f", in rows by class: {', '.join(map(str, classes))}" if classes else ""
+        print(f"{grid}: some of them{rows}")
+        if args.to is not None:
+            export(args.to, open_samples(images), labels_at(images), config.model.num_classes, Progress())
+            print(f"{args.to}: all of them")
+    if rank() > 0:
+        return 0
     words = [text for text in overrides if not text.startswith("backend.")]  # evaluate takes no backend
     print(f"next: {command('evaluate', path, *words)}")
     return 0
