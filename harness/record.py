@@ -31,8 +31,7 @@ LINES: dict[str, dict[str, Any]] = {
     "claims.jsonl": {"start": int, "stop": int, "by": str, "at": float, "seconds": NUMBER},
 }
 EVENTS: dict[str, dict[str, Any]] = {"start": {"restart": int}, "stop": {"signal": str}}
-# Errors of the system for a path that was given wrongly, or for a missing permission. Others, such as those of a
-# network or a full disk, may pass.
+# Errors of the system for a wrong path or a missing permission. Others, as those of a network, may pass.
 REFUSALS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ELOOP)
 REFUSALS += (errno.ENAMETOOLONG,)
 

@@ -31,7 +31,6 @@ from .parallel import Lost
 from .progress import Progress
 from .record import Row, append, newest, read_records, row
 from .run import GLANCE_S, create, is_locked, locked, read_info
-from .signals import Stopped
 from .training.checkpoint import files, moments, nearest
 from .training.resume import asked_moments as snapshots
 
@@ -266,9 +265,9 @@ def _prepare(task: Task) -> Path:
 def execute(task: Task, progress: Progress) -> None:
     """Do what is missing of a task, one stage after the other, and record each.
 
-    Any number of processes draw the images of one set of samples together; one of them records it. A stage that fails
-    leaves a record with its error, and its exception is raised. Raises Busy if another process works in the folder on
-    something else. Raises Stopped, without a record, if a signal asked for it (signals.py); the same call continues.
+    Any number of processes draw a set of samples together, and one records it. A stage that fails leaves a record with
+    its error, which is raised. Raises Busy if another process works in the folder, and Stopped, without a record, if a
+    signal asked for it (signals.py); the same call continues.
     """
     from .device import pick_device
     from .provenance import provenance
@@ -289,11 +288,11 @@ def execute(task: Task, progress: Progress) -> None:
                 for line in stages[stage](task, config, progress):
                     write(folder, {"provenance": origin, **line})
                     signals.check()
-            except Stopped:
+            except signals.Stopped:
                 raise
             except Exception as error:
                 if signals.asked() and not isinstance(error, Lost):  # damage of a signal is no failure of the run
-                    raise Stopped(f"{signals.asked()} during {stage}: {one_line(error)}") from error
+                    raise signals.Stopped(f"{signals.asked()} during {stage}: {one_line(error)}") from error
                 for line in _failure(task, config, stage, error):
                     write(folder, {"provenance": origin, **line})
                 if not isinstance(error, InputError) and state_of(error) != "diverged":
