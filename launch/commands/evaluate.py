@@ -28,6 +28,8 @@ def run(args: argparse.Namespace) -> int:
     rows: list[dict[str, Any]] = []
     reasons: dict[str, str] = {}
     if path.suffix == ".npz":
+        if path.is_dir():
+            raise InputError(f"{path} is not a readable .npz file: it is a folder")
         config, _ = compose(overrides)
         try:
             for row in score(path, config, config.evaluate.metrics, Path(config.run.root) / ".cache", Progress()):

@@ -86,7 +86,7 @@ def test_only_forward_passes_have_rounded_weights(monkeypatch):
 
         return watched
 
-    for name in ("forward", "train_step"):
+    for name in ("forward", "training_step"):
         monkeypatch.setattr(models, name, watch(getattr(models, name)))
     modes = {"modes": ["forward", "train"], "batch_size": [1, 2]}
     assert collect(make(precision="bfloat16", **modes))[1] is None

@@ -44,7 +44,7 @@ def test_the_record_counts_images_and_flops(tmp_path):
     assert record["training_flops"] == 3 * cost(DIT).flops * 16  # forward once, backward twice as much
     (stretch,) = record["stretches"]
     assert stretch["from_step"] == 0 and stretch["backend"] == record["backend"] == {"attention": "sdpa"}
-    assert set(stretch) == {"from_step", "backend", "torch", "commit", "dirty", "device", "host"}
+    assert set(stretch) == {"from_step", "backend", "compile", "torch", "commit", "dirty", "device", "host"}
     assert stretch["torch"] == torch.__version__
 
 
