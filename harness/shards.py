@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import Any, Protocol
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -108,7 +109,7 @@ class Claims:
     def _whole(self, start: int, stop: int) -> bool:
         try:
             return len(_read(self._file(start, stop))) == stop - start
-        except (InputError, TypeError):  # no array at all, or one without a length
+        except InputError:
             return False
 
     def _file(self, start: int, stop: int) -> Path:
@@ -223,9 +224,12 @@ def _read(path: Path) -> NDArray[Any]:
     """A file as an array whose content is read when it is used."""
     with access("read", path, missing=True):
         try:
-            return np.load(path, mmap_mode="r", allow_pickle=False)
-        except (ValueError, EOFError) as error:
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (ValueError, EOFError, BadZipFile) as error:
             raise InputError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
+    if not isinstance(array, np.ndarray) or not array.ndim:  # np.load also opens an .npz
+        raise InputError(f"{path} cannot be read: it has no images")
+    return array
 
 
 def images_of(folder: Path) -> Path:
