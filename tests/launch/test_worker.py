@@ -11,12 +11,14 @@ import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import submitit
 from lamabench.ablations.study import Study
 from lamabench.harness import provenance, signals
 from lamabench.harness.record import read_lines
 from lamabench.harness.run import read_run
+from lamabench.harness.shards import joined
 from lamabench.kernels.errors import InputError
 from lamabench.launch import worker
 from lamabench.launch.plan import pieces, plan
@@ -329,3 +331,14 @@ def test_a_run_without_progress_is_not_queued_again_for_ever(tmp_path, monkeypat
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "step-00000001.safetensors").touch()
     assert not attempt.stuck()
+
+
+def test_a_batch_of_images_is_progress(tmp_path, monkeypatch):
+    monkeypatch.setenv("SUBMITIT_EXECUTOR", "slurm")
+    attempt, images = Attempt(tmp_path), np.zeros((2, 8, 8, 1), np.uint8)
+    with joined(tmp_path / "shards" / "key", 8) as claims:
+        marks = [attempt.mark()]
+        for _ in range(3):
+            claims.write(claims.take(2), images, time.time())
+            marks.append(attempt.mark())
+    assert len({str(mark) for mark in marks}) == 4
