@@ -84,7 +84,8 @@ def test_the_description_is_complete_and_plain():
     ]
     assert plain["family"] == "lamamba" and plain["out_channels"] == 4
     composed = {f.name for f in fields(LaMambaConfig)}
-    assert plain.keys() == (composed - set(SHARED)) | {"family"}
+    assert plain.keys() == (composed - set(SHARED) - {"dropout"}) | {"family"}  # no dropout is as before it was a field
+    assert describe(replace(TINY, dropout=0.1))["dropout"] == 0.1
     stages = describe(replace(TINY, mixers=[["ssm"], [], ["conv"]]))["mixers"]
     assert [[mixer["kind"] for mixer in stage] for stage in stages] == [["ssm"], [], ["conv"]]
 
