@@ -155,7 +155,7 @@ class Attempt:
         newest = sorted(path.name for path in self.folder.glob("checkpoints/step-*"))[-1:]
         record = self.folder / "record.jsonl"
         records = record.read_bytes().count(b"\n") if record.is_file() else 0
-        return [records, newest, len(list(self.folder.glob("samples.parts/*/*.npy")))]
+        return [records, newest, len(list(self.folder.glob("shards/*/*-*.npy")))]
 
     def stuck(self) -> bool:
         """Whether the time limit stopped the last two starts with exactly this mark. If attempts.jsonl is damaged, that

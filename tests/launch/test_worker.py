@@ -11,12 +11,14 @@ import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import submitit
 from lamabench.ablations.study import Study
 from lamabench.harness import provenance, signals
 from lamabench.harness.record import read_lines
 from lamabench.harness.run import read_run
+from lamabench.harness.shards import joined
 from lamabench.kernels.errors import InputError
 from lamabench.launch import worker
 from lamabench.launch.plan import pieces, plan
@@ -328,4 +330,11 @@ def test_a_run_without_progress_is_not_queued_again_for_ever(tmp_path, monkeypat
     assert attempt.stuck()
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "step-00000001.safetensors").touch()
+    assert not attempt.stuck()
+    attempt.note("stop", signal="SIGUSR2", mark=attempt.mark())
+    attempt.note("stop", signal="SIGUSR2", mark=attempt.mark())
+    assert attempt.stuck()
+    (tmp_path / "shards").mkdir()
+    with joined(tmp_path / "shards" / "key", 8) as claims:
+        claims.write(range(4), np.zeros((4, 8, 8, 3), np.uint8), time.time())
     assert not attempt.stuck()
