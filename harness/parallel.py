@@ -90,7 +90,11 @@ def everywhere(work: Callable[[], int | None], port: Path | None = None) -> int 
     if size() == 1:
         return work()
     quiet()
-    _join(port)
+    try:
+        _join(port)
+    finally:
+        if port is not None and rank() == 0:
+            port.unlink(missing_ok=True)
     code = _lead(work) if rank() == 0 else _follow()
     if not _lost:
         import torch.distributed as dist
@@ -127,8 +131,6 @@ def _join(port: Path | None) -> None:
     store = PrefixStore("group", _store)
     backend = "cpu:gloo,cuda:nccl" if gpus else "gloo"
     dist.init_process_group(backend, store=store, rank=rank(), world_size=size(), timeout=TIMEOUT)
-    if port is not None and rank() == 0:
-        port.unlink(missing_ok=True)
 
 
 def _until(condition: Callable[[], bool], what: str) -> None:

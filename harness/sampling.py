@@ -119,7 +119,7 @@ def _draw_claims(sampler: "Sampler", claims: Claims, weights: str, progress: Pro
         if (indices := claims.take(settings.batch_size)) is None:
             if claims.complete():
                 return
-            if not waiting:
+            if not waiting and parallel.rank() == 0:
                 progress.say(f"sample: waiting for {claims.count - claims.drawn} images that other processes draw")
             waiting = True
             time.sleep(WAIT_S)

@@ -206,7 +206,9 @@ def work(manifest: str, index: int) -> None:
             code = _other_process(path, index) if parallel.rank() else None
             if code is None:
                 code = parallel.everywhere(lambda: _guarded(path, index), path.with_name(f"{start}.port"))
-        except (signals.Stopped, parallel.Lost) as error:  # before all processes of the run were there
+        except signals.Stopped:  # before all processes of the run were there
+            code = 0 if parallel.rank() else _guarded(path, index, met=False)
+        except parallel.Lost as error:
             say(str(error))
             code = 1
     if code is not None:
@@ -245,7 +247,7 @@ def _listening() -> Iterator[None]:
                 signal.signal(number, handler)
 
 
-def _guarded(path: Path, index: int) -> int | None:
+def _guarded(path: Path, index: int, met: bool = True) -> int | None:
     """The exit code of `_attempt`, or a key of `EXITS` if one describes the error that stopped it."""
     try:
         manifest = read_manifest(path)
@@ -253,7 +255,7 @@ def _guarded(path: Path, index: int) -> int | None:
         say(str(error))
         return errno.ESTALE
     try:
-        return _attempt(path, index, manifest)
+        return _attempt(path, index, manifest, met)
     except Exception as error:
         number = next((one.errno for one in _causes(error) if isinstance(one, OSError) and one.errno in EXITS), None)
         if number is None and not path.exists():  # the folder is gone, whatever the error is
@@ -271,7 +273,8 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def _attempt(path: Path, index: int, manifest: dict[str, Any]) -> int | None:
+def _attempt(path: Path, index: int, manifest: dict[str, Any], met: bool) -> int | None:
+    """Do a task. If a signal came before its processes `met`, only queue it again where it must (`_stopped`)."""
     array = manifest["arrays"][index]
     task = array["tasks"][task_number()]
     job = path.parent / f"array-{index}.job"
@@ -296,6 +299,8 @@ def _attempt(path: Path, index: int, manifest: dict[str, Any]) -> int | None:
     watch.start()
     try:
         check_gpus(array["cluster"]["gpus"])
+        if not met:
+            signals.check()
         _patiently(task, folder)
     except signals.Stopped as stopped:
         if unfinished(task):

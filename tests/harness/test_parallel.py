@@ -103,3 +103,14 @@ def test_seconds_count_once_for_each_process():
     assert process_seconds([{"from_step": 0}, {"from_step": 5}], 7.0) == 7.0  # of one process, as all were before
     stretches = [{}, {"from_seconds": 2.0, "processes": 4}, {"from_seconds": 5.0}]
     assert process_seconds(stretches, 6.0) == 2 + 4 * 3 + 1
+
+
+def test_processes_that_never_meet_leave_no_port_behind(tmp_path, monkeypatch):
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("TORCH_CPP_LOG_LEVEL", "ERROR")
+    monkeypatch.setattr(parallel, "START_S", 0.5)
+    monkeypatch.setattr(parallel, "_store", None)
+    with pytest.raises(parallel.Lost, match="for all 2 processes"):
+        parallel.everywhere(lambda: None, tmp_path / "7_0.0.port")
+    assert not list(tmp_path.iterdir())

@@ -331,14 +331,33 @@ def test_a_run_without_progress_is_not_queued_again_for_ever(tmp_path, monkeypat
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "step-00000001.safetensors").touch()
     assert not attempt.stuck()
-
-
-def test_a_batch_of_images_is_progress(tmp_path, monkeypatch):
-    monkeypatch.setenv("SUBMITIT_EXECUTOR", "slurm")
-    attempt, images = Attempt(tmp_path), np.zeros((2, 8, 8, 1), np.uint8)
+    attempt.note("stop", signal="SIGUSR2", mark=attempt.mark())
+    attempt.note("stop", signal="SIGUSR2", mark=attempt.mark())
+    assert attempt.stuck()
+    (tmp_path / "shards").mkdir()
     with joined(tmp_path / "shards" / "key", 8) as claims:
-        marks = [attempt.mark()]
-        for _ in range(3):
-            claims.write(claims.take(2), images, time.time())
-            marks.append(attempt.mark())
-    assert len({str(mark) for mark in marks}) == 4
+        claims.write(range(4), np.zeros((4, 8, 8, 3), np.uint8), time.time())
+    assert not attempt.stuck()
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_preemption_before_the_processes_met_queues_their_run_again(tmp_path, monkeypatch, rank):
+    """Once, by the first process. The other ones end without an error, because that would end the first."""
+    run, calls = training(tmp_path, **{"train.steps": 3}), []
+    variables = {"SUBMITIT_EXECUTOR": "slurm", "SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "0", "RANK": str(rank),
+                 "WORLD_SIZE": "2", "TORCH_CPP_LOG_LEVEL": "ERROR"}  # fmt: skip
+    for key, value in variables.items():
+        monkeypatch.setenv(key, value)
+    for name in ("listen", "ignore"):
+        monkeypatch.setattr(signals, name, lambda: None)
+    monkeypatch.setattr(signals, "_noted", [signal.SIGTERM])
+    monkeypatch.setattr(worker, "environment", dict)
+    monkeypatch.setattr(worker, "ours", lambda notice: not notice)
+    monkeypatch.setattr(worker, "requeue", lambda: calls.append("requeue"))
+    monkeypatch.setattr(worker.parallel, "everywhere", lambda *_: signals.check())
+    with pytest.raises(SystemExit) as end:
+        worker.work(manifest(run, tmp_path), 0)
+    assert end.value.code == 0 and calls == ["requeue"] * (rank == 0)
+    if rank == 0:
+        assert [line["event"] for line in read_lines(run.folder / "attempts.jsonl")] == ["start", "stop"]
+        assert not (run.folder / "checkpoints").exists()
