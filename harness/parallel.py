@@ -293,8 +293,8 @@ def agreeing() -> Iterator[None]:
 
 @contextmanager
 def attending() -> Iterator[None]:
-    """Around what the processes do together: an error of this process is told to the others, and one that comes from
-    the loss of another process becomes Lost, with what that process told."""
+    """Around what the processes do together. The others learn of an error of this process. An error that comes from the
+    loss of another process becomes Lost, with the words of that process."""
     global _lost
     if size() == 1:
         yield

@@ -71,10 +71,10 @@ def test_the_same_requests_are_answered(root, capsys):
 def test_a_request_of_today_has_a_ramp_and_names_it(root, capsys):
     words = [word for word in TRAIN if not word.startswith("train.ema_rampup")]
     assert main(["train", *words, "train.steps=4"]) == 0
-    said = f"{NAME.replace('_nano', '')}, finished to step 4, differs only in train.ema_rampup (False there)"
-    assert said in capsys.readouterr().err
+    line = f"{NAME.replace('_nano', '')}, finished to step 4, differs only in train.ema_rampup (False there)"
+    assert line in capsys.readouterr().err
     assert main(["train", *words, "train.steps=4"]) == 0
-    assert said not in capsys.readouterr().err and len(list((root / "trainings").iterdir())) == 2
+    assert line not in capsys.readouterr().err and len(list((root / "trainings").iterdir())) == 2
 
 
 def test_it_goes_on(root):

@@ -93,12 +93,12 @@ def test_labels_and_timesteps_of_samples_have_keys_of_their_own():
     that of cyclic labels."""
     few = [change("sample", count=5, labels=labels) for labels in ("balanced", "random", "cyclic")]
     many = [change("sample", labels="random"), change("sample", timesteps="ddim")]
-    found = [keys.samples_key(config, 4) for config in (*few, *many, CONFIG)]
-    assert len(set(found)) == 6
+    ids = [keys.samples_key(config, 4) for config in (*few, *many, CONFIG)]
+    assert len(set(ids)) == 6
     sample = {name: value for name, value in declared(few[2].sample).items() if name not in ("labels", "timesteps")}
     for name in ("batch_size", "at", "weights", "seed"):
         sample.pop(name)
-    assert found[2] == keys.digest("samples", [keys.training_key(CONFIG), 4, "ema"], sample, 0)
+    assert ids[2] == keys.digest("samples", [keys.training_key(CONFIG), 4, "ema"], sample, 0)
     assert [keys.label_rule(config) for config in few] == ["spread", "random", "cyclic"]
     no_classes = [replace(config, model=replace(DIT, num_classes=0)) for config in few]
     assert len({keys.samples_key(config, 4) for config in no_classes}) == 1

@@ -17,7 +17,7 @@ NAME = str(STEPS)
 
 def pids(folder):
     """The processes of a job by their ranks, as their working folder and environment tell."""
-    found = {}
+    processes = {}
     for entry in os.scandir("/proc"):
         try:
             with open(f"{entry.path}/environ", "rb") as file:
@@ -28,8 +28,8 @@ def pids(folder):
             continue
         ours = b"SLURM_PROCID" in variables and b"submitit" in command and os.fsencode(folder) in command
         if ours and b"bash" not in command.split(b"\0")[0]:
-            found[int(variables[b"SLURM_PROCID"])] = int(entry.name)
-    return found
+            processes[int(variables[b"SLURM_PROCID"])] = int(entry.name)
+    return processes
 
 
 def logs(root, study):
