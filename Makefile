@@ -24,8 +24,8 @@ gpu-test: $(READY)  ## run the tests that need a GPU (NVIDIA's, of compute capab
 slurm-test: $(READY)  ## run the tests that need SLURM, on a node of their own (8 minutes; root, Debian or Ubuntu)
 	OMP_NUM_THREADS=1 $(VENV)/bin/pytest -m slurm tests/slurm
 
-soak: $(READY)  ## run 200 short runs on such a node while some are killed at random (10 minutes)
-	OMP_NUM_THREADS=1 $(VENV)/bin/pytest -m soak tests/slurm
+soak: $(READY)  ## run 200 short runs on such a node while some are killed, and kill processes of a training (15 minutes)
+	OMP_NUM_THREADS=1 $(VENV)/bin/pytest -m soak tests
 
 lint: $(READY)  ## check style, format and types
 	$(VENV)/bin/ruff check

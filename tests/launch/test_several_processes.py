@@ -198,7 +198,7 @@ def test_a_run_that_was_stopped_and_killed_goes_on_bit_for_bit(start, whole, tmp
     same(training(tmp_path), whole[4])
 
 
-@pytest.mark.parametrize("killed", [0, 1])
+@pytest.mark.parametrize("killed", [pytest.param(0, marks=pytest.mark.soak), 1])
 def test_a_killed_process_ends_the_others_and_another_number_goes_on(start, whole, tmp_path, killed):
     run = start(tmp_path, count=2)
     run.until(lambda: saved(tmp_path))
@@ -267,7 +267,7 @@ class FailingMixer(Mixer):
 """
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.soak), 1])
 def test_the_error_of_one_process_ends_all(start, tmp_path, rank):
     """An error of the program: a process of its own writes the traceback, and the record has one line."""
     (tmp_path / "own.py").write_text(PLUGIN.replace('os.environ["FAILS"]', repr(str(rank))))

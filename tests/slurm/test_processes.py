@@ -8,7 +8,6 @@ import pytest
 from lamabench.harness.record import read_lines
 from studies import PLUGIN, SLOW, SLURM, progress, run_folder, same, trained_once, trains, write
 
-pytestmark = pytest.mark.slurm
 STEPS = 300
 BASE = {**SLOW, "train.steps": STEPS, "run.checkpoint_every": STEPS // 2}
 TWO = (*SLURM, "cluster.tasks_per_node=2")
@@ -36,6 +35,7 @@ def logs(root, study):
     return sorted((root / study / ".sweep" / "0001" / "logs").glob("*_log.out"))
 
 
+@pytest.mark.slurm
 def test_two_tasks_of_a_run_are_stopped_and_go_on_bit_for_bit(node, tmp_path, sweep):
     """The notice before a time limit, after which the first task has the job queued again, and a preemption."""
     study, other = (
@@ -65,6 +65,7 @@ def test_two_tasks_of_a_run_are_stopped_and_go_on_bit_for_bit(node, tmp_path, sw
     assert not list(tmp_path.glob("runs/twice/.sweep/0001/*.port"))
 
 
+@pytest.mark.soak
 def test_a_task_that_is_killed_ends_the_job_and_two_nodes_go_on(node, tmp_path, sweep):
     study = write(tmp_path / "killed.yaml", base=BASE, axes={"train.steps": [STEPS]}, plugins=[PLUGIN])
     (job,) = sweep.submit(study, *TWO)
