@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from lamabench.harness.record import read_lines
 from lamabench.harness.run import read_run
+from lamabench.harness.shards import open_samples
 from safetensors.torch import load_file
 
 STEPS = 80
@@ -231,13 +232,14 @@ def test_bad_input_is_one_line_of_all(start, tmp_path):
     assert run.text("err").count("\n") == 1 and not (tmp_path / "runs").exists()
 
 
-def test_other_commands_are_of_the_first_process(start, whole):
+def test_sample_is_of_all_processes_and_other_commands_are_of_the_first(start, whole):
     folder = whole[2].parents[2]
     words = ["sample.count=4", "sample.method=ddim", "sample.steps=2", "run.device=cpu"]
     run = start(folder, count=2, command=["sample", str(whole[2]), *words])
     assert run.codes == [0, 0], run.text("err")
-    assert len(list(whole[2].glob("samples/*/samples.npz"))) == 1
-    assert run.text("out", 1) == run.text("err", 1) == ""
+    (shards,) = whole[2].glob("samples/*/shards/*")
+    assert len(open_samples(shards)) == 4
+    assert run.text("out", 1) == "" and "images at step" in run.text("out")
     assert start(folder, count=2, command=["report", "nothing", "--out", "x"]).codes == [2, 2]
 
 
