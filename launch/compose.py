@@ -26,8 +26,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ..ablations.study import Setting
 from ..ablations.yaml_file import is_text
-from ..harness.config import Config, DataConfig
+from ..harness.config import Config
 from ..harness.diffusion.objective import objective
+from ..harness.sections import DataConfig
 from ..kernels.errors import InputError, unknown
 from ..models import plugins
 from ..models.registry import out_channels, preset, presets, revision

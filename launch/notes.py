@@ -12,12 +12,13 @@ from typing import Any, NamedTuple
 import torch
 
 from ..ablations.study import Study
-from ..harness.config import Config, DataConfig
+from ..harness.config import Config
 from ..harness.data import images
 from ..harness.data.files import few
 from ..harness.keys import training_folder
 from ..harness.record import read_records
 from ..harness.scoring.counts import shortage
+from ..harness.sections import DataConfig
 from ..harness.stages import Task, missing_metrics, reached
 from ..harness.training import checkpoint
 from ..harness.training.checkpoint import KEEP, moments

@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from ..ablations.study import Study
-from ..harness.config import Config, RunConfig, check_fit
+from ..harness.config import Config, check_fit
 from ..harness.keys import asked, config_from_dict, model_folder, score_key, training_folder
 from ..harness.measure.speed import next_measurement
 from ..harness.progress import describe
 from ..harness.progress import read as read_progress
 from ..harness.record import STAGE_OF, Row, newest, read_records
 from ..harness.run import check_study, is_locked, read_info, write_study
+from ..harness.sections import RunConfig
 from ..harness.stages import (
     Task,
     kept_steps,

@@ -8,7 +8,7 @@ from torch import Tensor
 from ...kernels.errors import unknown
 
 if TYPE_CHECKING:
-    from ..config import EncoderConfig
+    from ..sections import EncoderConfig
 
 
 class Shape(Protocol):

@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ...kernels.errors import InputError, unknown
-from ..config import DataConfig
 from ..random import Stream, generator
+from ..sections import DataConfig
 from . import cifar10, files
 from .files import FEW, UNREADABLE, Say, check_memory, few, line_of, npz_headers, read_npz, unreadable
 from .folder import HIDDEN, check_classes, listing

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..config import DataConfig
+from ..sections import DataConfig
 from . import files
 from .files import Damage, Entry, Say, few, line_of
 from .folder import listing

@@ -16,7 +16,7 @@ from .gaussian import DDPM
 from .path import Path
 
 if TYPE_CHECKING:
-    from ..config import ObjectiveConfig
+    from ..sections import ObjectiveConfig
 
 
 class Objective(Protocol):

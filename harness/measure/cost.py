@@ -31,7 +31,7 @@ from torch.utils.flop_counter import flop_registry
 from ...kernels import OPERATORS
 from ...kernels.errors import InputError, unknown
 from ...models.registry import Backbone, build
-from ..config import MOST_SIDE
+from ..sections import MOST_SIDE
 from .timing import first_line
 
 PARTS = ("ssm", "scan", "attention", "mlp", "conditioning", "rest")

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from ...kernels.errors import InputError
 from ...models.registry import Backbone, build, select_backends
-from ..config import CUDA_GRAPHS, BenchConfig, ObjectiveConfig, TrainConfig
 from ..device import (
     WHOLE_STEP,
     autocast,
@@ -26,6 +25,7 @@ from ..device import (
     training_mode,
 )
 from ..diffusion.objective import Objective, objective
+from ..sections import CUDA_GRAPHS, BenchConfig, ObjectiveConfig, TrainConfig
 from ..training.graph import Update, WholeStep
 from ..training.step import TrainStep
 from .check import Reference, WrongOutput, batch_of, check, check_operators, check_whole_step, reference

@@ -15,8 +15,8 @@ from torch import Tensor
 from ...kernels import OPERATORS
 from ...kernels.operator import Yardstick
 from ...models.registry import Backbone, build, select_backends
-from ..config import BenchConfig
 from ..device import device_name, exact_float32
+from ..sections import BenchConfig
 from .calls import Call, as_in_the_model, calls_of, fresh
 from .check import Held, WrongOutput, or_null, relative_rms
 from .gpus import exponentials_per_s, peak_flops

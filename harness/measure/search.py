@@ -3,8 +3,8 @@
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from ..config import BenchConfig
 from ..device import WHOLE_STEP
+from ..sections import BenchConfig
 
 FIRST_BATCH = 8  # the second batch of `auto`, after one image
 GAIN = 1.02  # two batches in a row that gain less end the search

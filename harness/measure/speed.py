@@ -3,9 +3,10 @@
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from ..config import SECTIONS, BenchConfig
+from ..config import SECTIONS
 from ..keys import asked, speed_key
 from ..record import Row
+from ..sections import BenchConfig
 from .search import FINISHED, Point, next_point
 
 Plan = dict[str, Any]  # sections `bench` and `backend`, as plain data

@@ -26,8 +26,8 @@ from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 from torch_fidelity.utils import create_feature_extractor
 
 from ...kernels.errors import InputError, unknown
-from ..config import EvaluateConfig
 from ..record import access, write_atomically
+from ..sections import EvaluateConfig
 
 Features = NDArray[np.float32]
 # SHA-256 of the file that torch-fidelity publishes: Inception-2015, the network of FID.

@@ -13,13 +13,14 @@ from torch import Tensor
 from torch.utils.data import Subset
 
 from ...kernels.errors import InputError, unknown
-from ..config import METRICS, Config, EvaluateConfig
+from ..config import Config
 from ..data.files import Say
 from ..data.images import load
 from ..data.items import epoch_order
 from ..device import pick_device
 from ..progress import Progress
 from ..record import read_records
+from ..sections import METRICS, EvaluateConfig
 from ..shards import Samples, images_of, open_samples
 from ..training.checkpoint import check_data
 from .counts import WITHOUT_REFERENCE, shortage

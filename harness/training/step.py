@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from ...models.registry import Backbone
-from ..config import TrainConfig
 from ..device import autocast, is_cuda
 from ..diffusion.objective import Objective
 from ..random import RANKS, Stream, generator
+from ..sections import TrainConfig
 from .checkpoint import Checkpoint
 from .ema import EMA
 from .graph import Update

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from ...kernels.errors import InputError
 from .. import parallel, signals
-from ..config import RunConfig
 from ..progress import Progress
+from ..sections import RunConfig
 from .folder import Position
 from .step import TrainStep
 

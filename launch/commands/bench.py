@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ...harness.config import Config, DataConfig
+from ...harness.config import Config
 from ...harness.device import device_name, pick_device
 from ...harness.keys import asked, config_to_dict, model_folder
 from ...harness.measure.models import WrongOutput, check_bench
@@ -15,6 +15,7 @@ from ...harness.measure.speed import measure, stored
 from ...harness.provenance import provenance
 from ...harness.record import newest, read_records
 from ...harness.run import locked, write_study
+from ...harness.sections import DataConfig
 from ...harness.stages import Task, prepare, tasks, write
 from ...kernels.errors import InputError
 from ...models.registry import presets

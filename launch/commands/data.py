@@ -5,9 +5,9 @@ import json
 import sys
 from collections.abc import Iterator
 
-from ...harness.config import DataConfig
 from ...harness.data.files import few
 from ...harness.data.summary import Summary, summary
+from ...harness.sections import DataConfig
 from ...kernels.errors import InputError
 from ..compose import choices, compose
 

@@ -4,16 +4,15 @@ from dataclasses import replace
 
 import pytest
 from lamabench.baselines.dit import DiTConfig
-from lamabench.harness.config import (
+from lamabench.harness.config import Config, check_fit
+from lamabench.harness.sections import (
     CUDA_GRAPHS,
     BenchConfig,
-    Config,
     DataConfig,
     EvaluateConfig,
     RunConfig,
     SampleConfig,
     TrainConfig,
-    check_fit,
 )
 from lamabench.kernels.errors import InputError
 from lamabench.models.registry import preset

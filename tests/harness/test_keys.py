@@ -7,12 +7,8 @@ from pathlib import Path
 import pytest
 from lamabench.baselines.dit import DiTConfig
 from lamabench.harness import keys
-from lamabench.harness.config import (
-    BackendConfig,
-    Config,
-    DataConfig,
-    TrainConfig,
-)
+from lamabench.harness.config import Config
+from lamabench.harness.sections import BackendConfig, DataConfig, TrainConfig
 from lamabench.models import registry
 from lamabench.models.fields import declared
 

@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 import torch
 from lamabench.baselines.dit import DiTConfig
-from lamabench.harness.config import Config, DataConfig, RunConfig, SampleConfig, TrainConfig
+from lamabench.harness.config import Config
 from lamabench.harness.data.encoder import to_uint8
 from lamabench.harness.diffusion.gaussian import Chain
 from lamabench.harness.progress import Progress
 from lamabench.harness.random import Stream, generator
 from lamabench.harness.sampling import Sampler, generate, labels_of, load_weights
 from lamabench.harness.sampling import draw as draw_list
+from lamabench.harness.sections import DataConfig, RunConfig, SampleConfig, TrainConfig
 from lamabench.harness.shards import Shards, labels_at
 from lamabench.harness.training.loop import train
 from lamabench.kernels.errors import InputError

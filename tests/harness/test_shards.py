@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 import torch
 from lamabench.baselines.dit import DiTConfig
-from lamabench.harness.config import Config, DataConfig, RunConfig, SampleConfig, TrainConfig
+from lamabench.harness.config import Config
 from lamabench.harness.progress import Progress
 from lamabench.harness.record import read_lines, read_records
 from lamabench.harness.run import Busy, is_locked
 from lamabench.harness.sampling import Sampler, generate
+from lamabench.harness.sections import DataConfig, RunConfig, SampleConfig, TrainConfig
 from lamabench.harness.shards import Shards, busy_seconds, first_gap, images_of, joined, labels_at, open_samples
 from lamabench.harness.stages import execute, missing, tasks
 from lamabench.harness.training.loop import train

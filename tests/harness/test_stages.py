@@ -9,18 +9,11 @@ import pytest
 import torch
 from lamabench.baselines.dit import DiTConfig
 from lamabench.harness import stages
-from lamabench.harness.config import (
-    BenchConfig,
-    Config,
-    DataConfig,
-    EvaluateConfig,
-    RunConfig,
-    SampleConfig,
-    TrainConfig,
-)
+from lamabench.harness.config import Config
 from lamabench.harness.progress import Progress
 from lamabench.harness.record import read_records
 from lamabench.harness.run import Busy, locked, open_run
+from lamabench.harness.sections import BenchConfig, DataConfig, EvaluateConfig, RunConfig, SampleConfig, TrainConfig
 from lamabench.harness.shards import open_samples
 from lamabench.harness.stages import Task, execute, merged, missing, tasks
 from lamabench.harness.training.checkpoint import moments

@@ -72,7 +72,7 @@ kernels.__path__.append(sys.argv[1])
 
 from dataclasses import dataclass
 from torch import nn
-from lamabench.harness.config import BenchConfig, BackendConfig
+from lamabench.harness.sections import BenchConfig, BackendConfig
 from lamabench.harness.measure import check, operators
 from lamabench.harness.measure.cost import cost
 from lamabench.kernels.toy import toy

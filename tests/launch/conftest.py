@@ -9,9 +9,9 @@ from contextlib import suppress
 import pytest
 from lamabench.ablations.study import Study
 from lamabench.harness import stages
-from lamabench.harness.config import BenchConfig
 from lamabench.harness.keys import config_from_dict, score_key, speed_key
 from lamabench.harness.record import append, row
+from lamabench.harness.sections import BenchConfig
 
 SMALL = {"model": "dit_nano", "model.depth": 1, "model.hidden_size": 16, "model.num_heads": 2, "data": "digits"}
 SMALL |= {"data.size": 8, "train.batch_size": 4, "train.precision": "float32", "train.steps": 4, "sample.count": 5}

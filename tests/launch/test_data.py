@@ -103,8 +103,8 @@ def test_the_second_check_and_the_training_decode_nothing(capsys, root, monkeypa
     first = check(capsys, "data=folder", "data.path=set")
     monkeypatch.setattr("lamabench.harness.data.files.read_image", lambda file: pytest.fail(f"{file} was read"))
     assert check(capsys, "data=folder", "data.path=set") == first
-    from lamabench.harness.config import DataConfig
     from lamabench.harness.data.images import load
+    from lamabench.harness.sections import DataConfig
 
     assert load(DataConfig("folder", path="set", size=8, channels=3, num_classes=2)).fingerprint in first[1]
 

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 from lamabench.ablations.study import load, names
-from lamabench.harness.config import Config, ObjectiveConfig
+from lamabench.harness.config import Config
 from lamabench.harness.keys import training_key
 from lamabench.harness.measure.cost import cost
+from lamabench.harness.sections import ObjectiveConfig
 from lamabench.kernels.errors import InputError
 from lamabench.launch import notes
 from lamabench.launch.plan import pieces, plan

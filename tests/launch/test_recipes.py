@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 from lamabench.ablations.study import load
-from lamabench.harness.config import TrainConfig, check_fit
+from lamabench.harness.config import check_fit
 from lamabench.harness.keys import training_key
+from lamabench.harness.sections import TrainConfig
 from lamabench.kernels.errors import InputError
 from lamabench.launch import plan
 from lamabench.launch.compose import choices, compose

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import lamabench.reports as reports
 import pytest
-from lamabench.harness.config import BackendConfig
 from lamabench.harness.keys import model_key, operator_speed_key, speed_key
 from lamabench.harness.run import read_run
+from lamabench.harness.sections import BackendConfig
 from lamabench.models.registry import from_dict
 
 ROOT = Path(reports.__file__).parent / "records"

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from lamabench.harness.config import DataConfig
 from lamabench.harness.data import cifar10
 from lamabench.harness.data.images import load
+from lamabench.harness.sections import DataConfig
 from lamabench.kernels.errors import InputError
 from torchvision.datasets import CIFAR10
 

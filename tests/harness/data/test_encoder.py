@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from lamabench.harness.config import DataConfig, EncoderConfig
 from lamabench.harness.data.encoder import KINDS, encoder, to_model_range, to_uint8
 from lamabench.harness.data.images import load
+from lamabench.harness.sections import DataConfig, EncoderConfig
 from lamabench.kernels.errors import InputError
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from lamabench.harness.config import DataConfig
 from lamabench.harness.data.folder import listing
 from lamabench.harness.data.images import fingerprint, load
+from lamabench.harness.sections import DataConfig
 from lamabench.kernels.errors import InputError
 from PIL import Image
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from lamabench.harness.config import DataConfig
 from lamabench.harness.data.images import ImageData, fingerprint, load
+from lamabench.harness.sections import DataConfig
 from lamabench.kernels.errors import InputError
 from PIL import Image
 from sklearn.datasets import load_digits

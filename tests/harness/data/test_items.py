@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from lamabench.harness.config import DataConfig
 from lamabench.harness.data.images import ImageData, load
 from lamabench.harness.data.items import TrainItems, epoch_order
 from lamabench.harness.random import Stream, generator
+from lamabench.harness.sections import DataConfig
 from lamabench.kernels.errors import InputError
 from torch.utils.data import DataLoader
 

@@ -8,12 +8,12 @@ import pytest
 import torch
 from lamabench.baselines.dit import DiTConfig
 from lamabench.harness import config
-from lamabench.harness.config import ObjectiveConfig
 from lamabench.harness.diffusion import samplers
 from lamabench.harness.diffusion.gaussian import DDPM, Chain, ChainPath
 from lamabench.harness.diffusion.objective import OBJECTIVES, objective
 from lamabench.harness.diffusion.path import Denoised, Path
 from lamabench.harness.diffusion.samplers import SAMPLERS, Denoiser, Noise, OnStep, Sampler, index_noise, sample
+from lamabench.harness.sections import ObjectiveConfig
 from lamabench.kernels.errors import InputError
 from torch import Tensor
 

@@ -4,9 +4,10 @@ from dataclasses import replace
 
 import torch
 from lamabench.baselines.dit import DiT, DiTConfig
-from lamabench.harness.config import BenchConfig, Config, DataConfig, RunConfig
+from lamabench.harness.config import Config
 from lamabench.harness.measure import operators
 from lamabench.harness.measure.models import WrongOutput, bench
+from lamabench.harness.sections import BenchConfig, DataConfig, RunConfig
 from lamabench.kernels import OPERATORS
 from lamabench.models.registry import preset
 

@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import pytest
 from lamabench.ablations.study import load
-from lamabench.harness.config import RunConfig
 from lamabench.harness.measure import models, operators, timing
 from lamabench.harness.measure.models import WrongOutput
 from lamabench.harness.progress import Progress
 from lamabench.harness.record import read_lines
 from lamabench.harness.run import read_run
+from lamabench.harness.sections import RunConfig
 from lamabench.harness.stages import execute, missing, tasks
 from lamabench.launch.cli import main
 from lamabench.launch.plan import plan

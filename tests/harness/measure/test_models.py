@@ -8,10 +8,10 @@ import pytest
 import torch
 from lamabench.baselines.adm import ADMConfig
 from lamabench.harness import device
-from lamabench.harness.config import BackendConfig
 from lamabench.harness.diffusion.gaussian import DDPM
 from lamabench.harness.measure import check, models
 from lamabench.harness.measure.search import Point
+from lamabench.harness.sections import BackendConfig
 from lamabench.kernels.errors import InputError
 from lamabench.models.registry import build, preset
 from measuring import DIT, NANO, collect, make, out_of_memory_above, planted, rows_of

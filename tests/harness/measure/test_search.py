@@ -1,8 +1,8 @@
 """The next measurement of a benchmark, from the rows so far."""
 
 import pytest
-from lamabench.harness.config import BenchConfig
 from lamabench.harness.measure.search import Point, best_batch, next_batch, next_compiled_batch, next_point
+from lamabench.harness.sections import BenchConfig
 from lamabench.kernels.errors import InputError
 
 

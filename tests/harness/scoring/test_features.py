@@ -7,8 +7,8 @@ from urllib.error import URLError
 import numpy as np
 import pytest
 import torch
-from lamabench.harness.config import FEATURES
 from lamabench.harness.scoring.features import NETWORKS, EfficientNetLite0, build, extract, find_weights
+from lamabench.harness.sections import FEATURES
 from lamabench.kernels.errors import InputError
 from sklearn.datasets import load_sample_images
 from timm.data.imagenet_info import ImageNetInfo

@@ -8,13 +8,14 @@ import pytest
 import torch
 import torch_fidelity
 from lamabench.baselines.dit import DiTConfig
-from lamabench.harness.config import Config, DataConfig, EvaluateConfig, RunConfig
+from lamabench.harness.config import Config
 from lamabench.harness.progress import Progress
 from lamabench.harness.random import Stream, generator
 from lamabench.harness.scoring import features
 from lamabench.harness.scoring import score as scoring
 from lamabench.harness.scoring.score import Reference, Unscored, evaluate, reference_of, score
 from lamabench.harness.scoring.statistics import compute
+from lamabench.harness.sections import DataConfig, EvaluateConfig, RunConfig
 from lamabench.harness.shards import open_samples
 from lamabench.kernels.errors import InputError
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3

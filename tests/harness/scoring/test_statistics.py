@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import scipy.linalg
 import scipy.special
-from lamabench.harness.config import METRICS
 from lamabench.harness.scoring import statistics
 from lamabench.harness.scoring.counts import kid_subset_size, shortage
 from lamabench.harness.scoring.statistics import compute, definition, metric_name
+from lamabench.harness.sections import METRICS
 from lamabench.kernels.errors import InputError
 
 

@@ -5,11 +5,11 @@ from itertools import pairwise
 
 import pytest
 import torch
-from lamabench.harness.config import RunConfig
 from lamabench.harness.device import training_mode
 from lamabench.harness.keys import training_key
 from lamabench.harness.progress import Progress
 from lamabench.harness.record import read_records
+from lamabench.harness.sections import RunConfig
 from lamabench.harness.stages import execute, tasks
 from lamabench.harness.training import loop
 from lamabench.harness.training.checkpoint import files, load

@@ -10,11 +10,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from lamabench.harness.config import BackendConfig, RunConfig
 from lamabench.harness.data.images import load
 from lamabench.harness.data.items import epoch_order
 from lamabench.harness.progress import Progress
 from lamabench.harness.record import append, read_lines
+from lamabench.harness.sections import BackendConfig, RunConfig
 from lamabench.harness.training import checkpoint, loop
 from lamabench.harness.training.loop import initial_model, train
 from lamabench.harness.training.steps import Diverged

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from lamabench.harness.config import TrainConfig
+from lamabench.harness.sections import TrainConfig
 from lamabench.harness.training.step import TrainStep
 from torch import Tensor, nn
 from trainings import FAMILIES, assert_same, longer, make, metrics, trained

@@ -6,9 +6,10 @@ from typing import Any
 
 import torch
 from lamabench.baselines.dit import DiTConfig
-from lamabench.harness.config import Config, DataConfig, RunConfig, TrainConfig
+from lamabench.harness.config import Config
 from lamabench.harness.progress import Progress
 from lamabench.harness.record import read_lines
+from lamabench.harness.sections import DataConfig, RunConfig, TrainConfig
 from lamabench.harness.training.checkpoint import files, load
 from lamabench.harness.training.loop import train
 from lamabench.models.lamamba import LaMambaConfig
