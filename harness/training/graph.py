@@ -15,17 +15,24 @@ class NotCaptured(RuntimeError):
 
 
 class WholeStep:
-    """`update`, captured as a CUDA graph at the call after `WARM_UP` calls and replayed from then on.
+    """`update`, captured as a CUDA graph at the call after `warm_up` calls and replayed from then on.
 
     `update` takes tensors on a GPU and changes others in place. It must do the same work on the same memory in every
     call, with inputs of the same shapes, and never wait for the GPU. The calls before the capture run `update` itself,
     so that every call is a step of the training.
     """
 
-    def __init__(self, update: Update, fallback: Callable[[str], None] | None = None) -> None:
+    def __init__(
+        self,
+        update: Update,
+        fallback: Callable[[str], None] | None = None,
+        warm_up: int = WARM_UP,
+        most: Callable[[int], int] = int,
+    ) -> None:
         """`fallback` gets the reason if the capture fails, and the calls run `update` itself from then on. Without a
-        `fallback`, the call raises NotCaptured."""
-        self.update, self.fallback = update, fallback
+        `fallback`, the call raises NotCaptured. `most` is the largest number of all processes that capture the step
+        together: if it fails in one of them, none replays it."""
+        self.update, self.fallback, self.warm_up, self.most = update, fallback, warm_up, most
         self.calls = 0
         self.graph: torch.cuda.CUDAGraph | None = None
         self.inputs: list[Tensor] = []
@@ -36,7 +43,7 @@ class WholeStep:
         self.calls += 1
         # One stream for the warm-up and the capture, because a backward pass uses the stream of its forward pass.
         self.stream = self.stream or torch.cuda.Stream(inputs[0].device)
-        if self.calls == WARM_UP + 1:
+        if self.calls == self.warm_up + 1:
             self._capture(inputs)
         if self.graph is not None:
             for place, value in zip(self.inputs, inputs, strict=True):
@@ -50,18 +57,21 @@ class WholeStep:
 
     def _capture(self, inputs: Sequence[Tensor]) -> None:
         self.inputs = [value.clone() for value in inputs]
-        graph = torch.cuda.CUDAGraph()
+        graph, failure = torch.cuda.CUDAGraph(), None
         try:
             with torch.cuda.graph(graph, stream=self.stream):
                 self.update(self.inputs)
         except torch.cuda.OutOfMemoryError:
             raise
         except RuntimeError as error:
-            if self.fallback is None:
-                raise NotCaptured(f"the step cannot be captured as a CUDA graph: {_reason(error)}") from error
-            self.fallback(_reason(error))
-        else:
+            failure = error
+        if not self.most(failure is not None):
             self.graph = graph
+            return
+        reason = _reason(failure) if failure else "another process cannot capture it"
+        if self.fallback is None:
+            raise NotCaptured(f"the step cannot be captured as a CUDA graph: {reason}") from failure
+        self.fallback(reason)
 
 
 def _reason(error: BaseException) -> str:

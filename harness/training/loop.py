@@ -21,7 +21,7 @@ from ..measure.cost import cost
 from ..progress import Progress
 from ..provenance import provenance
 from ..record import read_lines, write_lines
-from .averaging import averaging
+from .averaging import WARM_UP, averaging
 from .checkpoint import Checkpoint, file_name
 from .checkpoint import load as load_checkpoint
 from .folder import Position, TrainingFolder, record
@@ -105,7 +105,7 @@ def _train(
     origin = provenance(device)
     code = {key: origin[key] for key in ("torch", "commit", "dirty")}
     everyone = parallel.facts(device, backend=backend, data_fingerprint=data.fingerprint, **code)
-    mode = training_mode(config.train.compile, device, parallel.size())
+    mode = training_mode(config.train.compile, device)
     at = Position() if saved is None else Position(saved.step, saved.seconds, saved.window_start)
     stretches = with_stretch(before, at, backend, mode, device, progress.say, everyone)
 
@@ -153,16 +153,17 @@ def _step(net: Backbone, config: Config, device: str, mode: str, fallback: Calla
     net.checkpointing = settings.checkpointing
     size = micro_batch(config, parallel.size())
     passes = settings.batch_size // parallel.size() // size
+    together: dict[str, Any] = {"warm_up": WARM_UP, "most": parallel.most} if parallel.size() > 1 else {}
     return TrainStep(
         net,
         objective(config.objective),
         settings,
-        call=averaging(compiled(net, mode), passes),
+        call=averaging(net, compiled(net, mode), passes),
         device=device,
         micro_batch=size,
         seed=config.seed,
         rank=parallel.rank(),
-        graph=partial(WholeStep, fallback=fallback) if mode == WHOLE_STEP else None,
+        graph=partial(WholeStep, fallback=fallback, **together) if mode == WHOLE_STEP else None,
     )
 
 

@@ -121,7 +121,7 @@ def check_ready(config: Config, folder: Path) -> None:
     check_request(config.data)
     check_batch(config.train.batch_size, size())
     device = own_device(pick_device(config.run.device))
-    training_mode(config.train.compile, device, size())
+    training_mode(config.train.compile, device)
     with torch.device("meta"):
         net = registry.build(config.model)
     registry.select_backends(net, vars(config.backend), device_type(device))

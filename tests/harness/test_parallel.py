@@ -27,7 +27,7 @@ def place(monkeypatch):
 def test_one_process_is_left_alone(place):
     net, tensor, error = nn.Linear(2, 2), torch.tensor([1.0, 3.0]), ValueError("own")
     assert (parallel.rank(), parallel.size()) == (0, 1)
-    assert averaging(net, 3) is net
+    assert averaging(net, net, 3) is net
     parallel.mean_(tensor)
     assert tensor.tolist() == [1.0, 3.0] and parallel.most(7) == 7 and parallel.gather("a") == ["a"]
     assert parallel.everywhere(lambda: 5) == 5 and not torch.distributed.is_initialized()

@@ -56,10 +56,13 @@ def one(tmp_path_factory):
     return folder
 
 
-def test_two_gpus_train_as_one(one, tmp_path):
-    assert start(tmp_path, 2).wait(120) == 0
+@pytest.mark.parametrize("compile", ["eager", "auto"])
+def test_two_gpus_train_as_one(one, tmp_path, compile):
+    """With `auto`, the exchange of gradients is in the CUDA graph of the step."""
+    assert start(tmp_path, 2, f"train.compile={compile}").wait(240) == 0
     assert losses(tmp_path) == pytest.approx(losses(one), rel=2e-3) and len(losses(one)) == STEPS // 20
     (row,) = [row.flat() for row in read_run(training(tmp_path)).records if row.kind == "train"]
+    assert row["compile"] == ("eager" if compile == "eager" else "whole-step") and len(row["stretches"]) == 1
     assert row["processes"] == 2 and row["process_seconds"] == pytest.approx(2 * row["seconds"], rel=1e-3)
 
 
