@@ -269,6 +269,7 @@ def execute(task: Task, progress: Progress) -> None:
     its error, which is raised. Raises Busy if another process works in the folder, and Stopped, without a record, if a
     signal asked for it (signals.py); the same call continues.
     """
+    from .caches import keep_compiled
     from .device import pick_device
     from .provenance import provenance
 
@@ -276,6 +277,7 @@ def execute(task: Task, progress: Progress) -> None:
     plugins.load_recorded(read_info(folder).get("plugins", ()), progress.say)
     sources = {one["name"]: one["sha256"] for one in plugins.loaded()}
     config = config_from_dict(task.config)
+    keep_compiled(config.run.root, device := pick_device(config.run.device))
     stages = _DO | ({"sample": _draw(task, config, progress)} if "sample" in missing(task) else {})
     with locked(folder, FINISH_S if "sample" in stages else GLANCE_S):
         _prepare(task)
@@ -283,7 +285,7 @@ def execute(task: Task, progress: Progress) -> None:
             check_fit(config)
         for stage in missing(task):
             signals.check()
-            origin = provenance(pick_device(config.run.device)) | ({"plugins": sources} if sources else {})
+            origin = provenance(device) | ({"plugins": sources} if sources else {})
             try:
                 for line in stages[stage](task, config, progress):
                     write(folder, {"provenance": origin, **line})

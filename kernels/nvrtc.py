@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+FOLDER = "LAMABENCH_NVRTC_CACHE_DIR"  # the environment's name of the folder of compiled kernels
 LEAST_CAPABILITY = (8, 0)  # cp.async and bfloat16 products on the matrix units
 
 
@@ -39,7 +40,10 @@ def reasons(device_type: str) -> list[str]:
 
 
 def cache_folder() -> Path:
-    """The folder in which processes share compiled kernels: lamabench below XDG_CACHE_HOME, or below ~/.cache."""
+    """The folder in which processes share compiled kernels: that of LAMABENCH_NVRTC_CACHE_DIR, or lamabench below
+    XDG_CACHE_HOME or ~/.cache."""
+    if folder := os.environ.get(FOLDER):
+        return Path(folder)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lamabench"
 
 

@@ -6,6 +6,7 @@ Data are identified by their contents: two sets with the same fingerprint are th
 import hashlib
 import os
 from collections.abc import Callable
+from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -186,13 +187,13 @@ class Arrays(NamedTuple):
 
 def _digits(config: DataConfig) -> Arrays:
     """scikit-learn's 1,797 handwritten digits, 8 × 8 at 17 grey levels, enlarged."""
-    from sklearn.datasets import load_digits  # takes a second to import
-
     if config.size < 8:
         raise InputError(f"data.size must be 8 or more for digits, not {config.size}")
-    pixels, labels = load_digits(return_X_y=True)
-    images = np.rint(np.asarray(pixels) * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8, 1)
-    return Arrays(images, np.asarray(labels, dtype=np.int64), [str(i) for i in range(10)])
+    package = find_spec("sklearn")  # its import takes a second, its file of digits does not
+    assert package is not None and package.origin is not None
+    table = np.loadtxt(Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz", delimiter=",")
+    images = np.rint(table[:, :-1] * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8, 1)
+    return Arrays(images, table[:, -1].astype(np.int64), [str(i) for i in range(10)])
 
 
 def _npz(config: DataConfig) -> Arrays:

@@ -11,6 +11,7 @@ import torch
 from ...models import plugins, registry
 from ...models.registry import Backbone, build, select_backends
 from .. import parallel, signals
+from ..caches import keep_compiled
 from ..config import Config, check_fit, micro_batch
 from ..data.images import ImageData, load
 from ..data.items import batches
@@ -80,6 +81,7 @@ def join(
             here = config_from_dict(config)
             exact_float32()
             device = parallel.own_device(pick_device(here.run.device))
+            keep_compiled(here.run.root, device)
             data = load(here.data, _Quiet().say)
             saved = load_checkpoint(Path(folder, "checkpoints", file_name(step))) if step else None
         except Exception as error:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ...harness.caches import keep_compiled
 from ...harness.config import Config
 from ...harness.device import device_name, pick_device
 from ...harness.keys import asked, config_to_dict, model_folder
@@ -33,6 +34,7 @@ def run(args: argparse.Namespace) -> int:
     for config, task in asked_of(args, "bench"):
         name, say = task.about["name"], speaker(task)
         device = pick_device(config.run.device)
+        keep_compiled(config.run.root, device)
         check_bench(config.model, config.bench, config.backend, device)
         folder, origin = begin(task, config), provenance(device)
         with locked(folder):

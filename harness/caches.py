@@ -1,0 +1,28 @@
+"""The caches of compiled code, below the root of the runs: what one job of a study compiled, the next one finds."""
+
+import hashlib
+import os
+import platform
+from pathlib import Path
+
+import torch
+
+from ..kernels import nvrtc
+from .device import device_name, is_cuda
+
+
+def keep_compiled(root: str | Path, device: str) -> None:
+    """Let torch.compile, Triton and NVRTC keep what they compile for a GPU in ROOT/.cache/compiled/MACHINE, which any
+    number of processes share. On a CPU, and if the environment names another folder, nothing changes.
+
+    The compilers find code by hashes of what they compile. MACHINE stands for what else the code depends on: the
+    versions of torch and Python, the GPU, and the CPU, for which small parts of it are built.
+    """
+    if not is_cuda(device):
+        return
+    machine = (torch.__version__, platform.python_version(), device_name(device), device_name("cpu"))
+    key = hashlib.sha256(repr(machine).encode()).hexdigest()[:8]
+    folder = Path(root).absolute() / ".cache" / "compiled" / f"torch-{torch.__version__}-{key}"
+    for name, part in (("TORCHINDUCTOR_CACHE_DIR", "inductor"), ("TRITON_CACHE_DIR", "triton")):
+        os.environ.setdefault(name, str(folder / part))
+    os.environ.setdefault(nvrtc.FOLDER, str(folder / "nvrtc"))

@@ -1,0 +1,48 @@
+"""Where compilers keep what they compile for a GPU."""
+
+import os
+from pathlib import Path
+
+import pytest
+from lamabench.harness import caches
+from lamabench.kernels import nvrtc
+
+NAMES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "LAMABENCH_NVRTC_CACHE_DIR")
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch, tmp_path):
+    """What the code sets does not outlive the test."""
+    monkeypatch.chdir(tmp_path)
+    for name in NAMES:
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+
+
+def kept(monkeypatch, gpu):
+    """The folders for a GPU, as a new process has them."""
+    for name in NAMES:
+        os.environ.pop(name, None)
+    monkeypatch.setattr(caches, "device_name", lambda device: gpu if device.startswith("cuda") else "CPU")
+    caches.keep_compiled("runs", "cuda")
+    return [Path(os.environ[name]) for name in NAMES]
+
+
+def test_the_jobs_of_a_root_share_what_they_compile_for_one_gpu(monkeypatch, tmp_path):
+    first, again, other = (kept(monkeypatch, gpu) for gpu in ("H100", "H100", "A100"))
+    assert first == again and not {*first} & {*other} and len({*first}) == 3
+    assert all(folder.is_relative_to(tmp_path / "runs" / ".cache") for folder in [*first, *other])
+    assert nvrtc.cache_folder() == other[2] and not list(tmp_path.iterdir())
+
+
+def test_a_folder_of_the_user_stays(monkeypatch, tmp_path):
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(caches, "device_name", lambda device: device)
+    caches.keep_compiled("runs", "cuda")
+    assert os.environ["TRITON_CACHE_DIR"] == str(tmp_path)
+
+
+def test_on_a_cpu_nothing_changes():
+    """The code of one CPU may not run on another, and Inductor's cache does not tell them apart."""
+    caches.keep_compiled("runs", "cpu")
+    assert not {*NAMES} & os.environ.keys()
