@@ -116,10 +116,13 @@ def score_key(config: Config, samples: str, metric: str) -> str:
 
 
 def speed_key(model: Any, row: dict[str, Any], backend: Any, device: str) -> str:
-    """The key of one measurement: model, input size, mode, compile, checkpointing, precision and batch size (fields of
-    `row`), backends as asked for, and the name of the device."""
+    """The key of one measurement: model, input size, mode, compile, checkpointing, precision, batch size and
+    processes (fields of `row`), backends as asked for, and the name of the device."""
     names = ("input_size", "mode", "compile", "checkpointing", "precision", "batch_size")
-    return digest("speed", registry.describe(model), [row[name] for name in names], declared(backend), device)
+    values = [row[name] for name in names]
+    if (processes := row.get("processes") or 1) > 1:  # rows of one process had no such field at first
+        values.append(processes)
+    return digest("speed", registry.describe(model), values, declared(backend), device)
 
 
 def operator_speed_key(model: Any, row: dict[str, Any], device: str) -> str:

@@ -2,7 +2,7 @@
 
 torchrun or SLURM starts the processes and exports RANK, WORLD_SIZE and LOCAL_RANK. The first process (rank 0) does what
 a single process does: it reads settings, holds locks, and writes files and messages. The others wait until it calls
-them, which only training does, and end with its exit code. A single process has no process group, and everything here
+them, to train or to measure, and end with its exit code. A single process has no process group, and everything here
 leaves its numbers as they are.
 
 What the processes say to each other goes through torch's TCPStore and gloo. Gradients on GPUs go through NCCL.
@@ -17,6 +17,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,11 +73,11 @@ def quiet() -> None:
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 
-def check_batch(batch_size: int, processes: int) -> None:
+def check_batch(batch_size: int, processes: int, name: str = "train.batch_size") -> None:
     """Raise InputError if the processes cannot have equal parts of a batch."""
     if batch_size % processes:
         raise InputError(
-            f"train.batch_size {batch_size} is no multiple of the {processes} processes, which have equal parts of "
+            f"{name} {batch_size} is no multiple of the {processes} processes, which have equal parts of "
             "each batch (one process for each GPU)"
         )
 
@@ -149,10 +150,13 @@ def _send(message: dict[str, Any]) -> None:
     _sent += 1
 
 
-def call(**values: Any) -> None:
-    """In the first process: have the others join a training (`training.loop.join`) with these arguments, plain data."""
+JOIN = {"train": ".training.loop", "bench": ".measure.models"}  # where the function `join` of each kind of work is
+
+
+def call(work: str, **values: Any) -> None:
+    """In the first process: have the others call `join` of a kind of work (JOIN) with these arguments, plain data."""
     if size() > 1:
-        _send({"join": values})
+        _send({"join": work, "values": values})
 
 
 def end(code: int | None) -> None:
@@ -196,9 +200,7 @@ def _follow() -> int | None:
             done = threading.Event()
             threading.Thread(target=_leave, args=(number, done), daemon=True).start()
             try:
-                from .training.loop import join
-
-                join(**message["join"])
+                import_module(JOIN[message["join"]], __package__).join(**message["values"])
             except (Agreed, signals.Stopped):
                 pass
             finally:

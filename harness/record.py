@@ -198,6 +198,7 @@ class SpeedRow(_Timed):
     checkpointing: bool | None = about("whether blocks were recomputed in the backward pass")
     compile: str | None = about("eager, a mode of torch.compile, or whole-step")
     asked: dict[str, Any] | None = about("implementations that were requested by name; null: all were auto")
+    processes: int | None = about("processes that shared the batch, each with a GPU; null: one")
     macs: int | None = about("multiply-adds of one forward pass of one image")
     flops: int | None = about("FLOPs of one forward pass of one image")
     checked_against: dict[str, Any] | None = about("backends of the reference")

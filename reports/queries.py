@@ -12,9 +12,9 @@ from .runs import Line, Run
 LOWER = ("fd", "fid", "sfid", "kid", "kd", "mmd")
 HIGHER = ("is", "isc", "precision", "recall", "density", "coverage", "f")
 # The fields that distinguish the measurements of a benchmark, besides the batch and an operator's backend.
-MEASURED = ("mode", "operator", "shape", "pass", "input_size", "checkpointing", "compile", "precision")
+MEASURED = ("mode", "operator", "shape", "pass", "input_size", "checkpointing", "compile", "precision", "processes")
 SETTINGS = {  # two throughputs share a column where these fields are equal
-    "speed": ("batch_size", "precision", "compile", "checkpointing", "threads", "device"),
+    "speed": ("batch_size", "precision", "compile", "checkpointing", "threads", "processes", "device"),
     "sample": ("method", "steps", "guidance", "guidance_channels", "compile", "device"),
 }
 

@@ -12,7 +12,8 @@ from .runs import Line, Run
 from .table import Column, Table, shortened
 
 BASELINE = "dit_xl_2"
-CELL = ("input_size", "mode", "checkpointing", "precision", "device")  # models are compared where these are equal
+# Models are compared where these are equal.
+CELL = ("input_size", "mode", "checkpointing", "precision", "processes", "device")
 LATENT_CHANNELS, PIXELS = 4, 8  # an input of four channels is a latent, of 8 × 8 pixels per position (sd-vae-ft)
 MODES = {"forward": "Forward", "train": "Training"}
 
@@ -105,6 +106,7 @@ def bench(runs: list[Run], baseline: str | None = None) -> Table:
             if best.get("flops") and rival.get("flops"):
                 row["flops_ratio"] = rival["flops"] / best["flops"]
                 row["realised"] = row["speed_up"] / row["flops_ratio"]
+        row["efficiency"] = efficiency(row, measured)
         alike = [other for other in cell if other["compile"] == row["compile"]]
         memory = _memory(other for other in alike if other["group"] == row["group"])
         baseline_memory = _memory(other for other in alike if other["model"] == name)
@@ -114,7 +116,7 @@ def bench(runs: list[Run], baseline: str | None = None) -> Table:
     order = {mode: place for place, mode in enumerate(MODES)}
     rows.sort(
         key=lambda row: (
-            str(row["device"]), row["px"], order.get(row["mode"], 9), bool(row["checkpointing"]),
+            str(row["device"]), row["px"], order.get(row["mode"], 9), bool(row["checkpointing"]), row["processes"] or 1,
             row["model"] != name, row["family"], row["label"], str(row["compile"]),
         )
     )  # fmt: skip
@@ -128,8 +130,10 @@ def bench(runs: list[Run], baseline: str | None = None) -> Table:
         Column("compile", "Compile"),
         Column("precision"),
         Column("device"),
+        Column("processes", "GPUs", digits=0),
         Column("batch_size", "Batch", digits=0, rank=2),
         Column("images_per_s", "Images/s", digits=4),
+        Column("efficiency", "Efficiency", digits=3),
         Column("ms_per_image", "ms/image", digits=4, rank=11),
         *(Column(f"p{percent}_ms") for percent in (20, 25, 50, 75, 80)),
         Column("peak_memory_gib", "Peak (GiB)", digits=3, rank=3),
@@ -152,10 +156,25 @@ def bench(runs: list[Run], baseline: str | None = None) -> Table:
         Column(None, "State", key="status"),
     ]
     title = next((row["title"] for row in measured if row["model"] == name), None)
-    caption = [*_caption(title), *crossings(measured, name)]
+    caption = [*_caption(title), *crossings([row for row in measured if not row["processes"]], name)]
+    if any(row["efficiency"] for row in rows):
+        caption.append("Efficiency: images per second of a GPU over those of one alone, with the same batch for each.")
     if any("disturbed" in row["status"] for row in rows):
         caption.append("Disturbed: other work kept the host busy, so that the times may be too long.")
     return Table("bench", " ".join(caption), columns, rows)
+
+
+def efficiency(row: Line, measured: list[Line]) -> float | None:
+    """The images per second of each of several processes over those of one process, for the same model, compile mode
+    and batch of each. None for one process, and if there is no such measurement of one."""
+    if not row.get("processes") or not row["images_per_s"]:
+        return None
+    share = {**row, "processes": None, "batch_size": row["batch_size"] // row["processes"]}
+    for other in measured:
+        same = all(other[name] == share[name] for name in ("group", "compile", "batch_size", *CELL))
+        if same and other["state"] == "done":
+            return row["images_per_s"] / row["processes"] / other["images_per_s"]
+    return None
 
 
 def _at_its_best(members: list[Line]) -> Line:

@@ -24,6 +24,10 @@ def _panels(measured: list[Line]) -> list[str]:
     return [mode for mode in MODES if any(row["mode"] == mode and row["state"] == "done" for row in measured)]
 
 
+def _of_one_process(runs: list[Run]) -> list[Line]:
+    return [row for row in measurements(runs) if not row["processes"]]
+
+
 def _lines(measured: list[Line], mode: str) -> list[dict[int, list[Line]]]:
     """The measurements of each model in a mode, by the side of the image; models are ordered by family and cost."""
     lines: dict[str, dict[int, list[Line]]] = {}
@@ -38,7 +42,7 @@ def speed_vs_flops(runs: list[Run], baseline: str | None = None) -> Figure | str
 
     Along the dotted line, FLOPs per second are the most that the baseline reaches.
     """
-    measured = [row for row in measurements(runs) if row.get("flops")]
+    measured = [row for row in _of_one_process(runs) if row.get("flops")]
     if not _panels(measured):
         return "no model was timed with its cost"
     measured, setting = _main_setting(measured)
@@ -73,7 +77,7 @@ def crossover(runs: list[Run], baseline: str | None = None) -> Figure | str:
     There is one column per mode and one line per model. A cross at the bottom or top marks a size at which a model ran
     out of memory.
     """
-    measured = measurements(runs)
+    measured = _of_one_process(runs)
     if not any(len(sizes) > 1 for mode in _panels(measured) for sizes in _lines(measured, mode)):
         return "no model was timed at two sizes"
     measured, setting = _main_setting(measured)

@@ -176,10 +176,10 @@ def check(
     return errors
 
 
-def check_whole_step(step: TrainStep, batch: Mapping[str, Tensor], precision: str) -> None:
+def check_whole_step(step: TrainStep, batch: Mapping[str, Tensor], precision: str, warm_up: int = WARM_UP) -> None:
     """Compare the losses and gradients of a step that replays a CUDA graph (`WholeStep`) with those of the same step
     without one. Raises WrongOutput if they differ, relative to their norm, by more than `MODEL_FLOOR`."""
-    for _ in range(WARM_UP + 1):
+    for _ in range(warm_up + 1):
         step(batch)  # the last call is the first replay
     results = []
     for run in (step, step.without_graph):

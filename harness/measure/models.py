@@ -4,6 +4,7 @@ import copy
 import gc
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -12,7 +13,9 @@ import torch
 from torch import Tensor
 
 from ...kernels.errors import InputError
+from ...models import plugins, registry
 from ...models.registry import Backbone, build, select_backends
+from .. import parallel
 from ..device import (
     WHOLE_STEP,
     autocast,
@@ -25,7 +28,8 @@ from ..device import (
     training_mode,
 )
 from ..diffusion.objective import Objective, objective
-from ..sections import CUDA_GRAPHS, BenchConfig, ObjectiveConfig, TrainConfig
+from ..sections import CUDA_GRAPHS, BackendConfig, BenchConfig, ObjectiveConfig, TrainConfig
+from ..training import averaging, graph
 from ..training.graph import Update, WholeStep
 from ..training.step import TrainStep
 from .check import Reference, WrongOutput, batch_of, check, check_operators, check_whole_step, reference
@@ -43,9 +47,16 @@ def model_at(model: Any, input_size: int) -> Any:
     return replace(model, input_size=input_size)
 
 
-def check_bench(model: Any, settings: BenchConfig, backend: Any, device: str) -> None:
+def check_bench(model: Any, settings: BenchConfig, backend: Any, device: str, processes: int = 1) -> None:
     """Raise InputError if the model cannot have one of the input sizes, if no tensor can be as large as the model needs
-    there, if a named backend cannot run, or for `whole-step` without a GPU."""
+    there, if a named backend cannot run, for `whole-step` without a GPU, and for anything but training steps of whole
+    parts in several processes."""
+    if processes > 1 and settings.modes != ["train"]:
+        raise InputError(f"{processes} processes measure training steps together: give bench.modes=[train]")
+    if processes > 1 and settings.batch_size == "auto":
+        raise InputError(f"{processes} processes measure a batch of a given size: bench.batch_size=N, of all together")
+    for size in settings.batch_size if processes > 1 else []:
+        parallel.check_batch(size, processes, "bench.batch_size")
     for size in settings.input_sizes or [model.input_size]:
         cost(model_at(model, size))
     for kind in settings.compile:
@@ -63,6 +74,7 @@ def bench(
     device: str,
     say: Say = lambda text: None,
     rows: Sequence[Line] = (),
+    together: bool = False,
 ) -> Iterator[Line]:
     """Every measurement of `model` that `settings` ask for and `rows` do not have, as the fields of `speed` records.
 
@@ -79,19 +91,27 @@ def bench(
     its check has `state` "wrong" and no number. Rows of "oom" and "failed" (for example if torch.compile fails) have no
     number either, and the next measurement follows. After the last one, raises WrongOutput if any was wrong or failed.
     Raises InputError if a size does not fit the model or a named backend cannot run.
+
+    With `together`, all processes of the run (parallel.py) do a step, each with a GPU and an equal part of the batch,
+    as in training. Rows have the numbers of the first process, the images per second of all, and `processes`.
     """
-    check_bench(model, settings, backend, device)
+    check_bench(model, settings, backend, device, parallel.size() if together else 1)
+    together = together and parallel.size() > 1
     exact_float32()
     rows, subject, bad, goal = list(rows), None, [], objective(objective_config)
     if next_point(settings, model.input_size, rows) is None:
         return  # without waiting for the GPU
-    with one_at_a_time(device, say):
-        while (point := next_point(settings, model.input_size, rows)) is not None:
+    if together and parallel.rank() == 0:
+        sections = {"settings": settings, "backend": backend, "objective": objective_config}
+        plain = {name: vars(section) for name, section in sections.items()}
+        parallel.call("bench", model=registry.to_dict(model), **plain, device=device, sources=plugins.loaded())
+    with parallel.attending() if together else nullcontext(), one_at_a_time(device, say):
+        while (point := _next(settings, model, rows, together)) is not None:
             try:
                 if subject is None or subject.net.config.input_size != point.input_size:
                     subject = None  # frees the old one before the new one is built
                     release(device)
-                    subject = Subject(model_at(model, point.input_size), settings, backend, goal, device, say)
+                    subject = Subject(model_at(model, point.input_size), settings, backend, goal, device, say, together)
                 row = subject.row(point)
             except InputError:
                 raise
@@ -106,6 +126,21 @@ def bench(
         release(device)
     if bad:
         raise WrongOutput(f"{len(bad)} measurements without a number, the first: {describe(bad[0])}")
+
+
+def _next(settings: BenchConfig, model: Any, rows: Sequence[Line], together: bool) -> Point | None:
+    """The next measurement. Of processes that measure together, the first one chooses, because its rows have times."""
+    point = next_point(settings, model.input_size, rows)
+    return parallel.gather(point)[0] if together else point
+
+
+def join(model: Any, settings: Any, backend: Any, objective: Any, device: str, sources: Sequence[Any]) -> None:
+    """What the other processes of a run do in `bench` of the first one: the same measurements."""
+    plugins.load_recorded(sources)
+    here = (BenchConfig(**settings), BackendConfig(**backend), ObjectiveConfig(**objective))
+    with suppress(WrongOutput):
+        for _ in bench(registry.from_dict(model), *here, parallel.own_device(device), together=True):
+            pass
 
 
 class Subject:
@@ -123,8 +158,10 @@ class Subject:
         goal: Objective,
         device: str,
         say: Say,
+        together: bool = False,
     ) -> None:
         self.settings, self.goal, self.device = settings, goal, device
+        self.processes = parallel.size() if together else 1
         torch.manual_seed(0)
         with torch.device(self.device):  # the GPU initialises a large model in a second
             self.net = build(model).to(self.device)
@@ -159,6 +196,7 @@ class Subject:
             "threads": torch.get_num_threads(),
             "macs": self.macs,
             "flops": self.flops,
+            "processes": self.processes if self.processes > 1 else None,
         }
         if isinstance(self.reference, dict):
             return row | self.reference
@@ -187,19 +225,23 @@ class Subject:
         net.train(point.mode == "train")
         net.checkpointing = point.checkpointing
         call = compiled(net, point.compile)
+        warm_up, most, batch = graph.WARM_UP, int, point.batch_size // self.processes
+        if self.processes > 1:
+            call, warm_up, most = averaging.averaging(net, call, 1), averaging.WARM_UP, parallel.most
         started = time.perf_counter()
-        against = (call, net, expected, point.batch_size, point.mode, self.settings.precision, self.device)
+        against = (call, net, expected, batch, point.mode, self.settings.precision, self.device)
         for _ in range(2 if graphs else 0):  # a plain call and the recording; later calls are replays
             check(*against)
         errors = check(*against)
         seconds = time.perf_counter() - started  # mostly compilation
         release(self.device)
-        x, t, y = batch_of(expected, point.batch_size, self.device)
+        x, t, y = batch_of(expected, batch, self.device)
         how = (call, net, self.device, self.settings.precision)
         if point.mode == "train":
-            training = training_step(*how, self.goal, WholeStep if whole else None)
+            whole_step = partial(WholeStep, warm_up=warm_up, most=most)
+            training = training_step(*how, self.goal, whole_step if whole else None)
             if whole:
-                check_whole_step(training, noisy(x, t, y), self.settings.precision)
+                check_whole_step(training, noisy(x, t, y), self.settings.precision, warm_up)
                 release(self.device)  # the activations of the step without a graph
 
             def step() -> None:
@@ -207,11 +249,13 @@ class Subject:
 
         else:
             step = partial(forward(*how), x, t, y)
-        timed = time_calls(step, self.device, self.settings.warmup, self.settings.repeats, self.settings.seconds)
+        calls = (self.settings.warmup, self.settings.repeats, self.settings.seconds)
+        timed = time_calls(step, self.device, *calls, most)
         if (graphs or whole) and is_cuda(self.device):  # a replay allocates nothing, its memory is what the graphs hold
             timed["peak_memory_gib"] = torch.cuda.memory_reserved(self.device) / 2**30
         speed = 1e3 * point.batch_size / timed["p50_ms"]
-        used = mfu(self.macs, point.mode, speed, device_name(self.device), self.settings.precision)
+        share = speed / self.processes
+        used = mfu(self.macs, point.mode, share, device_name(self.device), self.settings.precision)
         return {**errors, "check_s": seconds, **timed, "images_per_s": speed, "mfu": used}
 
 
@@ -225,7 +269,9 @@ def no_number(error: Exception) -> Line:
 def describe(row: Line) -> str:
     """A row as a line of progress."""
     checkpointing = " checkpointed" if row["checkpointing"] else ""
-    where = f"input {row['input_size']}, {row['mode']}{checkpointing}, {row['compile']}, batch {row['batch_size']}: "
+    processes = f" of {row['processes']} processes" if row.get("processes") else ""
+    where = f"input {row['input_size']}, {row['mode']}{checkpointing}, {row['compile']}, batch {row['batch_size']}"
+    where += f"{processes}: "
     if row["state"] != "done":
         return where + f"{row['state']}: {row['error']}"
     memory = "" if row["peak_memory_gib"] is None else f", {row['peak_memory_gib']:.1f} GiB"

@@ -95,14 +95,22 @@ def _acquire(file: int) -> bool:
     return True
 
 
-def time_calls(step: Callable[[], Any], device: str, warmup: int, repeats: int, seconds: float) -> dict[str, Any]:
+def time_calls(
+    step: Callable[[], Any],
+    device: str,
+    warmup: int,
+    repeats: int,
+    seconds: float,
+    most: Callable[[int], int] = int,
+) -> dict[str, Any]:
     """Measure how long a call of `step` takes, as fields of a record.
 
     The clock is the host's, read when the device has finished. The first call is a warm-up, followed by more, up to
     `warmup` in all, while they start within `seconds`. Then at most `repeats` calls are measured: at least `LEAST` (or
     `repeats`, if that is less), and more while they start within `seconds`. On a GPU, `peak_memory_gib` is the most
     that torch's allocator held in the measured calls, else null. `disturbed` says that other processes kept the host
-    busy (`others_busy`), else null.
+    busy (`others_busy`), else null. `most` is the largest number of all processes that call this together, so that
+    they make as many calls.
     """
 
     def call() -> float:
@@ -112,16 +120,19 @@ def time_calls(step: Callable[[], Any], device: str, warmup: int, repeats: int, 
         synchronize(device)
         return 1e3 * (time.perf_counter() - started)
 
+    def going() -> bool:
+        return bool(most(time.perf_counter() - started < seconds))
+
     disturbed, started = others_busy(), time.perf_counter()
     for place in range(warmup):
-        if place and time.perf_counter() - started >= seconds:
+        if place and not going():
             break
         call()
     cuda = device.startswith("cuda")
     if cuda:
         torch.cuda.reset_peak_memory_stats(device)
     times, started = [], time.perf_counter()
-    while len(times) < repeats and (len(times) < LEAST or time.perf_counter() - started < seconds):
+    while len(times) < repeats and (len(times) < LEAST or going()):
         times.append(call())
     return {
         **quantiles(times),

@@ -54,6 +54,7 @@ def train(folder: Path, config: Config, progress: Progress, moments: Sequence[in
     if not missing(folder, asked):
         return record(folder, config, flops)
     parallel.call(
+        "train",
         folder=str(folder.absolute()),
         config=config_to_dict(config),
         asked=asked,

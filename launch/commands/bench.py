@@ -13,6 +13,7 @@ from ...harness.device import device_name, pick_device
 from ...harness.keys import asked, config_to_dict, model_folder
 from ...harness.measure.models import WrongOutput, check_bench
 from ...harness.measure.speed import measure, stored
+from ...harness.parallel import own_device, size
 from ...harness.provenance import provenance
 from ...harness.record import newest, read_records
 from ...harness.run import locked, write_study
@@ -33,20 +34,20 @@ def run(args: argparse.Namespace) -> int:
     rows, wrong = [], []
     for config, task in asked_of(args, "bench"):
         name, say = task.about["name"], speaker(task)
-        device = pick_device(config.run.device)
+        device = own_device(pick_device(config.run.device))
         keep_compiled(config.run.root, device)
-        check_bench(config.model, config.bench, config.backend, device)
+        check_bench(config.model, config.bench, config.backend, device, size())
         folder, origin = begin(task, config), provenance(device)
         with locked(folder):
             newest_rows = newest(read_records(folder / "record.jsonl")).values()
-            there = stored(config.model, task.plans[0], newest_rows, device_name(device))
+            there = stored(config.model, task.plans[0], newest_rows, device_name(device), size())
             # Only rows of the same code, machine and versions are the same measurement.
             there = [row for row in there if row["provenance"] == origin and not args.again]
             if there:
                 say(f"{len(there)} measurements are in {folder} already (--again measures them again)")
             rows += [{"model": name, **row, "run": str(folder)} for row in there]
             try:
-                for line in measure(config.model, task.plans[0], config.objective, device, say, there):
+                for line in measure(config.model, task.plans[0], config.objective, device, say, there, together=True):
                     row = write(folder, {"provenance": origin, **line})
                     rows.append({"model": name, **row, "run": str(folder)})
             except WrongOutput as error:

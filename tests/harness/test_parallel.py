@@ -31,7 +31,7 @@ def test_one_process_is_left_alone(place):
     parallel.mean_(tensor)
     assert tensor.tolist() == [1.0, 3.0] and parallel.most(7) == 7 and parallel.gather("a") == ["a"]
     assert parallel.everywhere(lambda: 5) == 5 and not torch.distributed.is_initialized()
-    parallel.call(step=1)
+    parallel.call("train", step=1)
     parallel.end(0)
     for block in (parallel.agreeing, parallel.attending):
         with pytest.raises(ValueError, match="own") as caught, block():

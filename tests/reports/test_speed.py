@@ -113,6 +113,18 @@ def test_other_devices_are_not_compared(tmp_path: Path) -> None:
     assert {row["speed_up"] for row in bench(read([root])).rows if row.get("speed_up")} == {1.0}
 
 
+def test_several_gpus_are_compared_with_one_that_has_the_same_batch(tmp_path: Path) -> None:
+    """Two GPUs are 0.9 times as fast as twice one. Without a row of one GPU there is no efficiency."""
+    lines = [swept("train", 100.0, 64), swept("train", 180.0, 128, processes=2), swept("train", 110.0, 128)]
+    lines += [swept("train", 500.0, 1024, processes=4)]
+    runs = read([write(tmp_path, "one", lines)])
+    rows = {row["processes"]: row for row in bench(runs).rows}
+    assert {number: row["efficiency"] for number, row in rows.items()} == {None: None, 2: 0.9, 4: None}
+    assert {number: row["images_per_s"] for number, row in rows.items()} == {None: 110.0, 2: 180.0, 4: 500.0}
+    assert "Efficiency: images per second of a GPU" in bench(runs).caption
+    assert speed_vs_flops(runs).axes[0].get_ylim()[1] < 400  # figures are of one GPU
+
+
 def test_sweeps_stay_out_of_the_summary(tmp_path: Path) -> None:
     root = write_sweep(tmp_path / "runs")
     assert not any("images_per_s" in name for row in summary_rows([root]) for name in row)
