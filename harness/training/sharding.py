@@ -4,6 +4,7 @@ Each process has some rows of each tensor. The whole weights of a block exist on
 """
 
 import copy
+import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import cycle
@@ -33,6 +34,8 @@ def shard(net: Backbone, device: str, mode: str) -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
+    # Whoever gets the network's output changes nothing in place.
+    warnings.filterwarnings("ignore", r"FSDP2-wrapped module \(\w+\) returned a view tensor")
     mesh = init_device_mesh(device_type(device), (parallel.size(),))
     empty: dict[int, Any] = {id(p): nn.Parameter(p.detach().to("meta"), p.requires_grad) for p in net.parameters()}
     frame = copy.deepcopy(net, empty)

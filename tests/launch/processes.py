@@ -23,7 +23,8 @@ SMALL = [
 # Imports once what each process needs, and forks the processes.
 SERVER = """
 import json, os, sys, traceback
-import sklearn.datasets, torch._dynamo, torch._inductor.standalone_compile, torch.distributed.fsdp, torch.nn.parallel
+import sklearn.datasets, torch._dynamo, torch._inductor.standalone_compile, torch.nn.parallel
+import torch.distributed.fsdp, torch.distributed.tensor
 import lamabench.harness.training.loop, lamabench.launch.commands.train
 from lamabench.harness.data.images import load
 from lamabench.launch.cli import main
