@@ -1,11 +1,13 @@
 """One training in several processes, as torchrun starts them, with gloo on the CPU: the same numbers, and one end."""
 
+import os
 import re
 import signal
 import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -185,9 +187,45 @@ def test_an_image_that_one_process_cannot_read_stops_all_at_a_whole_step(start, 
     assert error == f"lamabench train: error: process 1 of 2 on {socket.gethostname()}: unreadable image x.png"
 
 
+def torchrun(*words):
+    program = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python"]
+    return [*program, Path(sys.executable).with_name("lamabench"), "train", *MODEL, *SMALL, *words]
+
+
 def test_torchrun_starts_the_command(tmp_path):
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python"]
-    command = [*torchrun, Path(sys.executable).with_name("lamabench"), "train", *MODEL, *SMALL, "train.steps=3"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240)
+    done = subprocess.run(torchrun("train.steps=3"), cwd=tmp_path, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0 and done.stdout.count("3 steps, loss") == 1, done.stderr
     assert read_run(training(tmp_path)).last("train").processes == 2
+
+
+def alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_a_killed_torchrun_ends_its_processes_which_save(tmp_path):
+    words = ["train.steps=1000000", "run.checkpoint_every=1000000", "run.log_every=1"]
+    with open(tmp_path / "err", "w") as file:
+        launcher = subprocess.Popen(torchrun(*words), cwd=tmp_path, stderr=file, start_new_session=True)
+    try:
+        end = time.monotonic() + 120
+        while not list(tmp_path.glob("runs/trainings/*/metrics.jsonl")):
+            assert launcher.poll() is None and time.monotonic() < end, (tmp_path / "err").read_text()
+            time.sleep(0.02)
+        ranks = [int(pid) for pid in Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()]
+        assert len(ranks) == 2
+        launcher.kill()
+        launcher.wait()
+        end = time.monotonic() + 20
+        while any(alive(pid) for pid in ranks):
+            assert time.monotonic() < end, (tmp_path / "err").read_text()
+            time.sleep(0.02)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(launcher.pid, signal.SIGKILL)
+    (step,) = saved(tmp_path)
+    err = (tmp_path / "err").read_text()
+    assert f"saved at step {step} of 1000000" in err and "Traceback" not in err
+    assert err.splitlines()[-1] == "lamabench train: ended by SIGTERM; the same command continues"
