@@ -22,6 +22,7 @@ WORDS = [
     "train", "model=dit_nano", "data=digits", "data.size=8", "train.batch_size=16", "train.precision=float32",
     f"train.steps={STEPS}", "run.device=cuda", "run.log_every=20", "run.checkpoint_every=50",
 ]  # fmt: skip
+FSDP = ("run.parallel=fsdp",)
 
 
 def start(folder, count, *words):
@@ -56,15 +57,20 @@ def one(tmp_path_factory):
     return folder
 
 
-def test_two_gpus_train_as_one(one, tmp_path):
-    assert start(tmp_path, 2).wait(120) == 0
+@pytest.mark.parametrize("words", [(), FSDP, (*FSDP, "train.compile=auto")])
+def test_two_gpus_train_as_one(one, tmp_path, words):
+    assert start(tmp_path, 2, *words).wait(240) == 0
     assert losses(tmp_path) == pytest.approx(losses(one), rel=2e-3) and len(losses(one)) == STEPS // 20
     (row,) = [row.flat() for row in read_run(training(tmp_path)).records if row.kind == "train"]
+    (stretch,) = row["stretches"]
+    assert stretch["parallel"] == ("fsdp" if words else "ddp")
+    assert stretch["compile"] == ("compile" if len(words) > 1 else "eager")
     assert row["processes"] == 2 and row["process_seconds"] == pytest.approx(2 * row["seconds"], rel=1e-3)
 
 
-def test_a_killed_training_on_two_gpus_goes_on_on_one(one, tmp_path):
-    run = start(tmp_path, 2)
+@pytest.mark.parametrize("words", [(), FSDP])
+def test_a_killed_training_on_two_gpus_goes_on_on_one(one, tmp_path, words):
+    run = start(tmp_path, 2, *words)
     end = time.monotonic() + 120
     while not list(tmp_path.glob("runs/trainings/*/checkpoints/step-*")) and time.monotonic() < end:
         time.sleep(0.01)

@@ -9,6 +9,7 @@ import pytest
 from lamabench.harness.run import read_run
 from lamabench.harness.training import checkpoint, storage
 from lamabench.kernels.errors import InputError
+from lamabench.launch import prune
 from processes import losses, same, saved, training
 from safetensors.torch import load_file
 
@@ -156,12 +157,5 @@ def test_a_folder_of_shards_is_one_checkpoint(sharded, tmp_path):
     saved.step = 50
     checkpoint.save(folder, saved)  # of one process
     assert [path.name for path in storage.files(folder)] == ["step-00000050.safetensors", "step-00000030"]
-    storage.remove(before)
+    prune.Leftover(folder, (before,), 0.0, 0.0).delete()
     assert [path.name for path in folder.iterdir()] == ["step-00000050.safetensors"]
-
-
-def test_a_mode_that_needs_whole_weights_is_one_line(start, tmp_path):
-    run = start(tmp_path, "train.compile=whole-step", *FSDP, count=2)
-    assert run.codes == [2, 2] and run.text("err").count("\n") == 1 and run.text("err", 1) == ""
-    assert "train.compile=whole-step needs whole weights in each process" in run.text("err")
-    assert not (tmp_path / "runs").exists()
