@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import cycle
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -130,3 +130,14 @@ def gathered(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if parallel.rank() == 0:
             result[name] = value if value is tensor else value.cpu()
     return result
+
+
+def assembled(net: Backbone, device: str) -> Backbone | None:
+    """In the first process: a network that can run, with the whole weights of `net`, a copy in shards; `net` itself if
+    it is not in shards. All processes call this together; in the others, the result is None."""
+    sharded = bool(own_rows(net.state_dict()))
+    tensors = gathered(dict(net.named_parameters())) if sharded else {}
+    if parallel.rank() or not sharded:
+        return None if parallel.rank() else net
+    parameters = {id(p): nn.Parameter(tensors[name], p.requires_grad) for name, p in net.named_parameters()}
+    return copy.deepcopy(net, cast(dict[int, Any], parameters)).to(device)

@@ -67,6 +67,18 @@ def size(path: Path) -> int:
     return sum(one.lstat().st_size for one in (path.iterdir() if path.is_dir() else [path]))
 
 
+def link(path: Path, folder: Path) -> None:
+    """Give a file or a folder of shards a second name in another folder of the same file system."""
+    place = folder / path.name
+    if not path.is_dir():
+        place.unlink(missing_ok=True)
+        os.link(path, place)
+        return
+    place.mkdir(exist_ok=True)
+    for one in path.iterdir():
+        link(one, place)
+
+
 def remove(path: Path) -> None:
     """Remove a file or a folder of shards. A folder is renamed first, so that no part of it is ever taken for all."""
     if path.is_dir() and not path.is_symlink():

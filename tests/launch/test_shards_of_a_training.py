@@ -149,6 +149,11 @@ def test_a_folder_of_shards_is_one_checkpoint(sharded, tmp_path):
     newest, before = storage.files(folder)
     assert [storage.step_of(path) for path in (newest, before)] == [STEPS, 30]
     assert storage.size(newest) == sum(path.stat().st_size for path in newest.iterdir())
+    storage.link(newest, tmp_path)
+    storage.link(newest, tmp_path)
+    second = tmp_path / newest.name
+    assert [path.stat().st_ino for path in second.iterdir()] == [path.stat().st_ino for path in newest.iterdir()]
+    assert checkpoint.load(second).step == STEPS
     newest.rename(other := folder / "step-00000061")
     with pytest.raises(InputError, match=rf"{other} was renamed: it is of step {STEPS}"):
         checkpoint.load(other)

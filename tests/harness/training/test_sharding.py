@@ -8,8 +8,10 @@ import torch
 from lamabench.harness import parallel
 from lamabench.harness.config import check_fit
 from lamabench.harness.training import checkpoint, sharding, storage
+from lamabench.harness.training.ema import EMA
 from lamabench.kernels.errors import InputError
 from lamabench.models.registry import build
+from torch.distributed import HashStore  # pyright: ignore[reportPrivateImportUsage]
 from trainings import FAMILIES, make
 
 
@@ -28,6 +30,40 @@ def test_groups_are_the_blocks_that_a_network_runs(family, names):
     modules = dict(net.named_modules())
     assert sharding.blocks(net) == [modules[name] for name in names]
     assert "run_block" not in vars(net)
+
+
+@pytest.fixture
+def alone():
+    """A process group of this process."""
+    torch.distributed.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+def test_copies_of_a_network_have_its_shards(alone):
+    """Copies hold other memory than the network. One with whole weights runs, and computes the same."""
+    torch.manual_seed(0)
+    net = build(FAMILIES["lamamba"])
+    for parameter in net.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    inputs = torch.randn(2, 1, 8, 8), torch.tensor([3.0, 500.0]), torch.tensor([1, 9])
+    with torch.no_grad():
+        expected = net(*inputs)
+        weights = {name: value.clone() for name, value in net.state_dict().items()}
+        assert sharding.assembled(net, "cpu") is net
+        sharding.shard(net, "cpu", "eager")
+        ema = EMA(net, 0.9, [0.5])
+        for parameter in net.parameters():
+            parameter.mul_(3)
+        ema.update(0)
+        for share, average in zip((0.1, 0.5), ema.nets.values(), strict=True):
+            assert sharding.own_rows(average.state_dict()).keys() == weights.keys()
+            for name, value in average.state_dict().items():
+                torch.testing.assert_close(sharding.whole(value), (1 + 2 * share) * weights[name])
+            average.load_state_dict({name: value / (1 + 2 * share) for name, value in average.state_dict().items()})
+            whole = sharding.assembled(average, "cpu")
+            assert whole is not None and not sharding.own_rows(whole.state_dict())
+            torch.testing.assert_close(whole(*inputs), expected)
 
 
 def sharded(rows):
