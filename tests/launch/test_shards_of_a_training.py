@@ -1,5 +1,6 @@
 """A training in shards (FSDP2, with gloo on the CPU): the numbers of whole weights, and checkpoints in shards."""
 
+import random
 import re
 import shutil
 import signal
@@ -91,6 +92,23 @@ def test_a_killed_process_ends_the_others_and_the_run_goes_on_bit_for_bit(start,
     assert run.codes == [0, 0] and f"continuing at step {storage.step_of(folder)} of" in run.text("err")
     same(training(tmp_path), sharded, STEPS)
     assert not leftover.exists() and saved(tmp_path) == [30, 40]
+
+
+@pytest.mark.soak
+def test_kills_at_any_moment_move_no_bit(start, tmp_path):
+    """A checkpoint after every step, so that most kills come while one is written."""
+    words = ["run.parallel=fsdp", END, "run.checkpoint_every=1"]
+    folder = tmp_path / "killed"
+    assert start(tmp_path / "whole", *words, count=2).codes == [0, 0]
+    draw = random.Random(0)
+    for _ in range(12):
+        run, before = start(folder, *words, count=2), saved(folder)
+        run.until(lambda before=before: saved(folder) != before)
+        time.sleep(draw.uniform(0, 0.1))
+        run.kill(signal.SIGKILL, *draw.choice([(0,), (1,), (0, 1)]))
+        assert -9 in run.codes and "falling back" not in run.text("err")
+    assert start(folder, *words, count=2).codes == [0, 0]
+    same(training(folder), training(tmp_path / "whole"), STEPS)
 
 
 def test_checkpoints_go_on_at_another_number_of_processes(start, whole, tmp_path):
