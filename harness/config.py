@@ -73,7 +73,7 @@ def check_fit(config: Config) -> None:
     Raises InputError where the model does not fit the encoded data or the objective, where the sampler does not fit the
     objective, where it takes an average of weights that the training does not keep, where label dropout or guidance
     needs a null class that the model lacks, where guidance needs classes,
-    where more channels are guided than the model has, or where CUDA graphs are combined with micro-batches.
+    where more channels are guided than the model has, or where CUDA graphs are combined with micro-batches or shards.
     """
     from .data.encoder import encoder
     from .diffusion.objective import objective
@@ -106,6 +106,11 @@ def check_fit(config: Config) -> None:
         raise InputError(
             f"run.micro_batch sums gradients over several passes, but train.compile={config.train.compile} (CUDA "
             "graphs) keeps them only until the next pass: choose train.compile=compile, or run.micro_batch=null"
+        )
+    if config.run.parallel == "fsdp" and config.train.compile not in ("auto", "compile", "eager"):
+        raise InputError(
+            f"train.compile={config.train.compile} needs whole weights in each process, but run.parallel=fsdp shards "
+            "them: choose train.compile=auto, compile or eager, or run.parallel=ddp"
         )
     if settings.guidance != 1 and not model.num_classes:
         raise InputError(

@@ -11,6 +11,7 @@ What the processes say to each other goes through torch's TCPStore and gloo. Gra
 import json
 import os
 import platform
+import signal
 import threading
 import time
 import traceback
@@ -88,6 +89,8 @@ def everywhere(work: Callable[[], int | None], port: Path | None = None) -> int 
     `port` is a file on a shared file system in which the first process writes the port that it listens on; None: the
     environment names a port (torchrun). Raises Stopped if a signal came before all processes were there.
     """
+    if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun's
+        _end_with_parent()
     if size() == 1:
         return work()
     quiet()
@@ -102,6 +105,14 @@ def everywhere(work: Callable[[], int | None], port: Path | None = None) -> int 
 
         dist.destroy_process_group()
     return code
+
+
+def _end_with_parent() -> None:
+    """Have the system send SIGTERM to this process when its parent is gone, even by SIGKILL. Only Linux does that."""
+    import ctypes
+
+    with suppress(AttributeError, OSError):
+        ctypes.CDLL(None).prctl(1, int(signal.SIGTERM))  # PR_SET_PDEATHSIG
 
 
 def _join(port: Path | None) -> None:

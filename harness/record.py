@@ -114,7 +114,7 @@ class TrainRow(Row):
     moments: list[int] | None = about("steps whose weights are kept")
     stretches: list[dict[str, Any]] | None = about(
         "each stretch of steps: first step, backends, torch, commit, device, host; of several processes also "
-        "processes (their number), hosts, and from_seconds (of training before the stretch)"
+        "processes (their number), parallel (ddp or fsdp), hosts, and from_seconds (of training before the stretch)"
     )
 
 

@@ -21,6 +21,7 @@ COMPILE = ("eager", *COMPILE_OPTIONS)
 BENCH_COMPILE = (*COMPILE, WHOLE_STEP)  # the last one is a mode of training only
 TRAIN_COMPILE = ("auto", *BENCH_COMPILE)  # auto: whole-step on a GPU, eager elsewhere
 CUDA_GRAPHS = ("reduce-overhead", "max-autotune")
+PARALLEL = ("ddp", "fsdp")
 FEATURES = ("efficientnet_lite0", "inception_v3")
 METRICS = ("fd", "kid", "prc", "isc")
 LABELS = ("balanced", "random", "cyclic")
@@ -283,6 +284,9 @@ class RunConfig:
     # The most images in one pass of a training step; null: the batch. Gradients are summed over equal parts of the
     # batch, as large as possible. The training is the same except for rounding and needs less memory.
     micro_batch: int | None = None
+    # What several processes share. ddp: each has the whole state, and gradients are averaged. fsdp: each has a share of
+    # weights, averages, gradients and Adam's moments. The training is the same except for rounding.
+    parallel: str = "ddp"
     log_every: int = 50  # steps between lines of metrics
     checkpoint_every: int = 1000  # steps
     new_backends: bool = False  # continue with other backends where those of a training cannot run any more
@@ -291,6 +295,8 @@ class RunConfig:
         check_positive("run", {"log_every": self.log_every, "checkpoint_every": self.checkpoint_every})
         if self.micro_batch is not None:
             check_positive("run", {"micro_batch": self.micro_batch})
+        if self.parallel not in PARALLEL:
+            raise unknown("run.parallel", self.parallel, PARALLEL)
         if "\n" in self.root:
             raise InputError(f"run.root has a line break: {self.root!r}")
         if not 0 <= self.workers <= MOST_WORKERS:

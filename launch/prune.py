@@ -9,6 +9,7 @@ from typing import Any
 from ..harness.record import read_lines, read_records
 from ..harness.run import STUDY, is_locked, read_study
 from ..harness.stages import reached
+from ..harness.training import storage
 from .plan import Planned
 
 GIB = 2**30
@@ -16,8 +17,8 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Leftover:
-    """What may be deleted: a whole folder, or only some `files` in it (checkpoints); the hours of training that would
-    be lost, and the size."""
+    """What may be deleted: a whole folder, or only some `files` in it (checkpoints, perhaps in shards); the hours of
+    training that would be lost, and the size."""
 
     folder: Path
     files: tuple[Path, ...]
@@ -26,7 +27,7 @@ class Leftover:
 
     def delete(self) -> None:
         for file in self.files:
-            file.unlink()
+            storage.remove(file)
         if not self.files:
             shutil.rmtree(self.folder)
 
@@ -73,13 +74,13 @@ def checkpoints(runs: Sequence[Planned]) -> Iterator[Leftover]:
             trainings.setdefault(run.training.path, []).append(run)
     needed = {folder for root in {run.root for run in runs} for folder in _unfinished(root)}
     for folder, users in trainings.items():
-        files = tuple(sorted((folder / "checkpoints").glob("step-*.safetensors")))
+        files = tuple(storage.files(folder / "checkpoints"))
         if not files or any(run.missing() for run in users) or folder in needed:
             continue
-        end = max(int(file.stem.removeprefix("step-")) for file in files)
+        end = max(map(storage.step_of, files))
         finished = reached(read_records(folder / "record.jsonl")) == end  # else a longer training is under way
-        if finished and (folder / "weights" / f"step-{end:08d}.safetensors").is_file():
-            yield Leftover(folder, files, 0.0, _size(files))
+        if finished and (folder / "weights" / storage.file_name(end)).is_file():
+            yield Leftover(folder, files, 0.0, sum(map(storage.size, files)) / GIB)
 
 
 def _unfinished(root: Path) -> Iterator[Path]:

@@ -1,36 +1,32 @@
-"""Checkpoints and kept weights: tensors and JSON in one safetensors file, never a pickle.
+"""Checkpoints and kept weights.
 
-A training folder has two folders of such files. `checkpoints/` has the last two complete states, from which training
-continues. `weights/` has the averaged weights of every requested moment. A file appears complete or not at all (write,
-fsync, rename), and its header has the sum of its bytes and names its step, model, data and code. The tensors of a
-checkpoint are `model/…`, `ema/…`, `exp_avg/…`, `exp_avg_sq/…` and `window` (metrics that are not yet logged). Those of
-weights have their names in the network. The averages of other decays are `ema@DECAY/…` in both.
+A training folder has two folders of files (storage.py). `checkpoints/` has the last two complete states, from which
+training continues. `weights/` has the averaged weights of every requested moment. A header names step, model, data and
+code. The tensors of a checkpoint are `model/…`, `ema/…`, `exp_avg/…`, `exp_avg_sq/…` and `window` (metrics that are not
+yet logged). Those of weights have their names in the network. The averages of other decays are `ema@DECAY/…` in both.
+A checkpoint may be in shards; it has the same names and, when it is read, the same tensors.
 """
 
-import json
-import os
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from types import NoneType
 from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ...kernels.errors import InputError
 from ...models import registry
 from ...models.registry import Backbone
+from .. import parallel
 from ..checks import check_weights
-from ..record import access, read_records
+from ..record import read_records
+from .sharding import own_part, own_rows
+from .storage import file_name, files, of_step, read, read_rows, remove, step_of, write, write_shards
 
 KEEP = 2
 OTHERS = "ema@"  # how the names of further averages begin
-_NAME = re.compile(r"step-(\d{8})\.safetensors")
 
 
 @dataclass
@@ -47,14 +43,22 @@ class Origin:
 
 @dataclass
 class Checkpoint(Origin):
-    """A complete state. `window_start` is the step of the last regular line of metrics."""
+    """A complete state. `window_start` is the step of the last regular line of metrics. `path` is where it was read,
+    which is not in its header."""
 
     tensors: dict[str, Tensor]
     window_start: int = field(default=0, kw_only=True)
+    path: Path | None = field(default=None, kw_only=True)
 
     def group(self, name: str) -> dict[str, Tensor]:
         """The tensors with the prefix `name/`, without that prefix."""
         return {key.removeprefix(f"{name}/"): v for key, v in self.tensors.items() if key.startswith(f"{name}/")}
+
+    def rows(self, rows: Mapping[str, range]) -> dict[str, Tensor]:
+        """The tensors; of those in `rows` only these rows, read from the file if there are any."""
+        if rows and self.path is not None:
+            return read_rows(self.path, rows)
+        return {name: v[rows[name].start : rows[name].stop] if name in rows else v for name, v in self.tensors.items()}
 
 
 @dataclass
@@ -66,24 +70,9 @@ class Weights(Origin):
     loss: float | None = field(default=None, kw_only=True)
 
 
-def file_name(step: int) -> str:
-    """The name of the file of a step, in both folders."""
-    return f"step-{step:08d}.safetensors"
-
-
-def files(folder: Path) -> list[Path]:
-    """The files of `checkpoints/` or `weights/`, newest first. Raises InputError for a folder that cannot be read."""
-    with access("read", folder):
-        try:
-            names = os.listdir(folder)
-        except (FileNotFoundError, NotADirectoryError):
-            return []
-    return [folder / name for name in sorted(names, reverse=True) if _NAME.fullmatch(name)]  # steps have leading zeros
-
-
 def moments(folder: Path) -> list[int]:
     """The steps whose averaged weights a training folder has, ascending."""
-    return sorted(int(path.stem.removeprefix("step-")) for path in files(folder / "weights"))
+    return sorted(map(step_of, files(folder / "weights")))
 
 
 def nearest(steps: Iterable[int], step: int) -> str:
@@ -94,53 +83,31 @@ def nearest(steps: Iterable[int], step: int) -> str:
 
 
 def save(folder: Path, checkpoint: Checkpoint) -> Path:
-    """Write a checkpoint atomically and remove all others except the `KEEP` - 1 before it.
+    """Write a checkpoint atomically and remove all others except the `KEEP` - 1 before it. If tensors are sharded, all
+    processes call this together.
 
     Checkpoints of later steps are removed too. They are damaged, or training would have continued from them.
     """
-    path = _write(folder, checkpoint)
-    paths = files(folder)
-    place = paths.index(path)
-    for other in paths[:place] + paths[place + KEEP :]:
-        other.unlink()
+    step, header = checkpoint.step, _header(checkpoint)
+    if own_rows(checkpoint.tensors):
+        path = write_shards(folder, step, own_part(checkpoint.tensors), header)
+    else:
+        path = write(folder, step, checkpoint.tensors, header)
+    if parallel.rank() == 0:
+        before = [other for other in files(folder) if step_of(other) < step][: KEEP - 1]
+        for other in files(folder):
+            if other not in (path, *before):
+                remove(other)
     return path
 
 
 def keep(folder: Path, weights: Weights) -> Path:
     """Write the weights of a moment atomically into `weights/` of a training folder."""
-    return _write(folder / "weights", weights)
+    return write(folder / "weights", weights.step, weights.tensors, _header(weights))
 
 
-def _write(folder: Path, saved: Checkpoint | Weights) -> Path:
-    folder.mkdir(exist_ok=True)
-    for leftover in folder.glob(".step-*.tmp"):  # from a kill, perhaps on another machine; a training has one writer
-        leftover.unlink()
-    path = folder / file_name(saved.step)
-    temporary = folder / f".{path.name}.{os.getpid()}.tmp"
-    header = {f.name: getattr(saved, f.name) for f in fields(saved) if f.name != "tensors"}
-    try:
-        tensors = {name: tensor.detach().contiguous() for name, tensor in saved.tensors.items()}
-        header["sum"] = _sum(tensors)
-        temporary.touch()
-        mode = temporary.stat().st_mode
-        try:
-            save_file(tensors, temporary, metadata={"lamabench": json.dumps(header)})
-        except SafetensorError as error:  # of a full disk too, which commands and jobs tell by its number
-            if (number := re.search(r"os error (\d+)", str(error))) is None:
-                raise
-            raise OSError(int(number[1]), os.strerror(int(number[1]))) from None
-        temporary.chmod(mode)  # safetensors lets only the owner read its files
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
-
-
-def _sum(tensors: dict[str, Tensor]) -> int:
-    """The sum of all bytes. It is quick on any device and changes if a bit flips or a block is lost."""
-    return sum(int(tensor.reshape(-1).view(torch.uint8).sum(dtype=torch.int64)) for tensor in tensors.values())
+def _header(saved: Checkpoint | Weights) -> dict[str, Any]:
+    return {f.name: getattr(saved, f.name) for f in fields(saved) if f.name not in ("tensors", "path")}
 
 
 def _group(tensors: Mapping[str, Tensor], kind: str) -> dict[str, Tensor]:
@@ -153,59 +120,18 @@ def _group(tensors: Mapping[str, Tensor], kind: str) -> dict[str, Tensor]:
 Saved = TypeVar("Saved", Checkpoint, Weights)
 
 
-def load(path: Path) -> Checkpoint:
+def load(path: Path, tensors: bool = True) -> Checkpoint:
     """Read a checkpoint to the CPU. Raises InputError for a file that is missing, truncated, changed or not one."""
-    return _read(path, Checkpoint)
+    saved = _read(path, Checkpoint, tensors)
+    saved.path = path
+    return saved
 
 
 def _read(path: Path, kind: type[Saved], tensors: bool = True) -> Saved:
     """With `tensors` False, they are on the meta device, which has names and shapes only."""
-    try:
-        with access("read", path), open(path, "rb"):  # safetensors says of each error that there is no such file
-            str(path).encode()
-        with safe_open(path, framework="pt") as file:
-            header = json.loads((file.metadata() or {})["lamabench"])
-            names = file.keys()
-            # Cloned, because safetensors returns a view of the file, which may be replaced or truncated while in use.
-            read = {name: file.get_tensor(name).clone() for name in names} if tensors else {
-                name: torch.empty(file.get_slice(name).get_shape(), device="meta") for name in names
-            }  # fmt: skip
-    except FileNotFoundError:
-        raise InputError(f"no such checkpoint: {path}") from None
-    except UnicodeEncodeError:
-        raise InputError(f"the path of {str(path)!a} is not UTF-8, which checkpoints need: rename the folder") from None
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"checkpoint {path} is truncated or damaged: {error}") from None
-    except InputError:
-        raise
-    except (KeyError, ValueError, RecursionError):
-        raise InputError(f"{path} is a safetensors file, but not a lamabench checkpoint") from None
-    _check_header(header, kind, path)
-    if tensors and header.get("sum") not in (None, _sum(read)):  # None: an old file without a sum
-        raise InputError(f"checkpoint {path} is truncated or damaged: its bytes have changed")
-    if file_name(header["step"]) != path.name:
-        raise InputError(f"{path} was renamed: it is of step {header['step']}")
+    header, values = read(path, tensors)
     attributes = {f.name for f in fields(kind)} & header.keys()
-    return kind(**{name: header[name] for name in attributes}, tensors=read)
-
-
-_HEADER = {"step": int, "seconds": (int, float), "model": dict, "fingerprint": str}
-_MORE = {"stretches": list, "window_start": int, "loss": (int, float, NoneType), "sum": (int, NoneType)}
-_STRETCH = {"from_step": int, "backend": dict, "commit": (str, NoneType)}
-
-
-def _check_header(header: Any, kind: type[Origin], path: Path) -> None:
-    """Raise InputError if a header lacks a field or has one of another type."""
-    if not isinstance(header, dict):
-        raise InputError(f"the header of {path} is damaged: it is no JSON object")
-    shapes = [(header, _HEADER | {name: types for name, types in _MORE.items() if name in header})]
-    stretches = header.get("stretches", [])
-    shapes += [(stretch, _STRETCH) for stretch in (stretches if isinstance(stretches, list) else [])]
-    for fields_there, types_by_name in shapes:
-        for name, types in types_by_name.items():
-            value = fields_there.get(name) if isinstance(fields_there, dict) else None
-            if not isinstance(value, types) or isinstance(value, bool):
-                raise InputError(f"the header of {path} is damaged: its {name} is {value!r}"[:300])
+    return kind(**{name: header[name] for name in attributes}, tensors=values)
 
 
 def check_tensors(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], where: Path) -> None:
@@ -256,16 +182,16 @@ def load_weights(folder: Path, step: int, kind: str = "ema", model: Any = None, 
     `model`.
     """
     kind = check_weights("sample.weights", kind)
-    own, whole = folder / "weights" / file_name(step), folder / "checkpoints" / file_name(step)
+    own, whole = folder / "weights" / file_name(step), of_step(folder / "checkpoints", step)
     if kind != "live" and own in files(own.parent):
         weights, path = _read(own, Weights, tensors), own
         weights.tensors = _group(weights.tensors, kind)
-    elif whole in files(whole.parent):
+    elif whole is not None:
         weights, path = weights_of(_read(whole, Checkpoint, tensors), kind), whole
     elif kind != "live":
         raise InputError(f"{folder} has no averaged weights of step {step}; {nearest(moments(folder), step)}")
     else:
-        steps = [int(path.stem.removeprefix("step-")) for path in files(whole.parent)]
+        steps = map(step_of, files(folder / "checkpoints"))
         raise InputError(
             f"{folder} has no live weights of step {step} (only its last {KEEP} checkpoints have them); "
             f"{nearest(steps, step)}"

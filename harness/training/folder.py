@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from ...models import registry
+from .. import parallel
 from ..config import Config, micro_batch
 from ..record import append
 from .checkpoint import Checkpoint, Weights, check_model, keep, kept_origin, moments, save
+from .sharding import gathered
 from .step import TrainStep
 
 
@@ -23,7 +25,10 @@ class Position:
 
 @dataclass
 class TrainingFolder:
-    """Writes the files of a training with the state `step`. Each file has the origin that these fields give."""
+    """Writes the files of a training with the state `step`. Each file has the origin that these fields give.
+
+    If that state is in shards, all processes call `save` and `keep` together.
+    """
 
     path: Path
     step: TrainStep
@@ -44,9 +49,11 @@ class TrainingFolder:
         save(self.path / "checkpoints", saved)
 
     def keep(self, at: Position, loss: float) -> None:
-        """Keep the averaged weights."""
-        origin = (at.step, at.seconds, self.model, self.fingerprint, self.step.ema.tensors())
-        keep(self.path, Weights(*origin, stretches=self.stretches, loss=loss))
+        """Keep the averaged weights, whole."""
+        tensors = gathered(self.step.ema.tensors())
+        if parallel.rank() == 0:
+            origin = (at.step, at.seconds, self.model, self.fingerprint, tensors)
+            keep(self.path, Weights(*origin, stretches=self.stretches, loss=loss))
 
 
 def process_seconds(stretches: Sequence[dict[str, Any]], seconds: float) -> float:

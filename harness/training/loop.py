@@ -23,11 +23,12 @@ from ..progress import Progress
 from ..provenance import provenance
 from ..record import read_lines, write_lines
 from .averaging import WARM_UP, averaging
-from .checkpoint import Checkpoint, file_name
+from .checkpoint import Checkpoint
 from .checkpoint import load as load_checkpoint
 from .folder import Position, TrainingFolder, record
 from .graph import WholeStep
 from .resume import all_asked, backends_to_ask, continue_from, missing, with_stretch
+from .sharding import passes, shard, sharded_mode
 from .step import TrainStep
 from .steps import Diverged, loop
 
@@ -58,7 +59,7 @@ def train(folder: Path, config: Config, progress: Progress, moments: Sequence[in
         folder=str(folder.absolute()),
         config=config_to_dict(config),
         asked=asked,
-        step=saved.step if saved else 0,
+        saved=str(saved.path.absolute()) if saved and saved.path else None,
         sources=plugins.loaded(),
     )
     with parallel.attending():
@@ -72,10 +73,10 @@ class _Quiet(Progress):
 
 
 def join(
-    folder: str, config: dict[str, Any], asked: Sequence[int], step: int, sources: Sequence[dict[str, str]]
+    folder: str, config: dict[str, Any], asked: Sequence[int], saved: str | None, sources: Sequence[dict[str, str]]
 ) -> None:
     """What the other processes of a run do in `train` of the first one: the same steps on their parts of the batches,
-    from the checkpoint of `step`, without files and messages."""
+    from the checkpoint `saved`, without messages and, unless the training is in shards, without files."""
     with suppress(Diverged, signals.Stopped), parallel.attending():
         try:
             plugins.load_recorded(sources)
@@ -84,11 +85,11 @@ def join(
             device = parallel.own_device(pick_device(here.run.device))
             keep_compiled(here.run.root, device)
             data = load(here.data, _Quiet().say)
-            saved = load_checkpoint(Path(folder, "checkpoints", file_name(step))) if step else None
+            before = load_checkpoint(Path(saved), tensors=not _sharded(here)) if saved else None
         except Exception as error:
             parallel.check(error)
             raise
-        _train(Path(folder), here, asked, device, data, saved, _Quiet())
+        _train(Path(folder), here, asked, device, data, before, _Quiet())
 
 
 def _train(
@@ -103,14 +104,14 @@ def _train(
     """The part of `train` that all processes do together. The first one writes the files."""
     before = saved.stretches if saved else []
     with parallel.agreeing():
-        net = initial_model(config).to(device)
+        net = initial_model(config)
         backend = select_backends(net, backends_to_ask(config, before, device, progress.say), device_type(device))
     origin = provenance(device)
     code = {key: origin[key] for key in ("torch", "commit", "dirty")}
     everyone = parallel.facts(device, backend=backend, data_fingerprint=data.fingerprint, **code)
-    mode = training_mode(config.train.compile, device)
+    mode = (sharded_mode if _sharded(config) else training_mode)(config.train.compile, device)
     at = Position() if saved is None else Position(saved.step, saved.seconds, saved.window_start)
-    stretches = with_stretch(before, at, backend, mode, device, progress.say, everyone)
+    stretches = with_stretch(before, at, backend, mode, device, progress.say, everyone, config.run.parallel)
 
     def without_graph(reason: str, start: int = at.step) -> None:
         last = stretches.pop() if stretches[-1]["from_step"] == start else stretches[-1]
@@ -120,6 +121,7 @@ def _train(
     step = _step(net, config, device, mode, without_graph if config.train.compile == "auto" else None)
     if saved is not None:
         step.restore(saved)
+        saved.tensors = {}  # the memory of another state
         progress.say(f"continuing at step {at.step} of {config.train.steps}")
     if data.omissions:
         progress.say(data.omissions)
@@ -127,6 +129,7 @@ def _train(
         folder, step, registry.describe(config.model), data.fingerprint, stretches, config.train.batch_size
     )
     first = parallel.rank() == 0
+    writes = first or _sharded(config)
     if first:
         metrics = folder / "metrics.jsonl"
         write_lines(metrics, [line for line in read_lines(metrics) if line["step"] <= at.window_start])
@@ -138,10 +141,15 @@ def _train(
         asked=asked,
         run=config.run,
         log=files.log if first else _nothing,
-        save=files.save if first else _nothing,
-        keep=files.keep if first else _nothing,
+        save=files.save if writes else _nothing,
+        keep=files.keep if writes else _nothing,
         progress=progress,
     )
+
+
+def _sharded(config: Config) -> bool:
+    """Whether weights lie in shards. One process has them whole."""
+    return config.run.parallel == "fsdp" and parallel.size() > 1
 
 
 def _nothing(*arguments: Any) -> None:
@@ -149,19 +157,24 @@ def _nothing(*arguments: Any) -> None:
 
 
 def _step(net: Backbone, config: Config, device: str, mode: str, fallback: Callable[[str], None] | None) -> TrainStep:
-    """The step of a training from the weights of a network. `mode` is that of `training_mode`, `fallback` that of
-    `WholeStep`."""
+    """The step of a training from the weights of a network on the CPU. `mode` is that of `training_mode` or
+    `sharded_mode`, `fallback` that of `WholeStep`."""
     settings = config.train
     net.train()
     net.checkpointing = settings.checkpointing
     size = micro_batch(config, parallel.size())
-    passes = settings.batch_size // parallel.size() // size
+    count = settings.batch_size // parallel.size() // size
     together: dict[str, Any] = {"warm_up": WARM_UP, "most": parallel.most} if parallel.size() > 1 else {}
+    if _sharded(config):
+        shard(net, device, mode)
+        call = passes(net, count)
+    else:
+        call = averaging(net, compiled(net.to(device), mode), count)
     return TrainStep(
         net,
         objective(config.objective),
         settings,
-        call=averaging(net, compiled(net, mode), passes),
+        call=call,
         device=device,
         micro_batch=size,
         seed=config.seed,

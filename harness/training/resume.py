@@ -18,8 +18,6 @@ from .checkpoint import (
     check_complete,
     check_data,
     check_model,
-    file_name,
-    files,
     keep,
     load,
     moments,
@@ -27,6 +25,7 @@ from .checkpoint import (
     newest,
 )
 from .folder import Position
+from .storage import files, of_step
 
 Say = Callable[[str], None]
 
@@ -90,16 +89,17 @@ def continue_from(folder: Path, config: Config, asked: Sequence[int], fingerprin
         return None
     check_data(folder, fingerprint)
     late = [step for step in asked if step <= saved.step and step not in steps]
-    lost = [step for step in late if not (checkpoints / file_name(step)).is_file()]
+    whole = {step: of_step(checkpoints, step) for step in late}
+    lost = [step for step in late if whole[step] is None]
     for step in lost:
         text = f"step {step} of {folder} was not kept, and the training is at step {saved.step} already"
         if asked[-1] <= saved.step:
             raise InputError(f"{text}; {nearest(steps, step)}")
         say(text)
-    for step in late:
-        if step in lost:
+    for step, path in whole.items():
+        if path is None:
             continue
-        checkpoint = saved if step == saved.step else load(checkpoints / file_name(step))
+        checkpoint = saved if step == saved.step else load(path)
         keep(folder, averages_of(checkpoint, _loss_at(folder, step)))
     return saved
 
@@ -110,9 +110,7 @@ def _newest_complete(checkpoints: Path, config: Config, say: Say) -> Checkpoint 
         if not isinstance(saved, InputError):
             check_model(saved, registry.describe(config.model), checkpoints)
             try:
-                check_complete(
-                    saved, config.model, averages(config.train), metrics, checkpoints / file_name(saved.step)
-                )
+                check_complete(saved, config.model, averages(config.train), metrics, saved.path or checkpoints)
                 return saved
             except InputError as error:
                 saved = error
@@ -157,12 +155,13 @@ def with_stretch(
     device: str,
     say: Say,
     everyone: Sequence[dict[str, Any]],
+    parallel: str = "ddp",
 ) -> list[dict[str, Any]]:
     """The stretches of a training that continues at a position, with a new one if backends, `compile` (as resolved),
     versions or machines differ. `everyone` are the facts of all processes (`parallel.facts`).
 
-    A stretch of several processes names their number, their hosts, and all kinds of devices. From the first such
-    stretch on, each has the seconds of training before it.
+    A stretch of several processes names their number, their hosts, all kinds of devices, and `parallel` (as
+    `run.parallel`). From the first such stretch on, each has the seconds of training before it.
     """
     here = provenance(device)
     machine = {key: here[key] for key in ("torch", "commit", "dirty", "device", "host")}
@@ -170,8 +169,11 @@ def with_stretch(
     if len(everyone) > 1:
         devices, hosts = (list(dict.fromkeys(one[key] for one in everyone)) for key in ("device", "host"))
         stretch |= {"device": ", ".join(devices), "processes": len(everyone), "hosts": hosts}
+        stretch |= {"parallel": parallel}
     start = {"from_step": at.step}
-    if before and {**before[-1], "from_step": 0, "from_seconds": 0} == {"from_step": 0, "from_seconds": 0, **stretch}:
+    since = {"parallel": "ddp"} if len(everyone) > 1 else {}  # of stretches that do not say it yet
+    unmoved = {"from_step": 0, "from_seconds": 0}
+    if before and {**since, **before[-1], **unmoved} == {**unmoved, **stretch}:
         return list(before)
     if before and before[-1]["commit"] != stretch["commit"]:
         say(f"the code is commit {stretch['commit']} from step {at.step} on; it was {before[-1]['commit']}")

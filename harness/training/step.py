@@ -13,6 +13,7 @@ from ..sections import TrainConfig
 from .checkpoint import Checkpoint
 from .ema import EMA
 from .graph import Update
+from .sharding import local, own_rows, whole
 
 
 class TrainStep:
@@ -21,7 +22,8 @@ class TrainStep:
     not yet logged. `grad_norm` is the norm of the last step's gradients before clipping, a tensor without dimensions,
     None without `train.clip`.
 
-    `call` is `net`, or `net` compiled or wrapped. The caller sets the net's training mode and checkpointing.
+    `call` is `net`, or `net` compiled or wrapped. The caller sets the net's training mode and checkpointing. If the
+    parameters of `net` are in shards (sharding.py), so is all that has their shapes.
     """
 
     def __init__(
@@ -104,7 +106,7 @@ class TrainStep:
             means = [losses[name].detach().mean() / passes for name in self.objective.metrics]
             self.window += torch.stack(means).to(self.window)
         if self.clip is not None and self.grad_norm is not None:
-            self.grad_norm.copy_(torch.nn.utils.clip_grad_norm_(self.trained, self.clip, foreach=True))
+            self.grad_norm.copy_(whole(torch.nn.utils.clip_grad_norm_(self.trained, self.clip, foreach=True)))
         self.optimizer.step()
 
     def tensors(self) -> dict[str, Tensor]:
@@ -118,18 +120,20 @@ class TrainStep:
                     named[f"{moment}/{name}"] = self.optimizer.state[parameter][moment]
         return named | {"window": self.window}
 
+    @torch.no_grad()
     def restore(self, saved: Checkpoint) -> None:
-        """Continue from a checkpoint, bit for bit."""
-        self.net.load_state_dict(saved.group("model"))
-        for kind, net in self.ema.nets.items():
-            net.load_state_dict(saved.group(kind))
-        first, second = saved.group("exp_avg"), saved.group("exp_avg_sq")
+        """Continue from a checkpoint, bit for bit. Only the own rows are read of a file whose tensors are sharded here
+        and not in memory."""
         for name, parameter in self.net.named_parameters():
-            if name in first:
+            if f"exp_avg/{name}" in saved.tensors:
                 self.optimizer.state[parameter] = {
                     "step": torch.tensor(float(saved.step), device=parameter.device),
-                    "exp_avg": first[name].to(parameter.device),
-                    "exp_avg_sq": second[name].to(parameter.device),
+                    "exp_avg": torch.zeros_like(parameter),
+                    "exp_avg_sq": torch.zeros_like(parameter),
                 }
-        self.window.copy_(saved.tensors["window"])
+        tensors = self.tensors()
+        values = saved.rows(own_rows(tensors))
+        for name, tensor in tensors.items():
+            if local(tensor).numel():
+                local(tensor).copy_(values[name])
         self.updates = saved.step

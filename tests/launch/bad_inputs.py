@@ -68,6 +68,8 @@ TRAIN = [
     Bad(train("run.workers=-1"), "run.workers must be 0 or more"),
     Bad(train("run.log_every=0"), "run.log_every must be above 0"),
     Bad(train("run.micro_batch=0"), "run.micro_batch must be above 0"),
+    Bad(train("run.parallel=fsdp2"), "unknown run.parallel 'fsdp2'"),
+    Bad(train("run.parallel=fsdp", "train.compile=whole-step"), "needs whole weights in each process"),
     Bad(train("run.new_backends=maybe"), r"run\.new_backends"),
     Bad(train("run.root=few.npz"), r"few\.npz"),
     Bad(train("run.root=few.npz/below"), r"few\.npz"),

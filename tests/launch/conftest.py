@@ -12,6 +12,7 @@ from lamabench.harness import stages
 from lamabench.harness.keys import config_from_dict, score_key, speed_key
 from lamabench.harness.record import append, row
 from lamabench.harness.sections import BenchConfig
+from processes import starting
 
 SMALL = {"model": "dit_nano", "model.depth": 1, "model.hidden_size": 16, "model.num_heads": 2, "data": "digits"}
 SMALL |= {"data.size": 8, "train.batch_size": 4, "train.precision": "float32", "train.steps": 4, "sample.count": 5}
@@ -27,6 +28,13 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 from lamabench.launch.cli import main
 sys.exit(main())
 """
+
+
+@pytest.fixture(scope="session")
+def start():
+    """Starts runs of several processes."""
+    with starting() as run:
+        yield run
 
 
 @pytest.fixture

@@ -22,6 +22,7 @@ WORDS = [
     "train", "model=dit_nano", "data=digits", "data.size=8", "train.batch_size=16", "train.precision=float32",
     f"train.steps={STEPS}", "run.device=cuda", "run.log_every=20", "run.checkpoint_every=50",
 ]  # fmt: skip
+FSDP = ("run.parallel=fsdp",)
 
 
 def start(folder, count, *words):
@@ -56,18 +57,24 @@ def one(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("compile", ["eager", "auto"])
-def test_two_gpus_train_as_one(one, tmp_path, compile):
-    """With `auto`, the exchange of gradients is in the CUDA graph of the step."""
-    assert start(tmp_path, 2, f"train.compile={compile}").wait(240) == 0
+AUTO = ("train.compile=auto",)
+
+
+@pytest.mark.parametrize("words", [(), AUTO, FSDP, (*FSDP, *AUTO)])
+def test_two_gpus_train_as_one(one, tmp_path, words):
+    """With `auto`, the exchange of gradients of DDP is in the CUDA graph of the step."""
+    assert start(tmp_path, 2, *words).wait(240) == 0
     assert losses(tmp_path) == pytest.approx(losses(one), rel=2e-3) and len(losses(one)) == STEPS // 20
     (row,) = [row.flat() for row in read_run(training(tmp_path)).records if row.kind == "train"]
-    assert row["compile"] == ("eager" if compile == "eager" else "whole-step") and len(row["stretches"]) == 1
+    (stretch,) = row["stretches"]
+    assert stretch["parallel"] == ("fsdp" if {*FSDP} <= {*words} else "ddp")
+    assert stretch["compile"] == {(): "eager", AUTO: "whole-step", FSDP: "eager"}.get(words, "compile")
     assert row["processes"] == 2 and row["process_seconds"] == pytest.approx(2 * row["seconds"], rel=1e-3)
 
 
-def test_a_killed_training_on_two_gpus_goes_on_on_one(one, tmp_path):
-    run = start(tmp_path, 2)
+@pytest.mark.parametrize("words", [(), FSDP])
+def test_a_killed_training_on_two_gpus_goes_on_on_one(one, tmp_path, words):
+    run = start(tmp_path, 2, *words)
     end = time.monotonic() + 120
     while not list(tmp_path.glob("runs/trainings/*/checkpoints/step-*")) and time.monotonic() < end:
         time.sleep(0.01)

@@ -1,6 +1,5 @@
 """One training in several processes, as torchrun starts them, with gloo on the CPU: the same numbers, and one end."""
 
-import json
 import os
 import re
 import signal
@@ -12,109 +11,10 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from lamabench.harness.record import read_lines
 from lamabench.harness.run import read_run
 from lamabench.harness.shards import open_samples
+from processes import MODEL, SMALL, STEPS, losses, same, saved, training
 from safetensors.torch import load_file
-
-STEPS = 80
-MODEL = ["model=dit_nano", "model.depth=1", "model.hidden_size=16", "model.num_heads=2"]
-SMALL = [
-    "data=digits", "data.size=8",
-    "train.batch_size=8", "train.precision=float32", "train.lr=1e-3", "train.ema_decay=0.9", f"train.steps={STEPS}",
-    "run.device=cpu", "run.log_every=7", "run.checkpoint_every=20",
-]  # fmt: skip
-
-# Imports once what each process needs, and forks the processes.
-SERVER = """
-import json, os, sys, traceback
-import sklearn.datasets, torch._dynamo, torch._inductor.standalone_compile, torch.distributed, torch.nn.parallel
-import lamabench.harness.training.loop, lamabench.launch.commands.train
-from lamabench.harness.data.images import load
-from lamabench.launch.cli import main
-from lamabench.launch.compose import compose
-config, _ = compose(["model=dit_nano", "data=digits"])
-load(config.data, print)
-with torch.device("meta"):
-    torch.empty(2).normal_()
-for line in sys.stdin:
-    request = json.loads(line)
-    if "wait" in request:
-        codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in request["wait"]]
-        print(json.dumps(codes), flush=True)
-        continue
-    pids = []
-    for rank, environment in enumerate(request["environments"]):
-        if not (pid := os.fork()):
-            os.chdir(request["folder"])
-            os.environ.update(environment)
-            for number, name in ((1, "out"), (2, "err")):
-                os.dup2(os.open(f"{name}-{rank}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
-            code = 1
-            try:
-                code = main(request["words"])
-            except BaseException:
-                traceback.print_exc()
-            finally:
-                sys.stdout.flush()
-                sys.stderr.flush()
-                os._exit(code)
-        pids.append(pid)
-    print(json.dumps(pids), flush=True)
-"""
-
-
-class Processes:
-    """The processes of one run, started in `folder`. `codes` waits for their ends."""
-
-    def __init__(self, ask, folder, words, count):
-        self.ask, self.folder = ask, folder
-        folder.mkdir(parents=True, exist_ok=True)
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)} if count > 1 else {}
-        sizes = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
-        environments = [{**place, **sizes, "RANK": str(n), "LOCAL_RANK": str(n)} for n in range(count)]
-        self.pids = ask({"folder": str(folder), "words": words, "environments": environments})
-
-    def kill(self, number, *ranks):
-        for rank in ranks:
-            os.kill(self.pids[rank], number)
-
-    def until(self, condition):
-        end = time.monotonic() + 60
-        while not condition():
-            assert time.monotonic() < end, [self.text("err", rank) for rank in range(len(self.pids))]
-            time.sleep(0.005)
-
-    @property
-    def codes(self):
-        return self.ask({"wait": self.pids})
-
-    def text(self, stream, rank=0):
-        return (self.folder / f"{stream}-{rank}").read_text()
-
-
-@pytest.fixture(scope="module")
-def start():
-    """Starts runs of several processes."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR"}
-    server = subprocess.Popen([sys.executable, "-c", SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-                              env=environment, start_new_session=True)  # fmt: skip
-
-    def ask(request):
-        server.stdin.write(json.dumps(request) + "\n")
-        server.stdin.flush()
-        return json.loads(server.stdout.readline())
-
-    def run(folder, *words, model=MODEL, count=1, command=None):
-        return Processes(ask, folder, command or ["train", *model, *SMALL, *words], count)
-
-    yield run
-    with suppress(ProcessLookupError):
-        os.killpg(server.pid, signal.SIGKILL)
-    server.communicate()
 
 
 @pytest.fixture(scope="module")
@@ -128,28 +28,6 @@ def whole(start, tmp_path_factory):
         for rank in range(1, count):
             assert run.text("out", rank) == run.text("err", rank) == ""
     return folders
-
-
-def training(folder):
-    (path,) = folder.glob("runs/trainings/*")
-    return path
-
-
-def losses(folder):
-    return [line["loss"] for line in read_lines(folder / "metrics.jsonl")]
-
-
-def saved(folder):
-    return [int(path.stem[5:]) for path in sorted(folder.glob("runs/trainings/*/checkpoints/step-*.safetensors"))]
-
-
-def same(one, other):
-    """The same bits in the last checkpoint, the kept weights and all lines of metrics."""
-    for name in (f"checkpoints/step-{STEPS:08d}.safetensors", f"weights/step-{STEPS:08d}.safetensors"):
-        ours, theirs = load_file(one / name), load_file(other / name)
-        assert ours.keys() == theirs.keys() and all(ours[key].equal(theirs[key]) for key in ours)
-    lines = [[{**line, "seconds": 0} for line in read_lines(path / "metrics.jsonl")] for path in (one, other)]
-    assert lines[0] == lines[1]
 
 
 @pytest.mark.parametrize("count", [2, 4])
@@ -309,9 +187,45 @@ def test_an_image_that_one_process_cannot_read_stops_all_at_a_whole_step(start, 
     assert error == f"lamabench train: error: process 1 of 2 on {socket.gethostname()}: unreadable image x.png"
 
 
+def torchrun(*words):
+    program = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python"]
+    return [*program, Path(sys.executable).with_name("lamabench"), "train", *MODEL, *SMALL, *words]
+
+
 def test_torchrun_starts_the_command(tmp_path):
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python"]
-    command = [*torchrun, Path(sys.executable).with_name("lamabench"), "train", *MODEL, *SMALL, "train.steps=3"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240)
+    done = subprocess.run(torchrun("train.steps=3"), cwd=tmp_path, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0 and done.stdout.count("3 steps, loss") == 1, done.stderr
     assert read_run(training(tmp_path)).last("train").processes == 2
+
+
+def alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_a_killed_torchrun_ends_its_processes_which_save(tmp_path):
+    words = ["train.steps=1000000", "run.checkpoint_every=1000000", "run.log_every=1"]
+    with open(tmp_path / "err", "w") as file:
+        launcher = subprocess.Popen(torchrun(*words), cwd=tmp_path, stderr=file, start_new_session=True)
+    try:
+        end = time.monotonic() + 120
+        while not list(tmp_path.glob("runs/trainings/*/metrics.jsonl")):
+            assert launcher.poll() is None and time.monotonic() < end, (tmp_path / "err").read_text()
+            time.sleep(0.02)
+        ranks = [int(pid) for pid in Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()]
+        assert len(ranks) == 2
+        launcher.kill()
+        launcher.wait()
+        end = time.monotonic() + 20
+        while any(alive(pid) for pid in ranks):
+            assert time.monotonic() < end, (tmp_path / "err").read_text()
+            time.sleep(0.02)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(launcher.pid, signal.SIGKILL)
+    (step,) = saved(tmp_path)
+    err = (tmp_path / "err").read_text()
+    assert f"saved at step {step} of 1000000" in err and "Traceback" not in err
+    assert err.splitlines()[-1] == "lamabench train: ended by SIGTERM; the same command continues"

@@ -9,7 +9,7 @@ from dataclasses import field, make_dataclass, replace
 
 import pytest
 import torch
-from lamabench.harness.training import checkpoint
+from lamabench.harness.training import checkpoint, storage
 from lamabench.kernels.errors import InputError
 from lamabench.models import registry
 from lamabench.models.registry import build
@@ -87,7 +87,7 @@ def test_no_incomplete_file_remains(tmp_path, monkeypatch, kind):
         path.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "save_file", fail)
+    monkeypatch.setattr(storage, "save_file", fail)
     with pytest.raises(OSError, match="No space left"):
         if kind == "checkpoint":
             checkpoint.save(tmp_path, checkpoint.Checkpoint(1, 0.0, {}, "", {"x": torch.zeros(1)}))

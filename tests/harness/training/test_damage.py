@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 import torch
-from lamabench.harness.training import checkpoint
+from lamabench.harness.training import checkpoint, storage
 from lamabench.kernels.errors import InputError
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -20,7 +20,7 @@ def rewritten(path, header=None, changes=None):
         there = json.loads(file.metadata()["lamabench"])
         values = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
     values = {name: value for name, value in {**values, **(changes or {})}.items() if value is not None}
-    there = {**there, "sum": checkpoint._sum(values)} if header is None else header(there)
+    there = {**there, "sum": storage.byte_sum(values)} if header is None else header(there)
     path.unlink()
     save_file(values, path, metadata={"lamabench": json.dumps(there)})
 
