@@ -1,7 +1,7 @@
 """A training, from its configuration and the state of its folder to its record."""
 
 from collections.abc import Callable, Collection, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,14 @@ from ..keys import config_from_dict, config_to_dict
 from ..measure.cost import cost
 from ..progress import Progress
 from ..provenance import provenance
-from ..record import read_lines, write_lines
 from .averaging import averaging
 from .checkpoint import Checkpoint, file_name
 from .checkpoint import load as load_checkpoint
 from .folder import Position, TrainingFolder, record
 from .graph import WholeStep
+from .loggers import check_loggers
+from .logs import Log, peak_of
+from .previews import check_previews
 from .resume import all_asked, backends_to_ask, continue_from, missing, with_stretch
 from .step import TrainStep
 from .steps import Diverged, loop
@@ -42,16 +44,18 @@ def train(folder: Path, config: Config, progress: Progress, moments: Sequence[in
     checkpoint of that step.
     """
     check_fit(config)
+    check_loggers(config.run.log_to)
+    check_previews(config)
     parallel.check_batch(config.train.batch_size, parallel.size())
     exact_float32()
     asked, device = all_asked(config, moments), parallel.own_device(pick_device(config.run.device))
-    flops = cost(config.model).flops
+    price = cost(config.model)
     if not missing(folder, asked):
-        return record(folder, config, flops)
+        return record(folder, config, price.flops)
     data = load(config.data, progress.say)
     saved = continue_from(folder, config, asked, data.fingerprint, progress.say)
     if not missing(folder, asked):
-        return record(folder, config, flops)
+        return record(folder, config, price.flops)
     parallel.call(
         folder=str(folder.absolute()),
         config=config_to_dict(config),
@@ -60,8 +64,8 @@ def train(folder: Path, config: Config, progress: Progress, moments: Sequence[in
         sources=plugins.loaded(),
     )
     with parallel.attending():
-        _train(folder, config, asked, device, data, saved, progress)
-    return record(folder, config, flops)
+        _train(folder, config, asked, device, data, saved, progress, price.macs)
+    return record(folder, config, price.flops)
 
 
 class _Quiet(Progress):
@@ -96,8 +100,10 @@ def _train(
     data: ImageData,
     saved: Checkpoint | None,
     progress: Progress,
+    macs: int = 0,
 ) -> None:
-    """The part of `train` that all processes do together. The first one writes the files."""
+    """The part of `train` that all processes do together. The first one, which knows the `macs` of a forward pass,
+    writes the files."""
     before = saved.stretches if saved else []
     with parallel.agreeing():
         net = initial_model(config).to(device)
@@ -123,22 +129,22 @@ def _train(
     files = TrainingFolder(
         folder, step, registry.describe(config.model), data.fingerprint, stretches, config.train.batch_size
     )
+    peak = peak_of((one["device"] for one in everyone), config.train.precision)
     first = parallel.rank() == 0
-    if first:
-        metrics = folder / "metrics.jsonl"
-        write_lines(metrics, [line for line in read_lines(metrics) if line["step"] <= at.window_start])
-    loop(
-        step,
-        batches(data, step.objective, config, step.net.null_class, at.step, device),
-        at,
-        until=config.train.steps,
-        asked=asked,
-        run=config.run,
-        log=files.log if first else _nothing,
-        save=files.save if first else _nothing,
-        keep=files.keep if first else _nothing,
-        progress=progress,
-    )
+    with Log(files, config, at, macs=macs, peak=peak, say=progress.say) if first else nullcontext() as log:
+        loop(
+            step,
+            batches(data, step.objective, config, step.net.null_class, at.step, device),
+            at,
+            until=config.train.steps,
+            asked=asked,
+            run=config.run,
+            log=log.line if log else _nothing,
+            save=files.save if first else _nothing,
+            keep=files.keep if first else _nothing,
+            preview=log.preview if log else _nothing,
+            progress=progress,
+        )
 
 
 def _nothing(*arguments: Any) -> None:
