@@ -6,6 +6,7 @@ training has failure.json, which names them, and the checkpoint before these ste
 
 import json
 import os
+import shlex
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -71,7 +72,7 @@ class Failures:
             "micro_batch": micro_batch(self.config, stretch.get("processes", 1)),
             "data_fingerprint": self.fingerprint,
             "stretch": stretch,
-            "command": f"python -m lamabench.harness.training.replay {place}",
+            "command": f"python -m lamabench.harness.training.replay {shlex.quote(str(place))}",
         }
         try:
             place.mkdir(parents=True, exist_ok=True)

@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout, suppress
+from contextvars import copy_context
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -128,7 +129,9 @@ class Trackio:
 
         self.trackio = trackio
         with redirect_stdout(sys.stderr):
-            self.run = trackio.init(
+            # In a context of its own, because trackio ends the current run of a context again at the process's exit.
+            self.run = copy_context().run(
+                trackio.init,
                 project=os.environ.get("TRACKIO_PROJECT", PROJECT),
                 name=training.folder.name,
                 group=training.study,

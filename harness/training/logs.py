@@ -70,14 +70,14 @@ class Log:
         say: Callable[[str], None],
     ) -> None:
         folder, step = files.path, files.step
-        self.files, self.config, self.at = files, config, at
+        self.files, self.config, self.at, self.say = files, config, at, say
         lines = read_lines(folder / "metrics.jsonl")
         kept = [line for line in lines if line["step"] <= at.window_start]
         write_lines(folder / "metrics.jsonl", kept)
         study = None
         with suppress(InputError):  # a folder without config.json
             study = read_info(folder).get("study")
-        pictures = [int(path.stem.removeprefix("step-")) for path in (folder / FOLDER).glob("step-*.png")]
+        pictures = [int(path.stem.removeprefix("step-")) for path in (folder / FOLDER).glob(f"step-{'[0-9]' * 8}.png")]
         sent = max([line["step"] for line in lines] + pictures, default=0)
         training = Identity(folder, study, config_to_dict(config), at.window_start, sent)
         self.loggers = Loggers(config.run.log_to, training, say)
@@ -92,9 +92,13 @@ class Log:
         self.failures.look(at, line["loss"])
 
     def preview(self, at: Position) -> None:
-        """Draw and send a preview."""
-        path = write_preview(self.files.path, at.step, cast(Backbone, self.files.step.ema.net), self.config)
-        self.loggers.picture(at.step, "preview", path)
+        """Draw and send a preview. One that cannot be written is one line."""
+        try:
+            path = write_preview(self.files.path, at.step, cast(Backbone, self.files.step.ema.net), self.config)
+        except OSError as error:
+            self.say(f"no preview of step {at.step}: {error}")
+        else:
+            self.loggers.picture(at.step, "preview", path)
 
     def __enter__(self) -> "Log":
         return self

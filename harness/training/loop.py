@@ -27,7 +27,6 @@ from .folder import Position, TrainingFolder, record
 from .graph import WholeStep
 from .loggers import check_loggers
 from .logs import Log, peak_of
-from .previews import check_previews
 from .resume import all_asked, backends_to_ask, continue_from, missing, with_stretch
 from .step import TrainStep
 from .steps import Diverged, loop
@@ -45,7 +44,6 @@ def train(folder: Path, config: Config, progress: Progress, moments: Sequence[in
     """
     check_fit(config)
     check_loggers(config.run.log_to)
-    check_previews(config)
     parallel.check_batch(config.train.batch_size, parallel.size())
     exact_float32()
     asked, device = all_asked(config, moments), parallel.own_device(pick_device(config.run.device))

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from ...models.registry import Backbone
-from ..config import Config, check_fit
+from ..config import Config
 from ..grid import paste
 from ..keys import sample_seed
 from ..record import write_atomically
@@ -24,12 +24,6 @@ def preview_settings(config: Config) -> Config:
     steps = min(config.sample.steps, STEPS)
     fixed = {"count": SIDE**2, "method": "ddim", "timesteps": "even", "labels": "balanced", "weights": "ema"}
     return replace(config, sample=replace(config.sample, steps=steps, **fixed))
-
-
-def check_previews(config: Config) -> None:
-    """Raise InputError for settings of `sample` with which no preview can be drawn, if previews are asked for."""
-    if config.run.preview_every:
-        check_fit(preview_settings(config))
 
 
 def write_preview(training: Path, step: int, net: Backbone, config: Config) -> Path:

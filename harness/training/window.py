@@ -22,7 +22,8 @@ def sums(losses: Mapping[str, Tensor], metrics: Sequence[str], t: Tensor, span: 
     means = torch.stack([losses[name].detach().mean() for name in metrics])
     quarter = (t * QUARTERS / span).long().clamp(0, QUARTERS - 1)
     inside = quarter[:, None] == torch.arange(QUARTERS, device=t.device)
-    return torch.cat([means, torch.where(inside, loss[:, None], 0).mean(dim=0), inside.to(loss).mean(dim=0)])
+    of_quarter = loss[:, None].expand(-1, QUARTERS).masked_fill(~inside, 0)
+    return torch.cat([means, of_quarter.mean(dim=0), inside.to(loss).mean(dim=0)])
 
 
 def restore_window(window: Tensor, saved: Tensor, begun: bool) -> None:
