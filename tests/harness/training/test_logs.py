@@ -111,6 +111,22 @@ def test_speed_in_closed_form(tmp_path):
         assert line["images_per_s"] == pytest.approx(8 / took, rel=0.2)
 
 
+@pytest.mark.gpu
+def test_lines_of_a_step_that_is_one_graph(tmp_path):
+    """The sums of a captured step are those of a plain one, and a GPU has a peak of memory and, if it is known, MFU."""
+    lines = []
+    for compile in ("eager", "whole-step"):
+        config = make(steps=12, log_every=3, compile=compile, clip=0.5, warmup=5)
+        config = replace(config, run=replace(config.run, device="cuda", micro_batch=2))
+        lines.append(read_lines(trained(tmp_path / compile, config) / "metrics.jsonl"))
+    for one, other in zip(*lines, strict=True):
+        for name in ("loss", "grad_norm", "lr", *QUARTERS):
+            assert one[name] == pytest.approx(other[name], rel=1e-3), name
+        assert one["peak_memory_gib"] > 0 < other["peak_memory_gib"]
+        known = peak_of([torch.cuda.get_device_name()], "float32") is not None
+        assert ("mfu" in one, "mfu" in other) == (known, known)
+
+
 def logging(*names):
     config = make(steps=10, log_every=2, checkpoint_every=6)
     return replace(config, run=replace(config.run, log_to=list(names), preview_every=3))
