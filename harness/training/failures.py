@@ -83,4 +83,4 @@ class Failures:
         except OSError as error:
             self.say(f"{text}; no snapshot can be written: {error}")
         else:
-            self.say(f"{text}; to repeat it: {facts['command']}")
+            self.say(f"{text if kind == 'spike' else f'snapshot of step {at.step}'}; to repeat it: {facts['command']}")
