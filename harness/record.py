@@ -17,20 +17,13 @@ from pathlib import Path
 from typing import Any, ClassVar, Union, get_args, get_origin, get_type_hints
 
 from ..kernels.errors import InputError
+from .lines import EVENTS, LINES, METRICS
 
 SCHEMA = 2
 # The stage that writes each kind of line, in the order in which the stages run.
 STAGE_OF = {"cost": "cost", "train": "train", "sample": "sample", "score": "evaluate", "speed": "bench"}
 STAGE_OF |= {"operator_speed": "bench"}
 STATES = ("done", "failed", "oom", "diverged", "wrong")
-NUMBER = int | float | None
-# What a line of the other files has, and a line of attempts.jsonl for an event. What may be null may be missing too.
-LINES: dict[str, dict[str, Any]] = {
-    "metrics.jsonl": {"step": int, "images": NUMBER, "loss": NUMBER, "seconds": NUMBER},
-    "attempts.jsonl": {"event": str, "job": str, "records": int | None, "error": str | None},
-    "claims.jsonl": {"start": int, "stop": int, "by": str, "at": float, "seconds": NUMBER},
-}
-EVENTS: dict[str, dict[str, Any]] = {"start": {"restart": int}, "stop": {"signal": str}}
 # Errors of the system for a wrong path or a missing permission. Others, as those of a network, may pass.
 REFUSALS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ELOOP)
 REFUSALS += (errno.ENAMETOOLONG,)
@@ -394,7 +387,9 @@ def page() -> str:
                 needed = "" if f.name not in kind.needed else " (always, if done)"
                 text.append(f"| `{_name(f)}` | {kinds} | {f.metadata['about']}{needed} |")
         text.append("")
-    return "\n".join(text)
+    text += ["## Lines of `metrics.jsonl`", "", "The log of a training.", "", "| field | meaning |", "|---|---|"]
+    text += [f"| `{name}` | {meaning} |" for name, (_, meaning) in METRICS.items()]
+    return "\n".join([*text, ""])
 
 
 if __name__ == "__main__":

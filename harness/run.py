@@ -1,6 +1,7 @@
 """Folders below a root: trainings, models, samples, and the studies that name them. Only `open_run` imports torch.
 
     ROOT/trainings/FAMILY-DATA-KEY/   config.json, record.jsonl, metrics.jsonl, checkpoints/, weights/
+                                      where asked for or needed: previews/, tensorboard/, wandb/, failures/
         samples/KEY/                  config.json, record.jsonl, shards/ (see shards.py)
     ROOT/models/FAMILY-KEY/           config.json, record.jsonl: cost and speed
     ROOT/STUDY/.study.json            the study's file, and the folders of each of its runs

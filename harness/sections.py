@@ -24,6 +24,7 @@ CUDA_GRAPHS = ("reduce-overhead", "max-autotune")
 PARALLEL = ("ddp", "fsdp")
 FEATURES = ("efficientnet_lite0", "inception_v3")
 METRICS = ("fd", "kid", "prc", "isc")
+LOGGERS = ("tensorboard", "wandb", "trackio")
 LABELS = ("balanced", "random", "cyclic")
 # What is larger is a slip of the keyboard that would fill the memory or never end.
 MOST_STEPS = 99_999_999  # names of checkpoints have eight digits
@@ -288,6 +289,8 @@ class RunConfig:
     # weights, averages, gradients and Adam's moments. The training is the same except for rounding.
     parallel: str = "ddp"
     log_every: int = 50  # steps between lines of metrics
+    log_to: list[str] = field(default_factory=list)  # loggers that get the lines too: tensorboard, wandb, trackio
+    preview_every: int = 0  # steps between pictures of 16 images, drawn by DDIM from the averaged weights; 0: none
     checkpoint_every: int = 1000  # steps
     new_backends: bool = False  # continue with other backends where those of a training cannot run any more
 
@@ -297,6 +300,11 @@ class RunConfig:
             check_positive("run", {"micro_batch": self.micro_batch})
         if self.parallel not in PARALLEL:
             raise unknown("run.parallel", self.parallel, PARALLEL)
+        for name in self.log_to:
+            if name not in LOGGERS:
+                raise unknown("run.log_to", name, LOGGERS)
+        if self.preview_every < 0:
+            raise InputError(f"run.preview_every must be 0 (no previews) or more, not {self.preview_every}")
         if "\n" in self.root:
             raise InputError(f"run.root has a line break: {self.root!r}")
         if not 0 <= self.workers <= MOST_WORKERS:

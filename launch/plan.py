@@ -34,6 +34,7 @@ from ..harness.stages import (
     ready,
     tasks,
 )
+from ..harness.training.loggers import check_loggers
 from ..kernels.errors import InputError, unknown
 from ..models import plugins, registry
 from .compose import Override, compose, plugin_names, text_of
@@ -247,6 +248,7 @@ def plan(study: Study, overrides: Sequence[str] = ()) -> list[Planned]:
         words = [word for word in words if not of_cluster(word)]
         config, choice_of = compose(words)
         check_fit(config)
+        check_loggers(config.run.log_to)
         name, model = study.run_name(variant), choice_of["model"]
         if name in TAKEN:
             raise InputError(f"study {study.name}: a run cannot be called {name!r}, where the study's {name} lies")

@@ -12,13 +12,13 @@ from matplotlib.figure import Figure
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
+from ..harness.grid import GAP, paste
 from ..harness.shards import Samples, Shards, images_of, labels_at
 from ..kernels.errors import InputError
 from .runs import Run
 from .style import blank, wrapped
 
 CLASSES, PER_CLASS = 10, 8  # rows and columns
-CELL, GAP = 48, 3  # pixels: the least side of an enlarged image, and the space between images
 
 
 @dataclass(frozen=True)
@@ -75,20 +75,6 @@ def choose(labels: NDArray[np.int64]) -> tuple[list[NDArray[np.int64]], list[str
         first = np.arange(min(len(labels), CLASSES * PER_CLASS))
         return [first[at : at + PER_CLASS] for at in range(0, len(first), PER_CLASS)], []
     return [np.flatnonzero(labels == label)[:PER_CLASS] for label in classes], [str(label) for label in classes]
-
-
-def paste(images: NDArray[np.uint8], rows: list[NDArray[np.int64]]) -> NDArray[np.uint8]:
-    """Rows of images side by side on white, every pixel enlarged to a square of pixels."""
-    if not rows:
-        return np.empty((0, 0, 3), np.uint8)
-    scale = max(1, ceil(CELL / max(images.shape[1:3])))
-    height, width = (scale * side + GAP for side in images.shape[1:3])
-    picture = np.full((len(rows) * height - GAP, max(map(len, rows)) * width - GAP, 3), 255, np.uint8)
-    for down, row in enumerate(rows):
-        for right, index in enumerate(row):
-            large = images[index].repeat(scale, axis=0).repeat(scale, axis=1)
-            picture[down * height : (down + 1) * height - GAP, right * width : (right + 1) * width - GAP] = large
-    return picture
 
 
 def _show(axes: Axes, grid: Mosaic) -> None:

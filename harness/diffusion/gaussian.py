@@ -139,6 +139,7 @@ class DDPM:
     """
 
     metrics = ("loss", "mse", "vb")
+    span = float(TIMESTEPS)
 
     def __init__(self, schedule: str = "linear") -> None:
         self.schedule = schedule

@@ -30,6 +30,11 @@ class Objective(Protocol):
         """The names of the values that `loss` returns, "loss" first."""
         ...
 
+    @property
+    def span(self) -> float:
+        """t is at least 0 and at most this."""
+        ...
+
     def out_channels(self, in_channels: int) -> int:
         """The channels of the network's head."""
         ...

@@ -2,7 +2,7 @@
 
 A training folder has two folders of files (storage.py). `checkpoints/` has the last two complete states, from which
 training continues. `weights/` has the averaged weights of every requested moment. A header names step, model, data and
-code. The tensors of a checkpoint are `model/…`, `ema/…`, `exp_avg/…`, `exp_avg_sq/…` and `window` (metrics that are not
+code. The tensors of a checkpoint are `model/…`, `ema/…`, `exp_avg/…`, `exp_avg_sq/…` and `window` (sums that are not
 yet logged). Those of weights have their names in the network. The averages of other decays are `ema@DECAY/…` in both.
 A checkpoint may be in shards; it has the same names and, when it is read, the same tensors.
 """
@@ -24,6 +24,7 @@ from ..checks import check_weights
 from ..record import read_records
 from .sharding import own_part, own_rows
 from .storage import file_name, files, of_step, read, read_rows, remove, step_of, write, write_shards
+from .window import MORE
 
 KEEP = 2
 OTHERS = "ema@"  # how the names of further averages begin
@@ -156,7 +157,10 @@ def check_complete(saved: Checkpoint, model: Any, averages: Iterable[str], metri
     moments = {name for group in ("exp_avg", "exp_avg_sq") for name in saved.group(group)} & parameters.keys()
     expected = {f"{group}/{name}": value for group in ("model", *averages) for name, value in weights.items()}
     expected |= {f"{group}/{name}": parameters[name] for group in ("exp_avg", "exp_avg_sq") for name in moments}
-    check_tensors(saved.tensors, expected | {"window": torch.empty(metrics, device="meta")}, where)
+    window = saved.tensors.get("window")
+    earlier = window is not None and window.shape == (metrics,)  # of a version that summed only these
+    expected["window"] = torch.empty(metrics if earlier else metrics + MORE, device="meta")
+    check_tensors(saved.tensors, expected, where)
 
 
 def _meta(model: Any) -> Backbone:

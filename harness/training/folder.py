@@ -37,10 +37,12 @@ class TrainingFolder:
     stretches: list[dict[str, Any]]
     batch_size: int
 
-    def log(self, at: Position, means: dict[str, float]) -> None:
-        """Append a line to metrics.jsonl."""
-        line = {"step": at.step, "images": at.step * self.batch_size, **means, "seconds": round(at.seconds, 3)}
+    def log(self, at: Position, means: dict[str, float | None], more: dict[str, float]) -> dict[str, Any]:
+        """Append a line of means and `more` facts to metrics.jsonl, and return it."""
+        line = {"step": at.step, "images": at.step * self.batch_size, **means, "lr": self.step.rate(at.step)}
+        line |= {"seconds": round(at.seconds, 3), **more}
         append(self.path / "metrics.jsonl", line)
+        return line
 
     def save(self, at: Position) -> None:
         """Save the complete state. It replaces the checkpoint before the last."""

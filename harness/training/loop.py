@@ -1,10 +1,10 @@
 """A training, from its configuration and the state of its folder to its record."""
 
 from collections.abc import Callable, Collection, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -21,14 +21,15 @@ from ..keys import config_from_dict, config_to_dict
 from ..measure.cost import cost
 from ..progress import Progress
 from ..provenance import provenance
-from ..record import read_lines, write_lines
 from .averaging import WARM_UP, averaging
 from .checkpoint import Checkpoint
 from .checkpoint import load as load_checkpoint
 from .folder import Position, TrainingFolder, record
 from .graph import WholeStep
+from .loggers import check_loggers
+from .logs import Log, peak_of
 from .resume import all_asked, backends_to_ask, continue_from, missing, with_stretch
-from .sharding import passes, shard, sharded_mode
+from .sharding import assembled, passes, shard, sharded_mode
 from .step import TrainStep
 from .steps import Diverged, loop
 
@@ -44,16 +45,17 @@ def train(folder: Path, config: Config, progress: Progress, moments: Sequence[in
     checkpoint of that step.
     """
     check_fit(config)
+    check_loggers(config.run.log_to)
     parallel.check_batch(config.train.batch_size, parallel.size())
     exact_float32()
     asked, device = all_asked(config, moments), parallel.own_device(pick_device(config.run.device))
-    flops = cost(config.model).flops
+    price = cost(config.model)
     if not missing(folder, asked):
-        return record(folder, config, flops)
+        return record(folder, config, price.flops)
     data = load(config.data, progress.say)
     saved = continue_from(folder, config, asked, data.fingerprint, progress.say)
     if not missing(folder, asked):
-        return record(folder, config, flops)
+        return record(folder, config, price.flops)
     parallel.call(
         "train",
         folder=str(folder.absolute()),
@@ -63,8 +65,8 @@ def train(folder: Path, config: Config, progress: Progress, moments: Sequence[in
         sources=plugins.loaded(),
     )
     with parallel.attending():
-        _train(folder, config, asked, device, data, saved, progress)
-    return record(folder, config, flops)
+        _train(folder, config, asked, device, data, saved, progress, price.macs)
+    return record(folder, config, price.flops)
 
 
 class _Quiet(Progress):
@@ -100,8 +102,10 @@ def _train(
     data: ImageData,
     saved: Checkpoint | None,
     progress: Progress,
+    macs: int = 0,
 ) -> None:
-    """The part of `train` that all processes do together. The first one writes the files."""
+    """The part of `train` that all processes do together. The first one, which knows the `macs` of a forward pass,
+    writes the files."""
     before = saved.stretches if saved else []
     with parallel.agreeing():
         net = initial_model(config)
@@ -128,23 +132,28 @@ def _train(
     files = TrainingFolder(
         folder, step, registry.describe(config.model), data.fingerprint, stretches, config.train.batch_size
     )
-    first = parallel.rank() == 0
-    writes = first or _sharded(config)
-    if first:
-        metrics = folder / "metrics.jsonl"
-        write_lines(metrics, [line for line in read_lines(metrics) if line["step"] <= at.window_start])
-    loop(
-        step,
-        batches(data, step.objective, config, step.net.null_class, at.step, device),
-        at,
-        until=config.train.steps,
-        asked=asked,
-        run=config.run,
-        log=files.log if first else _nothing,
-        save=files.save if writes else _nothing,
-        keep=files.keep if writes else _nothing,
-        progress=progress,
-    )
+    peak = peak_of((one["device"] for one in everyone), config.train.precision)
+    first, writes = parallel.rank() == 0, parallel.rank() == 0 or _sharded(config)
+
+    def preview(at: Position) -> None:
+        net = assembled(cast(Backbone, step.ema.net), device)
+        if log is not None and net is not None:
+            log.preview(at, net)
+
+    with Log(files, config, at, macs=macs, peak=peak, say=progress.say) if first else nullcontext() as log:
+        loop(
+            step,
+            batches(data, step.objective, config, step.net.null_class, at.step, device),
+            at,
+            until=config.train.steps,
+            asked=asked,
+            run=config.run,
+            log=log.line if log else _nothing,
+            save=files.save if writes else _nothing,
+            keep=files.keep if writes else _nothing,
+            preview=preview,
+            progress=progress,
+        )
 
 
 def _sharded(config: Config) -> bool:

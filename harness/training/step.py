@@ -14,13 +14,13 @@ from .checkpoint import Checkpoint
 from .ema import EMA
 from .graph import Update
 from .sharding import local, own_rows, whole
+from .window import new_window, restore_window, sums
 
 
 class TrainStep:
     """Forward, loss, backward, clipping, AdamW and EMA, and the state that they change: weights, their averages, Adam's
-    moments, `updates`, the number of steps so far, and `window`, the sums [len(objective.metrics)] of metrics that are
-    not yet logged. `grad_norm` is the norm of the last step's gradients before clipping, a tensor without dimensions,
-    None without `train.clip`.
+    moments, `updates`, the number of steps so far, and `window` (window.py), the sums of what is not yet logged: the
+    metrics, the loss by quarter of t, and the norm of the gradients before clipping.
 
     `call` is `net`, or `net` compiled or wrapped. The caller sets the net's training mode and checkpointing. If the
     parameters of `net` are in shards (sharding.py), so is all that has their shapes.
@@ -57,8 +57,7 @@ class TrainStep:
             capturable=graph is not None,
         )
         self._run = self._update if graph is None else graph(self._update)
-        self.window = torch.zeros(len(objective.metrics), device=device)
-        self.grad_norm = None if self.clip is None else torch.zeros((), device=device)
+        self.window = new_window(objective.metrics, device)
 
     def __call__(self, batch: Mapping[str, Tensor]) -> None:
         """One step on a batch of `x0` and `noise` [B, C, S, S], `t` [B] and `y` [B]."""
@@ -78,16 +77,17 @@ class TrainStep:
         self.ema.update(self.updates)
         self.updates += 1
 
-    def rate(self) -> float:
-        """The learning rate of the next step: `lr`, after a linear rise over the first `warmup` steps."""
-        return self.lr * min(1, (self.updates + 1) / self.warmup) if self.warmup else self.lr
+    def rate(self, step: int) -> float:
+        """The learning rate of a step, counted from 1: `lr`, after a linear rise over the first `warmup` steps."""
+        return self.lr * min(1, step / self.warmup) if self.warmup else self.lr
 
     def _set_rate(self) -> None:
+        rate = self.rate(self.updates + 1)
         for group in self.optimizer.param_groups:
             if isinstance(group["lr"], Tensor):
-                group["lr"].fill_(self.rate())
+                group["lr"].fill_(rate)
             else:
-                group["lr"] = self.rate()
+                group["lr"] = rate
 
     def _update(self, inputs: Sequence[Tensor]) -> None:
         """Gradients and AdamW: what a CUDA graph may capture, so no number of Python's changes here between steps.
@@ -103,10 +103,11 @@ class TrainStep:
                 out = self.call(x_t, t, y)
             losses = self.objective.loss(out.float(), x0, x_t, t, noise)
             (losses["loss"].mean() / passes).backward()
-            means = [losses[name].detach().mean() / passes for name in self.objective.metrics]
-            self.window += torch.stack(means).to(self.window)
-        if self.clip is not None and self.grad_norm is not None:
-            self.grad_norm.copy_(whole(torch.nn.utils.clip_grad_norm_(self.trained, self.clip, foreach=True)))
+            self.window[:-1].add_(sums(losses, self.objective.metrics, t, self.objective.span) / passes)
+        norm = torch.nn.utils.get_total_norm([p.grad for p in self.trained if p.grad is not None], foreach=True)
+        self.window[-1].add_(whole(norm))
+        if self.clip is not None:
+            torch.nn.utils.clip_grads_with_norm_(self.trained, self.clip, norm, foreach=True)
         self.optimizer.step()
 
     def tensors(self) -> dict[str, Tensor]:
@@ -131,9 +132,10 @@ class TrainStep:
                     "exp_avg": torch.zeros_like(parameter),
                     "exp_avg_sq": torch.zeros_like(parameter),
                 }
-        tensors = self.tensors()
+        tensors = {name: tensor for name, tensor in self.tensors().items() if name != "window"}
         values = saved.rows(own_rows(tensors))
         for name, tensor in tensors.items():
             if local(tensor).numel():
                 local(tensor).copy_(values[name])
+        restore_window(self.window, values["window"], saved.step > saved.window_start)
         self.updates = saved.step

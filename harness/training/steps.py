@@ -3,19 +3,22 @@
 import math
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
+from typing import cast
 
 from torch import Tensor
 
 from ...kernels.errors import InputError
 from .. import parallel, signals
+from ..measure.timing import synchronize
 from ..progress import Progress
 from ..sections import RunConfig
 from .folder import Position
 from .step import TrainStep
+from .window import window_means
 
 
 class Diverged(RuntimeError):
-    """The loss is no longer finite."""
+    """The loss or the gradient is no longer finite."""
 
 
 def loop(
@@ -26,13 +29,15 @@ def loop(
     until: int,
     asked: Collection[int],
     run: RunConfig,
-    log: Callable[[Position, dict[str, float]], None],
+    log: Callable[[Position, dict[str, float | None]], None],
     save: Callable[[Position], None],
     keep: Callable[[Position, float], None],
+    preview: Callable[[Position], None],
     progress: Progress,
 ) -> None:
     """Train to the step `until`. `log` gets the means of the metrics every `run.log_every` steps and at the end, `keep`
-    the loss at the steps in `asked`, and `save` is called every `run.checkpoint_every` steps and at the end.
+    the loss at the steps in `asked`, and `save` is called every `run.checkpoint_every` steps and at the end. `preview`
+    is called every `run.preview_every` steps, and its time does not count.
 
     A line at the end that is not due leaves the window as it is, so that a longer training continues the window. Raises
     Diverged if the loss is not finite, Stopped after the step in which a signal came (signals.py), and InputError of
@@ -59,9 +64,9 @@ def loop(
         saving = last or stopping or at.step % run.checkpoint_every == 0
         loss = math.nan
         if logging or saving or keeping:
-            at.seconds = before + time.perf_counter() - started
             means = mean_metrics(step, at, until)
-            loss = means["loss"]
+            at.seconds = before + time.perf_counter() - started
+            loss = cast(float, means["loss"])
             if logging or last:
                 log(at, means)
                 facts = {"loss": f"{loss:.4f}"}
@@ -76,6 +81,11 @@ def loop(
         if stopping and not last:
             progress.say(f"saved at step {at.step} of {until}")
             signals.check()
+        if run.preview_every and at.step % run.preview_every == 0:
+            synchronize(step.device)
+            begun = time.perf_counter()
+            preview(at)
+            started += time.perf_counter() - begun
 
 
 def _until_damage(batches: Iterable[dict[str, Tensor]], save: Callable[[], None]) -> Iterator[dict[str, Tensor]]:
@@ -101,11 +111,11 @@ def _together(batches: Iterable[dict[str, Tensor]]) -> Iterator[dict[str, Tensor
         yield batch
 
 
-def mean_metrics(step: TrainStep, at: Position, until: int) -> dict[str, float]:
-    """The means of the metrics since the last regular line. Raises Diverged if one is not finite."""
-    values = (step.window / (at.step - at.window_start)).tolist()
-    means = dict(zip(step.objective.metrics, values, strict=True))
-    if not all(math.isfinite(value) for value in values):
-        text = ", ".join(f"{name} {value}" for name, value in means.items())
-        raise Diverged(f"the loss is not finite by step {at.step} of {until}: {text}")
-    return means
+def mean_metrics(step: TrainStep, at: Position, until: int) -> dict[str, float | None]:
+    """The means since the last regular line (`window_means`). Raises Diverged if one is not finite."""
+    means = window_means(step.window, step.objective.metrics, at.step - at.window_start)
+    if all(value is None or math.isfinite(value) for value in means.values()):
+        return means
+    text = ", ".join(f"{name} {means[name]}" for name in (*step.objective.metrics, "grad_norm"))
+    what = "gradient" if math.isfinite(cast(float, means["loss"])) else "loss"
+    raise Diverged(f"the {what} is not finite by step {at.step} of {until}: {text}")

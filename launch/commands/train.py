@@ -116,8 +116,10 @@ def check_ready(config: Config, folder: Path) -> None:
 
     from ...harness.data.images import check_request, load
     from ...harness.training.checkpoint import check_data
+    from ...harness.training.loggers import check_loggers
 
     check_fit(config)
+    check_loggers(config.run.log_to)
     check_request(config.data)
     check_batch(config.train.batch_size, size())
     device = own_device(pick_device(config.run.device))

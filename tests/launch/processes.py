@@ -132,5 +132,8 @@ def same(one, other, step=STEPS):
         (ours,), (theirs,) = (list(folder.glob(f"{name}/step-{step:08d}*")) for folder in (one, other))
         ours, theirs = read(ours)[1], read(theirs)[1]
         assert ours.keys() == theirs.keys() and all(ours[key].equal(theirs[key]) for key in ours)
-    lines = [[{**line, "seconds": 0} for line in read_lines(path / "metrics.jsonl")] for path in (one, other)]
+    lines = [
+        [{**line, "seconds": 0, "images_per_s": 0} for line in read_lines(path / "metrics.jsonl")]
+        for path in (one, other)
+    ]
     assert lines[0] == lines[1]

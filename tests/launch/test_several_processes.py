@@ -1,5 +1,6 @@
 """One training in several processes, as torchrun starts them, with gloo on the CPU: the same numbers, and one end."""
 
+import json
 import os
 import re
 import signal
@@ -11,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from lamabench.harness.record import read_lines
 from lamabench.harness.run import read_run
 from lamabench.harness.shards import open_samples
 from processes import MODEL, SMALL, STEPS, losses, same, saved, training
@@ -39,6 +41,37 @@ def test_any_number_of_processes_learns_the_same(whole, count):
     # Not each by itself: the gradient of the keys' bias is rounding alone, and Adam makes steps of it.
     differences = sum((together[name] - value).square().sum() for name, value in alone.items())
     assert differences < 1e-6 * sum(value.square().sum() for value in alone.values())
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_lines_of_several_processes_are_of_the_whole_batch(whole, count):
+    """The norm is that of the averaged gradient, and a quarter of t has the images of all processes."""
+    ours, theirs = (read_lines(whole[n] / "metrics.jsonl") for n in (count, 1))
+    for one, other in zip(ours, theirs, strict=True):
+        for name in ("grad_norm", "loss_q1", "loss_q2", "loss_q3", "loss_q4"):
+            assert one[name] == pytest.approx(other[name], rel=1e-3), name
+    assert len({line["grad_norm"] for line in ours}) == len(ours)
+
+
+def test_the_first_process_logs_and_draws(start, whole, tmp_path):
+    """Others neither write nor draw, and the training is the same to the bit."""
+    extra = ["run.log_to=[tensorboard]", "run.preview_every=40", "sample.steps=2"]
+    run = start(tmp_path, *extra, count=2)
+    assert run.codes == [0, 0], run.text("err")
+    assert len(list(training(tmp_path).glob("tensorboard/*"))) == 1
+    assert [path.name for path in sorted(training(tmp_path).glob("previews/*"))] == [
+        "step-00000040.png", "step-00000080.png",
+    ]  # fmt: skip
+    same(whole[2], training(tmp_path))
+
+
+def test_a_divergence_of_several_processes_leaves_one_snapshot(start, tmp_path):
+    run = start(tmp_path, "train.lr=1e18", "run.checkpoint_every=40", "run.log_every=40", count=2)
+    assert set(run.codes) == {1}, run.text("err")
+    (snapshot,) = training(tmp_path).glob("failures/*")
+    facts = json.loads((snapshot / "failure.json").read_text())
+    assert (facts["kind"], facts["checkpoint"], facts["last_step"], facts["micro_batch"]) == ("diverged", 0, 40, 4)
+    assert facts["command"] in run.text("err") and run.text("err", 1) == ""
 
 
 def test_gradients_of_several_passes_are_averaged_once(start, whole, tmp_path):
@@ -122,6 +155,7 @@ def test_sample_is_of_all_processes_and_other_commands_are_of_the_first(start, w
 
 
 PLUGIN = """
+import json
 import os
 from dataclasses import dataclass
 

@@ -78,6 +78,7 @@ class Straight(Path):
 
 class Flow:
     metrics = ("loss",)
+    span = 1.0
 
     def out_channels(self, in_channels: int) -> int:
         return in_channels

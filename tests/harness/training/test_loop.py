@@ -13,7 +13,7 @@ import torch
 from lamabench.harness.data.images import load
 from lamabench.harness.data.items import epoch_order
 from lamabench.harness.progress import Progress
-from lamabench.harness.record import append, read_lines
+from lamabench.harness.record import read_lines
 from lamabench.harness.sections import BackendConfig, RunConfig
 from lamabench.harness.training import checkpoint, loop
 from lamabench.harness.training.loop import initial_model, train
@@ -21,7 +21,7 @@ from lamabench.harness.training.steps import Diverged
 from lamabench.kernels import OPERATORS
 from lamabench.kernels.errors import InputError
 from PIL import Image
-from trainings import DIT, FAMILIES, LAMAMBA, assert_same, longer, make, metrics, tensors, trained
+from trainings import DIT, FAMILIES, LAMAMBA, assert_same, longer, make, metrics, stop_at, tensors, trained
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -87,19 +87,6 @@ def test_an_image_that_is_damaged_in_the_middle(workers, tmp_path, monkeypatch, 
     last.write_bytes(good)
     assert_same(whole, trained(broken, config))
     assert "continuing at step 4 of 9" in capsys.readouterr().err
-
-
-def stop_at(monkeypatch, step, folder, config):
-    """Train until the line of a step is written."""
-
-    def stop(path, line):
-        append(path, line)
-        if line["step"] == step:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("lamabench.harness.training.folder.append", stop)
-        trained(folder, config)
 
 
 def test_interruption_between_log_and_checkpoint(tmp_path, monkeypatch):

@@ -4,11 +4,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from lamabench.baselines.dit import DiTConfig
 from lamabench.harness.config import Config
 from lamabench.harness.progress import Progress
-from lamabench.harness.record import read_lines
+from lamabench.harness.record import append, read_lines
 from lamabench.harness.sections import DataConfig, RunConfig, TrainConfig
 from lamabench.harness.training.checkpoint import files, load
 from lamabench.harness.training.loop import train
@@ -54,8 +55,9 @@ def tensors(folder: Path) -> dict[str, Tensor]:
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:
-    """The lines of metrics without their seconds."""
-    return [{k: v for k, v in line.items() if k != "seconds"} for line in read_lines(folder / "metrics.jsonl")]
+    """The lines of metrics without their times."""
+    times = ("seconds", "images_per_s")
+    return [{k: v for k, v in line.items() if k not in times} for line in read_lines(folder / "metrics.jsonl")]
 
 
 def assert_same(a: Path, b: Path) -> None:
@@ -65,3 +67,16 @@ def assert_same(a: Path, b: Path) -> None:
     for name, tensor in first.items():
         assert torch.equal(tensor, second[name]), name
     assert metrics(a) == metrics(b)
+
+
+def stop_at(monkeypatch: pytest.MonkeyPatch, step: int, folder: Path, config: Config) -> None:
+    """Train until the line of a step is written."""
+
+    def stop(path: Path, line: dict[str, Any]) -> None:
+        append(path, line)
+        if line["step"] == step:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("lamabench.harness.training.folder.append", stop)
+        trained(folder, config)

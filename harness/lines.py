@@ -1,0 +1,28 @@
+"""What the lines of files beside record.jsonl have. RECORDS.md lists the fields of metrics.jsonl."""
+
+from typing import Any
+
+NUMBER = int | float | None
+# {field of a line of metrics.jsonl: (types, meaning)}
+METRICS: dict[str, tuple[Any, str]] = {
+    "step": (int, "steps since the start"),
+    "images": (NUMBER, "images seen"),
+    "loss": (NUMBER, "mean over the steps since the last regular line; beside it are the objective's other metrics"),
+    "grad_norm": (NUMBER, "mean norm of the gradients of all parameters, before clipping"),
+    "loss_q1": (NUMBER, "mean loss of the images with t in the first quarter of its range; null: none"),
+    "loss_q2": (NUMBER, "of those in the second quarter"),
+    "loss_q3": (NUMBER, "of those in the third quarter"),
+    "loss_q4": (NUMBER, "of those in the last quarter"),
+    "lr": (NUMBER, "learning rate of this step"),
+    "seconds": (NUMBER, "seconds of training so far"),
+    "images_per_s": (NUMBER, "images per second since the line before, or since the start of the process"),
+    "mfu": (NUMBER, "model FLOPs over the peak of all GPUs (PaLM, appendix B), if it is known"),
+    "peak_memory_gib": (NUMBER, "peak memory of the first GPU that torch held since the start of the process, GiB"),
+}
+# What a line of these files has, and a line of attempts.jsonl for an event. What may be null may be missing too.
+LINES: dict[str, dict[str, Any]] = {
+    "metrics.jsonl": {name: types for name, (types, _) in METRICS.items()},
+    "attempts.jsonl": {"event": str, "job": str, "records": int | None, "error": str | None},
+    "claims.jsonl": {"start": int, "stop": int, "by": str, "at": float, "seconds": NUMBER},
+}
+EVENTS: dict[str, dict[str, Any]] = {"start": {"restart": int}, "stop": {"signal": str}}

@@ -1,0 +1,83 @@
+"""Previews: the same noise each time, and not a bit of the training changes."""
+
+import time
+from dataclasses import replace
+
+import numpy as np
+import torch
+from lamabench.harness.progress import Progress
+from lamabench.harness.run import open_run
+from lamabench.harness.training.loop import train
+from lamabench.harness.training.previews import preview_settings, write_preview
+from PIL import Image
+from test_failures import folder_of
+from trainings import DIT, assert_same, make, trained
+
+
+def previewing(model=DIT, every=2, **settings):
+    config = make(model, steps=6, snapshots=[4], **settings)
+    sample = replace(config.sample, steps=3, clip=True)
+    return replace(config, run=replace(config.run, preview_every=every), sample=sample)
+
+
+def test_previews_change_no_bit_of_the_training(tmp_path):
+    """With dropout, whose numbers are drawn from torch's random state."""
+    config = previewing(replace(DIT, dropout=0.2))
+    plain = replace(config, run=replace(config.run, preview_every=0))
+    states, folders = [], []
+    for name, one in (("with", config), ("without", plain)):
+        torch.manual_seed(3)
+        folders.append(trained(tmp_path / name, one))
+        states.append(torch.get_rng_state())
+    assert_same(*folders)
+    assert torch.equal(*states)
+    assert not (tmp_path / "without" / "previews").exists()
+
+
+def test_a_preview_is_what_the_averaged_weights_draw(tmp_path):
+    """The picture of step 4 is that of the kept weights of step 4, from the noise of the images 0 … 15."""
+    config = previewing()
+    folder = trained(folder_of(tmp_path, config), config)
+    paths = sorted((folder / "previews").iterdir())
+    assert [path.name for path in paths] == [f"step-{step:08d}.png" for step in (2, 4, 6)]
+    labels = [index * 10 // 10 % 10 for index in range(16)]
+    images = open_run(folder).sample(labels, steps=3, method="ddim", at=4)
+    assert images.shape == (16, 8, 8, 1)
+    picture = np.asarray(Image.open(paths[1]))
+    for index in range(16):
+        row, column = divmod(index, 4)
+        cell = picture[row * 51 :, column * 51 :][:48, :48]
+        assert np.array_equal(cell[3::6, 3::6, :1], images[index]), index
+    assert len({path.read_bytes() for path in paths}) == 3
+
+
+def test_the_settings_of_previews():
+    """At most 50 steps, and evenly spread classes if there are more of them than images."""
+    from lamabench.harness.sampling import labels_of
+
+    config = previewing()
+    assert preview_settings(config).sample.steps == 3
+    many = replace(config, sample=replace(config.sample, steps=250))
+    many = replace(many, model=replace(DIT, num_classes=1000))
+    settings = preview_settings(many)
+    assert settings.sample.steps == 50
+    assert labels_of(settings, range(16)).tolist() == [index * 1000 // 16 for index in range(16)]
+
+
+def test_a_preview_that_cannot_be_written_is_one_line(tmp_path, capsys):
+    (tmp_path / "previews").touch()
+    trained(tmp_path, previewing(every=4))
+    assert "no preview of step 4: " in capsys.readouterr().err
+
+
+def test_the_time_of_previews_is_no_training(tmp_path, monkeypatch):
+    from lamabench.harness.training import logs
+
+    def slow(*words):
+        time.sleep(0.5)
+        return write_preview(*words)
+
+    monkeypatch.setattr(logs, "write_preview", slow)
+    tmp_path.joinpath("run").mkdir()
+    record = train(tmp_path / "run", previewing(), Progress())
+    assert record["seconds"] < 1.5
