@@ -58,16 +58,18 @@ def exact_float32() -> None:
     torch.backends.cudnn.allow_tf32 = False
 
 
-def training_mode(compile: str, device: str, processes: int = 1) -> str:
+def training_mode(compile: str, device: str, processes: int = 1, section: str = "train") -> str:
     """How a training runs its network and its step: `train.compile`, where `auto` is `whole-step` for one process on a
     GPU, `compile` for several, and `eager` elsewhere. Raises InputError for `whole-step` without a GPU and for several
-    processes, whose exchange of gradients is not captured."""
+    processes, whose exchange of gradients is not captured; `section` asks for it."""
     if compile == "auto":
         return "eager" if not is_cuda(device) else WHOLE_STEP if processes == 1 else "compile"
     if compile == WHOLE_STEP and not is_cuda(device):
-        raise InputError(f"compile={WHOLE_STEP} needs a GPU, and the device is {device}: auto is eager there")
+        raise InputError(f"{section}.compile={WHOLE_STEP} needs a GPU, and the device is {device}: auto is eager there")
     if compile == WHOLE_STEP and processes > 1:
-        raise InputError(f"compile={WHOLE_STEP} runs in one process, not in {processes}: auto is compile there")
+        raise InputError(
+            f"{section}.compile={WHOLE_STEP} runs in one process, not in {processes}: auto is compile there"
+        )
     return compile
 
 

@@ -6,7 +6,7 @@ one for each set of samples. Runs that ask for the same folder share it.
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -230,8 +230,11 @@ def progress(folder: Path) -> dict[str, Any]:
     return read_progress(folder) or {}
 
 
-def plan(study: Study, overrides: Sequence[str] = ()) -> list[Planned]:
-    """Every run of a study, with a checked configuration. Nothing is written.
+def plan(
+    study: Study, overrides: Sequence[str] = (), check_owner: Callable[[Path, str, str | None], None] = check_study
+) -> list[Planned]:
+    """Every run of a study, with a checked configuration. Nothing is written. `check_owner` is called in place of
+    `check_study`.
 
     Raises InputError for an override that does not fit, and if two runs ask for the same tasks.
     """
@@ -261,7 +264,7 @@ def plan(study: Study, overrides: Sequence[str] = ()) -> list[Planned]:
     planned = list(runs.values())
     if len(roots := {run.config.run.root for run in planned}) > 1:
         raise InputError(f"study {study.name}: all runs must have the same run.root, not {', '.join(sorted(roots))}")
-    check_study(planned[0].root, study.name, study.file)
+    check_owner(planned[0].root, study.name, study.file)
     return planned
 
 

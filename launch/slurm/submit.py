@@ -5,6 +5,7 @@ start when the trainings that they need have ended. Another study below the same
 """
 
 import json
+import shutil
 import time
 from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -61,7 +62,8 @@ def check_batches(pieces: Sequence[Piece], requests: Mapping[tuple[str, str], Cl
             try:
                 check_batch(piece.task.config["train"]["batch_size"], asked.nodes * asked.on_a_node)
             except InputError as error:
-                raise InputError(f"{piece.name}: {error}: cluster.gpus and cluster.nodes decide") from None
+                count = "gpus" if asked.gpus else "tasks_per_node"
+                raise InputError(f"{piece.name}: {error}: cluster.{count} and cluster.nodes decide") from None
 
 
 def submit(
@@ -142,10 +144,12 @@ def load_over(given: ClusterConfig, settings: Sequence[str]) -> ClusterConfig:
 
 @contextmanager
 def _alone(runs: Sequence[Planned], study: Study, new: bool = False) -> Iterator[Path]:
-    """Lock the study for this process, and give the folder of its submissions. Raises InputError if the study has no
-    folder yet, unless it may be `new`, and if the folder cannot be written."""
+    """Lock the study for this process, and give the folder of its submissions. A `new` folder is deleted again if
+    nothing could be queued. Raises InputError if the study has no folder yet, unless it may be `new`, and if the folder
+    cannot be written."""
     root = runs[0].root
     home = root / study.name / ".sweep"
+    fresh = not home.parent.exists()
     executor.check(home)
     if not new:
         check_there(home)
@@ -159,6 +163,10 @@ def _alone(runs: Sequence[Planned], study: Study, new: bool = False) -> Iterator
             raise InputError(text) from None
         try:
             yield home
+        except client.SlurmError:
+            if fresh and not any(home.glob("[0-9]*")):
+                shutil.rmtree(home.parent, ignore_errors=True)
+            raise
         except OSError as error:  # a full disk, or a shared folder that is unreachable
             raise client.SlurmError(f"{error}; the same command goes on from what was queued") from None
 
