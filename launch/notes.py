@@ -16,10 +16,11 @@ from ..harness.config import Config
 from ..harness.data import images
 from ..harness.data.files import few
 from ..harness.keys import training_folder
+from ..harness.moments import reached
 from ..harness.record import read_records
 from ..harness.scoring.counts import shortage
 from ..harness.sections import DataConfig
-from ..harness.stages import Task, missing_metrics, reached
+from ..harness.stages import Task, missing_metrics
 from ..harness.training import checkpoint
 from ..harness.training.checkpoint import KEEP, moments
 from ..harness.training.resume import unreached

@@ -16,6 +16,7 @@ from ..ablations.study import Study
 from ..harness.config import Config, check_fit
 from ..harness.keys import asked, config_from_dict, model_folder, score_key, training_folder
 from ..harness.measure.speed import next_measurement
+from ..harness.moments import kept_steps, not_kept
 from ..harness.progress import describe
 from ..harness.progress import read as read_progress
 from ..harness.record import STAGE_OF, Row, newest, read_records
@@ -23,12 +24,11 @@ from ..harness.run import check_study, is_locked, read_info, write_study
 from ..harness.sections import RunConfig
 from ..harness.stages import (
     Task,
-    kept_steps,
     lost,
     merged,
     missing,
     missing_metrics,
-    not_kept,
+    only,
     plan_key,
     problem,
     ready,
@@ -318,14 +318,7 @@ def select_stages(runs: Sequence[Planned], stages: Sequence[str], study: Study) 
         if stage not in study.stages:
             raise unknown(f"stage of {study.name}", stage, study.stages)
 
-    def part(task: Task) -> Task:
-        metrics = task.metrics if "evaluate" in stages else ()
-        plans = task.plans if "bench" in stages else ()
-        return replace(
-            task, stages=tuple(stage for stage in task.stages if stage in stages), metrics=metrics, plans=plans
-        )
-
-    parts = [replace(run, tasks=tuple(task for one in run.tasks if (task := part(one)).stages)) for run in runs]
+    parts = [replace(run, tasks=tuple(task for one in run.tasks if (task := only(one, stages)).stages)) for run in runs]
     return [run for run in parts if run.tasks]
 
 
