@@ -37,8 +37,8 @@ from ..harness.stages import (
 from ..kernels.errors import InputError, unknown
 from ..models import plugins, registry
 from .compose import Override, compose, plugin_names, text_of
+from .slurm.cluster import flat, of_cluster
 from .slurm.cluster import load as load_cluster
-from .slurm.cluster import of_cluster
 
 # A run has the first of these states that one of its tasks has. "" stands for every state of failure.
 ORDER = ("unreadable", "running", "preempted", "queued", "", "stopped", "planned", "done")
@@ -245,7 +245,7 @@ def plan(
     titles = {name: preset.title for name, preset in registry.presets().items()}
     for variant in study.expand():
         words = [*variant.overrides, *overrides]
-        settings = tuple(word for word in words if of_cluster(word))
+        settings = tuple(one for word in words if of_cluster(word) for one in flat(word))
         load_cluster("local", settings)
         words = [word for word in words if not of_cluster(word)]
         config, choice_of = compose(words)

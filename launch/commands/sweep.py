@@ -124,8 +124,14 @@ def _print_submission(sweep: Sweep, runs: Sequence[Planned], submission: submit.
         answer = {"arrays": rows, "code": submission.code, "left": left, "rest": submission.rest}
         print(json.dumps(answer, indent=1))
         return code
+    stages: dict[str, set[tuple[str, ...]]] = {}  # a kind of task whose stages are in several jobs is named with them
+    for one in (one["task"] for array, _ in arrays for one in array.tasks):
+        stages.setdefault(one["kind"], set()).add(tuple(one["stages"]))
     for array, job in arrays:
-        kinds = Counter(one["task"]["kind"] for one in array.tasks)
+        tasks = [one["task"] for one in array.tasks]
+        kinds = Counter(
+            one["kind"] + (f" ({', '.join(one['stages'])})" if len(stages[one["kind"]]) > 1 else "") for one in tasks
+        )
         print(f"job {job}: {', '.join(f'{n} × {kind}' for kind, n in kinds.items())}, logs {array.folder / 'logs'}")
     if arrays:
         print(f"code: {snapshot.words(submission.code)}")
