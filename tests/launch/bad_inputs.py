@@ -224,6 +224,18 @@ STUDIES = [
     with_study(sweep("status", "cluster=nope"), "unknown cluster 'nope'"),
     with_study(sweep("plan", "cluster.time_min=0"), "cluster.time_min must be above 0"),
     with_study(sweep("plan", "cluster.tiem_min=5"), "did you mean 'time_min'"),
+    with_study(
+        sweep("plan", "cluster.stage.evalute.gpus=0"), r"'evalute' \(did you mean 'evaluate'\?\); choices: cost,"
+    ),
+    with_study(sweep("plan", "cluster.stage.sample.gpu=1"), r"'gpu' \(did you mean 'gpus'\?\); choices: partition"),
+    with_study(sweep("plan", "cluster.stage.sample=1"), "cluster.stage.sample is a section; set a key of a stage"),
+    with_study(sweep("plan", "cluster.stage.sample.gpus=-1"), "stage sample: cluster.gpus must be 0 or more"),
+    with_study(sweep("status", "cluster.stage.sample.kind=local"), "unknown key in cluster.stage.sample 'kind'"),
+    of_study(BASE + "variants: {a: {cluster: {stage: {evaluate: {gpu: 0}}}}}", "unknown key in cluster.stage.evaluate"),
+    with_study(
+        sweep("submit", "cluster=slurm", "run.device=cuda", "cluster.gpus=2", "cluster.stage.evaluate.gpus=0"),
+        r"run.device=cuda, but stage evaluate has no GPU \(cluster.stage.evaluate.gpus=0\)",
+    ),
     with_study(sweep("plan", "cluster.options=[x]"), "cluster.options are options of sbatch"),
     with_study(sweep("plan", "cluster.signal_s=99999"), "cluster.signal_s 99999 is not before the end"),
     with_study(sweep("run", "cluster=slurm"), "sweep run works on this machine"),
@@ -241,6 +253,9 @@ STUDIES = [
     with_study(sweep("run", "run.root=few.npz"), r"few\.npz"),
     with_study(sweep("run", "run.root={long}"), "File name too long"),
     Bad(sweep("plan", "cluster=c.yaml"), "unknown key 'tiem_min'", {"st.yaml": STUDY, "c.yaml": "tiem_min: 3"}),
+    Bad(
+        sweep("plan", "cluster=c.yaml"), "c.yaml: unknown stage", {"st.yaml": STUDY, "c.yaml": "stage: {s: {gpus: 0}}"}
+    ),
     Bad(sweep("plan", "cluster=c.yaml"), "a cluster is a mapping", {"st.yaml": STUDY, "c.yaml": "[]"}),
     Bad(sweep("plan", "cluster=c.yaml"), "is not YAML", {"st.yaml": STUDY, "c.yaml": "a: ["}),
 ]
