@@ -122,4 +122,7 @@ def check_fit(config: Config) -> None:
         )
     guided = settings.guidance_channels or 0
     if guided > model.in_channels:
-        raise InputError(f"sample.guidance_channels {guided} is more than the model's {model.in_channels} channels")
+        raise InputError(
+            f"sample.guidance_channels {guided} is more than the model's {model.in_channels} channels; null "
+            "guides all (recipe=dit has 3, for latents)"
+        )

@@ -58,13 +58,13 @@ def exact_float32() -> None:
     torch.backends.cudnn.allow_tf32 = False
 
 
-def training_mode(compile: str, device: str) -> str:
+def training_mode(compile: str, device: str, section: str = "train") -> str:
     """How a training runs its network and its step: `train.compile`, where `auto` is `whole-step` on a GPU and `eager`
-    elsewhere. Raises InputError for `whole-step` without a GPU."""
+    elsewhere. Raises InputError for `whole-step` without a GPU; `section` asks for it."""
     if compile == "auto":
         return WHOLE_STEP if is_cuda(device) else "eager"
     if compile == WHOLE_STEP and not is_cuda(device):
-        raise InputError(f"compile={WHOLE_STEP} needs a GPU, and the device is {device}: auto is eager there")
+        raise InputError(f"{section}.compile={WHOLE_STEP} needs a GPU, and the device is {device}: auto is eager there")
     return compile
 
 

@@ -314,7 +314,7 @@ class OpenRun:
         Raises InputError, with the nearest kept steps, if the weights are not kept.
         """
         from ..models.registry import build
-        from .stages import step_of
+        from .moments import step_of
         from .training.checkpoint import load_weights
 
         net = build(self.config.model)

@@ -6,7 +6,7 @@ does what is missing.
 """
 
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,46 +27,16 @@ from .keys import (
     training_key,
 )
 from .measure.speed import measure, next_measurement, stored
+from .moments import asked_moments, kept_steps, not_kept, reached, reached_step, sampled_moments
 from .parallel import Lost
 from .progress import Progress
 from .record import Row, append, newest, read_records, row
 from .run import GLANCE_S, create, is_locked, locked, read_info
-from .training.checkpoint import files, moments, nearest
-from .training.resume import asked_moments as snapshots
+from .training.checkpoint import moments
 
 STAGES = ("cost", "train", "sample", "evaluate", "bench")  # in the order in which they run
 FINISH_S = 60.0  # how long a process that drew waits for another one that records the set
 KINDS = {"cost": "model", "bench": "model", "train": "training", "sample": "samples", "evaluate": "samples"}
-
-
-def asked_moments(config: Config) -> list[int]:
-    """The steps of a training whose weights are asked for: `train.snapshots`, explicit `sample.at`, and the end."""
-    listed = config.sample.at if isinstance(config.sample.at, list) else []
-    return sorted({*snapshots(config), *(step for step in listed if step <= config.train.steps)})
-
-
-def sampled_moments(config: Config) -> list[int]:
-    """The steps whose weights are sampled: `sample.at`. Raises InputError for one beyond `train.steps`."""
-    at, steps = config.sample.at, config.train.steps
-    if at == "last":
-        return [steps]
-    if at == "all":
-        return asked_moments(config)
-    if late := [step for step in at if step > steps]:
-        raise InputError(f"sample.at {late[0]} is beyond the end of the training, train.steps {steps}")
-    return list(at)
-
-
-def step_of(training: Path, at: int | str = "last") -> int:
-    """A moment of a training folder: `at` itself, or the furthest that is kept. Raises InputError if none is kept."""
-    kept = moments(training)
-    if type(at) is int:
-        return at
-    if at != "last":
-        raise InputError(f"at must be a step or 'last', not {at!r}")
-    if not kept:
-        raise InputError(f"{training} has no weights yet: train it first (lamabench train …)")
-    return kept[-1]
 
 
 @dataclass(frozen=True)
@@ -153,6 +123,16 @@ def merged(several: Iterable[Task]) -> list[Task]:
     return list(known.values())
 
 
+def only(task: Task, stages: Container[str]) -> Task:
+    """A task without its other stages, and without what only these need."""
+    return replace(
+        task,
+        stages=tuple(stage for stage in task.stages if stage in stages),
+        metrics=task.metrics if "evaluate" in stages else (),
+        plans=task.plans if "bench" in stages else (),
+    )
+
+
 def missing(task: Task, records: Sequence[Row] | None = None) -> list[str]:
     """The stages of a task that are not done, in the order in which they run; `records` are those of its folder."""
     records = read_records(task.path / "record.jsonl") if records is None else records
@@ -197,13 +177,6 @@ def plan_key(task: Task, plan: dict[str, Any]) -> str:
     return digest("bench", task.key, plan)
 
 
-def kept_steps(training: Path, weights: str = "ema") -> list[int]:
-    """The steps for which a training folder has averaged (`ema`) or plain (`live`) weights, ascending. Full checkpoints
-    hold both."""
-    full = {int(path.stem.removeprefix("step-")) for path in files(training / "checkpoints")}
-    return sorted(full if weights == "live" else {*full, *moments(training)})
-
-
 def problem(task: Task) -> str | None:
     """Why a task cannot do what is missing of it, or None if it can. Its training may have passed the moment of the
     samples without keeping the weights, or may have no full checkpoint left to continue from."""
@@ -219,9 +192,14 @@ def problem(task: Task) -> str | None:
     return not_kept(task.step, kept)
 
 
-def not_kept(step: int, kept: Sequence[int]) -> str:
-    """The message that a step was not kept, with the nearest kept steps on both sides."""
-    return f"step {step} was not kept; {nearest(kept, step)}"
+def start_problem(task: Task) -> str | None:
+    """What a task lacks that another job makes: the weights, or the samples that it scores. None if nothing."""
+    if not ready(task):
+        return f"{task.training} has no weights of step {task.step}"
+    rows = read_records(task.path / "record.jsonl") if task.stages == ("evaluate",) else None
+    if rows is not None and not any(one.kind == "sample" and one.state == "done" for one in rows):
+        return f"{task.path} has no samples"
+    return None
 
 
 def ready(task: Task) -> bool:
@@ -229,17 +207,6 @@ def ready(task: Task) -> bool:
     if task.kind != "samples" or "sample" not in missing(task):
         return True
     return task.step in kept_steps(Path(task.training), task.config["sample"]["weights"])
-
-
-def reached_step(training: Path) -> int | None:
-    """The furthest step at which a request to this training ended, or None if none has ended."""
-    return reached(read_records(training / "record.jsonl"))
-
-
-def reached(records: Iterable[Row]) -> int | None:
-    """`reached_step` from the records of a training."""
-    rows = [one for one in records if one.kind == "train" and one.state == "done"]
-    return max((one.steps for one in rows), default=None)  # type: ignore[attr-defined]
 
 
 def prepare(task: Task) -> Path:

@@ -164,7 +164,11 @@ def parser() -> argparse.ArgumentParser:
     help_text = "run works on this machine; submit, retry and cancel use SLURM; the others serve both"
     sweep.add_argument("action", choices=ACTIONS, help=help_text)
     sweep.add_argument("study", metavar="STUDY", help="the name of a study, or a path to its .yaml file")
-    help_text = "settings of every run; cluster=NAME or cluster=FILE.yaml, and cluster.KEY=… for what a job gets"
+    help_text = (
+        "settings of every run; cluster=NAME or cluster=FILE.yaml, cluster.KEY=… for what a job gets, and "
+        "cluster.stage.STAGE.KEY=… for the job of a stage, such as cluster.stage.evaluate.gpus=0 (on SLURM: run gives "
+        "each job a GPU of this machine)"
+    )
     sweep.add_argument("words", nargs="*", metavar="key=value", help=help_text)
     help_text = "take the study's debug size, called NAME-debug, which needs seconds on a CPU"
     sweep.add_argument("--debug", action="store_true", help=help_text)

@@ -23,7 +23,7 @@ from ..harness.stages import problem
 from ..kernels.errors import InputError
 from .plan import Piece
 from .slurm.cluster import ClusterConfig
-from .slurm.submit import entry
+from .slurm.jobs import entry
 from .worker import prepare, read_attempts, work
 
 DAYS_MIN = 60 * 24 * 30  # submitit ends a job after this many minutes

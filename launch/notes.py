@@ -16,10 +16,11 @@ from ..harness.config import Config
 from ..harness.data import images
 from ..harness.data.files import few
 from ..harness.keys import training_folder
+from ..harness.moments import reached
 from ..harness.record import read_records
 from ..harness.scoring.counts import shortage
 from ..harness.sections import DataConfig
-from ..harness.stages import Task, missing_metrics, reached
+from ..harness.stages import Task, missing_metrics
 from ..harness.training import checkpoint
 from ..harness.training.checkpoint import KEEP, moments
 from ..harness.training.resume import unreached
@@ -76,7 +77,7 @@ def hints(study: Study, runs: Sequence[Planned]) -> Iterator[str]:
 
 class Content(NamedTuple):
     """A set of data as far as it can be known without reading the images of a folder: its fingerprint and its number of
-    images. If they are unknown, `reason` says why, and `wrong` whether the set cannot be used here at all."""
+    images. If one is unknown, `reason` says why, and `wrong` whether the set cannot be used here at all."""
 
     fingerprint: str | None
     images: int | None
@@ -103,9 +104,10 @@ def _reads(piece: Piece) -> bool:
 
 def _content(config: DataConfig, read: bool) -> Content:
     try:
-        there = config.kind == "folder" and config.path is not None and Path(config.path).is_dir()
-        if not read and there and images.fingerprint(config) is None:
-            return Content(None, None, f"{config.path} was not read yet, or changed since")
+        if config.kind == "folder" and not read:
+            count, fingerprint = images.glance(config)
+            reason = "" if fingerprint else f"{config.path} was not read yet, or changed since"
+            return Content(fingerprint, count, reason)
         whole = images.load(config, partial(print, file=sys.stderr, flush=True) if read else None)
     except InputError as error:
         return Content(None, None, str(error), True)
@@ -145,8 +147,8 @@ def scoring(run: Planned, known: Mapping[str, Content]) -> list[str]:
 def data(runs: Sequence[Planned], known: Mapping[str, Content]) -> Iterator[str]:
     """Data that cannot be read here, and trainings of other data."""
     yield from dict(reversed([*_others(runs, known).values()])).values()  # one line for each training
-    reasons = dict.fromkeys(content.reason for content in known.values() if content.reason)
-    yield from (f"data not checked: {reason}" for reason in reasons)
+    reasons = dict.fromkeys((content.reason, content.wrong) for content in known.values() if content.reason)
+    yield from (f"data {'cannot be used' if wrong else 'not checked'}: {reason}" for reason, wrong in reasons)
 
 
 def _others(runs: Sequence[Planned], known: Mapping[str, Content]) -> dict[tuple[str, str], tuple[Path, str]]:

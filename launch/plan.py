@@ -6,7 +6,7 @@ one for each set of samples. Runs that ask for the same folder share it.
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -16,6 +16,7 @@ from ..ablations.study import Study
 from ..harness.config import Config, check_fit
 from ..harness.keys import asked, config_from_dict, model_folder, score_key, training_folder
 from ..harness.measure.speed import next_measurement
+from ..harness.moments import kept_steps, not_kept
 from ..harness.progress import describe
 from ..harness.progress import read as read_progress
 from ..harness.record import STAGE_OF, Row, newest, read_records
@@ -23,12 +24,11 @@ from ..harness.run import check_study, is_locked, read_info, write_study
 from ..harness.sections import RunConfig
 from ..harness.stages import (
     Task,
-    kept_steps,
     lost,
     merged,
     missing,
     missing_metrics,
-    not_kept,
+    only,
     plan_key,
     problem,
     ready,
@@ -38,8 +38,8 @@ from ..harness.training.loggers import check_loggers
 from ..kernels.errors import InputError, unknown
 from ..models import plugins, registry
 from .compose import Override, compose, plugin_names, text_of
+from .slurm.cluster import flat, of_cluster
 from .slurm.cluster import load as load_cluster
-from .slurm.cluster import of_cluster
 
 # A run has the first of these states that one of its tasks has. "" stands for every state of failure.
 ORDER = ("unreadable", "running", "preempted", "queued", "", "stopped", "planned", "done")
@@ -231,8 +231,11 @@ def progress(folder: Path) -> dict[str, Any]:
     return read_progress(folder) or {}
 
 
-def plan(study: Study, overrides: Sequence[str] = ()) -> list[Planned]:
-    """Every run of a study, with a checked configuration. Nothing is written.
+def plan(
+    study: Study, overrides: Sequence[str] = (), check_owner: Callable[[Path, str, str | None], None] = check_study
+) -> list[Planned]:
+    """Every run of a study, with a checked configuration. Nothing is written. `check_owner` is called in place of
+    `check_study`.
 
     Raises InputError for an override that does not fit, and if two runs ask for the same tasks.
     """
@@ -243,7 +246,7 @@ def plan(study: Study, overrides: Sequence[str] = ()) -> list[Planned]:
     titles = {name: preset.title for name, preset in registry.presets().items()}
     for variant in study.expand():
         words = [*variant.overrides, *overrides]
-        settings = tuple(word for word in words if of_cluster(word))
+        settings = tuple(one for word in words if of_cluster(word) for one in flat(word))
         load_cluster("local", settings)
         words = [word for word in words if not of_cluster(word)]
         config, choice_of = compose(words)
@@ -263,7 +266,7 @@ def plan(study: Study, overrides: Sequence[str] = ()) -> list[Planned]:
     planned = list(runs.values())
     if len(roots := {run.config.run.root for run in planned}) > 1:
         raise InputError(f"study {study.name}: all runs must have the same run.root, not {', '.join(sorted(roots))}")
-    check_study(planned[0].root, study.name, study.file)
+    check_owner(planned[0].root, study.name, study.file)
     return planned
 
 
@@ -317,14 +320,7 @@ def select_stages(runs: Sequence[Planned], stages: Sequence[str], study: Study) 
         if stage not in study.stages:
             raise unknown(f"stage of {study.name}", stage, study.stages)
 
-    def part(task: Task) -> Task:
-        metrics = task.metrics if "evaluate" in stages else ()
-        plans = task.plans if "bench" in stages else ()
-        return replace(
-            task, stages=tuple(stage for stage in task.stages if stage in stages), metrics=metrics, plans=plans
-        )
-
-    parts = [replace(run, tasks=tuple(task for one in run.tasks if (task := part(one)).stages)) for run in runs]
+    parts = [replace(run, tasks=tuple(task for one in run.tasks if (task := only(one, stages)).stages)) for run in runs]
     return [run for run in parts if run.tasks]
 
 

@@ -62,10 +62,8 @@ def do(task: dict[str, Any], progress: "Progress") -> None:
     from ..harness import stages
 
     wanted = stages.Task.from_dict(task["task"])
-    if not stages.ready(wanted):
-        raise InputError(
-            f"not started: {wanted.training} has no weights of step {wanted.step}; sweep retry queues both again"
-        )
+    if (text := stages.start_problem(wanted)) is not None:
+        raise InputError(f"not started: {text}; sweep retry queues both again")
     stages.execute(wanted, progress)
 
 

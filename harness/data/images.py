@@ -4,7 +4,6 @@ Data are identified by their contents: two sets with the same fingerprint are th
 """
 
 import hashlib
-import os
 from collections.abc import Callable
 from importlib.util import find_spec
 from itertools import islice
@@ -23,7 +22,7 @@ from ..random import Stream, generator
 from ..sections import DataConfig
 from . import cifar10, files
 from .files import FEW, UNREADABLE, Say, check_memory, few, line_of, npz_headers, read_npz, unreadable
-from .folder import HIDDEN, check_classes, listing
+from .folder import HIDDEN, Listing, check_classes, listing
 
 SYNTHETIC_IMAGES = 320
 Labels = NDArray[np.int64]
@@ -52,21 +51,7 @@ class ImageData(Dataset[tuple[Tensor, int]]):
     omissions: str = ""  # text about the files of a folder that are no part of the set, other than hidden ones
 
     def __init__(self, config: DataConfig, labels: Labels, class_names: list[str]) -> None:
-        where = f"data {config.kind!r}" + (f" at {config.path}" if config.path else "")
-        if len(labels) < 2:
-            raise InputError(f"{where} has too few images: {len(labels)}, at least 2 are needed")
-        count, empty = empty_classes(labels, len(class_names))
-        if config.num_classes and count:
-            names = few([class_names[i] if i < len(class_names) else str(i) for i in empty], count)
-            raise InputError(
-                f"{where} has classes without an image: {names}; number the labels from 0 without gaps, or set "
-                "data.num_classes to 0 for unconditional training"
-            )
-        if config.num_classes not in (0, len(class_names)):
-            raise InputError(
-                f"data.num_classes is {config.num_classes}, but {where} has {len(class_names)} classes; "
-                f"set it to {len(class_names)}, or to 0 for unconditional training"
-            )
+        check_labels(config, labels, class_names)
         self.size, self.channels, self.num_classes = config.size, config.channels, config.num_classes
         self.class_names = class_names if config.num_classes else []
         self.labels = labels.astype(np.int64) if config.num_classes else np.zeros(len(labels), dtype=np.int64)
@@ -80,6 +65,26 @@ class ImageData(Dataset[tuple[Tensor, int]]):
 
     def __getitem__(self, i: int) -> tuple[Tensor, int]:
         return self.image(i), int(self.labels[i])
+
+
+def check_labels(config: DataConfig, labels: Labels, class_names: list[str]) -> None:
+    """Raise InputError for fewer than two images, a class without an image, and another number of classes than
+    `data.num_classes`, unless that is 0."""
+    where = f"data {config.kind!r}" + (f" at {config.path}" if config.path else "")
+    if len(labels) < 2:
+        raise InputError(f"{where} has too few images: {len(labels)}, at least 2 are needed")
+    count, empty = empty_classes(labels, len(class_names))
+    if config.num_classes and count:
+        names = few([class_names[i] if i < len(class_names) else str(i) for i in empty], count)
+        raise InputError(
+            f"{where} has classes without an image: {names}; number the labels from 0 without gaps, or set "
+            "data.num_classes to 0 for unconditional training"
+        )
+    if config.num_classes not in (0, len(class_names)):
+        raise InputError(
+            f"data.num_classes is {config.num_classes}, but {where} has {len(class_names)} classes; "
+            f"set it to {len(class_names)}, or to 0 for unconditional training"
+        )
 
 
 def empty_classes(labels: Labels, classes: int) -> tuple[int, list[int]]:
@@ -116,11 +121,7 @@ class FolderData(ImageData):
     is an error before training and not in the middle of it."""
 
     def __init__(self, config: DataConfig, say: Say | None) -> None:
-        root = data_path(config)
-        content = listing(root)
-        check_classes(content)
-        labels = np.repeat(np.arange(len(content.classes)), [len(group) for group in content.classes.values()])
-        names = ["0"] if list(content.classes) == [root] else [folder.name for folder in content.classes]
+        root, content, labels, names = _listed(config)
         super().__init__(config, labels, names)
         self.files = content.files
         entries = files.whole(files.entries(root, self.files, say))
@@ -143,6 +144,16 @@ class FolderData(ImageData):
         if not same and hashlib.sha256(content).digest() != self.digests[i].tobytes():
             raise InputError(f"{line_of(file)} was changed while it was in use")
         return torch.from_numpy(_channels_last(image)).permute(2, 0, 1).contiguous()
+
+
+def _listed(config: DataConfig) -> tuple[Path, Listing, Labels, list[str]]:
+    """The folder of a set, what it contains, the label of each image and the names of the classes. Reads no image."""
+    root = data_path(config)
+    content = listing(root)
+    check_classes(content)
+    labels = np.repeat(np.arange(len(content.classes)), [len(group) for group in content.classes.values()])
+    names = ["0"] if list(content.classes) == [root] else [folder.name for folder in content.classes]
+    return root, content, labels, names
 
 
 def _to_pil(image: NDArray[np.uint8]) -> Image.Image:
@@ -256,7 +267,6 @@ IN_MEMORY: dict[str, Callable[[DataConfig], Arrays]] = {
     "synthetic": _synthetic,
 }
 KINDS = ("digits", "npz", "folder", "cifar10", "synthetic")
-ON_DISK = ("npz", "folder", "cifar10")
 SPLITS = {"cifar10": ("train", "test")}  # of the kinds that have more than train
 
 
@@ -279,15 +289,17 @@ def load(config: DataConfig, say: Say | None = None) -> ImageData:
     return FolderData(config, say) if config.kind == "folder" else ArrayData(config, *IN_MEMORY[config.kind](config))
 
 
-def fingerprint(config: DataConfig) -> str | None:
-    """The fingerprint of a set without reading the images of a folder. None where the files are missing, or where files
-    of a folder are new or changed since they were last read. Raises InputError like `load` for existing data."""
-    if config.kind in ON_DISK and (config.path is None or not os.path.exists(config.path)):
-        return None
-    if config.kind != "folder":
-        return load(config).fingerprint
+class Glance(NamedTuple):
+    """What is known of a folder without reading its images: their number, and the fingerprint of the set, None if files
+    are new or changed since they were last read."""
+
+    images: int
+    fingerprint: str | None
+
+
+def glance(config: DataConfig) -> Glance:
+    """Look at a folder of images and read none of them. Raises InputError like `load`, but not for damaged images."""
     check_request(config)
-    root = data_path(config)
-    content = listing(root)
-    check_classes(content)
-    return files.known_fingerprint(root, content.files)
+    root, content, labels, names = _listed(config)
+    check_labels(config, labels, names)
+    return Glance(len(labels), files.known_fingerprint(root, content.files))

@@ -60,7 +60,7 @@ def check_bench(model: Any, settings: BenchConfig, backend: Any, device: str, pr
     for size in settings.input_sizes or [model.input_size]:
         cost(model_at(model, size))
     for kind in settings.compile:
-        training_mode(kind, device)
+        training_mode(kind, device, section="bench")
     with torch.device("meta"):
         net = build(model)
     select_backends(net, vars(backend), device_type(device))

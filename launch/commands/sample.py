@@ -12,12 +12,13 @@ from ...harness.config import Config, check_fit
 from ...harness.device import pick_device
 from ...harness.export import check_target, export, names
 from ...harness.keys import config_from_dict, config_of, training_folder
+from ...harness.moments import kept_steps, not_kept, step_of
 from ...harness.parallel import rank
 from ...harness.progress import Progress
 from ...harness.run import ABOUT, create, locked, plain_name, read_info, weights_home
 from ...harness.sampling import labels_of
 from ...harness.shards import images_of, labels_at, open_samples
-from ...harness.stages import Task, execute, kept_steps, missing, not_kept, step_of, tasks, write
+from ...harness.stages import Task, execute, missing, tasks, write
 from ...harness.training.checkpoint import load_weights, moments
 from ...kernels.errors import InputError
 from ...models import plugins, registry

@@ -6,7 +6,6 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Container, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,16 +13,17 @@ from typing import Any
 from ...ablations.study import Study, load
 from ...harness.measure.speed import stored
 from ...harness.record import STAGE_OF, Row, newest, read_records, write_lines
-from ...harness.run import STUDY, check_study, read_run, read_study
+from ...harness.run import STUDY, check_study, read_study
 from ...harness.stages import Task
 from ...kernels.errors import InputError
 from ...models import registry
-from .. import gpu_hours, local, notes, plan, prune
+from .. import local, notes, plan, prune
 from ..compose import compose
 from ..output import number, show
 from ..plan import Planned
+from ..preview import show_plan
 from ..slurm import cluster, manifest, snapshot, status, submit
-from ..slurm.cluster import ClusterConfig
+from ..subject import Sweep, print_question
 
 COLUMNS = {"run": "Run", "id": "Id", "state": "State", "to do": "To do", "progress": "Progress", "error": "Error"}
 EVERY_S = 10.0  # seconds between refreshes of --watch
@@ -37,38 +37,6 @@ OPTIONS = {
     "yes": ("prune",),
     "out": ("collect",),
 }
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """The subject of the command: a study, all its runs, the runs that `--only` and `--stages` select, the name of the
-    cluster, and the settings as typed."""
-
-    args: argparse.Namespace
-    study: Study
-    whole: list[Planned]
-    runs: list[Planned]
-    cluster: str | None
-    words: list[str]
-
-    @property
-    def root(self) -> Path:
-        return self.whole[0].root
-
-    def readable(self) -> list[Planned]:
-        """The selected runs whose files can be read. A line on stderr names each of the others. Raises InputError if
-        there is no run left."""
-        errors = {run.name: error for run in self.runs if (error := run.unreadable())}
-        if len(errors) == len(self.runs):
-            raise InputError(next(iter(errors.values())))
-        for name, error in errors.items():
-            print(f"{name}: unreadable, left out: {error}", file=sys.stderr)
-        return [run for run in self.runs if run.name not in errors]
-
-    @property
-    def home(self) -> Path:
-        """The folder of its submissions."""
-        return self.root / self.study.name / ".sweep"
 
 
 def run(args: argparse.Namespace) -> int:
@@ -86,11 +54,12 @@ def run(args: argparse.Namespace) -> int:
     settings = _settings(args, study, words)
     if args.action == "cancel" and args.only is None:  # without a plan, which a damaged file would prevent
         compose([text for text in words if text.startswith("run.")])  # a typo in run.root would end other jobs
-        return _cancel(args, plan.home(study, settings), study)
-    whole = plan.plan(study, settings)
+        _check_owner((home := plan.home(study, settings)).parent, study.name, study.file)
+        return _cancel(args, home)
+    whole = plan.plan(study, settings, _check_owner if args.action in ("status", "cancel") else check_study)
     runs = plan.select_stages(whole, args.stages.split(","), study) if args.stages is not None else whole
     runs = plan.select_variants(runs, args.only) if args.only is not None else runs
-    actions = {"plan": _plan, "run": _run, "submit": _submit, "retry": _retry, "status": _status}
+    actions = {"plan": show_plan, "run": _run, "submit": _submit, "retry": _retry, "status": _status}
     actions["cancel"] = _cancel_some
     actions |= {"collect": _collect, "prune": _prune}
     return actions[args.action](Sweep(args, study, whole, runs, name, words))
@@ -110,69 +79,6 @@ def _settings(args: argparse.Namespace, study: Study, words: list[str]) -> list[
     if earlier and not args.json:
         print(f"with the settings of the newest submit: {' '.join(earlier)}", file=sys.stderr)
     return [*earlier, *words]
-
-
-def _print_question(sweep: Sweep) -> None:
-    study = sweep.study
-    if not sweep.args.json:
-        print(f"{study.name}: {study.question}" + (f"\nClaim: {study.claim}" if study.claim else "") + "\n")
-
-
-def _plan(sweep: Sweep) -> int:
-    args = sweep.args
-    queue = sweep.cluster is not None and cluster.load(sweep.cluster).kind != "local"
-    rows = plan.rows(sweep.runs)
-    runs = [run for run, row in zip(sweep.runs, rows, strict=True) if row["state"] != "unreadable"]
-    pieces, known = plan.pieces(runs), notes.contents(runs)
-    requests = {one.id: submit.queue_of(sweep.cluster, one.cluster, args.parallel) for one in pieces} if queue else {}
-    submit.check_batches(pieces, requests)
-    _print_question(sweep)
-    models = {task.path for run in runs for task in run.tasks if task.kind == "model"}
-    own = [read_run(folder) for folder in models if (folder / "config.json").is_file()]
-    hours, shared = gpu_hours.of_runs(runs, gpu_hours.committed_speeds() + gpu_hours.training_speeds(own))
-    room = notes.room(runs)
-    by_name = {row["run"]: row for row in rows}
-    for one, cost, other in zip(runs, hours, shared, strict=True):
-        row = by_name[one.name]
-        row |= {"gpu_hours": cost if args.json else gpu_hours.cell(cost, other), "gib": room.get(one.name)}
-        row |= {"trained_by": other or None, "problems": [*one.problems(), *notes.scoring(one, known)]}
-    columns = {key: COLUMNS[key] for key in ("run", "id", "state", "to do")}
-    show(rows, columns | {"gpu_hours": "GPU-hours of training", "gib": "GiB"}, args.json)
-    if args.json:
-        return 0
-    print(f"\n{number(len(runs), 'run')}; GPU-hours of training: {gpu_hours.total(hours)}")
-    if room:
-        print(f"checkpoints and weights: {sum(room.values()):.3g} GiB")
-    for row in rows:
-        if row["state"] == "unreadable":
-            print(f"{row['run']}: unreadable, left out: {row['error']}")
-    try:
-        notes.devices(runs, here=not queue)
-    except InputError as error:
-        print(error)
-    hints = notes.hints(sweep.study, sweep.whole)
-    for line in (*notes.problems(runs, known), *notes.data(runs, known), *notes.earlier(runs), *hints):
-        print(line)
-    if queue:
-        _print_arrays(sweep, pieces, requests)
-    return 0
-
-
-def _print_arrays(sweep: Sweep, pieces: list[plan.Piece], requests: dict[tuple[str, str], ClusterConfig]) -> None:
-    """Print what a submit would request, and the files that sbatch would get."""
-    home = sweep.home.resolve()
-    jobs = submit.choose(pieces, status.UNSEEN, ("planned", "stopped"), requests)
-    hours = sum(job.cluster.gpus * job.cluster.nodes * job.cluster.time_min / 60 for job in jobs)
-    print(
-        f"asked for: {number(len(jobs), 'job')}, {hours:g} GPU-hours "
-        "(GPUs × time limit; a job that needs more is queued again)"
-    )
-    code: dict[str, Any] = {"path": str(home / "code" / "TREE")}
-    for index, draft in enumerate(submit.drafts(jobs, sys.maxsize)):
-        name, folder = f"{sweep.study.name}-NUMBER-{index}-TOKEN", home / "NUMBER"
-        after = f", after array {', '.join(map(str, draft.after))}" if draft.after else ""
-        print(f"\narray {index}{after}:")
-        print(submit.batch_file(draft, name, folder, index, code), end="")
 
 
 def _run(sweep: Sweep) -> int:
@@ -218,8 +124,14 @@ def _print_submission(sweep: Sweep, runs: Sequence[Planned], submission: submit.
         answer = {"arrays": rows, "code": submission.code, "left": left, "rest": submission.rest}
         print(json.dumps(answer, indent=1))
         return code
+    stages: dict[str, set[tuple[str, ...]]] = {}  # a kind of task whose stages are in several jobs is named with them
+    for one in (one["task"] for array, _ in arrays for one in array.tasks):
+        stages.setdefault(one["kind"], set()).add(tuple(one["stages"]))
     for array, job in arrays:
-        kinds = Counter(one["task"]["kind"] for one in array.tasks)
+        tasks = [one["task"] for one in array.tasks]
+        kinds = Counter(
+            one["kind"] + (f" ({', '.join(one['stages'])})" if len(stages[one["kind"]]) > 1 else "") for one in tasks
+        )
         print(f"job {job}: {', '.join(f'{n} × {kind}' for kind, n in kinds.items())}, logs {array.folder / 'logs'}")
     if arrays:
         print(f"code: {snapshot.words(submission.code)}")
@@ -245,7 +157,7 @@ def _status(sweep: Sweep) -> int:
         rows = status.rows(standings)
         if args.watch and not args.json and sys.stdout.isatty():
             print("\033[H\033[2J", end="")
-        _print_question(sweep)
+        print_question(sweep)
         columns = {key: COLUMNS[key] for key in COLUMNS if key != "error"}
         columns |= ({"job": "Job"} if any(row["job"] for row in rows) else {}) | {"error": COLUMNS["error"]}
         if not args.json:  # errors are cut, because the logs listed below hold all of them
@@ -281,8 +193,10 @@ def _print_strays(sweep: Sweep, look: status.Look) -> None:
         named = prune.named_folders(sweep.root, {sweep.study.name: plan.listing(sweep.whole)})
         if folders := list(prune.unnamed_folders(sweep.root, named)):
             print(f"{number(len(folders), 'folder')} below {sweep.root} that no study names; sweep prune lists them")
-    except (InputError, OSError) as error:  # the listing of another study is damaged, or a folder cannot be read
+    except InputError as error:  # the listing of another study is damaged
         print(error, file=sys.stderr)
+    except OSError as error:
+        print(f"cannot read {error.filename}: {error.strerror}", file=sys.stderr)
     keys = {(task.kind, task.key) for one in sweep.whole for task in one.tasks}
     arrays = {str(array.job) for array in manifest.arrays(sweep.home)[0]}
     queued = {
@@ -302,20 +216,22 @@ def _cancel_some(sweep: Sweep) -> int:
     names = {one.name for one in sweep.runs}
     others = {(task.kind, task.key) for one in sweep.whole if one.name not in names for task in one.tasks}
     keys = {(task.kind, task.key) for one in sweep.runs for task in one.tasks} - others
-    return _cancel(sweep.args, sweep.home.parent, sweep.study, keys)
+    return _cancel(sweep.args, sweep.home.parent, keys)
 
 
-def _cancel(
-    args: argparse.Namespace, folder: Path, study: Study, keys: Container[tuple[str, str]] | None = None
-) -> int:
-    """End the jobs of the study in `folder`, or some of them. Damaged files are named, and do not keep it from that."""
+def _check_owner(root: Path, study: str, file: str | None) -> None:
+    """`check_study`, except that a damaged listing is only named. It is not needed to tell of jobs and to end them."""
     try:
-        if (folder / STUDY).exists():
-            read_study(folder)
+        if (root / study / STUDY).exists():
+            read_study(root / study)
     except InputError as error:
         print(error, file=sys.stderr)
     else:
-        check_study(folder.parent, study.name, study.file)
+        check_study(root, study, file)
+
+
+def _cancel(args: argparse.Namespace, folder: Path, keys: Container[tuple[str, str]] | None = None) -> int:
+    """End the jobs of the study in `folder`, or some of them. Damaged files are named, and do not keep it from that."""
     jobs, damaged = submit.cancel(folder / ".sweep", keys)
     for line in damaged:
         print(line, file=sys.stderr)

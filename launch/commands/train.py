@@ -12,10 +12,11 @@ from ...harness import signals
 from ...harness.config import Config, check_fit
 from ...harness.device import device_type, pick_device, training_mode
 from ...harness.keys import asked, config_to_dict, model_folder, training_folder
+from ...harness.moments import kept_steps, not_kept
 from ...harness.parallel import check_batch, own_device, size
 from ...harness.progress import Progress, clock
 from ...harness.run import read_info, read_run, write_study
-from ...harness.stages import Task, execute, kept_steps, lost, missing, not_kept, problem, tasks
+from ...harness.stages import Task, execute, lost, missing, problem, tasks
 from ...harness.training.resume import unreached
 from ...kernels.errors import InputError
 from ...models import registry

@@ -95,12 +95,16 @@ def wait(error: Exception, delay: float) -> None:
     time.sleep(delay)
 
 
-def sbatch(script: Path, name: str, after: Sequence[str] = ()) -> str:
+def sbatch(script: Path, name: str, after: Sequence[str] = (), pair: str | None = None) -> str:
     """Queue an array and return its job id. `name` is unique to the array. It starts after the jobs `after` have ended.
+    Each task starts after the task of its number in the array `pair` is done. If that one fails, SLURM cancels it,
+    because it would wait for ever.
 
     A lost answer does not queue it twice, because the queue is searched for the name before another try.
     """
-    order = [f"--dependency=afterany:{':'.join(after)}"] if after else []
+    first = [f"afterany:{':'.join(after)}"] if after else []
+    first += [f"aftercorr:{pair}"] if pair else []
+    order = [f"--dependency={','.join(first)}", *(["--kill-on-invalid-dep=yes"] if pair else [])] if first else []
     words = ["sbatch", "--parsable", *_options(script), *order, str(script)]
     for delay in DELAYS_S:
         try:

@@ -1,16 +1,20 @@
-"""Clusters: where a run is done and what it gets there. A cluster is not part of a run's identity."""
+"""Clusters: where a run is done and what it gets there. A cluster is not part of a run's identity.
+
+A stage may ask for other resources than the rest of a run: `cluster.stage.evaluate.gpus=0`.
+"""
 
 import math
 import os
 import shlex
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
 from pathlib import Path
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from ...ablations.study import STAGES, Setting
 from ...ablations.yaml_file import read_yaml
 from ...kernels.errors import InputError, unknown
 from ..compose import Override, apply, as_data, plain_error
@@ -84,6 +88,10 @@ class ClusterConfig:
         return self.gpus or self.tasks_per_node
 
 
+# What a stage may ask for by itself.
+OF_STAGE = tuple(one.name for one in fields(ClusterConfig) if one.name not in ("kind", "queue_at_most"))
+
+
 def _is_shell(text: str) -> bool:
     """Whether a text can be split into words as a shell does."""
     try:
@@ -100,14 +108,46 @@ def choices() -> list[str]:
 
 def of_cluster(word: Override) -> bool:
     """Whether an override is a setting of the cluster rather than of the run."""
-    return str(word).startswith("cluster.")
+    mapping = isinstance(word, Setting) and word.key == "cluster" and isinstance(word.value, dict)
+    return mapping or str(word).startswith("cluster.")
 
 
-def _bare(word: Override) -> Override:
-    """An override of a cluster without the word `cluster.` in front."""
-    if isinstance(word, str):
-        return word.removeprefix("cluster.")
-    return replace(word, key=word.key.removeprefix("cluster."))
+def flat(word: Override) -> Iterator[Override]:
+    """A setting of a cluster as settings of single keys: a study or a cluster file may have a mapping of several."""
+    if isinstance(word, Setting) and isinstance(word.value, dict) and len(word.key.split(".")) < 4:
+        for name, value in word.value.items():
+            yield from flat(Setting(f"{word.key}.{name}", value))
+    else:
+        yield word
+
+
+def _key(word: Override) -> str:
+    return word.partition("=")[0] if isinstance(word, str) else word.key
+
+
+def _renamed(word: Override, key: str) -> Override:
+    """The same value for another key."""
+    return key + word.removeprefix(_key(word)) if isinstance(word, str) else replace(word, key=key)
+
+
+def _by_stage(words: Sequence[Override]) -> dict[str | None, list[Override]]:
+    """Settings by the stage that they are for; None: for every stage. Raises InputError for an unknown stage or key."""
+    result: dict[str | None, list[Override]] = {None: []}
+    for word in (one for several in words for one in flat(several)):
+        word = _renamed(word, key := _key(word).removeprefix("cluster."))
+        first, *rest = key.split(".")
+        if first != "stage":
+            result[None].append(word)
+            continue
+        if rest and rest[0] not in STAGES:
+            raise unknown("stage in cluster.stage", rest[0], STAGES)
+        if len(rest) < 2:
+            stage = rest[0] if rest else "STAGE"
+            raise InputError(f"cluster.{key} is a section; set a key of a stage, such as cluster.stage.{stage}.gpus=0")
+        if (name := ".".join(rest[1:])) not in OF_STAGE:
+            raise unknown(f"key in cluster.stage.{rest[0]}", name, OF_STAGE)
+        result.setdefault(rest[0], []).append(_renamed(word, name))
+    return result
 
 
 def split(words: Sequence[str]) -> tuple[str | None, list[str]]:
@@ -116,16 +156,20 @@ def split(words: Sequence[str]) -> tuple[str | None, list[str]]:
     return (named[-1] if named else None), [word for word in words if not word.startswith("cluster=")]
 
 
-def load(name: str, settings: Sequence[Override] = ()) -> ClusterConfig:
-    """A cluster by name, or from a path that ends in .yaml, with settings such as `cluster.mem_gb=64`.
+def load(name: str, settings: Sequence[Override] = (), stage: str | None = None) -> ClusterConfig:
+    """A cluster by name, or from a path that ends in .yaml, with settings such as `cluster.mem_gb=64`. With `stage`,
+    what the jobs of that stage get: its own settings (`cluster.stage.evaluate.gpus=0`) go before the others.
 
-    Raises InputError, one line, for an unknown name or key, and for a value of the wrong type or out of range.
+    Raises InputError, one line, for an unknown name, stage or key, and for a value of the wrong type or out of range,
+    of any stage.
     """
-    return _load(name, tuple(settings))
+    for one in STAGES:
+        _load(name, tuple(settings), one)
+    return _load(name, tuple(settings), stage)
 
 
 @lru_cache(maxsize=4096)
-def _load(name: str, settings: tuple[Override, ...]) -> ClusterConfig:
+def _load(name: str, settings: tuple[Override, ...], stage: str | None) -> ClusterConfig:
     path = Path(os.path.expanduser(name)) if name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
     try:
         data = read_yaml(path)
@@ -136,11 +180,24 @@ def _load(name: str, settings: tuple[Override, ...]) -> ClusterConfig:
     if not isinstance(data, dict):
         raise InputError(f"{path}: a cluster is a mapping with the keys {', '.join(known)}")
     for key in data:
-        if key not in known:
-            raise InputError(f"{path}: {unknown('key', key, known)}")
+        if key not in (*known, "stage"):
+            raise InputError(f"{path}: {unknown('key', key, [*known, 'stage'])}")
+    try:
+        of_file = _by_stage([Setting("cluster.stage", data.pop("stage"))] if data.get("stage") is not None else [])
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    words = _by_stage(settings)
+    own = [*of_file.get(stage, []), *words.get(stage, [])] if stage is not None else []
     try:
         node.merge_with(as_data(data))
-        apply(node, [_bare(word) for word in settings], "cluster", data=True)
+        apply(node, words[None], "cluster", data=True)
+        if any(_key(word) == "gpus" for word in own):
+            node.tasks_per_node = 1  # that of the other stages may be the number of their GPUs
+        apply(node, own, f"cluster.stage.{stage}", data=True)
         return OmegaConf.to_object(node)  # pyright: ignore[reportReturnType]
     except OmegaConfBaseException as error:
         raise InputError(f"{path}: {plain_error(error)}") from None
+    except InputError as error:
+        if not own or str(error).startswith("cluster.stage."):
+            raise
+        raise InputError(f"stage {stage}: {error}") from None

@@ -42,17 +42,24 @@ class SlurmExecutor(submitit.SlurmExecutor):
     `stem` names its files: STEM.pkl is the call, and STEM.sh is what sbatch got. Logs and results lie beside them in
     logs/. They have submitit's names, so that `submitit.SlurmJob(logs, "JOB_TASK")` finds them. `name` is unique to
     the array, `code` is the folder of a snapshot to import, and the array starts after the jobs `after` have ended.
+    Each task starts after the task of its number in the array `pair` is done; if that one fails, it is cancelled.
 
     Raises InputError for a folder or a setting that submitit or sbatch would read as something else.
     """
 
     def __init__(
-        self, stem: Path, cluster: ClusterConfig, name: str, code: str | None = None, after: Sequence[str] = ()
+        self,
+        stem: Path,
+        cluster: ClusterConfig,
+        name: str,
+        code: str | None = None,
+        after: Sequence[str] = (),
+        pair: str | None = None,
     ) -> None:
         check(stem)
         check(Path.cwd())
         super().__init__(stem.parent / "logs", python=PYTHON)
-        self.stem, self.cluster, self.after = stem.absolute(), cluster, after
+        self.stem, self.cluster, self.after, self.pair = stem.absolute(), cluster, after, pair
         memory = None if cluster.mem_gb is None else f"{round(1024 * cluster.mem_gb)}M"
         asked: dict[str, Any] = {
             "job_name": name,
@@ -149,7 +156,7 @@ class SlurmExecutor(submitit.SlurmExecutor):
         SlurmError."""
         script = self.stem.with_name(f"{self.stem.name}.sh")
         write_atomically(script, self._make_submission_file_text(command, "").encode())
-        return submitit.SlurmJob(self.folder, client.sbatch(script, self.parameters["job_name"], self.after))
+        return submitit.SlurmJob(self.folder, client.sbatch(script, self.parameters["job_name"], self.after, self.pair))
 
 
 def check(path: Path) -> None:

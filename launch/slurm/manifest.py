@@ -141,12 +141,14 @@ def remembered(home: Path) -> list[str]:
 @dataclass(frozen=True)
 class Draft:
     """An array before it is queued: the resources that it asks for, its tasks, and what must end before it starts.
-    `after` are the indices of arrays of the same submission, `after_jobs` are job ids."""
+    `after` are the indices of arrays of the same submission, `after_jobs` are job ids. `pair` is the index of an array
+    of whose tasks each must be done before the task of the same number here starts."""
 
     cluster: ClusterConfig
     tasks: list[dict[str, Any]]
     after: tuple[int, ...] = ()
     after_jobs: tuple[str, ...] = ()
+    pair: int | None = None
 
 
 def write(home: Path, study: str, drafts: Sequence[Draft], code: dict[str, Any]) -> list[Array]:
@@ -188,10 +190,16 @@ def _user() -> str:
 
 
 def executor_of(
-    folder: Path, index: int, cluster: ClusterConfig, name: str, code: str | None, after: Sequence[str] = ()
+    folder: Path,
+    index: int,
+    cluster: ClusterConfig,
+    name: str,
+    code: str | None,
+    after: Sequence[str] = (),
+    pair: str | None = None,
 ) -> SlurmExecutor:
     """The executor of array `index` of the submission in `folder`. SlurmExecutor explains the other arguments."""
-    return SlurmExecutor(folder / f"array-{index}", cluster, name, code, after)
+    return SlurmExecutor(folder / f"array-{index}", cluster, name, code, after, pair)
 
 
 @dataclass(frozen=True)
@@ -221,7 +229,11 @@ def queue(written: Sequence[Array], drafts: Sequence[Draft], code: str | None) -
         after = [*(job for other in draft.after for job in jobs[other]), *draft.after_jobs]
         if draft.cluster.parallel:  # %N limits one array
             after += jobs[place]
-        sbatch = executor_of(array.folder, array.index, array.cluster, array.name, code, after)
+        earlier = jobs[draft.pair] if draft.pair is not None else []
+        whole = len(earlier) == 1 and count == len(draft.tasks)  # else the numbers of their tasks differ
+        after += [] if whole else earlier
+        pair = earlier[0] if whole else None
+        sbatch = executor_of(array.folder, array.index, array.cluster, array.name, code, after, pair)
         try:
             call = (str(array.folder / "manifest.json"), array.index)
             job = sbatch.map_array(work, *([value] * count for value in call))[0].job_id.split("_")[0]

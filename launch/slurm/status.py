@@ -153,25 +153,42 @@ def look(submitted: Sequence[Array], need_queue: bool = False, damaged: Sequence
 
 @dataclass(frozen=True)
 class Survey:
-    """What SLURM and manifests say about the tasks of some runs: a look, the newest submission of each task, and all
-    its submissions that SLURM still has. There may be several, because a longer training waits for a shorter one."""
+    """What SLURM and manifests say about the tasks of some runs: a look, the newest submission of each task, all its
+    submissions that SLURM still has, and every one. SLURM may have several, because a longer training waits for a
+    shorter one, and because stages may be jobs of their own."""
 
     seen: Look
     newest: Mapping[tuple[str, str], tuple[Array, int]]
     live: Mapping[tuple[str, str], list[tuple[Array, int]]] = field(default_factory=dict)
+    every: Mapping[tuple[str, str], list[tuple[Array, int]]] = field(default_factory=dict)
 
     def task(self, task: Task) -> Standing:
         """The state of a task, from its running job, else from its newest one. `asked` is what all its jobs will do."""
         place, live = self.newest.get((task.kind, task.key)), self.live.get((task.kind, task.key), [])
         running = [one for one in live if (self.seen.live or {})[one[0].key(one[1])][0] not in client.WAITING]
         try:
-            standing = _standing(task, (running or [place])[0], self.seen)
+            standing = _standing(task, (running or [self._first(place)])[0], self.seen)
         except InputError as error:  # a damaged file of the run
             standing = Standing(task, "unreadable", str(error), task.stages)
         if not live:
             return standing
         (asked,) = merged(Task.from_dict(array.tasks[number]["task"]) for array, number in live)
         return replace(standing, asked=asked)
+
+    def _first(self, newest: tuple[Array, int] | None) -> tuple[Array, int] | None:
+        """Of a submission that does the stages of a task in several jobs, the first job that is not done, because it
+        tells why later ones wait or never started."""
+        if newest is None:
+            return None
+        key, folder = key_of(newest[0].tasks[newest[1]]), newest[0].folder
+        places = [one for one in self.every.get(key, []) if one[0].folder == folder]
+        undone = (one for one in places if missing(Task.from_dict(one[0].tasks[one[1]]["task"])))
+        return next(undone, newest) if len(places) > 1 else newest
+
+    def array(self, task: Task, stage: str) -> Array | None:
+        """The newest array that does a stage of a task, or None."""
+        places = reversed(self.every.get((task.kind, task.key), []))
+        return next((array for array, n in places if stage in array.tasks[n]["task"]["stages"]), None)
 
     def run(self, run: Planned) -> RunStanding:
         """The state of a run."""
@@ -193,7 +210,7 @@ def survey(runs: Sequence[Planned], home: Path, need_queue: bool = False) -> Sur
     keys |= {("training", training_of(task)) for run in runs for task in run.tasks if task.kind == "samples"}
     arrays_there, damaged = submitted(home.parents[1], keys, home)
     known, seen = look(arrays_there, need_queue, damaged)
-    return Survey(seen, newest_of(known, seen), live_of(known, seen))
+    return Survey(seen, newest_of(known, seen), live_of(known, seen), places_of(known))
 
 
 def training_of(task: Task) -> str:
@@ -219,14 +236,22 @@ def newest_of(known: Sequence[Array], seen: Look) -> dict[tuple[str, str], tuple
     return newest
 
 
-def live_of(known: Sequence[Array], seen: Look) -> dict[tuple[str, str], list[tuple[Array, int]]]:
-    """The submissions of each task that SLURM still has, oldest first, by kind and key."""
+def places_of(known: Sequence[Array]) -> dict[tuple[str, str], list[tuple[Array, int]]]:
+    """Every submission of each task, oldest first, by kind and key."""
     places: dict[tuple[str, str], list[tuple[Array, int]]] = {}
     for array in known:
         for number, entry in enumerate(array.tasks):
-            if array.key(number) in (seen.live or {}):
-                places.setdefault(key_of(entry), []).append((array, number))
+            places.setdefault(key_of(entry), []).append((array, number))
     return places
+
+
+def live_of(known: Sequence[Array], seen: Look) -> dict[tuple[str, str], list[tuple[Array, int]]]:
+    """The submissions of each task that SLURM still has, oldest first, by kind and key."""
+    live = {
+        key: [(array, number) for array, number in places if array.key(number) in (seen.live or {})]
+        for key, places in places_of(known).items()
+    }
+    return {key: places for key, places in live.items() if places}
 
 
 def _standing(task: Task, place: tuple[Array, int] | None, seen: Look) -> Standing:

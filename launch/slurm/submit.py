@@ -2,29 +2,30 @@
 
 A task is a model, a training or a set of samples with its scores. Samples are queued in arrays of their own, which
 start when the trainings that they need have ended. Another study below the same root may have queued such a training.
+Stages of a task that ask for other resources than those before them are in an array of their own too.
 """
 
-import json
+import shutil
 import time
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ...ablations.study import Setting, Study
-from ...harness.parallel import check_batch
+from ...ablations.study import Study
 from ...harness.run import Busy, locked
-from ...harness.stages import Task, merged, problem
+from ...harness.stages import Task
 from ...kernels.errors import InputError
 from .. import plan
-from ..compose import Override
 from ..output import number
-from ..plan import Piece, Planned
+from ..plan import Planned
 from . import client, executor, manifest, snapshot
-from .cluster import ClusterConfig, choices, load
+from .cluster import ClusterConfig
+from .jobs import Choice, choose, drafts
 from .manifest import Draft
-from .status import FAILED, Survey, key_of, survey, training_of
+from .requests import check_requests, load_over, queue_of, requests_of
+from .status import FAILED, Survey, key_of, survey
 
 # Settings that may change without making another run.
 FREE = ("cluster.", "run.", "data.path=", "plugins=")
@@ -40,28 +41,6 @@ class Submission:
     code: dict[str, Any]
     left: dict[str, int]
     rest: str = ""
-
-
-def queue_of(name: str | None, settings: Sequence[Override], parallel: int | None) -> ClusterConfig:
-    """The cluster by name. Raises InputError if it has no queue."""
-    if name is None:
-        raise InputError(
-            f"name the cluster to submit to: cluster=NAME; choices: {', '.join(choices())}, or a .yaml file"
-        )
-    cluster = load(name, settings)
-    if cluster.kind != "slurm":
-        raise InputError(f"cluster {name} has no queue: lamabench sweep run works on this machine")
-    return replace(cluster, parallel=parallel) if parallel else cluster
-
-
-def check_batches(pieces: Sequence[Piece], requests: Mapping[tuple[str, str], ClusterConfig]) -> None:
-    """Raise InputError for a training whose batch the processes of its job cannot share."""
-    for piece in pieces:
-        if piece.task.kind == "training" and (asked := requests.get(piece.id)) is not None:
-            try:
-                check_batch(piece.task.config["train"]["batch_size"], asked.nodes * asked.on_a_node)
-            except InputError as error:
-                raise InputError(f"{piece.name}: {error}: cluster.gpus and cluster.nodes decide") from None
 
 
 def submit(
@@ -80,8 +59,8 @@ def submit(
     SlurmError if sbatch refuses. In the last case, what was queued before stays queued, and the same call queues the
     rest. It also queues what the queue had no room for.
     """
-    requests = {piece.id: queue_of(cluster, piece.cluster, parallel) for piece in plan.pieces(runs)}
-    check_batches(plan.pieces(runs), requests)
+    requests = requests_of(plan.pieces(runs), cluster, parallel)
+    check_requests(plan.pieces(runs), requests)
     snapshot.check(dirty)
     client.check_here()
     most = client.largest_array()
@@ -117,35 +96,37 @@ def retry(
     most = client.largest_array()
     with _alone(runs, study) as home:
         view = survey(runs, home, need_queue=True)
-        requests = {}
+        requests: dict[tuple[str, str], dict[str, ClusterConfig]] = {}
         for run in runs:
             parts = view.run(run).parts
             if not any(part.state in FAILED for part in parts):
                 continue
             array = next((part.array for part in parts if part.array is not None), None)
-            for part in parts:
-                given = part.array or array  # samples that were never queued ask for the same as their training
-                if cluster is not None or given is None:
-                    asked = queue_of(cluster, run.cluster, parallel)
-                else:
-                    asked = load_over(replace(given.cluster, parallel=parallel or given.cluster.parallel), settings)
-                requests.setdefault((part.task.kind, part.task.key), asked)
-        check_batches(plan.pieces(runs), requests)
+            own = [word for word in run.cluster if str(word).startswith("cluster.stage")]
+
+            def asked(task: Task, stage: str, run: Planned = run, array: Any = array, own: Any = own) -> ClusterConfig:
+                earlier = view.array(task, stage)
+                if cluster is not None or (earlier or array) is None:
+                    return queue_of(cluster, run.cluster, parallel, stage)
+                # What was never queued asks for the same as the training, and for what the study says of its stage.
+                given, words = (earlier, settings) if earlier is not None else (array, [*own, *settings])
+                return load_over(replace(given.cluster, parallel=parallel or given.cluster.parallel), words, stage)
+
+            for task in run.tasks:
+                requests.setdefault((task.kind, task.key), {stage: asked(task, stage) for stage in task.stages})
+        check_requests(plan.pieces(runs), requests)
         chosen = choose(plan.pieces(runs), view, (*FAILED, "planned", "stopped"), requests)
         return _queue(home, study, runs, chosen, view, most)
 
 
-def load_over(given: ClusterConfig, settings: Sequence[str]) -> ClusterConfig:
-    """A cluster, changed by settings `cluster.KEY=…`."""
-    return load("slurm", [*(Setting(f"cluster.{key}", value) for key, value in asdict(given).items()), *settings])
-
-
 @contextmanager
 def _alone(runs: Sequence[Planned], study: Study, new: bool = False) -> Iterator[Path]:
-    """Lock the study for this process, and give the folder of its submissions. Raises InputError if the study has no
-    folder yet, unless it may be `new`, and if the folder cannot be written."""
+    """Lock the study for this process, and give the folder of its submissions. A `new` folder is deleted again if
+    nothing could be queued. Raises InputError if the study has no folder yet, unless it may be `new`, and if the folder
+    cannot be written."""
     root = runs[0].root
     home = root / study.name / ".sweep"
+    fresh = not home.parent.exists()
     executor.check(home)
     if not new:
         check_there(home)
@@ -159,6 +140,10 @@ def _alone(runs: Sequence[Planned], study: Study, new: bool = False) -> Iterator
             raise InputError(text) from None
         try:
             yield home
+        except client.SlurmError:
+            if fresh and not any(home.glob("[0-9]*")):
+                shutil.rmtree(home.parent, ignore_errors=True)
+            raise
         except OSError as error:  # a full disk, or a shared folder that is unreachable
             raise client.SlurmError(f"{error}; the same command goes on from what was queued") from None
 
@@ -183,98 +168,6 @@ def _take_turn(stack: ExitStack, root: Path) -> None:
             if time.monotonic() > end:
                 raise
             time.sleep(0.5)
-
-
-@dataclass(frozen=True)
-class Choice:
-    """A task to queue: the resources that its job asks for, the jobs that must end first, and the folder of the
-    training, queued by the same submit, that must end first."""
-
-    piece: Piece
-    cluster: ClusterConfig
-    jobs: tuple[str, ...] = ()
-    training: str = ""
-
-
-def choose(
-    pieces: Sequence[Piece],
-    view: Survey,
-    states: Container[str],
-    requests: Mapping[tuple[str, str], ClusterConfig],
-) -> list[Choice]:
-    """The tasks to queue, among those with a request. A task is queued if it is in one of `states`. It is also queued
-    if a job of it, from any study, asks for less than is asked for now; then it starts after that job.
-
-    Samples are queued if their weights exist or if a queued training will keep them. Samples that are already in the
-    queue wait for an earlier training job. If that training is queued again, they are queued again after it.
-    """
-    chosen: list[Choice] = []
-    for piece in pieces:
-        task, part, job = piece.task, view.task(piece.task), view.job(*piece.id)
-        more = job is not None and part.asked is not None and bool(part.missing) and not covers(part.asked, task)
-        other = view.job("training", training_of(task)) if task.kind == "samples" else None
-        ours = any(one.piece.task.path == Path(task.training) for one in chosen)
-        again = job is not None and ours and other is None and not piece.ready()
-        if piece.id not in requests or not (part.state in states or more or again):
-            continue
-        jobs, training = (job,) if job else (), ""
-        if not piece.ready():
-            if problem(task) is not None:
-                continue
-            if ours:
-                training = task.training
-            elif other is None:
-                continue
-            else:
-                jobs = (*jobs, other)
-        chosen.append(Choice(piece, requests[piece.id], jobs, training))
-    return chosen
-
-
-def covers(task: Task, other: Task) -> bool:
-    """Whether `task` includes everything that `other` asks for."""
-    both, *more = merged([task, other])
-    names = ("stages", "moments", "metrics", "plans")
-    further = task.kind == "training" and both.config["train"]["steps"] > task.config["train"]["steps"]
-    return not more and not further and all(getattr(both, name) == getattr(task, name) for name in names)
-
-
-def drafts(chosen: Sequence[Choice], most: int) -> list[Draft]:
-    """One array for each distinct request, of at most `most` tasks. Samples that wait for trainings of the same submit
-    are in arrays that start after those trainings."""
-    arrays: list[Draft] = []
-    place: dict[str, int] = {}  # of arrays, by the folders of their tasks
-    for second in (False, True):
-        groups: dict[str, list[Choice]] = {}
-        for one in chosen:
-            if (one.piece.task.kind == "samples") == second:
-                groups.setdefault(json.dumps([asdict(one.cluster), bool(one.training or one.jobs)]), []).append(one)
-        for group in groups.values():
-            cluster = group[0].cluster
-            for start in range(0, len(group), most):
-                part = group[start : start + most]
-                after = {place[one.training] for one in part if one.training}
-                # %N limits one array, so that the parts of one that was too large run one after the other.
-                after |= {len(arrays) - 1} if start and cluster.parallel else set()
-                jobs = dict.fromkeys(job for one in part for job in one.jobs)
-                place |= {one.piece.task.folder: len(arrays) for one in part}
-                arrays.append(Draft(cluster, [entry(one.piece) for one in part], tuple(sorted(after)), tuple(jobs)))
-    return arrays
-
-
-def entry(piece: Piece) -> dict[str, Any]:
-    """A task as a manifest holds it, with absolute folders: a job whose working folder is gone starts in another one,
-    and must not make its runs there."""
-    task, config = piece.task, piece.task.config
-    root = str(Path(config["run"]["root"]).resolve())
-    absolute = replace(
-        task,
-        folder=str(piece.folder.resolve()),
-        training=task.training and str(Path(task.training).resolve()),
-        config=config | {"run": config["run"] | {"root": root}},
-    )
-    more = {"plugins": list(piece.plugins)} if piece.plugins else {}
-    return {"name": piece.run, "folder": absolute.folder, "task": asdict(absolute), **more}
 
 
 def batch_file(draft: Draft, name: str, folder: Path, index: int, code: dict[str, Any]) -> str:

@@ -11,7 +11,7 @@ TRAIN = [
         train("recipe=ditt"),
         r"unknown recipe 'ditt' \(did you mean 'dit'\?\); choices: adm, adm_64, dit, lamamba, none",
     ),
-    Bad(train("recipe=dit"), "sample.guidance_channels 3 is more than the model's 1 channels"),
+    Bad(train("recipe=dit"), "sample.guidance_channels 3 is more than the model's 1 channels; .*recipe=dit"),
     Bad(train("train.stesp=3"), r"unknown key in train 'stesp' \(did you mean 'steps'\?\)"),
     Bad(train("tarin.steps=3"), "unknown key 'tarin'"),
     Bad(train("train.steps"), "is not an override"),
@@ -90,6 +90,11 @@ TRAIN = [
     Bad(["sample", "{run}", "sample.weights=ema@0.5"], "unknown sample.weights of this training 'ema@0.5'"),
     Bad(train("sample.seed=-1"), "sample.seed must be"),
     Bad(train("sample.guidance_channels=9"), "sample.guidance_channels 9 is more than"),
+    Bad(train("train.compile=whole-step", "run.device=cpu"), "error: train.compile=whole-step needs a GPU"),
+    Bad(
+        ["bench", "dit_nano", "bench.modes=[train]", "bench.compile=[whole-step]", "run.device=cpu"],
+        "error: bench.compile=whole-step needs a GPU",
+    ),
     Bad(train("evaluate.metrics=fid"), r"unknown evaluate\.metrics 'fid' \(did you mean 'fd'\?\)"),
     Bad(train("evaluate.metrics=[]"), "evaluate.metrics is empty"),
     Bad(train("evaluate.features=vgg"), r"unknown evaluate\.features 'vgg'"),
@@ -120,6 +125,7 @@ DATA = [
     Bad(train("data=folder", "data.channels=1", "data.path=few.npz"), r"few\.npz is not a folder"),
     Bad(train("data=folder", "data.channels=1", "data.path=empty"), "empty contains no image"),
     Bad(train("data=folder", "data.channels=1", "data.path=images", "data.num_classes=1"), r"broken\.png"),
+    Bad(train("data=folder", "data.channels=1", "data.path=two"), "data.num_classes is 1000, but .* has 2 classes"),
     Bad(train("data=cifar10", "data.channels=1"), "data.path is not set"),
     Bad(train("data=cifar10", "data.channels=1", "data.path=empty"), "(?i)cifar"),
 ]
@@ -223,12 +229,27 @@ STUDIES = [
     with_study(sweep("status", "cluster=nope"), "unknown cluster 'nope'"),
     with_study(sweep("plan", "cluster.time_min=0"), "cluster.time_min must be above 0"),
     with_study(sweep("plan", "cluster.tiem_min=5"), "did you mean 'time_min'"),
+    with_study(
+        sweep("plan", "cluster.stage.evalute.gpus=0"), r"'evalute' \(did you mean 'evaluate'\?\); choices: cost,"
+    ),
+    with_study(sweep("plan", "cluster.stage.sample.gpu=1"), r"'gpu' \(did you mean 'gpus'\?\); choices: partition"),
+    with_study(sweep("plan", "cluster.stage.sample=1"), "cluster.stage.sample is a section; set a key of a stage"),
+    with_study(sweep("plan", "cluster.stage.sample.gpus=-1"), "stage sample: cluster.gpus must be 0 or more"),
+    with_study(sweep("status", "cluster.stage.sample.kind=local"), "unknown key in cluster.stage.sample 'kind'"),
+    of_study(BASE + "variants: {a: {cluster: {stage: {evaluate: {gpu: 0}}}}}", "unknown key in cluster.stage.evaluate"),
+    with_study(
+        sweep("submit", "cluster=slurm", "run.device=cuda", "cluster.gpus=2", "cluster.stage.evaluate.gpus=0"),
+        r"run.device=cuda, but stage evaluate has no GPU \(cluster.stage.evaluate.gpus=0\)",
+    ),
     with_study(sweep("plan", "cluster.options=[x]"), "cluster.options are options of sbatch"),
     with_study(sweep("plan", "cluster.signal_s=99999"), "cluster.signal_s 99999 is not before the end"),
     with_study(sweep("run", "cluster=slurm"), "sweep run works on this machine"),
     with_study(sweep("submit"), "name the cluster to submit to"),
     with_study(sweep("submit", "cluster=local"), "cluster local has no queue"),
-    with_study(sweep("submit", "cluster=slurm", "cluster.nodes=3"), "is no multiple of the 3 processes"),
+    with_study(sweep("submit", "cluster=slurm", "cluster.nodes=3"), "cluster.tasks_per_node and cluster.nodes"),
+    with_study(
+        sweep("submit", "cluster=slurm", "cluster.gpus=3"), "multiple of the 3 .*cluster.gpus and cluster.nodes"
+    ),
     with_study(sweep("collect"), "nothing of the study ran yet"),
     with_study(sweep("collect", "--out", "no/x.jsonl"), "no such folder: no"),
     with_study(sweep("collect", "--out", "empty"), "empty is a folder, but --out must name a file"),
@@ -237,6 +258,9 @@ STUDIES = [
     with_study(sweep("run", "run.root=few.npz"), r"few\.npz"),
     with_study(sweep("run", "run.root={long}"), "File name too long"),
     Bad(sweep("plan", "cluster=c.yaml"), "unknown key 'tiem_min'", {"st.yaml": STUDY, "c.yaml": "tiem_min: 3"}),
+    Bad(
+        sweep("plan", "cluster=c.yaml"), "c.yaml: unknown stage", {"st.yaml": STUDY, "c.yaml": "stage: {s: {gpus: 0}}"}
+    ),
     Bad(sweep("plan", "cluster=c.yaml"), "a cluster is a mapping", {"st.yaml": STUDY, "c.yaml": "[]"}),
     Bad(sweep("plan", "cluster=c.yaml"), "is not YAML", {"st.yaml": STUDY, "c.yaml": "a: ["}),
 ]
@@ -255,6 +279,19 @@ KNOWN = [
         ("evaluate.reference_count=1", "a: fd needs at least 2 reference images, 1 given"),
         ("evaluate.reference_count=9999", "a: evaluate.reference_count 9999 is more than the 1797 images"),
         ("evaluate.features_path=no.pt", r"a: evaluate\.features_path no\.pt has no effect"),
+    )
+]
+KNOWN += [
+    with_study(
+        sweep(action, *words, *settings, f"data.num_classes={classes}"),
+        f"a: data.num_classes is {classes}, but .* has {actual}",
+    )
+    for action, words in (("run", ()), ("submit", ("cluster=slurm",)))
+    for settings, classes, actual in (
+        (("data=folder", "data.path=two"), 1000, "2 classes; set it to 2"),
+        (("data=folder", "data.path=two"), 1, "2 classes; set it to 2"),
+        (("data=npz", "data.path=four.npz", "data.channels=1"), 1000, "4 classes; set it to 4"),
+        (("data=npz", "data.path=four.npz", "data.channels=1"), 3, "4 classes; set it to 4"),
     )
 ]
 KNOWN += [with_study(sweep("run", "run.device=cuda:99"), r"run\.device=cuda:99 asks for a GPU")]
@@ -296,7 +333,9 @@ TEXTS = [
     Bad(["data", "check", "data=npz", "data.path=plain.npz"], r"plain\.npz is not a readable \.npz"),
     Bad(["data", "check", "data=nope"], "unknown data 'nope'"),
     Bad(["data", "fly"], "invalid choice: 'fly'"),
-    Bad(train("data=npz", "data.channels=1", "data.path=gaps.npz", "data.num_classes=4"), "without an image: 0"),
+    Bad(
+        train("data=npz", "data.channels=1", "data.path=gaps.npz", "data.num_classes=4"), "classes without an image: 0"
+    ),
     of_study("question: q\naxes: &a {train.lr: *a}", "alias"),
     of_study("question: q\nbase: &a {b: [*a]}\nvariants: {a: {}}", "alias"),
     of_study(BOMB + "axes: {train.lr: *i}", "values, with those that aliases repeat"),

@@ -88,8 +88,13 @@ def data(folder):
     whole = (folder / "few.npz").read_bytes()
     (folder / "cut.npz").write_bytes(whole[: len(whole) // 2])
     many = np.zeros((8, 8, 8, 1), np.uint8)
+    np.savez(folder / "four.npz", images=many, labels=np.arange(8) % 4)
     np.savez(folder / "gaps.npz", images=many, labels=np.array([1, 2, 3, 1, 2, 3, 1, 2]))
     (folder / "huge.npz").write_bytes(whole.replace(b"(1, 8, 8, 1), }", b"(9, 9, 9, 9), }"))
+    for name in ("a", "b"):  # the images are read only if the number of classes fits
+        (folder / "two" / name).mkdir(parents=True)
+        for number in range(2):
+            (folder / "two" / name / f"{number}.png").write_bytes(b"\x89PNG nothing")
     (folder / "images" / "a").mkdir(parents=True)
     Image.new("RGB", (9, 9)).save(folder / "images" / "a" / "fine.png")
     (folder / "images" / "a" / "broken.png").write_bytes(b"\x89PNG nothing")

@@ -94,7 +94,9 @@ def test_plan_names_what_prevents_a_run(folders, capsys):
     words = ["run.device=tpu", "train.steps=3", "data=npz", "data.channels=1", "data.path=no.npz"]
     code, out, _ = run(capsys, "plan", "st.yaml", *words)
     assert (
-        code == 0 and "unknown run.device 'tpu'" in out and "data not checked: data.path no.npz does not exist" in out
+        code == 0
+        and "unknown run.device 'tpu'" in out
+        and "data cannot be used: data.path no.npz does not exist" in out
     )
     code, out, _ = run(capsys, "plan", "st.yaml", "run.device=cuda:99", "cluster=slurm")
     assert code == 0 and "run.device" not in out  # the node may have it

@@ -94,7 +94,7 @@ def test_data_that_are_missing_stop_a_run_and_not_a_plan(study, finish, tmp_path
         settings = {"data__channels": 1, "data__name": f"set{number}", **settings}
         runs = plan(study(stages=["train"], **settings))
         (line,) = lines_of(runs)
-        assert re.fullmatch(f"data not checked: .*{message}.*", line)
+        assert re.fullmatch(f"data cannot be used: .*{message}.*", line)
         with pytest.raises(InputError, match=f"^dit_nano: .*{message}"):
             notes.check(runs, here)
         finish(runs[0].training)

@@ -24,8 +24,8 @@ from lamabench.launch import worker
 from lamabench.launch.plan import pieces, plan
 from lamabench.launch.slurm import client
 from lamabench.launch.slurm.cluster import ClusterConfig
+from lamabench.launch.slurm.jobs import entry
 from lamabench.launch.slurm.snapshot import other_code
-from lamabench.launch.slurm.submit import entry
 from lamabench.launch.worker import Attempt, requeue
 from safetensors.torch import load_file
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from lamabench.harness.data.images import ImageData, fingerprint, load
+from lamabench.harness.data.images import ImageData, glance, load
 from lamabench.harness.sections import DataConfig
 from lamabench.kernels.errors import InputError
 from PIL import Image
@@ -231,25 +231,26 @@ def test_the_fingerprint_of_a_folder_is_of_names_and_bytes(tmp_path):
     assert len({first, renamed, load(config).fingerprint}) == 3
 
 
-def test_fingerprints_for_a_plan(tmp_path):
-    """They exist for sets in memory and sets read before, and are None if files must be read or are missing."""
-    assert fingerprint(DataConfig("digits")) == load(DataConfig("digits")).fingerprint
-    npz = DataConfig("npz", path=write_npz(tmp_path, images=noise_images(4, 8, 8)), size=8, num_classes=0)
-    assert fingerprint(npz) == load(npz).fingerprint
+def test_a_glance_at_a_folder_reads_no_image(tmp_path):
+    """The fingerprint is that of `load` once all files were read. What is wrong with the classes is told before."""
     folder = class_folders(tmp_path / "set")
     for file in Path(tmp_path / "set").rglob("*.*"):
         os.utime(file, (10**9, 10**9))
-    assert fingerprint(folder) is None
+    assert glance(folder) == (6, None)
     whole = load(folder).fingerprint
-    assert fingerprint(folder) == whole
-    write_image(tmp_path / "set" / "b" / "1.png", noise_images(8, 8, 3))
-    assert fingerprint(folder) is None
-    for kind in ("npz", "folder", "cifar10"):
-        assert fingerprint(DataConfig(kind)) is None
-        assert fingerprint(DataConfig(kind, path=str(tmp_path / "missing"))) is None
+    assert glance(folder) == (6, whole)
+    (tmp_path / "set" / "b" / "1.png").write_bytes(b"no image")
+    assert glance(folder) == (6, None)
+    for classes in (1, 2, 1000):
+        with pytest.raises(InputError, match=f"data.num_classes is {classes}, but .* has 3 classes; set it to 3"):
+            glance(replace(folder, num_classes=classes))
+    assert glance(replace(folder, num_classes=0)) == (6, None)
+    for path, message in ((None, "data.path is not set"), (str(tmp_path / "missing"), "does not exist")):
+        with pytest.raises(InputError, match=message):
+            glance(DataConfig("folder", path=path))
     (tmp_path / "set" / "empty").mkdir()
     with pytest.raises(InputError, match="set/empty contains no image"):
-        fingerprint(folder)
+        glance(folder)
 
 
 def test_flat_folders_and_grey(tmp_path):

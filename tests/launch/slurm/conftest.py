@@ -21,6 +21,7 @@ for word; do
 done
 room=$(( $(cat room) - $(wc -l < queue) ))
 echo "$((last + 1)) of $room" >> calls
+echo "$@" >> words
 if [ -s refusal ]; then cat refusal >&2; exit 1; fi
 if [ $((last + 1)) -gt $room ]; then
   echo "sbatch: error: QOSMaxSubmitJobPerUserLimit" >&2
@@ -49,7 +50,15 @@ class Cluster:
         for name, text in scripts.items():
             (tools / name).write_text(f"#!/bin/bash\ncd {tools} || exit 1\n{text}\n")
             (tools / name).chmod(0o755)
-        files = {"room": "100", "queue": "", "id": "0", "config": "MaxArraySize = 1001", "calls": "", "ended": ""}
+        files = {
+            "room": "100",
+            "queue": "",
+            "id": "0",
+            "config": "MaxArraySize = 1001",
+            "calls": "",
+            "ended": "",
+            "words": "",
+        }
         for name, text in files.items():
             self.set(name, text)
 

@@ -6,7 +6,7 @@ import pytest
 from lamabench.ablations.study import Setting
 from lamabench.kernels.errors import InputError
 from lamabench.launch.slurm.cluster import ClusterConfig, load
-from lamabench.launch.slurm.submit import load_over
+from lamabench.launch.slurm.requests import load_over
 
 BAD = [
     ({"partition": "a\n#SBATCH --exclusive"}, "cluster.partition is a name without line breaks"),

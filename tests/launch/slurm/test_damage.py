@@ -67,10 +67,33 @@ def test_cancel_works_without_the_listing_of_a_study(two, capsys):
         assert out == "cancelled: job 1, 2\n" and str(path) in err and err.count("\n") == 1
 
 
-def test_cancel_leaves_the_jobs_of_another_study_of_the_name(two, capsys):
+@pytest.mark.parametrize("action", [("status",), ("cancel", "--only", "*2*")])
+def test_the_listing_of_a_study_is_not_needed_to_tell_of_its_jobs_and_to_end_some(action, two, capsys):
+    path = Path("runs/s/.study.json")
+    path.write_bytes(b"[]")
+    capsys.readouterr()
+    do(*action)
+    out, err = capsys.readouterr()
+    assert str(path) in err and err.count("\n") == 1
+    assert "2 queued" in out if action == ("status",) else out == "cancelled: job 2_0\n"
+    assert two.submit("s.yaml") == 2  # which writes the listing
+
+
+def test_a_folder_that_cannot_be_read_is_one_line_of_status(two, capsys, monkeypatch):
+    def refuse(*_):
+        raise PermissionError(13, "Permission denied", "runs/trainings")
+
+    monkeypatch.setattr("lamabench.launch.prune.unnamed_folders", refuse)
+    capsys.readouterr()
+    do("status")
+    assert capsys.readouterr().err == "cannot read runs/trainings: Permission denied\n"
+
+
+@pytest.mark.parametrize("words", [(), ("--only", "*")])
+def test_cancel_leaves_the_jobs_of_another_study_of_the_name(words, two, capsys):
     Path("other").mkdir()
     Path("s.yaml").rename("other/s.yaml")
-    assert main(["sweep", "cancel", "other/s.yaml"]) == 2 and two.lines("ended") == []
+    assert main(["sweep", "cancel", "other/s.yaml", *words]) == 2 and two.lines("ended") == []
     assert "belongs to the study" in capsys.readouterr().err
 
 

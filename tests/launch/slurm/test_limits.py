@@ -90,7 +90,12 @@ def test_a_refusal_for_another_reason_leaves_no_submission(cluster, capsys):
     assert cluster.submit(path) == 1
     err = capsys.readouterr().err
     assert "invalid partition specified: x: 0 of 2 arrays are queued" in err
-    assert err.count("\n") == 1 and not Path("runs/s/.sweep/0001").exists()
+    assert err.count("\n") == 1 and not Path("runs/s").exists()
+    cluster.set("refusal", "")
+    assert cluster.submit(path) == 0
+    cluster.set("refusal", "sbatch: error: invalid partition specified: x\n")
+    assert cluster.submit(cluster.study(3)) == 1  # what was queued earlier stays
+    assert not Path("runs/s/.sweep/0002").exists() and len(cluster.arrays()) == 2
 
 
 def test_an_answer_that_never_came_keeps_the_submission(cluster, monkeypatch):

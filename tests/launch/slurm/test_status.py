@@ -14,8 +14,8 @@ from lamabench.launch.cli import main
 from lamabench.launch.plan import pieces, plan
 from lamabench.launch.slurm import manifest
 from lamabench.launch.slurm.cluster import ClusterConfig
+from lamabench.launch.slurm.jobs import entry
 from lamabench.launch.slurm.status import Look, rows, standings
-from lamabench.launch.slurm.submit import entry
 
 SMALL = {"model": "dit_nano", "model.depth": 1, "model.hidden_size": 16, "model.num_heads": 2, "data": "digits",
          "data.size": 8, "train.batch_size": 4, "train.precision": "float32", "run.device": "cpu"}  # fmt: skip

@@ -15,8 +15,9 @@ from lamabench.launch.plan import pieces, plan
 from lamabench.launch.slurm import client, manifest, submit
 from lamabench.launch.slurm import cluster as clusters
 from lamabench.launch.slurm.cluster import ClusterConfig, load
+from lamabench.launch.slurm.jobs import choose, covers, drafts, entry
+from lamabench.launch.slurm.requests import load_over, queue_of
 from lamabench.launch.slurm.status import UNSEEN, survey
-from lamabench.launch.slurm.submit import choose, covers, drafts, entry, load_over, queue_of
 
 SMALL = {"model": "dit_nano", "model.depth": 1, "model.hidden_size": 16, "model.num_heads": 2, "data": "digits",
          "data.size": 8, "train.batch_size": 4, "train.precision": "float32", "run.device": "cpu"}  # fmt: skip
@@ -147,7 +148,9 @@ def test_plan_prints_the_batch_files(tmp_path, monkeypatch, capsys):
 
 def chosen(runs, view=UNSEEN, states=("planned", "stopped"), requests=None):
     each = pieces(runs)
-    return choose(each, view, states, requests or {piece.id: ClusterConfig() for piece in each})
+    requests = requests or {piece.id: ClusterConfig() for piece in each}
+    stages = {piece.id: piece.task.stages for piece in each}
+    return choose(each, view, states, {key: dict.fromkeys(stages[key], asked) for key, asked in requests.items()})
 
 
 def test_a_task_a_model_and_a_training_then_one_for_each_set_of_samples(tmp_path, finish):
