@@ -101,6 +101,7 @@ def draw_shards(out: Path, training: Path, config: Config, step: int, progress: 
         "seed": sample_seed(config),
         "checkpoint_step": step,
         "weights": settings.weights,
+        "weights_error": weights.error,
         "images_seen": step * config.train.batch_size,
         "training_flops": 3 * cost(config.model).flops * step * config.train.batch_size,
         "training_seconds": round(weights.seconds, 3),

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..kernels import NAMES
 from ..kernels.errors import InputError, unknown
-from .checks import check_positive, check_precision, check_seed, check_steps, check_weights
+from .checks import check_positive, check_precision, check_seed, check_steps, check_weights, check_width
 from .device import COMPILE_OPTIONS, WHOLE_STEP
 from .diffusion.samplers import SAMPLERS, TIMESTEPS
 
@@ -100,6 +100,9 @@ class TrainConfig:
     # 10,000 steps of 0.9999.
     ema_rampup: bool = field(default=True, metadata={"since": False})
     ema_decays: list[float] = field(default_factory=list, metadata={"since": []})  # more averages: weights ema@DECAY
+    # Averages of these relative widths, such as [0.05, 0.1], from which weights power@WIDTH of any width are computed
+    # after the training (training/posthoc.py).
+    ema_powers: list[float] = field(default_factory=list, metadata={"since": []})
     class_dropout: float = 0.1  # the probability that the null class replaces a label
     precision: str = "bfloat16"
     # eager, or faster with different rounding: compile, reduce-overhead, max-autotune, whole-step; auto
@@ -142,6 +145,9 @@ class TrainConfig:
                     f"train.ema_decays must be at least 0, below 1 and other than train.ema_decay {self.ema_decay}, "
                     f"not {decay}"
                 )
+        self.ema_powers = sorted({float(width) for width in self.ema_powers})
+        for width in self.ema_powers:
+            check_width("train.ema_powers", width)
         if not 0 <= self.class_dropout < 1:
             raise InputError(f"train.class_dropout must be at least 0 and below 1, not {self.class_dropout}")
 
@@ -160,7 +166,8 @@ class SampleConfig:
     compile: str = "eager"  # or compile, reduce-overhead, max-autotune: faster, with different rounding
     batch_size: int = 64
     at: Any = "last"  # or all (every kept moment), or a list of steps
-    weights: str = "ema"  # or live: not averaged; or ema@DECAY: of train.ema_decays
+    # Or live: not averaged; ema@DECAY: of train.ema_decays; power@WIDTH: of any relative width, by train.ema_powers.
+    weights: str = "ema"
     seed: int | None = None  # of the noise; null: the training's
     # The class of each image. balanced: index modulo classes or, of fewer images than classes, evenly over all classes.
     # random: drawn for each image, as in the papers of DiT and ADM. cyclic: index modulo classes, however few images.

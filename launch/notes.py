@@ -47,7 +47,7 @@ def _parameters(model: str) -> int:
 def gib(task: Task) -> float:
     """The disk space of a training in GiB: its newest checkpoints, and the weights of every moment."""
     steps = {*task.moments, *moments(task.path)}
-    others = len(task.config["train"].get("ema_decays", []))
+    others = sum(len(task.config["train"].get(name, [])) for name in ("ema_decays", "ema_powers"))
     return 4 * parameters(task) * ((GROUPS + others) * KEEP + (1 + others) * len(steps)) / GIB
 
 

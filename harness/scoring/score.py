@@ -84,7 +84,7 @@ def score_set(
     # The record of a score would not tell that it was computed against other images than those of the training.
     check_data(training, load(config.data, progress.say).fingerprint)
     rows = [one.flat() for one in read_records(folder / "record.jsonl") if one.kind == "sample"]
-    names = ("checkpoint_step", "weights", "images_seen", "training_flops", "training_seconds")
+    names = ("checkpoint_step", "weights", "weights_error", "images_seen", "training_flops", "training_seconds")
     weights = {name: rows[-1][name] for name in names} if rows else {}
     for line in score(images_of(folder), config, metrics, Path(config.run.root) / ".cache", progress):
         yield weights | line

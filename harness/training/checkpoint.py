@@ -4,7 +4,7 @@ A training folder has two folders of such files. `checkpoints/` has the last two
 continues. `weights/` has the averaged weights of every requested moment. A file appears complete or not at all (write,
 fsync, rename), and its header has the sum of its bytes and names its step, model, data and code. The tensors of a
 checkpoint are `model/…`, `ema/…`, `exp_avg/…`, `exp_avg_sq/…` and `window` (metrics that are not yet logged). Those of
-weights have their names in the network. The averages of other decays are `ema@DECAY/…` in both.
+weights have their names in the network. Other averages are `ema@DECAY/…` and `power@WIDTH/…` in both.
 """
 
 import json
@@ -27,9 +27,10 @@ from ...models import registry
 from ...models.registry import Backbone
 from ..checks import check_weights
 from ..record import access, read_records
+from .ema import of_width, part
 
 KEEP = 2
-OTHERS = "ema@"  # how the names of further averages begin
+OTHERS = ("ema@", "power@")  # how the names of further averages begin
 _NAME = re.compile(r"step-(\d{8})\.safetensors")
 
 
@@ -59,11 +60,12 @@ class Checkpoint(Origin):
 
 @dataclass
 class Weights(Origin):
-    """The weights of a network by name, and the loss that was logged last, up to that step. In a file, averages of
-    other decays lie beside them."""
+    """The weights of a network by name, and the loss that was logged last, up to that step. In a file, other averages
+    lie beside them. `error` is that of `posthoc.fit`, None for weights that were kept."""
 
     tensors: dict[str, Tensor]
     loss: float | None = field(default=None, kw_only=True)
+    error: float | None = field(default=None, kw_only=True)
 
 
 def file_name(step: int) -> str:
@@ -117,7 +119,7 @@ def _write(folder: Path, saved: Checkpoint | Weights) -> Path:
         leftover.unlink()
     path = folder / file_name(saved.step)
     temporary = folder / f".{path.name}.{os.getpid()}.tmp"
-    header = {f.name: getattr(saved, f.name) for f in fields(saved) if f.name != "tensors"}
+    header = {f.name: getattr(saved, f.name) for f in fields(saved) if f.name not in ("tensors", "error")}
     try:
         tensors = {name: tensor.detach().contiguous() for name, tensor in saved.tensors.items()}
         header["sum"] = _sum(tensors)
@@ -147,7 +149,11 @@ def _group(tensors: Mapping[str, Tensor], kind: str) -> dict[str, Tensor]:
     """The averaged weights `kind` of those in a file of weights."""
     if kind == "ema":
         return {name: tensor for name, tensor in tensors.items() if not name.startswith(OTHERS)}
-    return {name.removeprefix(f"{kind}/"): v for name, v in tensors.items() if name.startswith(f"{kind}/")}
+    return part(tensors, kind)
+
+
+def _tensors(path: Path, tensors: bool) -> dict[str, Tensor]:
+    return _read(path, Weights, tensors).tensors
 
 
 Saved = TypeVar("Saved", Checkpoint, Weights)
@@ -248,20 +254,20 @@ def newest(folder: Path) -> Iterator[Checkpoint | InputError]:
 
 
 def load_weights(folder: Path, step: int, kind: str = "ema", model: Any = None, tensors: bool = True) -> Weights:
-    """The weights of a training folder at a step, `ema` (averaged), `ema@DECAY` or `live`, on the CPU. With `tensors`
-    False, they are only names and shapes.
+    """The weights of a training folder at a step, `ema` (averaged), `ema@DECAY`, `power@WIDTH` or `live`, on the CPU.
+    With `tensors` False, they are only names and shapes.
 
-    Live weights exist only in complete checkpoints. Raises InputError, with the nearest kept steps, if there are no
-    weights of that step, if they do not include that average, and if they are damaged or do not fit the configuration
-    `model`.
+    Live weights exist only in complete checkpoints. Weights `power@WIDTH` that were not kept are computed from those of
+    other widths that were kept up to that step. Raises InputError, with the nearest kept steps, if there are no weights
+    of that step, if they do not include that average, if too few were kept to compute it, and if they are damaged or do
+    not fit the configuration `model`.
     """
     kind = check_weights("sample.weights", kind)
     own, whole = folder / "weights" / file_name(step), folder / "checkpoints" / file_name(step)
     if kind != "live" and own in files(own.parent):
-        weights, path = _read(own, Weights, tensors), own
-        weights.tensors = _group(weights.tensors, kind)
+        path = own
     elif whole in files(whole.parent):
-        weights, path = weights_of(_read(whole, Checkpoint, tensors), kind), whole
+        path = whole
     elif kind != "live":
         raise InputError(f"{folder} has no averaged weights of step {step}; {nearest(moments(folder), step)}")
     else:
@@ -270,8 +276,18 @@ def load_weights(folder: Path, step: int, kind: str = "ema", model: Any = None, 
             f"{folder} has no live weights of step {step} (only its last {KEEP} checkpoints have them); "
             f"{nearest(steps, step)}"
         )
+    if kind.startswith("power@"):
+        earlier = [other for other in files(own.parent) if other.name < path.name]
+        weights = _read(path, Weights, tensors=False)
+        weights.tensors, weights.error = of_width(kind, [path, *earlier], _tensors, tensors)
+    elif path == own:
+        weights = _read(own, Weights, tensors)
+        weights.tensors = _group(weights.tensors, kind)
+    else:
+        weights = weights_of(_read(whole, Checkpoint, tensors), kind)
     if not weights.tensors:
-        raise InputError(f"{path} has no weights {kind}; train.ema_decays lists the averages that a training keeps")
+        option = "ema_powers" if kind.startswith("power@") else "ema_decays"
+        raise InputError(f"{path} has no weights {kind}; train.{option} lists the averages that a training keeps")
     if model is not None:
         check_model(weights, registry.describe(model), path)
         check_tensors(weights.tensors, _meta(model).state_dict(), path)

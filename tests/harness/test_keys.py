@@ -42,6 +42,7 @@ OF_TRAINING = {
     "betas": change("train", betas=[0.9, 0.99]),
     "clip": change("train", clip=1.0),
     "averages": change("train", ema_decays=[0.99]),
+    "averages of powers": change("train", ema_powers=[0.1]),
     "no ramp of the average": change("train", ema_rampup=False),
     "precision": change("train", precision="float32"),
     "compile": change("train", compile="compile"),

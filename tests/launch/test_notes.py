@@ -189,6 +189,8 @@ def test_each_average_takes_its_disk_space(study):
         notes.gib(plan(study(stages=["train"]), words)[0].training) for words in ([], ["train.ema_decays=[0.9,0.99]"])
     )
     assert three / one == pytest.approx((6 * 2 + 3) / (4 * 2 + 1))
+    powers = plan(study(stages=["train"]), ["train.ema_decays=[0.9]", "train.ema_powers=[0.1]"])[0].training
+    assert notes.gib(powers) == three
 
 
 @dataclass
