@@ -152,6 +152,7 @@ class SampleRow(_OfWeights):
     batch_size: int | None = about("images per batch")
     backend: dict[str, Any] | None = about("implementation by operator")
     shards: str | None = about("folder of the images in shards/; null: they are in samples.npz")
+    features: str | None = about("the network whose features are kept in place of the images; null: images are kept")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -313,8 +313,7 @@ class OpenRun:
         Raises InputError, with the nearest kept steps, if the weights are not kept.
         """
         from ..models.registry import build
-        from .stages import step_of
-        from .training.checkpoint import load_weights
+        from .training.checkpoint import load_weights, step_of
 
         net = build(self.config.model)
         net.load_state_dict(load_weights(self.home, step_of(self.home, at), weights, self.config.model).tensors)

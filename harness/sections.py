@@ -24,6 +24,7 @@ CUDA_GRAPHS = ("reduce-overhead", "max-autotune")
 FEATURES = ("efficientnet_lite0", "inception_v3")
 METRICS = ("fd", "kid", "prc", "isc")
 LABELS = ("balanced", "random", "cyclic")
+KEEP = ("images", "features")  # of samples
 # What is larger is a slip of the keyboard that would fill the memory or never end.
 MOST_STEPS = 99_999_999  # names of checkpoints have eight digits
 MOST_SAMPLES = 10_000_000
@@ -174,6 +175,8 @@ class SampleConfig:
     labels: str = field(default="balanced", metadata={"since": "balanced"})
     # Which of an objective's timesteps are steps. even: from the first to the last. ddim: 0, 40, … 960 for 25 of 1000.
     timesteps: str = field(default="even", metadata={"since": "even"})
+    # Or features: of the network evaluate.features, by which the set is scored, and no images. In no key.
+    keep: str = "images"
 
     def __post_init__(self) -> None:
         check_positive("sample", {"count": self.count}, MOST_SAMPLES)
@@ -194,6 +197,8 @@ class SampleConfig:
             raise unknown("sample.labels", self.labels, LABELS)
         if self.timesteps not in TIMESTEPS:
             raise unknown("sample.timesteps", self.timesteps, TIMESTEPS)
+        if self.keep not in KEEP:
+            raise unknown("sample.keep", self.keep, KEEP)
         check_precision("sample.precision", self.precision)
         _check_compile("sample.compile", self.compile)
         if self.guidance_channels is not None and self.guidance_channels < 1:

@@ -4,6 +4,7 @@ import json
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import MISSING, fields, is_dataclass, replace
 from functools import cache, partial
 from pathlib import Path
@@ -19,7 +20,8 @@ from ..harness.keys import training_folder
 from ..harness.record import read_records
 from ..harness.scoring.counts import shortage
 from ..harness.sections import DataConfig
-from ..harness.stages import Task, missing_metrics, reached
+from ..harness.shards import features_of
+from ..harness.stages import Task, missing, missing_metrics, reached
 from ..harness.training import checkpoint
 from ..harness.training.checkpoint import KEEP, moments
 from ..harness.training.resume import unreached
@@ -57,12 +59,16 @@ def room(runs: Sequence[Planned]) -> dict[str, float]:
 
 
 def hints(study: Study, runs: Sequence[Planned]) -> Iterator[str]:
-    """Snapshots beyond the end of a training, and axes over a setting that is a list: `model.mixers: [ssm, window]`
-    gives two runs with one mixer each."""
+    """Snapshots beyond the end of a training, samples that are drawn anew, and axes over a setting that is a list:
+    `model.mixers: [ssm, window]` gives two runs with one mixer each."""
     late: dict[str, list[str]] = {}
     for run in runs:
         if run.training is not None and (text := unreached(run.config)):
             late.setdefault(text, []).append(run.name)
+    for run in runs:
+        for task in run.tasks:
+            if text := drawn_anew(task):
+                late.setdefault(text, []).append(run.name)
     yield from (f"{few(names)}: {text}" for text, names in late.items())
     for key, values in study.axes.items():
         if len(values) > 1 and not any(isinstance(value, list) for value in values):
@@ -72,6 +78,14 @@ def hints(study: Study, runs: Sequence[Planned]) -> Iterator[str]:
             if isinstance(node, list):
                 inner = ", ".join(map(str, values))
                 yield f"axis {key} takes its {len(values)} values one at a time; write [[{inner}]] to combine them"
+
+
+def drawn_anew(task: Task) -> str:
+    """Text about samples that exist and do not have what is asked for, empty if there is none."""
+    with suppress(InputError):  # of a damaged record, which the plan says elsewhere
+        if task.kind == "samples" and (network := features_of(task.path)) and "sample" in missing(task):
+            return f"samples at step {task.step} are drawn anew, because only features of {network} are kept of them"
+    return ""
 
 
 class Content(NamedTuple):

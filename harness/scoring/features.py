@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import http.client
+import json
 import os
 import pickle
 import warnings
@@ -28,6 +29,7 @@ from torch_fidelity.utils import create_feature_extractor
 from ...kernels.errors import InputError, unknown
 from ..record import access, write_atomically
 from ..sections import EvaluateConfig
+from ..shards import Samples
 
 Features = NDArray[np.float32]
 # SHA-256 of the file that torch-fidelity publishes: Inception-2015, the network of FID.
@@ -244,6 +246,29 @@ class Extractor:
                 on_batch(stop - start)
 
         return extract(self.module, batches())
+
+    def of_samples(self, samples: Samples, on_batch: Callable[[int], object]) -> dict[str, Features]:
+        """`features` of samples uint8 [N, H, W, 1 or 3], read one batch at a time."""
+        return self.features(
+            lambda start, stop: torch.tensor(samples[start:stop]).permute(0, 3, 1, 2), len(samples), on_batch
+        )
+
+
+class FeatureNetwork:
+    """The network `evaluate.features` on a device, for samples of which features are kept (kept.py). `identity` is that
+    of `Extractor`, and `key` stands for it in the name of a folder. Raises InputError like `Extractor`."""
+
+    def __init__(self, settings: EvaluateConfig, device: str) -> None:
+        self.name, network = settings.features, network_of(settings.features)
+        self._layers = (network.pooled, network.logits)
+        self._extractor = Extractor(settings, list(self._layers), device)
+        self.identity = self._extractor.identity
+        self.key = f"{self.name}-{hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()[:8]}"
+
+    def __call__(self, images: Samples) -> Features:
+        """The features [N, D] of images uint8 [N, H, W, 1 or 3], `evaluate.batch_size` of them at a time."""
+        layers = self._extractor.of_samples(images, lambda _: None)
+        return np.concatenate([layers[layer] for layer in self._layers], 1)
 
 
 def extract(extractor: torch_fidelity.FeatureExtractorBase, batches: Iterable[Tensor]) -> dict[str, Features]:

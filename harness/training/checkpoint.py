@@ -88,6 +88,18 @@ def moments(folder: Path) -> list[int]:
     return sorted(int(path.stem.removeprefix("step-")) for path in files(folder / "weights"))
 
 
+def step_of(training: Path, at: int | str = "last") -> int:
+    """A moment of a training folder: `at` itself, or the furthest that is kept. Raises InputError if none is kept."""
+    kept = moments(training)
+    if type(at) is int:
+        return at
+    if at != "last":
+        raise InputError(f"at must be a step or 'last', not {at!r}")
+    if not kept:
+        raise InputError(f"{training} has no weights yet: train it first (lamabench train …)")
+    return kept[-1]
+
+
 def nearest(steps: Iterable[int], step: int) -> str:
     """Text that names the kept steps before and after a step that was not kept."""
     steps = sorted(steps)

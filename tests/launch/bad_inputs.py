@@ -83,6 +83,7 @@ TRAIN = [
     Bad(train("sample.count=0"), "sample.count must be above 0"),
     Bad(train("sample.method=euler"), r"unknown sample\.method 'euler'"),
     Bad(train("sample.at=never"), "sample.at must be"),
+    Bad(train("sample.keep=image"), r"unknown sample\.keep 'image'.*; choices: images, features"),
     Bad(train("sample.weights=best"), r"unknown sample\.weights 'best'; choices: ema, live, ema@DECAY"),
     Bad(train("sample.weights=ema@x"), r"unknown sample\.weights 'ema@x'"),
     Bad(
