@@ -8,6 +8,7 @@ import os
 import pickle
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,11 +28,14 @@ from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 from torch_fidelity.utils import create_feature_extractor
 
 from ...kernels.errors import InputError, unknown
+from .. import signals
 from ..record import access, write_atomically
+from ..run import Busy, locked
 from ..sections import EvaluateConfig
 from ..shards import Samples
 
 Features = NDArray[np.float32]
+LOOK_S = 2.0  # between two looks at whether a signal came
 # SHA-256 of the file that torch-fidelity publishes: Inception-2015, the network of FID.
 INCEPTION_2015 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 
@@ -288,6 +292,21 @@ def prepare_cache(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         if not os.access(folder, os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+
+@contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Wait until no other process computes the features of a file of the cache, and hold its lock. Raises Stopped if a
+    signal comes meanwhile."""
+    lock = path.with_suffix(".lock")
+    with ExitStack() as stack:
+        while True:
+            signals.check()
+            with suppress(Busy):
+                stack.enter_context(locked(path.parent, LOOK_S, lock.name))
+                break
+        yield
+        lock.unlink(missing_ok=True)  # who waits for it sees the file of the cache next
 
 
 def write_cache(path: Path, features: Features) -> None:

@@ -24,7 +24,7 @@ from ..sections import METRICS, EvaluateConfig
 from ..shards import Samples, set_of
 from ..training.checkpoint import check_data
 from .counts import WITHOUT_REFERENCE, shortage
-from .features import Extractor, Features, network_of, prepare_cache, read_cache, write_cache
+from .features import Extractor, Features, alone, network_of, prepare_cache, read_cache, write_cache
 from .kept import FeatureSet, open_set
 from .statistics import compute, definition, metric_name
 
@@ -162,17 +162,12 @@ def evaluate(
 
     pooled = network.pooled
     file = cache / f"{settings.features}-{_hash({**basis, **reference.identity, 'layer': pooled}, 16)}.safetensors"
-    expected = read_cache(file, (len(reference.images), network.width)) if pooled in layers else None
-    missing = pooled in layers and expected is None
-    images = missing * len(reference.images)
+    count = Count(0, progress)
     if isinstance(samples, FeatureSet):
         samples.check(extractor.identity)
     else:
-        images += len(samples)
-    count = Count(images, progress)
-    if missing:
-        expected = extractor.features(reference.batch, len(reference.images), count.add)[pooled]
-        write_cache(file, expected)
+        count.total += len(samples)
+    expected = _features_of(reference, extractor, file, count) if pooled in layers else None
     kept = isinstance(samples, FeatureSet)
     actual = samples.features(network) if kept else extractor.of_samples(samples, count.add)
     for metric in metrics:
@@ -184,6 +179,20 @@ def evaluate(
             yield from rows
     if reasons:
         raise Unscored(reasons)
+
+
+def _features_of(reference: Reference, extractor: Extractor, file: Path, count: Count) -> Features:
+    """The pooled features [N, D] of a reference, from its file in the cache or computed and written to it. If several
+    processes need them, one computes them."""
+    images, network = len(reference.images), extractor.network
+    if (there := read_cache(file, (images, network.width))) is not None:
+        return there
+    with alone(file):
+        if (there := read_cache(file, (images, network.width))) is None:
+            count.total += images
+            there = extractor.features(reference.batch, images, count.add)[network.pooled]
+            write_cache(file, there)
+    return there
 
 
 def _rows(
