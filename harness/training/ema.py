@@ -85,13 +85,7 @@ def of_width(
     terms = [(step, name) for step, kept in zip(steps, names, strict=True) for name in kept]
     if not terms:
         return {}, None
-    fit = posthoc.fit([(step, _width(name)) for step, name in terms], (steps[0], _width(kind)))
-    if fit.error > MOST_ERROR:
-        raise InputError(
-            f"{kind} of step {steps[0]} would have a profile that is wrong by {fit.error:.0%}, and "
-            f"{MOST_ERROR:.0%} is allowed, because few moments are kept up to there ({len(steps)}): "
-            f"take {' or '.join(names[0])}, or train with more train.snapshots or other train.ema_powers"
-        )
+    fit = fit_of(kind, steps[0], terms)
     coefficients = iter(fit.coefficients)
 
     def parts() -> Iterator[tuple[float, Mapping[str, Tensor]]]:
@@ -100,6 +94,20 @@ def of_width(
             yield from ((next(coefficients), part(everything, name)) for name in kept)
 
     return posthoc.combined(parts()), fit.error
+
+
+def fit_of(kind: str, step: int, terms: Sequence[tuple[int, str]]) -> posthoc.Fit:
+    """The combination of averages (step, `power@WIDTH`) for one of a step. Raises InputError for an error above
+    MOST_ERROR."""
+    fit = posthoc.fit([(one, _width(name)) for one, name in terms], (step, _width(kind)))
+    if fit.error > MOST_ERROR:
+        raise InputError(
+            f"{kind} of step {step} would have a profile that is wrong by {fit.error:.0%}, and {MOST_ERROR:.0%} is "
+            f"allowed, because few moments are kept up to there ({len({one for one, _ in terms})}): take "
+            f"{' or '.join(name for one, name in terms if one == step)}, or train with more train.snapshots or other "
+            "train.ema_powers"
+        )
+    return fit
 
 
 def _powers(tensors: Mapping[str, Tensor]) -> list[str]:

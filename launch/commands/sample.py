@@ -38,6 +38,10 @@ def run(args: argparse.Namespace) -> int:
     def check(task: Task) -> None:
         checked.append(task)
         check_weights(task)
+        if task.config["sample"]["keep"] == "features" and "sample" in missing(task):
+            from ...harness.scoring.features import find_weights
+
+            find_weights(*(task.config["evaluate"][name] for name in ("features", "features_path")))
         if args.to is not None:
             words = [text for text in overrides if not text.startswith("sample.keep=")]
             check_export(args.to, checked, command("sample", path, *words, "sample.keep=images", "--to", args.to))

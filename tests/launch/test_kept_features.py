@@ -40,6 +40,8 @@ def test_commands(capsys, tmp_path, monkeypatch):
     words = refused("evaluate", folder, "evaluate.features=inception_v3")
     assert "only their features of efficientnet_lite0; draw them again: lamabench sample" in words
     assert words.endswith("evaluate.features=inception_v3\n")
+    words = refused("sample", folder, keep, "evaluate.features=inception_v3", "evaluate.features_path=no.pth")
+    assert "evaluate.features_path no.pth does not exist" in words
     words = refused("sample", folder, keep, "--to", "a.npz")
     assert words.endswith(f"draw and keep them: lamabench sample {folder} sample.keep=images --to a.npz\n")
     assert not (tmp_path / "a.npz").exists()

@@ -3,11 +3,15 @@ float64 and against a loop over a sequence of weights."""
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from lamabench.harness.checks import WIDEST
+from lamabench.harness.progress import Progress
+from lamabench.harness.sampling import generate
+from lamabench.harness.sections import SampleConfig
 from lamabench.harness.training import checkpoint, posthoc
 from lamabench.harness.training.ema import EMA
 from lamabench.kernels.errors import InputError
@@ -149,6 +153,9 @@ def test_a_training_keeps_them_and_gives_any_width(tmp_path):
         worst = max((v - alone[name]).abs().max() for name, v in fit.tensors.items())
         moved = max((v - plain[name]).abs().max() for name, v in alone.items())
         assert worst < 0.05 * moved, (worst, moved)
+    wanted = replace(config, sample=SampleConfig(count=2, method="ddim", steps=2, weights="power@0.13"))
+    row = generate(tmp_path, folder, wanted, 12, Progress())
+    assert (row["weights"], row["weights_error"]) == ("power@0.13", fit.error)
     names = checkpoint.load_weights(folder, 12, "power@0.13", DIT, tensors=False).tensors
     assert {name: v.shape for name, v in names.items()} == {name: v.shape for name, v in alone.items()}
 
