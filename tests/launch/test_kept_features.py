@@ -59,6 +59,7 @@ def test_plans_say_what_is_drawn_anew(study, finish):
     features = plan(study(sample__keep="features"))
     for task in features[0].tasks:
         finish(task, **({"features": "efficientnet_lite0"} if task.kind == "samples" else {}))
+    (features[0].tasks[-1].path / "shards").mkdir()
     images, other = plan(study()), plan(study(sample__keep="features", evaluate__features="inception_v3"))
     assert not list(notes.hints(study(), features)) and rows(features)[0]["to do"] == ""
     for runs, left in ((images, "sample"), (other, "sample evaluate")):
@@ -66,4 +67,4 @@ def test_plans_say_what_is_drawn_anew(study, finish):
         assert line.endswith(
             "samples at step 4 are drawn anew, because only features of efficientnet_lite0 are kept of them"
         )
-        assert rows(runs)[0]["to do"] == left
+        assert (rows(runs)[0]["to do"], rows(runs)[0]["state"]) == (left, "planned")
