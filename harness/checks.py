@@ -8,7 +8,8 @@ from typing import Any
 from ..kernels.errors import InputError, unknown
 
 PRECISIONS = ("float32", "bfloat16")
-WEIGHTS = ("ema", "live")  # or ema@DECAY
+WEIGHTS = ("ema", "live")  # or ema@DECAY or power@WIDTH
+WIDEST = 0.288  # of relative widths; that of the plain mean of all steps is 12^-0.5
 
 
 def check_positive(section: str, values: dict[str, int | float], most: float = math.inf) -> None:
@@ -54,12 +55,32 @@ def average_name(decay: float) -> str:
     return f"ema@{decay}"
 
 
-def check_weights(name: str, value: str, choices: Sequence[str] = (*WEIGHTS, "ema@DECAY")) -> str:
-    """`ema`, `live`, or `ema@DECAY` with the decay as Python writes it. Raises InputError, with `choices`, for another
-    value."""
+def power_name(width: float) -> str:
+    """The name of the weights that are averaged with a power-function profile, such as `power@0.1`."""
+    return f"power@{width}"
+
+
+def check_width(name: str, width: float) -> None:
+    """Raise InputError for a number that is no relative width of a power-function profile."""
+    if not 0 < width <= WIDEST:
+        raise InputError(f"{name}: a relative width must be above 0 and at most {WIDEST}, not {width}")
+
+
+def check_weights(name: str, value: str, choices: Sequence[str] = (*WEIGHTS, "ema@DECAY", "power@WIDTH")) -> str:
+    """`ema`, `live`, or `ema@DECAY` or `power@WIDTH` with the number as Python writes it. Raises InputError, with
+    `choices`, for another value."""
     if value in WEIGHTS:
         return value
-    if value.startswith("ema@"):
-        with suppress(ValueError):
-            return average_name(float(value.removeprefix("ema@")))
-    raise unknown(name, value, choices)
+    kind, _, text = value.partition("@")
+    if kind not in ("ema", "power") or (number := _number(text)) is None:
+        raise unknown(name, value, choices)
+    if kind == "ema":
+        return average_name(number)
+    check_width(f"{name}={value}", number)
+    return power_name(number)
+
+
+def _number(text: str) -> float | None:
+    with suppress(ValueError):
+        return float(text)
+    return None

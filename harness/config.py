@@ -5,7 +5,7 @@ from typing import Any
 
 from ..kernels.errors import InputError, unknown
 from ..models.registry import out_channels
-from .checks import WEIGHTS, average_name, check_seed
+from .checks import WEIGHTS, average_name, check_seed, power_name
 from .diffusion.samplers import path_of
 from .sections import (
     CUDA_GRAPHS,
@@ -63,8 +63,9 @@ def micro_batch(config: Config, processes: int = 1) -> int:
 
 
 def averages(train: TrainConfig) -> list[str]:
-    """The names of the averaged weights of a training: `ema`, and `ema@DECAY` for each of `train.ema_decays`."""
-    return ["ema", *map(average_name, train.ema_decays)]
+    """The names of the averaged weights of a training: `ema`, `ema@DECAY` for each of `train.ema_decays`, and
+    `power@WIDTH` for each of `train.ema_powers`."""
+    return ["ema", *map(average_name, train.ema_decays), *map(power_name, train.ema_powers)]
 
 
 def check_fit(config: Config) -> None:
@@ -90,7 +91,13 @@ def check_fit(config: Config) -> None:
             )
     goal = objective(config.objective)
     path_of(goal, settings.method, settings.steps, settings.timesteps)
-    if settings.weights not in (kept := [*averages(config.train), *WEIGHTS]):
+    kept, power = [*averages(config.train), *WEIGHTS], settings.weights.startswith("power@")
+    if power and not config.train.ema_powers:
+        raise InputError(
+            f"sample.weights={settings.weights} is computed from averages that a training keeps with "
+            f"train.ema_powers=[0.05,0.1] and some train.snapshots; this one keeps {', '.join(dict.fromkeys(kept))}"
+        )
+    if settings.weights not in kept and not power:
         raise unknown("sample.weights of this training", settings.weights, dict.fromkeys(kept))
     if (head := out_channels(model)) != (needed := goal.out_channels(model.in_channels)):
         raise InputError(

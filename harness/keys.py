@@ -93,10 +93,10 @@ def label_rule(config: Config) -> str:
 
 
 def samples_key(config: Config, step: int) -> str:
-    """The key of samples: the weights (training, step, ema or live), `sample` without its batch size, and the seed. Of
-    the labels it has their rule, unless that is cyclic."""
+    """The key of samples: the weights (training, step, ema or live), `sample` without its batch size and what is kept,
+    and the seed. Of the labels it has their rule, unless that is cyclic."""
     sample = declared(config.sample)
-    for name in ("batch_size", "at", "weights", "seed", "labels"):
+    for name in ("batch_size", "at", "weights", "seed", "labels", "keep"):
         sample.pop(name, None)
     if (rule := label_rule(config)) != "cyclic":
         sample["labels"] = rule

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Union, get_args, get_origin, get_type_hints
 
 from ..kernels.errors import InputError
-from .lines import EVENTS, LINES, METRICS
+from .lines import EVENTS, LINES
 
 SCHEMA = 2
 # The stage that writes each kind of line, in the order in which the stages run.
@@ -67,7 +67,7 @@ class Row:
 
     def flat(self) -> dict[str, Any]:
         """Every field by its name in the file, including null ones, and `kind`."""
-        return {"kind": self.kind} | {_name(f): getattr(self, f.name) for f in fields(self)}
+        return {"kind": self.kind} | {field_name(f): getattr(self, f.name) for f in fields(self)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +114,8 @@ class TrainRow(Row):
 @dataclass(frozen=True, kw_only=True)
 class _OfWeights(Row):
     checkpoint_step: int | None = about("the step of the weights")
-    weights: str | None = about("ema, ema@DECAY or live")
+    weights: str | None = about("ema, ema@DECAY, power@WIDTH or live")
+    weights_error: float | None = about("of weights power@WIDTH from others: the relative error of their profile (L2)")
     images_seen: int | None = about("images that the weights saw")
     training_flops: float | None = about("FLOPs of the training up to this step")
     training_seconds: float | None = about("seconds of the training up to this step")
@@ -144,6 +145,7 @@ class SampleRow(_OfWeights):
     batch_size: int | None = about("images per batch")
     backend: dict[str, Any] | None = about("implementation by operator")
     shards: str | None = about("folder of the images in shards/; null: they are in samples.npz")
+    features: str | None = about("the network whose features are kept in place of the images; null: images are kept")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -230,20 +232,21 @@ ROWS: dict[str, type[Row]] = {
 }
 
 
-def _name(f: Any) -> str:
+def field_name(f: Any) -> str:
+    """The name of a dataclass's field in the file."""
     return f.metadata.get("name") or f.name
 
 
 @cache
-def _types(row: type[Row]) -> dict[str, tuple[str, tuple[type, ...]]]:
-    """{name in the file: (attribute, types)}. A float field accepts an int."""
+def field_types(row: type[Row]) -> dict[str, tuple[str, tuple[type, ...]]]:
+    """The fields of a kind of row: {name in the file: (attribute, types)}. A float field accepts an int."""
     hints = get_type_hints(row)
     types_by_name = {}
     for f in fields(row):
         hint = hints[f.name]
         options = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
         plain = tuple(get_origin(option) or option for option in options)
-        types_by_name[_name(f)] = f.name, (*plain, int) if float in plain else plain
+        types_by_name[field_name(f)] = f.name, (*plain, int) if float in plain else plain
     return types_by_name
 
 
@@ -255,7 +258,7 @@ def row(kind: str, **values: Any) -> Row:
     """
     if kind not in ROWS:
         raise InputError(f"no such kind of record: {kind!r}; choices: {', '.join(ROWS)}")
-    types_by_name, attributes = _types(ROWS[kind]), {}
+    types_by_name, attributes = field_types(ROWS[kind]), {}
     for name, value in values.items():
         if name not in types_by_name:
             raise InputError(f"a record of kind {kind} has no field {name!r}; it has {', '.join(types_by_name)}")
@@ -368,29 +371,3 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
                 raise InputError(f"{path} line {number} is no line of lamabench: its {name} is {line.get(name)!r}")
         lines.append(line)
     return lines
-
-
-def page() -> str:
-    """RECORDS.md: every kind of record and its fields."""
-    text = [
-        "# Records\n\n`python -m lamabench.harness.record` prints this page from the dataclasses in `record.py`.",
-        f"A line of a `record.jsonl` is a JSON object: `schema` ({SCHEMA}), `kind` and its fields without null ones.\n",
-    ]
-    shared = {_name(f) for f in fields(Row)}
-    for heading, kind in (("Every line", Row), *((f"`{name}`", kind) for name, kind in ROWS.items())):
-        summary = " ".join((kind.__doc__ or "").split())
-        text += [f"## {heading}", "", summary, "", "| field | type | meaning |", "|---|---|---|"]
-        for f in fields(kind):
-            if kind is Row or _name(f) not in shared:
-                kinds = " or ".join(t.__name__ for t in _types(kind)[_name(f)][1] if t is not type(None))
-                kinds = kinds.replace("float or int", "float")
-                needed = "" if f.name not in kind.needed else " (always, if done)"
-                text.append(f"| `{_name(f)}` | {kinds} | {f.metadata['about']}{needed} |")
-        text.append("")
-    text += ["## Lines of `metrics.jsonl`", "", "The log of a training.", "", "| field | meaning |", "|---|---|"]
-    text += [f"| `{name}` | {meaning} |" for name, (_, meaning) in METRICS.items()]
-    return "\n".join([*text, ""])
-
-
-if __name__ == "__main__":
-    print(page(), end="")

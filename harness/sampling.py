@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -32,8 +32,12 @@ from .measure.cost import cost
 from .progress import Progress
 from .random import Stream, generator
 from .run import Busy, is_held
-from .shards import Claims, joined, write_array
+from .scoring.kept import describe as describe_features
+from .shards import FIRST, Claims, joined, write_array, write_first
 from .training.checkpoint import load_weights
+
+if TYPE_CHECKING:
+    from .scoring.features import FeatureNetwork
 
 WAIT_S = 0.5  # between two looks at what other processes draw
 
@@ -75,7 +79,8 @@ def draw_shards(out: Path, training: Path, config: Config, step: int, progress: 
     other process that calls this for `out`, and return when all are drawn.
 
     Each process claims `config.sample.batch_size` images at a time and writes them to `out/shards/KEY` (shards.py), so
-    that its memory holds one batch. What a killed process had claimed is drawn by another, or by the next call. KEY
+    that its memory holds one batch. With `sample.keep=features`, it writes their features instead, which depend on the
+    batch size by rounding at most. What a killed process had claimed is drawn by another, or by the next call. KEY
     stands for the weights and all that determines an image, so that no set mixes two of them. Returns the fields of the
     `sample` record that the weights and the settings give. Raises InputError if the weights are missing or of another
     model, if guidance does not fit, or if images are not finite; Busy as `joined` does; Stopped after a batch in which
@@ -85,11 +90,19 @@ def draw_shards(out: Path, training: Path, config: Config, step: int, progress: 
     settings, device = config.sample, parallel.own_device(pick_device(config.run.device))
     weights = load_weights(training, step, settings.weights, config.model)
     sampler = Sampler(config, weights.tensors, device)
-    key = sampler.key(weights.tensors)
+    key, network = sampler.key(weights.tensors), None
+    if settings.keep == "features":
+        from .scoring.features import FeatureNetwork
+
+        network = FeatureNetwork(config.evaluate, device)
+        key = f"{key}-{network.key}"
     with joined(out / "shards" / key, settings.count) as claims:
-        _draw_claims(sampler, claims, f"the {settings.weights} weights of step {step}", progress)
+        if network is not None:
+            describe_features(claims.folder, network.name, network.identity)
+        _draw_claims(sampler, network, claims, f"the {settings.weights} weights of step {step}", progress)
     return {
         "shards": key,
+        "features": network and network.name,
         "count": settings.count,
         "method": settings.method,
         "steps": settings.steps,
@@ -101,6 +114,7 @@ def draw_shards(out: Path, training: Path, config: Config, step: int, progress: 
         "seed": sample_seed(config),
         "checkpoint_step": step,
         "weights": settings.weights,
+        "weights_error": weights.error,
         "images_seen": step * config.train.batch_size,
         "training_flops": 3 * cost(config.model).flops * step * config.train.batch_size,
         "training_seconds": round(weights.seconds, 3),
@@ -111,7 +125,9 @@ def draw_shards(out: Path, training: Path, config: Config, step: int, progress: 
     }
 
 
-def _draw_claims(sampler: "Sampler", claims: Claims, weights: str, progress: Progress) -> None:
+def _draw_claims(
+    sampler: "Sampler", network: "FeatureNetwork | None", claims: Claims, weights: str, progress: Progress
+) -> None:
     settings, waiting = sampler.config.sample, False
     while True:
         signals.check()
@@ -129,7 +145,10 @@ def _draw_claims(sampler: "Sampler", claims: Claims, weights: str, progress: Pro
         x = sampler.draw(indices if settings.compile == "eager" else whole)[: len(indices)]
         if not torch.isfinite(x).all():
             raise InputError(f"{weights} give images that are not finite")
-        claims.write(indices, sampler.images(x), begin)
+        images = sampler.images(x)
+        if network is not None:
+            write_first(claims.folder, indices, images)
+        claims.write(indices, images if network is None else network(images), begin)
         progress.update("sample", claims.drawn + len(indices), settings.count)
 
 
@@ -138,6 +157,8 @@ def finish(out: Path, config: Config, facts: dict[str, Any]) -> dict[str, Any]:
     the fields of its record from the `facts` of `draw_shards`. The caller holds the lock of `out`."""
     folder, count = out / "shards" / facts["shards"], config.sample.count
     write_array(folder / "labels.npy", labels_of(config, range(count)))
+    if facts["features"]:
+        write_array(folder / "first" / "labels.npy", labels_of(config, range(min(count, FIRST))))
     for file in (*folder.glob("*.lock"), *folder.glob(".*.tmp")):
         if file.name != ".lock" and not is_held(file):
             file.unlink(missing_ok=True)
@@ -173,7 +194,7 @@ class Sampler:
     def key(self, tensors: dict[str, Tensor]) -> str:
         """16 hex digits of everything that determines an image, except its index."""
         config, settings = self.config, vars(self.config.sample)
-        facts = {name: value for name, value in settings.items() if name not in ("batch_size", "at", "seed")}
+        facts = {name: value for name, value in settings.items() if name not in ("batch_size", "at", "seed", "keep")}
         facts |= {
             "labels": label_rule(config),
             "seed": sample_seed(config),

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..kernels import NAMES
 from ..kernels.errors import InputError, unknown
-from .checks import check_positive, check_precision, check_seed, check_steps, check_weights
+from .checks import check_positive, check_precision, check_seed, check_steps, check_weights, check_width
 from .device import COMPILE_OPTIONS, WHOLE_STEP
 from .diffusion.samplers import SAMPLERS, TIMESTEPS
 
@@ -26,6 +26,7 @@ FEATURES = ("efficientnet_lite0", "inception_v3")
 METRICS = ("fd", "kid", "prc", "isc")
 LOGGERS = ("tensorboard", "wandb", "trackio")
 LABELS = ("balanced", "random", "cyclic")
+KEEP = ("images", "features")  # of samples
 # What is larger is a slip of the keyboard that would fill the memory or never end.
 MOST_STEPS = 99_999_999  # names of checkpoints have eight digits
 MOST_SAMPLES = 10_000_000
@@ -102,6 +103,9 @@ class TrainConfig:
     # 10,000 steps of 0.9999.
     ema_rampup: bool = field(default=True, metadata={"since": False})
     ema_decays: list[float] = field(default_factory=list, metadata={"since": []})  # more averages: weights ema@DECAY
+    # Averages of these relative widths, such as [0.05, 0.1], from which weights power@WIDTH of any width are computed
+    # after the training (training/posthoc.py).
+    ema_powers: list[float] = field(default_factory=list, metadata={"since": []})
     class_dropout: float = 0.1  # the probability that the null class replaces a label
     precision: str = "bfloat16"
     # eager, or faster with different rounding: compile, reduce-overhead, max-autotune, whole-step; auto
@@ -144,6 +148,9 @@ class TrainConfig:
                     f"train.ema_decays must be at least 0, below 1 and other than train.ema_decay {self.ema_decay}, "
                     f"not {decay}"
                 )
+        self.ema_powers = sorted({float(width) for width in self.ema_powers})
+        for width in self.ema_powers:
+            check_width("train.ema_powers", width)
         if not 0 <= self.class_dropout < 1:
             raise InputError(f"train.class_dropout must be at least 0 and below 1, not {self.class_dropout}")
 
@@ -162,13 +169,16 @@ class SampleConfig:
     compile: str = "eager"  # or compile, reduce-overhead, max-autotune: faster, with different rounding
     batch_size: int = 64
     at: Any = "last"  # or all (every kept moment), or a list of steps
-    weights: str = "ema"  # or live: not averaged; or ema@DECAY: of train.ema_decays
+    # Or live: not averaged; ema@DECAY: of train.ema_decays; power@WIDTH: of any relative width, by train.ema_powers.
+    weights: str = "ema"
     seed: int | None = None  # of the noise; null: the training's
     # The class of each image. balanced: index modulo classes or, of fewer images than classes, evenly over all classes.
     # random: drawn for each image, as in the papers of DiT and ADM. cyclic: index modulo classes, however few images.
     labels: str = field(default="balanced", metadata={"since": "balanced"})
     # Which of an objective's timesteps are steps. even: from the first to the last. ddim: 0, 40, … 960 for 25 of 1000.
     timesteps: str = field(default="even", metadata={"since": "even"})
+    # Or features: of the network evaluate.features, by which the set is scored, and no images. In no key.
+    keep: str = "images"
 
     def __post_init__(self) -> None:
         check_positive("sample", {"count": self.count}, MOST_SAMPLES)
@@ -189,6 +199,8 @@ class SampleConfig:
             raise unknown("sample.labels", self.labels, LABELS)
         if self.timesteps not in TIMESTEPS:
             raise unknown("sample.timesteps", self.timesteps, TIMESTEPS)
+        if self.keep not in KEEP:
+            raise unknown("sample.keep", self.keep, KEEP)
         check_precision("sample.precision", self.precision)
         _check_compile("sample.compile", self.compile)
         if self.guidance_channels is not None and self.guidance_channels < 1:

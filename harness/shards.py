@@ -5,6 +5,10 @@
     shards/KEY/claims.jsonl     the range that a process claimed, and again once it is done; written under KEY/.lock
     shards/KEY/PROCESS.lock     held by a process while it draws, so that its claims end with it
 
+With `sample.keep=features`, the shards have features, float32 [n, D], in place of the images, and beside them are
+    shards/KEY/features.json    the network and its layers (see scoring/kept.py)
+    shards/KEY/first/           the first FIRST images, each in a shard of its own, and their labels.npy
+
 Only the content of claims.jsonl decides what is free, because a listing of a folder may be old on a network file
 system.
 """
@@ -30,6 +34,9 @@ from .run import Busy, is_held, locked, plain_name
 
 CLAIMS_S = 60.0  # how long a process waits for the claims of another, which takes milliseconds
 NOBODY = "nobody"
+FEATURES = "features.json"
+FIRST = 64  # images that are kept beside features
+KINDS: dict[str, tuple[Any, int]] = {"images": (np.uint8, 4), "features": (np.float32, 2)}  # type, dimensions
 Images = NDArray[np.uint8]
 Line = dict[str, Any]
 
@@ -82,9 +89,10 @@ class Claims:
                 self._note(indices.start, indices.stop, self.process, time.time())
         return indices
 
-    def write(self, indices: range, images: Images, begin: float) -> None:
-        """Write the images of a claimed range, of which drawing began at the time `begin`, and note that it is done."""
-        write_array(self._file(indices.start, indices.stop), images)
+    def write(self, indices: range, values: NDArray[Any], begin: float) -> None:
+        """Write the images of a claimed range, or their features, of which drawing began at the time `begin`, and note
+        that it is done."""
+        write_array(self._file(indices.start, indices.stop), values)
         with locked(self.folder, CLAIMS_S):
             self._note(indices.start, indices.stop, self.process, begin, seconds=round(time.time() - begin, 3))
 
@@ -152,7 +160,7 @@ def joined(folder: Path, count: int) -> Iterator[Claims]:
                 if other.parent.name != folder.name and is_held(other):
                     raise Busy(
                         f"{folder.parent.parent} is being worked on by {other.stem}, on another kind of device or with "
-                        "other backends, and one set does not mix them"
+                        "other backends or another sample.keep, and one set does not mix them"
                     )
             yield Claims(folder, count, process)
         finally:
@@ -166,14 +174,21 @@ def write_array(path: Path, array: NDArray[Any]) -> None:
     write_atomically(path, buffer.getvalue())
 
 
-class Shards:
-    """The images of a complete set in a folder shards/KEY. A slice reads only the files that it needs.
+def write_first(folder: Path, indices: range, images: Images) -> None:
+    """Write those of the images that are among the first FIRST of a set of features in `folder`."""
+    (folder / "first").mkdir(exist_ok=True)
+    for index, image in zip(indices[: max(0, FIRST - indices.start)], images, strict=False):
+        write_array(folder / "first" / f"{index:08d}-{index + 1:08d}.npy", image[None])
 
-    Raises InputError for a folder without images, or with a gap, and for a file that cannot be read.
+
+class Shards:
+    """The images or the features of a complete set in a folder shards/KEY. A slice reads only the files that it needs.
+
+    Raises InputError for a folder without any, or with a gap, and for a file that cannot be read.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, kind: str = "images") -> None:
+        self.folder, self.kind = folder, kind
         with access("read", folder, missing=True):
             names = sorted(name for name in os.listdir(folder) if name[0].isdigit() and name.endswith(".npy"))
         self.ranges: list[tuple[int, int]] = []
@@ -194,21 +209,23 @@ class Shards:
     def __len__(self) -> int:
         return self.shape[0]
 
-    def __getitem__(self, part: slice) -> Images:
+    def __getitem__(self, part: slice) -> NDArray[Any]:
         start, stop, _ = part.indices(len(self))
         pieces = [
             self._load(first, last)[max(start - first, 0) : stop - first]
             for first, last in self.ranges
             if first < stop and start < last
         ]
-        return np.concatenate(pieces) if pieces else np.empty((0, *self.shape[1:]), np.uint8)
+        return np.concatenate(pieces) if pieces else np.empty((0, *self.shape[1:]), self.dtype)
 
-    def _load(self, start: int, stop: int) -> Images:
+    def _load(self, start: int, stop: int) -> NDArray[Any]:
         path = self.folder / f"{start:08d}-{stop:08d}.npy"
         array = _read(path)
         expected = (stop - start, *(self.shape[1:] if hasattr(self, "shape") else array.shape[1:]))
-        if array.dtype != np.uint8 or array.ndim != 4 or array.shape != expected:
-            raise InputError(f"{path} should have images uint8 {list(expected)}, not {array.dtype} {list(array.shape)}")
+        dtype, dimensions = KINDS[self.kind]
+        if array.dtype != dtype or array.ndim != dimensions or array.shape != expected:
+            wanted = f"{self.kind} {np.dtype(dtype)} {list(expected)}"
+            raise InputError(f"{path} should have {wanted}, not {array.dtype} {list(array.shape)}")
         return array
 
 
@@ -232,11 +249,30 @@ def _read(path: Path) -> NDArray[Any]:
     return array
 
 
-def images_of(folder: Path) -> Path:
-    """Where the images of a folder of samples lie: their shards or, of an earlier version, `samples.npz`."""
+def set_of(folder: Path) -> Path:
+    """Where the set of a folder of samples lies: its shards or, of an earlier version, `samples.npz`."""
     rows = [row.flat() for row in read_records(folder / "record.jsonl") if row.kind == "sample" and row.state == "done"]
     key = rows[-1]["shards"] if rows else None
     return folder / "shards" / key if key else folder / "samples.npz"
+
+
+def images_of(folder: Path) -> Path:
+    """Where the images of a folder of samples lie. Beside features, they are only the first ones."""
+    path = set_of(folder)
+    return path / "first" if (path / FEATURES).exists() else path
+
+
+def features_of(folder: Path) -> str | None:
+    """The network whose features a folder of samples has in place of images; None if it has none."""
+    rows = [row for row in read_records(folder / "record.jsonl") if row.kind == "sample" and row.state == "done"]
+    return rows[-1].flat()["features"] if rows else None
+
+
+def serves(row: Any, config: dict[str, Any]) -> bool:
+    """Whether a set whose record is `row` has what a configuration (plain data) keeps of it. Images serve for
+    everything, features for `sample.keep=features` with their network."""
+    wanted = config["evaluate"]["features"] if config["sample"].get("keep") == "features" else None
+    return row.features in (None, wanted)
 
 
 def open_samples(path: Path) -> Samples:

@@ -32,6 +32,7 @@ from .parallel import Lost
 from .progress import Progress
 from .record import Row, append, newest, read_records, row
 from .run import GLANCE_S, create, is_locked, locked, read_info
+from .shards import serves
 from .training.checkpoint import moments
 
 STAGES = ("cost", "train", "sample", "evaluate", "bench")  # in the order in which they run
@@ -111,7 +112,9 @@ def merged(several: Iterable[Task]) -> list[Task]:
     known: dict[tuple[str, str], Task] = {}
     for task in several:
         other = known.get((task.kind, task.key), task)
-        further = max((other, task), key=lambda one: one.config["train"]["steps"])
+        config = max((other, task), key=lambda one: one.config["train"]["steps"]).config
+        if any(one.config["sample"].get("keep") != "features" for one in (other, task)):
+            config = config | {"sample": {**config["sample"], "keep": "images"}}
         plans = (*other.plans, *task.plans)
         unions = {
             "stages": tuple(stage for stage in STAGES if stage in (*other.stages, *task.stages)),
@@ -119,7 +122,7 @@ def merged(several: Iterable[Task]) -> list[Task]:
             "metrics": tuple(dict.fromkeys((*other.metrics, *task.metrics))),
             "plans": tuple(plan for n, plan in enumerate(plans) if plan not in plans[:n]),
         }
-        known[task.kind, task.key] = replace(other, config=further.config, **unions)
+        known[task.kind, task.key] = replace(other, config=config, **unions)
     return list(known.values())
 
 
@@ -148,7 +151,11 @@ def _done(task: Task, stage: str, records: Sequence[Row]) -> bool:
     if stage == "bench":
         model = registry.from_dict(task.config["model"])
         return all(next_measurement(model, plan, rows.values()) is None for plan in task.plans)
-    return any(one.kind == stage and one.state == "done" for one in rows.values())
+    done = [one for one in rows.values() if one.kind == stage and one.state == "done"]
+    if stage == "sample" and done and not serves(done[0], task.config):
+        scores = task.metrics and task.config["sample"].get("keep") == "features"  # all that is wanted of the set
+        return bool(scores) and not missing_metrics(task, rows)
+    return bool(done)
 
 
 def held(task: Task) -> list[int]:

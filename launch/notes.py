@@ -4,6 +4,7 @@ import json
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import MISSING, fields, is_dataclass, replace
 from functools import cache, partial
 from pathlib import Path
@@ -12,17 +13,20 @@ from typing import Any, NamedTuple
 import torch
 
 from ..ablations.study import Study
+from ..harness.checks import power_name
 from ..harness.config import Config
 from ..harness.data import images
 from ..harness.data.files import few
-from ..harness.keys import training_folder
-from ..harness.moments import reached
+from ..harness.keys import config_from_dict, training_folder
+from ..harness.moments import asked_moments, reached
 from ..harness.record import read_records
 from ..harness.scoring.counts import shortage
 from ..harness.sections import DataConfig
-from ..harness.stages import Task, missing_metrics
+from ..harness.shards import features_of
+from ..harness.stages import Task, missing, missing_metrics
 from ..harness.training import checkpoint
 from ..harness.training.checkpoint import KEEP, moments
+from ..harness.training.ema import fit_of
 from ..harness.training.resume import unreached
 from ..kernels.errors import InputError, unknown
 from ..models import registry
@@ -48,7 +52,7 @@ def _parameters(model: str) -> int:
 def gib(task: Task) -> float:
     """The disk space of a training in GiB: its newest checkpoints, and the weights of every moment."""
     steps = {*task.moments, *moments(task.path)}
-    others = len(task.config["train"].get("ema_decays", []))
+    others = sum(len(task.config["train"].get(name, [])) for name in ("ema_decays", "ema_powers"))
     return 4 * parameters(task) * ((GROUPS + others) * KEEP + (1 + others) * len(steps)) / GIB
 
 
@@ -58,12 +62,17 @@ def room(runs: Sequence[Planned]) -> dict[str, float]:
 
 
 def hints(study: Study, runs: Sequence[Planned]) -> Iterator[str]:
-    """Snapshots beyond the end of a training, and axes over a setting that is a list: `model.mixers: [ssm, window]`
-    gives two runs with one mixer each."""
+    """Snapshots beyond the end of a training, samples that are drawn anew or have no weights, and axes over a setting
+    that is a list: `model.mixers: [ssm, window]` gives two runs with one mixer each."""
     late: dict[str, list[str]] = {}
     for run in runs:
         if run.training is not None and (text := unreached(run.config)):
             late.setdefault(text, []).append(run.name)
+    for run in runs:
+        for task in run.tasks:
+            with suppress(InputError):  # of a damaged record, which the plan says elsewhere
+                if text := drawn_anew(task) or without_weights(task):
+                    late.setdefault(text, []).append(run.name)
     yield from (f"{few(names)}: {text}" for text, names in late.items())
     for key, values in study.axes.items():
         if len(values) > 1 and not any(isinstance(value, list) for value in values):
@@ -73,6 +82,29 @@ def hints(study: Study, runs: Sequence[Planned]) -> Iterator[str]:
             if isinstance(node, list):
                 inner = ", ".join(map(str, values))
                 yield f"axis {key} takes its {len(values)} values one at a time; write [[{inner}]] to combine them"
+
+
+def drawn_anew(task: Task) -> str:
+    """Text about samples that exist and do not have what is asked for, empty if there is none."""
+    if task.kind == "samples" and (network := features_of(task.path)) and "sample" in missing(task):
+        return f"samples at step {task.step} are drawn anew, because only features of {network} are kept of them"
+    return ""
+
+
+def without_weights(task: Task) -> str:
+    """Text about samples whose weights `power@WIDTH` the moments of their training will not give, else empty."""
+    kind = task.config["sample"]["weights"]
+    if task.kind != "samples" or not kind.startswith("power@") or "sample" not in missing(task):
+        return ""
+    config = config_from_dict(task.config)
+    widths, steps = config.train.ema_powers, {*asked_moments(config), *moments(Path(task.training)), task.step}
+    terms = [(step, power_name(width)) for step in sorted(steps) if step <= task.step for width in widths]
+    try:
+        if (task.step, kind) not in terms:
+            fit_of(kind, task.step, terms)
+    except InputError as error:
+        return str(error)
+    return ""
 
 
 class Content(NamedTuple):

@@ -79,7 +79,8 @@ def look(task: Task) -> Look:
     if (row := failure(task, left, records)) is not None:
         return Look(row.state, row.error or "", left)
     output = {"training": "metrics.jsonl", "samples": "shards"}.get(task.kind)
-    extended = any(row.kind == "train" and row.state == "done" for row in records)  # and asked for more steps since
+    # And asked since for more steps, or for what was not kept of the samples.
+    extended = any(row.kind in ("train", "sample") and row.state == "done" for row in records)
     begun = output is not None and left[0] != "evaluate" and (task.path / output).exists() and not extended
     return Look("stopped" if begun else "planned", "", left)
 

@@ -3,10 +3,12 @@
 import errno
 import hashlib
 import http.client
+import json
 import os
 import pickle
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,10 +28,14 @@ from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 from torch_fidelity.utils import create_feature_extractor
 
 from ...kernels.errors import InputError, unknown
+from .. import signals
 from ..record import access, write_atomically
+from ..run import Busy, locked
 from ..sections import EvaluateConfig
+from ..shards import Samples
 
 Features = NDArray[np.float32]
+LOOK_S = 2.0  # between two looks at whether a signal came
 # SHA-256 of the file that torch-fidelity publishes: Inception-2015, the network of FID.
 INCEPTION_2015 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 
@@ -245,6 +251,29 @@ class Extractor:
 
         return extract(self.module, batches())
 
+    def of_samples(self, samples: Samples, on_batch: Callable[[int], object]) -> dict[str, Features]:
+        """`features` of samples uint8 [N, H, W, 1 or 3], read one batch at a time."""
+        return self.features(
+            lambda start, stop: torch.tensor(samples[start:stop]).permute(0, 3, 1, 2), len(samples), on_batch
+        )
+
+
+class FeatureNetwork:
+    """The network `evaluate.features` on a device, for samples of which features are kept (kept.py). `identity` is that
+    of `Extractor`, and `key` stands for it in the name of a folder. Raises InputError like `Extractor`."""
+
+    def __init__(self, settings: EvaluateConfig, device: str) -> None:
+        self.name, network = settings.features, network_of(settings.features)
+        self._layers = (network.pooled, network.logits)
+        self._extractor = Extractor(settings, list(self._layers), device)
+        self.identity = self._extractor.identity
+        self.key = f"{self.name}-{hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()[:8]}"
+
+    def __call__(self, images: Samples) -> Features:
+        """The features [N, D] of images uint8 [N, H, W, 1 or 3], `evaluate.batch_size` of them at a time."""
+        layers = self._extractor.of_samples(images, lambda _: None)
+        return np.concatenate([layers[layer] for layer in self._layers], 1)
+
 
 def extract(extractor: torch_fidelity.FeatureExtractorBase, batches: Iterable[Tensor]) -> dict[str, Features]:
     """The features [N, D] of each layer for batches uint8 [B, 1 or 3, H, W]. TF32 is off because it changes them."""
@@ -263,6 +292,21 @@ def prepare_cache(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         if not os.access(folder, os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+
+@contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Wait until no other process computes the features of a file of the cache, and hold its lock. Raises Stopped if a
+    signal comes meanwhile."""
+    lock = path.with_suffix(".lock")
+    with ExitStack() as stack:
+        while True:
+            signals.check()
+            with suppress(Busy):
+                stack.enter_context(locked(path.parent, LOOK_S, lock.name))
+                break
+        yield
+        lock.unlink(missing_ok=True)  # who waits for it sees the file of the cache next
 
 
 def write_cache(path: Path, features: Features) -> None:

@@ -21,10 +21,11 @@ from ..device import pick_device
 from ..progress import Progress
 from ..record import read_records
 from ..sections import METRICS, EvaluateConfig
-from ..shards import Samples, images_of, open_samples
+from ..shards import Samples, set_of
 from ..training.checkpoint import check_data
 from .counts import WITHOUT_REFERENCE, shortage
-from .features import Extractor, Features, network_of, prepare_cache, read_cache, write_cache
+from .features import Extractor, Features, alone, network_of, prepare_cache, read_cache, write_cache
+from .kept import FeatureSet, open_set
 from .statistics import compute, definition, metric_name
 
 Line = dict[str, Any]
@@ -84,20 +85,20 @@ def score_set(
     # The record of a score would not tell that it was computed against other images than those of the training.
     check_data(training, load(config.data, progress.say).fingerprint)
     rows = [one.flat() for one in read_records(folder / "record.jsonl") if one.kind == "sample"]
-    names = ("checkpoint_step", "weights", "images_seen", "training_flops", "training_seconds")
+    names = ("checkpoint_step", "weights", "weights_error", "images_seen", "training_flops", "training_seconds")
     weights = {name: rows[-1][name] for name in names} if rows else {}
-    for line in score(images_of(folder), config, metrics, Path(config.run.root) / ".cache", progress):
+    for line in score(set_of(folder), config, metrics, Path(config.run.root) / ".cache", progress):
         yield weights | line
 
 
 def score(samples: Path, config: Config, metrics: Sequence[str], cache: Path, progress: Progress) -> Iterator[Line]:
-    """Score samples (a file or a folder, as `open_samples` takes them) against the images of `config.data` by some of
+    """Score samples (a file or a folder, as `open_set` takes them) against the images of `config.data` by some of
     `config.METRICS` (see `evaluate`).
 
     Raises InputError if there are no samples, and if the reference is missing.
     """
     yield from evaluate(
-        open_samples(samples),
+        open_set(samples),
         reference_of(config, progress.say),
         config.evaluate,
         metrics,
@@ -120,7 +121,7 @@ def reference_of(config: Config, say: Say | None = None) -> Reference:
 
 
 def evaluate(
-    samples: Samples,
+    samples: Samples | FeatureSet,
     reference: Reference,
     settings: EvaluateConfig,
     metrics: Sequence[str],
@@ -129,8 +130,8 @@ def evaluate(
     device: str,
     progress: Callable[[int, int], object] | None = None,
 ) -> Iterator[Line]:
-    """Score samples uint8 [N, H, W, C] (C 1 or 3) against a reference of the same H, W and C, by `metrics` only. Both
-    are read one batch at a time.
+    """Score samples uint8 [N, H, W, C] (C 1 or 3), or what was kept of them, against a reference of the same H, W and
+    C, by `metrics` only. Images are read one batch at a time.
 
     Yields one row per number: `metric` (its name), `request` (its metric in `config.METRICS`), `value`, `std` (or
     None), `count` N, `reference`, `reference_count` (None for the inception score, which has no reference), `features`
@@ -161,15 +162,14 @@ def evaluate(
 
     pooled = network.pooled
     file = cache / f"{settings.features}-{_hash({**basis, **reference.identity, 'layer': pooled}, 16)}.safetensors"
-    expected = read_cache(file, (len(reference.images), network.width)) if pooled in layers else None
-    missing = pooled in layers and expected is None
-    count = Count(len(samples) + missing * len(reference.images), progress)
-    if missing:
-        expected = extractor.features(reference.batch, len(reference.images), count.add)[pooled]
-        write_cache(file, expected)
-    actual = extractor.features(
-        lambda start, stop: torch.tensor(samples[start:stop]).permute(0, 3, 1, 2), len(samples), count.add
-    )
+    count = Count(0, progress)
+    if isinstance(samples, FeatureSet):
+        samples.check(extractor.identity)
+    else:
+        count.total += len(samples)
+    expected = _features_of(reference, extractor, file, count) if pooled in layers else None
+    kept = isinstance(samples, FeatureSet)
+    actual = samples.features(network) if kept else extractor.of_samples(samples, count.add)
     for metric in metrics:
         try:
             rows = _rows(metric, actual, expected, reference, settings, extractor, basis)
@@ -179,6 +179,20 @@ def evaluate(
             yield from rows
     if reasons:
         raise Unscored(reasons)
+
+
+def _features_of(reference: Reference, extractor: Extractor, file: Path, count: Count) -> Features:
+    """The pooled features [N, D] of a reference, from its file in the cache or computed and written to it. If several
+    processes need them, one computes them."""
+    images, network = len(reference.images), extractor.network
+    if (there := read_cache(file, (images, network.width))) is not None:
+        return there
+    with alone(file):
+        if (there := read_cache(file, (images, network.width))) is None:
+            count.total += images
+            there = extractor.features(reference.batch, images, count.add)[network.pooled]
+            write_cache(file, there)
+    return there
 
 
 def _rows(
@@ -219,7 +233,7 @@ def _rows(
     ]
 
 
-def _check_shapes(samples: Samples, reference: ReferenceImages) -> list[int]:
+def _check_shapes(samples: Samples | FeatureSet, reference: ReferenceImages) -> list[int]:
     """[H, W, C] of both sets. Raises InputError if they differ or are not images."""
     if samples.dtype != np.uint8 or len(samples.shape) != 4 or samples.shape[3] not in (1, 3):
         raise InputError(f"samples must be uint8 [N, H, W, C] with C 1 or 3, not {samples.dtype} {list(samples.shape)}")

@@ -3,8 +3,8 @@
 A training folder has two folders of files (storage.py). `checkpoints/` has the last two complete states, from which
 training continues. `weights/` has the averaged weights of every requested moment. A header names step, model, data and
 code. The tensors of a checkpoint are `model/…`, `ema/…`, `exp_avg/…`, `exp_avg_sq/…` and `window` (sums that are not
-yet logged). Those of weights have their names in the network. The averages of other decays are `ema@DECAY/…` in both.
-A checkpoint may be in shards; it has the same names and, when it is read, the same tensors.
+yet logged). Those of weights have their names in the network. Other averages are `ema@DECAY/…` and `power@WIDTH/…`
+in both. A checkpoint may be in shards; it has the same names and, when it is read, the same tensors.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -22,12 +22,13 @@ from ...models.registry import Backbone
 from .. import parallel
 from ..checks import check_weights
 from ..record import read_records
+from .ema import of_width, part
 from .sharding import own_part, own_rows
 from .storage import file_name, files, of_step, read, read_rows, remove, step_of, write, write_shards
 from .window import MORE
 
 KEEP = 2
-OTHERS = "ema@"  # how the names of further averages begin
+OTHERS = ("ema@", "power@")  # how the names of further averages begin
 
 
 @dataclass
@@ -64,11 +65,12 @@ class Checkpoint(Origin):
 
 @dataclass
 class Weights(Origin):
-    """The weights of a network by name, and the loss that was logged last, up to that step. In a file, averages of
-    other decays lie beside them."""
+    """The weights of a network by name, and the loss that was logged last, up to that step. In a file, other averages
+    lie beside them. `error` is that of `posthoc.fit`, None for weights that were kept."""
 
     tensors: dict[str, Tensor]
     loss: float | None = field(default=None, kw_only=True)
+    error: float | None = field(default=None, kw_only=True)
 
 
 def moments(folder: Path) -> list[int]:
@@ -108,14 +110,18 @@ def keep(folder: Path, weights: Weights) -> Path:
 
 
 def _header(saved: Checkpoint | Weights) -> dict[str, Any]:
-    return {f.name: getattr(saved, f.name) for f in fields(saved) if f.name not in ("tensors", "path")}
+    return {f.name: getattr(saved, f.name) for f in fields(saved) if f.name not in ("tensors", "path", "error")}
 
 
 def _group(tensors: Mapping[str, Tensor], kind: str) -> dict[str, Tensor]:
     """The averaged weights `kind` of those in a file of weights."""
     if kind == "ema":
         return {name: tensor for name, tensor in tensors.items() if not name.startswith(OTHERS)}
-    return {name.removeprefix(f"{kind}/"): v for name, v in tensors.items() if name.startswith(f"{kind}/")}
+    return part(tensors, kind)
+
+
+def _tensors(path: Path, tensors: bool) -> dict[str, Tensor]:
+    return _read(path, Weights, tensors).tensors
 
 
 Saved = TypeVar("Saved", Checkpoint, Weights)
@@ -178,20 +184,20 @@ def newest(folder: Path) -> Iterator[Checkpoint | InputError]:
 
 
 def load_weights(folder: Path, step: int, kind: str = "ema", model: Any = None, tensors: bool = True) -> Weights:
-    """The weights of a training folder at a step, `ema` (averaged), `ema@DECAY` or `live`, on the CPU. With `tensors`
-    False, they are only names and shapes.
+    """The weights of a training folder at a step, `ema` (averaged), `ema@DECAY`, `power@WIDTH` or `live`, on the CPU.
+    With `tensors` False, they are only names and shapes.
 
-    Live weights exist only in complete checkpoints. Raises InputError, with the nearest kept steps, if there are no
-    weights of that step, if they do not include that average, and if they are damaged or do not fit the configuration
-    `model`.
+    Live weights exist only in complete checkpoints. Weights `power@WIDTH` that were not kept are computed from those of
+    other widths that were kept up to that step. Raises InputError, with the nearest kept steps, if there are no weights
+    of that step, if they do not include that average, if too few were kept to compute it, and if they are damaged or do
+    not fit the configuration `model`.
     """
     kind = check_weights("sample.weights", kind)
     own, whole = folder / "weights" / file_name(step), of_step(folder / "checkpoints", step)
     if kind != "live" and own in files(own.parent):
-        weights, path = _read(own, Weights, tensors), own
-        weights.tensors = _group(weights.tensors, kind)
+        path = own
     elif whole is not None:
-        weights, path = weights_of(_read(whole, Checkpoint, tensors), kind), whole
+        path = whole
     elif kind != "live":
         raise InputError(f"{folder} has no averaged weights of step {step}; {nearest(moments(folder), step)}")
     else:
@@ -200,8 +206,18 @@ def load_weights(folder: Path, step: int, kind: str = "ema", model: Any = None, 
             f"{folder} has no live weights of step {step} (only its last {KEEP} checkpoints have them); "
             f"{nearest(steps, step)}"
         )
+    if kind.startswith("power@"):
+        earlier = [other for other in files(own.parent) if step_of(other) < step]
+        weights = _read(path, Weights, tensors=False)
+        weights.tensors, weights.error = of_width(kind, [path, *earlier], _tensors, tensors)
+    elif path == own:
+        weights = _read(own, Weights, tensors)
+        weights.tensors = _group(weights.tensors, kind)
+    else:
+        weights = weights_of(_read(path, Checkpoint, tensors), kind)
     if not weights.tensors:
-        raise InputError(f"{path} has no weights {kind}; train.ema_decays lists the averages that a training keeps")
+        option = "ema_powers" if kind.startswith("power@") else "ema_decays"
+        raise InputError(f"{path} has no weights {kind}; train.{option} lists the averages that a training keeps")
     if model is not None:
         check_model(weights, registry.describe(model), path)
         check_tensors(weights.tensors, _meta(model).state_dict(), path)

@@ -46,7 +46,7 @@ class TrainStep:
         self.device, self.precision, self.micro_batch = device, settings.precision, micro_batch
         self.lr, self.warmup, self.clip = settings.lr, settings.warmup, settings.clip
         self.seed, self.rank, self.updates = seed, rank, 0
-        self.ema = EMA(net, settings.ema_decay, settings.ema_decays, settings.ema_rampup)
+        self.ema = EMA(net, settings.ema_decay, settings.ema_decays, settings.ema_rampup, settings.ema_powers)
         self.trained = [p for p in net.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(
             self.trained,

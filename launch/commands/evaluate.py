@@ -10,7 +10,7 @@ from ...harness.keys import config_from_dict, score_key
 from ...harness.progress import Progress
 from ...harness.record import newest, read_records, write_lines
 from ...harness.run import is_locked, locked
-from ...harness.shards import images_of
+from ...harness.shards import features_of, set_of
 from ...harness.stages import Task, execute, missing, missing_metrics, prepare
 from ...kernels.errors import InputError
 from ..compose import compose
@@ -48,6 +48,12 @@ def run(args: argparse.Namespace) -> int:
         def check(task: Task) -> None:
             words = [text for text in overrides if text.startswith(("sample.", "run."))]
             draw = command("sample", path, *words)
+            if "sample" in missing(task) and (network := features_of(task.path)):
+                again = [text for text in overrides if text.startswith(("sample.", "run.", "evaluate.features"))]
+                raise InputError(
+                    f"the images in {set_of(task.path)} were not kept, only their features of {network}; draw them "
+                    f"again: {command('sample', path, *again)}"
+                )
             if "sample" in missing(task) and "sample" in missing(task, read_records(other(task) / "record.jsonl")):
                 if is_locked(task.path):
                     raise InputError(
@@ -55,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
                     )
                 raise InputError(f"{path} has no samples to score; draw them first: {draw}")
             if missing(task) and gone(task):
-                raise InputError(f"{images_of(task.path)} was deleted or damaged; draw the samples again: {draw}")
+                raise InputError(f"{set_of(task.path)} was deleted or damaged; draw the samples again: {draw}")
             if missing(task):
                 config = config_from_dict(task.config)
                 reference = reference_of(config)
@@ -65,7 +71,9 @@ def run(args: argparse.Namespace) -> int:
                     raise InputError("; ".join(text for text in few.values() if text))
                 find_weights(config.evaluate.features, config.evaluate.features_path)
 
-        config, wanted = asked_of(path, overrides, ("sample", "evaluate", "run"), ["sample", "evaluate"], check)
+        # Features serve as well as images.
+        words = [*overrides, "sample.keep=features"]
+        config, wanted = asked_of(path, words, ("sample", "evaluate", "run"), ["sample", "evaluate"], check)
         for task in wanted:
             adopt(task, other(task))
             try:
@@ -92,7 +100,7 @@ def adopt(task: Task, other: Path) -> None:
         return
     folder = prepare(task)
     with locked(folder):
-        theirs = images_of(other)
+        theirs = set_of(other)
         images = folder / theirs.relative_to(other)
         images.parent.mkdir(exist_ok=True)
         if images.is_dir() and not images.is_symlink():  # begun here

@@ -17,7 +17,8 @@ from ...harness.parallel import rank
 from ...harness.progress import Progress
 from ...harness.run import ABOUT, create, locked, plain_name, read_info, weights_home
 from ...harness.sampling import labels_of
-from ...harness.shards import images_of, labels_at, open_samples
+from ...harness.scoring.kept import open_set
+from ...harness.shards import images_of, labels_at, open_samples, set_of
 from ...harness.stages import Task, execute, missing, tasks, write
 from ...harness.training.checkpoint import load_weights, moments
 from ...kernels.errors import InputError
@@ -38,8 +39,13 @@ def run(args: argparse.Namespace) -> int:
     def check(task: Task) -> None:
         checked.append(task)
         check_weights(task)
+        if task.config["sample"]["keep"] == "features" and "sample" in missing(task):
+            from ...harness.scoring.features import find_weights
+
+            find_weights(*(task.config["evaluate"][name] for name in ("features", "features_path")))
         if args.to is not None:
-            check_export(args.to, checked)
+            words = [text for text in overrides if not text.startswith("sample.keep=")]
+            check_export(args.to, checked, command("sample", path, *words, "sample.keep=images", "--to", args.to))
 
     config, wanted = asked_of(path, overrides, ("sample", "evaluate", "backend", "run"), ["sample"], check)
     for task in wanted:
@@ -51,8 +57,9 @@ def run(args: argparse.Namespace) -> int:
             execute(task, Progress(task.path))
         if rank() > 0:  # one of torchrun's processes says and writes the rest
             continue
-        images = images_of(task.path)
-        print(f"{images}: {config.sample.count} images at step {task.step}")
+        place, images = set_of(task.path), images_of(task.path)
+        kept = "images" if images == place else "features (and the first images)"
+        print(f"{place}: {config.sample.count} {kept} at step {task.step}")
         classes = write_grid(grid := task.path / "grid.png", open_samples(images), labels_at(images))
         rows = f", in rows by class: {', '.join(map(str, classes))}" if classes else ""
         print(f"{grid}: some of them{rows}")
@@ -67,11 +74,11 @@ def run(args: argparse.Namespace) -> int:
 
 
 def gone(task: Task) -> bool:
-    """Whether samples were drawn, but their images cannot be read any more."""
+    """Whether samples were drawn, but what was kept of them cannot be read any more."""
     if "sample" in missing(task):
         return False
     try:
-        open_samples(images_of(task.path))
+        open_set(set_of(task.path))
     except InputError:
         return True
     return False
@@ -85,12 +92,15 @@ def fitting(images_per_s: float) -> list[str]:
     return [f"sample.count={count}", "sample.method=ddim", "sample.steps=25"]
 
 
-def check_export(target: Path, checked: Sequence[Task]) -> None:
-    """Raise InputError if the last of `checked` cannot be written to `target`, or if it is not the only one."""
+def check_export(target: Path, checked: Sequence[Task], again: str) -> None:
+    """Raise InputError if the last of `checked` cannot be written to `target`, if it is not the only one, or if only
+    features are kept of it, with the command `again` that draws its images."""
     if len(checked) > 1:
         steps = " and ".join(str(task.step) for task in checked[:2])
         raise InputError(f"--to takes one set of samples, but sample.at asks for steps {steps}: give sample.at=[N]")
-    config = config_from_dict(checked[-1].config)
+    config, task = config_from_dict(checked[-1].config), checked[-1]
+    if config.sample.keep == "features" and ("sample" in missing(task) or images_of(task.path) != set_of(task.path)):
+        raise InputError(f"--to writes images, and sample.keep=features keeps none; draw and keep them: {again}")
     labels = labels_of(config, range(config.sample.count))
     check_target(target, names(labels, config.model.num_classes))
 

@@ -29,6 +29,7 @@ IN_NO_KEY = {
     "path": change("data", path="/data"),
     "bench": change("bench", repeats=7),
     "batch of samples": change("sample", batch_size=3),
+    "what is kept of samples": change("sample", keep="features"),
     "batch of scores": change("evaluate", batch_size=3),
     "path of features": change("evaluate", features_path="/weights.pth"),
 }
@@ -42,6 +43,7 @@ OF_TRAINING = {
     "betas": change("train", betas=[0.9, 0.99]),
     "clip": change("train", clip=1.0),
     "averages": change("train", ema_decays=[0.99]),
+    "averages of powers": change("train", ema_powers=[0.1]),
     "no ramp of the average": change("train", ema_rampup=False),
     "precision": change("train", precision="float32"),
     "compile": change("train", compile="compile"),
@@ -92,7 +94,7 @@ def test_labels_and_timesteps_of_samples_have_keys_of_their_own():
     ids = [keys.samples_key(config, 4) for config in (*few, *many, CONFIG)]
     assert len(set(ids)) == 6
     sample = {name: value for name, value in declared(few[2].sample).items() if name not in ("labels", "timesteps")}
-    for name in ("batch_size", "at", "weights", "seed"):
+    for name in ("batch_size", "at", "weights", "seed", "keep"):
         sample.pop(name)
     assert ids[2] == keys.digest("samples", [keys.training_key(CONFIG), 4, "ema"], sample, 0)
     assert [keys.label_rule(config) for config in few] == ["spread", "random", "cyclic"]

@@ -38,6 +38,10 @@ TRAIN = [
     Bad(train("train.ema_decays=[1]"), "train.ema_decays must be at least 0, below 1 and other than .* 0.9999, not 1"),
     Bad(train("train.ema_decays=0.9999"), "train.ema_decays must be .* other than train.ema_decay 0.9999"),
     Bad(train("train.ema_decays=[nan]"), "train.ema_decays must be"),
+    Bad(
+        train("train.ema_powers=[0.3]"), "train.ema_powers: a relative width must be above 0 and at most 0.288, not 0.3"
+    ),
+    Bad(train("train.ema_powers=[nan]"), "train.ema_powers: a relative width must be"),
     Bad(train("train.ema_rampup=soon"), r"train\.ema_rampup"),
     Bad(train("train.class_dropout=1.5"), "train.class_dropout must be"),
     Bad(train("train.precision=float16"), "train.precision=float16 is not supported"),
@@ -84,10 +88,19 @@ TRAIN = [
     Bad(train("sample.count=0"), "sample.count must be above 0"),
     Bad(train("sample.method=euler"), r"unknown sample\.method 'euler'"),
     Bad(train("sample.at=never"), "sample.at must be"),
+    Bad(train("sample.keep=image"), r"unknown sample\.keep 'image'.*; choices: images, features"),
     Bad(train("sample.weights=best"), r"unknown sample\.weights 'best'; choices: ema, live, ema@DECAY"),
     Bad(train("sample.weights=ema@x"), r"unknown sample\.weights 'ema@x'"),
+    Bad(
+        train("sample.weights=power@x"), r"unknown sample\.weights 'power@x'.*; choices: ema, live, ema@DECAY, power@W"
+    ),
+    Bad(train("sample.weights=power@0"), "sample.weights=power@0: a relative width must be above 0 and at most 0.288"),
+    Bad(
+        train("sample.weights=power@0.1"), r"sample.weights=power@0.1 is computed from .*train.ema_powers=\[0.05,0.1\]"
+    ),
     Bad(train("sample.weights=ema@0.5"), "unknown sample.weights of this training 'ema@0.5'.*; choices: ema, live$"),
     Bad(["sample", "{run}", "sample.weights=ema@0.5"], "unknown sample.weights of this training 'ema@0.5'"),
+    Bad(["sample", "{run}", "sample.weights=power@0.1"], "power@0.1 is computed from .* this one keeps ema, live$"),
     Bad(train("sample.seed=-1"), "sample.seed must be"),
     Bad(train("sample.guidance_channels=9"), "sample.guidance_channels 9 is more than"),
     Bad(train("train.compile=whole-step", "run.device=cpu"), "error: train.compile=whole-step needs a GPU"),

@@ -48,6 +48,19 @@ def test_snapshots_beyond_the_end_are_told_of(study):
     assert [line.split(":")[0] for line in hint([5], {"train.steps": [4, 8]})] == ["4"]
 
 
+def test_weights_that_will_not_be_there_are_told_of(study):
+    def hint(**more):
+        settings = {"train__ema_powers": [0.05, 0.1], "train__steps": 40, **more}
+        return list(notes.hints(study(), plan(study(**settings))))
+
+    many = list(range(2, 40, 2))
+    assert (
+        hint(sample__weights="power@0.13", train__snapshots=many) == hint(sample__weights="power@0.1") == hint() == []
+    )
+    (line,) = hint(sample__weights="power@0.13")
+    assert "power@0.13 of step 40 would have a profile that is wrong by 13%" in line and "train.snapshots" in line
+
+
 def pictures(path, count=20, level=0):
     images = np.full((count, 8, 8, 1), level, np.uint8)
     np.savez(path, images=images, labels=np.arange(count) % 10)
@@ -189,6 +202,8 @@ def test_each_average_takes_its_disk_space(study):
         notes.gib(plan(study(stages=["train"]), words)[0].training) for words in ([], ["train.ema_decays=[0.9,0.99]"])
     )
     assert three / one == pytest.approx((6 * 2 + 3) / (4 * 2 + 1))
+    powers = plan(study(stages=["train"]), ["train.ema_decays=[0.9]", "train.ema_powers=[0.1]"])[0].training
+    assert notes.gib(powers) == three
 
 
 @dataclass

@@ -1,6 +1,8 @@
 """Scores against torch-fidelity's own pipeline, caches, protocols, seeds, and inputs that are refused."""
 
 import io
+import threading
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
 
 import numpy as np
@@ -122,6 +124,30 @@ def test_cache_and_progress(tmp_path, digits):
         with pytest.warns(UserWarning, match=words):
             assert run(samples, reference, tmp_path, config=config) == first
         assert cache.read_bytes() == whole
+
+
+def test_scores_at_once_compute_the_reference_once(tmp_path, digits):
+    """The second score begins while the first one computes, and waits for it."""
+    begun, resume = threading.Event(), threading.Event()
+
+    class Slow(Images):
+        def __getitem__(self, i):
+            if self.read == 3:
+                begun.set()
+                assert resume.wait(60)
+            return super().__getitem__(i)
+
+    config = EvaluateConfig(metrics=["prc"], batch_size=4)
+    first, second = Slow(digits[10:18]), Images(digits[10:18])
+    with ThreadPoolExecutor(2) as pool:
+        one = pool.submit(run, digits[:6], first, tmp_path, config=config)
+        assert begun.wait(60)
+        other = pool.submit(run, digits[:6], second, tmp_path, config=config)
+        assert wait([other], timeout=1.5).not_done, "it would be done if it computed them itself"
+        resume.set()
+        assert one.result() == other.result()
+    assert (first.read, second.read) == (9, 1), "one image is read for the shape"
+    assert [path.suffix for path in tmp_path.iterdir()] == [".safetensors"]
 
 
 def test_comparable_scores_have_the_same_protocol(tmp_path, digits):
