@@ -1,8 +1,8 @@
 """Items of training: images with everything that is random about them, from the seed and the item's index alone, and
 their batches."""
 
-from collections.abc import Iterator
-from typing import Protocol
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from ...kernels.errors import InputError
 from .. import parallel, signals
 from ..config import Config
 from ..device import is_cuda
-from ..random import Stream, generator
+from ..random import Generators, Stream, generator
 from .encoder import Encoder, Pixels, encoder
 from .images import ImageData
 
@@ -40,7 +40,7 @@ class TrainItems(Dataset[dict[str, Tensor]]):
     Item i is `x0` float32 [C, S, S] from the encoder, `y` int64 (`null_class` where the label is dropped), `t` float32
     from `objective.draw_t`, and `noise` float32 [C, S, S]. It depends only on the seed and on i, so a DataLoader takes
     `sampler=range(start, stop)` and any number of workers. A label is dropped with probability `class_dropout`. With
-    `flip`, half of the images are flipped.
+    `flip`, half of the images are flipped. A DataLoader gets whole batches with `collate_fn=whole`.
     """
 
     def __init__(
@@ -62,25 +62,45 @@ class TrainItems(Dataset[dict[str, Tensor]]):
         self.data, self.objective, self.encoder = data, objective, encoder or Pixels()
         self.seed, self.flip = seed, flip
         self.class_dropout, self.null_class = class_dropout, null_class
+        self.generators = Generators(seed, Stream.TRAIN)
         self.epoch, self.order = -1, np.empty(0, dtype=np.int64)
 
     def __getitem__(self, i: int) -> dict[str, Tensor]:
+        return {name: values[0] for name, values in self.__getitems__([i]).items()}
+
+    def __getitems__(self, indices: Sequence[int]) -> dict[str, Tensor]:
+        """A batch of items: every tensor of an item with one more dimension, the first."""
+        sources = np.array([self._source(i) for i in indices])
+        images, labels = self.data.images_at(sources), self.data.labels[sources]
+        channels, side = self.encoder.shape(self.data)
+        drawn, noise = np.empty((len(indices), 3)), np.empty((len(indices), channels, side, side), dtype=np.float32)
+        for row, i in enumerate(indices):
+            rng = self.generators.at(i)  # all four numbers are drawn in this order, with any options
+            drawn[row] = self.objective.draw_t(rng), rng.random(), rng.random()
+            rng.standard_normal(dtype=np.float32, out=noise[row])
+        t, drop, flip = drawn.T
+        if self.flip:
+            flipped = torch.from_numpy(flip < 0.5)
+            images[flipped] = images[flipped].flip(-1)
+        if self.null_class is not None and self.data.num_classes > 0:
+            labels[drop < self.class_dropout] = self.null_class
+        return {
+            "x0": self.encoder.encode(images),
+            "y": torch.from_numpy(labels),
+            "t": torch.from_numpy(t.astype(np.float32)),
+            "noise": torch.from_numpy(noise),
+        }
+
+    def _source(self, i: int) -> int:
         epoch, position = divmod(i, len(self.data))
         if epoch != self.epoch:
             self.epoch, self.order = epoch, epoch_order(self.seed, epoch, len(self.data))
-        image, label = self.data[int(self.order[position])]
-        rng = generator(self.seed, Stream.TRAIN, i)  # all four numbers are drawn in this order, with any options
-        t, drop, flip = self.objective.draw_t(rng), rng.random(), rng.random()
-        x0 = self.encoder.encode(image.flip(-1) if self.flip and flip < 0.5 else image)
-        noise = rng.standard_normal(tuple(x0.shape), dtype=np.float32)
-        if self.null_class is not None and self.data.num_classes > 0 and drop < self.class_dropout:
-            label = self.null_class
-        return {
-            "x0": x0,
-            "y": torch.tensor(label),
-            "t": torch.tensor(t, dtype=torch.float32),
-            "noise": torch.from_numpy(noise),
-        }
+        return int(self.order[position])
+
+
+def whole(batch: Any) -> dict[str, Tensor]:
+    """The batch that `__getitems__` returns, as it is: what a DataLoader has to collate of it."""
+    return batch
 
 
 def batches(
@@ -107,6 +127,7 @@ def batches(
     loader = DataLoader(
         items,
         batch_sampler=map(indices, range(step, settings.steps)),
+        collate_fn=whole,
         num_workers=config.run.workers,
         worker_init_fn=signals.ignore,
         pin_memory=is_cuda(device),
