@@ -20,6 +20,7 @@ MODES = ("forward", "train")  # of bench
 COMPILE = ("eager", *COMPILE_OPTIONS)
 BENCH_COMPILE = (*COMPILE, WHOLE_STEP)  # the last one is a mode of training only
 TRAIN_COMPILE = ("auto", *BENCH_COMPILE)  # auto: whole-step on a GPU, eager elsewhere
+NOISE = ("cpu", "gpu")
 CUDA_GRAPHS = ("reduce-overhead", "max-autotune")
 FEATURES = ("efficientnet_lite0", "inception_v3")
 METRICS = ("fd", "kid", "prc", "isc")
@@ -100,6 +101,9 @@ class TrainConfig:
     # 10,000 steps of 0.9999.
     ema_rampup: bool = field(default=True, metadata={"since": False})
     ema_decays: list[float] = field(default_factory=list, metadata={"since": []})  # more averages: weights ema@DECAY
+    # Where the noise is drawn. gpu: by a counter-based generator (data/noise.py), for trainings that wait for the CPU.
+    # Its numbers are other ones, equal on every GPU.
+    noise: str = field(default="cpu", metadata={"since": "cpu"})
     class_dropout: float = 0.1  # the probability that the null class replaces a label
     precision: str = "bfloat16"
     # eager, or faster with different rounding: compile, reduce-overhead, max-autotune, whole-step; auto
@@ -142,6 +146,8 @@ class TrainConfig:
                     f"train.ema_decays must be at least 0, below 1 and other than train.ema_decay {self.ema_decay}, "
                     f"not {decay}"
                 )
+        if self.noise not in NOISE:
+            raise unknown("train.noise", self.noise, NOISE)
         if not 0 <= self.class_dropout < 1:
             raise InputError(f"train.class_dropout must be at least 0 and below 1, not {self.class_dropout}")
 

@@ -11,10 +11,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ...kernels.errors import InputError
+from ...kernels.triton_support import triton_reasons
 from .. import parallel, signals
 from ..config import Config
-from ..device import is_cuda
+from ..device import device_type, is_cuda
 from ..random import Generators, Stream, generator
+from ..sections import TrainConfig
 from .encoder import Encoder, Pixels, encoder
 from .images import ImageData
 
@@ -53,8 +55,10 @@ class TrainItems(Dataset[dict[str, Tensor]]):
         class_dropout: float,
         null_class: int | None,
         encoder: Encoder | None = None,
+        noise: bool = True,
     ) -> None:
-        """`encoder` defaults to `Pixels`. Raises InputError if labels are dropped but there is no null class."""
+        """`encoder` defaults to `Pixels`. Without `noise`, an item has its `index` i, int64, instead. Raises InputError
+        if labels are dropped but there is no null class."""
         if class_dropout > 0 and data.num_classes > 0 and null_class is None:
             raise InputError(
                 f"train.class_dropout is {class_dropout:g}, but the model has no null class for dropped labels; use 0"
@@ -62,6 +66,7 @@ class TrainItems(Dataset[dict[str, Tensor]]):
         self.data, self.objective, self.encoder = data, objective, encoder or Pixels()
         self.seed, self.flip = seed, flip
         self.class_dropout, self.null_class = class_dropout, null_class
+        self.noise = noise
         self.generators = Generators(seed, Stream.TRAIN)
         self.epoch, self.order = -1, np.empty(0, dtype=np.int64)
 
@@ -73,11 +78,13 @@ class TrainItems(Dataset[dict[str, Tensor]]):
         sources = np.array([self._source(i) for i in indices])
         images, labels = self.data.images_at(sources), self.data.labels[sources]
         channels, side = self.encoder.shape(self.data)
-        drawn, noise = np.empty((len(indices), 3)), np.empty((len(indices), channels, side, side), dtype=np.float32)
+        drawn = np.empty((len(indices), 3))
+        noise = np.empty((len(indices), channels, side, side), dtype=np.float32) if self.noise else None
         for row, i in enumerate(indices):
             rng = self.generators.at(i)  # all four numbers are drawn in this order, with any options
             drawn[row] = self.objective.draw_t(rng), rng.random(), rng.random()
-            rng.standard_normal(dtype=np.float32, out=noise[row])
+            if noise is not None:
+                rng.standard_normal(dtype=np.float32, out=noise[row])
         t, drop, flip = drawn.T
         if self.flip:
             flipped = torch.from_numpy(flip < 0.5)
@@ -88,8 +95,7 @@ class TrainItems(Dataset[dict[str, Tensor]]):
             "x0": self.encoder.encode(images),
             "y": torch.from_numpy(labels),
             "t": torch.from_numpy(t.astype(np.float32)),
-            "noise": torch.from_numpy(noise),
-        }
+        } | ({"index": torch.tensor(indices)} if noise is None else {"noise": torch.from_numpy(noise)})
 
     def _source(self, i: int) -> int:
         epoch, position = divmod(i, len(self.data))
@@ -103,11 +109,21 @@ def whole(batch: Any) -> dict[str, Tensor]:
     return batch
 
 
+def check_noise(settings: TrainConfig, device: str) -> None:
+    """Raise InputError if the noise of a training cannot be drawn here."""
+    if settings.noise == "gpu" and (reasons := triton_reasons(device_type(device))):
+        raise InputError(
+            f"train.noise=gpu cannot be drawn on the device {device}: {'; '.join(reasons)}. train.noise=cpu is drawn "
+            "everywhere, with other numbers"
+        )
+
+
 def batches(
     data: ImageData, goal: Timesteps, config: Config, null_class: int | None, step: int, device: str
 ) -> Iterator[dict[str, Tensor]]:
     """The batches of all steps after `step`, of which each of several processes has an equal part: process r of n has
-    the r-th n-th. InputError in a worker process becomes one line without its traceback."""
+    the r-th n-th. Noise that is drawn on the GPU is there already, and the rest is on the CPU. InputError in a worker
+    process becomes one line without its traceback."""
     settings = config.train
     part = settings.batch_size // parallel.size()
 
@@ -123,6 +139,7 @@ def batches(
         flip=config.data.flip,
         class_dropout=settings.class_dropout,
         null_class=null_class,
+        noise=settings.noise == "cpu",
     )
     loader = DataLoader(
         items,
@@ -133,6 +150,12 @@ def batches(
         pin_memory=is_cuda(device),
     )
     try:
-        yield from loader
+        for batch in loader:
+            if settings.noise == "gpu":
+                from .noise import noise  # with Triton, which not every machine has
+
+                index = batch.pop("index").to(device, non_blocking=True)
+                batch["noise"] = noise(config.seed, index, batch["x0"].shape[1:])
+            yield batch
     except InputError as error:
         raise InputError(str(error).strip().splitlines()[-1].removeprefix(f"{_INPUT_ERROR}: ")) from None

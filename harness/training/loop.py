@@ -13,7 +13,7 @@ from ...models.registry import Backbone, build, select_backends
 from .. import parallel, signals
 from ..config import Config, check_fit, micro_batch
 from ..data.images import ImageData, load
-from ..data.items import batches
+from ..data.items import batches, check_noise
 from ..device import WHOLE_STEP, compiled, device_type, exact_float32, pick_device, training_mode
 from ..diffusion.objective import objective
 from ..keys import config_from_dict, config_to_dict
@@ -48,6 +48,7 @@ def train(folder: Path, config: Config, progress: Progress, moments: Sequence[in
     flops = cost(config.model).flops
     if not missing(folder, asked):
         return record(folder, config, flops)
+    check_noise(config.train, device)
     data = load(config.data, progress.say)
     saved = continue_from(folder, config, asked, data.fingerprint, progress.say)
     if not missing(folder, asked):

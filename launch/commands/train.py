@@ -115,6 +115,7 @@ def check_ready(config: Config, folder: Path) -> None:
     import torch
 
     from ...harness.data.images import check_request, load
+    from ...harness.data.items import check_noise
     from ...harness.training.checkpoint import check_data
 
     check_fit(config)
@@ -122,6 +123,7 @@ def check_ready(config: Config, folder: Path) -> None:
     check_batch(config.train.batch_size, size())
     device = own_device(pick_device(config.run.device))
     training_mode(config.train.compile, device, size())
+    check_noise(config.train, device)
     with torch.device("meta"):
         net = registry.build(config.model)
     registry.select_backends(net, vars(config.backend), device_type(device))

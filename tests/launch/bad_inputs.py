@@ -42,6 +42,11 @@ TRAIN = [
     Bad(train("train.class_dropout=1.5"), "train.class_dropout must be"),
     Bad(train("train.precision=float16"), "train.precision=float16 is not supported"),
     Bad(train("train.precision=fp8"), r"unknown train\.precision 'fp8'"),
+    Bad(train("train.noise=tpu"), r"unknown train\.noise 'tpu'.*; choices: cpu, gpu"),
+    Bad(
+        train("train.noise=gpu", "run.device=cpu"),
+        "train.noise=gpu cannot be drawn on the device cpu: Triton needs a GPU .*train.noise=cpu is drawn everywhere",
+    ),
     Bad(train("train.compile=fast"), r"unknown train\.compile 'fast'"),
     Bad(train("train.snapshots=[0]"), "train.snapshots must be"),
     Bad(train("seed=-1"), "seed must be 0 or more and below 2.64"),
