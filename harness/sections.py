@@ -285,7 +285,9 @@ class RunConfig:
 
     root: str = "runs"
     device: str = "auto"  # cuda where there is one, else cpu
-    workers: int = 0  # number of processes that load data
+    # The number of processes that load data, for each process of a training; 0: it loads them itself. auto: 0 on a CPU
+    # and for short trainings, else up to 16 (data/workers.py).
+    workers: Any = "auto"
     # The most images in one pass of a training step; null: the batch. Gradients are summed over equal parts of the
     # batch, as large as possible. The training is the same except for rounding and needs less memory.
     micro_batch: int | None = None
@@ -299,5 +301,5 @@ class RunConfig:
             check_positive("run", {"micro_batch": self.micro_batch})
         if "\n" in self.root:
             raise InputError(f"run.root has a line break: {self.root!r}")
-        if not 0 <= self.workers <= MOST_WORKERS:
-            raise InputError(f"run.workers must be 0 or more and at most {MOST_WORKERS}, not {self.workers}")
+        if self.workers != "auto" and (type(self.workers) is not int or not 0 <= self.workers <= MOST_WORKERS):
+            raise InputError(f"run.workers must be 0 or more and at most {MOST_WORKERS}, or auto, not {self.workers}")

@@ -19,6 +19,7 @@ from ..random import Generators, Stream, generator
 from ..sections import TrainConfig
 from .encoder import Encoder, Pixels, encoder
 from .images import ImageData
+from .workers import PREFETCH, workers
 
 _INPUT_ERROR = f"{InputError.__module__}.{InputError.__qualname__}"
 
@@ -145,7 +146,8 @@ def batches(
         items,
         batch_sampler=map(indices, range(step, settings.steps)),
         collate_fn=whole,
-        num_workers=config.run.workers,
+        num_workers=(count := workers(config, settings.steps - step, device)),
+        prefetch_factor=PREFETCH if count else None,
         worker_init_fn=signals.ignore,
         pin_memory=is_cuda(device),
     )
