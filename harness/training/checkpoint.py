@@ -36,13 +36,15 @@ _NAME = re.compile(r"step-(\d{8})\.safetensors")
 @dataclass
 class Origin:
     """The header of a file of a training: `step`, `seconds` of training so far, the model (as in `registry.describe`),
-    the fingerprint of the data, and `stretches`, each {from_step, backend, torch, commit, dirty, device, host}."""
+    the fingerprint of the data, and `stretches`, each {from_step, backend, torch, commit, dirty, device, host}. In
+    `waited` of the seconds, it waited for data (None: unknown, from an earlier version)."""
 
     step: int
     seconds: float
     model: dict[str, Any]
     fingerprint: str
     stretches: list[dict[str, Any]] = field(default_factory=list, kw_only=True)
+    waited: float | None = field(default=None, kw_only=True)
 
 
 @dataclass
@@ -190,7 +192,8 @@ def _read(path: Path, kind: type[Saved], tensors: bool = True) -> Saved:
 
 
 _HEADER = {"step": int, "seconds": (int, float), "model": dict, "fingerprint": str}
-_MORE = {"stretches": list, "window_start": int, "loss": (int, float, NoneType), "sum": (int, NoneType)}
+_MORE = {"stretches": list, "window_start": int, "sum": (int, NoneType)}
+_MORE |= dict.fromkeys(("loss", "waited"), (int, float, NoneType))
 _STRETCH = {"from_step": int, "backend": dict, "commit": (str, NoneType)}
 
 
@@ -281,7 +284,8 @@ def load_weights(folder: Path, step: int, kind: str = "ema", model: Any = None, 
 def weights_of(saved: Checkpoint, kind: str = "ema") -> Weights:
     """The weights in a checkpoint."""
     tensors = saved.group("model" if kind == "live" else kind)
-    return Weights(saved.step, saved.seconds, saved.model, saved.fingerprint, tensors, stretches=saved.stretches)
+    origin = (saved.step, saved.seconds, saved.model, saved.fingerprint, tensors)
+    return Weights(*origin, stretches=saved.stretches, waited=saved.waited)
 
 
 def averages_of(saved: Checkpoint, loss: float | None) -> Weights:

@@ -107,7 +107,7 @@ def _train(
     code = {key: origin[key] for key in ("torch", "commit", "dirty")}
     everyone = parallel.facts(device, backend=backend, data_fingerprint=data.fingerprint, **code)
     mode = training_mode(config.train.compile, device, parallel.size())
-    at = Position() if saved is None else Position(saved.step, saved.seconds, saved.window_start)
+    at = Position() if saved is None else Position(saved.step, saved.seconds, saved.window_start, saved.waited)
     stretches = with_stretch(before, at, backend, mode, device, progress.say, everyone)
 
     def without_graph(reason: str, start: int = at.step) -> None:

@@ -274,7 +274,10 @@ def test_a_signal_stops_a_run_at_a_step_and_it_goes_on_bit_for_bit(tmp_path):
     for step in (50, 80):
         one, two = (load_file(folder / "checkpoints" / f"step-{step:08d}.safetensors") for folder in (whole, stopped))
         assert one.keys() == two.keys() and all(one[key].equal(two[key]) for key in one)
-    metrics = [[{**line, "seconds": 0} for line in read_lines(folder / "metrics.jsonl")] for folder in (whole, stopped)]
+    metrics = [
+        [{**line, "seconds": 0, "waited": 0} for line in read_lines(folder / "metrics.jsonl")]
+        for folder in (whole, stopped)
+    ]
     assert metrics[0] == metrics[1]
     one, two = ({path.name: path.read_bytes() for path in each.glob("shards/*/*.npy")} for each in (drawn, redrawn))
     assert one == two and len(one) == 13  # twelve images and their labels

@@ -91,7 +91,7 @@ def same(ours, theirs, step):
     one, two = (load_file(folder / "checkpoints" / f"step-{step:08d}.safetensors") for folder in (ours, theirs))
     assert one.keys() == two.keys() and all(one[key].equal(two[key]) for key in one)
     lines = [
-        [{**line, "seconds": 0} for line in read_lines(folder / "metrics.jsonl") if line["step"] <= step]
+        [{**line, "seconds": 0, "waited": 0} for line in read_lines(folder / "metrics.jsonl") if line["step"] <= step]
         for folder in (ours, theirs)
     ]
     assert lines[0] == lines[1] and lines[0][-1]["step"] == step

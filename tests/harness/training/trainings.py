@@ -54,8 +54,9 @@ def tensors(folder: Path) -> dict[str, Tensor]:
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:
-    """The lines of metrics without their seconds."""
-    return [{k: v for k, v in line.items() if k != "seconds"} for line in read_lines(folder / "metrics.jsonl")]
+    """The lines of metrics without their times."""
+    times = ("seconds", "waited")
+    return [{k: v for k, v in line.items() if k not in times} for line in read_lines(folder / "metrics.jsonl")]
 
 
 def assert_same(a: Path, b: Path) -> None:
