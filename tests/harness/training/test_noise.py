@@ -51,8 +51,8 @@ def test_it_needs_a_gpu(monkeypatch, tmp_path):
 @pytest.mark.gpu
 def test_a_training_on_a_gpu_has_the_same_steps_with_and_without_a_graph(tmp_path):
     config = make(steps=8, noise="gpu", compile="whole-step", log_every=1)
-    on_gpu = replace(config, run=replace(config.run, device="cuda"))
-    eager = replace(on_gpu, train=replace(on_gpu.train, compile="eager"))
+    on_gpu = replace(config, run=replace(config.run, device="cuda", workers=2))
+    eager = replace(on_gpu, train=replace(on_gpu.train, compile="eager"), run=replace(on_gpu.run, workers=0))
     whole, plain = trained(tmp_path / "whole", on_gpu), trained(tmp_path / "plain", eager)
     losses = [[line["loss"] for line in metrics(folder)] for folder in (whole, plain)]
     assert len(losses[0]) == 8 and losses[0] == pytest.approx(losses[1], rel=1e-3)
