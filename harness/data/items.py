@@ -12,14 +12,14 @@ from torch.utils.data import DataLoader, Dataset
 
 from ...kernels.errors import InputError
 from ...kernels.triton_support import triton_reasons
-from .. import parallel, signals
+from .. import parallel
 from ..config import Config
 from ..device import device_type, is_cuda
 from ..random import Generators, Stream, generator
 from ..sections import TrainConfig
 from .encoder import Encoder, Pixels, encoder
 from .images import ImageData
-from .workers import PREFETCH, workers
+from .workers import PREFETCH, start, workers
 
 _INPUT_ERROR = f"{InputError.__module__}.{InputError.__qualname__}"
 
@@ -148,7 +148,7 @@ def batches(
         collate_fn=whole,
         num_workers=(count := workers(config, settings.steps - step, device)),
         prefetch_factor=PREFETCH if count else None,
-        worker_init_fn=signals.ignore,
+        worker_init_fn=start,
         pin_memory=is_cuda(device),
     )
     try:

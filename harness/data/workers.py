@@ -1,9 +1,12 @@
-"""How many processes load the data of a training: `run.workers`."""
+"""The processes that load the data of a training: how many there are (`run.workers`), and how they start."""
 
+import ctypes
 import os
 import shutil
+import signal
+import sys
 
-from .. import parallel
+from .. import parallel, signals
 from ..config import Config
 from ..device import is_cuda
 from .encoder import encoder
@@ -14,6 +17,7 @@ MOST = 16  # processes
 READY = 2**32  # bytes of batches that wait in memory
 SHARED = "/dev/shm"  # where the processes leave them
 PREFETCH = 2  # batches that each process has ready
+DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of Linux's prctl
 
 
 def cores() -> int:
@@ -42,3 +46,11 @@ def workers(config: Config, steps: int, device: str) -> int:
     free = shutil.disk_usage(SHARED).free // (2 * here) if os.path.isdir(SHARED) else 0
     batch = 4 * values * (2 if config.train.noise == "cpu" else 1)  # float32 images, and their noise
     return min(cores() - 1, MOST, min(free, READY) // (PREFETCH * batch))
+
+
+def start(worker: int) -> None:
+    """What such a process does first. It ignores signals (`signals.ignore`), and ends at once if its training is
+    killed, because it holds the GPU's memory and the connections to other processes open until then."""
+    signals.ignore()
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(DEATH_SIGNAL, signal.SIGKILL)

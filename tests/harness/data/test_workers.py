@@ -1,5 +1,10 @@
 """run.workers=auto by hand, and its processes."""
 
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -74,3 +79,32 @@ def test_auto_leaves_room_in_shared_memory(machine):
     machine(free=2**32, WORLD_SIZE=2, LOCAL_WORLD_SIZE=2)
     assert workers(config(size=256), 1000, "cuda") == 2  # half as many images, and half of the memory
     assert workers(config(size=256, batch_size=64), 1000, "cuda") == 7
+
+
+KILLED = """
+import os, signal
+from torch.utils.data import DataLoader
+from lamabench.harness.data.workers import start
+
+loader = iter(DataLoader(range(1000), num_workers=2, worker_init_fn=start))
+next(loader)
+print(*(worker.pid for worker in loader._workers), flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_they_end_at_once_with_a_killed_training():
+    done = subprocess.run([sys.executable, "-c", KILLED], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    assert done.returncode == -signal.SIGKILL
+    workers, end = [Path("/proc", pid, "stat") for pid in done.stdout.split()], time.monotonic() + 2
+    assert len(workers) == 2
+    while any(map(alive, workers)):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def alive(stat: Path) -> bool:
+    try:
+        return stat.read_text().rpartition(") ")[2][0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
