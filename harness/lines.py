@@ -15,6 +15,7 @@ METRICS: dict[str, tuple[Any, str]] = {
     "loss_q4": (NUMBER, "of those in the last quarter"),
     "lr": (NUMBER, "learning rate of this step"),
     "seconds": (NUMBER, "seconds of training so far"),
+    "waited": (NUMBER, "of these, seconds in which the device waited for data, if it is known"),
     "images_per_s": (NUMBER, "images per second since the line before, or since the start of the process"),
     "mfu": (NUMBER, "model FLOPs over the peak of all GPUs (PaLM, appendix B), if it is known"),
     "peak_memory_gib": (NUMBER, "peak memory of the first GPU that torch held since the start of the process, GiB"),

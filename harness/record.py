@@ -1,7 +1,6 @@
 """Records of what was done in a folder. They are JSON lines and need only plain Python, so that reports need no torch.
 
-A line of `record.jsonl` is one of the rows below, and RECORDS.md lists their fields. The `key` identifies what was done
-(see keys.py). The newest line of a key counts.
+A line of `record.jsonl` is one of the rows below, whose fields RECORDS.md lists. The newest of a key (keys.py) counts.
 """
 
 import errno
@@ -94,6 +93,7 @@ class TrainRow(Row):
     seconds: float | None = about("seconds of training, over all stretches")
     process_seconds: float | None = about("these seconds times the processes of each stretch: with GPUs, GPU-seconds")
     images_per_s: float | None = about("images per second")
+    waiting_share: float | None = about("share of the seconds in which the device waited for data; null: unknown")
     final_loss: float | None = about("mean loss of the last logged window")
     training_flops: float | None = about("FLOPs of all steps: three forward passes for each image")
     backend: dict[str, Any] | None = about("implementation by operator")

@@ -20,6 +20,7 @@ MODES = ("forward", "train")  # of bench
 COMPILE = ("eager", *COMPILE_OPTIONS)
 BENCH_COMPILE = (*COMPILE, WHOLE_STEP)  # the last one is a mode of training only
 TRAIN_COMPILE = ("auto", *BENCH_COMPILE)  # auto: whole-step on a GPU, eager elsewhere
+NOISE = ("cpu", "gpu")
 CUDA_GRAPHS = ("reduce-overhead", "max-autotune")
 PARALLEL = ("ddp", "fsdp")
 FEATURES = ("efficientnet_lite0", "inception_v3")
@@ -106,6 +107,9 @@ class TrainConfig:
     # Averages of these relative widths, such as [0.05, 0.1], from which weights power@WIDTH of any width are computed
     # after the training (training/posthoc.py).
     ema_powers: list[float] = field(default_factory=list, metadata={"since": []})
+    # Where the noise is drawn. gpu: by a counter-based generator (data/noise.py), for trainings that wait for the CPU.
+    # Its numbers are other ones, equal on every GPU.
+    noise: str = field(default="cpu", metadata={"since": "cpu"})
     class_dropout: float = 0.1  # the probability that the null class replaces a label
     precision: str = "bfloat16"
     # eager, or faster with different rounding: compile, reduce-overhead, max-autotune, whole-step; auto
@@ -151,6 +155,8 @@ class TrainConfig:
         self.ema_powers = sorted({float(width) for width in self.ema_powers})
         for width in self.ema_powers:
             check_width("train.ema_powers", width)
+        if self.noise not in NOISE:
+            raise unknown("train.noise", self.noise, NOISE)
         if not 0 <= self.class_dropout < 1:
             raise InputError(f"train.class_dropout must be at least 0 and below 1, not {self.class_dropout}")
 
@@ -293,7 +299,9 @@ class RunConfig:
 
     root: str = "runs"
     device: str = "auto"  # cuda where there is one, else cpu
-    workers: int = 0  # number of processes that load data
+    # The number of processes that load data, for each process of a training; 0: it loads them itself. auto: 0 on a CPU
+    # and for short trainings, else up to 16 (data/workers.py).
+    workers: Any = "auto"
     # The most images in one pass of a training step; null: the batch. Gradients are summed over equal parts of the
     # batch, as large as possible. The training is the same except for rounding and needs less memory.
     micro_batch: int | None = None
@@ -319,5 +327,5 @@ class RunConfig:
             raise InputError(f"run.preview_every must be 0 (no previews) or more, not {self.preview_every}")
         if "\n" in self.root:
             raise InputError(f"run.root has a line break: {self.root!r}")
-        if not 0 <= self.workers <= MOST_WORKERS:
-            raise InputError(f"run.workers must be 0 or more and at most {MOST_WORKERS}, not {self.workers}")
+        if self.workers != "auto" and (type(self.workers) is not int or not 0 <= self.workers <= MOST_WORKERS):
+            raise InputError(f"run.workers must be 0 or more and at most {MOST_WORKERS}, or auto, not {self.workers}")

@@ -46,7 +46,7 @@ def check() -> None:
         raise Stopped(f"stopped by {number.name}")
 
 
-def ignore(worker: int = 0) -> None:
+def ignore() -> None:
     """Ignore `SIGNALS` from now on.
 
     A process that loads data ignores them because a signal to the whole process group must not end it while a training

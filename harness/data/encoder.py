@@ -54,7 +54,7 @@ class Pixels:
 
 def to_model_range(images: Tensor) -> Tensor:
     """uint8 -> float32 in [-1, 1], any shape."""
-    return images.float() / 127.5 - 1
+    return images.to(torch.float32, copy=True).div_(127.5).sub_(1)  # in place, because new memory costs more
 
 
 def to_uint8(images: Tensor) -> Tensor:

@@ -63,6 +63,10 @@ class ImageData(Dataset[tuple[Tensor, int]]):
         """Image i, uint8 [C, S, S]."""
         raise NotImplementedError
 
+    def images_at(self, indices: NDArray[np.int64]) -> Tensor:
+        """Several images, uint8 [N, C, S, S], which the caller may change."""
+        return torch.stack([self.image(int(i)) for i in indices])
+
     def __getitem__(self, i: int) -> tuple[Tensor, int]:
         return self.image(i), int(self.labels[i])
 
@@ -114,6 +118,9 @@ class ArrayData(ImageData):
 
     def image(self, i: int) -> Tensor:
         return self.images[i]
+
+    def images_at(self, indices: NDArray[np.int64]) -> Tensor:
+        return self.images[torch.from_numpy(indices)]
 
 
 class FolderData(ImageData):

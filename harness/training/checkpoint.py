@@ -34,13 +34,15 @@ OTHERS = ("ema@", "power@")  # how the names of further averages begin
 @dataclass
 class Origin:
     """The header of a file of a training: `step`, `seconds` of training so far, the model (as in `registry.describe`),
-    the fingerprint of the data, and `stretches`, each {from_step, backend, torch, commit, dirty, device, host}."""
+    the fingerprint of the data, and `stretches`, each {from_step, backend, torch, commit, dirty, device, host}. In
+    `waited` of the seconds, it waited for data (None: unknown, from an earlier version)."""
 
     step: int
     seconds: float
     model: dict[str, Any]
     fingerprint: str
     stretches: list[dict[str, Any]] = field(default_factory=list, kw_only=True)
+    waited: float | None = field(default=None, kw_only=True)
 
 
 @dataclass
@@ -227,7 +229,8 @@ def load_weights(folder: Path, step: int, kind: str = "ema", model: Any = None, 
 def weights_of(saved: Checkpoint, kind: str = "ema") -> Weights:
     """The weights in a checkpoint."""
     tensors = saved.group("model" if kind == "live" else kind)
-    return Weights(saved.step, saved.seconds, saved.model, saved.fingerprint, tensors, stretches=saved.stretches)
+    origin = (saved.step, saved.seconds, saved.model, saved.fingerprint, tensors)
+    return Weights(*origin, stretches=saved.stretches, waited=saved.waited)
 
 
 def averages_of(saved: Checkpoint, loss: float | None) -> Weights:

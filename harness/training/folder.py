@@ -16,11 +16,13 @@ from .step import TrainStep
 
 @dataclass
 class Position:
-    """The position of a training: steps and seconds so far, and the step of the last regular line of metrics."""
+    """The position of a training: steps and seconds so far, and the step of the last regular line of metrics. In
+    `waited` of the seconds, its device waited for data (None: unknown, from an earlier version)."""
 
     step: int = 0
     seconds: float = 0.0
     window_start: int = 0
+    waited: float | None = 0.0
 
 
 @dataclass
@@ -41,13 +43,14 @@ class TrainingFolder:
         """Append a line of means and `more` facts to metrics.jsonl, and return it."""
         line = {"step": at.step, "images": at.step * self.batch_size, **means, "lr": self.step.rate(at.step)}
         line |= {"seconds": round(at.seconds, 3), **more}
+        line |= {} if at.waited is None else {"waited": round(at.waited, 3)}
         append(self.path / "metrics.jsonl", line)
         return line
 
     def save(self, at: Position) -> None:
         """Save the complete state. It replaces the checkpoint before the last."""
         origin = (at.step, at.seconds, self.model, self.fingerprint, self.step.tensors())
-        saved = Checkpoint(*origin, stretches=self.stretches, window_start=at.window_start)
+        saved = Checkpoint(*origin, stretches=self.stretches, waited=at.waited, window_start=at.window_start)
         save(self.path / "checkpoints", saved)
 
     def keep(self, at: Position, loss: float) -> None:
@@ -55,7 +58,7 @@ class TrainingFolder:
         tensors = gathered(self.step.ema.tensors())
         if parallel.rank() == 0:
             origin = (at.step, at.seconds, self.model, self.fingerprint, tensors)
-            keep(self.path, Weights(*origin, stretches=self.stretches, loss=loss))
+            keep(self.path, Weights(*origin, stretches=self.stretches, waited=at.waited, loss=loss))
 
 
 def process_seconds(stretches: Sequence[dict[str, Any]], seconds: float) -> float:
@@ -84,6 +87,7 @@ def record(folder: Path, config: Config, flops: int) -> dict[str, Any]:
         "seconds": round(end.seconds, 3),
         "process_seconds": round(process_seconds(end.stretches, end.seconds), 3),
         "images_per_s": images / end.seconds,
+        "waiting_share": None if end.waited is None else round(end.waited / end.seconds, 4),
         "final_loss": end.loss,
         "backend": end.stretches[-1]["backend"] if end.stretches else {},
         "stretches": end.stretches,

@@ -59,7 +59,8 @@ class WholeStep:
         self.inputs = [value.clone() for value in inputs]
         graph, failure = torch.cuda.CUDAGraph(), None
         try:
-            with torch.cuda.graph(graph, stream=self.stream):
+            # A capture forbids some calls. In other threads they go on: the loader of data pins memory in one.
+            with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
                 self.update(self.inputs)
         except torch.cuda.OutOfMemoryError:
             raise

@@ -14,7 +14,7 @@ from .. import parallel, signals
 from ..caches import keep_compiled
 from ..config import Config, check_fit, micro_batch
 from ..data.images import ImageData, load
-from ..data.items import batches
+from ..data.items import batches, check_noise
 from ..device import WHOLE_STEP, compiled, device_type, exact_float32, pick_device, training_mode
 from ..diffusion.objective import objective
 from ..keys import config_from_dict, config_to_dict
@@ -52,6 +52,7 @@ def train(folder: Path, config: Config, progress: Progress, moments: Sequence[in
     price = cost(config.model)
     if not missing(folder, asked):
         return record(folder, config, price.flops)
+    check_noise(config.train, device)
     data = load(config.data, progress.say)
     saved = continue_from(folder, config, asked, data.fingerprint, progress.say)
     if not missing(folder, asked):
@@ -114,7 +115,7 @@ def _train(
     code = {key: origin[key] for key in ("torch", "commit", "dirty")}
     everyone = parallel.facts(device, backend=backend, data_fingerprint=data.fingerprint, **code)
     mode = (sharded_mode if _sharded(config) else training_mode)(config.train.compile, device)
-    at = Position() if saved is None else Position(saved.step, saved.seconds, saved.window_start)
+    at = Position() if saved is None else Position(saved.step, saved.seconds, saved.window_start, saved.waited)
     stretches = with_stretch(before, at, backend, mode, device, progress.say, everyone, config.run.parallel)
 
     def without_graph(reason: str, start: int = at.step) -> None:

@@ -14,6 +14,7 @@ from ..progress import Progress
 from ..sections import RunConfig
 from .folder import Position
 from .step import TrainStep
+from .waiting import Waiting
 from .window import window_means
 
 
@@ -45,17 +46,22 @@ def loop(
     and raise these errors after the same step.
     """
     started, before, first, facts = time.perf_counter(), at.seconds, at.step, {}
+    waiting, waited = Waiting(step.device), at.waited
+
+    def look_at_the_clock() -> None:
+        at.seconds = before + time.perf_counter() - started
+        at.waited = None if waited is None else waited + waiting.seconds()
 
     def save_before_damage() -> None:
         if at.step > first:
-            at.seconds = before + time.perf_counter() - started
+            look_at_the_clock()
             if at.step > at.window_start:
                 mean_metrics(step, at, until)
             save(at)
             progress.say(f"saved at step {at.step} of {until}")
 
     progress.update("train", at.step, until)
-    for batch in _until_damage(batches, save_before_damage):
+    for batch in waiting.around(_until_damage(batches, save_before_damage)):
         step(batch)
         parallel.mean_(step.window)
         at.step += 1
@@ -65,7 +71,7 @@ def loop(
         loss = math.nan
         if logging or saving or keeping:
             means = mean_metrics(step, at, until)
-            at.seconds = before + time.perf_counter() - started
+            look_at_the_clock()
             loss = cast(float, means["loss"])
             if logging or last:
                 log(at, means)

@@ -250,7 +250,8 @@ def _read_file(path: Path, tensors: bool) -> tuple[dict[str, Any], dict[str, Ten
 
 
 _HEADER = {"step": int, "seconds": (int, float), "model": dict, "fingerprint": str}
-_MORE = {"stretches": list, "window_start": int, "loss": (int, float, NoneType), "sum": (int, NoneType)}
+_MORE = {"stretches": list, "window_start": int, "sum": (int, NoneType)}
+_MORE |= dict.fromkeys(("loss", "waited"), (int, float, NoneType))
 _STRETCH = {"from_step": int, "backend": dict, "commit": (str, NoneType)}
 
 

@@ -10,7 +10,7 @@ import yaml
 
 from ...harness import signals
 from ...harness.config import Config, check_fit
-from ...harness.device import device_type, pick_device, training_mode
+from ...harness.device import device_type, is_cuda, pick_device, training_mode
 from ...harness.keys import asked, config_to_dict, model_folder, training_folder
 from ...harness.moments import kept_steps, not_kept
 from ...harness.parallel import check_batch, own_device, size
@@ -23,6 +23,7 @@ from ...models import registry
 from ..compose import compose
 from ..output import command, number
 
+LATE = 0.05
 STUDY = "train"  # the study to which single commands belong
 
 
@@ -59,6 +60,8 @@ def run(args: argparse.Namespace) -> int:
     else:
         steps = number(done["steps"], "step")
         print(f"{folder}: {steps}, loss {done['final_loss']:.4f}, {done['images_per_s']:.1f} images/s")
+    if text := late(done or rows[-1], config):
+        print(text)
     from .sample import fitting
 
     speed = (done or rows[-1])["images_per_s"]
@@ -66,6 +69,16 @@ def run(args: argparse.Namespace) -> int:
     whole = config.sample.count * config.sample.steps / (3 * speed)
     print(f"(without settings: {config.sample.count:,} images of {config.sample.steps} steps, about {clock(whole)})")
     return 0
+
+
+def late(row: dict[str, Any], config: Config) -> str:
+    """Text about a GPU that waited for data more than `LATE` of the time, empty if it did not. On a CPU, steps and data
+    share the cores."""
+    share = row["waiting_share"] or 0.0
+    if share <= LATE or not is_cuda(pick_device(config.run.device)):
+        return ""
+    other = "" if config.train.noise == "gpu" else "; train.noise=gpu, a training of its own, leaves them less to do"
+    return f"the GPU waited for data {share:.0%} of the time: run.workers=N sets how many processes load them{other}"
 
 
 def describe(config: Config, study: str, name: str, model: str, variant: dict[str, Any]) -> dict[str, Any]:
@@ -116,6 +129,7 @@ def check_ready(config: Config, folder: Path) -> None:
     import torch
 
     from ...harness.data.images import check_request, load
+    from ...harness.data.items import check_noise
     from ...harness.training.checkpoint import check_data
     from ...harness.training.loggers import check_loggers
 
@@ -125,6 +139,7 @@ def check_ready(config: Config, folder: Path) -> None:
     check_batch(config.train.batch_size, size())
     device = own_device(pick_device(config.run.device))
     training_mode(config.train.compile, device)
+    check_noise(config.train, device)
     with torch.device("meta"):
         net = registry.build(config.model)
     registry.select_backends(net, vars(config.backend), device_type(device))

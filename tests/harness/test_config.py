@@ -102,7 +102,7 @@ NAN, INF = float("nan"), float("inf")
         (BenchConfig, {"input_sizes": [8, 100_000]}, "bench.input_sizes must be at most 16,384, not 100000"),
         (BenchConfig, {"input_sizes": [0]}, "bench.input_sizes must be above 0, not 0"),
         (DataConfig, {"size": 100_000}, "data.size must be at most 16,384, not 100000"),
-        (RunConfig, {"workers": 257}, "run.workers must be 0 or more and at most 256, not 257"),
+        (RunConfig, {"workers": 257}, "run.workers must be 0 or more and at most 256, or auto, not 257"),
         (RunConfig, {"workers": -1}, "run.workers must be 0 or more"),
     ],
 )

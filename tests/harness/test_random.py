@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from lamabench.harness.random import Stream, generator
+from lamabench.harness.random import Generators, Stream, generator
 
 
 def first(seed, stream=Stream.SAMPLE, index=0):
@@ -24,3 +24,15 @@ def test_every_seed_is_its_own():
     assert first(2**63 + 1) == int(
         np.random.Generator(np.random.Philox(key=(2 << 64) + 2**63 + 1, counter=0)).integers(0, 2**63)
     )
+
+
+def test_one_object_has_the_numbers_of_many_generators():
+    """Whatever was drawn of the item before: words of 32 bits leave half a word behind."""
+    for seed in (0, 7, 2**64 - 1):
+        several = Generators(seed, Stream.TRAIN)
+        for index in (0, 5, 5, 2**40 + 3, 2**63 - 1, 1):
+            own, other = several.at(index), generator(seed, Stream.TRAIN, index)
+            for rng in (own, other):
+                rng.standard_normal(index % 3, dtype=np.float32)
+            assert own.random() == other.random() and own.integers(9) == other.integers(9)
+            assert np.array_equal(own.standard_normal(7, dtype=np.float32), other.standard_normal(7, dtype=np.float32))

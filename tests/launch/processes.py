@@ -133,7 +133,7 @@ def same(one, other, step=STEPS):
         ours, theirs = read(ours)[1], read(theirs)[1]
         assert ours.keys() == theirs.keys() and all(ours[key].equal(theirs[key]) for key in ours)
     lines = [
-        [{**line, "seconds": 0, "images_per_s": 0} for line in read_lines(path / "metrics.jsonl")]
+        [{**line, "seconds": 0, "images_per_s": 0, "waited": 0} for line in read_lines(path / "metrics.jsonl")]
         for path in (one, other)
     ]
     assert lines[0] == lines[1]

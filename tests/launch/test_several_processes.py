@@ -199,16 +199,16 @@ DAMAGE = """
 from lamabench.harness.data.items import TrainItems
 from lamabench.kernels.errors import InputError
 
-get = TrainItems.__getitem__
+get = TrainItems.__getitems__
 
 
-def damaged(self, i):
-    if i == 8 * 10 + 5:
+def damaged(self, indices):
+    if 8 * 10 + 5 in indices:
         raise InputError("unreadable image x.png")
-    return get(self, i)
+    return get(self, indices)
 
 
-TrainItems.__getitem__ = damaged
+TrainItems.__getitems__ = damaged
 """
 
 

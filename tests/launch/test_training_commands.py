@@ -10,6 +10,8 @@ from lamabench.harness.run import read_run, read_study
 from lamabench.harness.sampling import Sampler
 from lamabench.harness.shards import open_samples
 from lamabench.launch.cli import main
+from lamabench.launch.commands import train
+from lamabench.launch.compose import compose
 
 QUICK = [
     "data=digits", "data.size=8", "train.batch_size=4", "train.precision=float32", "run.log_every=2",
@@ -258,3 +260,14 @@ def test_samples_whose_images_are_gone_are_drawn_again(capsys, tmp_path):
     (folder / "checkpoints" / "step-00000002.safetensors").unlink()
     assert run(capsys, *words)[0] == 2  # nothing is left to draw from
     assert len(read_run(shards.parents[1]).records) == len(states)
+
+
+def test_a_gpu_that_waited_for_data_is_told(monkeypatch):
+    words = ["model=dit_nano", "data=digits"]
+    plain, gpu = (compose([*words, *more])[0] for more in ((), ("train.noise=gpu",)))
+    assert train.late({"waiting_share": 0.5}, plain) == ""  # on a CPU
+    monkeypatch.setattr(train, "pick_device", lambda device: "cuda")
+    assert train.late({"waiting_share": None}, plain) == train.late({"waiting_share": 0.05}, plain) == ""
+    text = "the GPU waited for data 12% of the time: run.workers=N sets how many processes load them"
+    assert train.late({"waiting_share": 0.12}, gpu) == text
+    assert train.late({"waiting_share": 0.12}, plain).startswith(f"{text}; train.noise=gpu")

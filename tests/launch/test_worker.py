@@ -275,7 +275,7 @@ def test_a_signal_stops_a_run_at_a_step_and_it_goes_on_bit_for_bit(tmp_path):
         one, two = (load_file(folder / "checkpoints" / f"step-{step:08d}.safetensors") for folder in (whole, stopped))
         assert one.keys() == two.keys() and all(one[key].equal(two[key]) for key in one)
     metrics = [
-        [{**line, "seconds": 0, "images_per_s": 0} for line in read_lines(folder / "metrics.jsonl")]
+        [{**line, "seconds": 0, "images_per_s": 0, "waited": 0} for line in read_lines(folder / "metrics.jsonl")]
         for folder in (whole, stopped)
     ]
     assert metrics[0] == metrics[1]

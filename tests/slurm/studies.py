@@ -92,7 +92,7 @@ def same(ours, theirs, step):
     assert one.keys() == two.keys() and all(one[key].equal(two[key]) for key in one)
     lines = [
         [
-            {**line, "seconds": 0, "images_per_s": 0}
+            {**line, "seconds": 0, "images_per_s": 0, "waited": 0}
             for line in read_lines(folder / "metrics.jsonl")
             if line["step"] <= step
         ]

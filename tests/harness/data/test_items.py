@@ -1,13 +1,17 @@
 """The items of training against their generators."""
 
+import pickle
+
 import numpy as np
 import pytest
 import torch
+from lamabench.harness.data import cifar10
 from lamabench.harness.data.images import ImageData, load
-from lamabench.harness.data.items import TrainItems, epoch_order
+from lamabench.harness.data.items import TrainItems, epoch_order, whole
 from lamabench.harness.random import Stream, generator
 from lamabench.harness.sections import DataConfig
 from lamabench.kernels.errors import InputError
+from PIL import Image
 from torch.utils.data import DataLoader
 
 
@@ -56,14 +60,62 @@ def test_items_follow_from_their_generators(small):
 @pytest.mark.parametrize("start", [0, 300])
 def test_workers_and_start_do_not_change_items(small, start):
     stop = 360  # beyond the end of the first epoch
-    whole = [items(small)[i] for i in range(start, stop)]
+    single = [items(small)[i] for i in range(start, stop)]
     for workers in (0, 2):
-        loader = DataLoader(items(small), batch_size=20, sampler=range(start, stop), num_workers=workers)
+        loader = DataLoader(
+            items(small), batch_size=20, sampler=range(start, stop), num_workers=workers, collate_fn=whole
+        )
         batches = list(loader)
         assert len(batches) == (stop - start) // 20
         for name in ("x0", "y", "t", "noise"):
             together = torch.cat([batch[name] for batch in batches])
-            assert torch.equal(together, torch.stack([item[name] for item in whole]))
+            assert torch.equal(together, torch.stack([item[name] for item in single]))
+
+
+@pytest.fixture(scope="module", params=["digits", "npz", "folder", "cifar10", "synthetic"])
+def every_kind(request, tmp_path_factory) -> ImageData:
+    """A small set of each kind."""
+    kind, path = request.param, tmp_path_factory.mktemp("set")
+    rng = np.random.default_rng(0)
+    if kind == "npz":
+        labels = np.arange(35) % 10
+        np.savez(path / "set.npz", images=rng.integers(0, 256, (35, 8, 8, 3), dtype=np.uint8), labels=labels)
+        return load(DataConfig("npz", path=str(path / "set.npz"), size=8, channels=3))
+    if kind == "folder":
+        for i in range(35):
+            (path / f"{i % 5}").mkdir(exist_ok=True)
+            Image.fromarray(rng.integers(0, 256, (9, 11, 3), dtype=np.uint8)).save(path / f"{i % 5}" / f"{i}.png")
+        return load(DataConfig("folder", path=str(path), size=8, channels=3, num_classes=5))
+    if kind == "cifar10":
+        (folder := path / cifar10.FOLDER).mkdir()
+        for name in cifar10.BATCHES["train"]:
+            content = {"data": rng.integers(0, 256, (10, 3072), dtype=np.uint8), "labels": list(range(10))}
+            (folder / name).write_bytes(pickle.dumps(content))
+        (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": [str(i) for i in range(10)]}))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(cifar10, "IMAGES", 10)
+            return load(DataConfig("cifar10", path=str(path), size=32, channels=3))
+    return load(DataConfig(kind, size=8, channels=1))
+
+
+@pytest.mark.parametrize("flip, class_dropout", [(True, 0.25), (False, 0.25), (True, 0.0), (False, 0.0)])
+def test_a_batch_has_the_numbers_of_its_items_to_the_last_bit(every_kind, flip, class_dropout):
+    """Image by image, with a generator for each, over the end of an epoch."""
+    data, n = every_kind, len(every_kind)
+    indices = [*range(n - 15, n + 16), 3 * n, 2 * n - 1]
+    batch = items(data, flip, class_dropout, null_class=data.num_classes).__getitems__(indices)
+    assert {name: len(values) for name, values in batch.items()} == dict.fromkeys(("x0", "y", "t", "noise"), 33)
+    for row, i in enumerate(indices):
+        rng = np.random.Generator(np.random.Philox(key=[5, int(Stream.TRAIN)], counter=[0, 0, 0, i]))
+        t, drop, flipped = int(rng.integers(1000)), rng.random(), flip and rng.random() < 0.5
+        image, label = data[int(generator(5, Stream.ORDER, i // n).permutation(n)[i % n])]
+        if not flip:
+            rng.random()
+        assert torch.equal(batch["x0"][row], (image.flip(-1) if flipped else image).float() / 127.5 - 1)
+        assert int(batch["y"][row]) == (data.num_classes if drop < class_dropout else label)
+        assert float(batch["t"][row]) == t
+        noise = rng.standard_normal(tuple(image.shape), dtype=np.float32)
+        assert torch.equal(batch["noise"][row], torch.from_numpy(noise))
 
 
 def test_options_do_not_change_the_other_draws(small):

@@ -1,5 +1,7 @@
 """The whole step as one CUDA graph: the same training, and what happens where there is no graph."""
 
+import threading
+import time
 from dataclasses import replace
 from itertools import pairwise
 
@@ -61,6 +63,38 @@ def test_replays_are_the_same_training(family, micro_batch, tmp_path):
         error = sum((first[name] - second[name]).square().sum() for name in names)
         assert error < 1e-3 * moved, kind  # relative to the way from the start
     assert load(files(whole / "checkpoints")[0]).stretches[-1]["compile"] == "whole-step"
+
+
+@pytest.mark.gpu
+def test_a_capture_while_another_thread_pins_memory():
+    """As the thread of a DataLoader does, most of all in the first steps."""
+    pinned, failures, end = [], [], threading.Event()
+
+    def pin():
+        try:
+            while not end.is_set():
+                pinned.append(torch.empty(4096, pin_memory=True))
+        except RuntimeError as error:
+            failures.append(error)
+
+    total, one = torch.zeros(3, device="cuda"), torch.ones(3, device="cuda")
+
+    def update(inputs):
+        for _ in range(500):
+            total.add_(inputs[0])
+        time.sleep(0.2)  # of the host, which captures for a while
+
+    step = WholeStep(update)
+    thread = threading.Thread(target=pin)
+    thread.start()
+    try:
+        for _ in range(WARM_UP + 3):
+            step([one])
+    finally:
+        end.set()
+        thread.join()
+    assert failures == [] and len(pinned) > 100 and step.graph is not None
+    assert total.tolist() == [500 * (WARM_UP + 3)] * 3
 
 
 @pytest.mark.gpu

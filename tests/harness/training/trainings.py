@@ -56,7 +56,7 @@ def tensors(folder: Path) -> dict[str, Tensor]:
 
 def metrics(folder: Path) -> list[dict[str, Any]]:
     """The lines of metrics without their times."""
-    times = ("seconds", "images_per_s")
+    times = ("seconds", "images_per_s", "waited")
     return [{k: v for k, v in line.items() if k not in times} for line in read_lines(folder / "metrics.jsonl")]
 
 
