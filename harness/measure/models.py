@@ -230,15 +230,20 @@ class Subject:
             call, warm_up, most = averaging.averaging(net, call, 1), averaging.WARM_UP, parallel.most
         started = time.perf_counter()
         against = (call, net, expected, batch, point.mode, self.settings.precision, self.device)
-        for _ in range(2 if graphs else 0):  # a plain call and the recording; later calls are replays
-            check(*against)
-        errors = check(*against)
+        # DDP belongs to the stream in which it first runs, and a step is captured in one that is not the default.
+        stream = torch.cuda.Stream(self.device) if whole and self.processes > 1 else None
+        if stream is not None:
+            stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(2 if graphs else 0):  # a plain call and the recording; later calls are replays
+                check(*against)
+            errors = check(*against)
         seconds = time.perf_counter() - started  # mostly compilation
         release(self.device)
         x, t, y = batch_of(expected, batch, self.device)
         how = (call, net, self.device, self.settings.precision)
         if point.mode == "train":
-            whole_step = partial(WholeStep, warm_up=warm_up, most=most)
+            whole_step = partial(WholeStep, warm_up=warm_up, most=most, stream=stream)
             training = training_step(*how, self.goal, whole_step if whole else None)
             if whole:
                 check_whole_step(training, noisy(x, t, y), self.settings.precision, warm_up)

@@ -28,15 +28,16 @@ class WholeStep:
         fallback: Callable[[str], None] | None = None,
         warm_up: int = WARM_UP,
         most: Callable[[int], int] = int,
+        stream: "torch.cuda.Stream | None" = None,
     ) -> None:
         """`fallback` gets the reason if the capture fails, and the calls run `update` itself from then on. Without a
         `fallback`, the call raises NotCaptured. `most` is the largest number of all processes that capture the step
-        together: if it fails in one of them, none replays it."""
+        together: if it fails in one of them, none replays it. `stream` is where all calls run, None: one of its own."""
         self.update, self.fallback, self.warm_up, self.most = update, fallback, warm_up, most
         self.calls = 0
         self.graph: torch.cuda.CUDAGraph | None = None
         self.inputs: list[Tensor] = []
-        self.stream: torch.cuda.Stream | None = None
+        self.stream = stream
 
     def __call__(self, inputs: Sequence[Tensor]) -> None:
         """Update once, for one batch."""
