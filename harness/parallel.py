@@ -2,8 +2,8 @@
 
 torchrun or SLURM starts the processes and exports RANK, WORLD_SIZE and LOCAL_RANK. The first process (rank 0) does what
 a single process does: it reads settings, holds locks, and writes files and messages. The others wait until it calls
-them, which only training does, and end with its exit code. A single process has no process group, and everything here
-leaves its numbers as they are.
+them, which training and sampling do, and end with its exit code. A single process has no process group, and everything
+here leaves its numbers as they are.
 
 What the processes say to each other goes through torch's TCPStore and gloo. Gradients on GPUs go through NCCL.
 """
@@ -149,10 +149,11 @@ def _send(message: dict[str, Any]) -> None:
     _sent += 1
 
 
-def call(**values: Any) -> None:
-    """In the first process: have the others join a training (`training.loop.join`) with these arguments, plain data."""
+def call(work: str = "train", **values: Any) -> None:
+    """In the first process: have the others join a training (`training.loop.join`) or, for `sample`, the drawing of
+    images (`sampling.join`) with these arguments, plain data."""
     if size() > 1:
-        _send({"join": values})
+        _send({"work": work, "values": values})
 
 
 def end(code: int | None) -> None:
@@ -196,9 +197,11 @@ def _follow() -> int | None:
             done = threading.Event()
             threading.Thread(target=_leave, args=(number, done), daemon=True).start()
             try:
-                from .training.loop import join
-
-                join(**message["join"])
+                if message["work"] == "sample":
+                    from .sampling import join
+                else:
+                    from .training.loop import join
+                join(**message["values"])
             except (Agreed, signals.Stopped):
                 pass
             finally:
@@ -243,6 +246,19 @@ def stopping() -> bool:
     if (number := most(own or 0)) and own is None:
         signals.take(number)
     return number > 0
+
+
+def heed() -> None:
+    """Between two parts of work that each process does by itself: raise Stopped if a signal came to any of them, and
+    Lost, with its words, if one failed."""
+    if size() > 1 and _store is not None:
+        if (own := signals.asked()) is not None:
+            _store.set("stop", str(int(own)))
+        elif _store.check(["stop"]):
+            signals.take(int(_store.get("stop")))
+        if _store.check(["failure"]):
+            raise Lost(_store.get("failure").decode())
+    signals.check()
 
 
 def gather(value: Any) -> list[Any]:
