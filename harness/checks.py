@@ -84,3 +84,12 @@ def _number(text: str) -> float | None:
     with suppress(ValueError):
         return float(text)
     return None
+
+
+def check_batch(batch_size: int, processes: int, name: str = "train.batch_size") -> None:
+    """Raise InputError if the processes cannot have equal parts of a batch."""
+    if batch_size % processes:
+        raise InputError(
+            f"{name} {batch_size} is no multiple of the {processes} processes, which have equal parts of "
+            "each batch (one process for each GPU)"
+        )

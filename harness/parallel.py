@@ -2,8 +2,8 @@
 
 torchrun or SLURM starts the processes and exports RANK, WORLD_SIZE and LOCAL_RANK. The first process (rank 0) does what
 a single process does: it reads settings, holds locks, and writes files and messages. The others wait until it calls
-them, to train or to measure, and end with its exit code. A single process has no process group, and everything here
-leaves its numbers as they are.
+them, to train, to draw or to measure, and end with its exit code. A single process has no process group, and everything
+here leaves its numbers as they are.
 
 What the processes say to each other goes through torch's TCPStore and gloo. Gradients on GPUs go through NCCL.
 """
@@ -72,15 +72,6 @@ def quiet() -> None:
     without unused parameters."""
     if size() > 1:
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-
-
-def check_batch(batch_size: int, processes: int, name: str = "train.batch_size") -> None:
-    """Raise InputError if the processes cannot have equal parts of a batch."""
-    if batch_size % processes:
-        raise InputError(
-            f"{name} {batch_size} is no multiple of the {processes} processes, which have equal parts of "
-            "each batch (one process for each GPU)"
-        )
 
 
 def everywhere(work: Callable[[], int | None], port: Path | None = None) -> int | None:
@@ -161,13 +152,14 @@ def _send(message: dict[str, Any]) -> None:
     _sent += 1
 
 
-JOIN = {"train": ".training.loop", "bench": ".measure.models"}  # where the function `join` of each kind of work is
+# Where the function `join` of each kind of work is.
+JOIN = {"train": ".training.loop", "sample": ".sampling", "bench": ".measure.models"}
 
 
 def call(work: str, **values: Any) -> None:
     """In the first process: have the others call `join` of a kind of work (JOIN) with these arguments, plain data."""
     if size() > 1:
-        _send({"join": work, "values": values})
+        _send({"work": work, "values": values})
 
 
 def end(code: int | None) -> None:
@@ -211,7 +203,7 @@ def _follow() -> int | None:
             done = threading.Event()
             threading.Thread(target=_leave, args=(number, done), daemon=True).start()
             try:
-                import_module(JOIN[message["join"]], __package__).join(**message["values"])
+                import_module(JOIN[message["work"]], __package__).join(**message["values"])
             except (Agreed, signals.Stopped):
                 pass
             finally:
@@ -256,6 +248,19 @@ def stopping() -> bool:
     if (number := most(own or 0)) and own is None:
         signals.take(number)
     return number > 0
+
+
+def heed() -> None:
+    """Between two parts of work that each process does by itself: raise Stopped if a signal came to any of them, and
+    Lost, with its words, if one failed."""
+    if size() > 1 and _store is not None:
+        if (own := signals.asked()) is not None:
+            _store.set("stop", str(int(own)))
+        elif _store.check(["stop"]):
+            signals.take(int(_store.get("stop")))
+        if _store.check(["failure"]):
+            raise Lost(_store.get("failure").decode())
+    signals.check()
 
 
 def gather(value: Any) -> list[Any]:

@@ -70,3 +70,10 @@ def describe(state: dict[str, Any]) -> str:
         words.append(f"{clock(state['left_s'])} left")
     words += [f"{k} {v}" for k, v in state.items() if k not in ("stage", "done", "total", "rate", "left_s")]
     return "  ".join(words)
+
+
+class Quiet(Progress):
+    """Progress without lines, of a process that is not the first of its run."""
+
+    def say(self, text: str) -> None:
+        pass

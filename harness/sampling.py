@@ -9,6 +9,7 @@ import shutil
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..kernels.errors import InputError
+from ..models import plugins
 from ..models.registry import Backbone, build, describe, select_backends
 from . import parallel, signals
 from .config import Config, check_fit
@@ -27,14 +29,14 @@ from .device import autocast, compiled, device_type, exact_float32, pick_device,
 from .diffusion.guidance import Net
 from .diffusion.objective import objective
 from .diffusion.samplers import draws, index_noise, sample
-from .keys import label_rule, sample_seed
+from .keys import config_from_dict, config_to_dict, label_rule, sample_seed
 from .measure.cost import cost
-from .progress import Progress
+from .progress import Progress, Quiet
 from .random import Stream, generator
 from .run import Busy, is_held
 from .scoring.kept import describe as describe_features
 from .shards import FIRST, Claims, joined, write_array, write_first
-from .training.checkpoint import load_weights
+from .training.checkpoint import Weights, load_weights
 
 if TYPE_CHECKING:
     from .scoring.features import FeatureNetwork
@@ -84,25 +86,22 @@ def draw_shards(out: Path, training: Path, config: Config, step: int, progress: 
     stands for the weights and all that determines an image, so that no set mixes two of them. Returns the fields of the
     `sample` record that the weights and the settings give. Raises InputError if the weights are missing or of another
     model, if guidance does not fit, or if images are not finite; Busy as `joined` does; Stopped after a batch in which
-    a signal came.
+    a signal came. The other processes of the run, if it has several, draw too (`join`).
     """
-    exact_float32()
-    settings, device = config.sample, parallel.own_device(pick_device(config.run.device))
-    weights = load_weights(training, step, settings.weights, config.model)
-    sampler = Sampler(config, weights.tensors, device)
-    key, network = sampler.key(weights.tensors), None
-    if settings.keep == "features":
-        from .scoring.features import FeatureNetwork
-
-        network = FeatureNetwork(config.evaluate, device)
-        key = f"{key}-{network.key}"
-    with joined(out / "shards" / key, settings.count) as claims:
-        if network is not None:
-            describe_features(claims.folder, network.name, network.identity)
-        _draw_claims(sampler, network, claims, f"the {settings.weights} weights of step {step}", progress)
+    settings = config.sample
+    parallel.call(
+        "sample",
+        out=str(out.absolute()),
+        training=str(training.absolute()),
+        config=config_to_dict(config),
+        step=step,
+        sources=plugins.loaded(),
+    )
+    with parallel.attending():
+        sampler, weights, key = _draw(out, training, config, step, progress)
     return {
         "shards": key,
-        "features": network and network.name,
+        "features": config.evaluate.features if settings.keep == "features" else None,
         "count": settings.count,
         "method": settings.method,
         "steps": settings.steps,
@@ -125,17 +124,52 @@ def draw_shards(out: Path, training: Path, config: Config, step: int, progress: 
     }
 
 
+def join(out: str, training: str, config: dict[str, Any], step: int, sources: Sequence[dict[str, str]]) -> None:
+    """What the other processes of a run do in `draw_shards` of the first one: they claim images too, without
+    messages."""
+    with suppress(signals.Stopped), parallel.attending():
+        try:
+            plugins.load_recorded(sources)
+            here = config_from_dict(config)
+        except Exception as error:
+            parallel.check(error)
+            raise
+        _draw(Path(out), Path(training), here, step, Quiet())
+
+
+def _draw(out: Path, training: Path, config: Config, step: int, progress: Progress) -> tuple["Sampler", Weights, str]:
+    """The part of `draw_shards` that all processes do. Returns also the weights, and the key of the shards."""
+    settings, network = config.sample, None
+    with parallel.agreeing():
+        exact_float32()
+        device = parallel.own_device(pick_device(config.run.device))
+        weights = load_weights(training, step, settings.weights, config.model)
+        sampler = Sampler(config, weights.tensors, device)
+        key = sampler.key(weights.tensors)
+        if settings.keep == "features":
+            from .scoring.features import FeatureNetwork
+
+            network = FeatureNetwork(config.evaluate, device)
+            key = f"{key}-{network.key}"
+    parallel.facts(device, shards=key)
+    with joined(out / "shards" / key, settings.count) as claims:
+        if network is not None:
+            describe_features(claims.folder, network.name, network.identity)
+        _draw_claims(sampler, network, claims, f"the {settings.weights} weights of step {step}", progress)
+    return sampler, weights, key
+
+
 def _draw_claims(
     sampler: "Sampler", network: "FeatureNetwork | None", claims: Claims, weights: str, progress: Progress
 ) -> None:
     settings, waiting = sampler.config.sample, False
     while True:
-        signals.check()
+        parallel.heed()
         begin = time.time()
         if (indices := claims.take(settings.batch_size)) is None:
             if claims.complete():
                 return
-            if not waiting and parallel.rank() == 0:
+            if not waiting:
                 progress.say(f"sample: waiting for {claims.count - claims.drawn} images that other processes draw")
             waiting = True
             time.sleep(WAIT_S)

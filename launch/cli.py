@@ -226,11 +226,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a subcommand. Exit codes: 0 done, 1 a run failed or a disk is full, 2 bad input, 128 + N ended by signal N
     (130: Ctrl-C), 141 output not read.
 
-    Of several processes (torchrun), the first one runs it, and the others help it to train. All of them run `sample`,
-    which shares the images out."""
+    Of several processes (torchrun), the first one runs it, and the others help it to train and to sample."""
     streams.prepare()
-    if (sys.argv[1:] if argv is None else argv)[:1] == ["sample"]:
-        return _main(argv)
     try:
         return everywhere(lambda: _main(argv)) or 0
     except (InputError, Lost) as error:  # of the environment, or of a process that did not come

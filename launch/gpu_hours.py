@@ -1,4 +1,5 @@
-"""The GPU-hours that the trainings of a study take, estimated only from measurements: committed ones and its own."""
+"""The hours of a GPU, or of a CPU, that the trainings of a study take, estimated only from measurements: committed ones
+and its own."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -19,22 +20,23 @@ Hours = dict[str, float] | str
 BUSY = ", busy host"
 
 
-def committed_speeds(folder: Path = RECORDS) -> list[Line]:
-    """The `training_speeds` of the models in FOLDER/models/* and FOLDER/*/models/*.
+def committed_speeds(folder: Path = RECORDS, mode: str = "train") -> list[Line]:
+    """The `speeds` of the models in FOLDER/models/* and FOLDER/*/models/*.
 
     Raises InputError for a folder that cannot be read.
     """
     files = sorted({*folder.glob("models/*/config.json"), *folder.glob("*/models/*/config.json")})
-    return training_speeds(read_run(path.parent) for path in files)
+    return speeds((read_run(path.parent) for path in files), mode)
 
 
-def training_speeds(runs: Iterable[Run]) -> list[Line]:
-    """The measured training steps in folders of models, each with the configuration of its model as `model`."""
+def speeds(runs: Iterable[Run], mode: str = "train") -> list[Line]:
+    """The measured training steps, or forward passes, in folders of models, each with the configuration of its model as
+    `model`."""
     return [
         {**row.flat(), "model": from_dict(run.info["config"]["model"])}
         for run in runs
         for row in run.records
-        if row.kind == "speed" and row.state == "done" and getattr(row, "mode", None) == "train"
+        if row.kind == "speed" and row.state == "done" and getattr(row, "mode", None) == mode
     ]
 
 
@@ -67,20 +69,31 @@ def gpu_hours(config: Config, rows: Sequence[Line], name: str) -> Hours:
     busy, so that the training may take fewer hours; it is used only if there is no undisturbed measurement.
     """
     settings = config.train
-    speeds: dict[str, float] = {}
     same = [row for row in rows if _same(row, config)]
-    small = [row for row in same if row["batch_size"] <= micro_batch(config)] or same
-    for row in sorted(small, key=lambda row: bool(row.get("disturbed"))):
-        device = row["provenance"]["device"]
-        if row.get("disturbed"):
-            if device in speeds:
-                continue
-            device += BUSY
-        speeds[device] = max(speeds.get(device, 0.0), row["images_per_s"])
-    if not speeds:
+    images_per_s = fastest([row for row in same if row["batch_size"] <= micro_batch(config)] or same)
+    if not images_per_s:
         how = f"{settings.precision}, {settings.compile}" + (", checkpointed" if settings.checkpointing else "")
         return f"unknown (no bench record of {name} at side {config.model.input_size}, {how})"
-    return {device: settings.steps * settings.batch_size / speed / 3600 for device, speed in speeds.items()}
+    return {device: settings.steps * settings.batch_size / speed / 3600 for device, speed in images_per_s.items()}
+
+
+def fastest(rows: Sequence[Line]) -> dict[str, float]:
+    """The most images per second by name of the device, which ends in `BUSY` if it has no undisturbed measurement."""
+    result: dict[str, float] = {}
+    for row in sorted(rows, key=lambda row: bool(row.get("disturbed"))):
+        device = (row["provenance"] or {}).get("device", "an unknown device")
+        if row.get("disturbed"):
+            if device in result:
+                continue
+            device += BUSY
+        result[device] = max(result.get(device, 0.0), row["images_per_s"])
+    return result
+
+
+def same_model(one: Any, other: Any) -> bool:
+    """Whether two configurations differ at most in side, channels and classes: in the first and last layer."""
+    shape = {name: getattr(other, name) for name in ("input_size", "in_channels", "num_classes")}
+    return type(one) is type(other) and replace(one, **shape) == other
 
 
 def _same(row: Line, config: Config) -> bool:
@@ -89,8 +102,7 @@ def _same(row: Line, config: Config) -> bool:
         return False
     if config.train.compile not in ("auto", row["compile"]):
         return False
-    shape = {name: getattr(config.model, name) for name in ("input_size", "in_channels", "num_classes")}
-    return type(row["model"]) is type(config.model) and replace(row["model"], **shape) == config.model
+    return same_model(row["model"], config.model)
 
 
 def cell(hours: Hours, shared: str = "") -> str:
@@ -101,9 +113,9 @@ def cell(hours: Hours, shared: str = "") -> str:
     return ", ".join(f"{value:.3g} ({device})" for device, value in hours.items()) or none
 
 
-def total(hours: Sequence[Hours]) -> str:
+def total(hours: Sequence[Hours], lack: str = "no bench record") -> str:
     """The sum over runs for each GPU, with the number of runs that have a measurement on it, and how many runs have
-    none."""
+    none, because of a `lack`."""
     estimates = [each for each in hours if isinstance(each, dict)]
     devices = dict.fromkeys(device for each in estimates for device in each)
     sums = [
@@ -112,7 +124,7 @@ def total(hours: Sequence[Hours]) -> str:
         for device in devices
     ]
     if missing := len(hours) - len(estimates):
-        sums.append(f"unknown for {number(missing, 'run')} (no bench record)")
+        sums.append(f"unknown for {number(missing, 'run')} ({lack})")
     if any(device.endswith(BUSY) for device in devices):
         sums.append("busy host: measured while other processes kept it busy, so it may take fewer hours")
     return "; ".join(sums) or "none"

@@ -6,13 +6,13 @@ from typing import Any
 
 from ..harness.run import read_run
 from ..kernels.errors import InputError
-from . import gpu_hours, notes, plan
+from . import gpu_hours, notes, plan, sampling_hours
 from .output import number, show
 from .slurm import cluster, jobs, requests, status, submit
 from .subject import Sweep, print_question
 
 COLUMNS = {"run": "Run", "id": "Id", "state": "State", "to do": "To do"}
-COLUMNS |= {"gpu_hours": "GPU-hours of training", "gib": "GiB"}
+COLUMNS |= {"gpu_hours": "Hours of training", "gib": "GiB"}
 
 
 def show_plan(sweep: Sweep) -> int:
@@ -26,17 +26,25 @@ def show_plan(sweep: Sweep) -> int:
     print_question(sweep)
     models = {task.path for run in runs for task in run.tasks if task.kind == "model"}
     own = [read_run(folder) for folder in models if (folder / "config.json").is_file()]
-    hours, shared = gpu_hours.of_runs(runs, gpu_hours.committed_speeds() + gpu_hours.training_speeds(own))
+    hours, shared = gpu_hours.of_runs(runs, gpu_hours.committed_speeds() + gpu_hours.speeds(own))
+    forward = gpu_hours.committed_speeds(mode="forward") + gpu_hours.speeds(own, "forward")
+    sampling = sampling_hours.of_runs(runs, forward)
     room = notes.room(runs)
     by_name = {row["run"]: row for row in rows}
-    for one, cost, other in zip(runs, hours, shared, strict=True):
+    for one, cost, other, drawing in zip(runs, hours, shared, sampling, strict=True):
         row = by_name[one.name]
+        row |= {"sampling_hours": drawing or None}
         row |= {"gpu_hours": cost if args.json else gpu_hours.cell(cost, other), "gib": room.get(one.name)}
         row |= {"trained_by": other or None, "problems": [*one.problems(), *notes.scoring(one, known)]}
     show(rows, COLUMNS, args.json)
     if args.json:
         return 0
-    print(f"\n{number(len(runs), 'run')}; GPU-hours of training: {gpu_hours.total(hours)}")
+    print(f"\n{number(len(runs), 'run')}; hours of training: {gpu_hours.total(hours)}")
+    if any(sampling):
+        lack = "no samples and no bench record of forward passes"
+        print(f"hours of sampling: {gpu_hours.total([one for one in sampling if one], lack)}")
+    if any("evaluate" in piece.task.stages for piece in pieces):
+        print(f"hours of scoring: {sampling_hours.SCORES}")
     if room:
         print(f"checkpoints and weights: {sum(room.values()):.3g} GiB")
     for row in rows:

@@ -16,6 +16,7 @@ from ...kernels.errors import InputError
 from ...models import plugins, registry
 from ...models.registry import Backbone, build, select_backends
 from .. import parallel
+from ..checks import check_batch
 from ..device import (
     WHOLE_STEP,
     autocast,
@@ -56,7 +57,7 @@ def check_bench(model: Any, settings: BenchConfig, backend: Any, device: str, pr
     if processes > 1 and settings.batch_size == "auto":
         raise InputError(f"{processes} processes measure a batch of a given size: bench.batch_size=N, of all together")
     for size in settings.batch_size if processes > 1 else []:
-        parallel.check_batch(size, processes, "bench.batch_size")
+        check_batch(size, processes, "bench.batch_size")
     for size in settings.input_sizes or [model.input_size]:
         cost(model_at(model, size))
     for kind in settings.compile:

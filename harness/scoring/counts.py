@@ -11,7 +11,7 @@ def kid_subset_size(samples: int, reference: int) -> int:
 
 
 def shortage(metric: str, samples: int, reference: int | None) -> str | None:
-    """Why a metric of `config.METRICS` cannot be computed from this many samples and reference images, or None if it
+    """Why a metric of `sections.METRICS` cannot be computed from this many samples and reference images, or None if it
     can. A `reference` of None is unknown and suffices."""
     size = kid_subset_size(samples, samples if reference is None else reference)
     needed = {"fd": 2, "kid": size, "prc": NEIGHBOURS + 1, "isc": SPLITS}[metric]

@@ -79,7 +79,7 @@ class Count:
 def score_set(
     folder: Path, training: Path, config: Config, metrics: Sequence[str], progress: Progress
 ) -> Iterator[Line]:
-    """Score the samples in a folder, drawn from the weights of `training`, by some of `config.METRICS`: rows as
+    """Score the samples in a folder, drawn from the weights of `training`, by some of `sections.METRICS`: rows as
     `evaluate` yields them, with the moment of the weights. Raises InputError as `score` does, and for other data than
     the training had."""
     # The record of a score would not tell that it was computed against other images than those of the training.
@@ -93,7 +93,7 @@ def score_set(
 
 def score(samples: Path, config: Config, metrics: Sequence[str], cache: Path, progress: Progress) -> Iterator[Line]:
     """Score samples (a file or a folder, as `open_set` takes them) against the images of `config.data` by some of
-    `config.METRICS` (see `evaluate`).
+    `sections.METRICS` (see `evaluate`).
 
     Raises InputError if there are no samples, and if the reference is missing.
     """
@@ -133,7 +133,7 @@ def evaluate(
     """Score samples uint8 [N, H, W, C] (C 1 or 3), or what was kept of them, against a reference of the same H, W and
     C, by `metrics` only. Images are read one batch at a time.
 
-    Yields one row per number: `metric` (its name), `request` (its metric in `config.METRICS`), `value`, `std` (or
+    Yields one row per number: `metric` (its name), `request` (its metric in `sections.METRICS`), `value`, `std` (or
     None), `count` N, `reference`, `reference_count` (None for the inception score, which has no reference), `features`
     (the network), and `protocol`: 8 hex digits, equal if and only if two rows are comparable. `settings.seed` draws
     KID's subsets and IS's splits. Grey images are repeated to three channels. The features of an image are computed

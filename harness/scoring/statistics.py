@@ -44,7 +44,7 @@ def metric_name(quantity: str, network: str, count: int) -> str:
 
 
 def definition(metric: str, samples: int, reference: int) -> dict[str, Any]:
-    """The arguments of torch-fidelity that define a metric of `config.METRICS`, without the seed of its draws."""
+    """The arguments of torch-fidelity that define a metric of `sections.METRICS`, without the seed of its draws."""
     return {
         "fd": {},
         "kid": {
@@ -61,7 +61,7 @@ def definition(metric: str, samples: int, reference: int) -> dict[str, Any]:
 
 
 def compute(metric: str, samples: AnyFeatures, reference: AnyFeatures | None, seed: int) -> list[Quantity]:
-    """A metric of `config.METRICS` from features [N, D] of the samples and [M, D] of the reference, in float64.
+    """A metric of `sections.METRICS` from features [N, D] of the samples and [M, D] of the reference, in float64.
 
     `fd` is the Fréchet distance (Heusel et al., 2017), `kid` the kernel distance (Bińkowski et al., 2018), `prc`
     improved precision and recall (Kynkäänniemi et al., 2019), `isc` the inception score (Salimans et al., 2016), from

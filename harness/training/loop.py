@@ -12,6 +12,7 @@ from ...models import plugins, registry
 from ...models.registry import Backbone, build, select_backends
 from .. import parallel, signals
 from ..caches import keep_compiled
+from ..checks import check_batch
 from ..config import Config, check_fit, micro_batch
 from ..data.images import ImageData, load
 from ..data.items import batches, check_noise
@@ -19,7 +20,7 @@ from ..device import WHOLE_STEP, compiled, device_type, exact_float32, pick_devi
 from ..diffusion.objective import objective
 from ..keys import config_from_dict, config_to_dict
 from ..measure.cost import cost
-from ..progress import Progress
+from ..progress import Progress, Quiet
 from ..provenance import provenance
 from .averaging import WARM_UP, averaging
 from .checkpoint import Checkpoint
@@ -46,7 +47,7 @@ def train(folder: Path, config: Config, progress: Progress, moments: Sequence[in
     """
     check_fit(config)
     check_loggers(config.run.log_to)
-    parallel.check_batch(config.train.batch_size, parallel.size())
+    check_batch(config.train.batch_size, parallel.size())
     exact_float32()
     asked, device = all_asked(config, moments), parallel.own_device(pick_device(config.run.device))
     price = cost(config.model)
@@ -70,11 +71,6 @@ def train(folder: Path, config: Config, progress: Progress, moments: Sequence[in
     return record(folder, config, price.flops)
 
 
-class _Quiet(Progress):
-    def say(self, text: str) -> None:
-        pass
-
-
 def join(
     folder: str, config: dict[str, Any], asked: Sequence[int], saved: str | None, sources: Sequence[dict[str, str]]
 ) -> None:
@@ -87,12 +83,12 @@ def join(
             exact_float32()
             device = parallel.own_device(pick_device(here.run.device))
             keep_compiled(here.run.root, device)
-            data = load(here.data, _Quiet().say)
+            data = load(here.data, Quiet().say)
             before = load_checkpoint(Path(saved), tensors=not _sharded(here)) if saved else None
         except Exception as error:
             parallel.check(error)
             raise
-        _train(Path(folder), here, asked, device, data, before, _Quiet())
+        _train(Path(folder), here, asked, device, data, before, Quiet())
 
 
 def _train(

@@ -13,7 +13,6 @@ from ...harness.device import pick_device
 from ...harness.export import check_target, export, names
 from ...harness.keys import config_from_dict, config_of, training_folder
 from ...harness.moments import kept_steps, not_kept, step_of
-from ...harness.parallel import rank
 from ...harness.progress import Progress
 from ...harness.run import ABOUT, create, locked, plain_name, read_info, weights_home
 from ...harness.sampling import labels_of
@@ -55,8 +54,6 @@ def run(args: argparse.Namespace) -> int:
                 write(task.path, {"kind": "sample", "key": task.key, "state": "failed", "error": error})
         with signals.noted():
             execute(task, Progress(task.path))
-        if rank() > 0:  # one of torchrun's processes says and writes the rest
-            continue
         place, images = set_of(task.path), images_of(task.path)
         kept = "images" if images == place else "features (and the first images)"
         print(f"{place}: {config.sample.count} {kept} at step {task.step}")
@@ -66,8 +63,6 @@ def run(args: argparse.Namespace) -> int:
         if args.to is not None:
             export(args.to, open_samples(images), labels_at(images), config.model.num_classes, Progress())
             print(f"{args.to}: all of them")
-    if rank() > 0:
-        return 0
     words = [text for text in overrides if not text.startswith("backend.")]  # evaluate takes no backend
     print(f"next: {command('evaluate', path, *words)}")
     return 0

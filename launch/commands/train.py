@@ -9,11 +9,12 @@ from typing import Any
 import yaml
 
 from ...harness import signals
+from ...harness.checks import check_batch
 from ...harness.config import Config, check_fit
 from ...harness.device import device_type, is_cuda, pick_device, training_mode
 from ...harness.keys import asked, config_to_dict, model_folder, training_folder
 from ...harness.moments import kept_steps, not_kept
-from ...harness.parallel import check_batch, own_device, size
+from ...harness.parallel import own_device, size
 from ...harness.progress import Progress, clock
 from ...harness.run import read_info, read_run, write_study
 from ...harness.stages import Task, execute, lost, missing, problem, tasks

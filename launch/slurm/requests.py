@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 
 from ...ablations.study import Setting
-from ...harness.parallel import check_batch
+from ...harness.checks import check_batch
 from ...kernels.errors import InputError
 from ..compose import Override
 from ..plan import Piece

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from lamabench.baselines.dit import DiTConfig
-from lamabench.harness import config, device
+from lamabench.harness import device, sections
 from lamabench.harness.device import autocast, compiled, device_type, is_cuda, pick_device, round_weights
 from lamabench.harness.measure.models import fill_constants
 from lamabench.kernels.errors import InputError
@@ -69,12 +69,12 @@ def test_rounded_weights_give_the_same_bits(name):
 def test_compile_modes_are_those_of_torch():
     """The modes are torch's own, and `CUDA_GRAPHS` names those whose options include CUDA graphs."""
     graphs = set()
-    for kind in config.COMPILE[1:]:
+    for kind in sections.COMPILE[1:]:
         mode = device.COMPILE_OPTIONS[kind].get("mode", "default")
         assert mode in ("default", kind)
         if torch._inductor.list_mode_options(mode).get("triton.cudagraphs"):
             graphs.add(kind)
-    assert graphs == set(config.CUDA_GRAPHS)
+    assert graphs == set(sections.CUDA_GRAPHS)
 
 
 def test_compiling_more_models_than_torch_keeps_graphs(traced):

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from lamabench.harness import parallel, signals
+from lamabench.harness.checks import check_batch
 from lamabench.harness.training.averaging import averaging
 from lamabench.harness.training.folder import process_seconds
 from lamabench.kernels.errors import InputError
@@ -41,9 +42,9 @@ def test_one_process_is_left_alone(place):
 
 
 def test_a_batch_has_equal_parts():
-    parallel.check_batch(256, 8)
+    check_batch(256, 8)
     with pytest.raises(InputError, match=r"train\.batch_size 256 is no multiple of the 6 processes"):
-        parallel.check_batch(256, 6)
+        check_batch(256, 6)
 
 
 @pytest.mark.parametrize(("gpus", "local", "current"), [(4, 2, 2), (4, 0, 0), (1, 3, 0)])

@@ -11,7 +11,7 @@ from lamabench.harness.keys import model_key
 from lamabench.harness.record import append, row
 from lamabench.harness.run import create, read_run
 from lamabench.kernels.errors import InputError
-from lamabench.launch import gpu_hours
+from lamabench.launch import gpu_hours, sampling_hours
 from lamabench.launch.cli import main
 from lamabench.launch.plan import plan
 from lamabench.models.registry import preset, to_dict
@@ -133,3 +133,36 @@ def test_a_study_that_measures_first_knows_its_cost(tmp_path, monkeypatch, capsy
     assert all("train" in row["to do"] and row["state"] == "planned" for row in rows)
     assert main(["sweep", "prune", path, "--stages", "bench"]) == 2
     assert "--stages is for plan, run, submit, retry and status, not for prune" in capsys.readouterr().err
+
+
+def test_hours_of_sampling_come_from_forward_passes_and_earlier_samples(tmp_path, finish):
+    base = {"model": "dit_s_2", "data": "cifar10", "run.root": str(tmp_path), "sample.count": 3600, "sample.steps": 10}
+
+    def hours(forward=(), **more):
+        runs = plan(Study("s", "?", base={**base, **more}, axes={"train.lr": [1e-4, 2e-4]}))
+        return sampling_hours.of_runs(runs, forward)
+
+    text = "unknown (no samples and no bench record of forward passes of dit_s_2 at side 32, float32, eager)"
+    assert hours() == [text, text]
+    write_records(
+        tmp_path / "records",
+        {"mode": "forward", "precision": "float32", "images_per_s": 100.0},
+        {"mode": "forward", "precision": "float32", "images_per_s": 50.0, "batch_size": 1},
+        {"mode": "forward", "precision": "bfloat16", "images_per_s": 9e9},
+        {"mode": "train", "precision": "float32", "images_per_s": 9e9},
+    )
+    forward = gpu_hours.committed_speeds(tmp_path / "records", "forward")
+    # 3600 images of 10 steps at 100 passes/s are 360 s; guidance takes two passes a step.
+    assert hours(forward) == [{"GPU A": pytest.approx(0.1)}] * 2
+    assert hours(forward, **{"sample.guidance": 1.5}) == [{"GPU A": pytest.approx(0.2)}] * 2
+    assert hours(forward, **{"sample.at": [10, 20], "train.steps": 20}) == [{"GPU A": pytest.approx(0.2)}] * 2
+
+    # Two processes drew 100 images of 5 steps in 50 s each: 5 passes a second each, of the same network elsewhere too.
+    (run, _) = plan(Study("s", "?", base=base, axes={"train.lr": [1e-4, 2e-4]}))
+    task = next(task for task in run.tasks if task.kind == "samples")
+    finish(replace(task, stages=()))
+    fields = {"count": 100, "method": "ddim", "steps": 5, "guidance": 1.0, "seconds": 50.0, "process_seconds": 100.0}
+    fields |= {"precision": "float32", "compile": "eager", "provenance": {"device": "GPU B"}}
+    append(task.path / "record.jsonl", row("sample", key="k", **fields).as_dict())
+    assert hours(forward) == [{"GPU A": pytest.approx(0.1), "GPU B": pytest.approx(2.0)}] * 2
+    assert hours(**{"sample.precision": "bfloat16"})[0].startswith("unknown")

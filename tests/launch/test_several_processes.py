@@ -11,6 +11,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import pytest
 from lamabench.harness.record import read_lines
 from lamabench.harness.run import read_run
@@ -144,14 +145,38 @@ def test_bad_input_is_one_line_of_all(start, tmp_path):
 
 
 def test_sample_is_of_all_processes_and_other_commands_are_of_the_first(start, whole):
-    folder = whole[2].parents[2]
-    words = ["sample.count=4", "sample.method=ddim", "sample.steps=2", "run.device=cpu"]
-    run = start(folder, count=2, command=["sample", str(whole[2]), *words])
-    assert run.codes == [0, 0], run.text("err")
-    (shards,) = whole[2].glob("samples/*/shards/*")
-    assert len(open_samples(shards)) == 4
-    assert run.text("out", 1) == "" and "images at step" in run.text("out")
+    folder, several = whole[2].parents[2], {}
+    for count in (1, 2):
+        run = start(folder, count=count, command=["sample", str(whole[2]), *DRAWN, f"run.root=by-{count}"])
+        assert run.codes == [0] * count, run.text("err")
+        assert "60 images at step" in run.text("out")
+        several[count] = drawn(folder / f"by-{count}")
+    assert run.text("out", 1) == run.text("err", 1) == ""
+    assert [several[count][1].processes for count in (1, 2)] == [1, 2]
+    assert np.array_equal(several[1][0], several[2][0]) and len(several[1][0]) == 60
     assert start(folder, count=2, command=["report", "nothing", "--out", "x"]).codes == [2, 2]
+
+
+DRAWN = ["sample.count=60", "sample.method=ddim", "sample.steps=10", "sample.batch_size=2", "run.device=cpu"]
+
+
+def drawn(root):
+    """The images of the only set below a root, and its newest record."""
+    (folder,) = root.glob("trainings/*/samples/*")
+    return open_samples(next(folder.glob("shards/*")))[:], read_run(folder).last("sample")
+
+
+def test_a_signal_to_one_process_stops_the_sampling_of_all_and_the_same_command_goes_on(start, whole):
+    folder = whole[2].parents[2]
+    command = ["sample", str(whole[2]), *DRAWN, "run.root=stopped", "sample.steps=80"]
+    run = start(folder, count=2, command=command)
+    parts = lambda: list(folder.glob("stopped/trainings/*/samples/*/shards/*/0*.npy"))  # noqa: E731
+    run.until(lambda: len(parts()) > 3)
+    run.kill(signal.SIGTERM, 1)
+    assert run.codes == [143, 143] and len(parts()) < 30
+    assert start(folder, count=1, command=command).codes == [0]
+    assert start(folder, count=1, command=[*command, "run.root=plain"]).codes == [0]
+    assert np.array_equal(drawn(folder / "stopped")[0], drawn(folder / "plain")[0])
 
 
 PLUGIN = """
@@ -193,6 +218,20 @@ def test_the_error_of_one_process_ends_all(start, tmp_path, rank):
     place = f"process 1 of 2 on {socket.gethostname()}: " if rank else ""
     assert record.state == "failed" and record.error.endswith(f"{place}ValueError: no more")
     assert "no more" in run.text("err", rank) and "Traceback" in run.text("err", rank)
+
+
+def test_the_error_of_a_process_that_samples_ends_all(start, tmp_path):
+    (tmp_path / "own.py").write_text(PLUGIN.replace('os.environ["FAILS"]', "'1'"))
+    model = ["model=lamamba_nano", "model.mixers=[failing]", "plugins=[own.py]"]
+    assert start(tmp_path, "train.steps=1", model=model).codes == [0]
+    started = time.monotonic()
+    run = start(tmp_path, count=2, command=["sample", str(training(tmp_path)), *DRAWN])
+    assert run.codes == [1, 1] and time.monotonic() - started < 30
+    (folder,) = training(tmp_path).glob("samples/*")
+    record = read_run(folder).last("sample")
+    words = f"process 1 of 2 on {socket.gethostname()}: ValueError: no more"
+    assert record.state == "failed" and record.error.endswith(words) and words in run.text("err")
+    assert "Traceback" in run.text("err", 1) and "Traceback" not in run.text("err")
 
 
 DAMAGE = """

@@ -114,3 +114,20 @@ def tasks(root, study, number=1):
     """What each array of a study's submission has to do: kind and folder of its tasks."""
     manifest = json.loads(Path(root, study, ".sweep", f"{number:04d}", "manifest.json").read_text())
     return [[(one["task"]["kind"], Path(one["folder"])) for one in array["tasks"]] for array in manifest["arrays"]]
+
+
+def pids(folder):
+    """The processes of a job by their ranks, as their working folder and environment tell."""
+    processes = {}
+    for entry in os.scandir("/proc"):
+        try:
+            with open(f"{entry.path}/environ", "rb") as file:
+                variables = dict(item.split(b"=", 1) for item in file.read().split(b"\0") if b"=" in item)
+            with open(f"{entry.path}/cmdline", "rb") as file:
+                command = file.read()
+        except OSError:
+            continue
+        ours = b"SLURM_PROCID" in variables and b"submitit" in command and os.fsencode(folder) in command
+        if ours and b"bash" not in command.split(b"\0")[0]:
+            processes[int(variables[b"SLURM_PROCID"])] = int(entry.name)
+    return processes

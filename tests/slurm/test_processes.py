@@ -6,29 +6,12 @@ import time
 
 import pytest
 from lamabench.harness.record import read_lines
-from studies import PLUGIN, SLOW, SLURM, progress, run_folder, same, trained_once, trains, write
+from studies import PLUGIN, SLOW, SLURM, pids, progress, run_folder, same, trained_once, trains, write
 
 STEPS = 300
 BASE = {**SLOW, "train.steps": STEPS, "run.checkpoint_every": STEPS // 2}
 TWO = (*SLURM, "cluster.tasks_per_node=2")
 NAME = str(STEPS)
-
-
-def pids(folder):
-    """The processes of a job by their ranks, as their working folder and environment tell."""
-    processes = {}
-    for entry in os.scandir("/proc"):
-        try:
-            with open(f"{entry.path}/environ", "rb") as file:
-                variables = dict(item.split(b"=", 1) for item in file.read().split(b"\0") if b"=" in item)
-            with open(f"{entry.path}/cmdline", "rb") as file:
-                command = file.read()
-        except OSError:
-            continue
-        ours = b"SLURM_PROCID" in variables and b"submitit" in command and os.fsencode(folder) in command
-        if ours and b"bash" not in command.split(b"\0")[0]:
-            processes[int(variables[b"SLURM_PROCID"])] = int(entry.name)
-    return processes
 
 
 def logs(root, study):

@@ -1,10 +1,12 @@
 """Stages that ask for resources of their own, on a real SLURM: jobs that come one after the other."""
 
+import os
 import re
+import signal
 
 import pytest
 from lamabench.harness.record import read_lines
-from studies import BASE, SLURM, done, tasks, write
+from studies import BASE, SLURM, done, pids, tasks, write
 
 pytestmark = pytest.mark.slurm
 STAGED = {"cluster": {"stage": {"evaluate": {"mem_gb": 2}}}}
@@ -84,3 +86,20 @@ def test_samples_that_are_preempted_keep_their_scores_waiting_and_cancel_ends_bo
     assert row["state"] == "cancelled" and row["job"] == f"{sample}_0" and row["to do"] == "sample evaluate"
     assert len(sweep.submit(study, action="retry")) == 2
     sweep.until(node, 240, study, one="done")
+
+
+def test_the_tasks_of_a_job_draw_together_and_the_first_one_scores(node, tmp_path, sweep):
+    base = {**SCORED, "cluster.tasks_per_node": 2, "sample.count": 200, "sample.batch_size": 2, "sample.steps": 20}
+    study = write(tmp_path / "two.yaml", base=base, variants={"one": {}}, stages=["train", "sample", "evaluate"])
+    _, sample, score = sweep.submit(study, *SLURM)
+    folder = tasks(tmp_path / "runs", "two")[1][0][1]
+    node.wait(lambda: len(list(folder.glob("shards/*/*.npy"))) > 4, "a few batches", 120)
+    os.kill(pids(tmp_path)[1], signal.SIGKILL)
+    assert node.ended(sample) == ["FAILED"] and node.ended(score) == ["CANCELLED"]
+    row = sweep.status(study)["one"]
+    assert row["state"] == "failed" and row["error"].startswith("process 1 was killed (signal 9)"), row
+    assert len(sweep.submit(study, action="retry")) == 2
+    sweep.until(node, 240, study, one="done")
+    assert done(folder, "sample")[0].processes >= 3 and len(done(folder, "score")) == 1
+    logs = [path.read_text() for path in sorted((tmp_path / "runs" / "two" / ".sweep" / "0002" / "logs").glob("*.out"))]
+    assert len(logs) == 4 and sum("sample" in text and "200" in text for text in logs) == 1

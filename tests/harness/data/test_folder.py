@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from lamabench.harness.data.folder import listing
-from lamabench.harness.data.images import fingerprint, load
+from lamabench.harness.data.images import glance, load
 from lamabench.harness.sections import DataConfig
 from lamabench.kernels.errors import InputError
 from PIL import Image
@@ -122,7 +122,7 @@ def test_empty_classes_are_named(root):
     for name in "cdefghi":
         (root / name).mkdir()
     (root / "c" / "x.tif").write_bytes(b"x")
-    for read in (load, fingerprint):
+    for read in (load, glance):
         with pytest.raises(
             InputError, match=r"set/c, .*set/g and 2 more contain no image; supported are \.jpg"
         ) as error:
@@ -140,7 +140,7 @@ def test_folders_that_may_not_be_read(root, monkeypatch):
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", refuse)
-    for read in (load, fingerprint):
+    for read in (load, glance):
         with pytest.raises(InputError, match=r"^cannot read .*set/a/inner: Permission denied$"):
             read(config(root))
 

@@ -24,14 +24,15 @@ def spoil(monkeypatch):
     """Multiplies the noise of some items of the training, {item: factor}."""
 
     def spoil(factors):
-        get = TrainItems.__getitem__
+        get = TrainItems.__getitems__
 
-        def spoilt(self, i):
-            item = get(self, i)
-            item["noise"] *= factors.get(i, 1.0)
-            return item
+        def spoilt(self, indices):
+            batch = get(self, indices)
+            for row, i in enumerate(indices):
+                batch["noise"][row] *= factors.get(i, 1.0)
+            return batch
 
-        monkeypatch.setattr(TrainItems, "__getitem__", spoilt)
+        monkeypatch.setattr(TrainItems, "__getitems__", spoilt)
 
     return spoil
 
