@@ -96,8 +96,8 @@ COMPILE_OPTIONS: dict[str, dict[str, Any]] = {
 def compiled(net: Backbone, kind: str) -> Callable[..., Tensor]:
     """`net` itself (`eager`), or `net` compiled by torch.compile as one graph for the shapes of its first call.
 
-    On a GPU, `reduce-overhead` and `max-autotune` (`sections.CUDA_GRAPHS`) replay CUDA graphs from the third call on, and
-    a pass runs no Python. The next call overwrites the result, so read it before. Release gradients before the next
+    On a GPU, `reduce-overhead` and `max-autotune` (`sections.CUDA_GRAPHS`) replay CUDA graphs from the third call on,
+    and a pass runs no Python. The next call overwrites the result, so read it before. Release gradients before the next
     forward pass. `whole-step` compiles as `compile` does.
 
     `net` is not changed and keeps the weights, and the compiled function follows them. A graph break or a failed
