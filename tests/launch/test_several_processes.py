@@ -302,3 +302,22 @@ def test_a_killed_torchrun_ends_its_processes_which_save(tmp_path):
     err = (tmp_path / "err").read_text()
     assert f"saved at step {step} of 1000000" in err and "Traceback" not in err
     assert err.splitlines()[-1] == "lamabench train: ended by SIGTERM; the same command continues"
+
+
+def test_a_benchmark_of_several_processes(start, tmp_path):
+    """Both do the same steps, each on half of the batch, and the first one records them. Gradients are checked."""
+    small = [word.removeprefix("model.") for word in MODEL[1:]]
+    words = ["bench", "dit_nano", *small, "input_size=8", "bench.batch_size=4", "bench.seconds=0.1", "bench.repeats=5"]
+    words += ["bench.precision=float32", "run.device=cpu"]
+    run = start(tmp_path, command=[*words, "bench.modes=[train]"], count=2)
+    assert run.codes == [0, 0], [run.text("err", rank) for rank in (0, 1)]
+    (path,) = tmp_path.glob("runs/models/*/record.jsonl")
+    (row,) = read_lines(path)
+    assert (row["processes"], row["batch_size"], row["state"]) == (2, 4, "done") and row["gradient_error"] < 1e-4
+    assert row["images_per_s"] == pytest.approx(4e3 / row["p50_ms"]) and run.text("out", 1) == ""
+    for wrong, message in (
+        (["bench.modes=[forward]"], "give bench.modes=[train]"),
+        (["bench.modes=[train]", "bench.batch_size=5"], "bench.batch_size 5 is no multiple"),
+    ):
+        run = start(tmp_path, command=[*words, *wrong], count=2)
+        assert run.codes == [2, 2] and message in run.text("err") and run.text("err").count("\n") == 1
