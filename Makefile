@@ -22,7 +22,7 @@ gpu-test: $(READY)  ## run the tests that need a GPU (NVIDIA's, of compute capab
 	OMP_NUM_THREADS=1 TORCHINDUCTOR_COMPILE_THREADS=2 $(VENV)/bin/pytest -m gpu -n auto --maxprocesses 14 --dist worksteal
 
 slurm-test: $(READY)  ## run the tests that need SLURM, on a node of their own (8 minutes; root, Debian or Ubuntu)
-	OMP_NUM_THREADS=1 $(VENV)/bin/pytest -m slurm tests/slurm
+	OMP_NUM_THREADS=1 $(VENV)/bin/pytest -m "slurm and not soak" tests/slurm
 
 soak: $(READY)  ## run 200 short runs on such a node while some are killed, and kill processes of a training (15 minutes)
 	OMP_NUM_THREADS=1 $(VENV)/bin/pytest -m soak tests

@@ -88,6 +88,7 @@ def test_samples_that_are_preempted_keep_their_scores_waiting_and_cancel_ends_bo
     sweep.until(node, 240, study, one="done")
 
 
+@pytest.mark.soak
 def test_the_tasks_of_a_job_draw_together_and_the_first_one_scores(node, tmp_path, sweep):
     base = {**SCORED, "cluster.tasks_per_node": 2, "sample.count": 200, "sample.batch_size": 2, "sample.steps": 20}
     study = write(tmp_path / "two.yaml", base=base, variants={"one": {}}, stages=["train", "sample", "evaluate"])
