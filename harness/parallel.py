@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..kernels.errors import InputError
 from . import signals
+from .launcher import check_address, rank, size, variable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,23 +51,6 @@ class Agreed(InputError):
     """Bad input that all processes know of: one of them met it, and all raise it at the same point."""
 
 
-def _number(name: str, default: int) -> int:
-    text = os.environ.get(name, str(default))
-    if not text.isdecimal():
-        raise InputError(f"the environment variable {name} is a number, not {text!r}")
-    return int(text)
-
-
-def rank() -> int:
-    """The number of this process among all of the run, from 0."""
-    return _number("RANK", 0)
-
-
-def size() -> int:
-    """The number of processes of the run."""
-    return max(1, _number("WORLD_SIZE", 1))
-
-
 def quiet() -> None:
     """Before torch is imported: let it not warn, with C++ tracebacks, of a process that is gone, nor of a network
     without unused parameters."""
@@ -82,15 +66,18 @@ def everywhere(work: Callable[[], int | None], port: Path | None = None) -> int 
     """
     if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun's
         _end_with_parent()
+    own = rank()
     if size() == 1:
         return work()
     quiet()
+    if port is None:
+        check_address()
     try:
         _join(port)
     finally:
-        if port is not None and rank() == 0:
+        if port is not None and own == 0:
             port.unlink(missing_ok=True)
-    code = _lead(work) if rank() == 0 else _follow()
+    code = _lead(work) if own == 0 else _follow()
     if not _lost:
         import torch.distributed as dist
 
@@ -367,7 +354,7 @@ def own_device(device: str) -> str:
 
     if ":" in device:
         raise InputError(f"run.device={device} is one GPU, but the run has {size()} processes: choose run.device=cuda")
-    count, local = torch.cuda.device_count(), _number("LOCAL_RANK", 0)
+    count, local = torch.cuda.device_count(), variable("LOCAL_RANK", 0)
     if 1 < count <= local:
         raise InputError(f"{local + 1} processes or more on {platform.node()}, which has {count} GPUs")
     torch.cuda.set_device(local if count > 1 else 0)

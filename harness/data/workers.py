@@ -6,7 +6,7 @@ import shutil
 import signal
 import sys
 
-from .. import parallel, signals
+from .. import launcher, parallel, signals
 from ..config import Config
 from ..device import is_cuda
 from .encoder import encoder
@@ -24,9 +24,9 @@ def cores() -> int:
     """The number of cores of this process: an equal share of those that the run's processes on this machine may use.
     SLURM gives each of its tasks its own."""
     allowed = len(os.sched_getaffinity(0))
-    allowed = min(allowed, int(os.environ.get("SLURM_CPUS_PER_TASK", allowed)))
+    allowed = min(allowed, launcher.variable("SLURM_CPUS_PER_TASK", allowed))
     if parallel.size() > 1 and os.environ.get("SLURM_NTASKS") != str(parallel.size()):
-        allowed //= int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        allowed //= launcher.neighbours()
     return max(1, allowed)
 
 
@@ -42,7 +42,7 @@ def workers(config: Config, steps: int, device: str) -> int:
     values = config.train.batch_size // parallel.size() * channels * side**2
     if not is_cuda(device) or steps * values < FEW:
         return 0
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    here = launcher.neighbours()
     free = shutil.disk_usage(SHARED).free // (2 * here) if os.path.isdir(SHARED) else 0
     batch = 4 * values * (2 if config.train.noise == "cpu" else 1)  # float32 images, and their noise
     return min(cores() - 1, MOST, min(free, READY) // (PREFETCH * batch))

@@ -7,6 +7,7 @@ from lamabench.harness.checks import check_batch
 from lamabench.harness.training.averaging import averaging
 from lamabench.harness.training.folder import process_seconds
 from lamabench.kernels.errors import InputError
+from lamabench.launch.cli import main
 from torch import nn
 
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -90,6 +91,27 @@ def test_a_variable_that_is_no_number_is_one_line(place, monkeypatch, name):
     monkeypatch.setenv(name, "-1")
     with pytest.raises(InputError, match=f"variable {name} is a number, not '-1'"):
         assert parallel.rank() + parallel.size()
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"RANK": "3"}, "RANK is 3, but WORLD_SIZE says 1"),
+        ({"RANK": "2", "WORLD_SIZE": "2", "MASTER_ADDR": "h", "MASTER_PORT": "1"}, "RANK is 2, but WORLD_SIZE says 2"),
+        ({"WORLD_SIZE": "2"}, "no RANK, MASTER_ADDR, MASTER_PORT: start the processes with torchrun"),
+        ({"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": ""}, "no MASTER_ADDR, MASTER_PORT"),
+        ({"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "h", "MASTER_PORT": "x"}, "MASTER_PORT is a number, not 'x'"),
+        ({"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "h", "MASTER_PORT": "70000"}, "from 1 to 65535, not 70000"),
+    ],
+)
+def test_half_an_environment_of_torchrun_is_one_line(place, monkeypatch, capsys, values, message):
+    """A leftover RANK alone made a training that wrote nothing."""
+    monkeypatch.setenv("TORCH_CPP_LOG_LEVEL", "ERROR")
+    for name, value in values.items():
+        monkeypatch.setenv(name, value)
+    assert main(["models"]) == 2
+    out, err = capsys.readouterr()
+    assert message in err and err.startswith("lamabench: error: ") and err.count("\n") == 1 and not out
 
 
 def test_a_signal_to_another_process_is_noted_here(place, monkeypatch):
