@@ -216,7 +216,7 @@ def setting_of(base: DictConfig, word: Override, section: str = "", data: bool =
     if isinstance(node, IntegerNode) and isinstance(value, float) and value.is_integer():
         value = int(value)
     if isinstance(node, ListConfig) and node._metadata.ref_type is not Any:
-        single = isinstance(value, int | float | dict) or (isinstance(value, str) and "${" not in value)
+        single = isinstance(value, int | float | dict) or (isinstance(value, str) and (data or "${" not in value))
         value = [value] if single else value
         if isinstance(value, list) and node._metadata.element_type is int:
             value = [int(item) if isinstance(item, float) and item.is_integer() else item for item in value]

@@ -1,7 +1,7 @@
 """What every executor of submitit starts: `work(MANIFEST, ARRAY)`, in a SLURM task, a local job or the same process.
 
 A job on SLURM may have several processes, one for each GPU. The first one does all that is described here, and the
-others help it to train (harness/parallel.py).
+others help it to train and to sample (harness/parallel.py).
 
 The worker listens for the scheduler's signals before it imports anything slow. The run writes one line to
 `attempts.jsonl` in its folder when it starts, and one when it ends or stops. If it cannot write even that, its exit

@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from ...ablations.study import STAGES, Setting
 from ...ablations.yaml_file import read_yaml
 from ...kernels.errors import InputError, unknown
-from ..compose import Override, apply, as_data, plain_error
+from ..compose import Override, apply, plain_error
 
 FOLDER = Path(__file__).parents[1] / "conf" / "cluster"
 KINDS = ("local", "slurm")
@@ -184,12 +184,14 @@ def _load(name: str, settings: tuple[Override, ...], stage: str | None) -> Clust
             raise InputError(f"{path}: {unknown('key', key, [*known, 'stage'])}")
     try:
         of_file = _by_stage([Setting("cluster.stage", data.pop("stage"))] if data.get("stage") is not None else [])
+        # `setup:` above lines that are all comments is null.
+        lines = {key: [] for key in ("setup", "options") if data.get(key, "") is None}
+        apply(node, [Setting(key, value) for key, value in {**data, **lines}.items() if key != "stage"], data=True)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
     words = _by_stage(settings)
     own = [*of_file.get(stage, []), *words.get(stage, [])] if stage is not None else []
     try:
-        node.merge_with(as_data(data))
         apply(node, words[None], "cluster", data=True)
         if any(_key(word) == "gpus" for word in own):
             node.tasks_per_node = 1  # that of the other stages may be the number of their GPUs

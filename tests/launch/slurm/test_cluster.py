@@ -40,6 +40,16 @@ def test_options_and_lines_that_a_shell_understands():
     assert [shlex.split(text) for text in options][1] == ["--comment=it's"]
 
 
+def test_one_line_needs_no_list_in_a_file_or_a_stage(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("setup: export A=${HOME}\noptions:\nstage: {evaluate: {setup: 'echo ${x}'}}\n")
+    train, evaluate = (load(str(path), (), stage) for stage in ("train", "evaluate"))
+    assert (train.setup, train.options, evaluate.setup) == (["export A=${HOME}"], [], ["echo ${x}"])
+    path.write_text("setup: {echo: a}\n")
+    with pytest.raises(InputError, match="are lines of text, not"):
+        load(str(path))
+
+
 def test_a_file_below_home_and_files_that_cannot_be_read(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "c.yaml").write_text("time_min: 1\ntime_min: 2\n")
