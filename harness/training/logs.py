@@ -91,10 +91,11 @@ class Log:
         self.failures.look(at, line["loss"])
 
     def preview(self, at: Position, net: Backbone) -> None:
-        """Draw and send a preview with the averaged weights. One that cannot be written is one line."""
+        """Draw and send a preview with the averaged weights. One that cannot be written is one line,
+        and so are images that are not finite: the next line of metrics says whether the training is."""
         try:
             path = write_preview(self.files.path, at.step, net, self.config)
-        except OSError as error:
+        except (OSError, FloatingPointError) as error:
             self.say(f"no preview of step {at.step}: {error}")
         else:
             self.loggers.picture(at.step, "preview", path)

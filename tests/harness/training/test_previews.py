@@ -4,11 +4,13 @@ import time
 from dataclasses import replace
 
 import numpy as np
+import pytest
 import torch
 from lamabench.harness.progress import Progress
 from lamabench.harness.run import open_run
 from lamabench.harness.training.loop import train
 from lamabench.harness.training.previews import preview_settings, write_preview
+from lamabench.harness.training.steps import Diverged
 from PIL import Image
 from test_failures import folder_of
 from trainings import DIT, assert_same, make, trained
@@ -68,6 +70,16 @@ def test_a_preview_that_cannot_be_written_is_one_line(tmp_path, capsys):
     (tmp_path / "previews").touch()
     trained(tmp_path, previewing(every=4))
     assert "no preview of step 4: " in capsys.readouterr().err
+
+
+def test_a_preview_does_not_hide_that_a_training_diverges(tmp_path, capsys):
+    """Its images are not finite two steps before metrics are looked at."""
+    config = previewing(lr=1e30)
+    folder = folder_of(tmp_path, replace(config, run=replace(config.run, log_every=6, checkpoint_every=6)))
+    with pytest.raises(Diverged, match="the loss is not finite by step 4 of 6"):
+        trained(folder, open_run(folder).config)
+    assert "no preview of step 2: images have values that are not finite" in capsys.readouterr().err
+    assert (folder / "failures" / "step-00000004" / "failure.json").exists()
 
 
 def test_the_time_of_previews_is_no_training(tmp_path, monkeypatch):
