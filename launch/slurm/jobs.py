@@ -8,7 +8,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from ...harness.stages import Task, merged, only, problem
+from ...harness.stages import Task, merged, only, problem, start_problem
 from ..plan import Piece
 from .cluster import ClusterConfig
 from .manifest import Draft
@@ -33,8 +33,9 @@ def choose(pieces: Sequence[Piece], view: Survey, states: Container[str], reques
     """The jobs to queue for the tasks that have a request. A task is queued if it is in one of `states`. It is also
     queued if a job of it, from any study, asks for less than is asked for now; then it starts after that job.
 
-    Samples are queued if their weights exist or if a queued training will keep them. Samples that are already in the
-    queue wait for an earlier training job. If that training is queued again, they are queued again after it.
+    Samples are queued if their weights exist or if a queued training will keep them, and scores alone if their samples
+    exist or are queued. Samples that are already in the queue wait for an earlier training job. If that training is
+    queued again, they are queued again after it.
     """
     chosen: list[Choice] = []
     for piece in pieces:
@@ -46,6 +47,8 @@ def choose(pieces: Sequence[Piece], view: Survey, states: Container[str], reques
         if piece.id not in requests or not (part.state in states or more or again):
             continue
         jobs, training = (job,) if job else (), ""
+        if piece.ready() and job is None and start_problem(task) is not None:
+            continue  # scores of samples that nobody drew or queued
         if not piece.ready():
             if problem(task) is not None:
                 continue

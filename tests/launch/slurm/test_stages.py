@@ -151,6 +151,16 @@ def test_a_submit_queues_each_stage_after_the_one_before(cluster, staged, capsys
     assert stages_of(cluster)[3:] == [(0, 2, "evaluate")] and dependencies(cluster)[3:] == ["afterany:2_2:1_2:2_3:1_3"]
 
 
+def test_scores_alone_are_queued_only_after_samples(cluster, staged, capsys):
+    """A job without samples to score could only fail."""
+    assert cluster.submit(staged, "--stages", "evaluate") == 0 and cluster.arrays() == []
+    assert "nothing to queue\nruns left as they are: 4 planned" in capsys.readouterr().out
+    assert cluster.submit(staged, "--stages", "train,sample", "--only", "0.0002") == 0
+    assert cluster.submit(staged, "--stages", "evaluate") == 0
+    assert stages_of(cluster) == [(1, 1, "train"), (1, 1, "sample"), (0, 1, "evaluate")]
+    assert dependencies(cluster)[2] == "afterany:2_0"
+
+
 def test_cancel_and_status_take_the_stages_of_a_run_together(cluster, staged, capsys):
     assert cluster.submit(staged) == 0
     capsys.readouterr()
