@@ -168,7 +168,7 @@ def drawn(root):
 
 def test_a_signal_to_one_process_stops_the_sampling_of_all_and_the_same_command_goes_on(start, whole):
     folder = whole[2].parents[2]
-    command = ["sample", str(whole[2]), *DRAWN, "run.root=stopped", "sample.steps=80"]
+    command = ["sample", str(whole[2]), *DRAWN, "run.root=stopped", "sample.steps=160"]
     run = start(folder, count=2, command=command)
     parts = lambda: list(folder.glob("stopped/trainings/*/samples/*/shards/*/0*.npy"))  # noqa: E731
     run.until(lambda: len(parts()) > 3)
