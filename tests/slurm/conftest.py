@@ -61,11 +61,14 @@ class Node:
             texts += [f"{name}:\n", *(logs / f"{name}.log").read_text(errors="replace").splitlines(keepends=True)[-25:]]
         return "".join(texts)
 
-    def ended(self, job: str, seconds: float = 60) -> list[str]:
-        """The states that sacct gives the finished job, a row an array task, once all are finished."""
+    def ended(self, job: str, seconds: float = 60, tasks: int = 1) -> list[str]:
+        """The states that sacct gives the finished job, a row an array task, once all are finished. It has the rows of
+        at least so many `tasks`: the accounting may lack one that ended at once."""
         busy = {"PENDING", "RUNNING", "REQUEUED", "SUSPENDED"}
         self.wait(
-            lambda: (states := self.sacct(job, "State")) and not busy & set(states) and not self.queued(job),
+            lambda: (
+                len(states := self.sacct(job, "State")) >= tasks and not busy & set(states) and not self.queued(job)
+            ),
             f"job {job} ended",
             seconds,
         )

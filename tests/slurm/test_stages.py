@@ -37,7 +37,7 @@ def test_each_score_has_a_job_of_its_own_after_that_of_its_samples(node, tmp_pat
     for job in (first, second, third):
         node.run("scontrol", "release", job)
     sweep.until(node, 120, study, **{"0.001": "done", "0.002": "done"})
-    assert [node.ended(job) for job in (first, second, third)] == [["COMPLETED"] * 2] * 3
+    assert [node.ended(job, tasks=2) for job in (first, second, third)] == [["COMPLETED"] * 2] * 3
     for _, folder in tasks(tmp_path / "runs", "staged")[2]:
         assert len(done(folder, "sample")) == len(done(folder, "score")) == 1
         starts = [line["job"] for line in read_lines(folder / "attempts.jsonl") if line["event"] == "start"]
@@ -46,7 +46,7 @@ def test_each_score_has_a_job_of_its_own_after_that_of_its_samples(node, tmp_pat
     # Another metric, of which only the stage that computes it is queued.
     write(tmp_path / "staged.yaml", base={**SCORED, "evaluate.metrics": ["fd", "prc"]}, **STUDY)
     (fourth,) = sweep.submit(study, *SLURM)
-    assert facts(node, fourth)[0] == {"2G"} and node.ended(fourth, 120) == ["COMPLETED"] * 2
+    assert facts(node, fourth)[0] == {"2G"} and node.ended(fourth, 120, tasks=2) == ["COMPLETED"] * 2
     assert set(sweep.states(study).values()) == {"done"}
 
 
@@ -54,13 +54,13 @@ def test_a_failed_job_ends_the_job_that_waits_for_it_and_status_tells_of_the_fai
     """The training fails, so that its samples cannot be drawn, and SLURM cancels the job of their scores."""
     study = write(tmp_path / "fails.yaml", base={**SCORED, "run.device": "cuda"}, **STUDY)
     jobs = sweep.submit(study, *SLURM)
-    assert [node.ended(job) for job in jobs] == [["FAILED"] * 2, ["FAILED"] * 2, ["CANCELLED"] * 2]
+    assert [node.ended(job, tasks=2) for job in jobs] == [["FAILED"] * 2, ["FAILED"] * 2, ["CANCELLED"] * 2]
     for row in sweep.status(study).values():
         assert row["state"] == "failed" and row["job"].split("_")[0] == jobs[0] and "no GPU here" in row["error"]
         assert row["to do"] == "train sample evaluate"
     again = sweep.submit(study, "run.device=cpu", action="retry")
     assert len(again) == 3 and facts(node, again[2])[0] == {"2G"}  # as last time
-    assert [node.ended(job, 120) for job in again] == [["COMPLETED"] * 2] * 3
+    assert [node.ended(job, 120, tasks=2) for job in again] == [["COMPLETED"] * 2] * 3
     assert set(sweep.states(study).values()) == {"done"}
 
 
