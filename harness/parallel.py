@@ -65,7 +65,7 @@ def everywhere(work: Callable[[], int | None], port: Path | None = None) -> int 
     environment names a port (torchrun). Raises Stopped if a signal came before all processes were there.
     """
     if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun's
-        _end_with_parent()
+        signals.end_with_parent(signal.SIGTERM)
     own = rank()
     if size() == 1:
         return work()
@@ -83,14 +83,6 @@ def everywhere(work: Callable[[], int | None], port: Path | None = None) -> int 
 
         dist.destroy_process_group()
     return code
-
-
-def _end_with_parent() -> None:
-    """Have the system send SIGTERM to this process when its parent is gone, even by SIGKILL. Only Linux does that."""
-    import ctypes
-
-    with suppress(AttributeError, OSError):
-        ctypes.CDLL(None).prctl(1, int(signal.SIGTERM))  # PR_SET_PDEATHSIG
 
 
 def _join(port: Path | None) -> None:

@@ -1,13 +1,15 @@
 """Stopping on a signal. A signal is only noted when it comes; work stops at the end of its step or batch."""
 
+import ctypes
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 # The scheduler's warning that time is running out, its order to end, a closed terminal, and Ctrl-C.
 SIGNALS = (signal.SIGUSR2, signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of Linux's prctl
 _noted: list[int] = []
 
 
@@ -44,6 +46,12 @@ def check() -> None:
     """Raise Stopped if a signal came."""
     if (number := asked()) is not None:
         raise Stopped(f"stopped by {number.name}")
+
+
+def end_with_parent(number: int) -> None:
+    """Have the system send this process a signal when its parent is gone, even by SIGKILL. Only Linux does that."""
+    with suppress(AttributeError, OSError):
+        ctypes.CDLL(None).prctl(DEATH_SIGNAL, int(number))
 
 
 def ignore() -> None:

@@ -1,10 +1,8 @@
 """The processes that load the data of a training: how many there are (`run.workers`), and how they start."""
 
-import ctypes
 import os
 import shutil
 import signal
-import sys
 
 from .. import launcher, parallel, signals
 from ..config import Config
@@ -17,7 +15,6 @@ MOST = 16  # processes
 READY = 2**32  # bytes of batches that wait in memory
 SHARED = "/dev/shm"  # where the processes leave them
 PREFETCH = 2  # batches that each process has ready
-DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of Linux's prctl
 
 
 def cores() -> int:
@@ -52,5 +49,4 @@ def start(worker: int) -> None:
     """What such a process does first. It ignores signals (`signals.ignore`), and ends at once if its training is
     killed, because it holds the GPU's memory and the connections to other processes open until then."""
     signals.ignore()
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(DEATH_SIGNAL, signal.SIGKILL)
+    signals.end_with_parent(signal.SIGKILL)
