@@ -1,22 +1,15 @@
 """Scores of samples against a reference: images, features, and one row per number."""
 
-import hashlib
-import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
-from torch.utils.data import Subset
 
 from ...kernels.errors import InputError, unknown
 from ..config import Config
-from ..data.files import Say
 from ..data.images import load
-from ..data.items import epoch_order
 from ..device import pick_device
 from ..progress import Progress
 from ..record import read_records
@@ -24,8 +17,9 @@ from ..sections import METRICS, EvaluateConfig
 from ..shards import Samples, set_of
 from ..training.checkpoint import check_data
 from .counts import WITHOUT_REFERENCE, shortage
-from .features import Extractor, Features, alone, network_of, prepare_cache, read_cache, write_cache
+from .features import Extractor, Features, network_of, prepare_cache
 from .kept import FeatureSet, open_set
+from .reference import Count, Reference, ReferenceImages, features_of, reference_of, short_hash
 from .statistics import compute, definition, metric_name
 
 Line = dict[str, Any]
@@ -37,43 +31,6 @@ class Unscored(InputError):
     def __init__(self, reasons: dict[str, str]) -> None:
         super().__init__("; ".join(reasons.values()))
         self.reasons = reasons
-
-
-class ReferenceImages(Protocol):
-    """A map-style dataset: item i is (uint8 [C, S, S], label)."""
-
-    def __len__(self) -> int: ...
-    def __getitem__(self, i: int, /) -> tuple[Tensor, Any]: ...
-
-
-@dataclass(frozen=True)
-class Reference:
-    """The images that samples are compared with, their `name` in tables, and the fingerprint of their contents."""
-
-    images: ReferenceImages
-    name: str
-    fingerprint: str
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """Plain data that identify these images."""
-        return {"fingerprint": self.fingerprint, "count": len(self.images)}
-
-    def batch(self, start: int, stop: int) -> Tensor:
-        """Images start … stop-1, uint8 [B, C, S, S]."""
-        return torch.stack([self.images[i][0] for i in range(start, stop)])
-
-
-class Count:
-    """Counts images that are done, of `total`."""
-
-    def __init__(self, total: int, progress: Callable[[int, int], object] | None) -> None:
-        self.done, self.total, self.progress = 0, total, progress
-
-    def add(self, images: int) -> None:
-        self.done += images
-        if self.progress is not None:
-            self.progress(self.done, self.total)
 
 
 def score_set(
@@ -106,18 +63,6 @@ def score(samples: Path, config: Config, metrics: Sequence[str], cache: Path, pr
         device=pick_device(config.run.device),
         progress=lambda done, total: progress.update("evaluate", done, total),
     )
-
-
-def reference_of(config: Config, say: Say | None = None) -> Reference:
-    """The images of `config.data`, or a fixed random subset of `evaluate.reference_count`, the same for every seed."""
-    data, count = load(config.data, say), config.evaluate.reference_count
-    name = config.data.name or config.data.kind
-    if count is None or count == len(data):
-        return Reference(data, name, data.fingerprint)
-    if count > len(data):
-        raise InputError(f"evaluate.reference_count {count} is more than the {len(data)} images of the data")
-    subset = Subset(data, epoch_order(0, 0, len(data))[:count].tolist())
-    return Reference(subset, name, f"{data.fingerprint}-{count}")
 
 
 def evaluate(
@@ -161,13 +106,13 @@ def evaluate(
     basis = {**extractor.identity, "images": shape}
 
     pooled = network.pooled
-    file = cache / f"{settings.features}-{_hash({**basis, **reference.identity, 'layer': pooled}, 16)}.safetensors"
+    file = cache / f"{settings.features}-{short_hash({**basis, **reference.identity, 'layer': pooled}, 16)}.safetensors"
     count = Count(0, progress)
     if isinstance(samples, FeatureSet):
         samples.check(extractor.identity)
     else:
         count.total += len(samples)
-    expected = _features_of(reference, extractor, file, count) if pooled in layers else None
+    expected = features_of(reference, extractor, file, count) if pooled in layers else None
     kept = isinstance(samples, FeatureSet)
     actual = samples.features(network) if kept else extractor.of_samples(samples, count.add)
     for metric in metrics:
@@ -179,20 +124,6 @@ def evaluate(
             yield from rows
     if reasons:
         raise Unscored(reasons)
-
-
-def _features_of(reference: Reference, extractor: Extractor, file: Path, count: Count) -> Features:
-    """The pooled features [N, D] of a reference, from its file in the cache or computed and written to it. If several
-    processes need them, one computes them."""
-    images, network = len(reference.images), extractor.network
-    if (there := read_cache(file, (images, network.width))) is not None:
-        return there
-    with alone(file):
-        if (there := read_cache(file, (images, network.width))) is None:
-            count.total += images
-            there = extractor.features(reference.batch, images, count.add)[network.pooled]
-            write_cache(file, there)
-    return there
 
 
 def _rows(
@@ -227,7 +158,7 @@ def _rows(
             "reference_count": None if no_reference else len(reference.images),
             "data_fingerprint": None if no_reference else reference.fingerprint.split("-")[0],
             "features": settings.features,
-            "protocol": _hash(protocol, 8),
+            "protocol": short_hash(protocol, 8),
         }
         for quantity in compute(metric, actual[layer], None if no_reference else expected, settings.seed)
     ]
@@ -244,8 +175,3 @@ def _check_shapes(samples: Samples | FeatureSet, reference: ReferenceImages) -> 
     if other != shape:
         raise InputError(f"samples are {shape} [H, W, C], but reference images are {other}")
     return shape
-
-
-def _hash(definition: dict[str, Any], digits: int) -> str:
-    text = json.dumps(definition, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:digits]

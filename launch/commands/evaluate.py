@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         from ...harness.scoring.counts import shortage
         from ...harness.scoring.features import find_weights
-        from ...harness.scoring.score import reference_of
+        from ...harness.scoring.reference import reference_of
         from ...harness.training.checkpoint import check_data
 
         def other(task: Task) -> Path:  # where samples of another user lie

@@ -15,7 +15,8 @@ from lamabench.harness.progress import Progress
 from lamabench.harness.random import Stream, generator
 from lamabench.harness.scoring import features
 from lamabench.harness.scoring import score as scoring
-from lamabench.harness.scoring.score import Reference, Unscored, evaluate, reference_of, score
+from lamabench.harness.scoring.reference import Reference, reference_of
+from lamabench.harness.scoring.score import Unscored, evaluate, score
 from lamabench.harness.scoring.statistics import compute
 from lamabench.harness.sections import DataConfig, EvaluateConfig, RunConfig
 from lamabench.harness.shards import open_samples
