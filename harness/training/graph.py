@@ -56,6 +56,12 @@ class WholeStep:
             self.update(inputs)
         torch.cuda.current_stream().wait_stream(self.stream)
 
+    def close(self) -> None:
+        """Free the graph. NCCL waits at its end for every graph that has a call of it."""
+        if self.graph is not None:
+            self.graph.reset()
+            self.graph = None
+
     def _capture(self, inputs: Sequence[Tensor]) -> None:
         self.inputs = [value.clone() for value in inputs]
         graph, failure = torch.cuda.CUDAGraph(), None

@@ -1,7 +1,7 @@
 """A training, from its configuration and the state of its folder to its record."""
 
 from collections.abc import Callable, Collection, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import closing, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -137,7 +137,8 @@ def _train(
         if log is not None and net is not None:
             log.preview(at, net)
 
-    with Log(files, config, at, macs=macs, peak=peak, say=progress.say) if first else nullcontext() as log:
+    logs = Log(files, config, at, macs=macs, peak=peak, say=progress.say) if first else nullcontext()
+    with closing(step), logs as log:
         loop(
             step,
             batches(data, step.objective, config, step.net.null_class, at.step, device),

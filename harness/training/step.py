@@ -12,7 +12,7 @@ from ..random import RANKS, Stream, generator
 from ..sections import TrainConfig
 from .checkpoint import Checkpoint
 from .ema import EMA
-from .graph import Update
+from .graph import Update, WholeStep
 from .sharding import local, own_rows, whole
 from .window import new_window, restore_window, sums
 
@@ -66,6 +66,11 @@ class TrainStep:
     def without_graph(self, batch: Mapping[str, Tensor]) -> None:
         """As a call, but the work runs directly."""
         self._step(batch, self._update)
+
+    def close(self) -> None:
+        """Free the graph of the step, if it has one. The step cannot be called again."""
+        if isinstance(self._run, WholeStep):
+            self._run.close()
 
     def _step(self, batch: Mapping[str, Tensor], update: Update) -> None:
         inputs = [batch[key].to(self.device, non_blocking=True) for key in ("x0", "y", "t", "noise")]
