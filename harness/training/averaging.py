@@ -16,6 +16,10 @@ from .. import parallel
 # Calls before a CUDA graph may capture the exchange of gradients: in the first ones, DistributedDataParallel measures
 # itself. torch's notes on CUDA graphs ask for 11.
 WARM_UP = 12
+# Gradients that are summed at a time, in MiB. A step of DiT-XL/2 takes 119.1 ms on one H200. On two it takes 129.3 ms
+# with 25, torch's default, and 127.8 ms with 200: the compiled network is cut where a bucket ends, and large sums are
+# faster.
+BUCKET_MIB = 200
 
 
 def averaging(net: nn.Module, call: Callable[..., Tensor], passes: int) -> Callable[..., Tensor]:
@@ -55,7 +59,9 @@ def _together(call: Callable[..., Tensor], inputs: Sequence[Tensor]) -> Distribu
     options: dict[str, Any] = {"forward_sync_buffers" if new else "broadcast_buffers": False}
     warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")  # of sides of length 1
     # The compiled network inside: its graph ends where a bucket does, so that the sums begin before the pass has ended.
-    together = DistributedDataParallel(cast(nn.Module, call), gradient_as_bucket_view=True, **options)
+    together = DistributedDataParallel(
+        cast(nn.Module, call), gradient_as_bucket_view=True, bucket_cap_mb=BUCKET_MIB, **options
+    )
     # After its first backward pass, it puts gradients in other buckets, in which sums are rounded differently. A pass
     # before the first step lets a continued training have the buckets of an undisturbed one.
     together(*inputs).sum().backward()
