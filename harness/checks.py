@@ -21,6 +21,14 @@ def check_positive(section: str, values: dict[str, int | float], most: float = m
             raise InputError(f"{section}.{name} must be at most {most:,}, not {value}")
 
 
+def check_numbers(name: str, values: Sequence[Any]) -> list[float]:
+    """A list of numbers. Raises InputError if one of them is something else."""
+    numbers = [float(value) for value in values if isinstance(value, int | float)]
+    if len(numbers) < len(values):
+        raise InputError(f"{name} must be a list of numbers, not {list(values)}")
+    return numbers
+
+
 def check_precision(key: str, precision: str) -> None:
     """Raise InputError, with the choices, for a precision that is not supported."""
     if precision == "float16":

@@ -8,7 +8,7 @@ import json
 import os
 import types
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, fields
 from datetime import datetime, timezone
 from functools import cache
@@ -343,12 +343,12 @@ def write_lines(path: Path, lines: Iterable[dict[str, Any]]) -> None:
     write_atomically(path, "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines).encode())
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
+def read_lines(path: Path, damaged: bool = False) -> list[dict[str, Any]]:
     """Every complete line of a file of JSON objects, empty if there is no file. A last line without a newline is an
     incomplete write and is left out.
 
-    Raises InputError, with the file and the line, for a line that is no JSON object or lacks what `LINES` names, and
-    for a file that cannot be read.
+    Raises InputError, with the file and the line, for a line that is no JSON object or lacks what `LINES` names, unless
+    lines may be `damaged` and are left out, and for a file that cannot be read.
     """
     with access("read", path):
         try:
@@ -359,15 +359,20 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     for number, text in enumerate(content.splitlines(keepends=True), start=1):
         if not text.endswith(b"\n"):
             break
-        try:
-            line = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"{path} line {number} is not JSON: {error}") from None
-        if not isinstance(line, dict):
-            raise InputError(f"{path} line {number} is not a record of lamabench: it is no JSON object")
-        needed = LINES.get(path.name, {}) | EVENTS.get(str(line.get("event")), {})
-        for name, kind in needed.items():
-            if not isinstance(line.get(name), kind):
-                raise InputError(f"{path} line {number} is no line of lamabench: its {name} is {line.get(name)!r}")
-        lines.append(line)
+        with suppress(InputError) if damaged else nullcontext():
+            lines.append(_line(path, number, text))
     return lines
+
+
+def _line(path: Path, number: int, text: bytes) -> dict[str, Any]:
+    try:
+        line = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} line {number} is not JSON: {error}") from None
+    if not isinstance(line, dict):
+        raise InputError(f"{path} line {number} is not a record of lamabench: it is no JSON object")
+    needed = LINES.get(path.name, {}) | EVENTS.get(str(line.get("event")), {})
+    for name, kind in needed.items():
+        if not isinstance(line.get(name), kind):
+            raise InputError(f"{path} line {number} is no line of lamabench: its {name} is {line.get(name)!r}")
+    return line

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..kernels import NAMES
 from ..kernels.errors import InputError, unknown
-from .checks import check_positive, check_precision, check_seed, check_steps, check_weights, check_width
+from .checks import check_numbers, check_positive, check_precision, check_seed, check_steps, check_weights, check_width
 from .device import COMPILE_OPTIONS, WHOLE_STEP
 from .diffusion.samplers import SAMPLERS, TIMESTEPS
 
@@ -127,7 +127,7 @@ class TrainConfig:
             check_positive("train", {"clip": self.clip})
         if not 0 <= self.warmup <= MOST_STEPS:
             raise InputError(f"train.warmup must be 0 or more and at most {MOST_STEPS:,} steps, not {self.warmup}")
-        self.betas = [float(beta) for beta in self.betas]
+        self.betas = check_numbers("train.betas", self.betas)
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise InputError(f"train.betas must be two numbers of at least 0 and below 1, not {self.betas}")
         if not 0 <= self.weight_decay < math.inf:
@@ -145,14 +145,14 @@ class TrainConfig:
         _check_compile("train.compile", self.compile, TRAIN_COMPILE)
         if not 0 <= self.ema_decay < 1:
             raise InputError(f"train.ema_decay must be at least 0 and below 1, not {self.ema_decay}")
-        self.ema_decays = sorted({float(decay) for decay in self.ema_decays})
+        self.ema_decays = sorted({*check_numbers("train.ema_decays", self.ema_decays)})
         for decay in self.ema_decays:
             if not 0 <= decay < 1 or decay == self.ema_decay:
                 raise InputError(
                     f"train.ema_decays must be at least 0, below 1 and other than train.ema_decay {self.ema_decay}, "
                     f"not {decay}"
                 )
-        self.ema_powers = sorted({float(width) for width in self.ema_powers})
+        self.ema_powers = sorted({*check_numbers("train.ema_powers", self.ema_powers)})
         for width in self.ema_powers:
             check_width("train.ema_powers", width)
         if self.noise not in NOISE:

@@ -128,7 +128,8 @@ class Claims:
 
     def _taken(self) -> dict[tuple[int, int], Line]:
         """The newest line of each range that is done or claimed by a living process, by (start, stop)."""
-        newest = {(line["start"], line["stop"]): line for line in read_lines(self.folder / "claims.jsonl")}
+        lines = read_lines(self.folder / "claims.jsonl", damaged=True)  # ranges of damaged lines are drawn again
+        newest = {(line["start"], line["stop"]): line for line in lines}
         taken, lives = {}, {self.process: True}
         for (start, stop), line in newest.items():
             by = line["by"]

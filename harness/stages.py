@@ -36,6 +36,7 @@ from .shards import serves
 from .training.checkpoint import moments
 
 STAGES = ("cost", "train", "sample", "evaluate", "bench")  # in the order in which they run
+ERRORS = "error.log"  # the traceback of a stage that failed, until the task is done
 FINISH_S = 60.0  # how long a process that drew waits for another one that records the set
 KINDS = {"cost": "model", "bench": "model", "train": "training", "sample": "samples", "evaluate": "samples"}
 
@@ -272,8 +273,9 @@ def execute(task: Task, progress: Progress) -> None:
                 for line in _failure(task, config, stage, error):
                     write(folder, {"provenance": origin, **line})
                 if not isinstance(error, InputError) and state_of(error) != "diverged":
-                    (folder / "error.log").write_text(traceback.format_exc(), encoding="utf-8")
+                    (folder / ERRORS).write_text(traceback.format_exc(), encoding="utf-8")
                 raise
+        (folder / ERRORS).unlink(missing_ok=True)
 
 
 def write(folder: Path, line: dict[str, Any]) -> dict[str, Any]:
@@ -294,7 +296,9 @@ def state_of(error: Exception) -> str:
 def one_line(error: Exception) -> str:
     """An error as the text of a record."""
     text = " ".join(str(error).split())
-    plain = isinstance(error, InputError) or state_of(error) == "diverged"
+    if isinstance(error, OSError) and error.strerror:
+        text = error.strerror + (f": {error.filename}" if error.filename else "")
+    plain = isinstance(error, InputError | OSError) or state_of(error) == "diverged"
     return (text if plain else f"{type(error).__name__}: {text}")[:500]
 
 

@@ -174,6 +174,21 @@ def test_what_a_killed_process_leaves(tmp_path):
     assert [path.name for path in tmp_path.glob("shards/k/*.lock")] == [".lock"]
 
 
+def test_a_damaged_line_of_claims_costs_its_range_only(tmp_path):
+    image = np.arange(4, dtype=np.uint8).reshape(4, 1, 1, 1)
+    with joined(tmp_path / "shards" / "k", 8) as claims:
+        other = killed(claims)
+        for indices in (range(4), range(4, 8)):
+            assert other.take(4) == indices
+            other.write(indices, image + indices.start, time.time())
+        path = tmp_path / "shards" / "k" / "claims.jsonl"
+        *lines, last = path.read_bytes().splitlines(keepends=True)
+        path.write_bytes(b"".join(lines) + last.replace(b'"by"', b'"bx"') + b"\x00\xff garbage\n[]\n")
+        assert claims.complete(), "the file of the range is there"
+        claims._file(4, 8).unlink()
+        assert not claims.complete() and claims.take(4) == range(4, 8)
+
+
 def test_one_set_has_one_kind_of_image(tmp_path):
     with (
         joined(tmp_path / "shards" / "cpu", 10),

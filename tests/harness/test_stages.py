@@ -236,14 +236,22 @@ def test_a_failed_stage_is_recorded_and_repeated(config, monkeypatch):
     def crash(*_):
         raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
 
+    def full(*_):
+        raise OSError(28, "No space left on device", "/scratch")
+
     with monkeypatch.context() as patch, pytest.raises(torch.cuda.OutOfMemoryError):
         patch.setattr("lamabench.harness.training.loop.train", crash)
         execute(task, Progress())
     (row,) = read_records(task.path / "record.jsonl")
     assert row.state == "oom" and row.error is not None and "Tried to allocate 2 GiB; it passed 4 images" in row.error
     assert missing(task) == ["train"] and (task.path / "error.log").is_file()
+    with monkeypatch.context() as patch, pytest.raises(OSError):
+        patch.setattr("lamabench.harness.training.loop.train", full)
+        execute(task, Progress())
+    assert read_records(task.path / "record.jsonl")[-1].error == "No space left on device: /scratch"
     execute(task, Progress())
-    assert [row.state for row in read_records(task.path / "record.jsonl")] == ["oom", "done"]
+    assert [row.state for row in read_records(task.path / "record.jsonl")] == ["oom", "failed", "done"]
+    assert not (task.path / "error.log").exists()
 
 
 def test_a_folder_that_another_process_works_in_stays_as_it_is(config):

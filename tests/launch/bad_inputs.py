@@ -38,6 +38,8 @@ TRAIN = [
     Bad(train("train.ema_decays=[1]"), "train.ema_decays must be at least 0, below 1 and other than .* 0.9999, not 1"),
     Bad(train("train.ema_decays=0.9999"), "train.ema_decays must be .* other than train.ema_decay 0.9999"),
     Bad(train("train.ema_decays=[nan]"), "train.ema_decays must be"),
+    Bad(train("train.ema_decays=[{a: 1}]"), "train.ema_decays must be a list of numbers"),
+    Bad(train("train.ema_powers=[[0.05]]"), r"train.ema_powers must be a list of numbers, not \[\[0.05\]\]"),
     Bad(
         train("train.ema_powers=[0.3]"), "train.ema_powers: a relative width must be above 0 and at most 0.288, not 0.3"
     ),
