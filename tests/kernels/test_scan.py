@@ -27,6 +27,8 @@ BY_HAND = {
     ],
     "bidirectional": [list(range(12)), list(range(11, -1, -1))],
     "unidirectional": [list(range(12))],
+    "bidirectional_4": [list(range(12))] * 2 + [list(range(11, -1, -1))] * 2,
+    "unidirectional_4": [list(range(12))] * 4,
 }
 
 
