@@ -22,6 +22,7 @@ DEBUG: dict[str, Any] = {
     "train.batch_size": 2,
     "train.precision": "float32",
     "train.compile": "eager",
+    "train.snapshots": [],
     "sample.count": 12,
     "sample.method": "ddim",
     "sample.steps": 2,
@@ -77,6 +78,8 @@ class Study:
     """The contents of a YAML file.
 
     question, claim   the question, and what the paper or we claim about it
+    answer            what would count as an answer: which difference, over how many seeds
+    budget            what the study takes: trainings, images, FLOPs, hours
     extends           another file whose settings apply unless this file sets them: a name (looked up in the folder of
                       this file, then among our studies) or a path relative to that folder
     base              the settings of every run, {key: value}
@@ -93,6 +96,8 @@ class Study:
     name: str
     question: str
     claim: str = ""
+    answer: str = ""
+    budget: str = ""
     base: dict[str, Any] = field(default_factory=dict)
     axes: dict[str, list[Any]] = field(default_factory=dict)
     variants: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -181,8 +186,8 @@ def load(name: str) -> Study:
     return Study(name=path.stem, file=f"lamabench:{path.stem}" if builtin else str(path.resolve()), **data)
 
 
-_TYPES = {"question": str, "claim": str, "extends": str, "base": dict, "axes": dict, "variants": dict, "seeds": list}
-_TYPES |= {"stages": list, "debug": dict, "plugins": list}
+_TYPES = {"question": str, "claim": str, "answer": str, "budget": str, "extends": str, "base": dict, "axes": dict}
+_TYPES |= {"variants": dict, "seeds": list, "stages": list, "debug": dict, "plugins": list}
 _MERGED = ("base", "debug")
 
 

@@ -104,6 +104,8 @@ def parser() -> argparse.ArgumentParser:
         "MODEL|key=value",
         "models, and fields of their configuration, such as input_size=64 or window_size=4",
     )
+    help_text = "add what fvcore counts, as papers do, and what it skips; it runs the network, for up to a minute"
+    cost.add_argument("--fvcore", action="store_true", help=help_text)
     check = add(
         "check",
         "check a model of your own as the tests check every registered model",

@@ -18,6 +18,7 @@ RECORDS = Path(__file__).parent.parent / "reports" / "records"
 Line = dict[str, Any]
 Hours = dict[str, float] | str
 BUSY = ", busy host"
+PLAIN = ", without dropout"
 
 
 def committed_speeds(folder: Path = RECORDS, mode: str = "train") -> list[Line]:
@@ -65,16 +66,20 @@ def gpu_hours(config: Config, rows: Sequence[Line], name: str) -> Hours:
     The speed is that of the fastest measured batch of the same model, at the same size, precision, checkpointing and
     compile mode (any, for `auto`). Batches larger than what a step passes at a time (`run.micro_batch`) count only if
     no other was measured. Channels and classes may differ, because they change only the first and the last layer.
-    Sampling is not included. A GPU whose name ends in ", busy host" was measured while other processes kept the host
-    busy, so that the training may take fewer hours; it is used only if there is no undisturbed measurement.
+    Without a measurement of the model's dropout, one of another dropout counts, and the name of the GPU ends in
+    `PLAIN`. A GPU whose name ends in ", busy host" was measured while other processes kept the host busy, so that the
+    training may take fewer hours; it is used only if there is no undisturbed measurement. Sampling is not included.
     """
     settings = config.train
-    same = [row for row in rows if _same(row, config)]
+    every = [row for row in rows if _same(row, config)]
+    exact = [row for row in every if _dropout(row["model"]) == _dropout(config.model)]
+    same, about = (exact, "") if exact or not every else (every, PLAIN)
     images_per_s = fastest([row for row in same if row["batch_size"] <= micro_batch(config)] or same)
     if not images_per_s:
         how = f"{settings.precision}, {settings.compile}" + (", checkpointed" if settings.checkpointing else "")
         return f"unknown (no bench record of {name} at side {config.model.input_size}, {how})"
-    return {device: settings.steps * settings.batch_size / speed / 3600 for device, speed in images_per_s.items()}
+    images = settings.steps * settings.batch_size
+    return {device + about: images / speed / 3600 for device, speed in images_per_s.items()}
 
 
 def fastest(rows: Sequence[Line]) -> dict[str, float]:
@@ -91,9 +96,15 @@ def fastest(rows: Sequence[Line]) -> dict[str, float]:
 
 
 def same_model(one: Any, other: Any) -> bool:
-    """Whether two configurations differ at most in side, channels and classes: in the first and last layer."""
-    shape = {name: getattr(other, name) for name in ("input_size", "in_channels", "num_classes")}
+    """Whether two configurations differ at most in side, channels and classes, which change the first and last layer,
+    and in dropout, which does nothing in a forward pass."""
+    names = ("input_size", "in_channels", "num_classes", *(["dropout"] if hasattr(one, "dropout") else []))
+    shape = {name: getattr(other, name, None) for name in names}
     return type(one) is type(other) and replace(one, **shape) == other
+
+
+def _dropout(model: Any) -> float:
+    return getattr(model, "dropout", 0.0)
 
 
 def _same(row: Line, config: Config) -> bool:
@@ -125,6 +136,8 @@ def total(hours: Sequence[Hours], lack: str = "no bench record") -> str:
     ]
     if missing := len(hours) - len(estimates):
         sums.append(f"unknown for {number(missing, 'run')} ({lack})")
-    if any(device.endswith(BUSY) for device in devices):
+    if any(device.endswith(PLAIN) for device in devices):
+        sums.append("without dropout: measured without it, so it may take a little longer")
+    if any(BUSY in device for device in devices):
         sums.append("busy host: measured while other processes kept it busy, so it may take fewer hours")
     return "; ".join(sums) or "none"

@@ -23,7 +23,7 @@ def show_plan(sweep: Sweep) -> int:
     pieces, known = plan.pieces(runs), notes.contents(runs)
     asked = requests.requests_of(pieces, sweep.cluster, args.parallel) if queue else {}
     requests.check_requests(pieces, asked)
-    print_question(sweep)
+    print_question(sweep, whole=True)
     models = {task.path for run in runs for task in run.tasks if task.kind == "model"}
     own = [read_run(folder) for folder in models if (folder / "config.json").is_file()]
     hours, shared = gpu_hours.of_runs(runs, gpu_hours.committed_speeds() + gpu_hours.speeds(own))

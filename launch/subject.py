@@ -42,7 +42,10 @@ class Sweep:
         return self.root / self.study.name / ".sweep"
 
 
-def print_question(sweep: Sweep) -> None:
+def print_question(sweep: Sweep, whole: bool = False) -> None:
+    """Print the question and the claim, and with `whole` also what would be an answer, and what the study takes."""
     study = sweep.study
+    lines = {"Claim": study.claim} | ({"Answer": study.answer, "Budget": study.budget} if whole else {})
     if not sweep.args.json:
-        print(f"{study.name}: {study.question}" + (f"\nClaim: {study.claim}" if study.claim else "") + "\n")
+        text = "".join(f"\n{word}: {line}" for word, line in lines.items() if line)
+        print(f"{study.name}: {study.question}{text}\n")

@@ -378,21 +378,16 @@ def _preset(name: str, title: str, dim: int, heads: int, d_state: int, source: s
 
 
 _NANO = {
-    "input_size": 16,
-    "in_channels": 1,
-    "num_classes": 10,
-    "depths": [1, 1, 1],
-    "bottleneck_depth": 1,
-    "window_size": 4,
-    "patch_size": 2,
-    "ssm_ratio": 1,
-}
+    "input_size": 16, "in_channels": 1, "num_classes": 10, "depths": [1, 1, 1], "bottleneck_depth": 1,
+    "window_size": 4, "patch_size": 2, "ssm_ratio": 1,
+}  # fmt: skip
 PRESETS = [
     #        name                 title                        dim  heads  N   source
-    _preset("lamamba_s",          "LaMamba-Diff-S",             64,     4, 16, "ours, near DiT-S"),
+    _preset("lamamba_s",          "LaMamba-Diff-S",             64,     4, 16, "ours, 15 % smaller than DiT-S/2"),
+    _preset("lamamba_s68",        "LaMamba-Diff-S (dim 68)",    68,     4, 16, "ours, 4 % smaller than DiT-S/2"),
     _preset("lamamba_b",          "LaMamba-Diff-B",            144,     9, 16, "ours, near DiT-B"),
     _preset("lamamba_l",          "LaMamba-Diff-L",            272,    17, 16, "ours, near DiT-L"),
-    _preset("lamamba_xl",         "LaMamba-Diff-XL",           320,    16, 16, "arXiv 2408.02615, table 1"),
+    _preset("lamamba_xl",         "LaMamba-Diff-XL",           320,    16, 16, "arXiv 2408.02615; d_state inferred"),
     _preset("lamamba_xl_release", "LaMamba-Diff-XL (release)", 320,    16,  1, "the released configuration file"),
     _preset("lamamba_nano",       "LaMamba-Diff-nano",          28,     4,  1, "ours, for the demo", **_NANO),
 ]  # fmt: skip

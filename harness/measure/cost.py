@@ -17,6 +17,7 @@ If all operators are known, both counts must be equal.
 The attribute `part`, one of `PARTS`, assigns a module and the modules in it to a part.
 """
 
+import warnings
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -70,6 +71,26 @@ class Cost:
         return asdict(self)
 
 
+@dataclass
+class FvcoreCount:
+    """What fvcore counts of one forward pass of one image, and how often it met operators that it skips.
+
+    `total` is what papers print: multiply-adds of the products that fvcore knows, and operations of norms and
+    resampling.
+    """
+
+    total: int
+    skipped: dict[str, int] = field(default_factory=dict)
+
+    def skipped_work(self) -> dict[str, int]:
+        """The skipped operators of `skipped` that do more than element-wise work, without their namespaces."""
+        names = {name: name.partition("::")[2] for name in self.skipped}
+        return {short: self.skipped[name] for name, short in names.items() if short not in SILENT_OPERATORS | COMPOSITE}
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
 # Operators without products, or with element-wise products only.
 SILENT_OPERATORS = frozenset(
     """
@@ -79,6 +100,7 @@ SILENT_OPERATORS = frozenset(
     unsqueeze upsample_nearest2d view zeros
     """.split()
 )
+COMPOSITE = frozenset({"chunk", "flatten", "pad", "unflatten"})  # of such operators, in a trace by torch.jit
 
 
 def cost(config: Any) -> Cost:
@@ -117,6 +139,25 @@ def cost(config: Any) -> Cost:
         paper_gflops=paper / 1e9,
         parts=parts,
     )
+
+
+def fvcore_count(config: Any) -> FvcoreCount:
+    """What fvcore counts of a backbone. It runs the network on the CPU: the largest models take a minute.
+
+    Raises InputError if fvcore cannot be imported.
+    """
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that torch.jit, by which fvcore traces, is deprecated
+        try:
+            from fvcore.nn import FlopCountAnalysis
+        except ImportError as error:
+            raise InputError(f"fvcore cannot be imported ({first_line(error)}): pip install fvcore") from None
+        net = build(config).eval()
+        label = torch.zeros(1, dtype=torch.int64)
+        inputs = (torch.zeros(1, config.in_channels, config.input_size, config.input_size), label, label)
+        analysis = FlopCountAnalysis(net, inputs)
+        analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
+        return FvcoreCount(int(analysis.total()), dict(sorted(analysis.unsupported_ops().items())))
 
 
 class Count(TorchDispatchMode):

@@ -7,8 +7,10 @@ from torch import Tensor
 
 from ..errors import unknown
 
-# Paths of each kind of scan.
-DIRECTIONS = {"continuous": 4, "cross": 4, "bidirectional": 2, "unidirectional": 1}
+# Paths of each kind of scan, with a set of parameters for each.
+DIRECTIONS = {
+    "continuous": 4, "cross": 4, "bidirectional": 2, "unidirectional": 1, "bidirectional_4": 4, "unidirectional_4": 4,
+}  # fmt: skip
 
 
 class ScanPaths(NamedTuple):
@@ -27,6 +29,9 @@ def scan_paths(kind: str, height: int, width: int) -> ScanPaths:
     bidirectional   rows and rows reversed (Vision Mamba)
     unidirectional  rows
 
+    bidirectional_4 and unidirectional_4 read each path of these with two and four sets of parameters, so that
+    parameters and cost are those of four paths (VMamba's released variants do so).
+
     Raises InputError for any other kind.
     """
     if kind not in DIRECTIONS:
@@ -38,7 +43,13 @@ def scan_paths(kind: str, height: int, width: int) -> ScanPaths:
     else:
         forward, down = rows.flatten(), rows.T.flatten()
         paths = [forward, down, forward.flip(0), down.flip(0)]
-        paths = {"cross": paths, "bidirectional": [paths[0], paths[2]], "unidirectional": paths[:1]}[kind]
+        paths = {
+            "cross": paths,
+            "bidirectional": [forward, paths[2]],
+            "unidirectional": [forward],
+            "bidirectional_4": [forward, forward, paths[2], paths[2]],
+            "unidirectional_4": [forward] * 4,
+        }[kind]
     order = torch.stack(paths)
     return ScanPaths(order, order.argsort(dim=1))
 

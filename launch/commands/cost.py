@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from ...harness.measure.cost import PARTS, cost
+from ...harness.measure.cost import PARTS, cost, fvcore_count
 from ...kernels.errors import InputError
 from ...models.registry import presets
 from ..compose import model_config
@@ -31,8 +31,16 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(f"cost needs a model; choices: {', '.join(presets())}")
     configs = [(name, model_config(name, overrides)) for name in names]
     rows = [cost_row(name, presets()[name].title, config) for name, config in configs]
+    if args.fvcore:
+        for row, (_, config) in zip(rows, configs, strict=True):
+            count = fvcore_count(config)
+            listed = ", ".join(f"{times} {name}" for name, times in count.skipped_work().items())
+            row |= {"fvcore": count.as_dict(), "fvcore_g": count.total / 1e9, "fvcore_skips": listed or "nothing"}
     headings = {"model": "Model", "input_size": "Input", "params_m": "Params (M)", "macs_g": "MACs (G)"}
-    show(rows, headings | {"flops_g": "FLOPs (G)", "paper_gflops": "Paper's Gflops"}, args.json)
+    headings |= {"flops_g": "FLOPs (G)", "paper_gflops": "Paper's Gflops"}
+    if args.fvcore:
+        headings |= {"fvcore_g": "fvcore (G)", "fvcore_skips": "fvcore skips"}
+    show(rows, headings, args.json)
     if not args.json:
         print("\nMACs (G) by part; of the scan FLOPs (G), because it multiplies no matrices")
         parts = [

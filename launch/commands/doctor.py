@@ -1,4 +1,4 @@
-"""`lamabench doctor`: which packages are installed, which backends run here, and why the others do not."""
+"""`lamabench doctor`: which packages and weights are here, which backends run, and why the others do not."""
 
 import argparse
 import json
@@ -8,6 +8,7 @@ from importlib import metadata
 import torch
 
 from ...harness.device import device_name, pick_device
+from ...harness.measure.timing import first_line
 from ...kernels import OPERATORS
 
 PACKAGES = (
@@ -24,8 +25,19 @@ def version(package: str) -> str | None:
         return None
 
 
+def weights() -> list[dict[str, str]] | str:
+    """The networks that score images and whose weights are missing: name, path looked at, and the command that fetches
+    them; or why that is unknown."""
+    try:  # imported late, because it takes seconds
+        from ...harness.scoring.networks import missing_weights  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        return f"unknown ({first_line(error)})"
+    return [{"name": name, "path": str(path), "command": command} for name, path, command in missing_weights()]
+
+
 def run(args: argparse.Namespace) -> int:
-    """Print versions, the device, and the backends of every operator, with the reasons why a backend cannot run."""
+    """Print versions, the device, missing weights, and the backends of every operator, with the reasons why a backend
+    cannot run."""
     device = pick_device("auto")
     facts = {
         "python": platform.python_version(),
@@ -34,6 +46,7 @@ def run(args: argparse.Namespace) -> int:
         "cuda": torch.version.cuda,
         "threads": torch.get_num_threads(),
         "packages": {package: version(package) for package in PACKAGES},
+        "missing_weights": weights(),
         "backends": {
             name: {backend.name: backend.reasons(device) for backend in operator.backends.values()}
             for name, operator in OPERATORS.items()
@@ -49,6 +62,16 @@ def run(args: argparse.Namespace) -> int:
     print("\nPackages")
     for package, installed in facts["packages"].items():
         print(f"  {package:34s} {installed or 'not installed'}")
+    print("\nWeights of the networks that score images")
+    missing = facts["missing_weights"]
+    if isinstance(missing, str):
+        print(f"  {missing}")
+    for one in missing if isinstance(missing, list) else []:
+        print(f"  {one['name']:34s} missing: {one['path']}")
+        print(f"{'':37s}fetch it where there is internet: {one['command']}")
+        print(f"{'':37s}then put it there, or give evaluate.features_path=FILE")
+    if not missing:
+        print("  none is missing")
     print(f"\nBackends on {device} (`auto` takes the first usable one)")
     for name, backends in facts["backends"].items():
         for backend, reasons in backends.items():

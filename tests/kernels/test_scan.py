@@ -27,6 +27,8 @@ BY_HAND = {
     ],
     "bidirectional": [list(range(12)), list(range(11, -1, -1))],
     "unidirectional": [list(range(12))],
+    "bidirectional_4": [list(range(12))] * 2 + [list(range(11, -1, -1))] * 2,
+    "unidirectional_4": [list(range(12))] * 4,
 }
 
 
@@ -100,6 +102,7 @@ SIZES = [
     (3, (3, 11), 5, 16, 3, "bidirectional"),
     (2, (8, 8), 16, 2, 4, "continuous"),
     (1, (17, 1), 4, 64, 1, "unidirectional"),
+    (2, (3, 5), 4, 2, 2, "bidirectional_4"),
 ]
 
 
@@ -112,6 +115,16 @@ def test_vectorised_scan_matches_the_reference(size, dtype, bound):
         for a, b in zip(exact, inputs, strict=True):
             a.copy_(b)
     compare(run(inputs, paths, "torch"), run(exact, paths, "reference"), bound)
+
+
+@pytest.mark.parametrize("backend", ["reference", "torch"])
+@pytest.mark.parametrize(("kind", "times"), [("unidirectional", 4), ("bidirectional", 2)])
+def test_a_path_that_several_equal_sets_read_counts_as_often(kind, times, backend):
+    (x, *tokens), paths = make_inputs(2, (3, 4), 5, 3, 2, kind, torch.float64)
+    axes = (2, 2, 2, 0, 0, 0, 0)
+    several = [value.repeat_interleave(times, axis) for value, axis in zip(tokens, axes, strict=True)]
+    y = op.selective_scan(x, *several, scan_paths(f"{kind}_4", 3, 4), backend)
+    torch.testing.assert_close(y, times * op.selective_scan(x, *tokens, paths, "reference"))
 
 
 def test_reference_against_a_closed_form():

@@ -31,6 +31,7 @@ SMALL = [
     (2, (3, 6), 3, 1, 2, "bidirectional"),
     (1, (1, 5), 17, 3, 5, "unidirectional"),
     (1, (3, 3), 2, 2, 1, "cross"),
+    (1, (2, 3), 4, 2, 1, "unidirectional_4"),
 ]
 
 

@@ -58,6 +58,8 @@ def test_hours_come_only_from_records(tmp_path):
     assert cost(plain, rows) == {"GPU A": pytest.approx(0.5), "GPU B": pytest.approx(2.0)}
     assert cost(deeper, rows) == {"GPU A": pytest.approx(0.25)}
     assert cost({**plain, "run.micro_batch": 50}, rows) == {"GPU A": pytest.approx(1.0), "GPU B": pytest.approx(2.0)}
+    without = {"GPU A, without dropout": pytest.approx(0.5), "GPU B, without dropout": pytest.approx(2.0)}
+    assert cost({**plain, "model.dropout": 0.1}, rows) == without
     assert cost({**deeper, "run.micro_batch": 4}, rows) == {"GPU A": pytest.approx(0.25)}  # measured only at 8
     assert cost(deeper | {"model.depth": 15}, rows) == (
         "unknown (no bench record of dit_s_2 (model.depth=15) at side 32, bfloat16, eager)"
@@ -65,6 +67,9 @@ def test_hours_come_only_from_records(tmp_path):
     hours = [cost(plain, rows), cost(deeper, rows), cost({"model": "unet_s"}, rows), {}]
     assert gpu_hours.cell(hours[0]) == "0.5 (GPU A), 2 (GPU B)" and gpu_hours.cell({}) == "none: no training"
     assert gpu_hours.total(hours) == "0.75 on GPU A (2 runs); 2 on GPU B (1 run); unknown for 1 run (no bench record)"
+    rows = write_records(tmp_path / "dropout", {}, {"images_per_s": 50.0, "overrides": {"dropout": 0.1}})
+    assert cost({**plain, "model.dropout": 0.1}, rows) == {"GPU A": pytest.approx(2.0)}
+    assert cost(plain, rows) == {"GPU A": pytest.approx(1.0)}
     # A disturbed measurement is marked, and an undisturbed one takes precedence.
     rows = write_records(
         tmp_path / "busy", {"disturbed": "x"}, {"images_per_s": 50.0, "provenance": {"device": "GPU B"}}
@@ -83,10 +88,10 @@ def test_hours_come_only_from_records(tmp_path):
 
 
 def test_hours_of_one_training_are_counted_once():
-    runs = plan(load("guidance"))
+    runs = plan(replace(load("guidance"), seeds=[0]))
     hours, shared = gpu_hours.of_runs(runs, [])
     assert [isinstance(cost, str) for cost in hours] == [True] + [False] * (len(runs) - 1)
-    assert shared == [""] + ["none"] * (len(runs) - 1) and gpu_hours.cell({}, shared[1]) == "with none"
+    assert shared == [""] + ["1.0"] * (len(runs) - 1) and gpu_hours.cell({}, shared[1]) == "with 1.0"
 
 
 def test_hours_count_to_the_furthest_step_of_all_runs(tmp_path):

@@ -98,6 +98,8 @@ ABLATIONS = {
     "cross": {"scan": "cross"},
     "bidirectional": {"scan": "bidirectional"},
     "unidirectional": {"scan": "unidirectional"},
+    "bidirectional with four sets": {"scan": "bidirectional_4"},
+    "unidirectional with four sets": {"scan": "unidirectional_4"},
     "d_state 5": {"d_state": 5},
     "concat": {"skip": "concat"},
     "no skip": {"skip": "none"},

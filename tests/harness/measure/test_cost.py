@@ -1,5 +1,7 @@
 """The cost count against the papers, counts of the released code, fvcore and sums by hand."""
 
+import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +19,7 @@ from torch import nn
 
 PUBLISHED = yaml.safe_load((Path(__file__).parents[2] / "golden" / "published.yaml").read_text())
 NAMES = {p.title: name for name, p in presets().items()} | {
-    "LaMamba-Diff-XL d_state 16 (the paper's)": "lamamba_xl",
+    "LaMamba-Diff-XL d_state 16 (inferred)": "lamamba_xl",
     "LaMamba-Diff-XL d_state 1 (released file)": "lamamba_xl_release",
 }
 
@@ -53,7 +55,9 @@ def test_the_saving_that_the_lamamba_paper_claims(row):
     assert saving == pytest.approx(row["macs_vs_dit_xl2_percent"], abs=0.2)
 
 
-@pytest.mark.parametrize(("name", "params_m"), [("lamamba_s", 28.16), ("lamamba_b", 136.34), ("lamamba_l", 478.1)])
+@pytest.mark.parametrize(
+    ("name", "params_m"), [("lamamba_s", 28.16), ("lamamba_s68", 31.65), ("lamamba_b", 136.34), ("lamamba_l", 478.1)]
+)
 def test_presets_that_no_paper_has(name, params_m):
     assert cost(preset(name).config).params / 1e6 == pytest.approx(params_m, abs=0.05)
 
@@ -136,6 +140,38 @@ def test_fvcore_counts_the_same_products():
     counted.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
     by_operator = counted.by_operator()
     assert by_operator["linear"] + by_operator["conv"] == cost(config).macs
+
+
+@pytest.mark.parametrize(
+    ("name", "skips"),
+    [
+        ("dit_nano", {"scaled_dot_product_attention": 4}),
+        ("lamamba_nano", {"scaled_dot_product_attention": 10, "selective_scan": 10}),
+    ],
+)
+def test_the_column_of_fvcore_is_what_it_counts(name, skips, capsys):
+    assert main(["cost", name, "--fvcore", "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    config = preset(name).config
+    label = torch.zeros(1, dtype=torch.int64)
+    direct = FlopCountAnalysis(build(config).eval(), (torch.randn(1, 1, 16, 16), label, label))
+    direct.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
+    assert row["fvcore"] == {"total": direct.total(), "skipped": dict(direct.unsupported_ops())}
+    assert row["fvcore_g"] == direct.total() / 1e9
+    assert row["fvcore_skips"] == ", ".join(f"{times} {skipped}" for skipped, times in skips.items())
+    by_operator = direct.by_operator()
+    assert by_operator["linear"] + by_operator["conv"] < row["macs"]  # it has no attention
+    assert main(["cost", name, "--fvcore"]) == 0
+    table = capsys.readouterr().out
+    assert "fvcore (G)" in table and row["fvcore_skips"] in table
+
+
+def test_without_fvcore_cost_is_as_before(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "fvcore.nn", None)
+    assert main(["cost", "dit_nano"]) == 0 and "fvcore" not in capsys.readouterr().out
+    assert main(["cost", "dit_nano", "--fvcore"]) == 2
+    out, err = capsys.readouterr()
+    assert not out and err.count("\n") == 1 and "fvcore cannot be imported" in err and "pip install fvcore" in err
 
 
 class Inside(nn.Module):

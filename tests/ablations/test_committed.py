@@ -1,0 +1,103 @@
+"""The committed studies: what would answer them, what they take, and arms that are of like size."""
+
+import re
+from functools import cache
+
+import pytest
+from lamabench.ablations.study import load, names
+from lamabench.harness.keys import config_from_dict, model_key
+from lamabench.harness.measure.cost import Cost, cost
+from lamabench.launch import gpu_hours
+from lamabench.launch.cli import main
+from lamabench.launch.plan import pieces, plan
+from lamabench.launch.sampling_hours import passes
+
+QUALITY = [name for name in names() if name not in ("crossover", "demo")]
+LIKE = {"size": ("params", "macs"), "macs": ("macs",), "parameters": ("params",), "flops": ("flops",)}
+COSTS: dict[str, Cost] = {}
+
+
+def cost_of(model) -> Cost:
+    key = model_key(model)
+    if key not in COSTS:
+        COSTS[key] = cost(model)
+    return COSTS[key]
+
+
+@cache
+def planned(name):
+    return plan(load(name))
+
+
+def budget(name):
+    """Trainings, images and FLOPs (three forward passes an image; one for each step of sampling, two with guidance),
+    and the GPU-hours for which there are committed records."""
+    runs = planned(name)
+    images, training, sampling, sets = set(), 0.0, 0.0, 0
+    for piece in pieces(runs):
+        config = config_from_dict(piece.task.config)
+        if piece.task.kind == "training":
+            images.add(config.train.steps * config.train.batch_size)
+            training += 3 * cost_of(config.model).flops * config.train.steps * config.train.batch_size
+        elif piece.task.kind == "samples":
+            sets += 1
+            each = config.sample.count * passes(config.sample.steps, config.sample.guidance)
+            sampling += cost_of(config.model).flops * each
+    (seen,) = images
+    trainings = sum(piece.task.kind == "training" for piece in pieces(runs))
+    hours = [one for one in gpu_hours.of_runs(runs, gpu_hours.committed_speeds())[0] if one]
+    known = [max(one.values()) for one in hours if isinstance(one, dict)]
+    text = f"{trainings} trainings of {seen / 1e6:g} M images, {training:.2g} FLOPs; {sets} sets of samples, "
+    text += f"{sampling:.2g} FLOPs; {sum(known):.0f} hours of training on an H100"
+    return text + (f" for {len(known)} trainings, the others unmeasured" if len(known) < trainings else "")
+
+
+@pytest.mark.parametrize("name", names())
+def test_a_study_says_what_would_be_an_answer(name):
+    study = load(name)
+    assert study.answer and study.answer.endswith(".")
+
+
+@pytest.mark.parametrize("name", QUALITY)
+def test_a_study_of_quality_states_seeds_and_budget(name):
+    study = load(name)
+    assert len(study.seeds) >= 3
+    words = {3: "three seeds", 5: "five seeds"}
+    assert words[len(study.seeds)] in study.answer
+    assert study.budget == budget(name)
+
+
+@pytest.mark.parametrize("name", QUALITY)
+def test_a_study_of_quality_does_not_measure_memorising(name):
+    for run in planned(name):
+        assert run.config.model.dropout > 0 and run.config.train.snapshots
+        assert run.config.train.steps * run.config.train.batch_size <= 600 * 50_000  # epochs of CIFAR-10
+        assert run.config.sample.guidance_channels is None
+
+
+@pytest.mark.parametrize(("name", "base"), [("block_mix", "ssm+window"), ("unet", "add")])
+def test_arms_of_like_size_are_of_like_size(name, base):
+    models = {run.variant: run.config.model for run in planned(name)}
+    arms = {variant: end[1] for variant in models if (end := re.search(r"-of-like-(\w+)$", variant))}
+    reference, sets = cost_of(models[base]), {}
+    for variant, like in arms.items():
+        sets.setdefault(variant.removesuffix(f"-of-like-{like}"), set()).update(LIKE[like])
+        for quantity in LIKE[like]:
+            assert getattr(cost_of(models[variant]), quantity) == pytest.approx(
+                getattr(reference, quantity), rel=0.03
+            ), (variant, quantity)
+    assert all({"params", "macs"} <= quantities for quantities in sets.values())
+    assert sets.keys() >= {"block_mix": {"ssm", "window", "global", "conv", "mlp"}, "unet": {"stack"}}[name]
+
+
+def test_the_scans_differ_in_paths_alone():
+    models = {run.variant: run.config.model for run in planned("scan")}
+    four = [cost_of(models[scan]) for scan in ("continuous", "cross", "bidirectional_4", "unidirectional_4")]
+    assert all(one == four[0] for one in four)
+    assert cost_of(models["unidirectional"]).params < cost_of(models["bidirectional"]).params < four[0].params
+
+
+def test_plan_prints_answer_and_budget(capsys, tmp_path):
+    assert main(["sweep", "plan", "guidance", f"run.root={tmp_path}"]) == 0
+    study, out = load("guidance"), capsys.readouterr().out
+    assert f"\nAnswer: {study.answer}\nBudget: {study.budget}\n" in out
