@@ -142,6 +142,11 @@ def model_folder(root: Path, model: Any) -> Path:
     return root / "models" / f"{registry.family_of(model).name}-{model_key(model)}"
 
 
+def foreign_folder(root: Path, name: str, samples: str) -> Path:
+    """ROOT/foreign/NAME-KEY, of other people's samples with the SHA-256 `samples`."""
+    return root / "foreign" / f"{name}-{digest('foreign', samples)}"
+
+
 def training_folder(root: Path, config: Config) -> Path:
     """ROOT/trainings/FAMILY-DATA-KEY."""
     data = plain_name(config.data.name or config.data.kind)

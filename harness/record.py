@@ -162,8 +162,11 @@ class ScoreRow(_OfWeights):
     reference_count: int | None = about("reference images")
     data_fingerprint: str | None = about("SHA-256 of the data that the reference is of, 16 digits")
     features: str | None = about("the network of the features")
-    protocol: str | None = about("8 hex digits, equal if and only if two scores are comparable")
-    samples: str | None = about("key of the samples, or SHA-256 of a foreign file")
+    protocol: str | None = about("8 hex digits, equal if and only if `evaluation` is: how the samples were scored")
+    samples: str | None = about("key of the samples; of foreign ones, SHA-256 of the .npz, or 16 digits of a folder's")
+    evaluation: dict[str, Any] | None = about("network, its weights, layer, metric, counts and reference")
+    generation: dict[str, Any] | None = about("how the samples were drawn (scoring/protocol.py); null: not on record")
+    generation_protocol: str | None = about("8 hex digits, equal if and only if `generation` is")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -138,12 +138,18 @@ def parser() -> argparse.ArgumentParser:
     sample.add_argument("--to", type=_path, metavar="FILE.npz|FOLDER", help=f"{help_text} of PNG files")
     evaluate = add(
         "evaluate",
-        "score the samples of a run, or an .npz of images, against the data",
-        "lamabench evaluate runs/train/NAME-ID",
-        "RUN|FILE.npz|key=value",
-        f"a run folder, or an .npz with `images` or `arr_0` uint8 [N, H, W, C], and {settings}; of a run, those of the "
-        "sections sample, evaluate, run",
+        "score the samples of a run, an .npz or a folder of images against the data",
+        "lamabench evaluate runs/train/NAME-ID\n"
+        "  lamabench evaluate edm.npz --as edm --study demo --generation 'sampler=heun,steps=18' data=digits",
+        "RUN|FILE.npz|FOLDER|key=value",
+        f"a run folder, an .npz with `images` or `arr_0` uint8 [N, H, W, C], or with --as a folder of images, and "
+        f"{settings}; of a run, those of the sections sample, evaluate, run",
     )
+    help_text = "record the scores of other people's samples below run.root, as a row NAME of reports"
+    evaluate.add_argument("--as", dest="name", metavar="NAME", help=help_text)
+    help_text = "how they were drawn: fields of a score's `generation`, or a phrase; without it: unknown"
+    evaluate.add_argument("--generation", metavar="'key=value,…'", help=help_text)
+    evaluate.add_argument("--study", metavar="STUDY", help="show them in the tables of this study below run.root too")
     bench = add(
         "bench",
         "measure throughput and peak memory of forward passes and training steps, after checking outputs and gradients",

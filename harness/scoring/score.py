@@ -19,6 +19,7 @@ from ..training.checkpoint import check_data
 from .counts import WITHOUT_REFERENCE, shortage
 from .features import Extractor, Features, network_of, prepare_cache
 from .kept import FeatureSet, open_set
+from .protocol import fields_of, generation_of
 from .reference import Count, Reference, ReferenceImages, features_of, reference_of, short_hash
 from .statistics import compute, definition, metric_name
 
@@ -37,15 +38,16 @@ def score_set(
     folder: Path, training: Path, config: Config, metrics: Sequence[str], progress: Progress
 ) -> Iterator[Line]:
     """Score the samples in a folder, drawn from the weights of `training`, by some of `sections.METRICS`: rows as
-    `evaluate` yields them, with the moment of the weights. Raises InputError as `score` does, and for other data than
-    the training had."""
+    `evaluate` yields them, with the moment of the weights and how the samples were drawn. Raises InputError as `score`
+    does, and for other data than the training had."""
     # The record of a score would not tell that it was computed against other images than those of the training.
     check_data(training, load(config.data, progress.say).fingerprint)
     rows = [one.flat() for one in read_records(folder / "record.jsonl") if one.kind == "sample"]
     names = ("checkpoint_step", "weights", "weights_error", "images_seen", "training_flops", "training_seconds")
-    weights = {name: rows[-1][name] for name in names} if rows else {}
+    facts = {name: rows[-1][name] for name in names} if rows else {}
+    facts |= fields_of(generation_of(folder))
     for line in score(set_of(folder), config, metrics, Path(config.run.root) / ".cache", progress):
-        yield weights | line
+        yield facts | line
 
 
 def score(samples: Path, config: Config, metrics: Sequence[str], cache: Path, progress: Progress) -> Iterator[Line]:
@@ -159,6 +161,7 @@ def _rows(
             "data_fingerprint": None if no_reference else reference.fingerprint.split("-")[0],
             "features": settings.features,
             "protocol": short_hash(protocol, 8),
+            "evaluation": protocol,
         }
         for quantity in compute(metric, actual[layer], None if no_reference else expected, settings.seed)
     ]
