@@ -78,7 +78,9 @@ class Pictures:
             image = files.read_image(file)[0].convert(self.mode)
         except files.UNREADABLE as error:
             raise files.unreadable(file, error) from None
-        return np.asarray(image, np.uint8).reshape(image.height, image.width, self.shape[3])
+        if (image.height, image.width) != self.shape[1:3]:
+            raise InputError(f"{files.line_of(file)} was changed while it was in use")
+        return np.asarray(image, np.uint8).reshape(self.shape[1:])
 
 
 def open_foreign(path: Path, say: files.Say | None = None) -> tuple[Samples, str]:
