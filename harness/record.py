@@ -166,7 +166,7 @@ class ScoreRow(_OfWeights):
     samples: str | None = about("key of the samples; of foreign ones, SHA-256 of the .npz, or 16 digits of a folder's")
     evaluation: dict[str, Any] | None = about("network, its weights, layer, metric, counts and reference")
     generation: dict[str, Any] | None = about("how the samples were drawn (scoring/protocol.py); null: not on record")
-    generation_protocol: str | None = about("8 hex digits, equal if and only if `generation` is")
+    generation_protocol: str | None = about("8 hex digits, equal if and only if `generation` is; null: unknown")
 
 
 @dataclass(frozen=True, kw_only=True)

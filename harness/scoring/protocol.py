@@ -66,8 +66,10 @@ def generation_of(folder: Path) -> Generation | None:
 
 
 def fields_of(drawn: Generation | None) -> dict[str, Any]:
-    """The fields of a score that say how its samples were drawn; none if that is not on record."""
-    return {} if drawn is None else {"generation": drawn, "generation_protocol": protocol_hash(drawn)}
+    """The fields of a score that say how its samples were drawn; none if that is not on record. What is unknown has no
+    hash, because two unknown ways are not equal."""
+    known = {} if drawn is None else {"generation": drawn}
+    return known if drawn in (None, UNKNOWN) else known | {"generation_protocol": protocol_hash(drawn)}
 
 
 def protocol_hash(protocol: Mapping[str, Any]) -> str:

@@ -54,8 +54,9 @@ def _notes(rows: list[Row]) -> list[str]:
     for row in rows:
         scored = f"{score_words(row)}, features {row.get('features') or 'none'}"
         hashes.setdefault(("Protocol", scored), []).append(row["protocol"])
-        drawn = words(row.get("generation"))
-        hashes.setdefault(("Generation", drawn), []).append(row.get("generation_protocol") or "-")
+        if row.get("generation"):
+            drawn = words(row["generation"])
+            hashes.setdefault(("Generation", drawn), []).append(row.get("generation_protocol") or "-")
     return [f"{what} {', '.join(dict.fromkeys(names))}: {text}" for (what, text), names in sorted(hashes.items())][::-1]
 
 
@@ -138,7 +139,8 @@ def _run(path: Path, overrides: list[str]) -> tuple[list[Row], dict[str, str]]:
         keys = [score_key(config, task.key, metric) for metric in task.metrics]
         newest_rows = newest(read_records(task.path / "record.jsonl")).values()
         drawn = fields_of(generation_of(task.path))  # scores of earlier versions do not say it
-        rows += [row.flat() | drawn for row in newest_rows if row.key in keys and row.state == "done"]
+        done = [row.flat() for row in newest_rows if row.key in keys and row.state == "done"]
+        rows += [row | drawn if row.get("samples") else row for row in done]
     return rows, reasons
 
 

@@ -128,7 +128,7 @@ def test_their_samples_are_a_row(place, command, monkeypatch):
     ours = rows_of(command, run, *GUIDED, *SCORE)[0]
     theirs = rows_of(command, "theirs", "--as", "edm", *DATA, *SCORE)[0]
     assert theirs["value"] == pytest.approx(ours["value"], rel=1e-6) and theirs["protocol"] == ours["protocol"]
-    assert theirs["generation"] == {"source": "unknown"}
+    assert theirs["generation"] == {"source": "unknown"} and theirs["generation_protocol"] is None
     (folder,) = (place / "runs" / "foreign").glob("edm-*")
     assert read_info(folder)["kind"] == "foreign" and read_info(folder)["count"] == 12
 

@@ -37,7 +37,11 @@ def test_the_hash_is_of_the_fields_that_count():
     text = '{"a":1.5,"b":{"c":"d"}}'
     assert protocol_hash({"b": {"c": "d"}, "none": None, "a": 1.5}) == hashlib.sha256(text.encode()).hexdigest()[:8]
     assert fields_of(None) == {}
-    assert fields_of(UNKNOWN)["generation_protocol"] == protocol_hash({"source": "unknown"})
+    assert fields_of(UNKNOWN) == {"generation": {"source": "unknown"}}, "no two unknown ways are equal"
+    assert fields_of({"words": "x"}) == {
+        "generation": {"words": "x"},
+        "generation_protocol": protocol_hash({"words": "x"}),
+    }
 
 
 @pytest.mark.parametrize(
