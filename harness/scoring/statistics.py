@@ -1,4 +1,5 @@
-"""Metrics from features. torch-fidelity computes every number; names follow DESIGN.md, rule 8."""
+"""Metrics from features, and names of metrics (DESIGN.md, rule 8). torch-fidelity computes all but the Fréchet
+distance, of which it loses digits where a set has fewer images than features."""
 
 import math
 from dataclasses import dataclass
@@ -8,7 +9,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 from torch_fidelity.metric_isc import isc_features_to_metric
 from torch_fidelity.metric_kid import kid_features_to_metric
 from torch_fidelity.metric_prc import prc_features_to_metric
@@ -19,6 +19,84 @@ from .counts import NEIGHBOURS, SPLITS, kid_subset_size, shortage
 KID_SUBSETS = 100
 FULL_COUNT = 50_000  # the samples of FID, KID and IS without a suffix
 AnyFeatures = NDArray[np.floating]
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Mean float64 [D] and unbiased covariance float64 [D, D] of `count` features."""
+
+    count: int
+    mean: NDArray[np.float64]
+    covariance: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, features: AnyFeatures) -> "Moments":
+        """The moments of features [N, D] of any floating type. Raises InputError for fewer than two."""
+        running = RunningMoments()
+        running.add(features)
+        return running.moments()
+
+
+class RunningMoments:
+    """Moments in float64 of features that come batch by batch, for any order and size of batches and any number of
+    processes, equal except for rounding (Chan, Golub & LeVeque, 1979)."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._mean: NDArray[np.float64] = np.zeros(0)
+        self._scatter: NDArray[np.float64] = np.zeros((0, 0))  # the sum of outer products of deviations from the mean
+
+    def add(self, features: AnyFeatures) -> None:
+        """Take in features [B, D]."""
+        if len(features):
+            features = features.astype(np.float64)
+            mean = features.mean(0)
+            features -= mean
+            self._join(len(features), mean, features.T @ features)
+
+    def merge(self, other: Moments) -> None:
+        """Take in the moments of other features, for example of another process."""
+        self._join(other.count, other.mean, other.covariance * (other.count - 1))
+
+    def _join(self, count: int, mean: NDArray[np.float64], scatter: NDArray[np.float64]) -> None:
+        if not self.count:
+            self.count, self._mean, self._scatter = count, mean, scatter
+            return
+        total, distance = self.count + count, mean - self._mean
+        self._mean = self._mean + distance * (count / total)
+        self._scatter += scatter
+        self._scatter += np.outer(distance * (self.count * count / total), distance)
+        self.count = total
+
+    def moments(self) -> Moments:
+        """The moments of everything so far. Raises InputError for fewer than two features."""
+        if self.count < 2:
+            raise InputError(f"moments need at least 2 images, {self.count} given")
+        return Moments(self.count, self._mean, self._scatter / (self.count - 1))
+
+
+def frechet(a: Moments, b: Moments) -> float:
+    """The squared Fréchet distance |μa - μb|² + tr(Σa + Σb - 2 (Σa Σb)^½) (Heusel et al., 2017, equation 6).
+
+    It is at least 0. With Σ = F Fᵀ, the trace of (Σa Σb)^½ is the sum of the singular values of Faᵀ Fb. That is exact
+    for singular covariances too, because directions without variance have no column in F. Raises InputError if sizes
+    differ or a number is not finite.
+    """
+    if a.mean.shape != b.mean.shape:
+        raise InputError(f"moments of {len(a.mean)} features cannot be compared with those of {len(b.mean)}")
+    if not all(np.isfinite(values).all() for one in (a, b) for values in (one.mean, one.covariance)):
+        raise InputError("moments are not finite")
+    cross = np.linalg.svd(_factor(a.covariance).T @ _factor(b.covariance), compute_uv=False).sum()
+    distance = a.mean - b.mean
+    return max(0.0, float(distance @ distance + np.trace(a.covariance) + np.trace(b.covariance) - 2 * cross))
+
+
+def _factor(covariance: NDArray[np.float64]) -> NDArray[np.float64]:
+    """F [D, R] with F Fᵀ = covariance [D, D], of its numerical rank R."""
+    values, vectors = np.linalg.eigh(covariance)
+    rounding = len(values) * np.finfo(np.float64).eps * values[-1]  # numpy.linalg.matrix_rank has the same limit
+    present = values > max(rounding, 0)
+    return vectors[:, present] * np.sqrt(values[present])
 
 
 @dataclass(frozen=True)
@@ -88,9 +166,7 @@ def compute(metric: str, samples: AnyFeatures, reference: AnyFeatures | None, se
 def _by_torch_fidelity(metric: str, x: Tensor, y: Tensor, seed: int) -> list[Quantity]:
     kwargs = definition(metric, len(x), len(y))
     if metric == "fd":
-        moments = fid_features_to_statistics(x), fid_features_to_statistics(y)
-        distance = fid_statistics_to_metric(*moments, verbose=False)["frechet_inception_distance"]
-        return [Quantity("fd", max(0.0, distance))]  # rounding can make that of nearly equal sets negative
+        return [Quantity("fd", frechet(Moments.of(x.numpy()), Moments.of(y.numpy())))]
     if metric == "kid":
         out = kid_features_to_metric(x, y, rng_seed=seed, verbose=False, **kwargs)
         return [Quantity("kid", out["kernel_inception_distance_mean"], out["kernel_inception_distance_std"])]
