@@ -160,10 +160,14 @@ class ScoreRow(_OfWeights):
     count: int | None = about("samples")
     reference: str | None = about("the data that the samples are compared with")
     reference_count: int | None = about("reference images")
-    data_fingerprint: str | None = about("SHA-256 of the data that the reference is of, 16 digits")
+    data_fingerprint: str | None = about(
+        "SHA-256 of the data that the reference is of, or of a file of moments that does not say that, 16 digits"
+    )
     features: str | None = about("the network of the features")
     protocol: str | None = about("8 hex digits, equal if and only if two scores are comparable")
     samples: str | None = about("key of the samples, or SHA-256 of a foreign file")
+    floor: float | None = about("the same metric between images of the reference, at most half of it, and its others")
+    note: str | None = about("what must be known to read the value: that bias dominates, the images of the floor")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -223,6 +223,9 @@ class EvaluateConfig:
     features: str = "efficientnet_lite0"  # or inception_v3 (the Inception-2015 network of FID)
     features_path: str | None = None  # weights of inception_v3; null: torch-fidelity's, downloaded
     metrics: list[str] = field(default_factory=lambda: ["fd", "kid", "prc"])
+    # A file that samples are compared with in place of the data: moments, as ADM and `lamabench reference --out` write
+    # them, or images. Keys have its name without the folder, so give other contents another name.
+    reference: str | None = field(default=None, metadata={"since": None})
     reference_count: int | None = None  # size of a fixed random subset of the data; null: all of it
     batch_size: int = 64
     seed: int = 0  # for the subsets of kid and the splits of isc; independent of the training's seed

@@ -159,6 +159,10 @@ def scoring(run: Planned, known: Mapping[str, Content]) -> list[str]:
         return []
     settings, content = run.config.evaluate, known.get(str(run.config.data))
     images = content.images if content is not None else None
+    if settings.reference is not None:  # a file in place of the data
+        images = None
+        if not Path(settings.reference).is_file():
+            return [f"evaluate.reference {settings.reference} does not exist or is not a file"]
     count = settings.reference_count or images
     texts = []
     if images is not None and (settings.reference_count or 0) > images:

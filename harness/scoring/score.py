@@ -1,11 +1,11 @@
 """Scores of samples against a reference: images, features, and one row per number."""
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from ...kernels.errors import InputError, unknown
 from ..config import Config
@@ -18,9 +18,10 @@ from ..shards import Samples, set_of
 from ..training.checkpoint import check_data
 from .counts import WITHOUT_REFERENCE, shortage
 from .features import Extractor, Features, network_of, prepare_cache
+from .floor import floor, floor_count, note
 from .kept import FeatureSet, open_set
-from .reference import Count, Reference, ReferenceImages, features_of, reference_of, short_hash
-from .statistics import compute, definition, metric_name
+from .reference import MOMENTS, Count, Reference, reference_of, short_hash
+from .statistics import Moments, Quantity, compute, definition, frechet, metric_name
 
 Line = dict[str, Any]
 
@@ -40,7 +41,8 @@ def score_set(
     `evaluate` yields them, with the moment of the weights. Raises InputError as `score` does, and for other data than
     the training had."""
     # The record of a score would not tell that it was computed against other images than those of the training.
-    check_data(training, load(config.data, progress.say).fingerprint)
+    if config.evaluate.reference is None:
+        check_data(training, load(config.data, progress.say).fingerprint)
     rows = [one.flat() for one in read_records(folder / "record.jsonl") if one.kind == "sample"]
     names = ("checkpoint_step", "weights", "weights_error", "images_seen", "training_flops", "training_seconds")
     weights = {name: rows[-1][name] for name in names} if rows else {}
@@ -91,8 +93,12 @@ def evaluate(
     for metric in metrics:
         if metric not in METRICS:
             raise unknown("evaluate.metrics", metric, METRICS)
-    shape = _check_shapes(samples, reference.images)
-    shortages = {metric: shortage(metric, len(samples), len(reference.images)) for metric in metrics}
+    count = Count(0, progress)
+    reference = replace(reference, cache=cache, counted=count)
+    shape = _check_shapes(samples, reference)
+    shortages = {
+        metric: reference.lack(metric) or shortage(metric, len(samples), reference.count(metric)) for metric in metrics
+    }
     reasons = {metric: text for metric, text in shortages.items() if text is not None}
     metrics = [metric for metric in metrics if metric not in reasons]
     if not metrics:
@@ -105,19 +111,19 @@ def evaluate(
     extractor = Extractor(settings, layers, device)
     basis = {**extractor.identity, "images": shape}
 
-    pooled = network.pooled
-    file = cache / f"{settings.features}-{short_hash({**basis, **reference.identity, 'layer': pooled}, 16)}.safetensors"
-    count = Count(0, progress)
+    if reference.statistics is not None and set(metrics) & {*MOMENTS}:
+        reference.moments(extractor, network.pooled)  # of another network is said before the samples are read
     if isinstance(samples, FeatureSet):
         samples.check(extractor.identity)
     else:
         count.total += len(samples)
-    expected = features_of(reference, extractor, file, count) if pooled in layers else None
+    if network.pooled in layers and reference.images is not None:
+        reference.features(extractor, network.pooled)
     kept = isinstance(samples, FeatureSet)
     actual = samples.features(network) if kept else extractor.of_samples(samples, count.add)
     for metric in metrics:
         try:
-            rows = _rows(metric, actual, expected, reference, settings, extractor, basis)
+            rows = _rows(metric, actual, reference, settings, extractor, basis)
         except InputError as error:
             reasons[metric] = str(error)
         else:
@@ -129,7 +135,6 @@ def evaluate(
 def _rows(
     metric: str,
     actual: dict[str, Features],
-    expected: Features | None,
     reference: Reference,
     settings: EvaluateConfig,
     extractor: Extractor,
@@ -138,15 +143,23 @@ def _rows(
     """The rows of one metric."""
     no_reference, network = metric in WITHOUT_REFERENCE, extractor.network
     layer = network.logits if no_reference else network.pooled
-    count = len(actual[layer])
+    count, against = len(actual[layer]), None if no_reference else reference.count(metric)
     protocol = {
         **basis,
         "metric": metric,
         "layer": layer,
-        "settings": definition(metric, count, len(reference.images)),
+        "settings": definition(metric, count, against or count),
         "count": count,
         "reference": None if no_reference else {"name": reference.name, **reference.identity},
     }
+    if metric == "fd":
+        moments = reference.moments(extractor, layer)
+        if not np.isfinite(actual[layer]).all():
+            raise InputError("fd cannot be computed: features of the samples are not finite")
+        quantities = [Quantity("fd", frechet(Moments.of(actual[layer]), moments))]
+    else:
+        expected = None if no_reference else reference.features(extractor, layer)
+        quantities = compute(metric, actual[layer], expected, settings.seed)
     return [
         {
             "metric": metric_name(quantity.name, extractor.title, count),
@@ -155,23 +168,22 @@ def _rows(
             "std": quantity.std,
             "count": count,
             "reference": None if no_reference else reference.name,
-            "reference_count": None if no_reference else len(reference.images),
+            "reference_count": against,
             "data_fingerprint": None if no_reference else reference.fingerprint.split("-")[0],
             "features": settings.features,
             "protocol": short_hash(protocol, 8),
+            "floor": floor(reference, extractor, layer, count, metric),
+            "note": note(metric, count, actual[layer].shape[1], against, floor_count(reference, count)),
         }
-        for quantity in compute(metric, actual[layer], None if no_reference else expected, settings.seed)
+        for quantity in quantities
     ]
 
 
-def _check_shapes(samples: Samples | FeatureSet, reference: ReferenceImages) -> list[int]:
-    """[H, W, C] of both sets. Raises InputError if they differ or are not images."""
+def _check_shapes(samples: Samples | FeatureSet, reference: Reference) -> list[int]:
+    """[H, W, C] of the samples. Raises InputError if they are no images, or if the reference is of others."""
     if samples.dtype != np.uint8 or len(samples.shape) != 4 or samples.shape[3] not in (1, 3):
         raise InputError(f"samples must be uint8 [N, H, W, C] with C 1 or 3, not {samples.dtype} {list(samples.shape)}")
-    first, shape = reference[0][0], list(samples.shape[1:])
-    if first.dtype != torch.uint8 or first.ndim != 3:
-        raise InputError(f"reference images must be uint8 [C, S, S], not {first.dtype} {list(first.shape)}")
-    other = [*first.shape[1:], first.shape[0]]
-    if other != shape:
+    shape, other = list(samples.shape[1:]), reference.shape
+    if other is not None and other != shape:
         raise InputError(f"samples are {shape} [H, W, C], but reference images are {other}")
     return shape

@@ -17,7 +17,14 @@ from ..compose import compose
 from ..output import command, show
 from .sample import asked_of, gone, run_and_overrides
 
-COLUMNS = {"metric": "Metric", "value": "Value", "std": "±", "count": "Images", "reference": "Reference"}
+COLUMNS = {
+    "metric": "Metric",
+    "value": "Value",
+    "std": "±",
+    "floor": "Floor",
+    "count": "Images",
+    "reference": "Reference",
+}
 COLUMNS |= {"reference_count": "Reference images", "checkpoint_step": "Step", "protocol": "Protocol"}
 
 
@@ -65,8 +72,12 @@ def run(args: argparse.Namespace) -> int:
             if missing(task):
                 config = config_from_dict(task.config)
                 reference = reference_of(config)
-                check_data(Path(task.training), reference.fingerprint.split("-")[0])
-                few = {one: shortage(one, config.sample.count, len(reference.images)) for one in missing_metrics(task)}
+                if config.evaluate.reference is None:
+                    check_data(Path(task.training), reference.fingerprint.split("-")[0])
+                few = {
+                    one: reference.lack(one) or shortage(one, config.sample.count, reference.count(one))
+                    for one in missing_metrics(task)
+                }
                 if len(few) == len(task.metrics) and all(few.values()):  # else some scores can be shown
                     raise InputError("; ".join(text for text in few.values() if text))
                 find_weights(config.evaluate.features, config.evaluate.features_path)
@@ -87,6 +98,8 @@ def run(args: argparse.Namespace) -> int:
         raise Unscored(reasons)
     columns = {key: title for key, title in COLUMNS.items() if any(row.get(key) is not None for row in rows)}
     show(rows, columns, args.json)
+    for text in dict.fromkeys(f"{row['metric']}: {row['note']}" for row in rows if row.get("note")):
+        print(f"lamabench evaluate: {text}", file=sys.stderr)
     for text in reasons.values():
         print(f"lamabench evaluate: {text}", file=sys.stderr)
     return 1 if reasons else 0
