@@ -17,6 +17,9 @@ from ..data.files import Say
 from ..data.images import load
 from ..data.items import epoch_order
 from .features import Extractor, Features, alone, read_cache, write_cache
+from .statistics import Moments
+
+SPATIAL_WIDTH = 2023  # of the layer of sFID
 
 
 class ReferenceImages(Protocol):
@@ -24,24 +27,6 @@ class ReferenceImages(Protocol):
 
     def __len__(self) -> int: ...
     def __getitem__(self, i: int, /) -> tuple[Tensor, Any]: ...
-
-
-@dataclass(frozen=True)
-class Reference:
-    """The images that samples are compared with, their `name` in tables, and the fingerprint of their contents."""
-
-    images: ReferenceImages
-    name: str
-    fingerprint: str
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """Plain data that identify these images."""
-        return {"fingerprint": self.fingerprint, "count": len(self.images)}
-
-    def batch(self, start: int, stop: int) -> Tensor:
-        """Images start … stop-1, uint8 [B, C, S, S]."""
-        return torch.stack([self.images[i][0] for i in range(start, stop)])
 
 
 class Count:
@@ -56,6 +41,67 @@ class Count:
             self.progress(self.done, self.total)
 
 
+@dataclass(frozen=True)
+class Reference:
+    """The images that samples are compared with, their `name` in tables, and the fingerprint of their contents.
+
+    What is computed is kept in the folder `cache` (None: nowhere); `counted` counts the images that are read for it.
+    """
+
+    images: ReferenceImages
+    name: str
+    fingerprint: str
+    cache: Path | None = None
+    counted: Count | None = None
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Plain data that identify these images."""
+        return {"fingerprint": self.fingerprint, "count": len(self.images)}
+
+    def count(self, metric: str = "fd") -> int:
+        """The number of images."""
+        return len(self.images)
+
+    @property
+    def shape(self) -> list[int]:
+        """[H, W, C] of an image. Raises InputError if the images are not uint8 [C, S, S]."""
+        first = self.images[0][0]
+        if first.dtype != torch.uint8 or first.ndim != 3:
+            raise InputError(f"reference images must be uint8 [C, S, S], not {first.dtype} {list(first.shape)}")
+        return [*first.shape[1:], first.shape[0]]
+
+    def batch(self, start: int, stop: int) -> Tensor:
+        """Images start … stop-1, uint8 [B, C, S, S]."""
+        return torch.stack([self.images[i][0] for i in range(start, stop)])
+
+    def moments(self, extractor: Extractor, layer: str) -> Moments:
+        """The moments of a layer's features."""
+        return Moments.of(self.features(extractor, layer))
+
+    def features(self, extractor: Extractor, layer: str, count: int | None = None) -> Features:
+        """The features [N, D] of a layer, in the order of the images; or of `count` images, the first ones of a fixed
+        random order. If several processes need them, one computes them."""
+        images, network = len(self.images), extractor.network
+        if count is not None and count < images:
+            return self.features(extractor, layer)[epoch_order(0, 0, images)[:count]]
+        counted = self.counted or Count(0, None)
+        if self.cache is None:
+            counted.total += images
+            return extractor.features(self.batch, images, counted.add)[layer]
+        content = {**extractor.identity, "images": self.shape, **self.identity, "layer": layer}
+        file = self.cache / f"{network.extractor}-{short_hash(content, 16)}.safetensors"
+        expected = (images, network.width if layer == network.pooled else SPATIAL_WIDTH)
+        if (there := read_cache(file, expected)) is not None:
+            return there
+        with alone(file):
+            if (there := read_cache(file, expected)) is None:
+                counted.total += images
+                there = extractor.features(self.batch, images, counted.add)[layer]
+                write_cache(file, there)
+        return there
+
+
 def reference_of(config: Config, say: Say | None = None) -> Reference:
     """The images of `config.data`, or a fixed random subset of `evaluate.reference_count`, the same for every seed."""
     data, count = load(config.data, say), config.evaluate.reference_count
@@ -66,20 +112,6 @@ def reference_of(config: Config, say: Say | None = None) -> Reference:
         raise InputError(f"evaluate.reference_count {count} is more than the {len(data)} images of the data")
     subset = Subset(data, epoch_order(0, 0, len(data))[:count].tolist())
     return Reference(subset, name, f"{data.fingerprint}-{count}")
-
-
-def features_of(reference: Reference, extractor: Extractor, file: Path, count: Count) -> Features:
-    """The pooled features [N, D] of a reference, from its file in the cache or computed and written to it. If several
-    processes need them, one computes them."""
-    images, network = len(reference.images), extractor.network
-    if (there := read_cache(file, (images, network.width))) is not None:
-        return there
-    with alone(file):
-        if (there := read_cache(file, (images, network.width))) is None:
-            count.total += images
-            there = extractor.features(reference.batch, images, count.add)[network.pooled]
-            write_cache(file, there)
-    return there
 
 
 def short_hash(definition: dict[str, Any], digits: int) -> str:

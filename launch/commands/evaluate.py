@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
             reasons = error.reasons
     else:
         from ...harness.scoring.counts import shortage
-        from ...harness.scoring.features import find_weights
+        from ...harness.scoring.networks import find_weights
         from ...harness.scoring.reference import reference_of
         from ...harness.training.checkpoint import check_data
 
@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
                 few = {one: shortage(one, config.sample.count, len(reference.images)) for one in missing_metrics(task)}
                 if len(few) == len(task.metrics) and all(few.values()):  # else some scores can be shown
                     raise InputError("; ".join(text for text in few.values() if text))
-                find_weights(config.evaluate.features, config.evaluate.features_path)
+                find_weights(config.evaluate.features, config.evaluate.features_path, config.evaluate.download)
 
         # Features serve as well as images.
         words = [*overrides, "sample.keep=features"]
