@@ -168,6 +168,7 @@ class ScoreRow(_OfWeights):
     samples: str | None = about("key of the samples, or SHA-256 of a foreign file")
     floor: float | None = about("the same metric between images of the reference, at most half of it, and its others")
     note: str | None = about("what must be known to read the value: that bias dominates, the images of the floor")
+    evaluation: dict[str, Any] | None = about("network, its weights, layer, metric, counts and reference")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,12 +4,12 @@ import json
 from pathlib import Path
 
 from ..record import access, write_atomically
-from .counts import shortage
+from .counts import OF_MOMENTS, shortage
 from .features import Extractor, alone, prepare_cache
-from .reference import MOMENTS, Reference, short_hash
+from .reference import Reference, short_hash
 from .statistics import compute, frechet
 
-FLOORS = (*MOMENTS, "kid")  # the metrics that have one
+FLOORS = (*OF_MOMENTS, "kid")  # the metrics that have one
 
 
 def floor_count(reference: Reference, count: int) -> int | None:
@@ -72,7 +72,7 @@ def note(metric: str, count: int, width: int, reference: int | None, floor_image
     images (`floor_images`, None: no floor). None if there is nothing to say."""
     texts = []
     few = [(number, what) for number, what in ((count, "samples"), (reference, "reference images")) if number]
-    if metric in MOMENTS and few and min(few)[0] < 2 * width:
+    if metric in OF_MOMENTS and few and min(few)[0] < 2 * width:
         number, what = min(few)
         texts.append(f"{number} {what}, fewer than twice the {width} features: bias dominates; compare kid")
     if metric in FLOORS and floor_images is not None and floor_images < count:

@@ -25,6 +25,7 @@ from ..data.images import load
 from ..data.items import epoch_order
 from ..record import access, write_atomically
 from ..sections import DataConfig
+from .counts import OF_MOMENTS, WITHOUT_REFERENCE
 from .features import Extractor, Features, alone, prepare_cache, read_cache, write_cache
 from .statistics import Moments, RunningMoments
 from .statistics_file import Statistics, has_moments, read_statistics
@@ -32,8 +33,6 @@ from .statistics_file import Statistics, has_moments, read_statistics
 KEPT_BYTES = 2**30  # features of a layer that take more are not kept, only their moments
 PART = 4096  # images between two looks at the clock
 SAVE_S = 60.0  # between two savings of what a long pass has so far
-MOMENTS = ("fd", "sfid")  # metrics that moments of the reference suffice for
-NO_REFERENCE = ("isc",)
 
 
 class ReferenceImages(Protocol):
@@ -78,7 +77,7 @@ class Reference:
 
     def count(self, metric: str = "fd") -> int | None:
         """The number of images that a metric compares with, None if it is unknown."""
-        if self.statistics is not None and (self.images is None or metric in MOMENTS):
+        if self.statistics is not None and (self.images is None or metric in OF_MOMENTS):
             return self.statistics.count
         return len(self._images())
 
@@ -99,11 +98,11 @@ class Reference:
 
     def lack(self, metric: str) -> str | None:
         """Why a metric of `sections.METRICS` cannot be computed against this reference, None if it can."""
-        if self.images is not None or metric in (*MOMENTS, *NO_REFERENCE):
+        if self.images is not None or metric in (*OF_MOMENTS, *WITHOUT_REFERENCE):
             return None
         return (
             f"{metric} needs features of the reference, and {self.name} has moments only; choices: "
-            f"{', '.join((*MOMENTS, *NO_REFERENCE))}, or another evaluate.reference (null: the images of data)"
+            f"{', '.join((*OF_MOMENTS, *WITHOUT_REFERENCE))}, or another evaluate.reference (null: the images of data)"
         )
 
     def moments(self, extractor: Extractor, layer: str) -> Moments:
@@ -169,7 +168,7 @@ class Reference:
     def _images(self) -> ReferenceImages:
         if self.images is None:
             raise InputError(
-                f"{self.name} has moments only, which suffice for {', '.join(MOMENTS)}; choose one of them, or a "
+                f"{self.name} has moments only, which suffice for {', '.join(OF_MOMENTS)}; choose one of them, or a "
                 "reference of images (evaluate.reference=null takes those of data)"
             )
         return self.images
@@ -301,7 +300,7 @@ def short_hash(definition: dict[str, Any], digits: int) -> str:
 
 def _layers(extractor: Extractor) -> list[str]:
     """The layers of an extractor that a reference has features of: all but the logits."""
-    return [layer for layer in extractor.module.features_list if layer != extractor.network.logits]
+    return [layer for layer in extractor.layers if layer != extractor.network.logits]
 
 
 def _dataset(images: ReferenceImages) -> Any:

@@ -7,21 +7,22 @@ from typing import Any
 
 import numpy as np
 
-from ...kernels.errors import InputError, unknown
+from ...kernels.errors import InputError
 from ..config import Config
 from ..data.images import load
 from ..device import pick_device
 from ..progress import Progress
 from ..record import read_records
-from ..sections import METRICS, EvaluateConfig
+from ..sections import EvaluateConfig, check_metric
 from ..shards import Samples, set_of
 from ..training.checkpoint import check_data
-from .counts import WITHOUT_REFERENCE, shortage
-from .features import Extractor, Features, network_of, prepare_cache
+from .counts import OF_MOMENTS, WITHOUT_REFERENCE, reference_images, shortage
+from .features import Extractor, Features, collect, prepare_cache
 from .floor import floor, floor_count, note
 from .kept import FeatureSet, open_set
-from .reference import MOMENTS, Count, Reference, reference_of, short_hash
-from .statistics import Moments, Quantity, compute, definition, frechet, metric_name
+from .networks import Network, network_of
+from .reference import Count, Reference, reference_of, short_hash
+from .statistics import Moments, compute, definition, metric_name
 
 Line = dict[str, Any]
 
@@ -81,106 +82,104 @@ def evaluate(
     C, by `metrics` only. Images are read one batch at a time.
 
     Yields one row per number: `metric` (its name), `request` (its metric in `sections.METRICS`), `value`, `std` (or
-    None), `count` N, `reference`, `reference_count` (None for the inception score, which has no reference), `features`
-    (the network), and `protocol`: 8 hex digits, equal if and only if two rows are comparable. `settings.seed` draws
-    KID's subsets and IS's splits. Grey images are repeated to three channels. The features of an image are computed
-    once for all metrics, and those of the reference are cached in the folder `cache`. `progress(done, total)` counts
-    images. After the last row, raises Unscored if a metric could not be computed, because a set is too small or the
-    result is not finite. Raises InputError for unknown metrics, networks or weights, for wrong shapes, and for a cache
-    that cannot be written.
+    None), `count` N, `reference`, `reference_count` (the images that the metric takes of it; None for the inception
+    score, which has no reference), `features` (the network), `evaluation` (plain data that say how samples were
+    scored), `protocol`, its hash: 8 hex digits, equal if and only if two rows are comparable, and `floor` and
+    `note` (see floor.py). `settings.seed` draws KID's subsets and IS's splits. Grey images are repeated to three
+    channels. The features of an image are computed once for all metrics, in one pass that holds only what metrics
+    need: moments for the Fréchet distances. Those of the reference are cached in the folder `cache`.
+    `progress(done, total)` counts images. After the last row, raises Unscored if a metric could not be computed,
+    because a set is too small or the result is not finite. Raises InputError for unknown metrics, networks or
+    weights, for wrong shapes, and for a cache that cannot be written.
     """
     metrics = list(dict.fromkeys(metrics))
     for metric in metrics:
-        if metric not in METRICS:
-            raise unknown("evaluate.metrics", metric, METRICS)
+        check_metric(metric, settings.features)
+    network = network_of(settings.features)
+    shape = _check_shapes(samples, reference)
+    images = {one: reference_images(one, reference.count(one), settings.prc_reference_count) for one in metrics}
+    shortages = {one: reference.lack(one) or shortage(one, len(samples), images[one]) for one in metrics}
+    reasons = {metric: text for metric, text in shortages.items() if text is not None}
+    if isinstance(samples, FeatureSet) and "sfid" in metrics:
+        reasons["sfid"] = (
+            f"sfid needs spatial features, and only pooled features of {samples.folder} were kept: draw its images "
+            "again (lamabench sample … sample.keep=images)"
+        )
+    layers = {metric: layer_of(metric, network) for metric in metrics if metric not in reasons}
+    if not layers:
+        raise Unscored(reasons)
+    prepare_cache(cache)
+    extractor = Extractor(settings, list(dict.fromkeys(layers.values())), device)
     count = Count(0, progress)
     reference = replace(reference, cache=cache, counted=count)
-    shape = _check_shapes(samples, reference)
-    shortages = {
-        metric: reference.lack(metric) or shortage(metric, len(samples), reference.count(metric)) for metric in metrics
-    }
-    reasons = {metric: text for metric, text in shortages.items() if text is not None}
-    metrics = [metric for metric in metrics if metric not in reasons]
-    if not metrics:
-        raise Unscored(reasons)
-    network = network_of(settings.features)
-    layers = list(
-        dict.fromkeys(network.logits if metric in WITHOUT_REFERENCE else network.pooled for metric in metrics)
-    )
-    prepare_cache(cache)
-    extractor = Extractor(settings, layers, device)
-    basis = {**extractor.identity, "images": shape}
-
-    if reference.statistics is not None and set(metrics) & {*MOMENTS}:
-        reference.moments(extractor, network.pooled)  # of another network is said before the samples are read
     if isinstance(samples, FeatureSet):
         samples.check(extractor.identity)
+        batches = samples.batches(network, settings.batch_size)
     else:
         count.total += len(samples)
-    if network.pooled in layers and reference.images is not None:
-        reference.features(extractor, network.pooled)
-    kept = isinstance(samples, FeatureSet)
-    actual = samples.features(network) if kept else extractor.of_samples(samples, count.add)
-    for metric in metrics:
+        batches = extractor.of_samples(samples, count.add)
+    # Features of the reference come first, so that what they lack is known before samples are read.
+    expected: dict[str, Moments | Features | None] = {
+        metric: None
+        if metric in WITHOUT_REFERENCE
+        else reference.moments(extractor, layer)
+        if metric in OF_MOMENTS
+        else reference.features(extractor, layer, images[metric])
+        for metric, layer in layers.items()
+    }
+    wholes, moments = collect(
+        batches,
+        {layer for metric, layer in layers.items() if metric not in OF_MOMENTS},
+        {layer for metric, layer in layers.items() if metric in OF_MOMENTS},
+    )
+    for metric, layer in layers.items():
+        actual = moments[layer] if metric in OF_MOMENTS else wholes[layer]
+        evaluation = {
+            **extractor.identity,
+            "images": shape,
+            "metric": metric,
+            "layer": layer,
+            "settings": definition(metric, len(samples), images[metric] or len(samples), settings.seed),
+            "count": len(samples),
+            "reference": None if metric in WITHOUT_REFERENCE else {"name": reference.name, **reference.identity},
+        }
+        if images[metric] != reference.count(metric) and metric not in WITHOUT_REFERENCE:
+            evaluation["reference_images"] = images[metric]  # a subset that is drawn at random once
+        facts = {
+            "request": metric,
+            "count": len(samples),
+            "reference": None if metric in WITHOUT_REFERENCE else reference.name,
+            "reference_count": None if metric in WITHOUT_REFERENCE else images[metric],
+            "data_fingerprint": None if metric in WITHOUT_REFERENCE else reference.fingerprint.split("-")[0],
+            "features": settings.features,
+            "protocol": short_hash(evaluation, 8),
+            "evaluation": evaluation,
+        }
         try:
-            rows = _rows(metric, actual, reference, settings, extractor, basis)
+            quantities = compute(metric, actual, expected[metric], settings.seed)
+            facts["floor"] = floor(reference, extractor, layer, len(samples), metric)
         except InputError as error:
             reasons[metric] = str(error)
-        else:
-            yield from rows
+            continue
+        width = len(actual.mean) if isinstance(actual, Moments) else 0
+        facts["note"] = note(metric, len(samples), width, images[metric], floor_count(reference, len(samples)))
+        for one in quantities:
+            name = metric_name(one.name, extractor.title, len(samples))
+            yield {"metric": name, "value": one.value, "std": one.std} | facts
     if reasons:
         raise Unscored(reasons)
 
 
-def _rows(
-    metric: str,
-    actual: dict[str, Features],
-    reference: Reference,
-    settings: EvaluateConfig,
-    extractor: Extractor,
-    basis: dict[str, Any],
-) -> list[Line]:
-    """The rows of one metric."""
-    no_reference, network = metric in WITHOUT_REFERENCE, extractor.network
-    layer = network.logits if no_reference else network.pooled
-    count, against = len(actual[layer]), None if no_reference else reference.count(metric)
-    protocol = {
-        **basis,
-        "metric": metric,
-        "layer": layer,
-        "settings": definition(metric, count, against or count),
-        "count": count,
-        "reference": None if no_reference else {"name": reference.name, **reference.identity},
-    }
-    if metric == "fd":
-        moments = reference.moments(extractor, layer)
-        if not np.isfinite(actual[layer]).all():
-            raise InputError("fd cannot be computed: features of the samples are not finite")
-        quantities = [Quantity("fd", frechet(Moments.of(actual[layer]), moments))]
-    else:
-        expected = None if no_reference else reference.features(extractor, layer)
-        quantities = compute(metric, actual[layer], expected, settings.seed)
-    return [
-        {
-            "metric": metric_name(quantity.name, extractor.title, count),
-            "request": metric,
-            "value": quantity.value,
-            "std": quantity.std,
-            "count": count,
-            "reference": None if no_reference else reference.name,
-            "reference_count": against,
-            "data_fingerprint": None if no_reference else reference.fingerprint.split("-")[0],
-            "features": settings.features,
-            "protocol": short_hash(protocol, 8),
-            "floor": floor(reference, extractor, layer, count, metric),
-            "note": note(metric, count, actual[layer].shape[1], against, floor_count(reference, count)),
-        }
-        for quantity in quantities
-    ]
+def layer_of(metric: str, network: Network) -> str:
+    """The layer of a network that a metric reads. Raises InputError if it has none."""
+    layer = {"isc": network.logits, "sfid": network.spatial}.get(metric, network.pooled)
+    if layer is None:
+        raise InputError(f"{metric} cannot be computed with features of {network.title}")
+    return layer
 
 
 def _check_shapes(samples: Samples | FeatureSet, reference: Reference) -> list[int]:
-    """[H, W, C] of the samples. Raises InputError if they are no images, or if the reference is of others."""
+    """[H, W, C] of both sets. Raises InputError if they differ or are not images."""
     if samples.dtype != np.uint8 or len(samples.shape) != 4 or samples.shape[3] not in (1, 3):
         raise InputError(f"samples must be uint8 [N, H, W, C] with C 1 or 3, not {samples.dtype} {list(samples.shape)}")
     shape, other = list(samples.shape[1:]), reference.shape

@@ -24,13 +24,14 @@ from numpy.typing import NDArray
 from ...kernels.errors import InputError
 from ..data.files import npz_headers, read_npz
 from ..record import access, write_atomically
-from .features import INCEPTION_2015, Extractor, Network, sha256
+from .features import Extractor
+from .networks import NETWORKS, Network, sha256
 from .statistics import Moments
 
 POOLED, SPATIAL = "", "_s"  # what follows mu and sigma
 OF_NETWORK = ("network", "weights", "inputs")  # of an extractor's identity
 OF_DATA = ("name", "fingerprint")
-ADM = {"network": "inception-v3-compat", "weights": INCEPTION_2015}
+ADM = {"network": NETWORKS["inception_v3"].extractor, "weights": str(NETWORKS["inception_v3"].sha256)}
 
 
 @dataclass(frozen=True)
@@ -75,8 +76,7 @@ def _short(value: str | None) -> str:
 
 def parts(network: Network) -> dict[str, str]:
     """The layers of a network whose moments a file has, by what follows `mu` and `sigma`."""
-    spatial = getattr(network, "spatial", None)
-    return {POOLED: network.pooled} | ({SPATIAL: spatial} if spatial else {})
+    return {POOLED: network.pooled} | ({SPATIAL: network.spatial} if network.spatial else {})
 
 
 def checksum(moments: Mapping[str, Moments]) -> str:

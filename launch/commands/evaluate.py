@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
             reasons = error.reasons
     else:
         from ...harness.scoring.counts import shortage
-        from ...harness.scoring.features import find_weights
+        from ...harness.scoring.networks import find_weights
         from ...harness.scoring.reference import reference_of
         from ...harness.training.checkpoint import check_data
 
@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
                 }
                 if len(few) == len(task.metrics) and all(few.values()):  # else some scores can be shown
                     raise InputError("; ".join(text for text in few.values() if text))
-                find_weights(config.evaluate.features, config.evaluate.features_path)
+                find_weights(config.evaluate.features, config.evaluate.features_path, config.evaluate.download)
 
         # Features serve as well as images.
         words = [*overrides, "sample.keep=features"]

@@ -11,7 +11,7 @@ from ...kernels.errors import InputError
 from ..compose import choices, compose
 from ..output import command
 
-SETTINGS = ("features", "features_path", "batch_size", "reference_count")  # of evaluate
+SETTINGS = ("features", "features_path", "batch_size", "reference_count", "download")  # of evaluate
 
 
 def run(args: argparse.Namespace) -> int:
@@ -29,7 +29,8 @@ def run(args: argparse.Namespace) -> int:
 
     from ...harness.device import pick_device
     from ...harness.scoring import statistics_file
-    from ...harness.scoring.features import Extractor, network_of, prepare_cache
+    from ...harness.scoring.features import Extractor, prepare_cache
+    from ...harness.scoring.networks import network_of
     from ...harness.scoring.reference import Count, reference_of, short_hash
 
     settings, progress = config.evaluate, Progress()
