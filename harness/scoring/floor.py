@@ -72,8 +72,8 @@ def note(metric: str, count: int, width: int, reference: int | None, floor_image
     images (`floor_images`, None: no floor). None if there is nothing to say."""
     texts = []
     few = [(number, what) for number, what in ((count, "samples"), (reference, "reference images")) if number]
-    if metric in OF_MOMENTS and few and min(few)[0] < 2 * width:
-        number, what = min(few)
+    number, what = min(few, key=lambda one: one[0])
+    if metric in OF_MOMENTS and number < 2 * width:
         texts.append(f"{number} {what}, fewer than twice the {width} features: bias dominates; compare kid")
     if metric in FLOORS and floor_images is not None and floor_images < count:
         texts.append(f"the floor is that of {floor_images} images, half of the reference")

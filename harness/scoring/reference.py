@@ -100,10 +100,7 @@ class Reference:
         """Why a metric of `sections.METRICS` cannot be computed against this reference, None if it can."""
         if self.images is not None or metric in (*OF_MOMENTS, *WITHOUT_REFERENCE):
             return None
-        return (
-            f"{metric} needs features of the reference, and {self.name} has moments only; choices: "
-            f"{', '.join((*OF_MOMENTS, *WITHOUT_REFERENCE))}, or another evaluate.reference (null: the images of data)"
-        )
+        return f"{metric} needs features of the reference, and {self._moments_only()}"
 
     def moments(self, extractor: Extractor, layer: str) -> Moments:
         """The moments of a layer's features: those of the statistics, or computed in one pass over the images, in which
@@ -167,11 +164,15 @@ class Reference:
 
     def _images(self) -> ReferenceImages:
         if self.images is None:
-            raise InputError(
-                f"{self.name} has moments only, which suffice for {', '.join(OF_MOMENTS)}; choose one of them, or a "
-                "reference of images (evaluate.reference=null takes those of data)"
-            )
+            raise InputError(f"features of the reference are needed, and {self._moments_only()}")
         return self.images
+
+    def _moments_only(self) -> str:
+        file = self.name if self.statistics is None else self.statistics.path
+        return (
+            f"{file} has moments only; choices of evaluate.metrics: {', '.join((*OF_MOMENTS, *WITHOUT_REFERENCE))}; "
+            "evaluate.reference=null takes the images of data"
+        )
 
     def _keeps(self, extractor: Extractor) -> bool:
         """Whether features of all images are small enough to be kept."""

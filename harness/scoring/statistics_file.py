@@ -54,13 +54,16 @@ class Statistics:
     def of(self, extractor: Extractor, layer: str) -> Moments:
         """The moments of a layer. Raises InputError if they are of another network, other weights or other inputs than
         those of the extractor, or if the file has none of the layer."""
-        identity, mine = extractor.identity, self.network
-        for key, value in mine.items():
+        identity = extractor.identity
+        for key, value in self.network.items():
             if identity.get(key) != value:
-                this, that = (f"{one.get('network')} ({_short(one.get(key))})" for one in (mine, identity))
+                what = "" if key == "network" else f" with {key} {{}}"
+                this, that = (f"{_name(one)}{what.format(_short(one[key]))}" for one in (self.network, identity))
                 raise InputError(
-                    f"evaluate.reference {self.path} was made with {this}, but samples are seen by {that}: choose the "
-                    "same evaluate.features, or make a reference with this network (lamabench reference … --out FILE)"
+                    f"evaluate.reference {self.path} has moments of {this}, which cannot be compared with features of "
+                    f"{that}: set evaluate.features={_name(self.network)}"
+                    f"{' and its weights (evaluate.features_path)' if what else ''}, or make another reference "
+                    "(lamabench reference … --out FILE.npz)"
                 )
         part = next((part for part, one in parts(extractor.network).items() if one == layer), None)
         if part is None or part not in self.moments:
@@ -68,10 +71,16 @@ class Statistics:
         return self.moments[part]
 
 
-def _short(value: str | None) -> str:
+def _name(identity: Mapping[str, Any]) -> str:
+    """The name of a network in `evaluate.features`, from an extractor's identity; that of the extractor if no network
+    has it."""
+    extractor = identity["network"]
+    return next((name for name, one in NETWORKS.items() if one.extractor == extractor), extractor)
+
+
+def _short(value: str) -> str:
     """A checksum as its first eight digits; anything else as it is."""
-    text = str(value)
-    return text[:8] if len(text) == 64 else text
+    return value[:8] if len(value) == 64 else value
 
 
 def parts(network: Network) -> dict[str, str]:
