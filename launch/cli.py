@@ -150,6 +150,15 @@ def parser() -> argparse.ArgumentParser:
     help_text = "how they were drawn: fields of a score's `generation`, or a phrase; without it: unknown"
     evaluate.add_argument("--generation", metavar="'key=value,…'", help=help_text)
     evaluate.add_argument("--study", metavar="STUDY", help="show them in the tables of this study below run.root too")
+    reference = add(
+        "reference",
+        "compute the moments of a set of images, for scores against it: in one pass, kept, and written as ADM's",
+        "lamabench reference data=cifar10 data.path=FOLDER --out cifar10-50000.npz",
+        "key=value",
+        "data=NAME, and settings of the sections data, evaluate, run",
+    )
+    help_text = "write the moments (mu, sigma …) to a file that evaluate.reference takes"
+    reference.add_argument("--out", type=_path, metavar="FILE.npz", help=help_text)
     bench = add(
         "bench",
         "measure throughput and peak memory of forward passes and training steps, after checking outputs and gradients",
@@ -202,7 +211,7 @@ def parser() -> argparse.ArgumentParser:
     help_text = "the model whose speed the others are compared with (default: dit_xl_2 if it was measured)"
     report.add_argument("--baseline", metavar="MODEL", help=help_text)
     doctor = add("doctor", "show what is installed, which backends run and why others do not", "lamabench doctor")
-    for sub in (models, cost, check, data, evaluate, bench, operators, sweep, report, doctor):
+    for sub in (models, cost, check, data, evaluate, reference, bench, operators, sweep, report, doctor):
         sub.add_argument("--json", action="store_true", help="print JSON instead of a table")
     return top
 

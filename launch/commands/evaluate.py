@@ -19,7 +19,14 @@ from ..compose import compose
 from ..output import command, show
 from .sample import asked_of, gone, run_and_overrides
 
-COLUMNS = {"metric": "Metric", "value": "Value", "std": "Std of subsets", "count": "Images", "reference": "Reference"}
+COLUMNS = {
+    "metric": "Metric",
+    "value": "Value",
+    "std": "Std of subsets",
+    "floor": "Floor",
+    "count": "Images",
+    "reference": "Reference",
+}
 COLUMNS |= {"reference_count": "Reference images", "checkpoint_step": "Step", "protocol": "Protocol"}
 COLUMNS |= {"generation_protocol": "Generation"}
 Row = dict[str, Any]
@@ -43,6 +50,8 @@ def run(args: argparse.Namespace) -> int:
     show(rows, columns, args.json)
     if not args.json:
         print(*_notes(rows), sep="\n")
+    for text in dict.fromkeys(f"{row['metric']}: {row['note']}" for row in rows if row.get("note")):
+        print(f"lamabench evaluate: {text}", file=sys.stderr)
     for text in reasons.values():
         print(f"lamabench evaluate: {text}", file=sys.stderr)
     return 1 if reasons else 0
@@ -90,7 +99,7 @@ def _file(path: Path, overrides: list[str]) -> tuple[list[Row], dict[str, str]]:
 def _run(path: Path, overrides: list[str]) -> tuple[list[Row], dict[str, str]]:
     """Scores of the samples of a run, one set for each moment that is asked for."""
     from ...harness.scoring.counts import shortage
-    from ...harness.scoring.features import find_weights
+    from ...harness.scoring.networks import find_weights
     from ...harness.scoring.reference import reference_of
     from ...harness.scoring.score import Unscored
     from ...harness.training.checkpoint import check_data
@@ -121,11 +130,15 @@ def _run(path: Path, overrides: list[str]) -> tuple[list[Row], dict[str, str]]:
         if missing(task):
             config = config_from_dict(task.config)
             reference = reference_of(config)
-            check_data(Path(task.training), reference.fingerprint.split("-")[0])
-            few = {one: shortage(one, config.sample.count, len(reference.images)) for one in missing_metrics(task)}
+            if config.evaluate.reference is None:
+                check_data(Path(task.training), reference.fingerprint.split("-")[0])
+            few = {
+                one: reference.lack(one) or shortage(one, config.sample.count, reference.count(one))
+                for one in missing_metrics(task)
+            }
             if len(few) == len(task.metrics) and all(few.values()):  # else some scores can be shown
                 raise InputError("; ".join(text for text in few.values() if text))
-            find_weights(config.evaluate.features, config.evaluate.features_path)
+            find_weights(config.evaluate.features, config.evaluate.features_path, config.evaluate.download)
 
     # Features serve as well as images.
     asked = [*overrides, "sample.keep=features"]

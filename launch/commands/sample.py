@@ -39,9 +39,9 @@ def run(args: argparse.Namespace) -> int:
         checked.append(task)
         check_weights(task)
         if task.config["sample"]["keep"] == "features" and "sample" in missing(task):
-            from ...harness.scoring.features import find_weights
+            from ...harness.scoring.networks import find_weights
 
-            find_weights(*(task.config["evaluate"][name] for name in ("features", "features_path")))
+            find_weights(*(task.config["evaluate"][name] for name in ("features", "features_path", "download")))
         if args.to is not None:
             words = [text for text in overrides if not text.startswith("sample.keep=")]
             check_export(args.to, checked, command("sample", path, *words, "sample.keep=images", "--to", args.to))

@@ -14,8 +14,9 @@ from lamabench.harness.config import Config
 from lamabench.harness.progress import Progress
 from lamabench.harness.record import append, read_records
 from lamabench.harness.sampling import generate
-from lamabench.harness.scoring.features import Extractor, network_of
+from lamabench.harness.scoring.features import Extractor
 from lamabench.harness.scoring.kept import FeatureSet, open_set
+from lamabench.harness.scoring.networks import network_of
 from lamabench.harness.scoring.score import score
 from lamabench.harness.sections import DataConfig, EvaluateConfig, RunConfig, SampleConfig, TrainConfig
 from lamabench.harness.shards import Shards, images_of, labels_at, set_of
