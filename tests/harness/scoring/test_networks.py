@@ -9,6 +9,7 @@ import pytest
 import safetensors.torch
 import torch
 from lamabench.harness.scoring import networks
+from lamabench.harness.scoring.features import FeatureNetwork
 from lamabench.harness.scoring.networks import (
     NETWORKS,
     DinoV2,
@@ -18,13 +19,17 @@ from lamabench.harness.scoring.networks import (
     missing_weights,
     sha256,
 )
-from lamabench.harness.sections import FEATURES
+from lamabench.harness.scoring.reference import Reference
+from lamabench.harness.scoring.score import evaluate
+from lamabench.harness.scoring.statistics import Moments, frechet
+from lamabench.harness.sections import FEATURES, EvaluateConfig
 from lamabench.kernels.errors import InputError
 from sklearn.datasets import load_sample_images
 from timm.data.imagenet_info import ImageNetInfo
 from timm.models.efficientnet import tf_efficientnet_lite0
 from timm.models.vision_transformer import vit_large_patch14_dinov2
 from torch.nn import functional as F
+from torch.utils.data import TensorDataset
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 from torchvision.transforms.v2 import functional as vision
 
@@ -146,6 +151,7 @@ def small_dino(tmp_path, monkeypatch):
         )
 
     monkeypatch.setattr(DinoV2, "make", staticmethod(make))
+    monkeypatch.setitem(NETWORKS, "dinov2_vitl14", dataclasses.replace(NETWORKS["dinov2_vitl14"], width=WIDTH))
     state, rng = make().state_dict(), torch.Generator().manual_seed(0)
     state |= {"pos_embed": torch.empty(1, 1 + SIDE**2, WIDTH), "mask_token": torch.empty(1, WIDTH)}
     state = {name: torch.randn(value.shape, generator=rng) * 0.2 for name, value in state.items()}
@@ -196,6 +202,28 @@ def test_dino_by_hand(small_dino, tmp_path):
     assert torch.equal(build("dinov2_vitl14", other, ["cls"], "cpu")(images)[0], got)
     with pytest.raises(InputError, match=r"dinov2-vitl14-timm takes uint8 \[B, 3, H, W\], not torch.float32"):
         extractor(torch.zeros(1, 3, 8, 8))
+
+
+def test_scores_by_dino(small_dino, tmp_path, digits, monkeypatch):
+    """Other weights than the published ones are named. Features that are kept have no logits, which it lacks."""
+    settings = EvaluateConfig("dinov2_vitl14", str(small_dino.parent), ["fd", "prc"])
+    pixels = torch.from_numpy(digits[20:40]).permute(0, 3, 1, 2)
+    reference = Reference(TensorDataset(pixels, torch.zeros(20)), "digits", "f")
+
+    def rows():
+        return list(evaluate(digits[:20], reference, settings, settings.metrics, cache=tmp_path / "c", device="cpu"))
+
+    first, digest = rows(), sha256(small_dino)
+    names = [f"{name}-DINOv2-{digest[:8]}-20" for name in ("FD", "precision", "recall")]
+    assert [row["metric"] for row in first] == names
+    evaluation = first[0]["evaluation"]
+    assert (evaluation["weights"], evaluation["layer"]) == (digest, "cls") and "bicubic" in evaluation["inputs"]
+    network = FeatureNetwork(settings, "cpu")
+    x, y = (network(images) for images in (digits[:20], digits[20:40]))
+    assert x.shape == (20, WIDTH)
+    assert frechet(Moments.of(x), Moments.of(y)) == pytest.approx(first[0]["value"], rel=1e-6)
+    monkeypatch.setitem(NETWORKS, "dinov2_vitl14", dataclasses.replace(NETWORKS["dinov2_vitl14"], sha256=digest))
+    assert [row["metric"] for row in rows()] == [f"{name}-DINOv2-20" for name in ("FD", "precision", "recall")]
 
 
 def test_dino_weights_that_do_not_fit(small_dino, tmp_path):
