@@ -15,6 +15,7 @@ from ..models import registry
 from ..models.fields import declared, typed
 from .config import SECTIONS, Config
 from .run import plain_name
+from .sections import HELDOUT
 
 SEEDED = ("kid", "isc")  # metrics that draw subsets
 
@@ -110,8 +111,10 @@ def score_key(config: Config, samples: str, metric: str) -> str:
     for name in ("path", "flip"):
         data.pop(name, None)
     reads = declared(config.evaluate)
-    for name in ("metrics", "batch_size", "features_path", *(() if metric in SEEDED else ("seed",))):
+    for name in ("metrics", "batch_size", "features_path", "heldout_count", *(() if metric in SEEDED else ("seed",))):
         reads.pop(name, None)
+    if metric == HELDOUT:
+        reads = {"heldout_count": config.evaluate.heldout_count}
     return digest("score", samples, metric, reads, data)
 
 

@@ -16,6 +16,7 @@ from ..config import Config
 from ..data.files import Say
 from ..data.images import load
 from ..data.items import epoch_order
+from ..data.splits import held_out
 from .features import Extractor, Features, alone, read_cache, write_cache
 
 
@@ -57,9 +58,11 @@ class Count:
 
 
 def reference_of(config: Config, say: Say | None = None) -> Reference:
-    """The images of `config.data`, or a fixed random subset of `evaluate.reference_count`, the same for every seed."""
-    data, count = load(config.data, say), config.evaluate.reference_count
-    name = config.data.name or config.data.kind
+    """The images of `config.data`, or those held out from it (`evaluate.split`), or a fixed random subset of
+    `evaluate.reference_count`, the same for every seed."""
+    test, count = config.evaluate.split == "test", config.evaluate.reference_count
+    data = load(held_out(config.data) if test else config.data, say)
+    name = (config.data.name or config.data.kind) + (" test" if test else "")
     if count is None or count == len(data):
         return Reference(data, name, data.fingerprint)
     if count > len(data):
