@@ -10,8 +10,9 @@ from ...harness.keys import config_from_dict, score_key
 from ...harness.progress import Progress
 from ...harness.record import newest, read_records, write_lines
 from ...harness.run import is_locked, locked
+from ...harness.sections import HELDOUT
 from ...harness.shards import features_of, set_of
-from ...harness.stages import Task, execute, missing, missing_metrics, prepare
+from ...harness.stages import Task, execute, missing, missing_metrics, only, prepare
 from ...kernels.errors import InputError
 from ..compose import compose
 from ..output import command, show
@@ -31,12 +32,17 @@ def run(args: argparse.Namespace) -> int:
         if path.is_dir():
             raise InputError(f"{path} is not a readable .npz file: it is a folder")
         config, _ = compose(overrides)
+        if HELDOUT in config.evaluate.metrics:
+            raise InputError(
+                f"evaluate.metrics {HELDOUT} is a score of a run's weights, and {path} is a file of images"
+            )
         try:
             for row in score(path, config, config.evaluate.metrics, Path(config.run.root) / ".cache", Progress()):
                 rows.append(row)
         except Unscored as error:
             reasons = error.reasons
     else:
+        from ...harness.data.images import load
         from ...harness.scoring.counts import shortage
         from ...harness.scoring.features import find_weights
         from ...harness.scoring.reference import reference_of
@@ -46,6 +52,8 @@ def run(args: argparse.Namespace) -> int:
             return path.resolve() / "samples" / task.key
 
         def check(task: Task) -> None:
+            if not sampled_metrics(task):
+                return check_heldout(task)
             words = [text for text in overrides if text.startswith(("sample.", "run."))]
             draw = command("sample", path, *words)
             if "sample" in missing(task) and (network := features_of(task.path)):
@@ -65,8 +73,8 @@ def run(args: argparse.Namespace) -> int:
             if missing(task):
                 config = config_from_dict(task.config)
                 reference = reference_of(config)
-                check_data(Path(task.training), reference.fingerprint.split("-")[0])
-                few = {one: shortage(one, config.sample.count, len(reference.images)) for one in missing_metrics(task)}
+                check_data(Path(task.training), load(config.data).fingerprint)
+                few = {one: shortage(one, config.sample.count, len(reference.images)) for one in sampled_metrics(task)}
                 if len(few) == len(task.metrics) and all(few.values()):  # else some scores can be shown
                     raise InputError("; ".join(text for text in few.values() if text))
                 find_weights(config.evaluate.features, config.evaluate.features_path)
@@ -75,7 +83,10 @@ def run(args: argparse.Namespace) -> int:
         words = [*overrides, "sample.keep=features"]
         config, wanted = asked_of(path, words, ("sample", "evaluate", "run"), ["sample", "evaluate"], check)
         for task in wanted:
-            adopt(task, other(task))
+            if sampled_metrics(task):
+                adopt(task, other(task))
+            else:
+                task = only(task, ["evaluate"])
             try:
                 execute(task, Progress(task.path))
             except Unscored as error:
@@ -90,6 +101,24 @@ def run(args: argparse.Namespace) -> int:
     for text in reasons.values():
         print(f"lamabench evaluate: {text}", file=sys.stderr)
     return 1 if reasons else 0
+
+
+def sampled_metrics(task: Task) -> list[str]:
+    """The metrics of a task that are to be computed from its samples."""
+    return [metric for metric in missing_metrics(task) if metric != HELDOUT]
+
+
+def check_heldout(task: Task) -> None:
+    """Raise InputError if a held-out loss is asked for whose weights or test split are not there."""
+    from ...harness.data.images import load, load_held_out
+    from ...harness.training.checkpoint import check_data, load_weights
+
+    if missing_metrics(task):
+        config, training = config_from_dict(task.config), Path(task.training)
+        load_weights(training, task.step, config.sample.weights, config.model, tensors=False)
+        data = load(config.data)
+        check_data(training, data.fingerprint)
+        load_held_out(config.data, data.class_names)
 
 
 def adopt(task: Task, other: Path) -> None:
