@@ -371,7 +371,7 @@ def _evaluate(task: Task, config: Config, progress: Progress) -> Iterator[dict[s
         except InputError as error:
             reasons[HELDOUT] = str(error)
         else:
-            yield {"kind": "score", "key": score_key(config, task.key, HELDOUT), "samples": task.key, **line}
+            yield {"kind": "score", "key": score_key(config, task.key, HELDOUT), **line}
     sampled = [metric for metric in metrics if metric != HELDOUT]
     try:
         for line in score_set(task.path, training, config, sampled, progress) if sampled else ():

@@ -144,6 +144,11 @@ def parser() -> argparse.ArgumentParser:
         f"a run folder, or an .npz with `images` or `arr_0` uint8 [N, H, W, C], and {settings}; of a run, those of the "
         "sections sample, evaluate, run",
     )
+    help_text = (
+        "in place of scores: the nearest training images of the first N samples (64), in pixels and in features, as "
+        "pictures beside the samples, and their distances beside those of test images"
+    )
+    evaluate.add_argument("--neighbours", type=_positive, nargs="?", const=64, metavar="N", help=help_text)
     bench = add(
         "bench",
         "measure throughput and peak memory of forward passes and training steps, after checking outputs and gradients",

@@ -26,6 +26,10 @@ def run(args: argparse.Namespace) -> int:
     from ...harness.scoring.score import Unscored, score
 
     path, overrides = run_and_overrides(args.words)
+    if args.neighbours is not None:
+        from .neighbours import run as neighbours
+
+        return neighbours(path, overrides, args.neighbours, args.json)
     rows: list[dict[str, Any]] = []
     reasons: dict[str, str] = {}
     if path.suffix == ".npz":
