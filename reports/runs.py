@@ -77,8 +77,8 @@ def read(paths: Iterable[Path]) -> list[Run]:
 
 
 def _apart(runs: list[Run]) -> list[Run]:
-    """The runs with other groups where folders of one group and seed are of different trainings, as two roots of a study
-    are that was run with other settings."""
+    """The runs, with groups that depend on the settings of training where one group has different trainings of one
+    seed: a study may have been run with other settings below another root."""
     trainings: dict[tuple[str, Any], set[str]] = {}
     for run in runs:
         if run.info.get("trains", True):
