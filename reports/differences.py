@@ -86,10 +86,12 @@ def difference(values: Mapping[int, float], base: Mapping[int, float], best: str
     return Difference("better" if (mean.value < 0) == (best == LOWER_IS_BETTER) else "worse", "", mean)
 
 
-def with_interval(mean: Mean | None, digits: int = 4) -> str:
-    """Such as "63.00 ± 8.96 (n=3)". A single seed has no interval."""
+def with_interval(mean: Mean | None, sign: str = "") -> str:
+    """Such as "63.00 ± 8.96", to two digits of the interval. A single seed has no interval. `sign` "+" shows that of a
+    positive number."""
     if mean is None:
         return "-"
-    style = style_of(mean.value, digits)
-    half = "" if mean.half is None else f" ± {format(mean.half, style)}"
-    return f"{format(mean.value, style)}{half} (n={mean.n})"
+    if not mean.half:
+        return format(mean.value, sign + style_of(mean.value, 4)) + ("" if mean.half is None else " ± 0")
+    style = style_of(mean.half, 2)
+    return f"{format(mean.value, sign + style)} ± {format(mean.half, style)}"

@@ -28,7 +28,7 @@ class Column:
     Elsewhere a cell is the value of `key` (by default `name`) divided by `scale`, to `digits` significant digits (0: an
     integer, None: text), and after a ± the value of `interval`: half a 95 % interval over training seeds. The text of
     `mark` follows, and a true value of `bold` makes the cell bold. On a narrow terminal the column of the highest
-    `rank` is left out first; one of rank 0 always stays.
+    `rank` is left out first; one of rank 0 always stays. There a text is wrapped to `width` letters.
     """
 
     name: str | None
@@ -40,6 +40,7 @@ class Column:
     mark: str = ""
     rank: int = 0
     key: str = ""
+    width: int | None = None
 
     @property
     def source(self) -> str:
@@ -107,7 +108,7 @@ class Table:
             heads = [textwrap.fill(column.title or "State", 13, break_long_words=False) for column in columns]
             cells = [[column.cell(row) + " *" * bool(row.get(column.bold)) for column in columns] for row in self.rows]
             sides = ["left" if column.digits is None else "right" for column in columns]
-            limits = [34 if column.name in ("label", "shape") else None for column in columns]
+            limits = [column.width or (34 if column.name in ("label", "shape") else None) for column in columns]
             text = tabulate(cells, heads, colalign=sides, disable_numparse=True, maxcolwidths=limits)
             last = max(columns, key=lambda column: column.rank)
             if max(map(len, text.splitlines())) <= WIDTH or not last.rank:

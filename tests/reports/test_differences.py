@@ -21,8 +21,9 @@ def test_the_interval_of_a_mean_has_the_quantile_of_the_tables(n: int, quantile:
 def test_one_seed_has_no_interval() -> None:
     mean = mean_of([3.0])
     assert (mean.value, mean.half, mean.n) == (3.0, None, 1)
-    assert with_interval(mean) == "3.000 (n=1)" and with_interval(None) == "-"
-    assert with_interval(mean_of([60.0, 62.0, 67.0])) == "63.00 ± 8.96 (n=3)"  # 4.302653 · √13 / √3
+    assert with_interval(mean) == "3.000" and with_interval(None) == "-"
+    assert with_interval(mean_of([60.0, 62.0, 67.0]), "+") == "+63.0 ± 9.0"  # 4.302653 · √13 / √3
+    assert with_interval(mean_of([0.5, 0.5])) == "0.5000 ± 0"
 
 
 def test_a_paired_difference_is_that_of_scipy() -> None:
