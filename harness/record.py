@@ -164,11 +164,11 @@ class ScoreRow(_OfWeights):
     features: str | None = about("the network of the features")
     protocol: str | None = about("8 hex digits, equal if and only if two scores are comparable")
     samples: str | None = about("key of the samples, or SHA-256 of a foreign file")
-    evaluation: dict[str, Any] | None = about("how samples were scored; `protocol` is its hash")
-    generation: dict[str, Any] | None = about("how samples were made; null: not on record")
-    generation_protocol: str | None = about("8 hex digits: the hash of `generation`")
-    floor: float | None = about("the same metric between two halves of the reference")
-    note: str | None = about("what a reader must know of this number")
+    evaluation: dict[str, Any] | None = about("network, its weights, layer, metric, counts and reference")
+    generation: dict[str, Any] | None = about("how the samples were drawn (scoring/protocol.py); null: not on record")
+    generation_protocol: str | None = about("8 hex digits, equal if and only if `generation` is")
+    floor: float | None = about("the same metric between images of the reference, at most half of it, and its others")
+    note: str | None = about("what must be known to read the value: that bias dominates, the images of the floor")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from ..harness.run import STUDY
 from ..kernels.errors import InputError, unknown
-from .differences import by_seed, difference, mean_of, with_interval
+from .differences import NO_SEED, by_seed, difference, mean_of, with_interval
 from .protocols import UNKNOWN, generation_of, notes, words_of_protocol
 from .queries import better, group_labels, scores
 from .runs import SEEDS, Line, Run, read
@@ -142,7 +142,10 @@ def _variant(run: Run, study: bool) -> tuple[object, ...]:
 def _row(metric: str, a: Mapping[Run, Line], b: Mapping[Run, Line]) -> Line:
     """A comparison of one score as plain data (FIELDS), and its cells for reading."""
     first = next(iter(a.values()))
-    values = [by_seed((run.info.get("seed") or 0, line["value"]) for run, line in side.items()) for side in (a, b)]
+    values = []
+    for side in (a, b):
+        seeds = [(NO_SEED if run.info.get("seed") is None else run.info["seed"], run) for run in side]
+        values.append(by_seed((seed, side[run]["value"]) for seed, run in seeds))
     means = [mean_of(numbers.values()) for numbers in values]
     result = difference(values[1], values[0], better(metric))
     row: Line = {"metric": metric, "protocol": first["protocol"]}
@@ -180,7 +183,7 @@ def _columns(one: Side, two: Side, rows: list[Line]) -> tuple[str, list[Column]]
                 heads.append(f"{name.upper()}: {labels.pop()} [{side.name}]")
             else:
                 columns.append(Column(name, name.upper(), width=24))
-    columns += [Column("metric", "Metric", width=14), Column("a_text", "A"), Column("b_text", "B")]
+    columns += [Column("metric", "Metric", width=14 if columns else 40), Column("a_text", "A"), Column("b_text", "B")]
     columns += [Column("difference_text", "B − A"), Column("seeds", "Seeds", width=9), Column("b_is", "B is")]
     return "\n".join(heads), columns
 

@@ -14,6 +14,7 @@ from scipy.special import stdtrit
 from .table import style_of
 
 LEVEL = 0.95
+NO_SEED = -1  # of samples that no training on record made
 FEWEST = 3  # common seeds, below which no difference is conclusive
 LOWER_IS_BETTER, HIGHER_IS_BETTER = "min", "max"  # as `queries.better` says it
 
@@ -72,7 +73,7 @@ def difference(values: Mapping[int, float], base: Mapping[int, float], best: str
     `best` says which number is the best: "min", "max" or, if that is unknown, "". *better* and *worse* need at least
     `FEWEST` common seeds and a 95 % interval of the mean difference that excludes 0.
     """
-    common = sorted(values.keys() & base.keys())
+    common = sorted((values.keys() & base.keys()) - {NO_SEED})
     if not common:
         return Difference("inconclusive", "no common seed")
     mean = mean_of(values[seed] - base[seed] for seed in common)

@@ -41,9 +41,20 @@ def _plain(value: Any) -> str:
 
 
 def generation_of(row: Line) -> str:
-    """The hash of how the samples of a score were made: "unknown" if that is not on record, and "" for a score without
-    samples, such as a held-out loss."""
-    return row.get("generation_protocol") or (UNKNOWN if row.get("samples") else "")
+    """The hash of how the samples of a score were made: "unknown" if that is not on record or nobody knows it, and ""
+    for a score without samples, such as a held-out loss."""
+    if not row.get("samples") and not row.get("generation"):
+        return ""
+    known = row.get("generation") and row["generation"].get("source") != UNKNOWN
+    return str(row["generation_protocol"]) if known else UNKNOWN
+
+
+def generation_words(row: Line) -> str:
+    """How the samples of a score were made, in words; empty if that is not known. Other people's samples may have what
+    their user said."""
+    if generation_of(row) in ("", UNKNOWN):
+        return ""
+    return str(row["generation"].get("words") or words_of_protocol(row["generation"]))
 
 
 def by_design(runs: Iterable[Run], rows: Mapping[Run, Line]) -> bool:
@@ -87,7 +98,7 @@ def notes(runs: list[Run], columns: Mapping[str, Mapping[Run, Line]]) -> list[st
             text[-1] += f" Scored: {words_of_protocol(own)}."
         if floors := sorted({one["floor"] for one in rows.values() if one.get("floor") is not None}):
             ends = " to ".join(f"{one:.4g}" for one in dict.fromkeys((floors[0], floors[-1])))
-            text[-1] += f" Floor (one half of the reference against the other): {ends}."
+            text[-1] += f" Floor (images of the reference against its others): {ends}."
         if any(one.get("std") is not None for one in rows.values()):
             text[-1] += f" Its standard deviation over {spread_of(name)} says nothing about other trainings."
         for remark in dict.fromkeys(one["note"] for one in rows.values() if one.get("note")):
@@ -111,7 +122,7 @@ def _of_generation(runs: list[Run], columns: Mapping[str, Mapping[Run, Line]]) -
     for rows in columns.values():
         for run, row in rows.items():
             if protocol := generation_of(row):
-                words = words_of_protocol(row.get("generation")) or "it is not on record how"
+                words = generation_words(row) or "it is not on record how they were made"
                 ways.setdefault(protocol, (words, {}))[1].setdefault(labels[run.group])
     lines = []
     for protocol, (words, whose) in ways.items():

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 
-from .differences import FEWEST, Difference, by_seed, difference, mean_of
+from .differences import FEWEST, NO_SEED, Difference, by_seed, difference, mean_of
 from .protocols import notes, rankable, spread_of
 from .queries import better, scores
 from .runs import Line, Run
@@ -74,12 +74,12 @@ def _columns(name: str, title: str, rank: int) -> list[Column]:
 
 
 def over_seeds(rows: Iterable[Line], name: str) -> Values:
-    """A column of the rows of a summary over training seeds: {group: {seed: mean}}. A run without a seed does not
-    count."""
+    """A column of the rows of a summary over training seeds: {group: {seed: mean}}."""
     pairs: dict[str, list[tuple[int, float]]] = {}
     for row in rows:
-        if row.get(name) is not None and row["seed"] is not None:
-            pairs.setdefault(row["group"], []).append((row["seed"], row[name]))
+        if row.get(name) is not None:
+            seed = NO_SEED if row["seed"] is None else row["seed"]
+            pairs.setdefault(row["group"], []).append((seed, row[name]))
     return {group: by_seed(numbers) for group, numbers in pairs.items()}
 
 

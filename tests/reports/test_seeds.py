@@ -11,7 +11,7 @@ from lamabench.reports.runs import read
 from lamabench.reports.seeds import seeds
 from lamabench.reports.summary import summary
 from lamabench.reports.table import Table
-from run_folders import Line, cost, drawn, made, markdown, parsed, scored, trained, write
+from run_folders import Line, cost, drawn, made, markdown, parsed, put, scored, trained, write
 
 FD = "FD-EffNetLite0-512"
 
@@ -153,12 +153,42 @@ def test_words_stand_under_the_table(tmp_path: Path) -> None:
     row["evaluation"] = {"network": "efficientnet_lite0", "weights": "ab" * 32, "layer": "pooled", "seed": 0}
     write(tmp_path, "one", [drawn(), row, {**row, "metric": "KD-X", "floor": None, "note": None, "protocol": "p2"}])
     loss = {"metric": "held-out loss", "features": None, "protocol": "p3", "evaluation": {"timesteps": [1, 2]}}
-    write(tmp_path, "two", [{**scored(0.25), **loss}], title="DiT-two")
+    write(tmp_path, "two", [{**scored(0.25), **loss, "samples": None}], title="DiT-two")
+    said = {"generation": {"words": "Heun, 18 steps"}, "generation_protocol": "g1"}
+    write(tmp_path, "three", [{**scored(60.0), **said}], title="DiT-three")
     notes = summary(read([tmp_path])).notes
     assert f"{FD}: 512 samples, fewer than twice the 1280 features." in notes
     (fd,) = (note for note in notes if note.startswith(f"{FD}: 512 samples against"))
-    assert "Floor (one half of the reference against the other): 3.25." in fd and "weights abababababab," in fd
-    assert any("timesteps 1 × 2" in note and note.startswith("held-out loss: ") for note in notes)
+    assert "Floor (images of the reference against its others): 3.25." in fd and "weights abababababab," in fd
+    assert any("timesteps 1 × 2" in note and note.startswith("held-out loss: 512 images ag") for note in notes)
+    assert "Samples of DiT-three: Heun, 18 steps (protocol g1)." in notes
     assert "Samples of DiT-demo: sampler ddim, steps 50, clip yes (protocol g50)." in notes
     build([tmp_path], tmp_path / "out")
     assert all(note in (tmp_path / "out" / "README.md").read_text() for note in notes)
+
+
+def test_other_peoples_samples_have_no_training_seed(tmp_path: Path) -> None:
+    for name, values in (("a", [60.0, 62.0, 67.0]), ("b", [50.0, 52.5, 57.0])):
+        fill(tmp_path, name, values)
+    row = {**scored(1.0), "generation": {"source": "unknown"}, "generation_protocol": "g0", "samples": "ab" * 32}
+    info = {"kind": "model", "key": "c" * 12, "study": "foreign", "name": "edm", "family": "foreign", "model": "edm"}
+    put(tmp_path / "models" / "edm", {**info, "title": "edm", "seed": None, "variant": {}, "config": {}}, [row])
+    by_label = rows(tmp_path)
+    assert (by_label["edm"]["n"], by_label["edm"][f"{FD}_ci95"], by_label["edm"][f"{FD}_verdict"]) == ("1", "", "")
+    assert by_label["DiT-demo (variant=b)"][f"{FD}_verdict"] == "better"
+    text = table(tmp_path).markdown()
+    assert "**" not in text and "it is not on record how all samples were made" in text
+    assert "Samples of edm: it is not on record how they were made." in text
+
+
+def test_a_score_without_samples_has_a_best(tmp_path: Path) -> None:
+    """A held-out loss, which the weights have at several steps: the furthest counts."""
+    loss = {"metric": "held-out loss", "features": None, "protocol": "p3", "samples": None}
+    for name, values in (("a", [0.5, 0.51, 0.52]), ("b", [0.4, 0.412, 0.421])):
+        for seed, value in enumerate(values):
+            early = {**scored(value + 1), **loss, "checkpoint_step": 200}
+            lines = [{**scored(value), **loss, "checkpoint_step": 600}, early]
+            write(tmp_path, f"{name}-s{seed}", lines, variant={"variant": name}, seed=seed)
+    cells = [row["held-out loss"] for row in markdown(table(tmp_path).markdown())]
+    assert cells == ["0.5100 ± 0.0248", "**0.4110 ± 0.0262**"]
+    assert not any(note.startswith("Samples") for note in table(tmp_path).notes)
