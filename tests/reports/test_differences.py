@@ -14,7 +14,7 @@ def test_the_interval_of_a_mean_has_the_quantile_of_the_tables(n: int, quantile:
     values = np.random.default_rng(n).normal(5.0, 2.0, n)
     mean = mean_of(values.tolist())
     assert (mean.value, mean.n) == (pytest.approx(values.mean(), rel=1e-12), n)
-    assert mean.half == pytest.approx(quantile * values.std(ddof=1) / np.sqrt(n), rel=1e-6)
+    assert mean.half is not None and mean.half == pytest.approx(quantile * values.std(ddof=1) / np.sqrt(n), rel=1e-6)
     assert (mean.low, mean.high) == (mean.value - mean.half, mean.value + mean.half)
 
 

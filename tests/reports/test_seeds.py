@@ -155,13 +155,13 @@ def test_words_stand_under_the_table(tmp_path: Path) -> None:
     loss = {"metric": "held-out loss", "features": None, "protocol": "p3", "evaluation": {"timesteps": [1, 2]}}
     write(tmp_path, "two", [{**scored(0.25), **loss, "samples": None}], title="DiT-two")
     said = {"generation": {"words": "Heun, 18 steps"}, "generation_protocol": "g1"}
-    write(tmp_path, "three", [{**scored(60.0), **said}], title="DiT-three")
+    write(tmp_path, "three", [{**scored(60.0), **said}], title="DiT-three", variant={"v": 3})
     notes = summary(read([tmp_path])).notes
     assert f"{FD}: 512 samples, fewer than twice the 1280 features." in notes
     (fd,) = (note for note in notes if note.startswith(f"{FD}: 512 samples against"))
     assert "Floor (images of the reference against its others): 3.25." in fd and "weights abababababab," in fd
     assert any("timesteps 1 × 2" in note and note.startswith("held-out loss: 512 images ag") for note in notes)
-    assert "Samples of DiT-three: Heun, 18 steps (protocol g1)." in notes
+    assert "Samples of DiT-three (v=3): Heun, 18 steps (protocol g1)." in notes
     assert "Samples of DiT-demo: sampler ddim, steps 50, clip yes (protocol g50)." in notes
     build([tmp_path], tmp_path / "out")
     assert all(note in (tmp_path / "out" / "README.md").read_text() for note in notes)
