@@ -26,6 +26,7 @@ EPILOG = """examples
   lamabench bench-kernels lamamba_xl bench.batch_size=64 every backend of the scan, the attention and so on
   lamabench sweep run demo                               three backbones, from training to a report
   lamabench report runs/demo --out out/demo
+  lamabench compare runs/block_mix                       is any variant better or worse than the first one?
 
 Settings are written key=value, as in Hydra: model=NAME and data=NAME select a model and data, train.lr=1e-3 sets a
 value. Run the same command again to continue where it stopped."""
@@ -41,6 +42,8 @@ SWEEP = """lamabench sweep plan demo                               list the runs
   lamabench sweep prune demo                              delete folders that no study names any more"""
 
 
+COMPARE = """lamabench compare runs/block_mix/ssm runs/block_mix/window    two variants over their training seeds
+  lamabench compare runs/block_mix                           each variant with the first one"""
 DATA = "lamabench data check data=folder data.path=images"
 
 
@@ -215,8 +218,15 @@ def parser() -> argparse.ArgumentParser:
     report.add_argument("--out", type=_path, required=True, metavar="DIR", help="the folder to write")
     help_text = "the model whose speed the others are compared with (default: dit_xl_2 if it was measured)"
     report.add_argument("--baseline", metavar="MODEL", help=help_text)
+    differ = add("compare", "say whether scores differ by more than training seeds do", COMPARE)
+    help_text = (
+        "A and B: folders of runs or studies, root folders, or ROOT/STUDY/VARIANT (all its seeds). B is compared with "
+        "A. A study alone: its variants with the first one"
+    )
+    differ.add_argument("paths", nargs="+", type=_path, metavar="A|B", help=help_text)
+    differ.add_argument("--metric", metavar="NAME", help="only this score, by its name in tables")
     doctor = add("doctor", "show what is installed, which backends run and why others do not", "lamabench doctor")
-    for sub in (models, cost, check, data, evaluate, reference, bench, operators, sweep, report, doctor):
+    for sub in (models, cost, check, data, evaluate, reference, bench, operators, sweep, report, differ, doctor):
         sub.add_argument("--json", action="store_true", help="print JSON instead of a table")
     return top
 
@@ -225,7 +235,7 @@ def _run(args: argparse.Namespace) -> int:
     """Run a subcommand. Only its own module is imported, because reports need no torch."""
     os.environ["MPLBACKEND"] = "agg"  # figures become files, and a notebook's backend may not be installed here
     module = importlib.import_module(f".commands.{args.command.replace('-', '_')}", __package__)
-    if args.command in ("report", "doctor", "models", "cost", "check", "data"):
+    if args.command in ("report", "compare", "doctor", "models", "cost", "check", "data"):
         return module.run(args)
     from ..harness.measure.timing import first_line, out_of_memory
     from .ends import STOPPED

@@ -1,6 +1,7 @@
 """The table of bad inputs of every command."""
 
 from bad_models import MODELS, USAGE
+from bad_reports import REPORTS
 from bad_rows import BASE, BOMB, STUDY, Bad, of_study, sweep, train, with_study
 
 TRAIN = [
@@ -189,18 +190,6 @@ RUNS = [
     Bad(["evaluate", "{run}", "train.lr=2"], "would make another training of it"),
     Bad(["evaluate", "{run}", "evaluate.metrics=[fid]"], r"unknown evaluate\.metrics 'fid'"),
     Bad(["evaluate", "{run}", "backend.attention=torch"], "sections to set here: sample, evaluate, run"),
-    Bad(["report", "nowhere", "--out", "out"], "no such folder: nowhere"),
-    Bad(["report", "few.npz", "--out", "out"], r"few\.npz is a file"),
-    Bad(["report", "empty", "--out", "out"], "empty holds no run"),
-    Bad(["report", "{run}", "--out", "few.npz"], r"few\.npz is a file"),
-    Bad(["report", "{run}", "--out", "few.npz/below"], "cannot write a report"),
-    Bad(["report", "{run}", "--out", "images"], "neither empty nor an earlier report"),
-    Bad(["report", "{run}", "--out", "out", "--baseline", "nope"], "nope"),
-    Bad(["report", "{long}", "--out", "out"], "File name too long"),
-    Bad(["report", "{run}", "--out", "{long}"], "File name too long"),
-    Bad(["report", "odd", "--out", "out"], r"odd/config\.json is not JSON", {"odd/config.json": "{"}),
-    Bad(["report", "odd", "--out", "out"], r"odd/config\.json was not written by", {"odd/config.json": "[]"}),
-    Bad(["report", "odd", "--out", "out"], r"odd/\.study\.json is not JSON", {"odd/.study.json": ""}),
 ]
 STUDIES = [
     Bad(["sweep", "run", "dmeo"], r"unknown study 'dmeo' \(did you mean 'demo'\?\)"),
@@ -397,4 +386,4 @@ WEIGHTS = [
     for more in ([], ["sample.weights=live"])
 ]
 
-TABLE = [*USAGE, *MODELS, *TRAIN, *DATA, *RUNS, *STUDIES, *KNOWN, *NUMBERS, *TEXTS, *WEIGHTS]
+TABLE = [*USAGE, *MODELS, *TRAIN, *DATA, *RUNS, *REPORTS, *STUDIES, *KNOWN, *NUMBERS, *TEXTS, *WEIGHTS]
