@@ -164,7 +164,7 @@ class ScoreRow(_OfWeights):
     features: str | None = about("the network of the features")
     protocol: str | None = about("8 hex digits, equal if and only if two scores are comparable")
     samples: str | None = about("key of the samples, or SHA-256 of a foreign file")
-    evaluation: dict[str, Any] | None = about("what the protocol is the hash of")
+    evaluation: dict[str, Any] | None = about("network, its weights, layer, metric, counts and reference")
     by_timestep: dict[str, Any] | None = about("of the held-out loss: the loss at each timestep")
 
 
