@@ -69,6 +69,11 @@ def averages(train: TrainConfig) -> list[str]:
     return ["ema", *map(average_name, train.ema_decays), *map(power_name, train.ema_powers)]
 
 
+def needs_test_split(config: Config) -> bool:
+    """Whether a training or a score reads the images that are held out from the training's."""
+    return bool(config.run.heldout_every or HELDOUT in config.evaluate.metrics or config.evaluate.split == "test")
+
+
 def check_fit(config: Config) -> None:
     """Check that the sections of a configuration fit together.
 
@@ -92,7 +97,7 @@ def check_fit(config: Config) -> None:
                 f"model.{name} {getattr(model, name)} does not fit data.{source} {value}: "
                 f"set data.{source}, and the model takes its value"
             )
-    if config.run.heldout_every or HELDOUT in config.evaluate.metrics or config.evaluate.split == "test":
+    if needs_test_split(config):
         held_out(data)
     goal = objective(config.objective)
     path_of(goal, settings.method, settings.steps, settings.timesteps)

@@ -14,14 +14,15 @@ import torch
 
 from ..ablations.study import Study
 from ..harness.checks import power_name
-from ..harness.config import Config
+from ..harness.config import Config, needs_test_split
 from ..harness.data import images
 from ..harness.data.files import few
+from ..harness.data.splits import held_out
 from ..harness.keys import config_from_dict, training_folder
 from ..harness.moments import asked_moments, reached
 from ..harness.record import read_records
 from ..harness.scoring.counts import shortage
-from ..harness.sections import DataConfig
+from ..harness.sections import HELDOUT, DataConfig
 from ..harness.shards import features_of
 from ..harness.stages import Task, missing, missing_metrics
 from ..harness.training import checkpoint
@@ -120,13 +121,19 @@ class Content(NamedTuple):
 def contents(runs: Sequence[Planned], read: bool = False) -> dict[str, Content]:
     """The sets of data that runs train on or are scored against, by their declaration (`str` of a DataConfig). With
     `read`, the images of a folder that runs need and nobody has read yet are read, once for all jobs."""
-    needed = {str(DataConfig(**piece.task.config["data"])) for piece in _readers(runs) if read and _reads(piece)}
-    configs = {str(one): one for one in (DataConfig(**piece.task.config["data"]) for piece in _readers(runs))}
+    needed = {str(one) for piece in _readers(runs) if read and _reads(piece) for one in _sets(piece)}
+    configs = {str(one): one for piece in _readers(runs) for one in _sets(piece)}
     return {label: _content(config, label in needed) for label, config in configs.items()}
 
 
 def _readers(runs: Sequence[Planned]) -> Iterator[Piece]:
     return (piece for piece in pieces(runs) if {"train", "evaluate"} & {*piece.task.stages})
+
+
+def _sets(piece: Piece) -> list[DataConfig]:
+    """The data of a task, and the test split that belongs to them if the task reads it."""
+    config = config_from_dict(piece.task.config)
+    return [config.data, *([held_out(config.data)] if needs_test_split(config) else [])]
 
 
 def _reads(piece: Piece) -> bool:
@@ -155,9 +162,11 @@ def problems(runs: Sequence[Planned], known: Mapping[str, Content]) -> Iterator[
 def scoring(run: Planned, known: Mapping[str, Content]) -> list[str]:
     """Why scores that a run lacks cannot be computed: too few images, or no weights of the network."""
     metrics = {metric: None for task in run.tasks if "evaluate" in task.stages for metric in missing_metrics(task)}
+    metrics.pop(HELDOUT, None)
     if not metrics:
         return []
-    settings, content = run.config.evaluate, known.get(str(run.config.data))
+    settings, data = run.config.evaluate, run.config.data
+    content = known.get(str(held_out(data) if settings.split == "test" else data))
     images = content.images if content is not None else None
     if settings.reference is not None:  # a file in place of the data
         images = None
@@ -220,9 +229,9 @@ def check(runs: Sequence[Planned], here: bool) -> None:
     for piece in _readers(runs):
         if not _reads(piece):
             continue
-        content = known[str(DataConfig(**piece.task.config["data"]))]
-        if content.wrong:
-            raise InputError(f"{piece.run}: {content.reason}")
+        for content in (known[str(one)] for one in _sets(piece)):
+            if content.wrong:
+                raise InputError(f"{piece.run}: {content.reason}")
         if piece.id in others:
             raise InputError(others[piece.id][1])
     for run in runs:

@@ -129,6 +129,7 @@ def score_weights(training: Path, config: Config, step: int, progress: Progress)
         "error": goal.error,
         "timesteps": list(losses),
         "seed": SEED,
+        "weights": kind,
         "precision": config.train.precision,
         "encoder": asdict(config.encoder),
         "classes": config.data.num_classes,

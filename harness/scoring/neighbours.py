@@ -84,8 +84,9 @@ def neighbours(
     choice: {space: result}.
 
     The spaces are `pixels`, with the root of the mean square difference in grey levels (0 … 255) as distance, and
-    `evaluate.features`, with the Euclidean distance. The features of the training images are in the `cache`, or are put
-    there. Raises InputError for samples of another shape and for a network without weights.
+    `evaluate.features`, with the Euclidean distance. If a training flips images (`data.flip`), the mirror image of a
+    sample counts too. The features of the training images are in the `cache`, or are put there. Raises InputError for
+    samples of another shape and for a network without weights.
     """
     shape = [data.size, data.size, data.channels]
     if list(samples.shape[1:]) != shape:
@@ -94,12 +95,17 @@ def neighbours(
     device, count = pick_device(config.run.device), len(samples)
     held = held_images(data, config)
     queries = np.concatenate([samples.transpose(0, 3, 1, 2), *([] if held is None else [held])])
+    views = 2 if config.data.flip else 1
+    queries = np.concatenate([queries, queries[..., ::-1]][:views])
 
     def pixels(start: int, stop: int) -> Vectors:
         progress.update("neighbours", stop, len(data))
         return data.images_at(np.arange(start, stop)).numpy()
 
     def split(index: NDArray[np.int64], distance: NDArray[np.float64]) -> Neighbours:
+        index, distance = index.reshape(views, -1), distance.reshape(views, -1)
+        view = distance.argmin(axis=0)[None]
+        index, distance = (np.take_along_axis(values, view, 0)[0] for values in (index, distance))
         return Neighbours(index[:count], distance[:count], None if held is None else distance[count:])
 
     index, distance = nearest(queries, len(data), pixels, device)

@@ -1,6 +1,7 @@
 """Copies of training images among samples are found, and shown beside them."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -76,6 +77,16 @@ def test_copies_are_found_in_pixels_and_features(tmp_path, config, samples):
     for pair, image in enumerate(COPIES.values()):
         assert np.array_equal(cells[3 * pair], DIGITS[image]) and np.array_equal(cells[3 * pair + 1], DIGITS[image])
         assert (cells[3 * pair + 2] == 255).all()
+
+
+def test_mirror_images_are_copies_if_the_training_flips(tmp_path, config, samples):
+    data = load(config.data)
+    mirrored = np.ascontiguousarray(samples[:3, :, ::-1])
+    for flip in (False, True):
+        flipping = replace(config, data=replace(config.data, flip=flip))
+        for result in neighbours(mirrored, data, flipping, tmp_path, Quiet()).values():
+            assert ((result.distance < 1e-4) == [flip, False, flip]).all()
+            assert not flip or result.index[[0, 2]].tolist() == [17, 3]
 
 
 def test_without_a_test_split_there_is_nothing_to_compare_with():

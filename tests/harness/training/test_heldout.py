@@ -182,6 +182,7 @@ def test_the_score_needs_no_samples_and_is_what_the_training_logs(tmp_path, caps
     )
     assert row["value"] == last["heldout_loss"]
     assert list(row["by_timestep"].values()) == [last[f"heldout_loss_{number}"] for number in range(1, 9)]
+    assert row["samples"] is None and row["evaluation"]["weights"] == "ema"
     assert row["data_fingerprint"] == row["evaluation"]["reference"]["fingerprint"]
     (folder,) = (run / "samples").iterdir()
     assert not (folder / "shards").exists() and [one.kind for one in read_records(folder / "record.jsonl")] == ["score"]
