@@ -241,10 +241,8 @@ def earlier(runs: Sequence[Planned]) -> Iterator[str]:
 
 def similar(wanted: Config) -> Iterator[str]:
     """A line about each finished training that `earlier` finds for one configuration."""
-    ours = training_folder(Path(wanted.run.root), wanted)
     for name, config in _earlier_configs(wanted):
-        if (folder := training_folder(Path(config.run.root), config)) == ours:  # a field that trainings do not read
-            continue
+        folder = training_folder(Path(config.run.root), config)
         try:
             steps = reached(read_records(folder / "record.jsonl"))
         except InputError as error:

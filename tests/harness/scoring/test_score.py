@@ -244,25 +244,6 @@ def config_of(**evaluate):
     return Config(model=model, data=data, evaluate=EvaluateConfig(**evaluate), run=RunConfig(device="cpu"))
 
 
-@pytest.fixture
-def extracted(monkeypatch):
-    """Replaces the slow network by a random projection of the pixels, and lists the images of each pass by layer."""
-    shapes = []
-
-    def project(extractor, batches):
-        shapes.append(passed := dict.fromkeys(extractor.features_list, 0))
-        for batch in batches:
-            pixels = batch.flatten(1).float() / 255
-            torch.manual_seed(0)
-            maps = {"1280": torch.randn(pixels.shape[1], 1280), "logits": torch.randn(pixels.shape[1], 1000)}
-            yield {layer: (pixels @ maps[layer]).numpy() for layer in extractor.features_list}
-            for layer in passed:
-                passed[layer] += len(batch)
-
-    monkeypatch.setattr(features, "extract", project)
-    return shapes
-
-
 def test_an_added_metric_computes_only_itself(tmp_path, digits, extracted):
     """The rows of a metric are the same with and without others, and features are computed once for all metrics."""
     np.savez(tmp_path / "samples.npz", images=noisy(digits[:110], 30))

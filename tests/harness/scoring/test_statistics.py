@@ -154,6 +154,19 @@ def test_precision_and_recall_by_counting():
     assert precision.value != recall.value
 
 
+def test_modes_that_are_dropped_lower_recall_and_modes_that_are_invented_lower_precision():
+    """Four clusters far apart. Swapping the two numbers, or the two sets, fails here."""
+    rng = np.random.default_rng(1)
+    real, inside = (rng.normal(size=(400, 2)) + 100 * np.arange(400)[:, None] % 400 for _ in range(2))
+    dropped, invented = inside[np.arange(400) % 4 == 0], inside.copy()
+    invented[np.arange(400) % 4 < 2] += 1000
+    for samples, precision, recall in ((inside, 1, 1), (dropped, 1, 0.25), (invented, 0.5, 0.5)):
+        got = {one.name: one.value for one in compute("prc", samples, real, 0)}
+        assert got == {"precision": pytest.approx(precision, abs=0.1), "recall": pytest.approx(recall, abs=0.1)}
+    got = {one.name: one.value for one in compute("prc", real, dropped, 0)}
+    assert got["precision"] < 0.3 and got["recall"] > 0.9
+
+
 def test_inception_score_by_splits():
     logits = np.random.default_rng(7).normal(0, 3, size=(50, 6))
     p = scipy.special.softmax(logits[np.random.RandomState(3).permutation(50)], axis=1).reshape(10, 5, 6)
@@ -186,6 +199,11 @@ def test_every_configured_metric_exists():
     ("quantity", "network", "count", "name"),
     [
         ("fd", "Inception", 50_000, "FID"),
+        ("sfid", "Inception", 50_000, "sFID"),
+        ("sfid", "Inception", 10_000, "sFID-10k"),
+        ("sfid", "Inception-0123abcd", 50_000, "sFD-Inception-0123abcd-50k"),
+        ("fd", "DINOv2", 50_000, "FD-DINOv2-50k"),
+        ("kid", "DINOv2", 50_000, "KD-DINOv2-50k"),
         ("fd", "Inception", 10_000, "FID-10k"),
         ("fd", "Inception", 1797, "FID-1797"),
         ("fd", "Inception", 49_999, "FID-49999"),
