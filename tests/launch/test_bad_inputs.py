@@ -54,6 +54,12 @@ SCORES = [
         ("reference_count=1", "fd needs at least 2 reference images, 1 given; .*prc needs at least"),
         ("reference_count=9999", "evaluate.reference_count 9999 is more than the 1797 images"),
         ("features_path=no.pt", r"evaluate\.features_path no\.pt has no effect for efficientnet_lite0"),
+        ("reference=no.npz", r"evaluate\.reference no\.npz does not exist"),
+        ("reference=", r"evaluate\.reference is empty"),
+        ("reference=bare.npz", r"evaluate\.reference bare\.npz has no moments \(mu, sigma\) and no images \(arr_0\)"),
+        ("reference=plain.npz", r"plain\.npz is not a readable \.npz file: it is a single array"),
+        ("reference=pipe.npz", r"pipe\.npz is not a readable \.npz file: it is neither a file nor a folder"),
+        ("reference=float.npz", r"evaluate\.reference float\.npz has no moments"),
     )
 ]
 ROWS = [*TABLE, *DAMAGED, *PIPES, *SCORES, *SAMPLES]

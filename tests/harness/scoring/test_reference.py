@@ -46,7 +46,11 @@ class Linear:
         rng = np.random.default_rng(0)
         self.maps = {"2048": rng.normal(size=(9, WIDTH)) / 255, "spatial": rng.normal(size=(9, WIDE)) / 255}
         self.network, self.layers, self.fails_at = replace(INCEPTION, width=WIDTH), list(layers), None
-        self.identity = {"network": INCEPTION.extractor, "weights": INCEPTION.sha256, "inputs": "raw"} | identity
+        self.identity = {
+            "network": INCEPTION.extractor,
+            "weights": INCEPTION.sha256,
+            "inputs": INCEPTION.inputs,
+        } | identity
 
     def features(self, images, count, on_batch):
         x = images(0, count).flatten(1).double().numpy()
@@ -201,7 +205,7 @@ def adm(path, **arrays):
 def config_of(path, **evaluate):
     model = DiTConfig(input_size=8, in_channels=1, num_classes=10, patch_size=2, hidden_size=16, depth=1, num_heads=2)
     data = DataConfig(kind="digits", size=8, channels=1, num_classes=10)
-    settings = EvaluateConfig(reference=None if path is None else str(path), **evaluate)
+    settings = EvaluateConfig(**{"features": "inception_v3", "reference": path and str(path), **evaluate})
     return Config(model=model, data=data, evaluate=settings, run=RunConfig(device="cpu"))
 
 
@@ -229,6 +233,8 @@ def test_moments_of_another_network_are_refused(tmp_path):
     other = "moments of inception_v3, which cannot be compared with features of efficientnet_lite0: set evaluate.feat"
     with pytest.raises(InputError, match=other):
         reference.moments(Linear(network="efficientnet-lite0"), "2048")
+    with pytest.raises(InputError, match=other):
+        reference_of(config_of(tmp_path / "adm.npz", features="efficientnet_lite0"))
     with pytest.raises(
         InputError, match=r"inception_v3 with weights 6726825d, which .* inception_v3 with weights 0000"
     ):
@@ -285,7 +291,8 @@ def test_a_file_of_ours(tmp_path):
     assert reference.count() == 50 and reference.identity == {"fingerprint": "0" * 16, "count": 50}
     assert np.array_equal(reference.moments(network, "spatial").mean, moments[SPATIAL].mean)
     with pytest.raises(
-        InputError, match=r"moments of inception_v3 with inputs raw, which .* with inputs cooked: set eva"
+        InputError,
+        match=r"moments of inception_v3 with inputs bilinear TensorFlow 1 299, .*, which .* with inputs cooked: set",
     ):
         reference.moments(Linear(inputs="cooked"), "2048")
 
