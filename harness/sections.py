@@ -23,8 +23,11 @@ TRAIN_COMPILE = ("auto", *BENCH_COMPILE)  # auto: whole-step on a GPU, eager els
 NOISE = ("cpu", "gpu")
 CUDA_GRAPHS = ("reduce-overhead", "max-autotune")
 PARALLEL = ("ddp", "fsdp")
-FEATURES = ("efficientnet_lite0", "inception_v3")
-METRICS = ("fd", "kid", "prc", "isc")
+FEATURES = ("efficientnet_lite0", "inception_v3", "dinov2_vitl14")
+METRICS = ("fd", "kid", "prc", "isc", "sfid")  # of features of samples
+HELDOUT = "heldout"  # the score of weights, which needs no samples
+# Metrics of layers that some networks lack: of a classifier's logits, and of the maps of which ADM computes sFID.
+NETWORKS_OF = {"isc": ("efficientnet_lite0", "inception_v3"), "sfid": ("inception_v3",)}
 LOGGERS = ("tensorboard", "wandb", "trackio")
 LABELS = ("balanced", "random", "cyclic")
 KEEP = ("images", "features")  # of samples
@@ -52,7 +55,7 @@ class DataConfig:
     channels: int = 1
     num_classes: int = 10
     flip: bool = False  # random horizontal flips in training
-    split: str = "train"  # or test, where the set has one
+    split: str = "train"  # or test, and most of the digits: what each set has is in data/splits.py
 
     def __post_init__(self) -> None:
         check_positive("data", {"size": self.size}, MOST_SIDE)
@@ -218,27 +221,63 @@ class SampleConfig:
 @dataclass
 class EvaluateConfig:
     """How samples are scored. `features` names the network and `metrics` what is computed from its features: Fréchet
-    distance (`fd`), kernel distance (`kid`), precision and recall (`prc`), inception score (`isc`)."""
+    distance (`fd`), kernel distance (`kid`), precision and recall (`prc`), inception score (`isc`), and the Fréchet
+    distance of spatial features (`sfid`). `heldout` is the loss of the weights on the test split, and needs no
+    samples."""
 
-    features: str = "efficientnet_lite0"  # or inception_v3 (the Inception-2015 network of FID)
-    features_path: str | None = None  # weights of inception_v3; null: torch-fidelity's, downloaded
+    # Or inception_v3 (the Inception-2015 network of FID), or dinov2_vitl14 (of FD-DINOv2).
+    features: str = "efficientnet_lite0"
+    # Weights of inception_v3 or dinov2_vitl14: a file, or a folder with the published file; null: torch's cache.
+    features_path: str | None = None
     metrics: list[str] = field(default_factory=lambda: ["fd", "kid", "prc"])
+    # A file that samples are compared with in place of the data: moments, as ADM and `lamabench reference --out` write
+    # them, or images. Keys have its name without the folder, so give other contents another name.
+    reference: str | None = field(default=None, metadata={"since": None})
     reference_count: int | None = None  # size of a fixed random subset of the data; null: all of it
     batch_size: int = 64
     seed: int = 0  # for the subsets of kid and the splits of isc; independent of the training's seed
+    # How many reference images, drawn at random once, precision and recall take; null: all. ADM's protocol has 10,000.
+    prc_reference_count: int | None = field(default=10_000, metadata={"since": None})
+    # Whether weights that are missing may be fetched: true, or the address of a folder that has them. In no key.
+    download: Any = field(default=False, metadata={"since": False})
+    # The images that samples are compared with: those of the training (train), or the test split that belongs to them.
+    split: str = field(default="train", metadata={"since": "train"})
+    heldout_count: int = field(default=2048, metadata={"since": 2048})  # most images of the held-out loss
 
     def __post_init__(self) -> None:
-        if self.reference_count is not None:
-            check_positive("evaluate", {"reference_count": self.reference_count})
+        for name in ("reference_count", "prc_reference_count"):
+            if (count := getattr(self, name)) is not None:
+                check_positive("evaluate", {name: count})
         check_positive("evaluate", {"batch_size": self.batch_size}, MOST_AT_ONCE)
         check_seed("evaluate.seed", self.seed, bits=32)  # numpy's RandomState, by which torch-fidelity draws
         if self.features not in FEATURES:
             raise unknown("evaluate.features", self.features, FEATURES)
+        if not isinstance(self.download, bool) and "://" not in str(self.download):
+            raise InputError(
+                f"evaluate.download must be true, false or the address of a mirror, such as https://HOST/FOLDER, not "
+                f"{self.download!r}"
+            )
+        if self.split not in ("train", "test"):
+            raise unknown("evaluate.split", self.split, ("train", "test"))
+        check_positive("evaluate", {"heldout_count": self.heldout_count})
         if not self.metrics:
-            raise InputError(f"evaluate.metrics is empty; choices: {', '.join(METRICS)}")
+            raise InputError(f"evaluate.metrics is empty; choices: {', '.join((*METRICS, HELDOUT))}")
         for metric in self.metrics:
-            if metric not in METRICS:
-                raise unknown("evaluate.metrics", metric, METRICS)
+            if metric != HELDOUT:
+                check_metric(metric, self.features)
+
+
+def check_metric(metric: str, features: str) -> None:
+    """Raise InputError for an unknown metric, and for one that a network of features cannot give."""
+    if metric == "fid":  # by its letters, sfid is nearer
+        raise InputError(f"unknown evaluate.metrics 'fid' (did you mean 'fd'?); choices: {', '.join(METRICS)}")
+    if metric not in METRICS:
+        raise unknown("evaluate.metrics", metric, (*METRICS, HELDOUT))
+    if features not in (networks := NETWORKS_OF.get(metric, FEATURES)):
+        raise InputError(
+            f"evaluate.metrics={metric} cannot be computed with evaluate.features={features}; choices of "
+            f"evaluate.features: {', '.join(networks)}"
+        )
 
 
 # The implementation of each operator by name. `auto` takes the first that runs on the device.
@@ -310,6 +349,8 @@ class RunConfig:
     parallel: str = "ddp"
     log_every: int = 50  # steps between lines of metrics
     log_to: list[str] = field(default_factory=list)  # loggers that get the lines too: tensorboard, wandb, trackio
+    # Steps between lines that also have the held-out loss of the averaged weights (scoring/heldout.py); 0: none.
+    heldout_every: int = 0
     preview_every: int = 0  # steps between pictures of 16 images, drawn by DDIM from the averaged weights; 0: none
     checkpoint_every: int = 1000  # steps
     new_backends: bool = False  # continue with other backends where those of a training cannot run any more
@@ -323,6 +364,11 @@ class RunConfig:
         for name in self.log_to:
             if name not in LOGGERS:
                 raise unknown("run.log_to", name, LOGGERS)
+        if self.heldout_every < 0 or self.heldout_every % self.log_every:
+            raise InputError(
+                f"run.heldout_every must be 0 (none) or a multiple of run.log_every {self.log_every}, whose lines have "
+                f"the loss, not {self.heldout_every}"
+            )
         if self.preview_every < 0:
             raise InputError(f"run.preview_every must be 0 (no previews) or more, not {self.preview_every}")
         if "\n" in self.root:

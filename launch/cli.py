@@ -26,6 +26,7 @@ EPILOG = """examples
   lamabench bench-kernels lamamba_xl bench.batch_size=64 every backend of the scan, the attention and so on
   lamabench sweep run demo                               three backbones, from training to a report
   lamabench report runs/demo --out out/demo
+  lamabench compare runs/block_mix                       is any variant better or worse than the first one?
 
 Settings are written key=value, as in Hydra: model=NAME and data=NAME select a model and data, train.lr=1e-3 sets a
 value. Run the same command again to continue where it stopped."""
@@ -41,6 +42,8 @@ SWEEP = """lamabench sweep plan demo                               list the runs
   lamabench sweep prune demo                              delete folders that no study names any more"""
 
 
+COMPARE = """lamabench compare runs/block_mix/ssm runs/block_mix/window    two variants over their training seeds
+  lamabench compare runs/block_mix                           each variant with the first one"""
 DATA = "lamabench data check data=folder data.path=images"
 
 
@@ -140,12 +143,32 @@ def parser() -> argparse.ArgumentParser:
     sample.add_argument("--to", type=_path, metavar="FILE.npz|FOLDER", help=f"{help_text} of PNG files")
     evaluate = add(
         "evaluate",
-        "score the samples of a run, or an .npz of images, against the data",
-        "lamabench evaluate runs/train/NAME-ID",
-        "RUN|FILE.npz|key=value",
-        f"a run folder, or an .npz with `images` or `arr_0` uint8 [N, H, W, C], and {settings}; of a run, those of the "
-        "sections sample, evaluate, run",
+        "score the samples of a run, an .npz or a folder of images against the data",
+        "lamabench evaluate runs/train/NAME-ID\n"
+        "  lamabench evaluate edm.npz --as edm --study demo --generation 'sampler=heun,steps=18' data=digits",
+        "RUN|FILE.npz|FOLDER|key=value",
+        f"a run folder, an .npz with `images` or `arr_0` uint8 [N, H, W, C], or with --as a folder of images, and "
+        f"{settings}; of a run, those of the sections sample, evaluate, run",
     )
+    help_text = "record the scores of other people's samples below run.root, as a row NAME of reports"
+    evaluate.add_argument("--as", dest="name", metavar="NAME", help=help_text)
+    help_text = "how they were drawn: fields of a score's `generation`, or a phrase; without it: unknown"
+    evaluate.add_argument("--generation", metavar="'key=value,…'", help=help_text)
+    evaluate.add_argument("--study", metavar="STUDY", help="show them in the tables of this study below run.root too")
+    help_text = (
+        "in place of scores: the nearest training images of the first N samples (64), in pixels and in features, as "
+        "pictures beside the samples, and their distances beside those of test images"
+    )
+    evaluate.add_argument("--neighbours", type=_positive, nargs="?", const=64, metavar="N", help=help_text)
+    reference = add(
+        "reference",
+        "compute the moments of a set of images, for scores against it: in one pass, kept, and written as ADM's",
+        "lamabench reference data=cifar10 data.path=FOLDER --out cifar10-50000.npz",
+        "key=value",
+        "data=NAME, and settings of the sections data, evaluate, run",
+    )
+    help_text = "write the moments (mu, sigma …) to a file that evaluate.reference takes"
+    reference.add_argument("--out", type=_path, metavar="FILE.npz", help=help_text)
     bench = add(
         "bench",
         "measure throughput and peak memory of forward passes and training steps, after checking outputs and gradients",
@@ -197,8 +220,15 @@ def parser() -> argparse.ArgumentParser:
     report.add_argument("--out", type=_path, required=True, metavar="DIR", help="the folder to write")
     help_text = "the model whose speed the others are compared with (default: dit_xl_2 if it was measured)"
     report.add_argument("--baseline", metavar="MODEL", help=help_text)
+    differ = add("compare", "say whether scores differ by more than training seeds do", COMPARE)
+    help_text = (
+        "A and B: folders of runs or studies, root folders, or ROOT/STUDY/VARIANT (all its seeds). B is compared with "
+        "A. A study alone: its variants with the first one"
+    )
+    differ.add_argument("paths", nargs="+", type=_path, metavar="A|B", help=help_text)
+    differ.add_argument("--metric", metavar="NAME", help="only this score, by its name in tables")
     doctor = add("doctor", "show what is installed, which backends run and why others do not", "lamabench doctor")
-    for sub in (models, cost, check, data, evaluate, bench, operators, sweep, report, doctor):
+    for sub in (models, cost, check, data, evaluate, reference, bench, operators, sweep, report, differ, doctor):
         sub.add_argument("--json", action="store_true", help="print JSON instead of a table")
     return top
 
@@ -207,7 +237,7 @@ def _run(args: argparse.Namespace) -> int:
     """Run a subcommand. Only its own module is imported, because reports need no torch."""
     os.environ["MPLBACKEND"] = "agg"  # figures become files, and a notebook's backend may not be installed here
     module = importlib.import_module(f".commands.{args.command.replace('-', '_')}", __package__)
-    if args.command in ("report", "doctor", "models", "cost", "check", "data"):
+    if args.command in ("report", "compare", "doctor", "models", "cost", "check", "data"):
         return module.run(args)
     from ..harness.measure.timing import first_line, out_of_memory
     from .ends import STOPPED

@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from .protocols import words_of_protocol
 from .queries import current, group_labels, words_of
 from .runs import Line, Run, read
 
@@ -14,6 +15,7 @@ FIRST = ("study", "name", "label", "variant", "seed", "family", "model", "title"
 LAST = ("time", "commit", "dirty", "device", "host", "driver", "torch", "python", "lamabench", "id", "key")
 LEFT_OUT = ("schema", "provenance", "parts", "checked_against")
 BACKENDS = ("backend", "asked")
+PROTOCOLS = ("evaluation", "generation")
 # Of the samples of a score.
 DRAWN = ("method", "steps", "timesteps", "guidance", "guidance_channels", "clip", "labels", "seed", "images_per_s")
 KINDS = ("score", "speed", "operator_speed", "cost")
@@ -29,11 +31,13 @@ def load(paths: str | Path | Iterable[str | Path]) -> pd.DataFrame:
     is no training) and `key` (of the row). Between them are the fields of harness/RECORDS.md, under the same names,
     which include units:
 
-    score            `metric`, `value`, `std`, `protocol`, `count`, `reference`, `reference_count`, `features`; the
-                     moment: `checkpoint_step`, `weights`, `images_seen`, `training_flops`, `training_seconds`; how the
-                     images were drawn: `sample_method`, `sample_steps`, `sample_timesteps`, `sample_guidance`,
-                     `sample_guidance_channels`, `sample_clip`, `sample_labels`, `sample_seed`,
-                     `sample_images_per_s`
+    score            `metric`, `value`, `std` (over the metric's own subsets or splits, not over trainings), `count`,
+                     `reference`, `reference_count`, `features`, `floor`, `note`; how it was scored, as the hash
+                     `protocol` and in words `evaluation`; how its samples were made, as the hash `generation_protocol`
+                     and in words `generation`, both empty if that is not on record; the moment: `checkpoint_step`,
+                     `weights`, `images_seen`, `training_flops`, `training_seconds`; how the images were drawn:
+                     `sample_method`, `sample_steps`, `sample_timesteps`, `sample_guidance`,
+                     `sample_guidance_channels`, `sample_clip`, `sample_labels`, `sample_seed`, `sample_images_per_s`
     speed            `mode`, `input_size` (side of the input), `batch_size`, `compile`, `checkpointing`, `precision`,
                      `backend`, `asked`, `images_per_s`, `p50_ms` and other percentiles, `peak_memory_gib`, `mfu`
     operator_speed   `operator`, `shape`, `pass`, `backend`, `p50_ms`, `floor_ms`, `floor`, `times_floor`
@@ -80,6 +84,7 @@ def _row(run: Run, label: str, record: Line, sample: Line | None) -> Line:
     row["seed"] = info.get("seed") if record["kind"] == "score" else None
     row |= {name: value for name, value in record.items() if name not in LEFT_OUT}
     row |= {name: words_of(record[name]) or None for name in BACKENDS if name in record}
+    row |= {name: words_of_protocol(record[name]) or None for name in PROTOCOLS if name in record}
     for part, counts in (record.get("parts") or {}).items():
         row |= {f"{part}_{name}": count for name, count in counts.items()}
     row |= {f"sample_{name}": value for name, value in (sample or {}).items() if name in DRAWN}

@@ -1,61 +1,74 @@
-"""The figure of quality against MACs."""
+"""The figure of quality against FLOPs."""
 
 import re
+from collections.abc import Sequence
 
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.transforms import Bbox
 
+from .differences import mean_of
+from .protocols import rankable
 from .queries import better, score_words, scores
 from .runs import Run
+from .seeds import over_seeds
 from .style import Look, blank, legend_below, logarithmic, wrapped
 from .table import Table
 
 
-def quality_vs_macs(runs: list[Run], overview: Table) -> Figure | str:
-    """The first Frechet distance (or else the first metric) against MACs: one point per model, with its spread over
-    seeds."""
+def quality_vs_flops(runs: list[Run], overview: Table) -> Figure | str:
+    """The first Frechet distance (or else the first metric) against FLOPs, in which scans count: one point per model.
+
+    The point is the mean over training seeds, and its bar the 95 % interval (Student's t) if there are several.
+    """
     columns = scores(runs)
     if not columns:
         return "no run has been evaluated"
     name = min(columns, key=lambda name: (not re.match("FI?D", name), -len(columns[name])))
-    values: dict[str, list[float]] = {}
-    macs, members = {}, {}
-    for row in overview.rows:
-        if row.get(name) is not None and row["macs"]:
-            values.setdefault(row["group"], []).append(row[name])
-            macs[row["group"]], members[row["group"]] = row["macs"] / 1e9, row
+    flops = {row["group"]: row["flops"] / 1e9 for row in overview.rows if row["flops"]}
+    members = {row["group"]: row for row in overview.rows}
+    values = {group: seeds for group, seeds in over_seeds(overview.rows, name).items() if group in flops}
     if not values:
         return f"no run has both {name} and a cost"
     look, figure = Look(overview), blank(6.4, 4.2)
     axes = figure.add_subplot()
-    points, labels, marks = [], [], []
+    points, labels, marks, bars = [], [], [], []
     for group, seeds in values.items():
-        mean, spread = float(np.mean(seeds)), float(np.std(seeds, ddof=1)) if len(seeds) > 1 else None
+        mean = mean_of(seeds.values())
         colour, marker = look.colour(group), look.marker(members[group]["family"])
-        axes.errorbar(macs[group], mean, spread, color=colour, marker=marker, markersize=8, capsize=3)
+        axes.errorbar(flops[group], mean.value, mean.half, color=colour, marker=marker, markersize=8, capsize=3)
         marks.append(Line2D([], [], color=colour, marker=marker, linestyle=""))
-        points.append((macs[group], mean))
-        labels.append(members[group]["model_label"] + (f" ({len(seeds)} seeds)" if len(seeds) > 1 else ""))
-    span = max(macs.values()) / min(macs.values())
+        points.append((flops[group], mean.value))
+        bars += [(flops[group], mean.low, mean.high)] if mean.half is not None else []
+        labels.append(members[group]["model_label"] + (f" ({mean.n}\N{NO-BREAK SPACE}seeds)" if mean.n > 1 else ""))
+    shown = [flops[group] for group in values]
+    span = max(shown) / min(shown)
     if span > 4:
         axes.set_xscale("log")
         logarithmic(axes.xaxis, span)
     axes.margins(0.15, 0.2)
     facts = score_words(next(iter(columns[name].values())))
     end = {"min": "; lower is better", "max": "; higher is better", "": ""}[better(name)]
-    axes.set_xlabel("MACs (G) of one forward pass of one image")
+    caption = ["Bars: 95 % intervals of means over training seeds"] if bars else []
+    caption += [f"No best: {why}"] if (why := rankable(runs, columns[name])) and len(values) > 1 else []
+    figure.supxlabel("\n".join(caption), fontsize=8, color="0.35")
+    axes.set_xlabel("FLOPs (G) of one forward pass of one image")
     axes.set_ylabel(f"{name}\n{wrapped(facts + end, 60)}")
-    if not place_labels(figure, axes, points, [wrapped(label, 30) for label in labels]):
+    if not place_labels(figure, axes, points, [wrapped(label, 30) for label in labels], bars):
         legend_below(figure, {f"{at}  {label}": marks[at - 1] for at, label in enumerate(labels, start=1)})
-        place_labels(figure, axes, points, [str(number) for number in range(1, len(points) + 1)])
+        place_labels(figure, axes, points, [str(number) for number in range(1, len(points) + 1)], bars)
     return figure
 
 
-def place_labels(figure: Figure, axes: Axes, points: list[tuple[float, float]], labels: list[str]) -> bool:
-    """Label each point where the text overlaps least with what is already drawn.
+def place_labels(
+    figure: Figure,
+    axes: Axes,
+    points: list[tuple[float, float]],
+    labels: list[str],
+    bars: Sequence[tuple[float, float, float]],
+) -> bool:
+    """Label each point where the text overlaps least with what is already drawn, including bars (x, low, high).
 
     Where a long label overlaps something in every place, all labels are removed and the result is False. Short labels
     (numbers) always stay.
@@ -65,6 +78,9 @@ def place_labels(figure: Figure, axes: Axes, points: list[tuple[float, float]], 
     around += [(0, 9, "center", "bottom"), (0, -9, "center", "top")]
     around += [(x, y, "left" if x > 0 else "right", "bottom" if y > 0 else "top") for x in (7, -7) for y in (7, -7)]
     boxes = [Bbox.from_bounds(x - 8, y - 8, 16, 16) for x, y in axes.transData.transform(points)]
+    for x, low, high in bars:
+        (left, bottom), (_, top) = axes.transData.transform([(x, low), (x, high)])
+        boxes.append(Bbox.from_extents(left - 4, bottom, left + 4, top))
     notes, clear = [], True
     for point, label in zip(points, labels, strict=True):
         note = axes.annotate(label, point, (0, 0), textcoords="offset points", fontsize=8, in_layout=False)

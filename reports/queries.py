@@ -6,10 +6,10 @@ from collections.abc import Iterable
 from typing import Any
 
 from ..harness.record import STAGE_OF
-from .runs import Line, Run
+from .runs import SEEDS, Line, Run
 
 # The first word of a metric's name says whether lower or higher is better.
-LOWER = ("fd", "fid", "sfid", "kid", "kd", "mmd")
+LOWER = ("fd", "fid", "sfid", "sfd", "kid", "kd", "mmd", "held", "loss")  # held-out loss
 HIGHER = ("is", "isc", "precision", "recall", "density", "coverage", "f")
 # The fields that distinguish the measurements of a benchmark, besides the batch and an operator's backend.
 MEASURED = ("mode", "operator", "shape", "pass", "input_size", "checkpointing", "compile", "precision", "processes")
@@ -25,7 +25,8 @@ def group_labels(runs: list[Run]) -> dict[str, str]:
     labels = {}
     for group, info in first.items():
         axes = (info.get("variant") or {}).items()
-        more = [f"{axis}={value}" for axis, value in axes if axis not in ("model", "seed") and value != info["model"]]
+        hidden = ("model", *SEEDS)
+        more = [f"{axis}={value}" for axis, value in axes if axis not in hidden and value != info["model"]]
         labels[group] = info["title"] + (f" ({', '.join(more)})" if more else "")
     for key in ("study", "name", "id"):
         names = {(label, first[group][key]) for group, label in labels.items()}
@@ -132,16 +133,18 @@ def timings(runs: list[Run], kind: str, mode: str | None = None) -> dict[tuple[A
 
 
 def scores(runs: list[Run]) -> dict[str, dict[Run, Line]]:
-    """The scores of each run's samples at its furthest step: {column: {run: row}}.
+    """The scores of each run at its furthest step: {column: {run: row}}.
 
-    A column has one protocol (DESIGN.md, rule 8). A metric with several protocols has a column for each, named
-    `METRIC@PROTOCOL`.
+    A column has one protocol of evaluation (DESIGN.md, rule 8). A metric with several protocols has a column for each,
+    named `METRIC@PROTOCOL`.
     """
     columns: dict[tuple[str, str], dict[Run, Line]] = {}
     for run in runs:
         for row in run.rows:
             if row["kind"] == "score" and row["state"] == "done":
-                columns.setdefault((row["metric"], str(row["protocol"])), {})[run] = row
+                rows = columns.setdefault((row["metric"], str(row["protocol"])), {})
+                if run not in rows or (row["checkpoint_step"] or 0) >= (rows[run]["checkpoint_step"] or 0):
+                    rows[run] = row
     protocols = Counter(metric for metric, _ in columns)
     return {
         metric if protocols[metric] == 1 else f"{metric}@{protocol}": rows
@@ -150,9 +153,10 @@ def scores(runs: list[Run]) -> dict[str, dict[Run, Line]]:
 
 
 def score_words(row: Line) -> str:
-    """What a score compared: "512 samples against 1797 digits", or "512 samples" where the metric has no reference."""
+    """What a score compared: "512 samples against 1797 digits", or "512 samples" if the metric has no reference."""
     against = " ".join(str(row[key]) for key in ("reference_count", "reference") if row.get(key))
-    return f"{row['count']} samples" + (f" against {against}" if against else "")
+    what = "samples" if row.get("samples") else "images"
+    return f"{row['count']} {what}" + (f" against {against}" if against else "")
 
 
 def words_of(backends: Line | None) -> str:

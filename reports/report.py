@@ -6,27 +6,27 @@ import os
 import re
 import shutil
 import tempfile
-import textwrap
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib
 from matplotlib.figure import Figure
-from tabulate import tabulate
 
 from ..kernels.errors import InputError
 from .costs import costs
 from .loss import loss
 from .origins import origins
-from .quality import quality_vs_macs
-from .queries import score_words, scores, setting_words, timings
+from .quality import quality_vs_flops
+from .queries import setting_words, timings
 from .runs import Line, Run, read
 from .samples import Mosaic, all_samples, mosaic, samples
+from .seeds import seeds
 from .speed import MODES, bench, kernels
 from .speed_figures import crossover, speed_vs_flops
 from .style import STYLE
-from .summary import TIMED, seeds, summary
-from .table import Table, filled
+from .summary import TIMED, summary
+from .table import Table
 from .throughput import throughput
 
 NOTHING = {  # why a table is missing
@@ -36,17 +36,16 @@ NOTHING = {  # why a table is missing
     "kernels": "no operator was timed alone",
 }
 KIND = "lamabench report"  # marks index.json as that of a report
-WIDTH = 120  # columns of a terminal
 ESCAPED = "backslashreplace"  # bytes of a file's name that are not UTF-8
 ABOUT = {
     "summary": "one row per run: cost, speed, quality and state",
     "cost": "parameters, MACs and FLOPs of each model by part",
     "runs": "where the runs come from: commit, machine, versions, settings",
-    "seeds": "mean and sample standard deviation over seeds",
+    "seeds": "means over training seeds with 95 % intervals, and differences to the base of the study",
     "bench": "speed and memory of each model at its best batch, and how many of its saved FLOPs became time",
     "kernels": "operators at the shapes of a model: times and the floors of the machine",
     "loss": "training loss against images seen: a running median over the raw values",
-    "quality_vs_macs": "the first quality metric against MACs",
+    "quality_vs_flops": "the first quality metric against FLOPs, with 95 % intervals over training seeds",
     "throughput": "forward and training throughput",
     "speed_vs_flops": "images per second against FLOPs",
     "crossover": "speed and memory against the size of the image",
@@ -60,36 +59,21 @@ def summary_rows(paths: list[Path]) -> list[Line]:
 
 
 def summary_text(paths: list[Path], baseline: str | None = None) -> str:
-    """The summary for a terminal of 120 columns. Below it come benchmarks of operators, and those of models that were
-    timed in several ways. Columns that do not fit are named. Raises InputError as `build` does."""
+    """The summary for a terminal of 120 columns. Below it come benchmarks of operators, those of models that were timed
+    in several ways, and means over training seeds if there are several. Columns that do not fit are named. Raises
+    InputError as `build` does."""
     runs = read(paths)
     table = summary(runs)
-    parts = [_for_terminal(table, [f"{row['label']}: {row['error']}" for row in table.rows if row["error"]])]
+    errors = [f"{row['label']}: {row['error']}" for row in table.rows if row["error"]]
+    over_seeds = seeds(table)
+    first = replace(table, notes=[]) if over_seeds.rows else table  # the other table has these notes too
+    parts = [first.terminal(errors)]
     single = {(mode, run) for mode in MODES for rows in timings(runs, "speed", mode).values() for run in rows}
     several = any((row["mode"], run) not in single for run in runs for row in run.rows if row.get("mode"))
     more = [bench(runs, baseline) if several else None, kernels(runs)]
-    parts += [_for_terminal(table, [table.caption]) for table in more if table is not None and table.rows]
+    parts += [table.terminal([table.caption]) for table in more if table is not None and table.rows]
+    parts += [over_seeds.terminal()] if over_seeds.rows else []
     return "\n\n".join(parts)
-
-
-def _for_terminal(table: Table, notes: list[str]) -> str:
-    columns = [column for column in table.columns if column.title and column.name and filled(table.rows, column)]
-    columns += [column for column in table.columns if column.name == "state"]
-    omitted: list[str] = []
-    while True:
-        heads = [textwrap.fill(column.title or "State", 13, break_long_words=False) for column in columns]
-        cells = [[column.cell(row) for column in columns] for row in table.rows]
-        sides = ["left" if column.digits is None else "right" for column in columns]
-        limits = [34 if column.name in ("label", "shape") else None for column in columns]
-        text = tabulate(cells, heads, colalign=sides, disable_numparse=True, maxcolwidths=limits)
-        last = max(columns, key=lambda column: column.rank)
-        if max(map(len, text.splitlines())) <= WIDTH or not last.rank:
-            break
-        columns.remove(last)
-        omitted.append(last.title or "")
-    notes = notes + ([f"Columns omitted to fit the terminal: {', '.join(omitted)}"] if omitted else [])
-    notes = [textwrap.fill(note, WIDTH, subsequent_indent="  ", break_on_hyphens=False) for note in notes]
-    return "\n".join([text, *notes])
 
 
 def build(
@@ -141,7 +125,8 @@ def _files_of_report(out: Path) -> list[str]:
 def _write(runs: list[Run], folder: Path, baseline: str | None, say: Callable[[str], object]) -> None:
     overview = summary(runs)
     speeds = bench(runs, baseline)
-    tables = [overview, speeds, kernels(runs), costs(runs), origins(runs), seeds(overview)]
+    over_seeds = seeds(overview)
+    tables = [overview, speeds, kernels(runs), costs(runs), origins(runs), over_seeds]
     absent: dict[str, str] = {}
     about: dict[str, str] = {}
     for table in tables:
@@ -156,7 +141,7 @@ def _write(runs: list[Run], folder: Path, baseline: str | None, say: Callable[[s
         matplotlib.rcdefaults()  # ignore the user's matplotlibrc
         matplotlib.rcParams.update(STYLE)
         figures: dict[str, Figure | str] = {
-            draw.__name__: draw(runs, overview) for draw in (loss, quality_vs_macs, throughput)
+            draw.__name__: draw(runs, overview) for draw in (loss, quality_vs_flops, throughput)
         }
         figures |= {draw.__name__: draw(runs, baseline) for draw in (speed_vs_flops, crossover)}
         figures["samples"] = all_samples([(row["label"], pictures[row["run"]]) for row in overview.rows])
@@ -173,7 +158,9 @@ def _write(runs: list[Run], folder: Path, baseline: str | None, say: Callable[[s
             about[f"{name}.png, .pdf"] = ABOUT.get(
                 name, f"samples of {name.removeprefix('samples_')}, one row per class"
             )
-    (folder / "README.md").write_text(_readme(runs, overview, speeds, about, absent), encoding="utf-8", errors=ESCAPED)
+    (folder / "README.md").write_text(
+        _readme(runs, overview, over_seeds, speeds, about, absent), encoding="utf-8", errors=ESCAPED
+    )
     files = sorted([*(path.name for path in folder.iterdir()), "index.json"])
     ids = [run.info["id"] for run in runs]
     index = {"kind": KIND, "schema": 1, "runs": ids, "files": files, "absent": absent}
@@ -202,7 +189,9 @@ def _sample_names(runs: list[Run]) -> dict[str, Run]:
     return names
 
 
-def _readme(runs: list[Run], overview: Table, speeds: Table, about: dict[str, str], absent: dict[str, str]) -> str:
+def _readme(
+    runs: list[Run], overview: Table, over_seeds: Table, speeds: Table, about: dict[str, str], absent: dict[str, str]
+) -> str:
     lines = [row for run in runs for row in run.rows]
     origin = [row["provenance"] for row in lines if row["provenance"]]
     commits = sorted({f"{where.get('commit') or 'none'}{' + dirty' if where.get('dirty') else ''}" for where in origin})
@@ -211,15 +200,13 @@ def _readme(runs: list[Run], overview: Table, speeds: Table, about: dict[str, st
     when = " to ".join(dict.fromkeys((days[0], days[-1]))) if days else "no date"
     text = [f"# Report: {', '.join(dict.fromkeys(run.info['study'] for run in runs))}", ""]
     text += [f"Commits: {', '.join(commits) or 'none'}. Devices: {', '.join(devices) or 'none'}. Recorded: {when}.", ""]
-    text += [overview.markdown()]
+    shown = replace(overview, notes=[]) if over_seeds.rows else overview  # the other table has these notes too
+    text += [shown.markdown()]
+    text += ["## Over training seeds", "", over_seeds.markdown()] if over_seeds.rows else []
     notes = []
     for kind, mode, title, _ in TIMED:
         for setting in timings(runs, kind, mode):
             notes.append(f"{title} throughput: {setting_words(kind, setting)}.")
-    for name, rows in scores(runs).items():
-        row = next(iter(rows.values()))
-        own = ", ± its own standard deviation" if any(row.get("std") is not None for row in rows.values()) else ""
-        notes.append(f"{name}: {score_words(row)}, features {row['features']}, protocol {row['protocol']}{own}.")
     notes.append("MACs: multiply-adds of one forward pass of one image. FLOPs: 2 × MACs plus all other operations.")
     notes.append("Paper Gflops: what the paper of the model would print, by its own convention.")
     notes += [f"bench.md: {speeds.caption}"] if speeds.rows else []

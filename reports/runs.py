@@ -12,13 +12,17 @@ from ..harness.run import Run as Folder
 from ..kernels.errors import InputError
 
 Line = dict[str, Any]  # of a record or a table; a field that does not apply is None
+SEEDS = ("seed", "sample.seed")  # axes along which nothing differs but the random numbers
 NAMED = ("study", "name", "model", "family", "title")  # what every config.json must have
 # What a damaged or foreign file raises, one that this user may not read, and a link to itself (RuntimeError).
 UNREADABLE = (InputError, OSError, RuntimeError)
+STEP = {"train": "steps", "score": "checkpoint_step"}  # the field that says how long a training was
 # Types of entries of config.json and .study.json that may be missing or null.
 LATER = {"labels": "balanced", "timesteps": "even"}
 OPTIONAL = {"variant": dict, "backend": dict, "training": str, "steps": int, "samples": list, "config": dict}
-OPTIONAL |= {f"config.{name}": dict for name in ("model", "data", "encoder", "objective", "train", "sample", "backend")}
+OPTIONAL |= {"studies": list} | {
+    f"config.{name}": dict for name in ("model", "data", "encoder", "objective", "train", "sample", "backend")
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,8 +30,9 @@ class Run:
     """A variant and seed of a study, or a single folder.
 
     info      `study`, `name`, `id` (the key of the training, or of the model where there is no training), `variant`
-              (axis values), `seed`, `model` (preset), `family`, `title`, `config`
-    group     equal for runs that differ only in their seed
+              (axis values), `seed`, `model` (preset), `family`, `title`, `config`; of a study also `place` (in its list
+              of runs), `of_file` (whether it has a file) and `by_hand` (samples were added to those of the study)
+    group     equal for runs that differ only in their seeds
     rows      records of its model, its training, and its samples at the furthest step; oldest first within each
     earlier   records of its samples at earlier steps
     metrics   the log of its training
@@ -70,7 +75,21 @@ def read(paths: Iterable[Path]) -> list[Run]:
         raise InputError("no run folder was given")
     if all(run.damage for run in runs.values()):
         raise InputError(next(run.damage for run in runs.values()))
-    return sorted(runs.values(), key=lambda run: (run.info["study"], run.info["name"], run.info["id"]))
+    return sorted(_apart(list(runs.values())), key=lambda run: (run.info["study"], run.info["name"], run.info["id"]))
+
+
+def _apart(runs: list[Run]) -> list[Run]:
+    """The runs, with groups that depend on the settings of training where one group has different trainings of one
+    seed: a study may have been run with other settings below another root."""
+    trainings: dict[tuple[str, Any], set[str]] = {}
+    for run in runs:
+        if run.info.get("trains", True):
+            trainings.setdefault((run.group, run.info.get("seed")), set()).add(run.info["id"])
+    mixed = {group for (group, _), ids in trainings.items() if len(ids) > 1}
+    return [
+        replace(run, group=_group(run.info, _of_training(run.info["config"]))) if run.group in mixed else run
+        for run in runs
+    ]
 
 
 def _below(path: Path) -> Iterator[tuple[Path, Run]]:
@@ -109,7 +128,7 @@ def _of_study(folder: Path) -> tuple[list[tuple[Path, Run]], set[Path]]:
         listing = read_study(folder)
     except UNREADABLE as error:
         return [(folder, _unreadable(folder, error))], named
-    for entry in listing["runs"]:
+    for place, entry in enumerate(listing["runs"]):
         about: Line = {}
         try:
             _check(entry, folder / STUDY)
@@ -119,13 +138,24 @@ def _of_study(folder: Path) -> tuple[list[tuple[Path, Run]], set[Path]]:
             named |= {one.resolve() for one in (training, model) if one}
             home = training or model
             about |= {"trains": training is not None, "id": home.name.rsplit("-", 1)[-1]}
+            about |= {"place": place, "of_file": bool(listing.get("file"))}
             info = {**about, "config": _config(training) or _config(model)}
             settings = {} if listing.get("file") else _of_training(info["config"])  # one file has one base
             samples = [(root / str(name)).resolve() for name in entry.get("samples") or ()]
             runs += [(home.resolve(), run) for run in _runs(info, settings, training, model, samples)]
         except UNREADABLE as error:
             runs.append((folder, _unreadable(folder, error, about)))
-    return runs, named
+    theirs = list(_foreign(root, folder.resolve().name))
+    return runs + theirs, named | {place for place, _ in theirs}
+
+
+def _foreign(root: Path, study: str) -> Iterator[tuple[Path, Run]]:
+    """Other people's samples that are a row of a study, each with its folder."""
+    for config in sorted(root.glob("foreign/*/config.json")):
+        with suppress(*UNREADABLE):  # it may be of another study, and is a run of the root
+            info = _info(config.parent)
+            if study in (info.get("studies") or ()):
+                yield from _runs_alone(config.parent, {**info, "study": study})
 
 
 def _unreadable(folder: Path, error: Exception, about: Line | None = None) -> Run:
@@ -156,7 +186,8 @@ def _runs_alone(folder: Path, info: Line) -> Iterator[tuple[Path, Run]]:
     samples = [folder] if info["kind"] == "samples" else [one.parent for one in folder.glob("samples/*/config.json")]
     model = folder if training is None else _model_of(training, info)
     info = {**info, "id": info["key"] if training in (None, folder) else training.name.rsplit("-", 1)[-1]}
-    settings = _of_training(info["config"])
+    # Two sets of other people's samples are no seeds of one variant, whatever their names.
+    settings = {"samples": info["key"]} if info["kind"] == "foreign" else _of_training(info["config"])
     for run in _runs(info, settings, training, model, sorted(samples)):
         yield (training or folder).resolve(), run
 
@@ -214,7 +245,7 @@ def _runs(info: Line, settings: Line, training: Path | None, model: Path | None,
     if trained and (elsewhere := trained.info.get("weights")):  # only samples were written here
         trained = _read(Path(elsewhere)) or trained
     last = info.get("steps") or float("inf")
-    rows += [row for row in _rows(trained) if row["kind"] != "train" or (row["steps"] or 0) <= last]
+    rows += [row for row in _rows(trained) if (row.get(STEP.get(row["kind"], "")) or 0) <= last]
     metrics = [line for line in trained.metrics if line["step"] <= last] if trained else []
     folders = [folder for folder in map(_read, samples) if folder]
     furthest = max((folder.info["step"] for folder in folders), default=None)
@@ -224,13 +255,13 @@ def _runs(info: Line, settings: Line, training: Path | None, model: Path | None,
     ways = [_way(folder.info["config"]) for folder in newest]
     for folder, way in zip(newest or [None], ways or [{}], strict=True):
         apart = {key: value for key, value in way.items() if any(other.get(key) != value for other in ways)}
-        about = {**info, "variant": {**(info.get("variant") or {}), **apart}}
+        about = {**info, "variant": {**(info.get("variant") or {}), **apart}, "by_hand": bool({*apart} - {*SEEDS})}
         path = folder.path if folder else None
         yield replace(run, info=about, group=_group(about, settings), rows=[*rows, *_rows(folder)], samples=path)
 
 
 def _group(info: Line, settings: Line) -> str:
-    axes = sorted((axis, str(value)) for axis, value in info["variant"].items() if axis != "seed")
+    axes = sorted((axis, str(value)) for axis, value in info["variant"].items() if axis not in SEEDS)
     return f"{info['study']} {info['model']} {axes} {json.dumps(settings, sort_keys=True)}"
 
 

@@ -1,17 +1,24 @@
-"""The summary, one row per run, and the spread of its numbers over seeds."""
+"""The summary, one row per run."""
 
 import re
-import statistics
 
+from .differences import FEWEST
+from .protocols import notes, spread_of
 from .queries import better, group_labels, scores, setting_words, state_of, timings, words_of
 from .runs import Line, Run
 from .table import Column, Table, shortened
 
+NOT_BOLD = f"No score is bold: single runs do not tell models apart, which takes {FEWEST} training seeds or more."
 TIMED = (("speed", "forward", "Forward", 6), ("speed", "train", "Train", 6), ("sample", None, "Sampling", 8))
 
 
 def summary(runs: list[Run]) -> Table:
-    """One row per run: what it is, what it costs, how fast and how good it is, and how it ended."""
+    """One row per run: what it is, what it costs, how fast and how good it is, and how it ended.
+
+    Its csv has the value of a score under its name, its standard deviation over subsets or splits of the samples as
+    `NAME_subset_std` or `NAME_split_std`, and `generation_protocol`, the hash of how the samples were made. No score is
+    bold, because one run distinguishes nothing.
+    """
     labels = group_labels(runs)
     groups = [run.group for run in runs]
     speeds, speed_columns = _speeds(runs)
@@ -28,11 +35,13 @@ def summary(runs: list[Run]) -> Table:
         row |= {"seed": seed, "state": state, "error": error}
         row["status"] = f"{state} ({shortened(error)})" if error else state
         row |= {"group": group, "model_label": labels[group]}
-        row["label"] = labels[group] + (f", seed {seed}" if groups.count(group) > 1 else "")
+        row["label"] = labels[group] + (f", {_seed_words(run)}" if groups.count(group) > 1 else "")
         row |= {key: cost.get(key) for key in ("params", "macs", "flops", "paper_gflops")}
         row |= {"final_loss": train.get("final_loss"), **speeds[run]}
         for name, by_run in marks.items():
-            row |= {name: by_run.get(run, {}).get("value"), f"{name}_std": by_run.get(run, {}).get("std")}
+            line = by_run.get(run, {})
+            row |= {name: line.get("value"), spread_column(name): line.get("std")}
+            row["generation_protocol"] = row.get("generation_protocol") or line.get("generation_protocol")
         rows.append(row)
     columns = [Column(name) for name in ("study", "name", "id", "family", "model", "title", "variant", "seed")]
     if len({run.info["study"] for run in runs}) > 1:
@@ -47,11 +56,24 @@ def summary(runs: list[Run]) -> Table:
         *speed_columns,
     ]
     for place, name in enumerate(marks):
-        columns.append(Column(name, name, 1.0, 4, better(name), spread=f"{name}_std", rank=min(7 * place, 12)))
-        columns.append(Column(f"{name}_std"))
-    columns += [Column("state"), Column("error"), Column(None, "State", key="status")]
+        columns.append(Column(name, name, 1.0, 4, rank=min(7 * place, 12)))
+        title = f"{name}, std over {spread_of(name)}"
+        columns.append(Column(spread_column(name), title, 1.0, 3, rank=13))
+    columns += [Column("generation_protocol"), Column("state"), Column("error"), Column(None, "State", key="status")]
     rows.sort(key=lambda row: (row["family"], row["macs"] is None, row["macs"], row["label"], row["study"], row["id"]))
-    return Table("summary", "One row per run.", columns, rows)
+    ranked = any(better(name) and len(by_run) > 1 for name, by_run in marks.items())
+    return Table("summary", "One row per run.", columns, rows, [*([NOT_BOLD] if ranked else []), *notes(runs, marks)])
+
+
+def spread_column(metric: str) -> str:
+    """The name of the column with a metric's own standard deviation, over subsets or splits of the samples."""
+    return f"{metric}_{spread_of(metric)[:-1]}_std"
+
+
+def _seed_words(run: Run) -> str:
+    """The seed of a run, and that of its samples if it is an axis."""
+    sample = run.info["variant"].get("sample.seed")
+    return f"seed {run.info.get('seed')}" + ("" if sample is None else f", sample seed {sample}")
 
 
 def _speeds(runs: list[Run]) -> tuple[dict[Run, Line], list[Column]]:
@@ -73,27 +95,3 @@ def _speeds(runs: list[Run]) -> tuple[dict[Run, Line], list[Column]]:
                 rows[run] |= {f"{stem}_{field}{tail}": line.get(field) for field in fields}
                 rows[run][f"{stem}_backend{tail}"] = words_of(line.get("backend"))
     return rows, columns
-
-
-def seeds(overview: Table) -> Table:
-    """Mean and sample standard deviation of each measured column of a summary, for variants with several seeds."""
-    first = next(place for place, column in enumerate(overview.columns) if column.name == "final_loss")
-    measured = [column for column in overview.columns[first:] if column.title and column.digits is not None]
-    rows = []
-    for group in dict.fromkeys(row["group"] for row in overview.rows):
-        members = [row for row in overview.rows if row["group"] == group]
-        if len(members) < 2:
-            continue
-        row: Line = {"label": members[0]["model_label"], "n": len(members)}
-        for column in measured:
-            values = [member[column.source] for member in members if member.get(column.source) is not None]
-            row[f"{column.name}_mean"] = statistics.fmean(values) if values else None
-            row[f"{column.name}_std"] = statistics.stdev(values) if len(values) > 1 else None
-            row[f"{column.name}_n"] = len(values)
-        rows.append(row)
-    columns = [Column("label", "Model"), Column("n", "Seeds", digits=0)]
-    for column in measured:
-        name = column.name
-        columns.append(Column(f"{name}_mean", column.title, 1.0, column.digits, column.best, spread=f"{name}_std"))
-        columns += [Column(f"{name}_std"), Column(f"{name}_n")]
-    return Table("seeds", "Mean and sample standard deviation over seeds.", columns, rows)

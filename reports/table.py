@@ -1,17 +1,22 @@
 """A table and how it is written: csv in full precision, Markdown and LaTeX rounded for reading."""
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+import textwrap
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from math import floor, log10
 
 import pandas as pd
+from tabulate import tabulate
 
 from .runs import Line
 
+WIDTH = 120  # columns of a terminal
+BEST = "*: the best, distinguishable from the second."
+
 TEX = {
     "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$",
-    "×": r"$\times$", "÷": r"$\div$",
+    "×": r"$\times$", "÷": r"$\div$", "−": "$-$", "†": r"$\dagger$",
     "<": r"\textless{}", ">": r"\textgreater{}", **{sign: "\\" + sign for sign in "{}$&#_%"},
 }  # fmt: skip
 
@@ -21,18 +26,21 @@ class Column:
     """A column: `name` is its heading in the csv (None: not there), `title` elsewhere (None: csv only).
 
     Elsewhere a cell is the value of `key` (by default `name`) divided by `scale`, to `digits` significant digits (0: an
-    integer, None: text), and the value of `spread` after a ±. `best` marks the smallest ("min") or the largest ("max").
-    On a narrow terminal the column of the highest `rank` is left out first; one of rank 0 always stays.
+    integer, None: text), and after a ± the value of `interval`: half a 95 % interval over training seeds. The text of
+    `mark` follows, and a true value of `bold` makes the cell bold. On a narrow terminal the column of the highest
+    `rank` is left out first; one of rank 0 always stays. There a text is wrapped to `width` letters.
     """
 
     name: str | None
     title: str | None = None
     scale: float = 1.0
     digits: int | None = None
-    best: str = ""
-    spread: str = ""
+    interval: str = ""
+    bold: str = ""
+    mark: str = ""
     rank: int = 0
     key: str = ""
+    width: int | None = None
 
     @property
     def source(self) -> str:
@@ -46,20 +54,22 @@ class Column:
             return str(value)
         style = style_of(value / self.scale, self.digits)
         text = format(value / self.scale, style)
-        if row.get(self.spread) is not None:
-            text += f" ± {format(row[self.spread] / self.scale, style)}"
+        if row.get(self.interval) is not None:
+            text += f" ± {format(row[self.interval] / self.scale, style)}"
         seeds = row.get(f"{self.source.removesuffix('_mean')}_n")
-        return text if seeds in (None, row.get("n")) else f"{text} (n={seeds})"
+        text = text if seeds in (None, row.get("n")) else f"{text} (n={seeds})"
+        return text + (row.get(self.mark) or "")
 
 
 @dataclass(frozen=True)
 class Table:
-    """Named rows and columns; a column without any value is left out."""
+    """Named rows and columns; a column without any value is left out. The notes stand below, except in the csv."""
 
     name: str
     caption: str
     columns: list[Column]
     rows: list[Line]
+    notes: list[str] = field(default_factory=list)
 
     def shown(self) -> list[Column]:
         return [column for column in self.columns if column.title and filled(self.rows, column)]
@@ -76,34 +86,53 @@ class Table:
         shown = self.shown()
         sides = ["left" if column.digits is None else "right" for column in shown]
         frame = self._frame(shown, markdown_escaped, "**{}**")
-        return frame.to_markdown(index=False, colalign=sides, disable_numparse=True) + "\n"
+        text = frame.to_markdown(index=False, colalign=sides, disable_numparse=True) + "\n"
+        return text + "".join(f"\n- {markdown_escaped(note)}" for note in self.notes) + "\n" * bool(self.notes)
 
     def latex(self) -> str:
         shown = self.shown()
         sides = "".join("l" if column.digits is None else "r" for column in shown)
         frame = self._frame(shown, tex_escaped, r"\textbf{{{}}}")
         caption, label = tex_escaped(self.caption), f"tab:{self.name}"
-        return frame.to_latex(index=False, escape=False, column_format=sides, caption=caption, label=label)
+        text = frame.to_latex(index=False, escape=False, column_format=sides, caption=caption, label=label)
+        notes = "".join(f"\\par {{\\footnotesize {tex_escaped(note)}}}\n" for note in self.notes)
+        return text.replace("\\end{table}", notes + "\\end{table}")
+
+    def terminal(self, notes: Iterable[str] = ()) -> str:
+        """The table for a terminal of `WIDTH` columns, with `notes` and its own below. Columns that do not fit are left
+        out and named."""
+        columns = [column for column in self.columns if column.title and column.name and filled(self.rows, column)]
+        columns += [column for column in self.columns if column.name == "state"]
+        omitted: list[str] = []
+        while True:
+            heads = [textwrap.fill(column.title or "State", 13, break_long_words=False) for column in columns]
+            cells = [[column.cell(row) + " *" * bool(row.get(column.bold)) for column in columns] for row in self.rows]
+            sides = ["left" if column.digits is None else "right" for column in columns]
+            limits = [column.width or (34 if column.name in ("label", "shape") else None) for column in columns]
+            text = tabulate(cells, heads, colalign=sides, disable_numparse=True, maxcolwidths=limits)
+            last = max(columns, key=lambda column: column.rank)
+            if max(map(len, text.splitlines())) <= WIDTH or not last.rank:
+                break
+            columns.remove(last)
+            omitted.append(last.title or "")
+        below = [*notes, *([BEST] if any(row.get(column.bold) for row in self.rows for column in columns) else [])]
+        below += self.notes + ([f"Columns omitted to fit the terminal: {', '.join(omitted)}"] if omitted else [])
+        return "\n".join([
+            text,
+            *(textwrap.fill(note, WIDTH, subsequent_indent="  ", break_on_hyphens=False) for note in below),
+        ])  # fmt: skip
 
     def _frame(self, shown: list[Column], escaped: Callable[[str], str], bold: str) -> pd.DataFrame:
         cells = []
         for row in self.rows:
             texts = [escaped(column.cell(row)) for column in shown]
-            marks = [is_best(self.rows, row, column) for column in shown]
+            marks = [bool(row.get(column.bold)) for column in shown]
             cells.append([bold.format(text) if mark else text for text, mark in zip(texts, marks, strict=True)])
         return pd.DataFrame(cells, columns=[escaped(column.title or "") for column in shown], dtype=object)
 
 
 def filled(rows: list[Line], column: Column) -> bool:
     return any(row.get(column.source) not in (None, "") for row in rows)
-
-
-def is_best(rows: list[Line], row: Line, column: Column) -> bool:
-    """Whether a row has the best value of a quality column. A single value is not marked."""
-    values = [other[column.source] for other in rows if other.get(column.source) is not None]
-    if not column.best or len(values) < 2:
-        return False
-    return row.get(column.source) == (min(values) if column.best == "min" else max(values))
 
 
 def style_of(value: float, digits: int) -> str:

@@ -1,6 +1,7 @@
 """The table of bad inputs of every command."""
 
 from bad_models import MODELS, USAGE
+from bad_reports import REPORTS
 from bad_rows import BASE, BOMB, STUDY, Bad, of_study, sweep, train, with_study
 
 TRAIN = [
@@ -129,7 +130,17 @@ DATA = [
     Bad(train("data.channels=2"), "data.channels must be 1 or 3"),
     Bad(train("data.num_classes=5"), "data.num_classes is 5, but .* has 10 classes"),
     Bad(train("data.num_classes=-1"), "num_classes must be 0"),
-    Bad(train("data.split=test"), r"unknown data\.split of 'digits' 'test'"),
+    Bad(train("data.split=tests"), r"unknown data\.split of 'digits' 'tests' .*; choices: train, most, test"),
+    Bad(
+        train("run.heldout_every=50"), "data.split=train of 'digits' is all of its images.*data.split=most leaves every"
+    ),
+    Bad(train("evaluate.metrics=[heldout]"), "data.split=train of 'digits' is all of its images"),
+    Bad(train("evaluate.split=test", "data.split=test"), "data.split=test is the test split itself"),
+    Bad(train("evaluate.split=tset"), r"unknown evaluate.split 'tset' .*choices: train, test"),
+    Bad(train("evaluate.heldout_count=0"), "evaluate.heldout_count must be above 0"),
+    Bad(
+        train("run.heldout_every=70"), "run.heldout_every must be 0 .none. or a multiple of run.log_every 50.*, not 70"
+    ),
     Bad(train("data.kind=zip"), r"unknown data\.kind 'zip'"),
     Bad(train("data=npz", "data.channels=1"), "data.path is not set"),
     Bad(train("data=npz", "data.channels=1", "data.path=no.npz"), r"data\.path no\.npz does not exist"),
@@ -181,18 +192,6 @@ RUNS = [
     Bad(["evaluate", "{run}", "train.lr=2"], "would make another training of it"),
     Bad(["evaluate", "{run}", "evaluate.metrics=[fid]"], r"unknown evaluate\.metrics 'fid'"),
     Bad(["evaluate", "{run}", "backend.attention=torch"], "sections to set here: sample, evaluate, run"),
-    Bad(["report", "nowhere", "--out", "out"], "no such folder: nowhere"),
-    Bad(["report", "few.npz", "--out", "out"], r"few\.npz is a file"),
-    Bad(["report", "empty", "--out", "out"], "empty holds no run"),
-    Bad(["report", "{run}", "--out", "few.npz"], r"few\.npz is a file"),
-    Bad(["report", "{run}", "--out", "few.npz/below"], "cannot write a report"),
-    Bad(["report", "{run}", "--out", "images"], "neither empty nor an earlier report"),
-    Bad(["report", "{run}", "--out", "out", "--baseline", "nope"], "nope"),
-    Bad(["report", "{long}", "--out", "out"], "File name too long"),
-    Bad(["report", "{run}", "--out", "{long}"], "File name too long"),
-    Bad(["report", "odd", "--out", "out"], r"odd/config\.json is not JSON", {"odd/config.json": "{"}),
-    Bad(["report", "odd", "--out", "out"], r"odd/config\.json was not written by", {"odd/config.json": "[]"}),
-    Bad(["report", "odd", "--out", "out"], r"odd/\.study\.json is not JSON", {"odd/.study.json": ""}),
 ]
 STUDIES = [
     Bad(["sweep", "run", "dmeo"], r"unknown study 'dmeo' \(did you mean 'demo'\?\)"),
@@ -301,6 +300,7 @@ KNOWN = [
         ("evaluate.reference_count=1", "a: fd needs at least 2 reference images, 1 given"),
         ("evaluate.reference_count=9999", "a: evaluate.reference_count 9999 is more than the 1797 images"),
         ("evaluate.features_path=no.pt", r"a: evaluate\.features_path no\.pt has no effect"),
+        ("evaluate.reference=no.npz", r"a: evaluate\.reference no\.npz does not exist or is not a file"),
     )
 ]
 KNOWN += [
@@ -389,4 +389,4 @@ WEIGHTS = [
     for more in ([], ["sample.weights=live"])
 ]
 
-TABLE = [*USAGE, *MODELS, *TRAIN, *DATA, *RUNS, *STUDIES, *KNOWN, *NUMBERS, *TEXTS, *WEIGHTS]
+TABLE = [*USAGE, *MODELS, *TRAIN, *DATA, *RUNS, *REPORTS, *STUDIES, *KNOWN, *NUMBERS, *TEXTS, *WEIGHTS]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from bad_inputs import TABLE
 from bad_rows import BASE, STUDY, Bad
-from bad_samples import SAMPLES
+from bad_samples import FOREIGN, SAMPLES
 from lamabench.launch.cli import main
 from PIL import Image
 from safetensors import safe_open
@@ -54,9 +54,18 @@ SCORES = [
         ("reference_count=1", "fd needs at least 2 reference images, 1 given; .*prc needs at least"),
         ("reference_count=9999", "evaluate.reference_count 9999 is more than the 1797 images"),
         ("features_path=no.pt", r"evaluate\.features_path no\.pt has no effect for efficientnet_lite0"),
+        ("metrics=[sfid]", r"metrics=sfid cannot be computed .*; choices of evaluate\.features: inception_v3"),
+        ("download=perhaps", r"evaluate\.download must be true, false or the address of a mirror"),
+        ("prc_reference_count=0", r"evaluate\.prc_reference_count must be above 0, not 0"),
+        ("reference=no.npz", r"evaluate\.reference no\.npz does not exist"),
+        ("reference=", r"evaluate\.reference is empty"),
+        ("reference=bare.npz", r"evaluate\.reference bare\.npz has no moments \(mu, sigma\) and no images \(arr_0\)"),
+        ("reference=plain.npz", r"plain\.npz is not a readable \.npz file: it is a single array"),
+        ("reference=pipe.npz", r"pipe\.npz is not a readable \.npz file: it is neither a file nor a folder"),
+        ("reference=float.npz", r"evaluate\.reference float\.npz has no moments"),
     )
 ]
-ROWS = [*TABLE, *DAMAGED, *PIPES, *SCORES, *SAMPLES]
+ROWS = [*TABLE, *DAMAGED, *PIPES, *SCORES, *SAMPLES, *FOREIGN]
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +107,9 @@ def data(folder):
     (folder / "images" / "a").mkdir(parents=True)
     Image.new("RGB", (9, 9)).save(folder / "images" / "a" / "fine.png")
     (folder / "images" / "a" / "broken.png").write_bytes(b"\x89PNG nothing")
+    for side in (8, 9):
+        (folder / "sizes").mkdir(exist_ok=True)
+        Image.new("L", (side, 8)).save(folder / "sizes" / f"{side}.png")
     (folder / "empty").mkdir()
     (folder / "empty.npz").mkdir()
     os.mkfifo(folder / "pipe.npz")

@@ -59,6 +59,13 @@ def scored(value: float, protocol: str = "p1", metric: str = "FD-EffNetLite0-512
     return line("score", metric=metric, value=value, std=std, count=512, protocol=protocol, **against)
 
 
+def made(score: Line, **way: Any) -> Line:
+    """A score whose record says how its samples were made."""
+    generation = {"sampler": "ddim", "steps": 50, "clip": True, **way}
+    protocol = f"g{generation['steps']}" + "".join(f"{key}{value}" for key, value in way.items() if key != "steps")
+    return {**score, "generation": generation, "generation_protocol": protocol}
+
+
 def timed(mode: str, speed: float, batch: int = 16, **fields: Any) -> Line:
     middle = 1000 * batch / speed
     same = {

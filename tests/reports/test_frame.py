@@ -6,7 +6,7 @@ import lamabench.reports as reports
 import pandas as pd
 import pytest
 from lamabench.kernels.errors import InputError
-from run_folders import WHERE, cost, drawn, line, scored, swept, timed, trained, write
+from run_folders import WHERE, cost, drawn, line, made, scored, swept, timed, trained, write
 
 
 def write_runs(root: Path) -> Path:
@@ -42,6 +42,19 @@ def test_one_row_per_score_speed_and_cost(tmp_path: Path) -> None:
     assert (counted["params"], counted["macs"], counted["mlp_macs"]) == (1_000_000, 10_000_000, 4_000_000)
     assert counted["commit"] == "a" * 40 and (frame["state"] == "done").all()
     assert frame["key"].is_unique and not {"operator", "std", "parts", "provenance"} & set(frame.columns)
+
+
+def test_protocols_are_hashes_and_words(tmp_path: Path) -> None:
+    row = {
+        **made(scored(2.0)),
+        "evaluation": {"network": "x", "weights": "ab" * 32, "reference": {"count": 3}, "y": None},
+    }
+    write(tmp_path, "one", [drawn(), {**row, "floor": 1.5, "note": "few"}, scored(3.0, metric="KID-X")])
+    new, old = reports.load(tmp_path).itertuples()
+    assert new.evaluation == "network x, weights abababababab, reference (count 3)" and new.protocol == "p1"
+    assert new.generation == "sampler ddim, steps 50, clip yes" and new.generation_protocol == "g50"
+    assert (new.floor, new.note) == (1.5, "few")
+    assert pd.isna(old.evaluation) and pd.isna(old.generation) and pd.isna(old.generation_protocol)
 
 
 def test_the_newest_row_of_a_key_counts_and_failures_are_rows(tmp_path: Path) -> None:

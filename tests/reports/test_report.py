@@ -30,7 +30,7 @@ def test_the_same_records_give_the_same_bytes(three: Path, report: Path, tmp_pat
     figures = {path.stem for path in first if path.suffix == ".png"}
     assert figures == {path.stem for path in first if path.suffix == ".pdf"}
     samples = {"samples", "samples_dit", "samples_lamamba"}
-    assert figures == {"loss", "quality_vs_macs", "throughput", "speed_vs_flops", *samples}
+    assert figures == {"loss", "quality_vs_flops", "throughput", "speed_vs_flops", *samples}
 
 
 def test_tables_and_figures_without_content_are_named(tmp_path: Path) -> None:
@@ -41,7 +41,7 @@ def test_tables_and_figures_without_content_are_named(tmp_path: Path) -> None:
     assert [path.name for path in files] == ["README.md", "index.json", *tables]
     absent = json.loads((tmp_path / "out/index.json").read_text())["absent"]
     speed = {"throughput", "bench", "kernels", "speed_vs_flops", "crossover"}
-    assert set(absent) == {"cost", "seeds", "loss", "quality_vs_macs", "samples", "samples_bare", *speed}
+    assert set(absent) == {"cost", "seeds", "loss", "quality_vs_flops", "samples", "samples_bare", *speed}
     readme = (tmp_path / "out/README.md").read_text()
     assert all(name in readme and reason in readme for name, reason in absent.items())
 

@@ -1,0 +1,238 @@
+"""Comparisons of runs, variants, studies or roots: for each score both means, their paired difference and a verdict."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from ..harness.run import STUDY
+from ..kernels.errors import InputError, unknown
+from .differences import NO_SEED, by_seed, difference, mean_of, with_interval
+from .protocols import UNKNOWN, generation_of, notes, words_of_protocol
+from .queries import better, group_labels, scores
+from .runs import SEEDS, Line, Run, read
+from .seeds import base_groups
+from .table import Column, Table
+
+WAYS = "‡: the samples of A and B were made in different ways, or it is not on record how. The difference has that too."
+CELLS = "A, B: mean over training seeds ± half its 95 % interval. B − A: the same of the difference over common seeds"
+FIELDS = (
+    *("a", "b", "metric", "protocol", "evaluation", "a_mean", "a_ci95", "a_n", "b_mean", "b_ci95", "b_n"),
+    *("difference", "difference_ci95", "pairs", "verdict", "reason"),
+    *("same_generation", "a_generation", "b_generation", "a_step", "b_step"),
+)
+
+
+class Side(NamedTuple):
+    """One side of a comparison: what was typed, its variants (the runs of each) and their labels."""
+
+    name: str
+    variants: list[list[Run]]
+    labels: dict[str, str]
+
+    @property
+    def runs(self) -> list[Run]:
+        return [run for variant in self.variants for run in variant]
+
+
+def compare(a: Path, b: Path | None = None, metric: str | None = None) -> Table:
+    """The scores of B against those of A: a row for each pair of variants and each score that both have under one
+    evaluation protocol.
+
+    A path is a folder as `read` takes it, or ROOT/STUDY/VARIANT for all seeds of a variant. If one side has a single
+    variant, all variants of the other side are compared with it, and otherwise those that both sides have. Without `b`,
+    all variants of the study `a` are compared with its first one. `metric` is the name of a single score.
+
+    Rows have the `FIELDS`: `a`, `b` (labels), `metric`, its `protocol` (hash) and `evaluation` (in words); `a_mean`,
+    `a_ci95` (half the 95 % interval, None for one seed), `a_n` (training seeds), and likewise of b; `difference` (b
+    minus a), `difference_ci95`, `pairs` (common seeds); the `verdict` on b (better, worse or inconclusive) and its
+    `reason`; `same_generation` (None: not on record) and the hashes `a_generation`, `b_generation` of how samples were
+    made; `a_step`, `b_step` of the weights. Values that differ between the seeds of one side stand side by side.
+
+    Raises InputError, one line, for a path without scores, for an unknown variant or metric, and if both sides share no
+    variant, metric or evaluation protocol.
+    """
+    one = _side(a)
+    two = one if b is None else _side(b)
+    pairs = _with_base(one) if b is None else _pairs(one, two)
+    columns = scores([*one.runs, *(two.runs if two is not one else ())])
+    for side in (one, two):
+        if not any(run in lines for lines in columns.values() for run in side.runs):
+            raise InputError(f"{side.name} has no scores; lamabench evaluate computes them")
+    if metric is not None and metric not in columns:
+        raise unknown("--metric", metric, columns)
+    chosen = {name: lines for name, lines in columns.items() if metric in (None, name)}
+    rows = []
+    for left, right in pairs:
+        for name, lines in chosen.items():
+            of_a, of_b = ({run: lines[run] for run in side if run in lines} for side in (left, right))
+            if of_a and of_b:
+                rows.append(_row(name, of_a, of_b))
+                rows[-1] |= {"a": one.labels[left[0].group], "b": two.labels[right[0].group]}
+    if not rows:
+        raise InputError(_nothing_common(one, two, chosen))
+    compared = list(dict.fromkeys(run for pair in pairs for side in pair for run in side))
+    shown = {row["metric"] for row in rows}
+    used = {
+        name: {run: lines[run] for run in compared if run in lines} for name, lines in chosen.items() if name in shown
+    }
+    below = [*_remarks(pairs, rows), *notes(compared, used)]
+    caption, columns_shown = _columns(one, two, rows)
+    return Table("compare", caption, columns_shown, rows, below)
+
+
+def _side(path: Path) -> Side:
+    runs = read([path]) if path.is_dir() or not (path.parent / STUDY).is_file() else _of_variant(path)
+    labels = group_labels(runs)
+    variants: dict[str, list[Run]] = {}
+    for run in runs:
+        if not run.damage:
+            variants.setdefault(run.group, []).append(run)
+    order = sorted(variants.values(), key=lambda variant: (variant[0].info["study"], variant[0].info.get("place", 0)))
+    return Side(str(path), order, labels)
+
+
+def _of_variant(path: Path) -> list[Run]:
+    """The runs of ROOT/STUDY/VARIANT, whose links are called VARIANT-sSEED."""
+    runs = read([path.parent])
+    chosen = [run for run in runs if path.name in (run.info["name"], _stem(run))]
+    if not chosen:
+        raise unknown(f"variant of {path.parent}", path.name, dict.fromkeys(map(_stem, runs)))
+    if all(run.damage for run in chosen):
+        raise InputError(chosen[0].damage)
+    return chosen
+
+
+def _stem(run: Run) -> str:
+    """The name of a run without its seed."""
+    return run.info["name"].removesuffix(f"-s{run.info.get('seed')}")
+
+
+def _with_base(side: Side) -> list[tuple[list[Run], list[Run]]]:
+    """Each variant with the base of its study."""
+    bases, by_group = base_groups(side.runs), {variant[0].group: variant for variant in side.variants}
+    pairs = [
+        (by_group[base], variant)
+        for group, variant in by_group.items()
+        if (base := bases[group]) in by_group and base != group
+    ]
+    if not pairs:
+        raise InputError(f"{side.name} is no study with several variants, so name two runs, variants or studies")
+    return pairs
+
+
+def _pairs(one: Side, two: Side) -> list[tuple[list[Run], list[Run]]]:
+    if len(one.variants) == 1 or len(two.variants) == 1:
+        everything = [(left, right) for left in one.variants for right in two.variants]
+        return [pair for pair in everything if {*map(_home, pair[0])} != {*map(_home, pair[1])}] or everything
+    several = any(len({run.info["study"] for run in side.runs}) > 1 for side in (one, two))
+    others = {_variant(variant[0], several): variant for variant in two.variants}
+    return [(variant, others[key]) for variant in one.variants if (key := _variant(variant[0], several)) in others]
+
+
+def _home(run: Run) -> tuple[object, ...]:
+    return run.group, run.info["id"], run.samples
+
+
+def _variant(run: Run, study: bool) -> tuple[object, ...]:
+    """What identifies a variant in another study or below another root, of which the study may be a part."""
+    axes = sorted((axis, str(value)) for axis, value in run.info["variant"].items() if axis not in SEEDS)
+    return run.info["study"] if study else "", run.info["model"], *axes
+
+
+def _row(metric: str, a: Mapping[Run, Line], b: Mapping[Run, Line]) -> Line:
+    """A comparison of one score as plain data (FIELDS), and its cells for reading."""
+    first = next(iter(a.values()))
+    values = []
+    for side in (a, b):
+        seeds = [(NO_SEED if run.info.get("seed") is None else run.info["seed"], run) for run in side]
+        values.append(by_seed((seed, side[run]["value"]) for seed, run in seeds))
+    means = [mean_of(numbers.values()) for numbers in values]
+    result = difference(values[1], values[0], better(metric))
+    row: Line = {"metric": metric, "protocol": first["protocol"]}
+    row["evaluation"] = words_of_protocol(first.get("evaluation")) or None
+    for side, mean, lines in (("a", means[0], a), ("b", means[1], b)):
+        row |= {f"{side}_mean": mean.value, f"{side}_ci95": mean.half, f"{side}_n": mean.n}
+        row[f"{side}_generation"] = _words(map(generation_of, lines.values())) or None
+        row[f"{side}_step"] = _words(line["checkpoint_step"] for line in lines.values()) or None
+    row["difference"] = result.mean.value if result.mean else None
+    row["difference_ci95"] = result.mean.half if result.mean else None
+    row |= {"pairs": result.n, "verdict": result.verdict, "reason": result.reason or None}
+    ways = {generation_of(line) for lines in (a, b) for line in lines.values()}
+    row["same_generation"] = None if UNKNOWN in ways else len(ways) == 1
+    row["b_is"] = result.verdict + ("" if row["same_generation"] else " ‡")
+    alike = means[0].n == means[1].n == result.n
+    row["seeds"] = str(result.n) if alike else f"{means[0].n}, {means[1].n}; {result.n} common"
+    row["a_text"], row["b_text"] = (with_interval(mean) for mean in means)
+    row["difference_text"] = with_interval(result.mean, sign="+")
+    return row
+
+
+def _words(values: Iterable[object]) -> str:
+    return ", ".join(dict.fromkeys(str(value) for value in values if value is not None))
+
+
+def _columns(one: Side, two: Side, rows: list[Line]) -> tuple[str, list[Column]]:
+    """What A and B are if that is the same in all rows, and the columns."""
+    heads, columns = [], []
+    if all(row["a"] == row["b"] for row in rows):
+        heads, columns = [f"A: {one.name}", f"B: {two.name}"], [Column("a", "Variant", width=24)]
+    else:
+        for side, name in ((one, "a"), (two, "b")):
+            labels = {row[name] for row in rows}
+            if len(labels) == 1:
+                heads.append(f"{name.upper()}: {labels.pop()} [{side.name}]")
+            else:
+                columns.append(Column(name, name.upper(), width=24))
+    columns += [Column("metric", "Metric", width=14 if columns else 40), Column("a_text", "A"), Column("b_text", "B")]
+    columns += [Column("difference_text", "B − A"), Column("seeds", "Seeds", width=9), Column("b_is", "B is")]
+    return "\n".join(heads), columns
+
+
+def _remarks(pairs: list[tuple[list[Run], list[Run]]], rows: list[Line]) -> list[str]:
+    """What a reader must know of the pairs."""
+    apart = sorted({name for left, right in pairs for name in _random_settings(left[0], right[0])})
+    remarks = [f"{CELLS}, which share data order, t and noise." if not apart else f"{CELLS}."]
+    if apart:
+        remarks.append(f"Equal seeds do not share data order, t and noise: {', '.join(apart)} differs.")
+    reasons = dict.fromkeys(row["reason"] for row in rows if row["reason"])
+    remarks += [f"Inconclusive: {reason}." for reason in reasons]
+    if not all(row["same_generation"] for row in rows):
+        remarks.append(WAYS)
+    if steps := [row for row in rows if row["a_step"] != row["b_step"] or "," in (row["a_step"] or "")]:
+        remarks.append(f"The weights are of different steps: {steps[0]['a_step']} (A) and {steps[0]['b_step']} (B).")
+    return remarks
+
+
+def _random_settings(one: Run, two: Run) -> list[str]:
+    """The settings in which two runs differ and on which data order and noise depend."""
+    differing = []
+    for section, names in (("data", None), ("train", ("noise",))):
+        a, b = (run.info["config"].get(section) or {} for run in (one, two))
+        common = [name for name in a if name in b and name != "path" and (names is None or name in names)]
+        differing += [f"{section}.{name}" for name in common if a[name] != b[name]]
+    return differing
+
+
+def _nothing_common(one: Side, two: Side, columns: Mapping[str, Mapping[Run, Line]]) -> str:
+    """Why no score can be compared."""
+    rows = [
+        [line for lines in columns.values() for run in side.runs if (line := lines.get(run))] for side in (one, two)
+    ]
+    names = [list(dict.fromkeys(line["metric"] for line in lines)) for lines in rows]
+    both = f"{one.name} and {two.name}"
+    for metric in names[0]:
+        if metric in names[1]:
+            first, second = (next(line for line in lines if line["metric"] == metric) for lines in rows)
+            if first["protocol"] != second["protocol"]:
+                evaluations = [line.get("evaluation") or {} for line in (first, second)]
+                parts = [
+                    key
+                    for key in {**evaluations[0], **evaluations[1]}
+                    if evaluations[0].get(key) != evaluations[1].get(key)
+                ]
+                known = all(evaluations) and parts
+                how = f"in {', '.join(parts)}" if known else f"({first['protocol']} and {second['protocol']})"
+                return f"{both} share no evaluation protocol: {metric} differs {how}"
+            return f"{both} share no variant that was scored on both sides"
+    lists = [", ".join(each) or "none" for each in names]
+    return f"{both} share no score: {one.name} has {lists[0]}; {two.name} has {lists[1]}"

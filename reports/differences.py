@@ -1,0 +1,98 @@
+"""Whether a difference is one: means and paired differences over training seeds, with 95 % intervals of Student's t.
+
+A seed counts once. Its numbers from several folders or several seeds of sampling are averaged first, because repeated
+sampling does not show how much trainings differ.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from math import inf, sqrt
+from statistics import fmean, stdev
+
+from scipy.special import stdtrit
+
+from .table import style_of
+
+LEVEL = 0.95
+NO_SEED = -1  # of samples that no training on record made
+FEWEST = 3  # common seeds, below which no difference is conclusive
+LOWER_IS_BETTER, HIGHER_IS_BETTER = "min", "max"  # as `queries.better` says it
+
+
+@dataclass(frozen=True)
+class Mean:
+    """The mean of `n` seeds, and half the width of its 95 % interval (None for one seed)."""
+
+    value: float
+    half: float | None
+    n: int
+
+    @property
+    def low(self) -> float:
+        return self.value - (inf if self.half is None else self.half)
+
+    @property
+    def high(self) -> float:
+        return self.value + (inf if self.half is None else self.half)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A verdict (better, worse or inconclusive), why it is inconclusive, and the mean of the differences over `n`
+    common seeds (None if there is no common seed)."""
+
+    verdict: str
+    reason: str = ""
+    mean: Mean | None = None
+
+    @property
+    def n(self) -> int:
+        return self.mean.n if self.mean else 0
+
+
+def mean_of(values: Iterable[float]) -> Mean:
+    """The mean of at least one number, and its interval: t(0.975, n - 1) · s / √n with the sample standard deviation s
+    (Student, 1908)."""
+    numbers = list(values)
+    n = len(numbers)
+    half = float(stdtrit(n - 1, (1 + LEVEL) / 2)) * stdev(numbers) / sqrt(n) if n > 1 else None
+    return Mean(fmean(numbers), half, n)
+
+
+def by_seed(values: Iterable[tuple[int, float]]) -> dict[int, float]:
+    """The mean of the numbers of each seed, from pairs of a seed and a number."""
+    numbers: dict[int, list[float]] = {}
+    for seed, value in values:
+        numbers.setdefault(seed, []).append(value)
+    return {seed: fmean(numbers[seed]) for seed in sorted(numbers)}
+
+
+def difference(values: Mapping[int, float], base: Mapping[int, float], best: str) -> Difference:
+    """`values` against `base`, both {training seed: number}, paired over their common seeds.
+
+    `best` says which number is the best: "min", "max" or, if that is unknown, "". *better* and *worse* need at least
+    `FEWEST` common seeds and a 95 % interval of the mean difference that excludes 0.
+    """
+    common = sorted((values.keys() & base.keys()) - {NO_SEED})
+    if not common:
+        return Difference("inconclusive", "no common seed")
+    mean = mean_of(values[seed] - base[seed] for seed in common)
+    if len(common) < FEWEST:
+        seeds = f"{len(common)} common seed{'s' if len(common) > 1 else ''}"
+        return Difference("inconclusive", f"{seeds}, and {FEWEST} are needed", mean)
+    if mean.low <= 0 <= mean.high:
+        return Difference("inconclusive", "the interval includes 0", mean)
+    if best not in (LOWER_IS_BETTER, HIGHER_IS_BETTER):
+        return Difference("inconclusive", "it is not known whether lower or higher is better", mean)
+    return Difference("better" if (mean.value < 0) == (best == LOWER_IS_BETTER) else "worse", "", mean)
+
+
+def with_interval(mean: Mean | None, sign: str = "") -> str:
+    """Such as "63.00 ± 8.96", to two digits of the interval. A single seed has no interval. `sign` "+" shows that of a
+    positive number."""
+    if mean is None:
+        return "-"
+    if not mean.half:
+        return format(mean.value, sign + style_of(mean.value, 4)) + ("" if mean.half is None else " ± 0")
+    style = style_of(mean.half, 2)
+    return f"{format(mean.value, sign + style)} ± {format(mean.half, style)}"

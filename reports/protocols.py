@@ -1,0 +1,133 @@
+"""How samples were made and how they were scored, in words, and whether two scores may be ranked against each other."""
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from .queries import group_labels, score_words
+from .runs import Line, Run
+
+HASH = re.compile(r"[0-9a-f]{16,}")
+UNKNOWN = "unknown"
+SPREADS = {"is": "splits", "isc": "splits"}  # what the `std` of a score is over; that of other metrics: subsets
+
+
+def spread_of(metric: str) -> str:
+    """What a metric's own standard deviation is over: splits or subsets of the samples."""
+    return SPREADS.get(re.split(r"[^A-Za-z]", metric.lower(), maxsplit=1)[0], "subsets")
+
+
+def words_of_protocol(protocol: Mapping[str, Any] | None) -> str:
+    """A protocol in words, such as "sampler ddim, steps 50, clip yes". Hashes are cut to 12 digits, and entries without
+    a value are left out. Empty for an empty protocol."""
+    parts = []
+    for name, value in (protocol or {}).items():
+        if isinstance(value, dict):
+            inner = words_of_protocol(value)
+            parts += [f"{name.replace('_', ' ')} ({inner})"] if inner else []
+        elif value is not None:
+            parts.append(f"{name.replace('_', ' ')} {_plain(value)}")
+    return ", ".join(parts)
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, list):
+        return " × ".join(map(_plain, value))
+    return str(value)[:12] if HASH.fullmatch(str(value)) else str(value)
+
+
+def generation_of(row: Line) -> str:
+    """The hash of how the samples of a score were made: "unknown" if that is not on record or nobody knows it, and ""
+    for a score without samples, such as a held-out loss."""
+    if not row.get("samples") and not row.get("generation"):
+        return ""
+    known = row.get("generation") and row["generation"].get("source") != UNKNOWN
+    return str(row["generation_protocol"]) if known else UNKNOWN
+
+
+def generation_words(row: Line) -> str:
+    """How the samples of a score were made, in words; empty if that is not known. Other people's samples may have what
+    their user said."""
+    if generation_of(row) in ("", UNKNOWN):
+        return ""
+    return str(row["generation"].get("words") or words_of_protocol(row["generation"]))
+
+
+def by_design(runs: Iterable[Run], rows: Mapping[Run, Line]) -> bool:
+    """Whether scores differ in how their samples were made only because the variants of one study do: all runs are of
+    one study with a file, nobody added samples by hand, and all seeds of a variant have the same protocol."""
+    scored = [run for run in runs if run in rows]
+    if len({run.info["study"] for run in scored}) != 1 or not all(run.info.get("of_file") for run in scored):
+        return False
+    protocols: dict[str, set[str]] = {}
+    for run in scored:
+        protocols.setdefault(run.group, set()).add(generation_of(rows[run]))
+    return not any(run.info.get("by_hand") for run in scored) and all(len(each) == 1 for each in protocols.values())
+
+
+def rankable(runs: Iterable[Run], rows: Mapping[Run, Line]) -> str:
+    """Why the best of the scores of one column cannot be named, empty if it can: samples that were made in several ways
+    or in unknown ways have no best."""
+    runs = list(runs)
+    protocols = {generation_of(row) for run, row in rows.items() if run in runs}
+    if by_design(runs, rows) or protocols <= {""} or (len(protocols) == 1 and UNKNOWN not in protocols):
+        return ""
+    if UNKNOWN in protocols:
+        return "it is not on record how all samples were made"
+    return "the samples were made in several ways"
+
+
+def notes(runs: list[Run], columns: Mapping[str, Mapping[Run, Line]]) -> list[str]:
+    """What stands under a table of scores: for each column how samples were scored, with the floor and the remarks of
+    its scores, and for all columns how their samples were made."""
+    if not columns:
+        return []
+    first = {name: next(iter(rows.values())) for name, rows in columns.items()}
+    evaluations = {name: row["evaluation"] for name, row in first.items() if row.get("evaluation")}
+    shared = _shared(list(evaluations.values())) if len(evaluations) == len(first) > 1 else {}
+    text = [f"All scores: {words_of_protocol(shared)}."] if shared else []
+    for name, rows in columns.items():
+        row = first[name]
+        network = f", features {row['features']}" if row.get("features") and "features" not in shared else ""
+        text.append(f"{name}: {score_words(row)}{network}, protocol {row['protocol']}.")
+        if own := {key: value for key, value in evaluations.get(name, {}).items() if key not in shared}:
+            text[-1] += f" Scored: {words_of_protocol(own)}."
+        if floors := sorted({one["floor"] for one in rows.values() if one.get("floor") is not None}):
+            ends = " to ".join(f"{one:.4g}" for one in dict.fromkeys((floors[0], floors[-1])))
+            text[-1] += f" Floor (images of the reference against its others): {ends}."
+        if any(one.get("std") is not None for one in rows.values()):
+            text[-1] += f" Its standard deviation over {spread_of(name)} says nothing about other trainings."
+        for remark in dict.fromkeys(one["note"] for one in rows.values() if one.get("note")):
+            text.append(f"{name}: {remark}.")
+    return [*text, *_of_generation(runs, columns)]
+
+
+def _shared(protocols: list[dict[str, Any]]) -> dict[str, Any]:
+    return {
+        key: value
+        for key, value in protocols[0].items()
+        if all(key in other and other[key] == value for other in protocols[1:])
+    }
+
+
+def _of_generation(runs: list[Run], columns: Mapping[str, Mapping[Run, Line]]) -> list[str]:
+    """How the samples of all columns were made: one line for each way, which names its variants if there are several
+    ways."""
+    labels = group_labels(runs)
+    ways: dict[str, tuple[str, dict[str, None]]] = {}
+    for rows in columns.values():
+        for run, row in rows.items():
+            if protocol := generation_of(row):
+                words = generation_words(row) or "it is not on record how they were made"
+                ways.setdefault(protocol, (words, {}))[1].setdefault(labels[run.group])
+    lines = []
+    for protocol, (words, whose) in ways.items():
+        names = list(whose)
+        of = f" of {', '.join(names[:4])}{f' and {len(names) - 4} more' if len(names) > 4 else ''}"
+        mark = "" if protocol == UNKNOWN else f" (protocol {protocol})"
+        lines.append(f"Samples{of if len(ways) > 1 else ''}: {words}{mark}.")
+    return lines

@@ -1,0 +1,132 @@
+"""The table of numbers over training seeds: means, differences to the base of the study, and the best."""
+
+from collections.abc import Iterable, Mapping
+
+from .differences import FEWEST, NO_SEED, Difference, by_seed, difference, mean_of
+from .protocols import notes, rankable, spread_of
+from .queries import better, scores
+from .runs import Line, Run
+from .summary import spread_column
+from .table import Column, Table
+
+NOTE = "±: half the 95 % interval of the mean over training seeds (Student's t); n: their number."
+MARK = (
+    "†: the difference to the base (the first variant of the study) over common training seeds is inconclusive: its "
+    f"95 % interval includes 0, there are fewer than {FEWEST} common seeds, or the samples were made in another way."
+)
+Values = dict[str, dict[int, float]]  # {group: {training seed: number}}
+
+
+def seeds(overview: Table) -> Table:
+    """The training loss and the scores of a summary over training seeds, if some variant has several. A seed counts
+    once, however many folders or seeds of sampling it has.
+
+    Columns of the csv, for each of these numbers: `NAME_mean`; `NAME_ci95`, half the 95 % interval of the mean (empty
+    for one seed); `NAME_n`, the training seeds. Those of a score are also `NAME_subset_std` or `NAME_split_std`, the
+    mean of its standard deviation over subsets or splits of the samples, and against the base of the study
+    `NAME_difference`, `NAME_difference_ci95`, `NAME_difference_n` (common seeds) and `NAME_verdict`.
+    """
+    runs = [row["run"] for row in overview.rows]
+    marks, bases = scores(runs), base_groups(runs)
+    values = {name: over_seeds(overview.rows, name) for name in ("final_loss", *marks)}
+    counts = {group: max(len(each.get(group, ())) for each in values.values()) for group in bases}
+    if not any(count > 1 for count in counts.values()):
+        return Table("seeds", "", [], [])
+    rows: dict[str, Line] = {}
+    for one in overview.rows:
+        group = one["group"]
+        if counts[group]:
+            label = one["model_label"] + (" (base)" if bases[group] == group else "")
+            rows[group] = {"label": label, "n": counts[group]}
+    for name, each in values.items():
+        for group, numbers in each.items():
+            mean = mean_of(numbers.values())
+            rows[group] |= {f"{name}_mean": mean.value, f"{name}_ci95": mean.half, f"{name}_n": mean.n}
+    inconclusive = False
+    unnamed: dict[str, list[str]] = {}
+    for name, lines in marks.items():
+        for group, numbers in over_seeds(overview.rows, spread_column(name)).items():
+            rows[group][spread_column(name)] = mean_of(numbers.values()).value
+        for group in values[name]:
+            base = bases[group]
+            if base is not None and base != group and base in values[name]:
+                result = against(values[name], group, base, name, lines)
+                rows[group] |= _of_difference(name, result)
+                inconclusive = inconclusive or result.verdict == "inconclusive"
+        best, why = best_of(values[name], name, rankable(runs, lines))
+        if best:
+            rows[best][f"{name}_bold"] = True
+        elif why:
+            unnamed.setdefault(why, []).append(name)
+    columns = [Column("label", "Model"), Column("n", "Seeds", digits=0), *_columns("final_loss", "Final loss", rank=2)]
+    for place, name in enumerate(marks):
+        columns += _columns(name, name, rank=min(7 * place, 12))
+        columns.append(Column(spread_column(name), f"{name}, std over {spread_of(name)}", 1.0, 3, rank=13))
+        columns += [Column(f"{name}_{end}") for end in ("difference", "difference_ci95", "difference_n", "verdict")]
+    below = [NOTE, *([MARK] if inconclusive else [])]
+    below += [f"No best is bold, because {why}: {', '.join(names)}." for why, names in unnamed.items()]
+    return Table("seeds", "Means over training seeds.", columns, list(rows.values()), [*below, *notes(runs, marks)])
+
+
+def _columns(name: str, title: str, rank: int) -> list[Column]:
+    mean = Column(f"{name}_mean", title, 1.0, 4, f"{name}_ci95", f"{name}_bold", f"{name}_mark", rank)
+    return [mean, Column(f"{name}_ci95"), Column(f"{name}_n")]
+
+
+def over_seeds(rows: Iterable[Line], name: str) -> Values:
+    """A column of the rows of a summary over training seeds: {group: {seed: mean}}."""
+    pairs: dict[str, list[tuple[int, float]]] = {}
+    for row in rows:
+        if row.get(name) is not None:
+            seed = NO_SEED if row["seed"] is None else row["seed"]
+            pairs.setdefault(row["group"], []).append((seed, row[name]))
+    return {group: by_seed(numbers) for group, numbers in pairs.items()}
+
+
+def base_groups(runs: Iterable[Run]) -> dict[str, str | None]:
+    """The base of each group: the group of the first run of its study, None outside of studies with a file."""
+    runs = list(runs)
+    first: dict[str, Run] = {}
+    for run in runs:
+        if run.info.get("of_file"):
+            known = first.setdefault(run.info["study"], run)
+            if run.info["place"] < known.info["place"]:
+                first[run.info["study"]] = run
+    return {
+        run.group: first[run.info["study"]].group if run.info["study"] in first and run.info.get("of_file") else None
+        for run in runs
+    }
+
+
+def against(values: Values, group: str, base: str, metric: str, lines: Mapping[Run, Line]) -> Difference:
+    """The difference of a group to another one. It is inconclusive if their samples were made in different ways and the
+    study did not ask for that."""
+    result = difference(values[group], values[base], better(metric))
+    both = {run: row for run, row in lines.items() if run.group in (group, base)}
+    if result.verdict != "inconclusive" and (why := rankable(both, both)):
+        return Difference("inconclusive", why, result.mean)
+    return result
+
+
+def _of_difference(name: str, result: Difference) -> Line:
+    mean = result.mean
+    row: Line = {f"{name}_verdict": result.verdict, f"{name}_difference_n": result.n}
+    if mean is not None:
+        row |= {f"{name}_difference": mean.value, f"{name}_difference_ci95": mean.half}
+    return row | {f"{name}_mark": " †" if result.verdict == "inconclusive" else ""}
+
+
+def best_of(values: Values, metric: str, unranked: str) -> tuple[str | None, str]:
+    """The group with the best mean if it is distinguishable from the second; or else None, and why. `unranked` is what
+    `rankable` says."""
+    order = better(metric)
+    if not order or len(values) < 2:
+        return None, ""
+    if unranked:
+        return None, unranked
+    sign = 1 if order == "min" else -1
+    best, second = sorted(values, key=lambda group: sign * mean_of(values[group].values()).value)[:2]
+    result = difference(values[best], values[second], order)
+    if result.verdict == "better":
+        return best, ""
+    return None, f"the two best are not distinguishable ({result.reason})"

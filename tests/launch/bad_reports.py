@@ -1,0 +1,24 @@
+"""Bad inputs of commands that read records: rows of `bad_inputs.py`."""
+
+from bad_rows import Bad
+
+REPORTS = [
+    Bad(["compare", "nowhere"], "no such folder: nowhere"),
+    Bad(["compare", "few.npz", "{run}"], r"few\.npz is a file"),
+    Bad(["compare", "empty"], "empty holds no run"),
+    Bad(["compare", "{run}"], "is no study with several variants, so name two runs, variants or studies"),
+    Bad(["compare", "{run}", "{run}"], "has no scores; lamabench evaluate computes them"),
+    Bad(["compare", "{run}", "{run}", "{run}"], "compare takes one study, or two runs, .* not 3"),
+    Bad(["report", "nowhere", "--out", "out"], "no such folder: nowhere"),
+    Bad(["report", "few.npz", "--out", "out"], r"few\.npz is a file"),
+    Bad(["report", "empty", "--out", "out"], "empty holds no run"),
+    Bad(["report", "{run}", "--out", "few.npz"], r"few\.npz is a file"),
+    Bad(["report", "{run}", "--out", "few.npz/below"], "cannot write a report"),
+    Bad(["report", "{run}", "--out", "images"], "neither empty nor an earlier report"),
+    Bad(["report", "{run}", "--out", "out", "--baseline", "nope"], "nope"),
+    Bad(["report", "{long}", "--out", "out"], "File name too long"),
+    Bad(["report", "{run}", "--out", "{long}"], "File name too long"),
+    Bad(["report", "odd", "--out", "out"], r"odd/config\.json is not JSON", {"odd/config.json": "{"}),
+    Bad(["report", "odd", "--out", "out"], r"odd/config\.json was not written by", {"odd/config.json": "[]"}),
+    Bad(["report", "odd", "--out", "out"], r"odd/\.study\.json is not JSON", {"odd/.study.json": ""}),
+]
