@@ -22,7 +22,7 @@ from ..keys import config_from_dict, config_to_dict
 from ..measure.cost import cost
 from ..progress import Progress, Quiet
 from ..provenance import provenance
-from ..scoring.heldout import heldout_losses, line_of
+from ..scoring.heldout import of_training
 from .averaging import WARM_UP, averaging
 from .checkpoint import Checkpoint
 from .checkpoint import load as load_checkpoint
@@ -139,14 +139,6 @@ def _train(
         if log is not None and net is not None:
             log.preview(at, net)
 
-    def heldout() -> dict[str, float | None]:
-        """All processes share the work, or the first one does it if weights are in shards."""
-        together, net = not _sharded(config), cast(Backbone, step.ema.net)
-        net = net if together else assembled(net, device)
-        if net is None or test is None:
-            return {}
-        return line_of(heldout_losses(net, step.objective, test, config, device, together=together))
-
     with Log(files, config, at, macs=macs, peak=peak, say=progress.say) if first else nullcontext() as log:
         loop(
             step,
@@ -159,7 +151,7 @@ def _train(
             save=files.save if writes else _nothing,
             keep=files.keep if writes else _nothing,
             preview=preview,
-            heldout=heldout,
+            heldout=partial(of_training, step, test, config, device, _sharded(config)),
             progress=progress,
         )
 
