@@ -11,13 +11,13 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
 
 from ...kernels.errors import InputError
-from ...models.registry import build, select_backends
+from ...models.registry import Backbone, build, select_backends
 from .. import parallel, signals
 from ..config import Config
 from ..data.encoder import encoder
@@ -30,6 +30,10 @@ from ..measure.cost import cost
 from ..progress import Progress
 from ..random import Generators, Stream
 from ..training.checkpoint import check_data, load_weights
+from ..training.sharding import assembled
+
+if TYPE_CHECKING:
+    from ..training.step import TrainStep
 
 NAME = "held-out loss"
 TIMES = 8
@@ -87,9 +91,17 @@ def mean(losses: Mapping[float, float]) -> float:
     return math.fsum(losses.values()) / len(losses)
 
 
-def line_of(losses: Mapping[float, float]) -> dict[str, float | None]:
-    """The fields of a line of metrics: `heldout_loss`, the mean, and `heldout_loss_1` … of each timestep. None for what
-    is not finite."""
+def of_training(
+    step: "TrainStep", images: ImageData | None, config: Config, device: str, sharded: bool
+) -> dict[str, float | None]:
+    """The loss of a training's averaged weights as fields of a line of metrics: `heldout_loss`, the mean, and
+    `heldout_loss_1` … of each timestep; None for what is not finite. All processes call this and share the work. If
+    weights are `sharded`, the first process does it, and the others have no fields."""
+    averaged = cast(Backbone, step.ema.net)
+    net = assembled(averaged, device) if sharded else averaged
+    if net is None or images is None:
+        return {}
+    losses = heldout_losses(net, step.objective, images, config, device, together=not sharded)
     values = {"heldout_loss": mean(losses)}
     values |= {f"heldout_loss_{number}": loss for number, loss in enumerate(losses.values(), start=1)}
     return {name: value if math.isfinite(value) else None for name, value in values.items()}

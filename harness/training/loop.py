@@ -22,7 +22,7 @@ from ..keys import config_from_dict, config_to_dict
 from ..measure.cost import cost
 from ..progress import Progress, Quiet
 from ..provenance import provenance
-from ..scoring.heldout import heldout_losses, line_of
+from ..scoring.heldout import of_training
 from .averaging import WARM_UP, averaging
 from .checkpoint import Checkpoint
 from .checkpoint import load as load_checkpoint
@@ -152,7 +152,7 @@ def _train(
             save=files.save if writes else _nothing,
             keep=files.keep if writes else _nothing,
             preview=preview,
-            heldout=heldout,
+            heldout=partial(of_training, step, test, config, device, _sharded(config)),
             progress=progress,
         )
 
