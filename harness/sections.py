@@ -260,6 +260,8 @@ class EvaluateConfig:
 
 def check_metric(metric: str, features: str) -> None:
     """Raise InputError for an unknown metric, and for one that a network of features cannot give."""
+    if metric == "fid":  # by its letters, sfid is nearer
+        raise InputError(f"unknown evaluate.metrics 'fid' (did you mean 'fd'?); choices: {', '.join(METRICS)}")
     if metric not in METRICS:
         raise unknown("evaluate.metrics", metric, METRICS)
     if features not in (networks := NETWORKS_OF.get(metric, FEATURES)):
