@@ -11,10 +11,11 @@ from lamabench.baselines.dit import DiTConfig
 from lamabench.harness.config import Config
 from lamabench.harness.data.items import epoch_order
 from lamabench.harness.keys import score_key
+from lamabench.harness.record import row
 from lamabench.harness.scoring import reference as module
 from lamabench.harness.scoring.floor import floor, floor_count, note
 from lamabench.harness.scoring.networks import NETWORKS
-from lamabench.harness.scoring.reference import Reference, reference_of, split
+from lamabench.harness.scoring.reference import Reference, check_contents, reference_of, split
 from lamabench.harness.scoring.statistics import Moments, frechet
 from lamabench.harness.scoring.statistics_file import POOLED, SPATIAL, read_statistics, write_statistics
 from lamabench.harness.sections import DataConfig, EvaluateConfig, RunConfig
@@ -346,3 +347,15 @@ def test_keys_have_the_name_of_a_file_without_its_folder():
 
     assert key("a/r.npz") == key("b/r.npz") == key("r.npz", name="other")
     assert len({key("r.npz"), key("q.npz"), key(None)}) == 3
+
+
+def test_other_contents_under_the_same_name_are_refused(tmp_path):
+    path = tmp_path / "r.npz"
+    adm(path)
+    config = config_of(path)
+    score = {"key": "k", "metric": "FD", "value": 1.0, "count": 2, "protocol": "p"}
+    rows = [row("score", **score, data_fingerprint=reference_of(config).fingerprint), row("score", **score)]
+    check_contents(config, rows)
+    adm(path, count=np.array(500))
+    with pytest.raises(InputError, match=r"r\.npz has other contents than the file .*; give it another name"):
+        check_contents(config, rows)
