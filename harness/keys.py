@@ -105,13 +105,18 @@ def samples_key(config: Config, step: int) -> str:
 
 def score_key(config: Config, samples: str, metric: str) -> str:
     """The key of a score: the samples (their key, or the SHA-256 of a foreign file), one metric and what it reads, and
-    the reference as declared."""
+    the reference as declared: the data, or the name of a file without its folder. Precision and recall have their
+    number of reference images, unless there are no more."""
     data = declared(config.data)
     for name in ("path", "flip"):
         data.pop(name, None)
-    reads = declared(config.evaluate)
-    for name in ("metrics", "batch_size", "features_path", *(() if metric in SEEDED else ("seed",))):
+    reads, whole = declared(config.evaluate), config.evaluate.reference_count
+    for name in ("metrics", "batch_size", "features_path", "download", *(() if metric in SEEDED else ("seed",))):
         reads.pop(name, None)
+    if config.evaluate.reference is not None:  # in place of the data
+        reads["reference"], data = Path(config.evaluate.reference).name, {}
+    if metric != "prc" or (whole is not None and whole <= (config.evaluate.prc_reference_count or whole)):
+        reads.pop("prc_reference_count", None)
     return digest("score", samples, metric, reads, data)
 
 
@@ -140,6 +145,11 @@ def asked(backend: Any) -> dict[str, str] | None:
 def model_folder(root: Path, model: Any) -> Path:
     """ROOT/models/FAMILY-KEY."""
     return root / "models" / f"{registry.family_of(model).name}-{model_key(model)}"
+
+
+def foreign_folder(root: Path, name: str, samples: str) -> Path:
+    """ROOT/foreign/NAME-KEY, of other people's samples with the SHA-256 `samples`."""
+    return root / "foreign" / f"{name}-{digest('foreign', samples)}"
 
 
 def training_folder(root: Path, config: Config) -> Path:

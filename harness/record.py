@@ -160,13 +160,15 @@ class ScoreRow(_OfWeights):
     count: int | None = about("samples")
     reference: str | None = about("the data that the samples are compared with")
     reference_count: int | None = about("reference images")
-    data_fingerprint: str | None = about("SHA-256 of the data that the reference is of, 16 digits")
+    data_fingerprint: str | None = about(
+        "SHA-256 of the data that the reference is of, or of a file of moments that does not say that, 16 digits"
+    )
     features: str | None = about("the network of the features")
-    protocol: str | None = about("8 hex digits, equal if and only if two scores are comparable")
-    samples: str | None = about("key of the samples, or SHA-256 of a foreign file")
+    protocol: str | None = about("8 hex digits, equal if and only if `evaluation` is: how the samples were scored")
+    samples: str | None = about("key of the samples; of foreign ones, SHA-256 of the .npz, or 16 digits of a folder's")
     evaluation: dict[str, Any] | None = about("network, its weights, layer, metric, counts and reference")
     generation: dict[str, Any] | None = about("how the samples were drawn (scoring/protocol.py); null: not on record")
-    generation_protocol: str | None = about("8 hex digits, equal if and only if `generation` is")
+    generation_protocol: str | None = about("8 hex digits, equal if and only if `generation` is; null: unknown")
     floor: float | None = about("the same metric between images of the reference, at most half of it, and its others")
     note: str | None = about("what must be known to read the value: that bias dominates, the images of the floor")
 

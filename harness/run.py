@@ -4,6 +4,7 @@
                                       where asked for or needed: previews/, tensorboard/, wandb/, failures/
         samples/KEY/                  config.json, record.jsonl, shards/ (see shards.py)
     ROOT/models/FAMILY-KEY/           config.json, record.jsonl: cost and speed
+    ROOT/foreign/NAME-KEY/            config.json, record.jsonl: scores of other people's samples (scoring/foreign.py)
     ROOT/STUDY/.study.json            the study's file, and the folders of each of its runs
     ROOT/STUDY/NAME                   a link to the training of a run, or to its model
 
@@ -56,8 +57,8 @@ class Busy(RuntimeError):
 
 @dataclass(frozen=True)
 class Run:
-    """A folder and its records. `info` is config.json: `kind` (training, model or samples), `key`, `study`, `name`,
-    `variant` (axis values), `seed`, `model` (preset), `family`, `title`, `config`."""
+    """A folder and its records. `info` is config.json: `kind` (training, model, samples or foreign), `key`, `study`,
+    `name`, `variant` (axis values), `seed`, `model` (preset), `family`, `title`, `config`."""
 
     path: Path
     info: dict[str, Any]
@@ -220,7 +221,7 @@ def read_study(folder: Path) -> dict[str, Any]:
 def check_study(root: Path, study: str, file: str | None) -> None:
     """Raise InputError if ROOT/STUDY belongs to another study file, or if the name is reserved."""
     folder = root / study
-    if study in ("trainings", "models") or study.startswith("."):
+    if study in ("trainings", "models", "foreign") or study.startswith("."):
         raise InputError(f"a study cannot be called {study!r}: {root / study} is taken; rename its file")
     with access("read", folder / STUDY):
         if not (folder / STUDY).exists():

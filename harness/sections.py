@@ -23,8 +23,10 @@ TRAIN_COMPILE = ("auto", *BENCH_COMPILE)  # auto: whole-step on a GPU, eager els
 NOISE = ("cpu", "gpu")
 CUDA_GRAPHS = ("reduce-overhead", "max-autotune")
 PARALLEL = ("ddp", "fsdp")
-FEATURES = ("efficientnet_lite0", "inception_v3")
-METRICS = ("fd", "kid", "prc", "isc")
+FEATURES = ("efficientnet_lite0", "inception_v3", "dinov2_vitl14")
+METRICS = ("fd", "kid", "prc", "isc", "sfid")
+# Metrics of layers that some networks lack: of a classifier's logits, and of the maps of which ADM computes sFID.
+NETWORKS_OF = {"isc": ("efficientnet_lite0", "inception_v3"), "sfid": ("inception_v3",)}
 LOGGERS = ("tensorboard", "wandb", "trackio")
 LABELS = ("balanced", "random", "cyclic")
 KEEP = ("images", "features")  # of samples
@@ -218,27 +220,53 @@ class SampleConfig:
 @dataclass
 class EvaluateConfig:
     """How samples are scored. `features` names the network and `metrics` what is computed from its features: Fréchet
-    distance (`fd`), kernel distance (`kid`), precision and recall (`prc`), inception score (`isc`)."""
+    distance (`fd`), kernel distance (`kid`), precision and recall (`prc`), inception score (`isc`), and the Fréchet
+    distance of spatial features (`sfid`)."""
 
-    features: str = "efficientnet_lite0"  # or inception_v3 (the Inception-2015 network of FID)
-    features_path: str | None = None  # weights of inception_v3; null: torch-fidelity's, downloaded
+    # Or inception_v3 (the Inception-2015 network of FID), or dinov2_vitl14 (of FD-DINOv2).
+    features: str = "efficientnet_lite0"
+    # Weights of inception_v3 or dinov2_vitl14: a file, or a folder with the published file; null: torch's cache.
+    features_path: str | None = None
     metrics: list[str] = field(default_factory=lambda: ["fd", "kid", "prc"])
+    # A file that samples are compared with in place of the data: moments, as ADM and `lamabench reference --out` write
+    # them, or images. Keys have its name without the folder, so give other contents another name.
+    reference: str | None = field(default=None, metadata={"since": None})
     reference_count: int | None = None  # size of a fixed random subset of the data; null: all of it
     batch_size: int = 64
     seed: int = 0  # for the subsets of kid and the splits of isc; independent of the training's seed
+    # How many reference images, drawn at random once, precision and recall take; null: all. ADM's protocol has 10,000.
+    prc_reference_count: int | None = field(default=10_000, metadata={"since": None})
+    # Whether weights that are missing may be fetched: true, or the address of a folder that has them. In no key.
+    download: Any = field(default=False, metadata={"since": False})
 
     def __post_init__(self) -> None:
-        if self.reference_count is not None:
-            check_positive("evaluate", {"reference_count": self.reference_count})
+        for name in ("reference_count", "prc_reference_count"):
+            if (count := getattr(self, name)) is not None:
+                check_positive("evaluate", {name: count})
         check_positive("evaluate", {"batch_size": self.batch_size}, MOST_AT_ONCE)
         check_seed("evaluate.seed", self.seed, bits=32)  # numpy's RandomState, by which torch-fidelity draws
         if self.features not in FEATURES:
             raise unknown("evaluate.features", self.features, FEATURES)
+        if not isinstance(self.download, bool) and "://" not in str(self.download):
+            raise InputError(
+                f"evaluate.download must be true, false or the address of a mirror, such as https://HOST/FOLDER, not "
+                f"{self.download!r}"
+            )
         if not self.metrics:
             raise InputError(f"evaluate.metrics is empty; choices: {', '.join(METRICS)}")
         for metric in self.metrics:
-            if metric not in METRICS:
-                raise unknown("evaluate.metrics", metric, METRICS)
+            check_metric(metric, self.features)
+
+
+def check_metric(metric: str, features: str) -> None:
+    """Raise InputError for an unknown metric, and for one that a network of features cannot give."""
+    if metric not in METRICS:
+        raise unknown("evaluate.metrics", metric, METRICS)
+    if features not in (networks := NETWORKS_OF.get(metric, FEATURES)):
+        raise InputError(
+            f"evaluate.metrics={metric} cannot be computed with evaluate.features={features}; choices of "
+            f"evaluate.features: {', '.join(networks)}"
+        )
 
 
 # The implementation of each operator by name. `auto` takes the first that runs on the device.

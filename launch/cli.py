@@ -141,12 +141,27 @@ def parser() -> argparse.ArgumentParser:
     sample.add_argument("--to", type=_path, metavar="FILE.npz|FOLDER", help=f"{help_text} of PNG files")
     evaluate = add(
         "evaluate",
-        "score the samples of a run, or an .npz of images, against the data",
-        "lamabench evaluate runs/train/NAME-ID",
-        "RUN|FILE.npz|key=value",
-        f"a run folder, or an .npz with `images` or `arr_0` uint8 [N, H, W, C], and {settings}; of a run, those of the "
-        "sections sample, evaluate, run",
+        "score the samples of a run, an .npz or a folder of images against the data",
+        "lamabench evaluate runs/train/NAME-ID\n"
+        "  lamabench evaluate edm.npz --as edm --study demo --generation 'sampler=heun,steps=18' data=digits",
+        "RUN|FILE.npz|FOLDER|key=value",
+        f"a run folder, an .npz with `images` or `arr_0` uint8 [N, H, W, C], or with --as a folder of images, and "
+        f"{settings}; of a run, those of the sections sample, evaluate, run",
     )
+    help_text = "record the scores of other people's samples below run.root, as a row NAME of reports"
+    evaluate.add_argument("--as", dest="name", metavar="NAME", help=help_text)
+    help_text = "how they were drawn: fields of a score's `generation`, or a phrase; without it: unknown"
+    evaluate.add_argument("--generation", metavar="'key=value,…'", help=help_text)
+    evaluate.add_argument("--study", metavar="STUDY", help="show them in the tables of this study below run.root too")
+    reference = add(
+        "reference",
+        "compute the moments of a set of images, for scores against it: in one pass, kept, and written as ADM's",
+        "lamabench reference data=cifar10 data.path=FOLDER --out cifar10-50000.npz",
+        "key=value",
+        "data=NAME, and settings of the sections data, evaluate, run",
+    )
+    help_text = "write the moments (mu, sigma …) to a file that evaluate.reference takes"
+    reference.add_argument("--out", type=_path, metavar="FILE.npz", help=help_text)
     bench = add(
         "bench",
         "measure throughput and peak memory of forward passes and training steps, after checking outputs and gradients",
@@ -206,7 +221,7 @@ def parser() -> argparse.ArgumentParser:
     differ.add_argument("paths", nargs="+", type=_path, metavar="A|B", help=help_text)
     differ.add_argument("--metric", metavar="NAME", help="only this score, by its name in tables")
     doctor = add("doctor", "show what is installed, which backends run and why others do not", "lamabench doctor")
-    for sub in (models, cost, check, data, evaluate, bench, operators, sweep, report, differ, doctor):
+    for sub in (models, cost, check, data, evaluate, reference, bench, operators, sweep, report, differ, doctor):
         sub.add_argument("--json", action="store_true", help="print JSON instead of a table")
     return top
 

@@ -35,7 +35,7 @@ from ..models.registry import out_channels, preset, presets, revision
 
 GROUPS = ("model", "data", "recipe")
 Groups = tuple[str | None, ...]  # the choice of each, None for the default
-PATHS = ("run.root", "data.path", "evaluate.features_path")  # where `~` is the home folder
+PATHS = ("run.root", "data.path", "evaluate.features_path", "evaluate.reference")  # where `~` is the home folder
 Override = str | Setting
 Word = TypeVar("Word", bound=Override)
 

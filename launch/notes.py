@@ -159,6 +159,10 @@ def scoring(run: Planned, known: Mapping[str, Content]) -> list[str]:
         return []
     settings, content = run.config.evaluate, known.get(str(run.config.data))
     images = content.images if content is not None else None
+    if settings.reference is not None:  # a file in place of the data
+        images = None
+        if not Path(settings.reference).is_file():
+            return [f"evaluate.reference {settings.reference} does not exist or is not a file"]
     count = settings.reference_count or images
     texts = []
     if images is not None and (settings.reference_count or 0) > images:
@@ -169,9 +173,9 @@ def scoring(run: Planned, known: Mapping[str, Content]) -> list[str]:
         if text := shortage(metric, run.config.sample.count, count):
             texts.append(f"{text}; sample.count, evaluate.reference_count and evaluate.metrics say how many")
     if (path := settings.features_path) is not None:
-        if settings.features != "inception_v3":
+        if settings.features == "efficientnet_lite0":
             texts.append(f"evaluate.features_path {path} has no effect for {settings.features}; set it to null")
-        elif not Path(path).is_file():
+        elif not Path(path).exists():
             texts.append(f"evaluate.features_path {path} does not exist or is not a file")
     return texts
 

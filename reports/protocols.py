@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from ..harness.scoring.protocol import words
 from .queries import group_labels, score_words
 from .runs import Line, Run
 
@@ -47,14 +48,6 @@ def generation_of(row: Line) -> str:
         return ""
     known = row.get("generation") and row["generation"].get("source") != UNKNOWN
     return str(row["generation_protocol"]) if known else UNKNOWN
-
-
-def generation_words(row: Line) -> str:
-    """How the samples of a score were made, in words; empty if that is not known. Other people's samples may have what
-    their user said."""
-    if generation_of(row) in ("", UNKNOWN):
-        return ""
-    return str(row["generation"].get("words") or words_of_protocol(row["generation"]))
 
 
 def by_design(runs: Iterable[Run], rows: Mapping[Run, Line]) -> bool:
@@ -122,12 +115,12 @@ def _of_generation(runs: list[Run], columns: Mapping[str, Mapping[Run, Line]]) -
     for rows in columns.values():
         for run, row in rows.items():
             if protocol := generation_of(row):
-                words = generation_words(row) or "it is not on record how they were made"
-                ways.setdefault(protocol, (words, {}))[1].setdefault(labels[run.group])
+                text = "it is not on record how they were made" if protocol == UNKNOWN else words(row["generation"])
+                ways.setdefault(protocol, (text, {}))[1].setdefault(labels[run.group])
     lines = []
-    for protocol, (words, whose) in ways.items():
+    for protocol, (text, whose) in ways.items():
         names = list(whose)
         of = f" of {', '.join(names[:4])}{f' and {len(names) - 4} more' if len(names) > 4 else ''}"
         mark = "" if protocol == UNKNOWN else f" (protocol {protocol})"
-        lines.append(f"Samples{of if len(ways) > 1 else ''}: {words}{mark}.")
+        lines.append(f"Samples{of if len(ways) > 1 else ''}: {text}{mark}.")
     return lines

@@ -20,7 +20,9 @@ STEP = {"train": "steps", "score": "checkpoint_step"}  # the field that says how
 # Types of entries of config.json and .study.json that may be missing or null.
 LATER = {"labels": "balanced", "timesteps": "even"}
 OPTIONAL = {"variant": dict, "backend": dict, "training": str, "steps": int, "samples": list, "config": dict}
-OPTIONAL |= {f"config.{name}": dict for name in ("model", "data", "encoder", "objective", "train", "sample", "backend")}
+OPTIONAL |= {"studies": list} | {
+    f"config.{name}": dict for name in ("model", "data", "encoder", "objective", "train", "sample", "backend")
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,7 +145,17 @@ def _of_study(folder: Path) -> tuple[list[tuple[Path, Run]], set[Path]]:
             runs += [(home.resolve(), run) for run in _runs(info, settings, training, model, samples)]
         except UNREADABLE as error:
             runs.append((folder, _unreadable(folder, error, about)))
-    return runs, named
+    theirs = list(_foreign(root, folder.resolve().name))
+    return runs + theirs, named | {place for place, _ in theirs}
+
+
+def _foreign(root: Path, study: str) -> Iterator[tuple[Path, Run]]:
+    """Other people's samples that are a row of a study, each with its folder."""
+    for config in sorted(root.glob("foreign/*/config.json")):
+        with suppress(*UNREADABLE):  # it may be of another study, and is a run of the root
+            info = _info(config.parent)
+            if study in (info.get("studies") or ()):
+                yield from _runs_alone(config.parent, {**info, "study": study})
 
 
 def _unreadable(folder: Path, error: Exception, about: Line | None = None) -> Run:
@@ -174,7 +186,8 @@ def _runs_alone(folder: Path, info: Line) -> Iterator[tuple[Path, Run]]:
     samples = [folder] if info["kind"] == "samples" else [one.parent for one in folder.glob("samples/*/config.json")]
     model = folder if training is None else _model_of(training, info)
     info = {**info, "id": info["key"] if training in (None, folder) else training.name.rsplit("-", 1)[-1]}
-    settings = _of_training(info["config"])
+    # Two sets of other people's samples are no seeds of one variant, whatever their names.
+    settings = {"samples": info["key"]} if info["kind"] == "foreign" else _of_training(info["config"])
     for run in _runs(info, settings, training, model, sorted(samples)):
         yield (training or folder).resolve(), run
 

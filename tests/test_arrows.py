@@ -21,7 +21,14 @@ ARROWS: dict[str, set[str]] = {
     "harness": {"kernels", "models", "baselines"},
     "ablations": {"kernels.errors"},
     "launch": {"harness", "ablations", "reports", "models", "kernels"},
-    "reports": {"harness.grid", "harness.record", "harness.run", "harness.shards", "kernels.errors"},
+    "reports": {
+        "harness.grid",
+        "harness.record",
+        "harness.run",
+        "harness.scoring.protocol",
+        "harness.shards",
+        "kernels.errors",
+    },
 }
 # Other people's packages, for the houses that are held to some. The accelerated kernels of `kernels` are optional.
 ABROAD: dict[str, set[str]] = {

@@ -119,6 +119,15 @@ def listing(root: Path) -> Listing:
     return Listing(classes, {reason: paths for reason, paths in walk.left_out.items() if paths}, walk.links)
 
 
+def everything(root: Path) -> Listing:
+    """The images in a folder and at any depth below it, sorted by path, as those of one class. What is left out is as
+    in `listing`. Raises InputError for a folder that cannot be read."""
+    walk = _Walk()
+    above = frozenset(identity(folder) for folder in root.resolve().parents)
+    files = sorted(walk.images_below(root, above), key=lambda file: file.relative_to(root).parts)
+    return Listing({root: files}, {reason: paths for reason, paths in walk.left_out.items() if paths}, walk.links)
+
+
 def check_classes(content: Listing) -> None:
     """Raise InputError if a class folder contains no image."""
     if empty := content.without_images():

@@ -17,7 +17,10 @@ from ..run import read_json
 from ..shards import FEATURES, Samples, Shards, open_samples
 
 if TYPE_CHECKING:
-    from .features import Features, Network
+    from collections.abc import Iterator
+
+    from .features import Features
+    from .networks import Network
 
 
 class FeatureSet:
@@ -45,10 +48,12 @@ class FeatureSet:
                 "than asked for, and its images were not kept: draw them again (lamabench sample … sample.keep=images)"
             )
 
-    def features(self, network: "Network") -> "dict[str, Features]":
-        """The features [N, D] of each layer."""
-        every = self._shards[:]
-        return {network.pooled: every[:, : network.width], network.logits: every[:, network.width :]}
+    def batches(self, network: "Network", size: int) -> "Iterator[dict[str, Features]]":
+        """The features [B, D] of each layer that is kept, `size` images at a time."""
+        for start in range(0, len(self), size):
+            part = self._shards[start : start + size]
+            layers = {network.pooled: part[:, : network.width]}
+            yield layers | ({network.logits: part[:, network.width :]} if network.logits else {})
 
 
 def describe(folder: Path, network: str, identity: dict[str, Any]) -> None:

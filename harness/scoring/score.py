@@ -1,26 +1,29 @@
 """Scores of samples against a reference: images, features, and one row per number."""
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from ...kernels.errors import InputError, unknown
+from ...kernels.errors import InputError
 from ..config import Config
 from ..data.images import load
 from ..device import pick_device
 from ..progress import Progress
 from ..record import read_records
-from ..sections import METRICS, EvaluateConfig
+from ..sections import EvaluateConfig, check_metric
 from ..shards import Samples, set_of
 from ..training.checkpoint import check_data
-from .counts import WITHOUT_REFERENCE, shortage
-from .features import Extractor, Features, network_of, prepare_cache
+from .counts import OF_MOMENTS, WITHOUT_REFERENCE, reference_images, shortage
+from .features import Extractor, Features, collect, prepare_cache
+from .floor import floor, floor_count, note
 from .kept import FeatureSet, open_set
-from .reference import Count, Reference, ReferenceImages, features_of, reference_of, short_hash
-from .statistics import compute, definition, metric_name
+from .networks import Network, network_of
+from .protocol import fields_of, generation_of
+from .reference import Count, Reference, reference_of, short_hash
+from .statistics import Moments, compute, definition, metric_name
 
 Line = dict[str, Any]
 
@@ -37,15 +40,17 @@ def score_set(
     folder: Path, training: Path, config: Config, metrics: Sequence[str], progress: Progress
 ) -> Iterator[Line]:
     """Score the samples in a folder, drawn from the weights of `training`, by some of `sections.METRICS`: rows as
-    `evaluate` yields them, with the moment of the weights. Raises InputError as `score` does, and for other data than
-    the training had."""
+    `evaluate` yields them, with the moment of the weights and how the samples were drawn. Raises InputError as `score`
+    does, and for other data than the training had."""
     # The record of a score would not tell that it was computed against other images than those of the training.
-    check_data(training, load(config.data, progress.say).fingerprint)
+    if config.evaluate.reference is None:
+        check_data(training, load(config.data, progress.say).fingerprint)
     rows = [one.flat() for one in read_records(folder / "record.jsonl") if one.kind == "sample"]
     names = ("checkpoint_step", "weights", "weights_error", "images_seen", "training_flops", "training_seconds")
-    weights = {name: rows[-1][name] for name in names} if rows else {}
+    facts = {name: rows[-1][name] for name in names} if rows else {}
+    facts |= fields_of(generation_of(folder))
     for line in score(set_of(folder), config, metrics, Path(config.run.root) / ".cache", progress):
-        yield weights | line
+        yield facts | line
 
 
 def score(samples: Path, config: Config, metrics: Sequence[str], cache: Path, progress: Progress) -> Iterator[Line]:
@@ -79,99 +84,107 @@ def evaluate(
     C, by `metrics` only. Images are read one batch at a time.
 
     Yields one row per number: `metric` (its name), `request` (its metric in `sections.METRICS`), `value`, `std` (or
-    None), `count` N, `reference`, `reference_count` (None for the inception score, which has no reference), `features`
-    (the network), and `protocol`: 8 hex digits, equal if and only if two rows are comparable. `settings.seed` draws
-    KID's subsets and IS's splits. Grey images are repeated to three channels. The features of an image are computed
-    once for all metrics, and those of the reference are cached in the folder `cache`. `progress(done, total)` counts
-    images. After the last row, raises Unscored if a metric could not be computed, because a set is too small or the
-    result is not finite. Raises InputError for unknown metrics, networks or weights, for wrong shapes, and for a cache
-    that cannot be written.
+    None), `count` N, `reference`, `reference_count` (the images that the metric takes of it; None for the inception
+    score, which has no reference), `features` (the network), `evaluation` (plain data that say how samples were
+    scored), `protocol`, its hash: 8 hex digits, equal if and only if two rows are comparable, and `floor` and
+    `note` (see floor.py). `settings.seed` draws KID's subsets and IS's splits. Grey images are repeated to three
+    channels. The features of an image are computed once for all metrics, in one pass that holds only what metrics
+    need: moments for the Fréchet distances. Those of the reference are cached in the folder `cache`.
+    `progress(done, total)` counts images. After the last row, raises Unscored if a metric could not be computed,
+    because a set is too small or the result is not finite. Raises InputError for unknown metrics, networks or
+    weights, for wrong shapes, and for a cache that cannot be written.
     """
     metrics = list(dict.fromkeys(metrics))
     for metric in metrics:
-        if metric not in METRICS:
-            raise unknown("evaluate.metrics", metric, METRICS)
-    shape = _check_shapes(samples, reference.images)
-    shortages = {metric: shortage(metric, len(samples), len(reference.images)) for metric in metrics}
-    reasons = {metric: text for metric, text in shortages.items() if text is not None}
-    metrics = [metric for metric in metrics if metric not in reasons]
-    if not metrics:
-        raise Unscored(reasons)
+        check_metric(metric, settings.features)
     network = network_of(settings.features)
-    layers = list(
-        dict.fromkeys(network.logits if metric in WITHOUT_REFERENCE else network.pooled for metric in metrics)
-    )
+    shape = _check_shapes(samples, reference)
+    images = {one: reference_images(one, reference.count(one), settings.prc_reference_count) for one in metrics}
+    shortages = {one: reference.lack(one) or shortage(one, len(samples), images[one]) for one in metrics}
+    reasons = {metric: text for metric, text in shortages.items() if text is not None}
+    if isinstance(samples, FeatureSet) and "sfid" in metrics:
+        reasons["sfid"] = (
+            f"sfid needs spatial features, and only pooled features of {samples.folder} were kept: draw its images "
+            "again (lamabench sample … sample.keep=images)"
+        )
+    layers = {metric: layer_of(metric, network) for metric in metrics if metric not in reasons}
+    if not layers:
+        raise Unscored(reasons)
     prepare_cache(cache)
-    extractor = Extractor(settings, layers, device)
-    basis = {**extractor.identity, "images": shape}
-
-    pooled = network.pooled
-    file = cache / f"{settings.features}-{short_hash({**basis, **reference.identity, 'layer': pooled}, 16)}.safetensors"
+    extractor = Extractor(settings, list(dict.fromkeys(layers.values())), device)
     count = Count(0, progress)
+    reference = replace(reference, cache=cache, counted=count)
     if isinstance(samples, FeatureSet):
         samples.check(extractor.identity)
+        batches = samples.batches(network, settings.batch_size)
     else:
         count.total += len(samples)
-    expected = features_of(reference, extractor, file, count) if pooled in layers else None
-    kept = isinstance(samples, FeatureSet)
-    actual = samples.features(network) if kept else extractor.of_samples(samples, count.add)
-    for metric in metrics:
+        batches = extractor.of_samples(samples, count.add)
+    # Features of the reference come first, so that what they lack is known before samples are read.
+    expected: dict[str, Moments | Features | None] = {
+        metric: None
+        if metric in WITHOUT_REFERENCE
+        else reference.moments(extractor, layer)
+        if metric in OF_MOMENTS
+        else reference.features(extractor, layer, images[metric])
+        for metric, layer in layers.items()
+    }
+    wholes, moments = collect(
+        batches,
+        {layer for metric, layer in layers.items() if metric not in OF_MOMENTS},
+        {layer for metric, layer in layers.items() if metric in OF_MOMENTS},
+    )
+    for metric, layer in layers.items():
+        actual = moments[layer] if metric in OF_MOMENTS else wholes[layer]
+        evaluation = {
+            **extractor.identity,
+            "images": shape,
+            "metric": metric,
+            "layer": layer,
+            "settings": definition(metric, len(samples), images[metric] or len(samples), settings.seed),
+            "count": len(samples),
+            "reference": None if metric in WITHOUT_REFERENCE else {"name": reference.name, **reference.identity},
+        }
+        if images[metric] != reference.count(metric) and metric not in WITHOUT_REFERENCE:
+            evaluation["reference_images"] = images[metric]  # a subset that is drawn at random once
+        facts = {
+            "request": metric,
+            "count": len(samples),
+            "reference": None if metric in WITHOUT_REFERENCE else reference.name,
+            "reference_count": None if metric in WITHOUT_REFERENCE else images[metric],
+            "data_fingerprint": None if metric in WITHOUT_REFERENCE else reference.fingerprint.split("-")[0],
+            "features": settings.features,
+            "protocol": short_hash(evaluation, 8),
+            "evaluation": evaluation,
+        }
         try:
-            rows = _rows(metric, actual, expected, reference, settings, extractor, basis)
+            quantities = compute(metric, actual, expected[metric], settings.seed)
+            facts["floor"] = floor(reference, extractor, layer, len(samples), metric)
         except InputError as error:
             reasons[metric] = str(error)
-        else:
-            yield from rows
+            continue
+        width = len(actual.mean) if isinstance(actual, Moments) else 0
+        facts["note"] = note(metric, len(samples), width, images[metric], floor_count(reference, len(samples)))
+        for one in quantities:
+            name = metric_name(one.name, extractor.title, len(samples))
+            yield {"metric": name, "value": one.value, "std": one.std} | facts
     if reasons:
         raise Unscored(reasons)
 
 
-def _rows(
-    metric: str,
-    actual: dict[str, Features],
-    expected: Features | None,
-    reference: Reference,
-    settings: EvaluateConfig,
-    extractor: Extractor,
-    basis: dict[str, Any],
-) -> list[Line]:
-    """The rows of one metric."""
-    no_reference, network = metric in WITHOUT_REFERENCE, extractor.network
-    layer = network.logits if no_reference else network.pooled
-    count = len(actual[layer])
-    protocol = {
-        **basis,
-        "metric": metric,
-        "layer": layer,
-        "settings": definition(metric, count, len(reference.images)),
-        "count": count,
-        "reference": None if no_reference else {"name": reference.name, **reference.identity},
-    }
-    return [
-        {
-            "metric": metric_name(quantity.name, extractor.title, count),
-            "request": metric,
-            "value": quantity.value,
-            "std": quantity.std,
-            "count": count,
-            "reference": None if no_reference else reference.name,
-            "reference_count": None if no_reference else len(reference.images),
-            "data_fingerprint": None if no_reference else reference.fingerprint.split("-")[0],
-            "features": settings.features,
-            "protocol": short_hash(protocol, 8),
-        }
-        for quantity in compute(metric, actual[layer], None if no_reference else expected, settings.seed)
-    ]
+def layer_of(metric: str, network: Network) -> str:
+    """The layer of a network that a metric reads. Raises InputError if it has none."""
+    layer = {"isc": network.logits, "sfid": network.spatial}.get(metric, network.pooled)
+    if layer is None:
+        raise InputError(f"{metric} cannot be computed with features of {network.title}")
+    return layer
 
 
-def _check_shapes(samples: Samples | FeatureSet, reference: ReferenceImages) -> list[int]:
+def _check_shapes(samples: Samples | FeatureSet, reference: Reference) -> list[int]:
     """[H, W, C] of both sets. Raises InputError if they differ or are not images."""
     if samples.dtype != np.uint8 or len(samples.shape) != 4 or samples.shape[3] not in (1, 3):
         raise InputError(f"samples must be uint8 [N, H, W, C] with C 1 or 3, not {samples.dtype} {list(samples.shape)}")
-    first, shape = reference[0][0], list(samples.shape[1:])
-    if first.dtype != torch.uint8 or first.ndim != 3:
-        raise InputError(f"reference images must be uint8 [C, S, S], not {first.dtype} {list(first.shape)}")
-    other = [*first.shape[1:], first.shape[0]]
-    if other != shape:
+    shape, other = list(samples.shape[1:]), reference.shape
+    if other is not None and other != shape:
         raise InputError(f"samples are {shape} [H, W, C], but reference images are {other}")
     return shape

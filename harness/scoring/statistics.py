@@ -1,4 +1,5 @@
-"""Metrics from features. torch-fidelity computes every number; names follow DESIGN.md, rule 8."""
+"""Metrics from features, and names of metrics (DESIGN.md, rule 8). torch-fidelity computes all but the Fréchet
+distance, of which it loses digits where a set has fewer images than features."""
 
 import math
 from dataclasses import dataclass
@@ -7,23 +8,121 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
-from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 from torch_fidelity.metric_isc import isc_features_to_metric
 from torch_fidelity.metric_kid import kid_features_to_metric
 from torch_fidelity.metric_prc import prc_features_to_metric
 
 from ...kernels.errors import InputError
-from .counts import NEIGHBOURS, SPLITS, kid_subset_size, shortage
+from .counts import NEIGHBOURS, OF_MOMENTS, SPLITS, kid_subset_size, shortage
 
 KID_SUBSETS = 100
+BLOCK = 1024  # features whose moments are taken at once
+# Arguments of torch-fidelity.
+_KID: dict[str, Any] = {
+    "kid_kernel": "poly",
+    "kid_kernel_poly_degree": 3,
+    "kid_kernel_poly_gamma": None,
+    "kid_kernel_poly_coef0": 1,
+}
+_ISC: dict[str, Any] = {"splits": SPLITS, "shuffle": True}
 FULL_COUNT = 50_000  # the samples of FID, KID and IS without a suffix
 AnyFeatures = NDArray[np.floating]
 
 
 @dataclass(frozen=True)
+class Moments:
+    """Mean float64 [D] and unbiased covariance float64 [D, D] of `count` features."""
+
+    count: int
+    mean: NDArray[np.float64]
+    covariance: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, features: AnyFeatures) -> "Moments":
+        """The moments of features [N, D] of any floating type. Raises InputError for fewer than two."""
+        running = RunningMoments()
+        running.add(features)
+        return running.moments()
+
+
+class RunningMoments:
+    """Moments in float64 of features that come batch by batch, for any order and size of batches and any number of
+    processes, equal except for rounding (Chan, Golub & LeVeque, 1979)."""
+
+    def __init__(self) -> None:
+        self._joined = 0
+        self._mean: NDArray[np.float64] = np.zeros(0)
+        self._scatter: NDArray[np.float64] = np.zeros((0, 0))  # the sum of outer products of deviations from the mean
+        self._waiting: list[AnyFeatures] = []  # because joining moments costs as much as some hundred features
+
+    @property
+    def count(self) -> int:
+        """The number of features so far."""
+        return self._joined + sum(map(len, self._waiting))
+
+    def add(self, features: AnyFeatures) -> None:
+        """Take in features [B, D]."""
+        self._waiting.append(features)
+        if sum(map(len, self._waiting)) >= BLOCK:
+            self._join_waiting()
+
+    def _join_waiting(self) -> None:
+        if any(map(len, self._waiting)):
+            features = np.concatenate(self._waiting).astype(np.float64)
+            mean = features.mean(0)
+            features -= mean
+            self._join(len(features), mean, features.T @ features)
+        self._waiting = []
+
+    def merge(self, other: Moments) -> None:
+        """Take in the moments of other features, for example of another process."""
+        self._join(other.count, other.mean, other.covariance * (other.count - 1))
+
+    def _join(self, count: int, mean: NDArray[np.float64], scatter: NDArray[np.float64]) -> None:
+        if not self._joined:
+            self._joined, self._mean, self._scatter = count, mean, scatter
+            return
+        total, distance = self._joined + count, mean - self._mean
+        self._mean = self._mean + distance * (count / total)
+        self._scatter += scatter
+        self._scatter += np.outer(distance * (self._joined * count / total), distance)
+        self._joined = total
+
+    def moments(self) -> Moments:
+        """The moments of everything so far. Raises InputError for fewer than two features."""
+        self._join_waiting()
+        if self._joined < 2:
+            raise InputError(f"moments need at least 2 images, {self._joined} given")
+        return Moments(self._joined, self._mean, self._scatter / (self._joined - 1))
+
+
+def frechet(a: Moments, b: Moments) -> float:
+    """The squared Fréchet distance |μa - μb|² + tr(Σa + Σb - 2 (Σa Σb)^½) (Heusel et al., 2017, equation 6).
+
+    It is at least 0. With Σ = F Fᵀ, the trace of (Σa Σb)^½ is the sum of the singular values of Faᵀ Fb. That is exact
+    for singular covariances too, because directions without variance have no column in F. Raises InputError if sizes
+    differ or a number is not finite.
+    """
+    if a.mean.shape != b.mean.shape:
+        raise InputError(f"moments of {len(a.mean)} features cannot be compared with those of {len(b.mean)}")
+    if not all(np.isfinite(values).all() for one in (a, b) for values in (one.mean, one.covariance)):
+        raise InputError("moments are not finite")
+    cross = np.linalg.svd(_factor(a.covariance).T @ _factor(b.covariance), compute_uv=False).sum()
+    distance = a.mean - b.mean
+    return max(0.0, float(distance @ distance + np.trace(a.covariance) + np.trace(b.covariance) - 2 * cross))
+
+
+def _factor(covariance: NDArray[np.float64]) -> NDArray[np.float64]:
+    """F [D, R] with F Fᵀ = covariance [D, D], of its numerical rank R."""
+    values, vectors = np.linalg.eigh(covariance)
+    rounding = len(values) * np.finfo(np.float64).eps * values[-1]  # numpy.linalg.matrix_rank has the same limit
+    present = values > max(rounding, 0)
+    return vectors[:, present] * np.sqrt(values[present])
+
+
+@dataclass(frozen=True)
 class Quantity:
-    """One number. `name` is fd, kid, precision, recall or isc; `std` is over KID's subsets or IS's splits."""
+    """One number. `name` is fd, sfid, kid, precision, recall or isc; `std` is over KID's subsets or IS's splits."""
 
     name: str
     value: float
@@ -33,50 +132,42 @@ class Quantity:
 def metric_name(quantity: str, network: str, count: int) -> str:
     """The name of a quantity of `count` samples in tables: `FID`, `FID-10k`, `FD-EffNetLite0-512`.
 
-    FID, KID and IS are names for the network 'Inception'. Without a suffix they mean 50,000 samples.
+    FID, sFID, KID and IS are names for the network 'Inception'. Without a suffix they mean 50,000 samples.
     """
     suffix = f"{count // 1000}k" if count % 1000 == 0 else str(count)
-    canonical = {"fd": "FID", "kid": "KID", "isc": "IS"}
+    canonical = {"fd": "FID", "sfid": "sFID", "kid": "KID", "isc": "IS"}
     if network == "Inception" and quantity in canonical:
         return canonical[quantity] if count == FULL_COUNT else f"{canonical[quantity]}-{suffix}"
-    general = {"fd": "FD", "kid": "KD", "isc": "IS"}
+    general = {"fd": "FD", "sfid": "sFD", "kid": "KD", "isc": "IS"}
     return f"{general.get(quantity, quantity)}-{network}-{suffix}"
 
 
-def definition(metric: str, samples: int, reference: int) -> dict[str, Any]:
-    """The arguments of torch-fidelity that define a metric of `sections.METRICS`, without the seed of its draws."""
-    return {
-        "fd": {},
-        "kid": {
-            "kid_subsets": KID_SUBSETS,
-            "kid_subset_size": kid_subset_size(samples, reference),
-            "kid_kernel": "poly",
-            "kid_kernel_poly_degree": 3,
-            "kid_kernel_poly_gamma": None,
-            "kid_kernel_poly_coef0": 1,
-        },
-        "prc": {"prc_neighborhood": NEIGHBOURS},
-        "isc": {"splits": SPLITS, "shuffle": True},
-    }[metric]
+def definition(metric: str, samples: int, reference: int, seed: int = 0) -> dict[str, Any]:
+    """What defines a metric of `sections.METRICS`: arguments of torch-fidelity, and the `seed` of those that draw."""
+    if metric == "kid":
+        return _KID | {"kid_subsets": KID_SUBSETS, "kid_subset_size": kid_subset_size(samples, reference), "seed": seed}
+    return {"prc": {"prc_neighborhood": NEIGHBOURS}, "isc": _ISC | {"seed": seed}}.get(metric, {})
 
 
-def compute(metric: str, samples: AnyFeatures, reference: AnyFeatures | None, seed: int) -> list[Quantity]:
+def compute(
+    metric: str, samples: AnyFeatures | Moments, reference: AnyFeatures | Moments | None, seed: int
+) -> list[Quantity]:
     """A metric of `sections.METRICS` from features [N, D] of the samples and [M, D] of the reference, in float64.
 
-    `fd` is the Fréchet distance (Heusel et al., 2017), `kid` the kernel distance (Bińkowski et al., 2018), `prc`
-    improved precision and recall (Kynkäänniemi et al., 2019), `isc` the inception score (Salimans et al., 2016), from
-    the samples' logits only. `seed`, below 2^32, draws KID's subsets and IS's splits. Raises InputError if sets are too
-    small or the result is not finite.
+    `fd` and `sfid` are Fréchet distances (Heusel et al., 2017), which take moments too, `kid` is the kernel distance
+    (Bińkowski et al., 2018), `prc` improved precision and recall (Kynkäänniemi et al., 2019), `isc` the inception score
+    (Salimans et al., 2016), from the samples' logits only. `seed`, below 2^32, draws KID's subsets and IS's splits.
+    Raises InputError if sets are too small or the result is not finite.
     """
-    if text := shortage(metric, len(samples), None if reference is None else len(reference)):
+    sets = [("samples", samples)] + ([] if reference is None else [("reference", reference)])
+    counts = [one.count if isinstance(one, Moments) else len(one) for _, one in sets]
+    if text := shortage(metric, counts[0], counts[1] if len(counts) > 1 else None):
         raise InputError(text)
-    for name, features in (("samples", samples), ("reference", reference)):
-        if features is not None and not np.isfinite(features).all():
+    for name, one in sets:
+        if not all(np.isfinite(x).all() for x in ((one.mean, one.covariance) if isinstance(one, Moments) else (one,))):
             raise InputError(f"{metric} cannot be computed: features of the {name} are not finite")
-    x = torch.from_numpy(samples).double()
-    y = x if reference is None else torch.from_numpy(reference).double()
     try:
-        quantities = _by_torch_fidelity(metric, x, y, seed)
+        quantities = _quantities(metric, [one for _, one in sets], seed)
     except np.linalg.LinAlgError as error:
         raise InputError(f"{metric} cannot be computed: {error}") from None
     for one in quantities:
@@ -85,18 +176,20 @@ def compute(metric: str, samples: AnyFeatures, reference: AnyFeatures | None, se
     return quantities
 
 
-def _by_torch_fidelity(metric: str, x: Tensor, y: Tensor, seed: int) -> list[Quantity]:
-    kwargs = definition(metric, len(x), len(y))
-    if metric == "fd":
-        moments = fid_features_to_statistics(x), fid_features_to_statistics(y)
-        distance = fid_statistics_to_metric(*moments, verbose=False)["frechet_inception_distance"]
-        return [Quantity("fd", max(0.0, distance))]  # rounding can make that of nearly equal sets negative
+def _quantities(metric: str, sets: list[AnyFeatures | Moments], seed: int) -> list[Quantity]:
+    if metric in OF_MOMENTS:
+        a, b = (one if isinstance(one, Moments) else Moments.of(one) for one in sets)
+        return [Quantity(metric, frechet(a, b))]
+    arrays = [one for one in sets if not isinstance(one, Moments)]
+    x, y = (torch.from_numpy(arrays[i]).double() for i in (0, -1))
     if metric == "kid":
+        kwargs = _KID | {"kid_subsets": KID_SUBSETS, "kid_subset_size": kid_subset_size(len(x), len(y))}
         out = kid_features_to_metric(x, y, rng_seed=seed, verbose=False, **kwargs)
         return [Quantity("kid", out["kernel_inception_distance_mean"], out["kernel_inception_distance_std"])]
     if metric == "prc":
         # In parts of 2000 rows, because 50,000 x 50,000 distances would take 20 GB.
-        out = prc_features_to_metric(x, y, save_cpu_ram=True, prc_batch_size=2000, verbose=False, **kwargs)
+        kwargs = {"prc_neighborhood": NEIGHBOURS, "prc_batch_size": 2000}
+        out = prc_features_to_metric(x, y, save_cpu_ram=True, verbose=False, **kwargs)
         return [Quantity("precision", out["precision"]), Quantity("recall", out["recall"])]
-    out = isc_features_to_metric(x, rng_seed=seed, **kwargs)
+    out = isc_features_to_metric(x, rng_seed=seed, **_ISC)
     return [Quantity("isc", out["inception_score_mean"], out["inception_score_std"])]

@@ -1,4 +1,4 @@
-"""`lamabench evaluate`: scores the samples of a run, or any .npz of images."""
+"""`lamabench evaluate`: scores the samples of a run, any .npz of images, or other people's samples under a name."""
 
 import argparse
 import shutil
@@ -10,86 +10,151 @@ from ...harness.keys import config_from_dict, score_key
 from ...harness.progress import Progress
 from ...harness.record import newest, read_records, write_lines
 from ...harness.run import is_locked, locked
+from ...harness.scoring.protocol import UNKNOWN, fields_of, generation_of, stated, words
 from ...harness.shards import features_of, set_of
 from ...harness.stages import Task, execute, missing, missing_metrics, prepare
 from ...kernels.errors import InputError
+from ...reports.queries import score_words
 from ..compose import compose
 from ..output import command, show
 from .sample import asked_of, gone, run_and_overrides
 
-COLUMNS = {"metric": "Metric", "value": "Value", "std": "±", "count": "Images", "reference": "Reference"}
+COLUMNS = {
+    "metric": "Metric",
+    "value": "Value",
+    "std": "Std of subsets",
+    "floor": "Floor",
+    "count": "Images",
+    "reference": "Reference",
+}
 COLUMNS |= {"reference_count": "Reference images", "checkpoint_step": "Step", "protocol": "Protocol"}
+COLUMNS |= {"generation_protocol": "Generation"}
+Row = dict[str, Any]
 
 
 def run(args: argparse.Namespace) -> int:
-    from ...harness.scoring.score import Unscored, score
+    from ...harness.scoring.score import Unscored
 
     path, overrides = run_and_overrides(args.words)
-    rows: list[dict[str, Any]] = []
-    reasons: dict[str, str] = {}
-    if path.suffix == ".npz":
-        if path.is_dir():
-            raise InputError(f"{path} is not a readable .npz file: it is a folder")
-        config, _ = compose(overrides)
-        try:
-            for row in score(path, config, config.evaluate.metrics, Path(config.run.root) / ".cache", Progress()):
-                rows.append(row)
-        except Unscored as error:
-            reasons = error.reasons
+    if args.name is None and (args.generation is not None or args.study is not None):
+        raise InputError("--generation and --study say more about other people's samples: give --as NAME too")
+    if args.name is not None:
+        rows, reasons = _foreign(path, overrides, args)
+    elif path.suffix == ".npz":
+        rows, reasons = _file(path, overrides)
     else:
-        from ...harness.scoring.counts import shortage
-        from ...harness.scoring.features import find_weights
-        from ...harness.scoring.reference import reference_of
-        from ...harness.training.checkpoint import check_data
-
-        def other(task: Task) -> Path:  # where samples of another user lie
-            return path.resolve() / "samples" / task.key
-
-        def check(task: Task) -> None:
-            words = [text for text in overrides if text.startswith(("sample.", "run."))]
-            draw = command("sample", path, *words)
-            if "sample" in missing(task) and (network := features_of(task.path)):
-                again = [text for text in overrides if text.startswith(("sample.", "run.", "evaluate.features"))]
-                raise InputError(
-                    f"the images in {set_of(task.path)} were not kept, only their features of {network}; draw them "
-                    f"again: {command('sample', path, *again)}"
-                )
-            if "sample" in missing(task) and "sample" in missing(task, read_records(other(task) / "record.jsonl")):
-                if is_locked(task.path):
-                    raise InputError(
-                        f"{path}: its samples are being drawn; {draw} helps, and returns when they are there"
-                    )
-                raise InputError(f"{path} has no samples to score; draw them first: {draw}")
-            if missing(task) and gone(task):
-                raise InputError(f"{set_of(task.path)} was deleted or damaged; draw the samples again: {draw}")
-            if missing(task):
-                config = config_from_dict(task.config)
-                reference = reference_of(config)
-                check_data(Path(task.training), reference.fingerprint.split("-")[0])
-                few = {one: shortage(one, config.sample.count, len(reference.images)) for one in missing_metrics(task)}
-                if len(few) == len(task.metrics) and all(few.values()):  # else some scores can be shown
-                    raise InputError("; ".join(text for text in few.values() if text))
-                find_weights(config.evaluate.features, config.evaluate.features_path)
-
-        # Features serve as well as images.
-        words = [*overrides, "sample.keep=features"]
-        config, wanted = asked_of(path, words, ("sample", "evaluate", "run"), ["sample", "evaluate"], check)
-        for task in wanted:
-            adopt(task, other(task))
-            try:
-                execute(task, Progress(task.path))
-            except Unscored as error:
-                reasons |= error.reasons
-            keys = [score_key(config, task.key, metric) for metric in task.metrics]
-            newest_rows = newest(read_records(task.path / "record.jsonl")).values()
-            rows += [row.flat() for row in newest_rows if row.key in keys and row.state == "done"]
+        rows, reasons = _run(path, overrides)
     if reasons and not rows:
         raise Unscored(reasons)
     columns = {key: title for key, title in COLUMNS.items() if any(row.get(key) is not None for row in rows)}
     show(rows, columns, args.json)
+    if not args.json:
+        print(*_notes(rows), sep="\n")
+    for text in dict.fromkeys(f"{row['metric']}: {row['note']}" for row in rows if row.get("note")):
+        print(f"lamabench evaluate: {text}", file=sys.stderr)
     for text in reasons.values():
         print(f"lamabench evaluate: {text}", file=sys.stderr)
     return 1 if reasons else 0
+
+
+def _notes(rows: list[Row]) -> list[str]:
+    """What the hashes in the table stand for: how the samples were scored, and how they were drawn."""
+    hashes: dict[tuple[str, str], list[str]] = {}
+    for row in rows:
+        scored = f"{score_words(row)}, features {row.get('features') or 'none'}"
+        hashes.setdefault(("Protocol", scored), []).append(row["protocol"])
+        if row.get("generation"):
+            drawn = words(row["generation"])
+            hashes.setdefault(("Generation", drawn), []).append(row.get("generation_protocol") or "-")
+    return [f"{what} {', '.join(dict.fromkeys(names))}: {text}" for (what, text), names in sorted(hashes.items())][::-1]
+
+
+def _foreign(path: Path, overrides: list[str], args: argparse.Namespace) -> tuple[list[Row], dict[str, str]]:
+    """Scores of other people's samples, which are recorded."""
+    from ...harness.scoring.foreign import check_name, score_foreign
+
+    check_name(args.name)
+    drawn = None if args.generation is None else stated(args.generation)
+    if (path / "config.json").is_file():
+        raise InputError(f"{path} is a folder of lamabench, whose samples have a name: --as is for other images")
+    return score_foreign(path, args.name, compose(overrides)[0], drawn, args.study, Progress())
+
+
+def _file(path: Path, overrides: list[str]) -> tuple[list[Row], dict[str, str]]:
+    """Scores of an .npz, which are not recorded."""
+    from ...harness.scoring.score import Unscored, score
+
+    if path.is_dir():
+        raise InputError(f"{path} is not a readable .npz file: it is a folder")
+    config, _ = compose(overrides)
+    rows: list[Row] = []
+    try:
+        for row in score(path, config, config.evaluate.metrics, Path(config.run.root) / ".cache", Progress()):
+            rows.append(row | fields_of(UNKNOWN))
+    except Unscored as error:
+        return rows, error.reasons
+    return rows, {}
+
+
+def _run(path: Path, overrides: list[str]) -> tuple[list[Row], dict[str, str]]:
+    """Scores of the samples of a run, one set for each moment that is asked for."""
+    from ...harness.scoring.counts import shortage
+    from ...harness.scoring.networks import find_weights
+    from ...harness.scoring.reference import reference_of
+    from ...harness.scoring.score import Unscored
+    from ...harness.training.checkpoint import check_data
+
+    rows: list[Row] = []
+    reasons: dict[str, str] = {}
+    if path.is_dir() and not (path / "config.json").exists():
+        raise InputError(f"{path} is not a run folder: it has no config.json; --as NAME scores a folder of images")
+
+    def other(task: Task) -> Path:  # where samples of another user lie
+        return path.resolve() / "samples" / task.key
+
+    def check(task: Task) -> None:
+        given = [text for text in overrides if text.startswith(("sample.", "run."))]
+        draw = command("sample", path, *given)
+        if "sample" in missing(task) and (network := features_of(task.path)):
+            again = [text for text in overrides if text.startswith(("sample.", "run.", "evaluate.features"))]
+            raise InputError(
+                f"the images in {set_of(task.path)} were not kept, only their features of {network}; draw them "
+                f"again: {command('sample', path, *again)}"
+            )
+        if "sample" in missing(task) and "sample" in missing(task, read_records(other(task) / "record.jsonl")):
+            if is_locked(task.path):
+                raise InputError(f"{path}: its samples are being drawn; {draw} helps, and returns when they are there")
+            raise InputError(f"{path} has no samples to score; draw them first: {draw}")
+        if missing(task) and gone(task):
+            raise InputError(f"{set_of(task.path)} was deleted or damaged; draw the samples again: {draw}")
+        if missing(task):
+            config = config_from_dict(task.config)
+            reference = reference_of(config)
+            if config.evaluate.reference is None:
+                check_data(Path(task.training), reference.fingerprint.split("-")[0])
+            few = {
+                one: reference.lack(one) or shortage(one, config.sample.count, reference.count(one))
+                for one in missing_metrics(task)
+            }
+            if len(few) == len(task.metrics) and all(few.values()):  # else some scores can be shown
+                raise InputError("; ".join(text for text in few.values() if text))
+            find_weights(config.evaluate.features, config.evaluate.features_path, config.evaluate.download)
+
+    # Features serve as well as images.
+    asked = [*overrides, "sample.keep=features"]
+    config, wanted = asked_of(path, asked, ("sample", "evaluate", "run"), ["sample", "evaluate"], check)
+    for task in wanted:
+        adopt(task, other(task))
+        try:
+            execute(task, Progress(task.path))
+        except Unscored as error:
+            reasons |= error.reasons
+        keys = [score_key(config, task.key, metric) for metric in task.metrics]
+        newest_rows = newest(read_records(task.path / "record.jsonl")).values()
+        drawn = fields_of(generation_of(task.path))  # scores of earlier versions do not say it
+        done = [row.flat() for row in newest_rows if row.key in keys and row.state == "done"]
+        rows += [row | drawn if row.get("samples") else row for row in done]
+    return rows, reasons
 
 
 def adopt(task: Task, other: Path) -> None:

@@ -39,9 +39,9 @@ def run(args: argparse.Namespace) -> int:
         checked.append(task)
         check_weights(task)
         if task.config["sample"]["keep"] == "features" and "sample" in missing(task):
-            from ...harness.scoring.features import find_weights
+            from ...harness.scoring.networks import find_weights
 
-            find_weights(*(task.config["evaluate"][name] for name in ("features", "features_path")))
+            find_weights(*(task.config["evaluate"][name] for name in ("features", "features_path", "download")))
         if args.to is not None:
             words = [text for text in overrides if not text.startswith("sample.keep=")]
             check_export(args.to, checked, command("sample", path, *words, "sample.keep=images", "--to", args.to))
@@ -135,13 +135,14 @@ def asked_of(
     (`runs` by default), into a folder with the same key. Its config.json names the folder of the weights.
     """
     overrides = load_plugins(overrides)
+    if (kind := read_info(path)["kind"]) != "training":
+        noun = "set of other people's samples" if kind == "foreign" else kind
+        raise InputError(f"{path} is the folder of a {noun}; name that of a training, such as runs/train/NAME")
     info = read_info(path, ABOUT)
     for text in overrides:
         if text.split(".")[0] not in sections:
             raise InputError(f"{text!r} would make another training of it; sections to set here: {', '.join(sections)}")
     plugins.load_recorded(info.get("plugins", ()), lambda text: print(text, file=sys.stderr))
-    if info["kind"] != "training":
-        raise InputError(f"{path} is the folder of a {info['kind']}; name that of a training, such as runs/train/NAME")
     home = path.resolve()
     given = any(text.startswith("run.root=") for text in overrides)
     config = override(config_of(path, info), overrides)

@@ -14,9 +14,10 @@ from lamabench.harness.config import Config
 from lamabench.harness.progress import Progress
 from lamabench.harness.record import append, read_records
 from lamabench.harness.sampling import generate
-from lamabench.harness.scoring.features import Extractor, network_of
+from lamabench.harness.scoring.features import Extractor
 from lamabench.harness.scoring.kept import FeatureSet, open_set
-from lamabench.harness.scoring.score import score
+from lamabench.harness.scoring.networks import network_of
+from lamabench.harness.scoring.score import Unscored, score
 from lamabench.harness.sections import DataConfig, EvaluateConfig, RunConfig, SampleConfig, TrainConfig
 from lamabench.harness.shards import Shards, images_of, labels_at, set_of
 from lamabench.harness.stages import execute, merged, missing, tasks
@@ -187,3 +188,13 @@ def test_damage_is_one_line(tmp_path, training):
         assert "\n" not in str(caught.value)
         path.write_bytes(whole[path])
     assert isinstance(open_set(place), FeatureSet)
+
+
+def test_spatial_features_are_not_kept(tmp_path, training):
+    """sFID of such a set is one line, before weights of a network are looked for."""
+    place, _ = drawn(tmp_path, training)
+    (place / "features.json").write_text(json.dumps({"network": "inception_v3", "identity": {}}))
+    config = make(tmp_path, {"features": "inception_v3", "features_path": "nowhere"})
+    with pytest.raises(Unscored, match=r"^sfid needs spatial features, .* sample\.keep=images") as caught:
+        list(score(place, config, ["sfid"], tmp_path / "cache", Progress()))
+    assert list(caught.value.reasons) == ["sfid"] and "\n" not in str(caught.value)

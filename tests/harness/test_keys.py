@@ -32,6 +32,7 @@ IN_NO_KEY = {
     "what is kept of samples": change("sample", keep="features"),
     "batch of scores": change("evaluate", batch_size=3),
     "path of features": change("evaluate", features_path="/weights.pth"),
+    "download of features": change("evaluate", download=True),
 }
 OF_TRAINING = {
     "model": replace(CONFIG, model=replace(DIT, depth=2)),
@@ -114,6 +115,11 @@ def test_a_score_depends_on_one_metric():
     assert key(replace(CONFIG, seed=1), "kid") == key(CONFIG, "kid"), "never the training's seed"
     assert key(change("evaluate", reference_count=100), "fd") != key(CONFIG, "fd")
     assert key(change("data", flip=True), "fd") == key(CONFIG, "fd"), "a reference is not flipped"
+    fewer, every = change("evaluate", prc_reference_count=50), change("evaluate", prc_reference_count=None)
+    assert len({key(config, "prc") for config in (CONFIG, fewer, every)}) == 3
+    assert len({key(config, "kid") for config in (CONFIG, fewer, every)}) == 1, "of precision and recall only"
+    small = [change("evaluate", reference_count=50, prc_reference_count=one) for one in (None, 10_000, 50, 49)]
+    assert len({key(config, "prc") for config in small}) == len({key(config, "prc") for config in small[2:]}) == 2
 
 
 def test_a_speed_depends_on_the_whole_measurement():

@@ -1,4 +1,4 @@
-"""More rows of the table of bad inputs (bad_inputs.py): those of samples."""
+"""More rows of the table of bad inputs (bad_inputs.py): those of samples, our own and other people's."""
 
 from bad_rows import Bad
 
@@ -21,4 +21,41 @@ SAMPLES = [
     ),
     Bad(["sample", "{run}", "sample.timesteps=ddim", "sample.steps=1"], "no k gives sample.steps 1; nearest: 2"),
     Bad(["evaluate", "{run}", "--to", "x.npz"], "unrecognized arguments"),
+]
+
+THEIRS = ["--as", "edm", "data=digits", "data.size=8", "run.device=cpu"]
+FOREIGN = [
+    Bad(["evaluate", "few.npz", *THEIRS], "fd needs at least 2 samples, 1 given; kid needs at least 100 samples"),
+    Bad(["evaluate", "four.npz", *THEIRS, "evaluate.metrics=[kid]"], "kid needs at least 100 samples, 8 given"),
+    Bad(["evaluate", "four.npz", *THEIRS, "data.size=16"], r"samples are \[8, 8, 1\] .*images are \[16, 16, 1\]"),
+    Bad(["evaluate", "float.npz", *THEIRS], r"`images` in float\.npz must be uint8 \[N, H, W, C\], not float32"),
+    Bad(["evaluate", "bare.npz", *THEIRS], "bare.npz has no array `images` or `arr_0`"),
+    Bad(["evaluate", "cut.npz", *THEIRS], r"cut\.npz"),
+    Bad(["evaluate", "empty.npz", *THEIRS], r"empty\.npz holds no images; supported are \.jpg, \.jpeg, \.png"),
+    Bad(["evaluate", "pipe.npz", *THEIRS], "pipe.npz .*neither a file nor a folder"),
+    Bad(["evaluate", "nowhere", *THEIRS], "nowhere does not exist: name an .npz of images, or a folder"),
+    Bad(["evaluate", "plain", *THEIRS], "plain is neither an .npz nor a folder", {"plain": ""}),
+    Bad(["evaluate", "empty", *THEIRS], "empty holds no images"),
+    Bad(["evaluate", "images", *THEIRS], r"unreadable image images/a/broken\.png"),
+    Bad(
+        ["evaluate", "sizes", *THEIRS], r"several sizes: 8\.png has 8 × 8 pixels, 9\.png has 9 × 8; give them one size"
+    ),
+    Bad(["evaluate", "{run}", *THEIRS], "is a folder of lamabench, .*: --as is for other images"),
+    Bad(["evaluate", *THEIRS], "name one run folder"),
+    Bad(["evaluate", "four.npz", "--as", "a/b", "data=digits"], "--as takes a name of letters, digits .*not 'a/b'"),
+    Bad(["evaluate", "four.npz", "--as", ".a", "data=digits"], "--as takes a name .*not beginning with a dot"),
+    Bad(["evaluate", "four.npz", "--as", "", "data=digits"], "--as takes a name"),
+    Bad(["evaluate", "four.npz", "--as", "{long}", "data=digits"], "--as takes a name .*at most 100 bytes"),
+    Bad(["evaluate", "four.npz", "--as"], "expected one argument"),
+    Bad(
+        ["evaluate", "four.npz", *THEIRS, "--study", "trian"], "unknown study below runs 'trian' .did you mean 'train'"
+    ),
+    Bad(["evaluate", "four.npz", *THEIRS, "--generation", "stesp=3"], "unknown field of --generation 'stesp' .*steps"),
+    Bad(["evaluate", "four.npz", *THEIRS, "--generation", "steps=x"], "--generation: steps must be a whole number"),
+    Bad(["evaluate", "four.npz", *THEIRS, "--generation", ""], "--generation is empty"),
+    Bad(
+        ["evaluate", "four.npz", "--generation", "steps=3", "data=digits"], "--generation and --study .*give --as NAME"
+    ),
+    Bad(["evaluate", "{run}", "--study", "train"], "--generation and --study .*give --as NAME"),
+    Bad(["evaluate", "empty"], "empty is not a run folder: it has no config.json; --as NAME scores a folder of images"),
 ]

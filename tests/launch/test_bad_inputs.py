@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from bad_inputs import TABLE
 from bad_rows import BASE, STUDY, Bad
-from bad_samples import SAMPLES
+from bad_samples import FOREIGN, SAMPLES
 from lamabench.launch.cli import main
 from PIL import Image
 from safetensors import safe_open
@@ -56,7 +56,7 @@ SCORES = [
         ("features_path=no.pt", r"evaluate\.features_path no\.pt has no effect for efficientnet_lite0"),
     )
 ]
-ROWS = [*TABLE, *DAMAGED, *PIPES, *SCORES, *SAMPLES]
+ROWS = [*TABLE, *DAMAGED, *PIPES, *SCORES, *SAMPLES, *FOREIGN]
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +98,9 @@ def data(folder):
     (folder / "images" / "a").mkdir(parents=True)
     Image.new("RGB", (9, 9)).save(folder / "images" / "a" / "fine.png")
     (folder / "images" / "a" / "broken.png").write_bytes(b"\x89PNG nothing")
+    for side in (8, 9):
+        (folder / "sizes").mkdir(exist_ok=True)
+        Image.new("L", (side, 8)).save(folder / "sizes" / f"{side}.png")
     (folder / "empty").mkdir()
     (folder / "empty.npz").mkdir()
     os.mkfifo(folder / "pipe.npz")

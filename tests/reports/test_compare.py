@@ -61,7 +61,7 @@ def test_a_study_is_compared_with_its_first_variant(study: Path) -> None:
     assert max(map(len, table.terminal().splitlines())) <= 120
     text = " ".join(table.terminal().split())
     assert "63.0 ± 9.0" in text and "-9.83 ± 0.72" in text and "which share data order, t and noise" in text
-    assert "Samples: sampler ddim, steps 50, clip yes (protocol g50)." in text and "‡" not in text
+    assert "Samples: 50 ddim steps, clipped (protocol g50)." in text and "‡" not in text
 
 
 def test_a_variant_and_a_study(study: Path) -> None:
@@ -104,7 +104,7 @@ def test_other_ways_of_sampling_are_marked(tmp_path: Path) -> None:
     assert (row["same_generation"], row["a_generation"], row["b_generation"]) == (False, "g50", "g2")
     text = table.terminal()
     assert "better ‡" in text and "made in different ways" in text
-    assert "Samples of DiT-demo (v=two): sampler ddim, steps 2, clip yes (protocol g2)." in text
+    assert "Samples of DiT-demo (v=two): 2 ddim steps, clipped (protocol g2)." in text
     table = compare(tmp_path / "demo" / "one", tmp_path / "demo" / "old")
     assert table.rows[0]["same_generation"] is None and "inconclusive ‡" in table.terminal()
 

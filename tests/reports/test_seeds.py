@@ -162,7 +162,7 @@ def test_words_stand_under_the_table(tmp_path: Path) -> None:
     assert "Floor (images of the reference against its others): 3.25." in fd and "weights abababababab," in fd
     assert any("timesteps 1 × 2" in note and note.startswith("held-out loss: 512 images ag") for note in notes)
     assert "Samples of DiT-three (v=3): Heun, 18 steps (protocol g1)." in notes
-    assert "Samples of DiT-demo: sampler ddim, steps 50, clip yes (protocol g50)." in notes
+    assert "Samples of DiT-demo: 50 ddim steps, clipped (protocol g50)." in notes
     build([tmp_path], tmp_path / "out")
     assert all(note in (tmp_path / "out" / "README.md").read_text() for note in notes)
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from lamabench.harness.scoring import features
 from sklearn.datasets import load_digits
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
@@ -33,3 +34,22 @@ def random_inception(tmp_path_factory):
     torch.manual_seed(0)
     torch.save(Random("inception-v3-compat", ["2048"], str(path)).state_dict(), path)
     return path
+
+
+@pytest.fixture
+def extracted(monkeypatch):
+    """Replaces the slow network by a random projection of the pixels, and lists the images of each pass by layer."""
+    shapes = []
+
+    def project(extractor, batches):
+        shapes.append(passed := dict.fromkeys(extractor.features_list, 0))
+        for batch in batches:
+            pixels = batch.flatten(1).float() / 255
+            torch.manual_seed(0)
+            maps = {"1280": torch.randn(pixels.shape[1], 1280), "logits": torch.randn(pixels.shape[1], 1000)}
+            yield {layer: (pixels @ maps[layer]).numpy() for layer in extractor.features_list}
+            for layer in passed:
+                passed[layer] += len(batch)
+
+    monkeypatch.setattr(features, "extract", project)
+    return shapes

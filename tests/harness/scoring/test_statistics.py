@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 import scipy.linalg
 import scipy.special
+import torch
 from lamabench.harness.scoring import statistics
 from lamabench.harness.scoring.counts import kid_subset_size, shortage
-from lamabench.harness.scoring.statistics import compute, definition, metric_name
+from lamabench.harness.scoring.statistics import Moments, RunningMoments, compute, definition, frechet, metric_name
 from lamabench.harness.sections import METRICS
 from lamabench.kernels.errors import InputError
+from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 
 
 def exact_moments(n, d, seed):
@@ -47,6 +49,61 @@ def test_the_distance_of_a_set_to_itself_is_not_negative(count, size):
     for scale in (1, 30):
         value = compute("fd", scale * samples, scale * samples, 0)[0].value
         assert 0 <= value < 1e-5 * scale**2 * size
+
+
+def skewed(count, size, seed):
+    """Features float32 as networks have them: not negative, of very unequal variances, far from 0."""
+    rng, weights = np.random.default_rng(seed), np.random.default_rng(99)
+    directions = weights.normal(size=(size, size)) * np.exp(-np.arange(size) / 12)[:, None]
+    return np.maximum(rng.normal(0.1 * seed, 1, size=(count, size)) @ directions + 4, 0).astype(np.float32)
+
+
+@pytest.mark.parametrize("sizes", [[300], [1] * 300, [7, 0, 250, 1, 42]])
+def test_moments_are_equal_for_any_batches_and_processes(sizes):
+    features = 50 + skewed(300, 20, 1)
+    exact = features.astype(np.float64)
+    parts = np.split(features[np.random.default_rng(0).permutation(300)], np.cumsum(sizes)[:-1])
+    one, shares = RunningMoments(), [RunningMoments() for _ in range(3)]
+    for i, part in enumerate(parts):
+        one.add(part)
+        shares[i % 3].add(part)
+    several = RunningMoments()
+    for share in shares:
+        if share.count:
+            several.merge(share.moments()) if share.count > 1 else several.add(parts[0])
+    for moments in (one.moments(), several.moments(), Moments.of(features)):
+        assert moments.count == 300 and moments.covariance.dtype == np.float64
+        np.testing.assert_allclose(moments.mean, exact.mean(0), rtol=1e-14)
+        scale = np.cov(exact, rowvar=False).max()
+        np.testing.assert_allclose(moments.covariance, np.cov(exact, rowvar=False), rtol=0, atol=1e-13 * scale)
+
+
+def test_moments_of_one_image_do_not_exist():
+    with pytest.raises(InputError, match="moments need at least 2 images, 1 given"):
+        Moments.of(np.zeros((1, 3)))
+    with pytest.raises(InputError, match="moments of 3 features cannot be compared with those of 4"):
+        frechet(Moments.of(np.eye(3)), Moments.of(np.eye(4)))
+
+
+@pytest.mark.parametrize(("counts", "tolerance"), [((900, 700), 1e-10), ((60, 50), 1e-6)])
+def test_frechet_distance_by_torch_fidelity_and_by_centred_features(counts, tolerance):
+    """With fewer images than features, torch-fidelity keeps six digits. The sum of the singular values of the product
+    of centred features needs no covariance."""
+    sets = [skewed(count, 120, i) for i, count in enumerate(counts)]
+    got = frechet(*map(Moments.of, sets))
+    theirs = [fid_features_to_statistics(torch.from_numpy(features).double()) for features in sets]
+    distance = fid_statistics_to_metric(*theirs, verbose=False)["frechet_inception_distance"]
+    assert got == pytest.approx(distance, rel=tolerance)
+    means = [features.astype(np.float64).mean(0) for features in sets]
+    a, b = ((x.astype(np.float64) - mean) / np.sqrt(len(x) - 1) for x, mean in zip(sets, means, strict=True))
+    expected = ((means[0] - means[1]) ** 2).sum() + (a**2).sum() + (b**2).sum() - 2 * np.linalg.norm(a @ b.T, "nuc")
+    assert got == pytest.approx(expected, rel=1e-10)
+
+
+def test_frechet_distance_of_constant_features():
+    one, same = np.full((4, 3), 2.0), Moments.of(np.full((9, 3), 2.0))
+    assert frechet(Moments.of(one), same) == 0
+    assert frechet(Moments.of(one + np.array([3, 0, 4])), same) == pytest.approx(25)
 
 
 def kernel_distance(x, y):
@@ -97,6 +154,19 @@ def test_precision_and_recall_by_counting():
     assert precision.value != recall.value
 
 
+def test_modes_that_are_dropped_lower_recall_and_modes_that_are_invented_lower_precision():
+    """Four clusters far apart. Swapping the two numbers, or the two sets, fails here."""
+    rng = np.random.default_rng(1)
+    real, inside = (rng.normal(size=(400, 2)) + 100 * np.arange(400)[:, None] % 400 for _ in range(2))
+    dropped, invented = inside[np.arange(400) % 4 == 0], inside.copy()
+    invented[np.arange(400) % 4 < 2] += 1000
+    for samples, precision, recall in ((inside, 1, 1), (dropped, 1, 0.25), (invented, 0.5, 0.5)):
+        got = {one.name: one.value for one in compute("prc", samples, real, 0)}
+        assert got == {"precision": pytest.approx(precision, abs=0.1), "recall": pytest.approx(recall, abs=0.1)}
+    got = {one.name: one.value for one in compute("prc", real, dropped, 0)}
+    assert got["precision"] < 0.3 and got["recall"] > 0.9
+
+
 def test_inception_score_by_splits():
     logits = np.random.default_rng(7).normal(0, 3, size=(50, 6))
     p = scipy.special.softmax(logits[np.random.RandomState(3).permutation(50)], axis=1).reshape(10, 5, 6)
@@ -129,6 +199,11 @@ def test_every_configured_metric_exists():
     ("quantity", "network", "count", "name"),
     [
         ("fd", "Inception", 50_000, "FID"),
+        ("sfid", "Inception", 50_000, "sFID"),
+        ("sfid", "Inception", 10_000, "sFID-10k"),
+        ("sfid", "Inception-0123abcd", 50_000, "sFD-Inception-0123abcd-50k"),
+        ("fd", "DINOv2", 50_000, "FD-DINOv2-50k"),
+        ("kid", "DINOv2", 50_000, "KD-DINOv2-50k"),
         ("fd", "Inception", 10_000, "FID-10k"),
         ("fd", "Inception", 1797, "FID-1797"),
         ("fd", "Inception", 49_999, "FID-49999"),
