@@ -109,6 +109,12 @@ def test_other_ways_of_sampling_are_marked(tmp_path: Path) -> None:
     assert table.rows[0]["same_generation"] is None and "inconclusive ‡" in table.terminal()
 
 
+def test_a_damaged_run_is_left_out_by_name(study: Path) -> None:
+    (study / "z-s0").resolve().joinpath("record.jsonl").write_text("junk\n")
+    table = compare(study / "z", study / "b", FD)
+    assert table.rows[0]["a_n"] == 2 and any(note.startswith("z-s0 is left out: ") for note in table.notes)
+
+
 def test_what_differs_is_said(tmp_path: Path) -> None:
     for name, data, step in (("one", {"size": 8}, 600), ("two", {"size": 16}, 900)):
         for seed, value in enumerate(BASE):
@@ -134,6 +140,7 @@ def test_two_protocols_are_not_compared(study: Path, tmp_path: Path) -> None:
         (demo / "one", demo / "three", f"share no score: .*one has {FD}; .*three has KID-X"),
         (study / "nope", study / "z", "unknown variant of .*demo 'nope'; choices: a, b, z"),
         (study / "z-s0", None, "is no study with several variants"),
+        (demo, None, "no variant of .*demo has a score that its first variant has too"),
     ):
         with pytest.raises(InputError, match=words) as caught:
             compare(a, b)
