@@ -82,20 +82,26 @@ def notes(runs: list[Run], columns: Mapping[str, Mapping[Run, Line]]) -> list[st
     first = {name: next(iter(rows.values())) for name, rows in columns.items()}
     evaluations = {name: row["evaluation"] for name, row in first.items() if row.get("evaluation")}
     shared = _shared(list(evaluations.values())) if len(evaluations) == len(first) > 1 else {}
-    text = [f"All scores: {words_of_protocol(shared)}."] if shared else []
+    facts: dict[str, list[str]] = {}  # {text: names of columns}
+    remarks = []
     for name, rows in columns.items():
-        row = first[name]
-        network = f", features {row['features']}" if row.get("features") and "features" not in shared else ""
-        text.append(f"{name}: {score_words(row)}{network}, protocol {row['protocol']}.")
-        if own := {key: value for key, value in evaluations.get(name, {}).items() if key not in shared}:
-            text[-1] += f" Scored: {words_of_protocol(own)}."
+        row, own = first[name], evaluations.get(name)
+        text = f"{score_words(row)}, protocol {row['protocol']}."
+        if own is None and row.get("features"):
+            text = f"{score_words(row)}, features {row['features']}, protocol {row['protocol']}."
+        apart = {key: value for key, value in (own or {}).items() if key not in (*shared, "metric")}
+        if how := words_of_protocol(apart):
+            text += f" Scored: {how}."
         if floors := sorted({one["floor"] for one in rows.values() if one.get("floor") is not None}):
             ends = " to ".join(f"{one:.4g}" for one in dict.fromkeys((floors[0], floors[-1])))
-            text[-1] += f" Floor (images of the reference against its others): {ends}."
+            text += f" Floor (images of the reference against its others): {ends}."
         if any(one.get("std") is not None for one in rows.values()):
-            text[-1] += f" Its standard deviation over {spread_of(name)} says nothing about other trainings."
+            text += f" Its standard deviation over {spread_of(name)} says nothing about other trainings."
+        facts.setdefault(text, []).append(name)
         for remark in dict.fromkeys(one["note"] for one in rows.values() if one.get("note")):
-            text.append(f"{name}: {remark}.")
+            remarks.append(f"{name}: {remark}.")
+    text = [f"All scores: {words_of_protocol(shared)}."] if shared else []
+    text += [f"{', '.join(names)}: {fact}" for fact, names in facts.items()] + remarks
     return [*text, *_of_generation(runs, columns)]
 
 
