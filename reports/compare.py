@@ -202,7 +202,8 @@ def _remarks(pairs: list[tuple[list[Run], list[Run]]], rows: list[Line]) -> list
     remarks += [f"Inconclusive: {reason}." for reason in reasons]
     if not all(row["same_generation"] for row in rows):
         remarks.append(WAYS)
-    if steps := [row for row in rows if row["a_step"] != row["b_step"] or "," in (row["a_step"] or "")]:
+    known = [row for row in rows if row["a_step"] and row["b_step"]]
+    if steps := [row for row in known if row["a_step"] != row["b_step"] or "," in row["a_step"]]:
         remarks.append(f"The weights are of different steps: {steps[0]['a_step']} (A) and {steps[0]['b_step']} (B).")
     return remarks
 
