@@ -9,6 +9,7 @@ from .checks import WEIGHTS, average_name, check_seed, power_name
 from .diffusion.samplers import path_of
 from .sections import (
     CUDA_GRAPHS,
+    HELDOUT,
     BackendConfig,
     BenchConfig,
     DataConfig,
@@ -68,15 +69,22 @@ def averages(train: TrainConfig) -> list[str]:
     return ["ema", *map(average_name, train.ema_decays), *map(power_name, train.ema_powers)]
 
 
+def needs_test_split(config: Config) -> bool:
+    """Whether a training or a score reads the images that are held out from the training's."""
+    return bool(config.run.heldout_every or HELDOUT in config.evaluate.metrics or config.evaluate.split == "test")
+
+
 def check_fit(config: Config) -> None:
     """Check that the sections of a configuration fit together.
 
     Raises InputError where the model does not fit the encoded data or the objective, where the sampler does not fit the
     objective, where it takes an average of weights that the training does not keep, where label dropout or guidance
-    needs a null class that the model lacks, where guidance needs classes,
+    needs a null class that the model lacks, where guidance needs classes, where a test split is needed that the data
+    do not have,
     where more channels are guided than the model has, or where CUDA graphs are combined with micro-batches or shards.
     """
     from .data.encoder import encoder
+    from .data.splits import held_out
     from .diffusion.objective import objective
 
     model, data, settings = config.model, config.data, config.sample
@@ -89,6 +97,8 @@ def check_fit(config: Config) -> None:
                 f"model.{name} {getattr(model, name)} does not fit data.{source} {value}: "
                 f"set data.{source}, and the model takes its value"
             )
+    if needs_test_split(config):
+        held_out(data)
     goal = objective(config.objective)
     path_of(goal, settings.method, settings.steps, settings.timesteps)
     kept, power = [*averages(config.train), *WEIGHTS], settings.weights.startswith("power@")

@@ -15,6 +15,7 @@ from ..models import registry
 from ..models.fields import declared, typed
 from .config import SECTIONS, Config
 from .run import plain_name
+from .sections import HELDOUT
 
 SEEDED = ("kid", "isc")  # metrics that draw subsets
 
@@ -111,12 +112,21 @@ def score_key(config: Config, samples: str, metric: str) -> str:
     for name in ("path", "flip"):
         data.pop(name, None)
     reads, whole = declared(config.evaluate), config.evaluate.reference_count
-    for name in ("metrics", "batch_size", "features_path", "download", *(() if metric in SEEDED else ("seed",))):
+    for name in (
+        "metrics",
+        "batch_size",
+        "features_path",
+        "download",
+        "heldout_count",
+        *(() if metric in SEEDED else ("seed",)),
+    ):
         reads.pop(name, None)
     if config.evaluate.reference is not None:  # in place of the data
         reads["reference"], data = Path(config.evaluate.reference).name, {}
     if metric != "prc" or (whole is not None and whole <= (config.evaluate.prc_reference_count or whole)):
         reads.pop("prc_reference_count", None)
+    if metric == HELDOUT:
+        reads = {"heldout_count": config.evaluate.heldout_count}
     return digest("score", samples, metric, reads, data)
 
 

@@ -13,6 +13,8 @@ METRICS: dict[str, tuple[Any, str]] = {
     "loss_q2": (NUMBER, "of those in the second quarter"),
     "loss_q3": (NUMBER, "of those in the third quarter"),
     "loss_q4": (NUMBER, "of those in the last quarter"),
+    "heldout_loss": (NUMBER, "loss of the averaged weights on the test split, the mean of eight timesteps, if asked"),
+    **{f"heldout_loss_{n}": (NUMBER, f"that of timestep {n} of eight, in rising order") for n in range(1, 9)},
     "lr": (NUMBER, "learning rate of this step"),
     "seconds": (NUMBER, "seconds of training so far"),
     "waited": (NUMBER, "of these, seconds in which the device waited for data, if it is known"),

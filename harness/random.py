@@ -15,6 +15,7 @@ class Stream(IntEnum):
     INIT = 3  # synthetic data and weights; index: chosen by the caller
     DROPOUT = 4  # seeds of dropout in a step of one of several processes; index: RANKS · step + rank
     LABEL = 5  # the class of one sampled image, with sample.labels=random; index: the image
+    HELD_OUT = 6  # the noise of one image of the test split; index: timesteps · image + timestep (scoring/heldout.py)
 
 
 RANKS = 2**20  # more than a training has processes

@@ -171,6 +171,7 @@ class ScoreRow(_OfWeights):
     generation_protocol: str | None = about("8 hex digits, equal if and only if `generation` is; null: unknown")
     floor: float | None = about("the same metric between images of the reference, at most half of it, and its others")
     note: str | None = about("what must be known to read the value: that bias dominates, the images of the floor")
+    by_timestep: dict[str, Any] | None = about("of the held-out loss: the loss at each timestep")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,7 +24,8 @@ NOISE = ("cpu", "gpu")
 CUDA_GRAPHS = ("reduce-overhead", "max-autotune")
 PARALLEL = ("ddp", "fsdp")
 FEATURES = ("efficientnet_lite0", "inception_v3", "dinov2_vitl14")
-METRICS = ("fd", "kid", "prc", "isc", "sfid")
+METRICS = ("fd", "kid", "prc", "isc", "sfid")  # of features of samples
+HELDOUT = "heldout"  # the score of weights, which needs no samples
 # Metrics of layers that some networks lack: of a classifier's logits, and of the maps of which ADM computes sFID.
 NETWORKS_OF = {"isc": ("efficientnet_lite0", "inception_v3"), "sfid": ("inception_v3",)}
 LOGGERS = ("tensorboard", "wandb", "trackio")
@@ -54,7 +55,7 @@ class DataConfig:
     channels: int = 1
     num_classes: int = 10
     flip: bool = False  # random horizontal flips in training
-    split: str = "train"  # or test, where the set has one
+    split: str = "train"  # or test, and most of the digits: what each set has is in data/splits.py
 
     def __post_init__(self) -> None:
         check_positive("data", {"size": self.size}, MOST_SIDE)
@@ -221,7 +222,8 @@ class SampleConfig:
 class EvaluateConfig:
     """How samples are scored. `features` names the network and `metrics` what is computed from its features: Fréchet
     distance (`fd`), kernel distance (`kid`), precision and recall (`prc`), inception score (`isc`), and the Fréchet
-    distance of spatial features (`sfid`)."""
+    distance of spatial features (`sfid`). `heldout` is the loss of the weights on the test split, and needs no
+    samples."""
 
     # Or inception_v3 (the Inception-2015 network of FID), or dinov2_vitl14 (of FD-DINOv2).
     features: str = "efficientnet_lite0"
@@ -238,6 +240,9 @@ class EvaluateConfig:
     prc_reference_count: int | None = field(default=10_000, metadata={"since": None})
     # Whether weights that are missing may be fetched: true, or the address of a folder that has them. In no key.
     download: Any = field(default=False, metadata={"since": False})
+    # The images that samples are compared with: those of the training (train), or the test split that belongs to them.
+    split: str = field(default="train", metadata={"since": "train"})
+    heldout_count: int = field(default=2048, metadata={"since": 2048})  # most images of the held-out loss
 
     def __post_init__(self) -> None:
         for name in ("reference_count", "prc_reference_count"):
@@ -252,16 +257,22 @@ class EvaluateConfig:
                 f"evaluate.download must be true, false or the address of a mirror, such as https://HOST/FOLDER, not "
                 f"{self.download!r}"
             )
+        if self.split not in ("train", "test"):
+            raise unknown("evaluate.split", self.split, ("train", "test"))
+        check_positive("evaluate", {"heldout_count": self.heldout_count})
         if not self.metrics:
-            raise InputError(f"evaluate.metrics is empty; choices: {', '.join(METRICS)}")
+            raise InputError(f"evaluate.metrics is empty; choices: {', '.join((*METRICS, HELDOUT))}")
         for metric in self.metrics:
-            check_metric(metric, self.features)
+            if metric != HELDOUT:
+                check_metric(metric, self.features)
 
 
 def check_metric(metric: str, features: str) -> None:
     """Raise InputError for an unknown metric, and for one that a network of features cannot give."""
+    if metric == "fid":  # by its letters, sfid is nearer
+        raise InputError(f"unknown evaluate.metrics 'fid' (did you mean 'fd'?); choices: {', '.join(METRICS)}")
     if metric not in METRICS:
-        raise unknown("evaluate.metrics", metric, METRICS)
+        raise unknown("evaluate.metrics", metric, (*METRICS, HELDOUT))
     if features not in (networks := NETWORKS_OF.get(metric, FEATURES)):
         raise InputError(
             f"evaluate.metrics={metric} cannot be computed with evaluate.features={features}; choices of "
@@ -338,6 +349,8 @@ class RunConfig:
     parallel: str = "ddp"
     log_every: int = 50  # steps between lines of metrics
     log_to: list[str] = field(default_factory=list)  # loggers that get the lines too: tensorboard, wandb, trackio
+    # Steps between lines that also have the held-out loss of the averaged weights (scoring/heldout.py); 0: none.
+    heldout_every: int = 0
     preview_every: int = 0  # steps between pictures of 16 images, drawn by DDIM from the averaged weights; 0: none
     checkpoint_every: int = 1000  # steps
     new_backends: bool = False  # continue with other backends where those of a training cannot run any more
@@ -351,6 +364,11 @@ class RunConfig:
         for name in self.log_to:
             if name not in LOGGERS:
                 raise unknown("run.log_to", name, LOGGERS)
+        if self.heldout_every < 0 or self.heldout_every % self.log_every:
+            raise InputError(
+                f"run.heldout_every must be 0 (none) or a multiple of run.log_every {self.log_every}, whose lines have "
+                f"the loss, not {self.heldout_every}"
+            )
         if self.preview_every < 0:
             raise InputError(f"run.preview_every must be 0 (no previews) or more, not {self.preview_every}")
         if "\n" in self.root:

@@ -32,6 +32,7 @@ from .parallel import Lost
 from .progress import Progress
 from .record import Row, append, newest, read_records, row
 from .run import GLANCE_S, create, is_locked, locked, read_info
+from .sections import HELDOUT
 from .shards import serves
 from .training.checkpoint import moments
 
@@ -203,15 +204,22 @@ def start_problem(task: Task) -> str | None:
     """What a task lacks that another job makes: the weights, or the samples that it scores. None if nothing."""
     if not ready(task):
         return f"{task.training} has no weights of step {task.step}"
-    rows = read_records(task.path / "record.jsonl") if task.stages == ("evaluate",) else None
+    needed = task.stages == ("evaluate",) and needs_samples(task)
+    rows = read_records(task.path / "record.jsonl") if needed else None
     if rows is not None and not any(one.kind == "sample" and one.state == "done" for one in rows):
         return f"{task.path} has no samples"
     return None
 
 
+def needs_samples(task: Task) -> bool:
+    """Whether a task asks for samples or for a score of them."""
+    return "sample" in task.stages or any(metric != HELDOUT for metric in task.metrics)
+
+
 def ready(task: Task) -> bool:
-    """Whether what a task reads from another folder exists: the weights, for samples that are still to be drawn."""
-    if task.kind != "samples" or "sample" not in missing(task):
+    """Whether what a task reads from another folder exists: the weights, for samples that are still to be drawn and for
+    the held-out loss."""
+    if task.kind != "samples" or ("sample" not in missing(task) and HELDOUT not in missing_metrics(task)):
         return True
     return task.step in kept_steps(Path(task.training), task.config["sample"]["weights"])
 
@@ -353,11 +361,26 @@ def _draw(task: Task, config: Config, progress: Progress) -> Callable[..., Itera
 
 
 def _evaluate(task: Task, config: Config, progress: Progress) -> Iterator[dict[str, Any]]:
-    from .scoring.score import score_set
+    from .scoring.heldout import score_weights
+    from .scoring.score import Unscored, score_set
 
-    for line in score_set(task.path, Path(task.training), config, missing_metrics(task), progress):
-        key = score_key(config, task.key, line.pop("request"))
-        yield {"kind": "score", "key": key, "samples": task.key, **line}
+    metrics, training, reasons = missing_metrics(task), Path(task.training), {}
+    if HELDOUT in metrics:
+        try:
+            line = score_weights(training, config, task.step, progress)
+        except InputError as error:
+            reasons[HELDOUT] = str(error)
+        else:
+            yield {"kind": "score", "key": score_key(config, task.key, HELDOUT), **line}
+    sampled = [metric for metric in metrics if metric != HELDOUT]
+    try:
+        for line in score_set(task.path, training, config, sampled, progress) if sampled else ():
+            key = score_key(config, task.key, line.pop("request"))
+            yield {"kind": "score", "key": key, "samples": task.key, **line}
+    except Unscored as error:
+        reasons |= error.reasons
+    if reasons:
+        raise Unscored(reasons)
 
 
 def _bench(task: Task, config: Config, progress: Progress) -> Iterator[dict[str, Any]]:

@@ -153,6 +153,11 @@ def parser() -> argparse.ArgumentParser:
     help_text = "how they were drawn: fields of a score's `generation`, or a phrase; without it: unknown"
     evaluate.add_argument("--generation", metavar="'key=value,…'", help=help_text)
     evaluate.add_argument("--study", metavar="STUDY", help="show them in the tables of this study below run.root too")
+    help_text = (
+        "in place of scores: the nearest training images of the first N samples (64), in pixels and in features, as "
+        "pictures beside the samples, and their distances beside those of test images"
+    )
+    evaluate.add_argument("--neighbours", type=_positive, nargs="?", const=64, metavar="N", help=help_text)
     reference = add(
         "reference",
         "compute the moments of a set of images, for scores against it: in one pass, kept, and written as ADM's",

@@ -14,14 +14,15 @@ import torch
 
 from ..ablations.study import Study
 from ..harness.checks import power_name
-from ..harness.config import Config
+from ..harness.config import Config, needs_test_split
 from ..harness.data import images
 from ..harness.data.files import few
+from ..harness.data.splits import held_out
 from ..harness.keys import config_from_dict, training_folder
 from ..harness.moments import asked_moments, reached
 from ..harness.record import read_records
 from ..harness.scoring.counts import shortage
-from ..harness.sections import DataConfig
+from ..harness.sections import HELDOUT, DataConfig
 from ..harness.shards import features_of
 from ..harness.stages import Task, missing, missing_metrics
 from ..harness.training import checkpoint
@@ -62,8 +63,9 @@ def room(runs: Sequence[Planned]) -> dict[str, float]:
 
 
 def hints(study: Study, runs: Sequence[Planned]) -> Iterator[str]:
-    """Snapshots beyond the end of a training, samples that are drawn anew or have no weights, and axes over a setting
-    that is a list: `model.mixers: [ssm, window]` gives two runs with one mixer each."""
+    """Snapshots beyond the end of a training, samples that are drawn anew or have no weights, scores whose network has
+    no weights here, and axes over a setting that is a list: `model.mixers: [ssm, window]` gives two runs with one mixer
+    each."""
     late: dict[str, list[str]] = {}
     for run in runs:
         if run.training is not None and (text := unreached(run.config)):
@@ -73,6 +75,8 @@ def hints(study: Study, runs: Sequence[Planned]) -> Iterator[str]:
             with suppress(InputError):  # of a damaged record, which the plan says elsewhere
                 if text := drawn_anew(task) or without_weights(task):
                     late.setdefault(text, []).append(run.name)
+    for name, text in _weights(runs):
+        late.setdefault(text, []).append(name)
     yield from (f"{few(names)}: {text}" for text, names in late.items())
     for key, values in study.axes.items():
         if len(values) > 1 and not any(isinstance(value, list) for value in values):
@@ -120,13 +124,19 @@ class Content(NamedTuple):
 def contents(runs: Sequence[Planned], read: bool = False) -> dict[str, Content]:
     """The sets of data that runs train on or are scored against, by their declaration (`str` of a DataConfig). With
     `read`, the images of a folder that runs need and nobody has read yet are read, once for all jobs."""
-    needed = {str(DataConfig(**piece.task.config["data"])) for piece in _readers(runs) if read and _reads(piece)}
-    configs = {str(one): one for one in (DataConfig(**piece.task.config["data"]) for piece in _readers(runs))}
+    needed = {str(one) for piece in _readers(runs) if read and _reads(piece) for one in _sets(piece)}
+    configs = {str(one): one for piece in _readers(runs) for one in _sets(piece)}
     return {label: _content(config, label in needed) for label, config in configs.items()}
 
 
 def _readers(runs: Sequence[Planned]) -> Iterator[Piece]:
     return (piece for piece in pieces(runs) if {"train", "evaluate"} & {*piece.task.stages})
+
+
+def _sets(piece: Piece) -> list[DataConfig]:
+    """The data of a task, and the test split that belongs to them if the task reads it."""
+    config = config_from_dict(piece.task.config)
+    return [config.data, *([held_out(config.data)] if needs_test_split(config) else [])]
 
 
 def _reads(piece: Piece) -> bool:
@@ -155,9 +165,11 @@ def problems(runs: Sequence[Planned], known: Mapping[str, Content]) -> Iterator[
 def scoring(run: Planned, known: Mapping[str, Content]) -> list[str]:
     """Why scores that a run lacks cannot be computed: too few images, or no weights of the network."""
     metrics = {metric: None for task in run.tasks if "evaluate" in task.stages for metric in missing_metrics(task)}
+    metrics.pop(HELDOUT, None)
     if not metrics:
         return []
-    settings, content = run.config.evaluate, known.get(str(run.config.data))
+    settings, data = run.config.evaluate, run.config.data
+    content = known.get(str(held_out(data) if settings.split == "test" else data))
     images = content.images if content is not None else None
     if settings.reference is not None:  # a file in place of the data
         images = None
@@ -172,12 +184,33 @@ def scoring(run: Planned, known: Mapping[str, Content]) -> list[str]:
     for metric in metrics:
         if text := shortage(metric, run.config.sample.count, count):
             texts.append(f"{text}; sample.count, evaluate.reference_count and evaluate.metrics say how many")
-    if (path := settings.features_path) is not None:
-        if settings.features == "efficientnet_lite0":
-            texts.append(f"evaluate.features_path {path} has no effect for {settings.features}; set it to null")
-        elif not Path(path).exists():
-            texts.append(f"evaluate.features_path {path} does not exist or is not a file")
+    if settings.features_path is not None and (text := without_network(run.config)):
+        texts.append(text)
+    draws = any(task.kind == "samples" and "sample" in missing(task) for task in run.tasks)
+    if "sfid" in metrics and run.config.sample.keep == "features" and draws:
+        texts.append("sfid needs spatial features, which sample.keep=features does not keep: give sample.keep=images")
     return texts
+
+
+def without_network(config: Config) -> str:
+    """Why scores have no network for their features, with the command that fetches its weights; empty if they have."""
+    from ..harness.scoring.networks import find_weights
+
+    settings = config.evaluate
+    try:
+        find_weights(settings.features, settings.features_path)
+    except InputError as error:
+        missing = settings.features_path is None or Path(settings.features_path).is_dir()
+        return "" if settings.download and missing else str(error)
+    return ""
+
+
+def _weights(runs: Sequence[Planned]) -> Iterator[tuple[str, str]]:
+    """The runs that lack scores whose network has no weights on this machine, each with a line about it."""
+    for run in runs:
+        lacking = any("evaluate" in task.stages and missing_metrics(task) for task in run.tasks)
+        if lacking and run.config.evaluate.features != "efficientnet_lite0" and (text := without_network(run.config)):
+            yield run.name, text
 
 
 def data(runs: Sequence[Planned], known: Mapping[str, Content]) -> Iterator[str]:
@@ -212,22 +245,24 @@ def devices(runs: Sequence[Planned], here: bool) -> None:
 
 def check(runs: Sequence[Planned], here: bool) -> None:
     """Raise InputError, before anything is written, for what would stop a run that has something to do: a device that
-    does not exist (see `devices`), data that are missing, cannot be read or differ from those of its training, and
-    scores that cannot be computed."""
+    does not exist (see `devices`), data that are missing, cannot be read or differ from those of its training, scores
+    that cannot be computed, and, if the runs work `here`, weights of their network that are missing."""
     devices(runs, here)
     known = contents(runs, read=here)
     others = _others(runs, known)
     for piece in _readers(runs):
         if not _reads(piece):
             continue
-        content = known[str(DataConfig(**piece.task.config["data"]))]
-        if content.wrong:
-            raise InputError(f"{piece.run}: {content.reason}")
+        for content in (known[str(one)] for one in _sets(piece)):
+            if content.wrong:
+                raise InputError(f"{piece.run}: {content.reason}")
         if piece.id in others:
             raise InputError(others[piece.id][1])
     for run in runs:
         for text in scoring(run, known):
             raise InputError(f"{run.name}: {text}")
+    for name, text in _weights(runs) if here else ():
+        raise InputError(f"{name}: {text}")
 
 
 def earlier(runs: Sequence[Planned]) -> Iterator[str]:

@@ -9,7 +9,7 @@ from ..harness.record import STAGE_OF
 from .runs import SEEDS, Line, Run
 
 # The first word of a metric's name says whether lower or higher is better.
-LOWER = ("fd", "fid", "sfid", "kid", "kd", "mmd", "held", "loss")  # held-out loss
+LOWER = ("fd", "fid", "sfid", "sfd", "kid", "kd", "mmd", "held", "loss")  # held-out loss
 HIGHER = ("is", "isc", "precision", "recall", "density", "coverage", "f")
 # The fields that distinguish the measurements of a benchmark, besides the batch and an operator's backend.
 MEASURED = ("mode", "operator", "shape", "pass", "input_size", "checkpointing", "compile", "precision", "processes")

@@ -23,6 +23,7 @@ from ..sections import DataConfig
 from . import cifar10, files
 from .files import FEW, UNREADABLE, Say, check_memory, few, line_of, npz_headers, read_npz, unreadable
 from .folder import HIDDEN, Listing, check_classes, listing
+from .splits import EIGHTH, beside, held_out, splits_of
 
 SYNTHETIC_IMAGES = 320
 Labels = NDArray[np.int64]
@@ -182,10 +183,11 @@ def _no_path(config: DataConfig) -> InputError:
 
 
 def data_path(config: DataConfig) -> Path:
-    """`data.path`. Raises InputError if it is not set, does not exist, or cannot be read."""
+    """`data.path`, or what lies beside it for the test split. Raises InputError if it is not set, does not exist, or
+    cannot be read."""
     if config.path is None:
         raise _no_path(config)
-    path = Path(config.path)
+    path = beside(config) if config.split == "test" else Path(config.path)
     try:
         path.stat()
     except (FileNotFoundError, NotADirectoryError):
@@ -204,12 +206,14 @@ class Arrays(NamedTuple):
 
 
 def _digits(config: DataConfig) -> Arrays:
-    """scikit-learn's 1,797 handwritten digits, 8 × 8 at 17 grey levels, enlarged."""
+    """scikit-learn's 1,797 handwritten digits, 8 × 8 at 17 grey levels, enlarged; of most and test, a part."""
     if config.size < 8:
         raise InputError(f"data.size must be 8 or more for digits, not {config.size}")
     package = find_spec("sklearn")  # its import takes a second, its file of digits does not
     assert package is not None and package.origin is not None
     table = np.loadtxt(Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz", delimiter=",")
+    if config.split != "train":
+        table = table[(np.arange(len(table)) % EIGHTH == 0) == (config.split == "test")]
     images = np.rint(table[:, :-1] * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8, 1)
     return Arrays(images, table[:, -1].astype(np.int64), [str(i) for i in range(10)])
 
@@ -251,15 +255,17 @@ def _cifar10(config: DataConfig) -> Arrays:
 
 def _synthetic(config: DataConfig) -> Arrays:
     """320 smooth images, or one per class if that is more. Each class has its own three waves, each image its own
-    phases and colours. The images are the same in every call."""
+    phases and colours. The images are the same in every call, and as many others of the same classes are the test
+    split."""
     classes = max(1, config.num_classes)
     labels = np.arange(max(SYNTHETIC_IMAGES, classes)) % classes
     _check_memory(config, len(labels))
     across = np.arange(config.size) / config.size
     waves = [generator(0, Stream.INIT, label).uniform(-2, 2, size=(3, 2)) for label in range(classes)]
     images = np.zeros((len(labels), config.size, config.size, config.channels), dtype=np.uint8)
+    first = classes + (len(labels) if config.split == "test" else 0)
     for i, label in enumerate(labels):
-        rng = generator(0, Stream.INIT, classes + i)
+        rng = generator(0, Stream.INIT, first + i)
         phase, colour = rng.uniform(0, 1, size=3), rng.uniform(-1, 1, size=(3, config.channels))
         turns = (waves[label] @ np.stack(np.meshgrid(across, across)).reshape(2, -1)) + phase[:, None]
         picture = np.cos(2 * np.pi * turns).T @ colour
@@ -274,14 +280,13 @@ IN_MEMORY: dict[str, Callable[[DataConfig], Arrays]] = {
     "synthetic": _synthetic,
 }
 KINDS = ("digits", "npz", "folder", "cifar10", "synthetic")
-SPLITS = {"cifar10": ("train", "test")}  # of the kinds that have more than train
 
 
 def check_request(config: DataConfig) -> None:
     """Raise InputError for an invalid kind, split or number of channels."""
     if config.kind not in KINDS:
         raise unknown("data.kind", config.kind, KINDS)
-    if config.split not in (splits := SPLITS.get(config.kind, ("train",))):
+    if config.split not in (splits := splits_of(config.kind)):
         raise unknown(f"data.split of {config.kind!r}", config.split, splits)
     if config.channels not in (1, 3):
         raise InputError(f"data.channels must be 1 or 3 for images, not {config.channels}")
@@ -294,6 +299,18 @@ def load(config: DataConfig, say: Say | None = None) -> ImageData:
     """
     check_request(config)
     return FolderData(config, say) if config.kind == "folder" else ArrayData(config, *IN_MEMORY[config.kind](config))
+
+
+def load_held_out(config: DataConfig, class_names: list[str], say: Say | None = None) -> ImageData:
+    """The test split that belongs to the training data of `config`, whose classes are `class_names`.
+
+    Raises InputError if there is none (`splits.held_out`), if it has other classes, and like `load`.
+    """
+    data = load(held_out(config), say)
+    if data.class_names != class_names:
+        other = next((name for name in data.class_names if name not in class_names), data.class_names[0])
+        raise InputError(f"the test split of data {config.kind!r} has other classes than the training data: {other}")
+    return data
 
 
 class Glance(NamedTuple):

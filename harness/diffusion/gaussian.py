@@ -139,6 +139,7 @@ class DDPM:
     """
 
     metrics = ("loss", "mse", "vb")
+    error = "mse"
     span = float(TIMESTEPS)
 
     def __init__(self, schedule: str = "linear") -> None:
@@ -152,6 +153,10 @@ class DDPM:
     def draw_t(self, rng: np.random.Generator) -> float:
         """One of the timesteps, uniformly distributed."""
         return float(rng.integers(TIMESTEPS))
+
+    def times(self, count: int) -> list[float]:
+        """The timesteps in the middle of so many equal parts, rounded down: 62, 187 … 937 of eight."""
+        return [float((2 * i + 1) * TIMESTEPS // (2 * count)) for i in range(count)]
 
     def corrupt(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """x_t from x_0: x0 and noise [B, C, H, W], t [B] -> [B, C, H, W] float32."""

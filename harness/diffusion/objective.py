@@ -31,6 +31,11 @@ class Objective(Protocol):
         ...
 
     @property
+    def error(self) -> str:
+        """The metric that is the mean square error of the prediction, without terms of its variance."""
+        ...
+
+    @property
     def span(self) -> float:
         """t is at least 0 and at most this."""
         ...
@@ -41,6 +46,10 @@ class Objective(Protocol):
 
     def draw_t(self, rng: np.random.Generator) -> float:
         """The t of one training image."""
+        ...
+
+    def times(self, count: int) -> list[float]:
+        """So many values of t, the middles of equal parts of its range."""
         ...
 
     def corrupt(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ from ..config import Config
 from ..data.files import Say, npz_headers
 from ..data.images import load
 from ..data.items import epoch_order
+from ..data.splits import held_out
 from ..record import access, write_atomically
 from ..sections import DataConfig
 from .counts import OF_MOMENTS, WITHOUT_REFERENCE
@@ -253,14 +254,17 @@ def split(whole: Moments, part: Moments) -> tuple[Moments, Moments]:
 
 
 def reference_of(config: Config, say: Say | None = None) -> Reference:
-    """The reference of a configuration: the file `evaluate.reference`, or the images of `config.data`; of images, a
-    fixed random subset of `evaluate.reference_count`, the same for every seed.
+    """The reference of a configuration: the file `evaluate.reference`, or the images of `config.data`, or those
+    held out from it (`evaluate.split`); of images, a fixed random subset of `evaluate.reference_count`, the same for
+    every seed.
 
     A file has moments (see statistics_file.py), images (`arr_0` or `images`, uint8 [N, S, S, C]) or, as some of ADM's,
     both. Raises InputError for a file that has neither, and for more images than there are.
     """
     cache, count = Path(config.run.root) / ".cache", config.evaluate.reference_count
-    data, name, statistics = config.data, config.data.name or config.data.kind, None
+    test = config.evaluate.split == "test"
+    data = held_out(config.data) if test else config.data
+    name = (config.data.name or config.data.kind) + (" test" if test else "")
     if config.evaluate.reference is not None:
         path = Path(config.evaluate.reference)
         statistics = read_statistics(path) if has_moments(path) else None

@@ -14,7 +14,7 @@ from .. import parallel, signals
 from ..caches import keep_compiled
 from ..checks import check_batch
 from ..config import Config, check_fit, micro_batch
-from ..data.images import ImageData, load
+from ..data.images import ImageData, load, load_held_out
 from ..data.items import batches, check_noise
 from ..device import WHOLE_STEP, compiled, device_type, exact_float32, pick_device, training_mode
 from ..diffusion.objective import objective
@@ -22,6 +22,7 @@ from ..keys import config_from_dict, config_to_dict
 from ..measure.cost import cost
 from ..progress import Progress, Quiet
 from ..provenance import provenance
+from ..scoring.heldout import heldout_losses, line_of
 from .averaging import WARM_UP, averaging
 from .checkpoint import Checkpoint
 from .checkpoint import load as load_checkpoint
@@ -106,6 +107,7 @@ def _train(
     before = saved.stretches if saved else []
     with parallel.agreeing():
         net = initial_model(config)
+        test = load_held_out(config.data, data.class_names, progress.say) if config.run.heldout_every else None
         backend = select_backends(net, backends_to_ask(config, before, device, progress.say), device_type(device))
     origin = provenance(device)
     code = {key: origin[key] for key in ("torch", "commit", "dirty")}
@@ -137,6 +139,14 @@ def _train(
         if log is not None and net is not None:
             log.preview(at, net)
 
+    def heldout() -> dict[str, float | None]:
+        """All processes share the work, or the first one does it if weights are in shards."""
+        together, net = not _sharded(config), cast(Backbone, step.ema.net)
+        net = net if together else assembled(net, device)
+        if net is None or test is None:
+            return {}
+        return line_of(heldout_losses(net, step.objective, test, config, device, together=together))
+
     with Log(files, config, at, macs=macs, peak=peak, say=progress.say) if first else nullcontext() as log:
         loop(
             step,
@@ -149,6 +159,7 @@ def _train(
             save=files.save if writes else _nothing,
             keep=files.keep if writes else _nothing,
             preview=preview,
+            heldout=heldout,
             progress=progress,
         )
 

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
-from typing import cast
+from typing import TypeVar, cast
 
 from torch import Tensor
 
@@ -16,6 +16,8 @@ from .folder import Position
 from .step import TrainStep
 from .waiting import Waiting
 from .window import window_means
+
+Result = TypeVar("Result")
 
 
 class Diverged(RuntimeError):
@@ -34,11 +36,13 @@ def loop(
     save: Callable[[Position], None],
     keep: Callable[[Position, float], None],
     preview: Callable[[Position], None],
+    heldout: Callable[[], dict[str, float | None]],
     progress: Progress,
 ) -> None:
     """Train to the step `until`. `log` gets the means of the metrics every `run.log_every` steps and at the end, `keep`
     the loss at the steps in `asked`, and `save` is called every `run.checkpoint_every` steps and at the end. `preview`
-    is called every `run.preview_every` steps, and its time does not count.
+    is called every `run.preview_every` steps. The line of every `run.heldout_every` steps has what `heldout` returns,
+    too. The time of both does not count.
 
     A line at the end that is not due leaves the window as it is, so that a longer training continues the window. Raises
     Diverged if the loss is not finite, Stopped after the step in which a signal came (signals.py), and InputError of
@@ -51,6 +55,15 @@ def loop(
     def look_at_the_clock() -> None:
         at.seconds = before + time.perf_counter() - started
         at.waited = None if waited is None else waited + waiting.seconds()
+
+    def aside(work: Callable[..., Result], *inputs: Position) -> Result:
+        """Do what is no step of the training, and take its time for none."""
+        nonlocal started
+        synchronize(step.device)
+        begun = time.perf_counter()
+        result = work(*inputs)
+        started += time.perf_counter() - begun
+        return result
 
     def save_before_damage() -> None:
         if at.step > first:
@@ -73,6 +86,8 @@ def loop(
             means = mean_metrics(step, at, until)
             look_at_the_clock()
             loss = cast(float, means["loss"])
+            if run.heldout_every and at.step % run.heldout_every == 0:
+                means |= aside(heldout)
             if logging or last:
                 log(at, means)
                 facts = {"loss": f"{loss:.4f}"}
@@ -88,10 +103,7 @@ def loop(
             progress.say(f"saved at step {at.step} of {until}")
             signals.check()
         if run.preview_every and at.step % run.preview_every == 0:
-            synchronize(step.device)
-            begun = time.perf_counter()
-            preview(at)
-            started += time.perf_counter() - begun
+            aside(preview, at)
 
 
 def _until_damage(batches: Iterable[dict[str, Tensor]], save: Callable[[], None]) -> Iterator[dict[str, Tensor]]:

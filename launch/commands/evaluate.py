@@ -6,13 +6,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from ...harness.config import Config
 from ...harness.keys import config_from_dict, score_key
 from ...harness.progress import Progress
 from ...harness.record import newest, read_records, write_lines
 from ...harness.run import is_locked, locked
 from ...harness.scoring.protocol import UNKNOWN, fields_of, generation_of, stated, words
+from ...harness.sections import HELDOUT
 from ...harness.shards import features_of, set_of
-from ...harness.stages import Task, execute, missing, missing_metrics, prepare
+from ...harness.stages import Task, execute, missing, missing_metrics, only, prepare
 from ...kernels.errors import InputError
 from ...reports.queries import score_words
 from ..compose import compose
@@ -36,6 +38,10 @@ def run(args: argparse.Namespace) -> int:
     from ...harness.scoring.score import Unscored
 
     path, overrides = run_and_overrides(args.words)
+    if args.neighbours is not None:
+        from .neighbours import run as neighbours
+
+        return neighbours(path, overrides, args.neighbours, args.json)
     if args.name is None and (args.generation is not None or args.study is not None):
         raise InputError("--generation and --study say more about other people's samples: give --as NAME too")
     if args.name is not None:
@@ -77,7 +83,15 @@ def _foreign(path: Path, overrides: list[str], args: argparse.Namespace) -> tupl
     drawn = None if args.generation is None else stated(args.generation)
     if (path / "config.json").is_file():
         raise InputError(f"{path} is a folder of lamabench, whose samples have a name: --as is for other images")
-    return score_foreign(path, args.name, compose(overrides)[0], drawn, args.study, Progress())
+    return score_foreign(path, args.name, _of_images(path, overrides), drawn, args.study, Progress())
+
+
+def _of_images(path: Path, overrides: list[str]) -> Config:
+    """A configuration that scores images without weights. Raises InputError if it asks for a held-out loss."""
+    config, _ = compose(overrides)
+    if HELDOUT in config.evaluate.metrics:
+        raise InputError(f"evaluate.metrics {HELDOUT} is a score of a run's weights, and {path} has images only")
+    return config
 
 
 def _file(path: Path, overrides: list[str]) -> tuple[list[Row], dict[str, str]]:
@@ -86,7 +100,7 @@ def _file(path: Path, overrides: list[str]) -> tuple[list[Row], dict[str, str]]:
 
     if path.is_dir():
         raise InputError(f"{path} is not a readable .npz file: it is a folder")
-    config, _ = compose(overrides)
+    config = _of_images(path, overrides)
     rows: list[Row] = []
     try:
         for row in score(path, config, config.evaluate.metrics, Path(config.run.root) / ".cache", Progress()):
@@ -98,6 +112,7 @@ def _file(path: Path, overrides: list[str]) -> tuple[list[Row], dict[str, str]]:
 
 def _run(path: Path, overrides: list[str]) -> tuple[list[Row], dict[str, str]]:
     """Scores of the samples of a run, one set for each moment that is asked for."""
+    from ...harness.data.images import load
     from ...harness.scoring.counts import shortage
     from ...harness.scoring.networks import find_weights
     from ...harness.scoring.reference import reference_of
@@ -113,6 +128,8 @@ def _run(path: Path, overrides: list[str]) -> tuple[list[Row], dict[str, str]]:
         return path.resolve() / "samples" / task.key
 
     def check(task: Task) -> None:
+        if not sampled_metrics(task):
+            return check_heldout(task)
         given = [text for text in overrides if text.startswith(("sample.", "run."))]
         draw = command("sample", path, *given)
         if "sample" in missing(task) and (network := features_of(task.path)):
@@ -131,10 +148,10 @@ def _run(path: Path, overrides: list[str]) -> tuple[list[Row], dict[str, str]]:
             config = config_from_dict(task.config)
             reference = reference_of(config)
             if config.evaluate.reference is None:
-                check_data(Path(task.training), reference.fingerprint.split("-")[0])
+                check_data(Path(task.training), load(config.data).fingerprint)
             few = {
                 one: reference.lack(one) or shortage(one, config.sample.count, reference.count(one))
-                for one in missing_metrics(task)
+                for one in sampled_metrics(task)
             }
             if len(few) == len(task.metrics) and all(few.values()):  # else some scores can be shown
                 raise InputError("; ".join(text for text in few.values() if text))
@@ -144,7 +161,10 @@ def _run(path: Path, overrides: list[str]) -> tuple[list[Row], dict[str, str]]:
     asked = [*overrides, "sample.keep=features"]
     config, wanted = asked_of(path, asked, ("sample", "evaluate", "run"), ["sample", "evaluate"], check)
     for task in wanted:
-        adopt(task, other(task))
+        if sampled_metrics(task):
+            adopt(task, other(task))
+        else:
+            task = only(task, ["evaluate"])
         try:
             execute(task, Progress(task.path))
         except Unscored as error:
@@ -155,6 +175,24 @@ def _run(path: Path, overrides: list[str]) -> tuple[list[Row], dict[str, str]]:
         done = [row.flat() for row in newest_rows if row.key in keys and row.state == "done"]
         rows += [row | drawn if row.get("samples") else row for row in done]
     return rows, reasons
+
+
+def sampled_metrics(task: Task) -> list[str]:
+    """The metrics of a task that are to be computed from its samples."""
+    return [metric for metric in missing_metrics(task) if metric != HELDOUT]
+
+
+def check_heldout(task: Task) -> None:
+    """Raise InputError if a held-out loss is asked for whose weights or test split are not there."""
+    from ...harness.data.images import load, load_held_out
+    from ...harness.training.checkpoint import check_data, load_weights
+
+    if missing_metrics(task):
+        config, training = config_from_dict(task.config), Path(task.training)
+        load_weights(training, task.step, config.sample.weights, config.model, tensors=False)
+        data = load(config.data)
+        check_data(training, data.fingerprint)
+        load_held_out(config.data, data.class_names)
 
 
 def adopt(task: Task, other: Path) -> None:

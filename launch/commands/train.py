@@ -129,7 +129,7 @@ def check_ready(config: Config, folder: Path) -> None:
     fit the data, data that do not exist or differ from those it was trained on, or a backend that cannot run."""
     import torch
 
-    from ...harness.data.images import check_request, load
+    from ...harness.data.images import check_request, load, load_held_out
     from ...harness.data.items import check_noise
     from ...harness.training.checkpoint import check_data
     from ...harness.training.loggers import check_loggers
@@ -144,4 +144,7 @@ def check_ready(config: Config, folder: Path) -> None:
     with torch.device("meta"):
         net = registry.build(config.model)
     registry.select_backends(net, vars(config.backend), device_type(device))
-    check_data(folder, load(config.data, Progress().say).fingerprint)
+    data = load(config.data, Progress().say)
+    check_data(folder, data.fingerprint)
+    if config.run.heldout_every:
+        load_held_out(config.data, data.class_names, Progress().say)

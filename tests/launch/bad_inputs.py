@@ -128,7 +128,17 @@ DATA = [
     Bad(train("data.channels=2"), "data.channels must be 1 or 3"),
     Bad(train("data.num_classes=5"), "data.num_classes is 5, but .* has 10 classes"),
     Bad(train("data.num_classes=-1"), "num_classes must be 0"),
-    Bad(train("data.split=test"), r"unknown data\.split of 'digits' 'test'"),
+    Bad(train("data.split=tests"), r"unknown data\.split of 'digits' 'tests' .*; choices: train, most, test"),
+    Bad(
+        train("run.heldout_every=50"), "data.split=train of 'digits' is all of its images.*data.split=most leaves every"
+    ),
+    Bad(train("evaluate.metrics=[heldout]"), "data.split=train of 'digits' is all of its images"),
+    Bad(train("evaluate.split=test", "data.split=test"), "data.split=test is the test split itself"),
+    Bad(train("evaluate.split=tset"), r"unknown evaluate.split 'tset' .*choices: train, test"),
+    Bad(train("evaluate.heldout_count=0"), "evaluate.heldout_count must be above 0"),
+    Bad(
+        train("run.heldout_every=70"), "run.heldout_every must be 0 .none. or a multiple of run.log_every 50.*, not 70"
+    ),
     Bad(train("data.kind=zip"), r"unknown data\.kind 'zip'"),
     Bad(train("data=npz", "data.channels=1"), "data.path is not set"),
     Bad(train("data=npz", "data.channels=1", "data.path=no.npz"), r"data\.path no\.npz does not exist"),

@@ -54,6 +54,9 @@ SCORES = [
         ("reference_count=1", "fd needs at least 2 reference images, 1 given; .*prc needs at least"),
         ("reference_count=9999", "evaluate.reference_count 9999 is more than the 1797 images"),
         ("features_path=no.pt", r"evaluate\.features_path no\.pt has no effect for efficientnet_lite0"),
+        ("metrics=[sfid]", r"metrics=sfid cannot be computed .*; choices of evaluate\.features: inception_v3"),
+        ("download=perhaps", r"evaluate\.download must be true, false or the address of a mirror"),
+        ("prc_reference_count=0", r"evaluate\.prc_reference_count must be above 0, not 0"),
     )
 ]
 ROWS = [*TABLE, *DAMAGED, *PIPES, *SCORES, *SAMPLES, *FOREIGN]

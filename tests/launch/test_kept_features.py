@@ -63,7 +63,7 @@ def test_plans_say_what_is_drawn_anew(study, finish):
     images, other = plan(study()), plan(study(sample__keep="features", evaluate__features="inception_v3"))
     assert not list(notes.hints(study(), features)) and rows(features)[0]["to do"] == ""
     for runs, left in ((images, "sample"), (other, "sample evaluate")):
-        (line,) = notes.hints(study(), runs)
+        (line,) = (one for one in notes.hints(study(), runs) if "weights of" not in one)  # which may be missing here
         assert line.endswith(
             "samples at step 4 are drawn anew, because only features of efficientnet_lite0 are kept of them"
         )

@@ -11,6 +11,7 @@ from lamabench.ablations.study import load, names
 from lamabench.harness.config import Config
 from lamabench.harness.keys import training_key
 from lamabench.harness.measure.cost import cost
+from lamabench.harness.scoring import networks
 from lamabench.harness.sections import ObjectiveConfig
 from lamabench.kernels.errors import InputError
 from lamabench.launch import notes
@@ -164,6 +165,38 @@ def test_scores_that_cannot_be_computed_are_told_before_training(study, finish, 
     for piece in pieces(runs):
         finish(piece.task)
     notes.check(runs, here=False)  # they were computed elsewhere
+
+
+def test_weights_of_networks_that_are_missing_are_told_before_training(study, finish, tmp_path, monkeypatch):
+    """On this machine they stop runs; jobs may find them elsewhere. A folder that is given must have them."""
+    monkeypatch.setattr(networks, "cache_folder", lambda: tmp_path / "cache")
+    (tmp_path / "mine").mkdir()
+    mine = study(stages=["train", "sample", "evaluate"], sample__count=100, evaluate__features="dinov2_vitl14")
+    for path, folder in ((None, "cache"), (tmp_path / "mine", "mine")):
+        runs = plan(mine, [] if path is None else [f"evaluate.features_path={path}"])
+        message = re.escape(
+            f"dit_nano: the weights of dinov2_vitl14 are missing: {tmp_path / folder}/dinov2_vitl14_pre"
+        )
+        (line,) = notes.hints(mine, runs)
+        assert re.match(message, line) and "curl -fLO https" in line
+        with pytest.raises(InputError, match=f"^{message}"):
+            notes.check(runs, here=True)
+        assert bool(notes.scoring(runs[0], notes.contents(runs))) == (path is not None)
+        allowed = plan(mine, [*([] if path is None else [f"evaluate.features_path={path}"]), "evaluate.download=true"])
+        notes.check(allowed, here=True)
+        (tmp_path / folder).mkdir(exist_ok=True)
+        (tmp_path / folder / "dinov2_vitl14_pretrain.pth").touch()
+        notes.check(runs, here=True)
+        assert not list(notes.hints(mine, runs))
+
+
+def test_spatial_features_of_samples_whose_images_are_not_kept(study, finish, tmp_path):
+    settings = {"sample__count": 100, "evaluate__features": "inception_v3", "evaluate__metrics": ["sfid"]}
+    runs = plan(study(stages=["train", "sample", "evaluate"], sample__keep="features", **settings))
+    (text,) = notes.scoring(runs[0], notes.contents(runs))
+    assert text == "sfid needs spatial features, which sample.keep=features does not keep: give sample.keep=images"
+    finish(runs[0].tasks[-1])
+    assert not notes.scoring(runs[0], notes.contents(runs))
 
 
 def test_the_counts_of_committed_studies_suffice():

@@ -16,6 +16,7 @@ import pytest
 from lamabench.harness.record import read_lines
 from lamabench.harness.run import read_run
 from lamabench.harness.shards import open_samples
+from lamabench.launch.cli import main
 from processes import MODEL, SMALL, STEPS, losses, same, saved, training
 from safetensors.torch import load_file
 
@@ -64,6 +65,17 @@ def test_the_first_process_logs_and_draws(start, whole, tmp_path):
         "step-00000040.png", "step-00000080.png",
     ]  # fmt: skip
     same(whole[2], training(tmp_path))
+
+
+def test_processes_share_the_held_out_loss(start, tmp_path, capsys):
+    """It is to the last digit what one process computes from the weights of that step."""
+    words = ["data.split=most", "run.log_every=5", "run.heldout_every=5", "train.steps=5", "evaluate.batch_size=20"]
+    run = start(tmp_path, *words, count=2)
+    assert run.codes == [0, 0], run.text("err")
+    (line,) = read_lines(training(tmp_path) / "metrics.jsonl")
+    assert main(["evaluate", str(training(tmp_path)), "evaluate.metrics=[heldout]", "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert row["value"] == line["heldout_loss"] and row["by_timestep"]["62"] == line["heldout_loss_1"]
 
 
 def test_a_divergence_of_several_processes_leaves_one_snapshot(start, tmp_path):

@@ -350,7 +350,7 @@ def test_missing_cifar10(tmp_path):
 
 def test_bad_requests():
     refused("unknown data.kind 'digit'.*did you mean 'digits'.*npz, folder, cifar10, synthetic", DataConfig("digit"))
-    refused("unknown data.split of 'digits' 'test'; choices: train$", DataConfig("digits", split="test"))
+    refused("unknown data.split of 'digits' 'val'; choices: train, most, test$", DataConfig("digits", split="val"))
     refused("unknown data.split of 'cifar10' 'val'; choices: train, test", DataConfig("cifar10", split="val"))
     refused("data.num_classes is 7, but data 'digits' has 10 classes", DataConfig("digits", num_classes=7))
     refused("data.size must be 8 or more for digits, not 7", DataConfig("digits", size=7))

@@ -38,6 +38,10 @@ def test_ddpm_draws_timesteps_uniformly():
     assert ddpm.draw_t(np.random.default_rng(7)) == float(np.random.default_rng(7).integers(1000))
 
 
+def test_ddpm_has_times_in_the_middle_of_equal_parts():
+    assert DDPM().times(8) == [62, 187, 312, 437, 562, 687, 812, 937] and DDPM().times(1) == [500]
+
+
 def test_metrics_are_those_of_the_loss():
     ddpm, x = DDPM(), torch.randn(2, 1, 4, 4)
     assert tuple(ddpm.loss(torch.zeros(2, 2, 4, 4), x, x, torch.tensor([0.0, 999.0]), x)) == ddpm.metrics
@@ -48,6 +52,7 @@ class VPrediction(DDPM):
     """v = alpha · noise - sigma · x_0 (2202.00512), with the variance of the posterior."""
 
     metrics = ("loss",)
+    error = "loss"
 
     def out_channels(self, in_channels: int) -> int:
         return in_channels
@@ -78,6 +83,7 @@ class Straight(Path):
 
 class Flow:
     metrics = ("loss",)
+    error = "loss"
     span = 1.0
 
     def out_channels(self, in_channels: int) -> int:
@@ -85,6 +91,9 @@ class Flow:
 
     def draw_t(self, rng: np.random.Generator) -> float:
         return float(rng.random())
+
+    def times(self, count: int) -> list[float]:
+        return [(i + 0.5) / count for i in range(count)]
 
     def corrupt(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         t = t.view(-1, 1, 1, 1)

@@ -23,11 +23,11 @@ def agree(samples, reference, cache, device="cpu"):
     rows = list(evaluate(samples, data, EvaluateConfig(), ["fd", "kid", "prc"], cache=cache, device=device))
     got = {row["metric"].split("-")[0]: row["value"] for row in rows}
     expected = outside.scores(samples, reference, device)
-    assert got["FD"] == pytest.approx(expected["FD"], rel=1e-6)
+    assert got["FD"] == pytest.approx(expected["FD"], rel=1e-6, abs=1e-5)
     assert got["KD"] == pytest.approx(expected["KD"], rel=1e-6, abs=1e-6)
     for name in ("precision", "recall"):
-        # A point on the border of a ball may be inside or not, for rounding alone.
-        assert got[name] == pytest.approx(expected[name], abs=1.01 / min(len(samples), len(reference)))
+        # By rounding alone, a point on the border of a ball may be inside or not.
+        assert got[name] == pytest.approx(expected[name], abs=max(1.01 / min(len(samples), len(reference)), 5e-4))
     return got
 
 

@@ -1,0 +1,160 @@
+"""The held-out loss: the error of a network's prediction on images that its training has never seen, as MLPerf's
+text-to-image benchmark measures how far a training is. It needs weights and no samples.
+
+An image is corrupted at each of eight fixed timesteps with noise that follows from its index and the timestep alone,
+the same for every training. The error is the objective's `error`, a mean over elements: of DDPM, the mean square error
+of the predicted noise, without the variational term. A network that predicts 0 has a loss of 1 there, the variance of
+the noise.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ...kernels.errors import InputError
+from ...models.registry import build, select_backends
+from .. import parallel, signals
+from ..config import Config
+from ..data.encoder import encoder
+from ..data.images import ImageData, load, load_held_out
+from ..data.items import epoch_order
+from ..device import autocast, device_type, exact_float32, pick_device
+from ..diffusion.guidance import Net
+from ..diffusion.objective import Objective, objective
+from ..measure.cost import cost
+from ..progress import Progress
+from ..random import Generators, Stream
+from ..training.checkpoint import check_data, load_weights
+
+NAME = "held-out loss"
+TIMES = 8
+SEED = 0  # of the noise and of the choice of images
+
+
+@torch.no_grad()
+def heldout_losses(
+    net: Net,
+    goal: Objective,
+    images: ImageData,
+    config: Config,
+    device: str,
+    *,
+    together: bool = False,
+    on_batch: Callable[[int, int], object] | None = None,
+) -> dict[float, float]:
+    """The mean error over `evaluate.heldout_count` images (all if there are fewer) at each of `TIMES` timesteps t, as
+    {t: loss}.
+
+    `net` is on `device` and in eval mode. It gets the labels of the images, a fixed random choice, and runs with the
+    training's precision. With `together`, all processes of the run call this, each takes a part of the batches, and
+    each gets the same result as one process would. `evaluate.batch_size` changes it by rounding. Leaves torch's random
+    state alone. `on_batch(done, total)` counts images.
+    """
+    encoding, size = encoder(config.encoder), config.evaluate.batch_size
+    times, chosen = goal.times(TIMES), epoch_order(SEED, 0, len(images))[: config.evaluate.heldout_count]
+    starts = range(0, len(chosen), size)
+    generators = Generators(SEED, Stream.HELD_OUT)
+    sums: list[list[float]] = []
+    with parallel.agreeing():
+        for start in starts[parallel.rank() :: parallel.size()] if together else starts:
+            part = chosen[start : start + size]
+            x0, y = encoding.encode(images.images_at(part)), torch.from_numpy(images.labels[part]).to(device)
+            drawn = np.empty(x0.shape, dtype=np.float32)
+            x0, row = x0.to(device), []
+            for number, time in enumerate(times):
+                for place, image in enumerate(part.tolist()):
+                    generators.at(image * TIMES + number).standard_normal(dtype=np.float32, out=drawn[place])
+                noise = torch.tensor(drawn, device=device)
+                t = torch.full((len(part),), time, dtype=torch.float32, device=device)
+                x_t = goal.corrupt(x0, t, noise)
+                with autocast(device, config.train.precision):
+                    out = net(x_t, t, y)
+                row.append(goal.loss(out.float(), x0, x_t, t, noise)[goal.error].double().sum())
+            sums.append(torch.stack(row).tolist())
+            if on_batch is not None:
+                on_batch(start + len(part), len(chosen))
+    rows = [row for part in (parallel.gather(sums) if together else [sums]) for row in part]
+    return {time: math.fsum(row[i] for row in rows) / len(chosen) for i, time in enumerate(times)}
+
+
+def mean(losses: Mapping[float, float]) -> float:
+    """The mean over the timesteps."""
+    return math.fsum(losses.values()) / len(losses)
+
+
+def line_of(losses: Mapping[float, float]) -> dict[str, float | None]:
+    """The fields of a line of metrics: `heldout_loss`, the mean, and `heldout_loss_1` … of each timestep. None for what
+    is not finite."""
+    values = {"heldout_loss": mean(losses)}
+    values |= {f"heldout_loss_{number}": loss for number, loss in enumerate(losses.values(), start=1)}
+    return {name: value if math.isfinite(value) else None for name, value in values.items()}
+
+
+def score_weights(training: Path, config: Config, step: int, progress: Progress) -> dict[str, Any]:
+    """The fields of a score: the held-out loss of `sample.weights` of a step in the folder `training`.
+
+    Raises InputError for data without a test split, for other data than the training had, for weights that are not
+    there, and if the loss is not finite.
+    """
+    from .reference import short_hash  # with the networks of features, which a training does not need
+
+    exact_float32()
+    device, kind = pick_device(config.run.device), config.sample.weights
+    data = load(config.data, progress.say)
+    check_data(training, data.fingerprint)
+    images = load_held_out(config.data, data.class_names, progress.say)
+    weights = load_weights(training, step, kind, config.model)
+    net = build(config.model)
+    net.load_state_dict(weights.tensors)
+    net = net.to(device).eval()
+    select_backends(net, vars(config.backend), device_type(device))
+    goal = objective(config.objective)
+
+    def on_batch(done: int, total: int) -> None:
+        progress.update("evaluate", done, total)
+        signals.check()
+
+    losses = heldout_losses(net, goal, images, config, device, on_batch=on_batch)
+    if not math.isfinite(mean(losses)):
+        raise InputError(f"the {NAME} of step {step} is not finite")
+    count = min(config.evaluate.heldout_count, len(images))
+    evaluation = {
+        "metric": NAME,
+        "objective": asdict(config.objective),
+        "error": goal.error,
+        "timesteps": list(losses),
+        "seed": SEED,
+        "weights": kind,
+        "precision": config.train.precision,
+        "encoder": asdict(config.encoder),
+        "classes": config.data.num_classes,
+        "count": count,
+        "reference": {"name": images_name(config), "fingerprint": images.fingerprint},
+    }
+    images_seen = step * config.train.batch_size
+    return {
+        "metric": NAME,
+        "value": mean(losses),
+        "by_timestep": {f"{time:g}": loss for time, loss in losses.items()},
+        "count": count,
+        "reference": images_name(config),
+        "data_fingerprint": images.fingerprint,
+        "evaluation": evaluation,
+        "protocol": short_hash(evaluation, 8),
+        "checkpoint_step": step,
+        "weights": kind,
+        "weights_error": weights.error,
+        "images_seen": images_seen,
+        "training_flops": 3 * cost(config.model).flops * images_seen,
+        "training_seconds": round(weights.seconds, 3),
+    }
+
+
+def images_name(config: Config) -> str:
+    """The name of the test split in tables, such as `cifar10 test`."""
+    return f"{config.data.name or config.data.kind} test"
