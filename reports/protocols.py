@@ -37,7 +37,7 @@ def _plain(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:g}"
     if isinstance(value, list):
-        return " × ".join(map(_plain, value))
+        return (" × " if len(value) < 4 else " ").join(map(_plain, value))  # a size, or a list
     return str(value)[:12] if HASH.fullmatch(str(value)) else str(value)
 
 
