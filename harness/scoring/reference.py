@@ -4,7 +4,7 @@ import hashlib
 import json
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -24,10 +24,11 @@ from ..data.files import Say, npz_headers
 from ..data.images import load
 from ..data.items import epoch_order
 from ..data.splits import held_out
-from ..record import access, write_atomically
+from ..record import Row, access, write_atomically
 from ..sections import DataConfig
 from .counts import OF_MOMENTS, WITHOUT_REFERENCE
 from .features import Extractor, Features, alone, prepare_cache, read_cache, write_cache
+from .networks import network_of
 from .statistics import Moments, RunningMoments
 from .statistics_file import Statistics, has_moments, read_statistics
 
@@ -259,7 +260,7 @@ def reference_of(config: Config, say: Say | None = None) -> Reference:
     every seed.
 
     A file has moments (see statistics_file.py), images (`arr_0` or `images`, uint8 [N, S, S, C]) or, as some of ADM's,
-    both. Raises InputError for a file that has neither, and for more images than there are.
+    both. Raises InputError for a file that has neither or is of another network, and for more images than there are.
     """
     cache, count = Path(config.run.root) / ".cache", config.evaluate.reference_count
     test = config.evaluate.split == "test"
@@ -274,6 +275,8 @@ def reference_of(config: Config, say: Say | None = None) -> Reference:
         if statistics is not None:
             if count is not None:
                 raise InputError(f"evaluate.reference_count {count} has no effect on moments of {path}; set it to null")
+            network = network_of(config.evaluate.features)
+            statistics.check({"network": network.extractor, "inputs": network.inputs})
             there = None if images is None else load(images, say)
             return Reference(there, statistics.name, statistics.fingerprint, statistics, cache)
         assert images is not None
@@ -284,6 +287,17 @@ def reference_of(config: Config, say: Say | None = None) -> Reference:
     if count > len(there):
         raise InputError(f"evaluate.reference_count {count} is more than the {len(there)} images of the data")
     return Reference(there, name, there.fingerprint, cache=cache).part(count)
+
+
+def check_contents(config: Config, rows: Iterable[Row]) -> None:
+    """Raise InputError if scores, whose key has only the name of the file `evaluate.reference`, are of other contents
+    than the file has now."""
+    fingerprint = reference_of(config).fingerprint.split("-")[0]
+    if any(row.flat().get("data_fingerprint") not in (None, fingerprint) for row in rows):
+        raise InputError(
+            f"evaluate.reference {config.evaluate.reference} has other contents than the file of this name with which "
+            "these samples were scored; give it another name"
+        )
 
 
 def _images_in(path: Path) -> DataConfig | None:

@@ -52,11 +52,19 @@ class Statistics:
         return self.moments[POOLED].count or None
 
     def of(self, extractor: Extractor, layer: str) -> Moments:
-        """The moments of a layer. Raises InputError if they are of another network, other weights or other inputs than
-        those of the extractor, or if the file has none of the layer."""
-        identity = extractor.identity
+        """The moments of a layer. Raises InputError as `check` does, and if the file has none of the layer."""
+        self.check(extractor.identity)
+        part = next((part for part, one in parts(extractor.network).items() if one == layer), None)
+        if part is None or part not in self.moments:
+            name = extractor.identity["network"]
+            raise InputError(f"evaluate.reference {self.path} has no moments of layer {layer} of {name}")
+        return self.moments[part]
+
+    def check(self, identity: Mapping[str, Any]) -> None:
+        """Raise InputError if the moments are of another network, other weights or other inputs than an extractor of
+        this identity has, as far as it says them."""
         for key, value in self.network.items():
-            if identity.get(key) != value:
+            if identity.get(key, value) != value:
                 what = "" if key == "network" else f" with {key} {{}}"
                 this, that = (f"{_name(one)}{what.format(_short(one[key]))}" for one in (self.network, identity))
                 raise InputError(
@@ -65,10 +73,6 @@ class Statistics:
                     f"{' and its weights (evaluate.features_path)' if what else ''}, or make another reference "
                     "(lamabench reference … --out FILE.npz)"
                 )
-        part = next((part for part, one in parts(extractor.network).items() if one == layer), None)
-        if part is None or part not in self.moments:
-            raise InputError(f"evaluate.reference {self.path} has no moments of layer {layer} of {identity['network']}")
-        return self.moments[part]
 
 
 def _name(identity: Mapping[str, Any]) -> str:

@@ -115,7 +115,7 @@ def _run(path: Path, overrides: list[str]) -> tuple[list[Row], dict[str, str]]:
     from ...harness.data.images import load
     from ...harness.scoring.counts import shortage
     from ...harness.scoring.networks import find_weights
-    from ...harness.scoring.reference import reference_of
+    from ...harness.scoring.reference import check_contents, reference_of
     from ...harness.scoring.score import Unscored
     from ...harness.training.checkpoint import check_data
 
@@ -144,8 +144,11 @@ def _run(path: Path, overrides: list[str]) -> tuple[list[Row], dict[str, str]]:
             raise InputError(f"{path} has no samples to score; draw them first: {draw}")
         if missing(task) and gone(task):
             raise InputError(f"{set_of(task.path)} was deleted or damaged; draw the samples again: {draw}")
+        config = config_from_dict(task.config)
+        if config.evaluate.reference is not None:
+            keys = {score_key(config, task.key, metric) for metric in task.metrics}
+            check_contents(config, (row for row in read_records(task.path / "record.jsonl") if row.key in keys))
         if missing(task):
-            config = config_from_dict(task.config)
             reference = reference_of(config)
             if config.evaluate.reference is None:
                 check_data(Path(task.training), load(config.data).fingerprint)

@@ -298,6 +298,7 @@ KNOWN = [
         ("evaluate.reference_count=1", "a: fd needs at least 2 reference images, 1 given"),
         ("evaluate.reference_count=9999", "a: evaluate.reference_count 9999 is more than the 1797 images"),
         ("evaluate.features_path=no.pt", r"a: evaluate\.features_path no\.pt has no effect"),
+        ("evaluate.reference=no.npz", r"a: evaluate\.reference no\.npz does not exist or is not a file"),
     )
 ]
 KNOWN += [

@@ -1,0 +1,91 @@
+"""`lamabench reference`, and scores against the file that it writes."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+from lamabench.harness.scoring import features
+from lamabench.launch.cli import main
+
+DATA = ["data=digits", "data.size=8", "run.device=cpu"]
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path, monkeypatch):
+    """An empty folder, and a random projection of the pixels in place of the slow network."""
+    maps = {
+        "1280": torch.randn(192, 1280, generator=torch.Generator().manual_seed(0)),
+        "logits": torch.randn(192, 1000, generator=torch.Generator().manual_seed(1)),
+    }
+
+    def project(extractor, batches):
+        for batch in batches:
+            pixels = batch.expand(-1, 3, -1, -1).flatten(1).float() / 255
+            yield {layer: (pixels @ maps[layer]).numpy() for layer in extractor.features_list}
+
+    monkeypatch.setattr(features, "extract", project)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run(capsys, *words):
+    code = main(list(words))
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_a_reference_serves_in_place_of_its_data(capsys, place):
+    code, out, err = run(capsys, "reference", *DATA, "evaluate.reference_count=600", "--out", "r.npz")
+    lines = out.splitlines()
+    assert code == 0 and "reference 600/600" in err
+    assert lines[0].startswith("digits-600: 600 images of 8 x 8 x 1, ") and lines[2] == "dimensions: mu 1280"
+    assert lines[-1] == "written; lamabench evaluate RUN evaluate.reference=r.npz"
+    code, out, err = run(capsys, "reference", *DATA, "evaluate.reference_count=600", "--json")
+    facts = json.loads(out)
+    assert code == 0 and err == "" and facts["file"] is None, "nothing is computed again"
+    assert (facts["name"], facts["count"], facts["dimensions"]) == ("digits-600", 600, {"mu": 1280})
+    assert lines[4] == f"protocol: {facts['protocol']}" and lines[3] == f"checksum: {facts['checksum'][:16]}"
+    with np.load("r.npz") as there:
+        assert there["mu"].shape == (1280,) and there["sigma"].shape == (1280, 1280) and there["count"] == 600
+        assert there["network"] == "efficientnet-lite0" and there["weights"] == facts["weights"]
+
+    images = np.random.default_rng(0).integers(0, 256, (150, 8, 8, 1), dtype=np.uint8)
+    np.savez("s.npz", images=images)
+    metrics = "evaluate.metrics=[fd,kid]"
+    with_data = run(capsys, "evaluate", "s.npz", *DATA, "evaluate.reference_count=600", metrics, "--json")
+    with_file = run(capsys, "evaluate", "s.npz", "evaluate.reference=r.npz", "run.device=cpu", metrics, "--json")
+    (theirs, kernel), (ours,) = json.loads(with_data[1]), json.loads(with_file[1])
+    assert with_data[0] == 0 and with_file[0] == 1, "KID has no value"
+    assert "kid needs features of the reference, and r.npz has moments only" in with_file[2]
+    assert ours["value"] == theirs["value"] and ours["protocol"] == theirs["protocol"], "the same images"
+    assert ours["floor"] is None and 0 < theirs["floor"] < theirs["value"] and abs(kernel["floor"]) < kernel["value"]
+    bias = "150 samples, fewer than twice the 1280 features: bias dominates; compare kid"
+    assert ours["note"] == theirs["note"] == bias and kernel["note"] is None
+    assert with_data[2].splitlines()[-1] == f"lamabench evaluate: FD-EffNetLite0-150: {bias}"
+    table = run(capsys, "evaluate", "s.npz", *DATA, "evaluate.reference_count=600", metrics)[1]
+    assert "Floor" in table.splitlines()[0] and f"{theirs['floor']:,.3f}" in table
+
+    code, out, err = run(capsys, "evaluate", "s.npz", "evaluate.reference=s.npz", "run.device=cpu", metrics)
+    assert code == 0 and "the floor is that of 75 images, half of the reference" in err, "its images serve too"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "reference needs data: data=NAME; choices: cifar10, digits"),
+        (["data=digitz"], "unknown data 'digitz'"),
+        (["data=digits", "evaluate.seed=1"], "reference takes data=NAME, .*not 'evaluate.seed=1'"),
+        (["data=digits", "train.steps=1"], "reference takes data=NAME, .*not 'train.steps=1'"),
+        (["data=digits", "evaluate.features=vgg"], "unknown evaluate.features 'vgg'"),
+        (["data=digits", "evaluate.reference_count=9999"], "evaluate.reference_count 9999 is more than the 1797"),
+        (["data=digits", "--out", "r.txt"], "--out r.txt must be a FILE.npz in a folder that exists"),
+        (["data=digits", "--out", "no/r.npz"], "--out no/r.npz must be a FILE.npz in a folder that exists"),
+    ],
+)
+def test_bad_input(capsys, place, words, message):
+    code, out, err = run(capsys, "reference", *words)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith("lamabench reference: error: ") and re.search(message, err)
+    assert not list(place.iterdir())
