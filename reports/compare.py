@@ -1,6 +1,7 @@
 """Comparisons of runs, variants, studies or roots: for each score both means, their paired difference and a verdict."""
 
 from collections.abc import Iterable, Mapping
+from math import inf
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,11 +24,13 @@ FIELDS = (
 
 
 class Side(NamedTuple):
-    """One side of a comparison: what was typed, its variants (the runs of each) and their labels."""
+    """One side of a comparison: what was typed, its variants (the runs of each), their labels, and why runs are left
+    out."""
 
     name: str
     variants: list[list[Run]]
     labels: dict[str, str]
+    left_out: list[str]
 
     @property
     def runs(self) -> list[Run]:
@@ -75,7 +78,7 @@ def compare(a: Path, b: Path | None = None, metric: str | None = None) -> Table:
     used = {
         name: {run: lines[run] for run in compared if run in lines} for name, lines in chosen.items() if name in shown
     }
-    below = [*_remarks(pairs, rows), *notes(compared, used)]
+    below = [*_remarks(pairs, rows), *dict.fromkeys([*one.left_out, *two.left_out]), *notes(compared, used)]
     caption, columns_shown = _columns(one, two, rows)
     return Table("compare", caption, columns_shown, rows, below)
 
@@ -87,8 +90,9 @@ def _side(path: Path) -> Side:
     for run in runs:
         if not run.damage:
             variants.setdefault(run.group, []).append(run)
-    order = sorted(variants.values(), key=lambda variant: (variant[0].info["study"], variant[0].info.get("place", 0)))
-    return Side(str(path), order, labels)
+    order = sorted(variants.values(), key=lambda variant: (variant[0].info["study"], variant[0].info.get("place", inf)))
+    left_out = [f"{run.info['name']} is left out: {run.damage}" for run in runs if run.damage]
+    return Side(str(path), order, labels, left_out)
 
 
 def _of_variant(path: Path) -> list[Run]:
@@ -198,7 +202,8 @@ def _remarks(pairs: list[tuple[list[Run], list[Run]]], rows: list[Line]) -> list
     remarks += [f"Inconclusive: {reason}." for reason in reasons]
     if not all(row["same_generation"] for row in rows):
         remarks.append(WAYS)
-    if steps := [row for row in rows if row["a_step"] != row["b_step"] or "," in (row["a_step"] or "")]:
+    known = [row for row in rows if row["a_step"] and row["b_step"]]
+    if steps := [row for row in known if row["a_step"] != row["b_step"] or "," in row["a_step"]]:
         remarks.append(f"The weights are of different steps: {steps[0]['a_step']} (A) and {steps[0]['b_step']} (B).")
     return remarks
 
@@ -219,6 +224,8 @@ def _nothing_common(one: Side, two: Side, columns: Mapping[str, Mapping[Run, Lin
         [line for lines in columns.values() for run in side.runs if (line := lines.get(run))] for side in (one, two)
     ]
     names = [list(dict.fromkeys(line["metric"] for line in lines)) for lines in rows]
+    if one is two:
+        return f"no variant of {one.name} has a score that its first variant has too"
     both = f"{one.name} and {two.name}"
     for metric in names[0]:
         if metric in names[1]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from ..harness.scoring.protocol import words
 from .protocols import words_of_protocol
 from .queries import current, group_labels, words_of
 from .runs import Line, Run, read
@@ -15,7 +16,6 @@ FIRST = ("study", "name", "label", "variant", "seed", "family", "model", "title"
 LAST = ("time", "commit", "dirty", "device", "host", "driver", "torch", "python", "lamabench", "id", "key")
 LEFT_OUT = ("schema", "provenance", "parts", "checked_against")
 BACKENDS = ("backend", "asked")
-PROTOCOLS = ("evaluation", "generation")
 # Of the samples of a score.
 DRAWN = ("method", "steps", "timesteps", "guidance", "guidance_channels", "clip", "labels", "seed", "images_per_s")
 KINDS = ("score", "speed", "operator_speed", "cost")
@@ -84,7 +84,8 @@ def _row(run: Run, label: str, record: Line, sample: Line | None) -> Line:
     row["seed"] = info.get("seed") if record["kind"] == "score" else None
     row |= {name: value for name, value in record.items() if name not in LEFT_OUT}
     row |= {name: words_of(record[name]) or None for name in BACKENDS if name in record}
-    row |= {name: words_of_protocol(record[name]) or None for name in PROTOCOLS if name in record}
+    for name, in_words in (("evaluation", words_of_protocol), ("generation", words)):
+        row |= {name: in_words(record[name])} if record.get(name) else {}
     for part, counts in (record.get("parts") or {}).items():
         row |= {f"{part}_{name}": count for name, count in counts.items()}
     row |= {f"sample_{name}": value for name, value in (sample or {}).items() if name in DRAWN}

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from ..harness.scoring.protocol import words
 from .queries import group_labels, score_words
 from .runs import Line, Run
 
@@ -36,7 +37,7 @@ def _plain(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:g}"
     if isinstance(value, list):
-        return " × ".join(map(_plain, value))
+        return (" × " if len(value) < 4 else " ").join(map(_plain, value))  # a size, or a list
     return str(value)[:12] if HASH.fullmatch(str(value)) else str(value)
 
 
@@ -47,14 +48,6 @@ def generation_of(row: Line) -> str:
         return ""
     known = row.get("generation") and row["generation"].get("source") != UNKNOWN
     return str(row["generation_protocol"]) if known else UNKNOWN
-
-
-def generation_words(row: Line) -> str:
-    """How the samples of a score were made, in words; empty if that is not known. Other people's samples may have what
-    their user said."""
-    if generation_of(row) in ("", UNKNOWN):
-        return ""
-    return str(row["generation"].get("words") or words_of_protocol(row["generation"]))
 
 
 def by_design(runs: Iterable[Run], rows: Mapping[Run, Line]) -> bool:
@@ -89,20 +82,26 @@ def notes(runs: list[Run], columns: Mapping[str, Mapping[Run, Line]]) -> list[st
     first = {name: next(iter(rows.values())) for name, rows in columns.items()}
     evaluations = {name: row["evaluation"] for name, row in first.items() if row.get("evaluation")}
     shared = _shared(list(evaluations.values())) if len(evaluations) == len(first) > 1 else {}
-    text = [f"All scores: {words_of_protocol(shared)}."] if shared else []
+    facts: dict[str, list[str]] = {}  # {text: names of columns}
+    remarks = []
     for name, rows in columns.items():
-        row = first[name]
-        network = f", features {row['features']}" if row.get("features") and "features" not in shared else ""
-        text.append(f"{name}: {score_words(row)}{network}, protocol {row['protocol']}.")
-        if own := {key: value for key, value in evaluations.get(name, {}).items() if key not in shared}:
-            text[-1] += f" Scored: {words_of_protocol(own)}."
+        row, own = first[name], evaluations.get(name)
+        text = f"{score_words(row)}, protocol {row['protocol']}."
+        if own is None and row.get("features"):
+            text = f"{score_words(row)}, features {row['features']}, protocol {row['protocol']}."
+        apart = {key: value for key, value in (own or {}).items() if key not in (*shared, "metric")}
+        if how := words_of_protocol(apart):
+            text += f" Scored: {how}."
         if floors := sorted({one["floor"] for one in rows.values() if one.get("floor") is not None}):
             ends = " to ".join(f"{one:.4g}" for one in dict.fromkeys((floors[0], floors[-1])))
-            text[-1] += f" Floor (images of the reference against its others): {ends}."
+            text += f" Floor (images of the reference against its others): {ends}."
         if any(one.get("std") is not None for one in rows.values()):
-            text[-1] += f" Its standard deviation over {spread_of(name)} says nothing about other trainings."
+            text += f" Its standard deviation over {spread_of(name)} says nothing about other trainings."
+        facts.setdefault(text, []).append(name)
         for remark in dict.fromkeys(one["note"] for one in rows.values() if one.get("note")):
-            text.append(f"{name}: {remark}.")
+            remarks.append(f"{name}: {remark}.")
+    text = [f"All scores: {words_of_protocol(shared)}."] if shared else []
+    text += [f"{', '.join(names)}: {fact}" for fact, names in facts.items()] + remarks
     return [*text, *_of_generation(runs, columns)]
 
 
@@ -122,12 +121,12 @@ def _of_generation(runs: list[Run], columns: Mapping[str, Mapping[Run, Line]]) -
     for rows in columns.values():
         for run, row in rows.items():
             if protocol := generation_of(row):
-                words = generation_words(row) or "it is not on record how they were made"
-                ways.setdefault(protocol, (words, {}))[1].setdefault(labels[run.group])
+                text = "it is not on record how they were made" if protocol == UNKNOWN else words(row["generation"])
+                ways.setdefault(protocol, (text, {}))[1].setdefault(labels[run.group])
     lines = []
-    for protocol, (words, whose) in ways.items():
+    for protocol, (text, whose) in ways.items():
         names = list(whose)
         of = f" of {', '.join(names[:4])}{f' and {len(names) - 4} more' if len(names) > 4 else ''}"
         mark = "" if protocol == UNKNOWN else f" (protocol {protocol})"
-        lines.append(f"Samples{of if len(ways) > 1 else ''}: {words}{mark}.")
+        lines.append(f"Samples{of if len(ways) > 1 else ''}: {text}{mark}.")
     return lines

@@ -63,9 +63,22 @@ def seeds(overview: Table) -> Table:
         columns += _columns(name, name, rank=min(7 * place, 12))
         columns.append(Column(spread_column(name), f"{name}, std over {spread_of(name)}", 1.0, 3, rank=13))
         columns += [Column(f"{name}_{end}") for end in ("difference", "difference_ci95", "difference_n", "verdict")]
-    below = [NOTE, *([MARK] if inconclusive else [])]
+    below = [NOTE, *([MARK] if inconclusive else []), *_uneven(rows, marks)]
     below += [f"No best is bold, because {why}: {', '.join(names)}." for why, names in unnamed.items()]
     return Table("seeds", "Means over training seeds.", columns, list(rows.values()), [*below, *notes(runs, marks)])
+
+
+def _uneven(rows: Mapping[str, Line], marks: Mapping[str, Mapping[Run, Line]]) -> list[str]:
+    """A line about each variant whose seeds were scored at different steps."""
+    steps: dict[str, set[int]] = {group: set() for group in rows}
+    for lines in marks.values():
+        for run, line in lines.items():
+            steps[run.group] |= {line["checkpoint_step"]} - {None}
+    return [
+        f"{rows[group]['label']}: its seeds have weights of different steps ({', '.join(map(str, sorted(each)))})."
+        for group, each in steps.items()
+        if len(each) > 1
+    ]
 
 
 def _columns(name: str, title: str, rank: int) -> list[Column]:

@@ -61,7 +61,7 @@ def test_a_study_is_compared_with_its_first_variant(study: Path) -> None:
     assert max(map(len, table.terminal().splitlines())) <= 120
     text = " ".join(table.terminal().split())
     assert "63.0 ± 9.0" in text and "-9.83 ± 0.72" in text and "which share data order, t and noise" in text
-    assert "Samples: sampler ddim, steps 50, clip yes (protocol g50)." in text and "‡" not in text
+    assert "Samples: 50 ddim steps, clipped (protocol g50)." in text and "‡" not in text
 
 
 def test_a_variant_and_a_study(study: Path) -> None:
@@ -104,9 +104,15 @@ def test_other_ways_of_sampling_are_marked(tmp_path: Path) -> None:
     assert (row["same_generation"], row["a_generation"], row["b_generation"]) == (False, "g50", "g2")
     text = table.terminal()
     assert "better ‡" in text and "made in different ways" in text
-    assert "Samples of DiT-demo (v=two): sampler ddim, steps 2, clip yes (protocol g2)." in text
+    assert "Samples of DiT-demo (v=two): 2 ddim steps, clipped (protocol g2)." in text
     table = compare(tmp_path / "demo" / "one", tmp_path / "demo" / "old")
     assert table.rows[0]["same_generation"] is None and "inconclusive ‡" in table.terminal()
+
+
+def test_a_damaged_run_is_left_out_by_name(study: Path) -> None:
+    (study / "z-s0").resolve().joinpath("record.jsonl").write_text("junk\n")
+    table = compare(study / "z", study / "b", FD)
+    assert table.rows[0]["a_n"] == 2 and any(note.startswith("z-s0 is left out: ") for note in table.notes)
 
 
 def test_what_differs_is_said(tmp_path: Path) -> None:
@@ -134,6 +140,7 @@ def test_two_protocols_are_not_compared(study: Path, tmp_path: Path) -> None:
         (demo / "one", demo / "three", f"share no score: .*one has {FD}; .*three has KID-X"),
         (study / "nope", study / "z", "unknown variant of .*demo 'nope'; choices: a, b, z"),
         (study / "z-s0", None, "is no study with several variants"),
+        (demo, None, "no variant of .*demo has a score that its first variant has too"),
     ):
         with pytest.raises(InputError, match=words) as caught:
             compare(a, b)

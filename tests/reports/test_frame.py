@@ -52,7 +52,7 @@ def test_protocols_are_hashes_and_words(tmp_path: Path) -> None:
     write(tmp_path, "one", [drawn(), {**row, "floor": 1.5, "note": "few"}, scored(3.0, metric="KID-X")])
     new, old = reports.load(tmp_path).itertuples()
     assert new.evaluation == "network x, weights abababababab, reference (count 3)" and new.protocol == "p1"
-    assert new.generation == "sampler ddim, steps 50, clip yes" and new.generation_protocol == "g50"
+    assert new.generation == "50 ddim steps, clipped" and new.generation_protocol == "g50"
     assert (new.floor, new.note) == (1.5, "few")
     assert pd.isna(old.evaluation) and pd.isna(old.generation) and pd.isna(old.generation_protocol)
 

@@ -150,7 +150,7 @@ def test_two_roots_of_one_study_with_other_settings_are_two_variants(tmp_path: P
 
 def test_words_stand_under_the_table(tmp_path: Path) -> None:
     row = {**made(scored(60.0)), "floor": 3.25, "note": "512 samples, fewer than twice the 1280 features"}
-    row["evaluation"] = {"network": "efficientnet_lite0", "weights": "ab" * 32, "layer": "pooled", "seed": 0}
+    row["evaluation"] = {"network": "efficientnet_lite0", "weights": "ab" * 32, "metric": "fd", "settings": {}}
     write(tmp_path, "one", [drawn(), row, {**row, "metric": "KD-X", "floor": None, "note": None, "protocol": "p2"}])
     loss = {"metric": "held-out loss", "features": None, "protocol": "p3", "evaluation": {"timesteps": [1, 2]}}
     write(tmp_path, "two", [{**scored(0.25), **loss, "samples": None}], title="DiT-two")
@@ -159,10 +159,11 @@ def test_words_stand_under_the_table(tmp_path: Path) -> None:
     notes = summary(read([tmp_path])).notes
     assert f"{FD}: 512 samples, fewer than twice the 1280 features." in notes
     (fd,) = (note for note in notes if note.startswith(f"{FD}: 512 samples against"))
-    assert "Floor (images of the reference against its others): 3.25." in fd and "weights abababababab," in fd
+    assert "Floor (images of the reference against its others): 3.25." in fd and "weights abababababab." in fd
+    assert not any("Scored: ." in note or "metric fd" in note for note in notes)
     assert any("timesteps 1 × 2" in note and note.startswith("held-out loss: 512 images ag") for note in notes)
     assert "Samples of DiT-three (v=3): Heun, 18 steps (protocol g1)." in notes
-    assert "Samples of DiT-demo: sampler ddim, steps 50, clip yes (protocol g50)." in notes
+    assert "Samples of DiT-demo: 50 ddim steps, clipped (protocol g50)." in notes
     build([tmp_path], tmp_path / "out")
     assert all(note in (tmp_path / "out" / "README.md").read_text() for note in notes)
 
@@ -192,3 +193,10 @@ def test_a_score_without_samples_has_a_best(tmp_path: Path) -> None:
     cells = [row["held-out loss"] for row in markdown(table(tmp_path).markdown())]
     assert cells == ["0.5100 ± 0.0248", "**0.4110 ± 0.0262**"]
     assert not any(note.startswith("Samples") for note in table(tmp_path).notes)
+
+
+def test_seeds_at_different_steps_are_said(tmp_path: Path) -> None:
+    for seed, step in enumerate((600, 600, 200)):
+        write(tmp_path, f"a-s{seed}", [scored(1.0)], variant={"variant": "a"}, seed=seed, step=step)
+    line = "DiT-demo (variant=a) (base): its seeds have weights of different steps (200, 600)."
+    assert line in table(tmp_path).notes
