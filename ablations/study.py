@@ -23,6 +23,7 @@ DEBUG: dict[str, Any] = {
     "train.precision": "float32",
     "train.compile": "eager",
     "train.snapshots": [],
+    "run.heldout_every": 0,  # digits have a test split only if it is asked for
     "sample.count": 12,
     "sample.method": "ddim",
     "sample.steps": 2,

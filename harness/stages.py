@@ -365,26 +365,13 @@ def _draw(task: Task, config: Config, progress: Progress) -> Callable[..., Itera
 
 
 def _evaluate(task: Task, config: Config, progress: Progress) -> Iterator[dict[str, Any]]:
-    from .scoring.heldout import score_weights
-    from .scoring.score import Unscored, score_set
+    from .scoring.score import score_set
 
-    metrics, training, reasons = missing_metrics(task), Path(task.training), {}
-    if HELDOUT in metrics:
-        try:
-            line = score_weights(training, config, task.step, progress)
-        except InputError as error:
-            reasons[HELDOUT] = str(error)
-        else:
-            yield {"kind": "score", "key": score_key(config, task.key, HELDOUT), **line}
-    sampled = [metric for metric in metrics if metric != HELDOUT]
-    try:
-        for line in score_set(task.path, training, config, sampled, progress) if sampled else ():
-            key = score_key(config, task.key, line.pop("request"))
-            yield {"kind": "score", "key": key, "samples": task.key, **line}
-    except Unscored as error:
-        reasons |= error.reasons
-    if reasons:
-        raise Unscored(reasons)
+    where = (task.path, Path(task.training), task.step)
+    for line in score_set(*where, config, missing_metrics(task), progress):
+        request = line.pop("request")
+        of = {} if request == HELDOUT else {"samples": task.key}
+        yield {"kind": "score", "key": score_key(config, task.key, request), **of, **line}
 
 
 def _bench(task: Task, config: Config, progress: Progress) -> Iterator[dict[str, Any]]:

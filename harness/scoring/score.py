@@ -13,12 +13,13 @@ from ..data.images import load
 from ..device import pick_device
 from ..progress import Progress
 from ..record import read_records
-from ..sections import EvaluateConfig, check_metric
+from ..sections import HELDOUT, EvaluateConfig, check_metric
 from ..shards import Samples, set_of
 from ..training.checkpoint import check_data
 from .counts import OF_MOMENTS, WITHOUT_REFERENCE, reference_images, shortage
 from .features import Extractor, Features, collect, prepare_cache
 from .floor import floor, floor_count, note
+from .heldout import score_weights
 from .kept import FeatureSet, open_set
 from .networks import Network, network_of
 from .protocol import fields_of, generation_of
@@ -37,11 +38,33 @@ class Unscored(InputError):
 
 
 def score_set(
+    folder: Path, training: Path, step: int, config: Config, metrics: Sequence[str], progress: Progress
+) -> Iterator[Line]:
+    """Score the samples in a folder, drawn from the weights of a step of `training`, by some of `sections.METRICS`:
+    rows as `evaluate` yields them, with the moment of the weights and how the samples were drawn. The held-out loss is
+    of the weights and needs no samples (heldout.py).
+
+    After the last row, raises Unscored if a metric could not be computed. Raises InputError as `score` does, and for
+    other data than the training had.
+    """
+    reasons: dict[str, str] = {}
+    if HELDOUT in metrics:
+        try:
+            yield {"request": HELDOUT, **score_weights(training, config, step, progress)}
+        except InputError as error:
+            reasons[HELDOUT] = str(error)
+    try:
+        if sampled := [metric for metric in metrics if metric != HELDOUT]:
+            yield from _score_samples(folder, training, config, sampled, progress)
+    except Unscored as error:
+        reasons |= error.reasons
+    if reasons:
+        raise Unscored(reasons)
+
+
+def _score_samples(
     folder: Path, training: Path, config: Config, metrics: Sequence[str], progress: Progress
 ) -> Iterator[Line]:
-    """Score the samples in a folder, drawn from the weights of `training`, by some of `sections.METRICS`: rows as
-    `evaluate` yields them, with the moment of the weights and how the samples were drawn. Raises InputError as `score`
-    does, and for other data than the training had."""
     # The record of a score would not tell that it was computed against other images than those of the training.
     if config.evaluate.reference is None:
         check_data(training, load(config.data, progress.say).fingerprint)

@@ -102,8 +102,7 @@ def _train(
     progress: Progress,
     macs: int = 0,
 ) -> None:
-    """The part of `train` that all processes do together. The first one, which knows the `macs` of a forward pass,
-    writes the files."""
+    """What all processes do together in `train`. The first knows the `macs` of a forward pass and writes files."""
     before = saved.stretches if saved else []
     with parallel.agreeing():
         net = initial_model(config)

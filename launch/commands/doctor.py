@@ -25,13 +25,11 @@ def version(package: str) -> str | None:
         return None
 
 
-def weights() -> list[dict[str, str]] | str:
+def weights() -> list[dict[str, str]]:
     """The networks that score images and whose weights are missing: name, path looked at, and the command that fetches
-    them; or why that is unknown."""
-    try:  # imported late, because it takes seconds
-        from ...harness.scoring.networks import missing_weights  # pyright: ignore[reportMissingImports]
-    except ImportError as error:
-        return f"unknown ({first_line(error)})"
+    them."""
+    from ...harness.scoring.networks import missing_weights  # imported late, because it takes seconds
+
     return [{"name": name, "path": str(path), "command": command} for name, path, command in missing_weights()]
 
 
@@ -63,14 +61,11 @@ def run(args: argparse.Namespace) -> int:
     for package, installed in facts["packages"].items():
         print(f"  {package:34s} {installed or 'not installed'}")
     print("\nWeights of the networks that score images")
-    missing = facts["missing_weights"]
-    if isinstance(missing, str):
-        print(f"  {missing}")
-    for one in missing if isinstance(missing, list) else []:
+    for one in facts["missing_weights"]:
         print(f"  {one['name']:34s} missing: {one['path']}")
         print(f"{'':37s}fetch it where there is internet: {one['command']}")
         print(f"{'':37s}then put it there, or give evaluate.features_path=FILE")
-    if not missing:
+    if not facts["missing_weights"]:
         print("  none is missing")
     print(f"\nBackends on {device} (`auto` takes the first usable one)")
     for name, backends in facts["backends"].items():

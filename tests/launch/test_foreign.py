@@ -95,7 +95,7 @@ def test_the_protocol_is_of_the_samples_and_not_of_the_command(place, command):
     config = config_of(run, read_info(run))
     config.sample.guidance, config.sample.method, config.sample.steps = 9.0, "ancestral", 77
     config.evaluate.metrics, config.evaluate.reference_count = ["fd"], 20
-    (line,) = score_set(run / "samples" / samples, run, config, ["fd"], Progress())
+    (line,) = score_set(run / "samples" / samples, run, 0, config, ["fd"], Progress())
     assert [line["generation"][name] for name in ("sampler", "steps", "guidance")] == ["ddim", 2, 1.0]
 
 
