@@ -8,7 +8,6 @@ from importlib import metadata
 import torch
 
 from ...harness.device import device_name, pick_device
-from ...harness.measure.timing import first_line
 from ...kernels import OPERATORS
 
 PACKAGES = (
