@@ -67,12 +67,13 @@ def test_the_first_process_logs_and_draws(start, whole, tmp_path):
     same(whole[2], training(tmp_path))
 
 
-def test_processes_share_the_held_out_loss(start, tmp_path, capsys):
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_processes_share_the_held_out_loss(start, tmp_path, capsys, parallel):
     """It is to the last digit what one process computes from the weights of that step."""
-    words = ["data.split=most", "run.log_every=5", "run.heldout_every=5", "train.steps=5", "evaluate.batch_size=20"]
-    run = start(tmp_path, *words, count=2)
+    words = ["data.split=most", "run.log_every=2", "run.heldout_every=2", "train.steps=4", "evaluate.batch_size=20"]
+    run = start(tmp_path, *words, f"run.parallel={parallel}", count=2)
     assert run.codes == [0, 0], run.text("err")
-    (line,) = read_lines(training(tmp_path) / "metrics.jsonl")
+    _, line = read_lines(training(tmp_path) / "metrics.jsonl")
     assert main(["evaluate", str(training(tmp_path)), "evaluate.metrics=[heldout]", "--json"]) == 0
     (row,) = json.loads(capsys.readouterr().out)
     assert row["value"] == line["heldout_loss"] and row["by_timestep"]["62"] == line["heldout_loss_1"]
