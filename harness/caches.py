@@ -3,12 +3,15 @@
 import hashlib
 import os
 import platform
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 
 from ..kernels import nvrtc
 from .device import device_name, is_cuda
+
+VARIABLES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", nvrtc.FOLDER)
 
 
 def keep_compiled(root: str | Path, device: str) -> None:
@@ -23,6 +26,15 @@ def keep_compiled(root: str | Path, device: str) -> None:
     machine = (torch.__version__, platform.python_version(), device_name(device), device_name("cpu"))
     key = hashlib.sha256(repr(machine).encode()).hexdigest()[:8]
     folder = Path(root).absolute() / ".cache" / "compiled" / f"torch-{torch.__version__}-{key}"
-    for name, part in (("TORCHINDUCTOR_CACHE_DIR", "inductor"), ("TRITON_CACHE_DIR", "triton")):
-        os.environ.setdefault(name, str(folder / part))
-    os.environ.setdefault(nvrtc.FOLDER, str(folder / "nvrtc"))
+    share({name: str(folder / part) for name, part in zip(VARIABLES, ("inductor", "triton", "nvrtc"), strict=True)})
+
+
+def folders() -> dict[str, str]:
+    """The folders in which this process keeps compiled code, by their variables of the environment."""
+    return {name: os.environ[name] for name in VARIABLES if name in os.environ}
+
+
+def share(others: Mapping[str, str]) -> None:
+    """Keep compiled code in the `folders` of another process, unless the environment names one."""
+    for name, folder in others.items():
+        os.environ.setdefault(name, folder)

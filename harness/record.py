@@ -169,6 +169,7 @@ class ScoreRow(_OfWeights):
     evaluation: dict[str, Any] | None = about("network, its weights, layer, metric, counts and reference")
     generation: dict[str, Any] | None = about("how the samples were drawn (scoring/protocol.py); null: not on record")
     generation_protocol: str | None = about("8 hex digits, equal if and only if `generation` is; null: unknown")
+    seconds: float | None = about("seconds of scoring the samples up to this number, for all metrics of the call")
     floor: float | None = about("the same metric between images of the reference, at most half of it, and its others")
     note: str | None = about("what must be known to read the value: that bias dominates, the images of the floor")
     by_timestep: dict[str, Any] | None = about("of the held-out loss: the loss at each timestep")

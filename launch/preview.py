@@ -6,7 +6,7 @@ from typing import Any
 
 from ..harness.run import read_run
 from ..kernels.errors import InputError
-from . import gpu_hours, notes, plan, sampling_hours
+from . import gpu_hours, notes, plan, set_hours
 from .output import number, show
 from .slurm import cluster, jobs, requests, status, submit
 from .subject import Sweep, print_question
@@ -28,12 +28,12 @@ def show_plan(sweep: Sweep) -> int:
     own = [read_run(folder) for folder in models if (folder / "config.json").is_file()]
     hours, shared = gpu_hours.of_runs(runs, gpu_hours.committed_speeds() + gpu_hours.speeds(own))
     forward = gpu_hours.committed_speeds(mode="forward") + gpu_hours.speeds(own, "forward")
-    sampling = sampling_hours.of_runs(runs, forward)
+    sampling, scoring = set_hours.of_sampling(runs, forward), set_hours.of_scoring(runs)
     room = notes.room(runs)
     by_name = {row["run"]: row for row in rows}
-    for one, cost, other, drawing in zip(runs, hours, shared, sampling, strict=True):
+    for one, cost, other, drawing, judging in zip(runs, hours, shared, sampling, scoring, strict=True):
         row = by_name[one.name]
-        row |= {"sampling_hours": drawing or None}
+        row |= {"sampling_hours": drawing or None, "scoring_hours": judging or None}
         row |= {"gpu_hours": cost if args.json else gpu_hours.cell(cost, other), "gib": room.get(one.name)}
         row |= {"trained_by": other or None, "problems": [*one.problems(), *notes.scoring(one, known)]}
     show(rows, COLUMNS, args.json)
@@ -43,8 +43,9 @@ def show_plan(sweep: Sweep) -> int:
     if any(sampling):
         lack = "no samples and no bench record of forward passes"
         print(f"hours of sampling: {gpu_hours.total([one for one in sampling if one], lack)}")
-    if any("evaluate" in piece.task.stages for piece in pieces):
-        print(f"hours of scoring: {sampling_hours.SCORES}")
+    if any(scoring):
+        lack = "no score with this network below the root"
+        print(f"hours of scoring: {gpu_hours.total([one for one in scoring if one], lack)}")
     if room:
         print(f"checkpoints and weights: {sum(room.values()):.3g} GiB")
     for row in rows:

@@ -15,7 +15,7 @@ from torch import Tensor
 from ...kernels.errors import InputError
 from ...models import plugins, registry
 from ...models.registry import Backbone, build, select_backends
-from .. import parallel
+from .. import caches, parallel
 from ..checks import check_batch
 from ..device import (
     WHOLE_STEP,
@@ -105,7 +105,8 @@ def bench(
     if together and parallel.rank() == 0:
         sections = {"settings": settings, "backend": backend, "objective": objective_config}
         plain = {name: vars(section) for name, section in sections.items()}
-        parallel.call("bench", model=registry.to_dict(model), **plain, device=device, sources=plugins.loaded())
+        shared = {"device": device, "sources": plugins.loaded(), "compiled": caches.folders()}
+        parallel.call("bench", model=registry.to_dict(model), **plain, **shared)
     with parallel.attending() if together else nullcontext(), one_at_a_time(device, say):
         while (point := _next(settings, model, rows, together)) is not None:
             try:
@@ -135,8 +136,11 @@ def _next(settings: BenchConfig, model: Any, rows: Sequence[Line], together: boo
     return parallel.gather(point)[0] if together else point
 
 
-def join(model: Any, settings: Any, backend: Any, objective: Any, device: str, sources: Sequence[Any]) -> None:
+def join(
+    model: Any, settings: Any, backend: Any, objective: Any, device: str, sources: Sequence[Any], compiled: Any
+) -> None:
     """What the other processes of a run do in `bench` of the first one: the same measurements."""
+    caches.share(compiled)
     plugins.load_recorded(sources)
     here = (BenchConfig(**settings), BackendConfig(**backend), ObjectiveConfig(**objective))
     with suppress(WrongOutput):

@@ -1,5 +1,6 @@
 """Scores of samples against a reference: images, features, and one row per number."""
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -72,8 +73,9 @@ def _score_samples(
     names = ("checkpoint_step", "weights", "weights_error", "images_seen", "training_flops", "training_seconds")
     facts = {name: rows[-1][name] for name in names} if rows else {}
     facts |= fields_of(generation_of(folder))
+    begun = time.perf_counter()
     for line in score(set_of(folder), config, metrics, Path(config.run.root) / ".cache", progress):
-        yield facts | line
+        yield facts | line | {"seconds": round(time.perf_counter() - begun, 3)}
 
 
 def score(samples: Path, config: Config, metrics: Sequence[str], cache: Path, progress: Progress) -> Iterator[Line]:

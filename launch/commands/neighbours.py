@@ -19,8 +19,8 @@ COLUMNS |= {"test_low": "Test 5 %", "test_median": "Test 50 %", "nearer": "Neare
 
 def run(path: Path, overrides: Sequence[str], count: int, as_json: bool) -> int:
     """Compare the first `count` samples of a run with its training images, and print quantiles and pictures."""
-    from ...harness.scoring.features import find_weights
     from ...harness.scoring.neighbours import neighbours, write
+    from ...harness.scoring.networks import find_weights
     from .evaluate import adopt
 
     if path.suffix == ".npz":

@@ -10,7 +10,7 @@ from lamabench.harness.measure.cost import Cost, cost
 from lamabench.launch import gpu_hours
 from lamabench.launch.cli import main
 from lamabench.launch.plan import pieces, plan
-from lamabench.launch.sampling_hours import passes
+from lamabench.launch.set_hours import passes
 
 QUALITY = [name for name in names() if name not in ("crossover", "demo")]
 LIKE = {"size": ("params", "macs"), "macs": ("macs",), "parameters": ("params",), "flops": ("flops",)}

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 from lamabench.harness import caches
+from lamabench.harness.measure import models
 from lamabench.kernels import nvrtc
+from lamabench.models import registry
 
 NAMES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "LAMABENCH_NVRTC_CACHE_DIR")
 
@@ -46,3 +48,15 @@ def test_on_a_cpu_nothing_changes():
     """The code of one CPU may not run on another, and Inductor's cache does not tell them apart."""
     caches.keep_compiled("runs", "cpu")
     assert not {*NAMES} & os.environ.keys()
+
+
+def test_the_other_processes_of_a_benchmark_share_the_folders(monkeypatch):
+    """They know no root: the first process sends them its folders."""
+    first = kept(monkeypatch, "H100")
+    sent = caches.folders()
+    for name in NAMES:
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(models, "bench", lambda *arguments, **settings: iter(()))
+    plain = {"settings": {}, "backend": {}, "objective": {}, "device": "cpu", "sources": []}
+    models.join(registry.to_dict(registry.preset("dit_nano").config), **plain, compiled=sent)
+    assert [Path(os.environ[name]) for name in NAMES] == first

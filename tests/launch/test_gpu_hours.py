@@ -11,7 +11,7 @@ from lamabench.harness.keys import model_key
 from lamabench.harness.record import append, row
 from lamabench.harness.run import create, read_run
 from lamabench.kernels.errors import InputError
-from lamabench.launch import gpu_hours, sampling_hours
+from lamabench.launch import gpu_hours, set_hours
 from lamabench.launch.cli import main
 from lamabench.launch.plan import plan
 from lamabench.models.registry import preset, to_dict
@@ -145,7 +145,7 @@ def test_hours_of_sampling_come_from_forward_passes_and_earlier_samples(tmp_path
 
     def hours(forward=(), **more):
         runs = plan(Study("s", "?", base={**base, **more}, axes={"train.lr": [1e-4, 2e-4]}))
-        return sampling_hours.of_runs(runs, forward)
+        return set_hours.of_sampling(runs, forward)
 
     text = "unknown (no samples and no bench record of forward passes of dit_s_2 at side 32, float32, eager)"
     assert hours() == [text, text]
@@ -171,3 +171,29 @@ def test_hours_of_sampling_come_from_forward_passes_and_earlier_samples(tmp_path
     append(task.path / "record.jsonl", row("sample", key="k", **fields).as_dict())
     assert hours(forward) == [{"GPU A": pytest.approx(0.1), "GPU B": pytest.approx(2.0)}] * 2
     assert hours(**{"sample.precision": "bfloat16"})[0].startswith("unknown")
+
+
+def test_hours_of_scoring_come_from_earlier_scores_with_the_same_network(tmp_path, finish):
+    base = {"model": "dit_s_2", "data": "cifar10", "run.root": str(tmp_path), "sample.count": 7200}
+
+    def hours(**more):
+        runs = plan(Study("s", "?", base={**base, **more}, axes={"train.lr": [1e-4, 2e-4]}))
+        return set_hours.of_scoring(runs)
+
+    assert hours() == ["unknown (no score with efficientnet_lite0)"] * 2
+    (run, _) = plan(Study("s", "?", base=base, axes={"train.lr": [1e-4, 2e-4]}))
+    task = next(task for task in run.tasks if task.kind == "samples")
+    finish(replace(task, stages=()))
+    fields = {"value": 1.0, "count": 100, "protocol": "0" * 8, "provenance": {"device": "GPU"}}
+    for metric, features, seconds in (
+        ("a", "efficientnet_lite0", 40.0),
+        ("b", "efficientnet_lite0", 50.0),
+        ("c", "other", 1.0),
+    ):
+        line = row("score", key=metric, metric=metric, features=features, seconds=seconds, **fields)
+        append(task.path / "record.jsonl", line.as_dict())
+    # The second of two numbers came 50 s after the start, and with it all of 100 images: 7200 take an hour.
+    assert hours() == [{"GPU": pytest.approx(1.0)}] * 2
+    assert hours(**{"sample.at": [10, 20], "train.steps": 20}) == [{"GPU": pytest.approx(2.0)}] * 2
+    assert hours(**{"evaluate.metrics": ["heldout"]}) == [{}, {}]
+    assert hours(**{"evaluate.features": "inception_v3"})[0].startswith("unknown")

@@ -1,43 +1,83 @@
-"""The hours that drawing the samples of a study takes, estimated only from earlier samples and from forward passes that
-were measured. No record has the time of a score."""
+"""The hours that drawing and scoring the samples of a study take, estimated only from earlier samples and scores, and
+from forward passes that were measured."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from ..harness.config import Config
 from ..harness.keys import config_from_dict
 from ..harness.record import read_records
 from ..harness.run import read_info
+from ..harness.sections import HELDOUT
 from ..kernels.errors import InputError
 from ..models.registry import family_of, from_dict
 from .gpu_hours import Hours, Line, fastest, same_model
-from .plan import Planned, pieces
-
-SCORES = "unknown (no record has the time of a score)"
+from .plan import Piece, Planned, pieces
 
 
-def of_runs(runs: Sequence[Planned], forward: Sequence[Line]) -> list[Hours]:
-    """The hours of the samples of each run by name of the device, or why they are unknown. A set that several runs
-    share is counted once, for the first of them. `forward` are the measured forward passes of models."""
-    hours: dict[str, Hours] = {run.name: {} for run in runs}
+def of_sampling(runs: Sequence[Planned], forward: Sequence[Line]) -> list[Hours]:
+    """The hours of drawing the samples of each run by name of the device, or why they are unknown. A set that several
+    runs share is counted once, for the first of them. `forward` are the measured forward passes of models."""
     models = {run.name: run.about["model"] for run in runs}
     earlier: dict[str, list[Line]] = {}  # by family
-    for piece in pieces(runs):
-        if "sample" not in piece.task.stages:
-            continue
+
+    def hours(piece: Piece) -> Hours:
         config = config_from_dict(piece.task.config)
         family = family_of(config.model).name
         if family not in earlier:
             earlier[family] = list(sample_speeds(Path(config.run.root), family))
-        known, more = hours[piece.run], sampling_hours(config, earlier[family], forward, models[piece.run])
+        return sampling_hours(config, earlier[family], forward, models[piece.run])
+
+    return _of_sets(runs, "sample", hours)
+
+
+def of_scoring(runs: Sequence[Planned]) -> list[Hours]:
+    """The hours of scoring the samples of each run, as in `of_sampling`. They come from the fastest earlier scores with
+    the same network of features below the same root."""
+    earlier: dict[str, list[Line]] = {}  # by root
+
+    def hours(piece: Piece) -> Hours:
+        config = config_from_dict(piece.task.config)
+        if config.run.root not in earlier:
+            earlier[config.run.root] = list(score_speeds(Path(config.run.root)))
+        name = config.evaluate.features
+        speeds = fastest([row for row in earlier[config.run.root] if row["features"] == name])
+        if not speeds:
+            return f"unknown (no score with {name})"
+        return {device: config.sample.count / speed / 3600 for device, speed in speeds.items()}
+
+    return _of_sets(runs, "evaluate", hours)
+
+
+def _of_sets(runs: Sequence[Planned], stage: str, hours: Callable[[Piece], Hours]) -> list[Hours]:
+    """The sums, for each run, of the hours of a stage of its sets of samples."""
+    sums: dict[str, Hours] = {run.name: {} for run in runs}
+    for piece in pieces(runs):
+        if stage not in piece.task.stages or (stage == "evaluate" and not set(piece.task.metrics) - {HELDOUT}):
+            continue
+        known, more = sums[piece.run], hours(piece)
         if isinstance(known, str) or isinstance(more, str):
-            hours[piece.run] = known if isinstance(known, str) else more
+            sums[piece.run] = known if isinstance(known, str) else more
         elif known:  # of a device that every set has a measurement on
             both = {device: known[device] + more[device] for device in known if device in more}
-            hours[piece.run] = both or "unknown (its sets were measured on different devices)"
+            sums[piece.run] = both or "unknown (its sets were measured on different devices)"
         else:
-            hours[piece.run] = more
-    return list(hours.values())
+            sums[piece.run] = more
+    return list(sums.values())
+
+
+def score_speeds(root: Path) -> Iterator[Line]:
+    """Images per second of every scored set of samples below `root`, for each network of features. Folders that cannot
+    be read are left out."""
+    for path in sorted(root.glob("trainings/*/samples/*/record.jsonl")):
+        try:
+            rows = [one.flat() for one in read_records(path) if one.kind == "score" and one.state == "done"]
+        except (InputError, OSError):
+            continue
+        timed = [row for row in rows if row["seconds"] and row["features"]]
+        for name in {row["features"] for row in timed}:
+            last = max((row for row in timed if row["features"] == name), key=lambda row: row["seconds"])
+            yield {**last, "images_per_s": last["count"] / last["seconds"]}
 
 
 def sample_speeds(root: Path, family: str) -> Iterator[Line]:
