@@ -126,6 +126,26 @@ def test_samples_that_were_added_by_hand_have_no_best(tmp_path: Path) -> None:
     assert {row[f"{FD}_verdict"] for row in rows(tmp_path).values()} == {"", "inconclusive"}
 
 
+def test_a_mean_over_seeds_has_one_generation_protocol(tmp_path: Path) -> None:
+    """Trainings of which the samples of one were drawn in another way, or were drawn in another way too."""
+    for seed, ways in enumerate([[50], [50, 5], [50], [5]]):
+        for steps in ways:
+            lines = [made(scored(60.0 + seed if steps == 50 else 200.0 + seed), steps=steps)]
+            write(tmp_path, f"one-s{seed}", lines, seed=seed, steps=steps)
+    means = {label: (row["n"], float(row[f"{FD}_mean"])) for label, row in rows(tmp_path).items()}
+    assert means == {"DiT-demo (sample.steps=50) (base)": ("3", 61.0), "DiT-demo (sample.steps=5)": ("2", 202.0)}
+    assert "**" not in table(tmp_path).markdown()
+
+
+def test_what_is_kept_of_samples_makes_no_variant(tmp_path: Path) -> None:
+    for seed, keep in enumerate(("images", "features", None)):
+        for steps in (50, 5):
+            more = {} if keep is None else {"keep": keep if steps == 50 else "images"}
+            lines = [made(scored(60.0 + seed), steps=steps)]
+            write(tmp_path, f"one-s{seed}", lines, seed=seed, steps=steps, **more)
+    assert [row["n"] for row in rows(tmp_path).values()] == ["3", "3"]
+
+
 def test_folders_and_sample_seeds_of_one_training_are_one_seed(tmp_path: Path) -> None:
     fill(tmp_path / "here", "a", [60.0, 62.0])
     fill(tmp_path / "there", "a", [64.0])
