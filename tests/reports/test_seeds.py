@@ -195,7 +195,9 @@ def test_other_peoples_samples_have_no_training_seed(tmp_path: Path) -> None:
     info = {"kind": "model", "key": "c" * 12, "study": "foreign", "name": "edm", "family": "foreign", "model": "edm"}
     put(tmp_path / "models" / "edm", {**info, "title": "edm", "seed": None, "variant": {}, "config": {}}, [row])
     by_label = rows(tmp_path)
-    assert (by_label["edm"]["n"], by_label["edm"][f"{FD}_ci95"], by_label["edm"][f"{FD}_verdict"]) == ("1", "", "")
+    edm = by_label["edm"]
+    assert (edm["n"], edm[f"{FD}_n"], edm[f"{FD}_mean"]) == ("0", "0", "1.0")
+    assert (edm[f"{FD}_ci95"], edm[f"{FD}_verdict"]) == ("", "")
     assert by_label["DiT-demo (variant=b)"][f"{FD}_verdict"] == "better"
     text = table(tmp_path).markdown()
     assert "**" not in text and "it is not on record how all samples were made" in text
