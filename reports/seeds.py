@@ -12,7 +12,8 @@ from .table import Column, Table
 NOTE = "±: half the 95 % interval of the mean over training seeds (Student's t); n: their number."
 MARK = (
     "†: the difference to the base (the first variant of the study) over common training seeds is inconclusive: its "
-    f"95 % interval includes 0, there are fewer than {FEWEST} common seeds, or the samples were made in another way."
+    f"95 % interval includes 0, there are fewer than {FEWEST} common seeds, the samples were made in another way, or "
+    "seeds of one variant have weights of different steps."
 )
 Values = dict[str, dict[int, float]]  # {group: {training seed: number}}
 

@@ -220,5 +220,15 @@ def test_a_score_without_samples_has_a_best(tmp_path: Path) -> None:
 def test_seeds_at_different_steps_are_said(tmp_path: Path) -> None:
     for seed, step in enumerate((600, 600, 200)):
         write(tmp_path, f"a-s{seed}", [scored(1.0)], variant={"variant": "a"}, seed=seed, step=step)
+    fill(tmp_path, "b", [0.5, 0.5, 0.5])
     line = "DiT-demo (variant=a) (base): its seeds have weights of different steps (200, 600)."
     assert line in table(tmp_path).notes
+    text = table(tmp_path).markdown()
+    assert "**" not in text and "because seeds of one variant have weights of different steps" in text
+    assert rows(tmp_path)["DiT-demo (variant=b)"][f"{FD}_verdict"] == "inconclusive"
+
+
+def test_an_interval_has_a_digit(tmp_path: Path) -> None:
+    fill(tmp_path, "a", [12345.1, 12345.2, 12345.18])  # the deviation is 0.0529, t 4.303
+    fill(tmp_path, "b", [12345.0, 12345.0, 12345.0])
+    assert [row[FD] for row in markdown(table(tmp_path).markdown())] == ["12,345.2 ± 0.1", "**12,345 ± 0**"]
