@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from ..harness.run import STUDY
 from ..kernels.errors import InputError, unknown
-from .differences import NO_SEED, by_seed, difference, mean_of, with_interval
+from .differences import NO_SEED, by_seed, count_of, difference, mean_of, with_interval
 from .protocols import UNKNOWN, generation_of, notes, words_of_protocol
 from .queries import better, group_labels, scores
 from .runs import SEEDS, Line, Run, read
@@ -154,8 +154,9 @@ def _row(metric: str, a: Mapping[Run, Line], b: Mapping[Run, Line]) -> Line:
     result = difference(values[1], values[0], better(metric))
     row: Line = {"metric": metric, "protocol": first["protocol"]}
     row["evaluation"] = words_of_protocol(first.get("evaluation")) or None
-    for side, mean, lines in (("a", means[0], a), ("b", means[1], b)):
-        row |= {f"{side}_mean": mean.value, f"{side}_ci95": mean.half, f"{side}_n": mean.n}
+    counts = [count_of(numbers) for numbers in values]
+    for side, mean, n, lines in (("a", means[0], counts[0], a), ("b", means[1], counts[1], b)):
+        row |= {f"{side}_mean": mean.value, f"{side}_ci95": mean.half, f"{side}_n": n}
         row[f"{side}_generation"] = _words(map(generation_of, lines.values())) or None
         row[f"{side}_step"] = _words(line["checkpoint_step"] for line in lines.values()) or None
     row["difference"] = result.mean.value if result.mean else None
@@ -164,8 +165,8 @@ def _row(metric: str, a: Mapping[Run, Line], b: Mapping[Run, Line]) -> Line:
     ways = {generation_of(line) for lines in (a, b) for line in lines.values()}
     row["same_generation"] = None if UNKNOWN in ways else len(ways) == 1
     row["b_is"] = result.verdict + ("" if row["same_generation"] else " ‡")
-    alike = means[0].n == means[1].n == result.n
-    row["seeds"] = str(result.n) if alike else f"{means[0].n}, {means[1].n}; {result.n} common"
+    alike = counts[0] == counts[1] == result.n
+    row["seeds"] = str(result.n) if alike else f"{counts[0]}, {counts[1]}; {result.n} common"
     row["a_text"], row["b_text"] = (with_interval(mean) for mean in means)
     row["difference_text"] = with_interval(result.mean, sign="+")
     return row

@@ -59,6 +59,11 @@ def mean_of(values: Iterable[float]) -> Mean:
     return Mean(fmean(numbers), half, n)
 
 
+def count_of(values: Mapping[int, float]) -> int:
+    """The number of training seeds of {training seed: number}: 0 for samples that no training on record made."""
+    return len(values.keys() - {NO_SEED})
+
+
 def by_seed(values: Iterable[tuple[int, float]]) -> dict[int, float]:
     """The mean of the numbers of each seed, from pairs of a seed and a number."""
     numbers: dict[int, list[float]] = {}

@@ -64,8 +64,11 @@ def by_design(runs: Iterable[Run], rows: Mapping[Run, Line]) -> bool:
 
 def rankable(runs: Iterable[Run], rows: Mapping[Run, Line]) -> str:
     """Why the best of the scores of one column cannot be named, empty if it can: samples that were made in several ways
-    or in unknown ways have no best."""
+    or in unknown ways have no best, nor has a mean over weights of different steps."""
     runs = list(runs)
+    steps = {(run.group, row["checkpoint_step"]) for run, row in rows.items() if run in runs}
+    if len(steps) > len({group for group, _ in steps}):
+        return "seeds of one variant have weights of different steps"
     protocols = {generation_of(row) for run, row in rows.items() if run in runs}
     if by_design(runs, rows) or protocols <= {""} or (len(protocols) == 1 and UNKNOWN not in protocols):
         return ""

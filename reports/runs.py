@@ -37,6 +37,7 @@ class Run:
     earlier   records of its samples at earlier steps
     metrics   the log of its training
     samples   the folder of its samples
+    way       how they were drawn, as axis values
     damage    why it cannot be read, with the name of the file; then it has no records
     """
 
@@ -46,6 +47,7 @@ class Run:
     earlier: list[Line] = field(default_factory=list)
     metrics: list[Line] = field(default_factory=list)
     samples: Path | None = None
+    way: dict[str, Any] = field(default_factory=dict)
     damage: str = ""
 
     def last(self, kind: str, state: str | None = None) -> Line | None:
@@ -75,7 +77,25 @@ def read(paths: Iterable[Path]) -> list[Run]:
         raise InputError("no run folder was given")
     if all(run.damage for run in runs.values()):
         raise InputError(next(run.damage for run in runs.values()))
-    return sorted(_apart(list(runs.values())), key=lambda run: (run.info["study"], run.info["name"], run.info["id"]))
+    apart = _apart(_by_way(list(runs.values())))
+    return sorted(apart, key=lambda run: (run.info["study"], run.info["name"], run.info["id"]))
+
+
+def _by_way(runs: list[Run]) -> list[Run]:
+    """The runs, with groups and axis values that say how samples were drawn if those of one group were drawn in several
+    ways, of one training or of several: a mean over seeds has one generation protocol."""
+    ways: dict[str, list[Line]] = {}
+    for run in runs:
+        if run.way:
+            ways.setdefault(run.group, []).append(run.way)
+    result = []
+    for run in runs:
+        others = ways.get(run.group, [])
+        apart = {key: value for key, value in run.way.items() if any(other.get(key) != value for other in others)}
+        axes = _axes(apart)
+        info = {**run.info, "variant": {**(run.info.get("variant") or {}), **apart}, "by_hand": bool(axes)}
+        result.append(replace(run, info=info, group=f"{run.group} {axes}" if axes else run.group))
+    return result
 
 
 def _apart(runs: list[Run]) -> list[Run]:
@@ -239,7 +259,7 @@ def _of_training(config: Line) -> Line:
 
 
 def _runs(info: Line, settings: Line, training: Path | None, model: Path | None, samples: list[Path]) -> Iterator[Run]:
-    """The run of some folders; several runs where samples of the furthest step were drawn in several ways."""
+    """The runs of some folders: one for each set of samples of the furthest step, or else one."""
     rows = [row for row in _rows(_read(model)) if row["kind"] != "speed" or _asked(info) in (None, row["asked"] or {})]
     trained = _read(training)
     if trained and (elsewhere := trained.info.get("weights")):  # only samples were written here
@@ -251,18 +271,22 @@ def _runs(info: Line, settings: Line, training: Path | None, model: Path | None,
     furthest = max((folder.info["step"] for folder in folders), default=None)
     newest = [folder for folder in folders if folder.info["step"] == furthest]
     earlier = [row for folder in folders if folder.info["step"] != furthest for row in _rows(folder)]
-    run = Run(info, "", rows, earlier, metrics)
-    ways = [_way(folder.info["config"]) for folder in newest]
-    for folder, way in zip(newest or [None], ways or [{}], strict=True):
-        apart = {key: value for key, value in way.items() if any(other.get(key) != value for other in ways)}
-        about = {**info, "variant": {**(info.get("variant") or {}), **apart}, "by_hand": bool({*apart} - {*SEEDS})}
-        path = folder.path if folder else None
-        yield replace(run, info=about, group=_group(about, settings), rows=[*rows, *_rows(folder)], samples=path)
+    run = Run(info, _group(info, settings), rows, earlier, metrics)
+    for folder in newest:
+        way = _way(folder.info["config"])
+        yield replace(run, rows=[*rows, *_rows(folder)], samples=folder.path, way=way)
+    if not newest:
+        yield run
 
 
 def _group(info: Line, settings: Line) -> str:
-    axes = sorted((axis, str(value)) for axis, value in info["variant"].items() if axis not in SEEDS)
+    axes = _axes(info.get("variant") or {})
     return f"{info['study']} {info['model']} {axes} {json.dumps(settings, sort_keys=True)}"
+
+
+def _axes(variant: Line) -> list[tuple[str, str]]:
+    """Axis values in order, less those along which only random numbers differ."""
+    return sorted((axis, str(value)) for axis, value in variant.items() if axis not in SEEDS)
 
 
 def _read(folder: Path | None) -> Folder | None:
@@ -279,7 +303,7 @@ def _rows(folder: Folder | None) -> list[Line]:
 def _way(config: Line) -> Line:
     """The way in which samples were drawn, as axis values. A folder of an earlier version lacks the fields that joined
     later, whose values are those of `LATER`."""
-    left_out = ("batch_size", "at")
+    left_out = ("batch_size", "at", "keep")  # what changes no image
     values = LATER | (config.get("sample") or {})
     return {f"sample.{key}": value for key, value in values.items() if key not in left_out}
 

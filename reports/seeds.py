@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 
-from .differences import FEWEST, NO_SEED, Difference, by_seed, difference, mean_of
+from .differences import FEWEST, NO_SEED, Difference, by_seed, count_of, difference, mean_of
 from .protocols import notes, rankable, spread_of
 from .queries import better, scores
 from .runs import Line, Run
@@ -12,7 +12,8 @@ from .table import Column, Table
 NOTE = "±: half the 95 % interval of the mean over training seeds (Student's t); n: their number."
 MARK = (
     "†: the difference to the base (the first variant of the study) over common training seeds is inconclusive: its "
-    f"95 % interval includes 0, there are fewer than {FEWEST} common seeds, or the samples were made in another way."
+    f"95 % interval includes 0, there are fewer than {FEWEST} common seeds, the samples were made in another way, or "
+    "seeds of one variant have weights of different steps."
 )
 Values = dict[str, dict[int, float]]  # {group: {training seed: number}}
 
@@ -29,19 +30,19 @@ def seeds(overview: Table) -> Table:
     runs = [row["run"] for row in overview.rows]
     marks, bases = scores(runs), base_groups(runs)
     values = {name: over_seeds(overview.rows, name) for name in ("final_loss", *marks)}
-    counts = {group: max(len(each.get(group, ())) for each in values.values()) for group in bases}
+    counts = {group: max(count_of(each.get(group, {})) for each in values.values()) for group in bases}
     if not any(count > 1 for count in counts.values()):
         return Table("seeds", "", [], [])
     rows: dict[str, Line] = {}
     for one in overview.rows:
         group = one["group"]
-        if counts[group]:
+        if any(group in each for each in values.values()):
             label = one["model_label"] + (" (base)" if bases[group] == group else "")
             rows[group] = {"label": label, "n": counts[group]}
     for name, each in values.items():
         for group, numbers in each.items():
             mean = mean_of(numbers.values())
-            rows[group] |= {f"{name}_mean": mean.value, f"{name}_ci95": mean.half, f"{name}_n": mean.n}
+            rows[group] |= {f"{name}_mean": mean.value, f"{name}_ci95": mean.half, f"{name}_n": count_of(numbers)}
     inconclusive = False
     unnamed: dict[str, list[str]] = {}
     for name, lines in marks.items():

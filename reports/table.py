@@ -53,6 +53,8 @@ class Column:
         if self.digits is None:
             return str(value)
         style = style_of(value / self.scale, self.digits)
+        if half := row.get(self.interval):  # at least one digit of it
+            style = max(style, style_of(half / self.scale, 1), key=_places)
         text = format(value / self.scale, style)
         if row.get(self.interval) is not None:
             text += f" ± {format(row[self.interval] / self.scale, style)}"
@@ -141,6 +143,11 @@ def style_of(value: float, digits: int) -> str:
         return ",.0f"
     places = digits - 1 - floor(log10(abs(value)))
     return f".{digits - 1}e" if places > 7 else f",.{max(places, 0)}f"
+
+
+def _places(style: str) -> int:
+    """The digits after the point of a format; none for powers of ten, which have their own."""
+    return int(style[2:-1]) if style.startswith(",.") else 0
 
 
 def shortened(text: str, limit: int = 70) -> str:

@@ -29,7 +29,7 @@ from ..record import Row, ScoreRow, access, append, newest, read_records, row, w
 from ..run import LAYOUT, STUDY, locked, plain_name, read_info
 from ..shards import Samples, open_samples
 from .protocol import UNKNOWN, Generation, fields_of
-from .reference import Reference, reference_of
+from .reference import Reference, reference_of, was_against
 from .score import Unscored, evaluate
 
 MOST_NAME = 100  # characters
@@ -150,9 +150,8 @@ def score_foreign(
 
 def _scores(folder: Path, reference: Reference) -> list[ScoreRow]:
     """The newest scores on record against the data as they are today, one for each number."""
-    data = (None, reference.fingerprint.split("-")[0])
     rows = newest(read_records(folder / "record.jsonl")).values()
-    return [one for one in rows if isinstance(one, ScoreRow) and one.data_fingerprint in data]
+    return [one for one in rows if isinstance(one, ScoreRow) and was_against(one, reference)]
 
 
 def _score(

@@ -146,6 +146,7 @@ def score_weights(training: Path, config: Config, step: int, progress: Progress)
         "precision": config.train.precision,
         "encoder": asdict(config.encoder),
         "classes": config.data.num_classes,
+        "images": [images.size, images.size, images.channels],  # of a folder, the fingerprint is of the files
         "count": count,
         "reference": {"name": images_name(config), "fingerprint": images.fingerprint},
     }

@@ -3,7 +3,7 @@
 import hashlib
 import http.client
 import pickle
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
 
 from ...kernels.errors import InputError, unknown
+from ..record import Row
+from ..sections import EvaluateConfig
 
 
 class EfficientNetLite0(torch_fidelity.FeatureExtractorBase):
@@ -291,6 +293,21 @@ def missing_weights(path: str | None = None) -> list[tuple[str, Path, str]]:
         if network.url is not None
     }
     return [(name, file, fetching(NETWORKS[name])) for name, file in files.items() if not file.is_file()]
+
+
+def check_weights(settings: EvaluateConfig, rows: Iterable[Row]) -> None:
+    """Raise InputError if scores, whose key does not have `evaluate.features_path`, are of other weights than are there
+    now."""
+    known = {str(of["weights"]) for row in rows if (of := row.flat().get("evaluation")) and "weights" in of}
+    if settings.features_path is None or not known:
+        return
+    digest = sha256(find_weights(settings.features, settings.features_path, False))
+    if others := sorted(known - {digest}):
+        raise InputError(
+            f"evaluate.features_path {settings.features_path} has other weights ({digest[:8]}) than those with which "
+            f"these samples were scored ({', '.join(one[:8] for one in others)}): lamabench evaluate scores a file of "
+            "them (lamabench sample … --to FILE.npz) by any weights"
+        )
 
 
 def sha256(path: Path) -> str:

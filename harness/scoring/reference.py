@@ -292,12 +292,20 @@ def reference_of(config: Config, say: Say | None = None) -> Reference:
 def check_contents(config: Config, rows: Iterable[Row]) -> None:
     """Raise InputError if scores, whose key has only the name of the file `evaluate.reference`, are of other contents
     than the file has now."""
-    fingerprint = reference_of(config).fingerprint.split("-")[0]
-    if any(row.flat().get("data_fingerprint") not in (None, fingerprint) for row in rows):
+    reference = reference_of(config)
+    if not all(was_against(row, reference) for row in rows):
         raise InputError(
             f"evaluate.reference {config.evaluate.reference} has other contents than the file of this name with which "
             "these samples were scored; give it another name"
         )
+
+
+def was_against(row: Row, reference: Reference) -> bool:
+    """Whether a score was computed against the contents of a reference, as far as its record says."""
+    line = row.flat()
+    if (against := (line.get("evaluation") or {}).get("reference")) is not None:
+        return against["fingerprint"] == reference.fingerprint  # of some of the data, with the number of images
+    return line.get("data_fingerprint") in (None, reference.fingerprint.split("-")[0])
 
 
 def _images_in(path: Path) -> DataConfig | None:

@@ -189,7 +189,8 @@ def evaluate(
             reasons[metric] = str(error)
             continue
         width = len(actual.mean) if isinstance(actual, Moments) else 0
-        facts["note"] = note(metric, len(samples), width, images[metric], floor_count(reference, len(samples)))
+        of_floor = None if facts["floor"] is None else floor_count(reference, len(samples))
+        facts["note"] = note(metric, len(samples), width, images[metric], of_floor)
         for one in quantities:
             name = metric_name(one.name, extractor.title, len(samples))
             yield {"metric": name, "value": one.value, "std": one.std} | facts

@@ -114,7 +114,7 @@ def _run(path: Path, overrides: list[str]) -> tuple[list[Row], dict[str, str]]:
     """Scores of the samples of a run, one set for each moment that is asked for."""
     from ...harness.data.images import load
     from ...harness.scoring.counts import shortage
-    from ...harness.scoring.networks import find_weights
+    from ...harness.scoring.networks import check_weights, find_weights
     from ...harness.scoring.reference import check_contents, reference_of
     from ...harness.scoring.score import Unscored
     from ...harness.training.checkpoint import check_data
@@ -128,6 +128,12 @@ def _run(path: Path, overrides: list[str]) -> tuple[list[Row], dict[str, str]]:
         return path.resolve() / "samples" / task.key
 
     def check(task: Task) -> None:
+        config = config_from_dict(task.config)
+        keys = {score_key(config, task.key, metric) for metric in task.metrics if metric != HELDOUT}
+        known = [row for row in read_records(task.path / "record.jsonl") if row.key in keys]
+        if config.evaluate.reference is not None and known:
+            check_contents(config, known)
+        check_weights(config.evaluate, known)
         if not sampled_metrics(task):
             return check_heldout(task)
         given = [text for text in overrides if text.startswith(("sample.", "run."))]
@@ -144,10 +150,6 @@ def _run(path: Path, overrides: list[str]) -> tuple[list[Row], dict[str, str]]:
             raise InputError(f"{path} has no samples to score; draw them first: {draw}")
         if missing(task) and gone(task):
             raise InputError(f"{set_of(task.path)} was deleted or damaged; draw the samples again: {draw}")
-        config = config_from_dict(task.config)
-        if config.evaluate.reference is not None:
-            keys = {score_key(config, task.key, metric) for metric in task.metrics}
-            check_contents(config, (row for row in read_records(task.path / "record.jsonl") if row.key in keys))
         if missing(task):
             reference = reference_of(config)
             if config.evaluate.reference is None:

@@ -89,3 +89,33 @@ def test_bad_input(capsys, place, words, message):
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert err.startswith("lamabench reference: error: ") and re.search(message, err)
     assert not list(place.iterdir())
+
+
+def test_a_file_of_other_contents_is_refused_though_all_is_scored(capsys, place):
+    """A held-out loss has another reference, and is none of the scores against the file."""
+    small = "model=dit_nano model.depth=1 model.hidden_size=16 model.num_heads=2 train.steps=2 train.batch_size=8"
+    words = [*DATA, "data.split=most", *small.split(), "train.precision=float32"]
+    assert run(capsys, "train", *words)[0] == 0
+    (link,) = map(str, (place / "runs" / "train").glob("dit_nano*"))
+    drawn = ["sample.count=4", "sample.method=ddim", "sample.steps=2"]
+    assert run(capsys, "sample", link, *drawn)[0] == 0
+    reference = ["reference", *DATA, "data.split=most", "--out", "r.npz"]
+    assert run(capsys, *reference, "evaluate.reference_count=9")[0] == 0
+    score = ["evaluate", link, *drawn, "evaluate.reference=r.npz", "--json"]
+    rows = json.loads(run(capsys, *score, "evaluate.metrics=[heldout,fd]")[1])
+    code, out, err = run(capsys, *score, "evaluate.metrics=[heldout,fd,isc]")
+    assert code == 1 and json.loads(out) == rows and "isc needs at least 10 samples" in err
+    assert run(capsys, *reference, "evaluate.reference_count=8")[0] == 0
+    for metrics in ("[fd]", "[heldout,fd]", "[fd,isc]"):
+        code, out, err = run(capsys, *score, f"evaluate.metrics={metrics}")
+        assert (code, out) == (2, "") and "r.npz has other contents than the file of this name" in err
+    assert run(capsys, *score, "evaluate.metrics=[heldout]")[0] == 0
+
+    images = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 1), dtype=np.uint8)
+    np.savez(place / "s.npz", images=images)
+    theirs = ["evaluate", "s.npz", "--as", "them", "evaluate.reference=r.npz", "evaluate.metrics=[fd]", "--json"]
+    counts = []
+    for count in (8, 9):
+        assert run(capsys, *reference, f"evaluate.reference_count={count}")[0] == 0
+        counts += [row["reference_count"] for row in json.loads(run(capsys, *theirs)[1])]
+    assert counts == [8, 9], "other people's samples are scored again"

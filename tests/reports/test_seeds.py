@@ -126,6 +126,26 @@ def test_samples_that_were_added_by_hand_have_no_best(tmp_path: Path) -> None:
     assert {row[f"{FD}_verdict"] for row in rows(tmp_path).values()} == {"", "inconclusive"}
 
 
+def test_a_mean_over_seeds_has_one_generation_protocol(tmp_path: Path) -> None:
+    """Trainings of which the samples of one were drawn in another way, or were drawn in another way too."""
+    for seed, ways in enumerate([[50], [50, 5], [50], [5]]):
+        for steps in ways:
+            lines = [made(scored(60.0 + seed if steps == 50 else 200.0 + seed), steps=steps)]
+            write(tmp_path, f"one-s{seed}", lines, seed=seed, steps=steps)
+    means = {label: (row["n"], float(row[f"{FD}_mean"])) for label, row in rows(tmp_path).items()}
+    assert means == {"DiT-demo (sample.steps=50) (base)": ("3", 61.0), "DiT-demo (sample.steps=5)": ("2", 202.0)}
+    assert "**" not in table(tmp_path).markdown()
+
+
+def test_what_is_kept_of_samples_makes_no_variant(tmp_path: Path) -> None:
+    for seed, keep in enumerate(("images", "features", None)):
+        for steps in (50, 5):
+            more = {} if keep is None else {"keep": keep if steps == 50 else "images"}
+            lines = [made(scored(60.0 + seed), steps=steps)]
+            write(tmp_path, f"one-s{seed}", lines, seed=seed, steps=steps, **more)
+    assert [row["n"] for row in rows(tmp_path).values()] == ["3", "3"]
+
+
 def test_folders_and_sample_seeds_of_one_training_are_one_seed(tmp_path: Path) -> None:
     fill(tmp_path / "here", "a", [60.0, 62.0])
     fill(tmp_path / "there", "a", [64.0])
@@ -175,7 +195,9 @@ def test_other_peoples_samples_have_no_training_seed(tmp_path: Path) -> None:
     info = {"kind": "model", "key": "c" * 12, "study": "foreign", "name": "edm", "family": "foreign", "model": "edm"}
     put(tmp_path / "models" / "edm", {**info, "title": "edm", "seed": None, "variant": {}, "config": {}}, [row])
     by_label = rows(tmp_path)
-    assert (by_label["edm"]["n"], by_label["edm"][f"{FD}_ci95"], by_label["edm"][f"{FD}_verdict"]) == ("1", "", "")
+    edm = by_label["edm"]
+    assert (edm["n"], edm[f"{FD}_n"], edm[f"{FD}_mean"]) == ("0", "0", "1.0")
+    assert (edm[f"{FD}_ci95"], edm[f"{FD}_verdict"]) == ("", "")
     assert by_label["DiT-demo (variant=b)"][f"{FD}_verdict"] == "better"
     text = table(tmp_path).markdown()
     assert "**" not in text and "it is not on record how all samples were made" in text
@@ -198,5 +220,15 @@ def test_a_score_without_samples_has_a_best(tmp_path: Path) -> None:
 def test_seeds_at_different_steps_are_said(tmp_path: Path) -> None:
     for seed, step in enumerate((600, 600, 200)):
         write(tmp_path, f"a-s{seed}", [scored(1.0)], variant={"variant": "a"}, seed=seed, step=step)
+    fill(tmp_path, "b", [0.5, 0.5, 0.5])
     line = "DiT-demo (variant=a) (base): its seeds have weights of different steps (200, 600)."
     assert line in table(tmp_path).notes
+    text = table(tmp_path).markdown()
+    assert "**" not in text and "because seeds of one variant have weights of different steps" in text
+    assert rows(tmp_path)["DiT-demo (variant=b)"][f"{FD}_verdict"] == "inconclusive"
+
+
+def test_an_interval_has_a_digit(tmp_path: Path) -> None:
+    fill(tmp_path, "a", [12345.1, 12345.2, 12345.18])  # the deviation is 0.0529, t 4.303
+    fill(tmp_path, "b", [12345.0, 12345.0, 12345.0])
+    assert [row[FD] for row in markdown(table(tmp_path).markdown())] == ["12,345.2 ± 0.1", "**12,345 ± 0**"]

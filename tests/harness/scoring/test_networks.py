@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
+from lamabench.harness.record import row
 from lamabench.harness.scoring import networks
 from lamabench.harness.scoring.features import FeatureNetwork
 from lamabench.harness.scoring.networks import (
@@ -15,6 +16,7 @@ from lamabench.harness.scoring.networks import (
     DinoV2,
     EfficientNetLite0,
     build,
+    check_weights,
     find_weights,
     missing_weights,
     sha256,
@@ -85,6 +87,22 @@ def test_every_configured_network_exists():
 
 
 # Inception-2015
+
+
+def test_scores_by_other_weights_are_refused(tmp_path):
+    """Because keys do not have the path of weights."""
+    (tmp_path / "mine.pth").write_bytes(b"mine")
+    same = {"key": "k", "metric": "FD", "value": 1.0, "count": 2, "protocol": "p"}
+    old = row("score", **same)
+    ours = row("score", **same, evaluation={"weights": sha256(tmp_path / "mine.pth")})
+    theirs = row("score", **same, evaluation={"weights": "ab" * 32})
+    config = EvaluateConfig("inception_v3", str(tmp_path / "mine.pth"), ["fd"])
+    check_weights(config, [old, ours])
+    check_weights(EvaluateConfig("inception_v3", None, ["fd"]), [theirs])
+    with pytest.raises(
+        InputError, match=r"mine\.pth has other weights \(.{8}\) than those .* scored \(abababab\): [^\n]*$"
+    ):
+        check_weights(config, [old, ours, theirs])
 
 
 class Trap:

@@ -255,6 +255,8 @@ def test_an_added_metric_computes_only_itself(tmp_path, digits, extracted):
     every = rows_of("fd", "kid", "prc", "isc")
     assert extracted == [{"1280": 120, "logits": 120}, {"1280": 110, "logits": 110}]
     assert [row["request"] for row in every] == ["fd", "kid", "prc", "prc", "isc"]
+    kd = every[1]  # 60 images, half of the reference, are too few for a floor, so that no remark is about it
+    assert (kd["request"], kd["floor"], kd["note"]) == ("kid", None, None) and every[0]["floor"] > 0
     extracted.clear()
     for metric in ("fd", "kid", "prc", "isc"):
         assert rows_of(metric) == [row for row in every if row["request"] == metric]

@@ -20,6 +20,7 @@ from lamabench.harness.scoring.reference import reference_of
 from lamabench.harness.training.loop import initial_model
 from lamabench.kernels.errors import InputError
 from lamabench.launch.cli import main
+from PIL import Image
 from trainings import DIT, FAMILIES, assert_same, make, metrics, trained
 
 EVERY = [62, 187, 312, 437, 562, 687, 812, 937]
@@ -195,6 +196,28 @@ def test_the_score_needs_no_samples_and_is_what_the_training_logs(tmp_path, caps
     assert fewer["count"] == 20 and fewer["protocol"] != row["protocol"]
     assert main(["evaluate", str(run), "evaluate.metrics=[heldout,fd]"]) == 2
     assert "has no samples to score; draw them first" in capsys.readouterr().err
+
+
+def test_the_protocol_has_the_size_of_images_in_files(tmp_path, capsys):
+    """The fingerprint of a folder is of its files, whatever their images are resized to."""
+    rng, rows = np.random.default_rng(0), []
+    for split in ("train", "test"):
+        (tmp_path / split).mkdir()
+        for number in range(8):
+            pixels = rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / split / f"{number}.png")
+    data = ["data=folder", f"data.path={tmp_path}/train", "data.num_classes=0"]
+    words = [word for word in SMALL if not word.startswith("data")] + [*data, f"run.root={tmp_path}/runs"]
+    for size in (8, 16):
+        assert main(["train", *words, f"data.size={size}"]) == 0
+        (run,) = {*(tmp_path / "runs/trainings").iterdir()} - {one["run"] for one in rows}
+        capsys.readouterr()
+        assert main(["evaluate", str(run), "evaluate.metrics=[heldout]", "--json"]) == 0
+        rows.append({"run": run, **json.loads(capsys.readouterr().out)[0]})
+    one, two = rows
+    assert one["evaluation"]["reference"] == two["evaluation"]["reference"]
+    assert [row["evaluation"]["images"] for row in rows] == [[8, 8, 3], [16, 16, 3]]
+    assert one["protocol"] != two["protocol"]
 
 
 def test_the_key_holds_what_it_reads():
