@@ -9,6 +9,7 @@ the noise.
 
 import math
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -64,7 +65,7 @@ def heldout_losses(
     starts = range(0, len(chosen), size)
     generators = Generators(SEED, Stream.HELD_OUT)
     sums: list[list[float]] = []
-    with parallel.agreeing():
+    with parallel.agreeing() if together else nullcontext():
         for start in starts[parallel.rank() :: parallel.size()] if together else starts:
             part = chosen[start : start + size]
             x0, y = encoding.encode(images.images_at(part)), torch.from_numpy(images.labels[part]).to(device)
