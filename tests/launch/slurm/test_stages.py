@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 from lamabench.ablations.study import Setting, Study
+from lamabench.harness.scoring import networks
 from lamabench.harness.stages import Task
 from lamabench.launch.cli import main
 from lamabench.launch.plan import pieces, plan
@@ -149,6 +150,14 @@ def test_a_submit_queues_each_stage_after_the_one_before(cluster, staged, capsys
     capsys.readouterr()
     assert cluster.submit(staged) == 0
     assert stages_of(cluster)[3:] == [(0, 2, "evaluate")] and dependencies(cluster)[3:] == ["afterany:2_2:1_2:2_3:1_3"]
+
+
+def test_a_submit_tells_of_a_network_without_weights_here(cluster, staged, capsys, monkeypatch, tmp_path):
+    """It queues nonetheless, because jobs may find them where they run."""
+    monkeypatch.setattr(networks, "cache_folder", lambda: tmp_path / "cache")
+    assert cluster.submit(staged, "evaluate.features=inception_v3", "--only", "0.0002") == 0
+    assert stages_of(cluster) == [(1, 1, "train"), (1, 1, "sample"), (0, 1, "evaluate")]
+    assert capsys.readouterr().err.startswith("0.0002: the weights of inception_v3 are missing: ")
 
 
 def test_scores_alone_are_queued_only_after_samples(cluster, staged, capsys):
