@@ -202,7 +202,8 @@ def plain_name(text: str) -> str:
 def read_study(folder: Path) -> dict[str, Any]:
     """The content of .study.json in ROOT/STUDY: `study`, `file` (None: no file) and `runs`, a list of dicts. Each has
     `name`, `variant`, `seed`, `model`, `family`, `title`, `steps` (of its training), `backend` (as asked for), and the
-    folders `training` (None if it has none), `model_folder` and `samples` (a list), relative to ROOT.
+    folders `training` (None if it has none), `model_folder` and `samples` (a list), relative to ROOT; `to_draw` are
+    those of `samples` that are not scored by the held-out loss alone (without it: all, of an earlier version).
 
     Raises InputError if there is no .study.json or if it cannot be read.
     """

@@ -75,9 +75,8 @@ def hints(study: Study, runs: Sequence[Planned]) -> Iterator[str]:
             with suppress(InputError):  # of a damaged record, which the plan says elsewhere
                 if text := drawn_anew(task) or without_weights(task):
                     late.setdefault(text, []).append(run.name)
-    for name, text in _weights(runs):
-        late.setdefault(text, []).append(name)
     yield from (f"{few(names)}: {text}" for text, names in late.items())
+    yield from without_networks(runs)
     for key, values in study.axes.items():
         if len(values) > 1 and not any(isinstance(value, list) for value in values):
             node: Any = runs[0].config
@@ -86,6 +85,14 @@ def hints(study: Study, runs: Sequence[Planned]) -> Iterator[str]:
             if isinstance(node, list):
                 inner = ", ".join(map(str, values))
                 yield f"axis {key} takes its {len(values)} values one at a time; write [[{inner}]] to combine them"
+
+
+def without_networks(runs: Sequence[Planned]) -> Iterator[str]:
+    """A line about the scores whose network has no weights on this machine. Jobs may find them on theirs."""
+    lines: dict[str, list[str]] = {}
+    for name, text in _weights(runs):
+        lines.setdefault(text, []).append(name)
+    yield from (f"{few(names)}: {text}" for text, names in lines.items())
 
 
 def drawn_anew(task: Task) -> str:
@@ -208,7 +215,8 @@ def without_network(config: Config) -> str:
 def _weights(runs: Sequence[Planned]) -> Iterator[tuple[str, str]]:
     """The runs that lack scores whose network has no weights on this machine, each with a line about it."""
     for run in runs:
-        lacking = any("evaluate" in task.stages and missing_metrics(task) for task in run.tasks)
+        metrics = {metric for task in run.tasks if "evaluate" in task.stages for metric in missing_metrics(task)}
+        lacking = bool(metrics - {HELDOUT})
         if lacking and run.config.evaluate.features != "efficientnet_lite0" and (text := without_network(run.config)):
             yield run.name, text
 

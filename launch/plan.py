@@ -28,6 +28,7 @@ from ..harness.stages import (
     merged,
     missing,
     missing_metrics,
+    needs_samples,
     only,
     plan_key,
     problem,
@@ -297,6 +298,7 @@ def listing(runs: Sequence[Planned]) -> list[dict[str, Any]]:
             "training": training_folder(run.root, run.config) if needs_training else None,
             "model_folder": model_folder(run.root, run.config.model),
             "samples": [task.path for task in run.tasks if task.kind == "samples"],
+            "to_draw": [task.path for task in run.tasks if task.kind == "samples" and needs_samples(task)],
         }
         relative = {
             name: [str(path.relative_to(run.root)) for path in value]

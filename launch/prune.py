@@ -84,17 +84,21 @@ def checkpoints(runs: Sequence[Planned]) -> Iterator[Leftover]:
 
 
 def _unfinished(root: Path) -> Iterator[Path]:
-    """The trainings of which a study below a root asks for more: steps that they did not reach, or samples that are not
-    drawn yet."""
+    """The trainings of which a study below a root asks for more: steps that they did not reach, samples that are
+    not drawn yet, or the held-out loss."""
     for path in root.glob(f"*/{STUDY}"):
         for run in read_study(path.parent)["runs"]:
             if not run["training"]:
                 continue
             folder = root / run["training"]
             further = (run.get("steps") or 0) > (reached(read_records(folder / "record.jsonl")) or 0)
-            samples = [read_records(root / name / "record.jsonl") for name in run["samples"]]
-            drawn = [any(row.kind == "sample" and row.state == "done" for row in rows) for rows in samples]
-            if further or not all(drawn):
+            to_draw = run.get("to_draw", run["samples"])
+            ends = {name: "sample" if name in to_draw else "score" for name in run["samples"]}
+            done = [
+                any(row.kind == kind and row.state == "done" for row in read_records(root / name / "record.jsonl"))
+                for name, kind in ends.items()
+            ]
+            if further or not all(done):
                 yield folder
 
 

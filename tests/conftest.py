@@ -80,10 +80,11 @@ def traced(monkeypatch):
 
 @pytest.fixture
 def registered():
-    """What a test registers, mixers, families and plug-ins, is gone after it."""
+    """What a test registers, mixers, families and plug-ins, is gone after it. It begins without plug-ins."""
     registry.families()
     tables = (registry._FAMILIES, mixers.MIXERS, plugins._LOADED)
     copies, modules = [dict(table) for table in tables], set(sys.modules)
+    plugins._LOADED.clear()
     yield
     for table, copy in zip(tables, copies, strict=True):
         table.clear()

@@ -1,7 +1,7 @@
 """A training, from its configuration and the state of its folder to its record."""
 
 from collections.abc import Callable, Collection, Sequence
-from contextlib import closing, nullcontext, suppress
+from contextlib import nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -33,7 +33,7 @@ from .logs import Log, peak_of
 from .resume import all_asked, backends_to_ask, continue_from, missing, with_stretch
 from .sharding import assembled, passes, shard, sharded_mode
 from .step import TrainStep
-from .steps import Diverged, loop
+from .steps import Diverged, freeing, loop
 
 
 def train(folder: Path, config: Config, progress: Progress, moments: Sequence[int] = ()) -> dict[str, Any]:
@@ -139,7 +139,7 @@ def _train(
             log.preview(at, net)
 
     logs = Log(files, config, at, macs=macs, peak=peak, say=progress.say) if first else nullcontext()
-    with closing(step), logs as log:
+    with freeing(step), logs as log:
         loop(
             step,
             batches(data, step.objective, config, step.net.null_class, at.step, device),

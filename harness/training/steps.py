@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar, cast
 
 from torch import Tensor
@@ -22,6 +23,18 @@ Result = TypeVar("Result")
 
 class Diverged(RuntimeError):
     """The loss or the gradient is no longer finite."""
+
+
+@contextmanager
+def freeing(step: TrainStep) -> Iterator[None]:
+    """Free the CUDA graph of a step at the end of the block. It stays after an error that may come from the loss of a
+    process, because a call of NCCL in it then never returns."""
+    try:
+        yield
+    except (Diverged, InputError, signals.Stopped):
+        step.close()
+        raise
+    step.close()
 
 
 def loop(

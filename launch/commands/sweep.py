@@ -115,6 +115,8 @@ def _retry(sweep: Sweep) -> int:
 
 
 def _print_submission(sweep: Sweep, runs: Sequence[Planned], submission: submit.Submission) -> int:
+    for line in notes.without_networks(runs):
+        print(line, file=sys.stderr)
     arrays, left, unreadable = submission.arrays, dict(submission.left), len(sweep.runs) - len(runs)
     if unreadable:
         left["unreadable"] = unreadable

@@ -129,16 +129,23 @@ def drafts(chosen: Sequence[Choice], most: int) -> list[Draft]:
     return arrays
 
 
+PATHS = {"data": ("path",), "evaluate": ("reference", "features_path")}  # what a job reads from other folders
+
+
 def entry(piece: Piece) -> dict[str, Any]:
-    """A task as a manifest holds it, with absolute folders: a job whose working folder is gone starts in another one,
-    and must not make its runs there."""
+    """A task as a manifest holds it, with absolute paths: a job whose working folder is gone starts in another one, and
+    must neither make its runs there nor look for data there. A link keeps its name, which scores may have in theirs."""
     task, config = piece.task, piece.task.config
     root = str(Path(config["run"]["root"]).resolve())
+    sections = {"run": config["run"] | {"root": root}}
+    for section, names in PATHS.items():
+        given = {name: config[section][name] for name in names if config[section].get(name)}
+        sections[section] = config[section] | {name: str(Path(path).absolute()) for name, path in given.items()}
     absolute = replace(
         task,
         folder=str(piece.folder.resolve()),
         training=task.training and str(Path(task.training).resolve()),
-        config=config | {"run": config["run"] | {"root": root}},
+        config=config | sections,
     )
     more = {"plugins": list(piece.plugins)} if piece.plugins else {}
     return {"name": piece.run, "folder": absolute.folder, "task": asdict(absolute), **more}

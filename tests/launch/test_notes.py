@@ -190,6 +190,15 @@ def test_weights_of_networks_that_are_missing_are_told_before_training(study, fi
         assert not list(notes.hints(mine, runs))
 
 
+def test_the_held_out_loss_needs_no_weights_of_a_network(study, tmp_path, monkeypatch):
+    monkeypatch.setattr(networks, "cache_folder", lambda: tmp_path / "cache")
+    settings = {"data__split": "most", "evaluate__features": "inception_v3", "evaluate__metrics": ["heldout"]}
+    mine = study(stages=["train", "evaluate"], **settings)
+    runs = plan(mine)
+    assert not list(notes.hints(mine, runs))
+    notes.check(runs, here=True)
+
+
 def test_spatial_features_of_samples_whose_images_are_not_kept(study, finish, tmp_path):
     settings = {"sample__count": 100, "evaluate__features": "inception_v3", "evaluate__metrics": ["sfid"]}
     runs = plan(study(stages=["train", "sample", "evaluate"], sample__keep="features", **settings))

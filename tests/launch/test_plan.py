@@ -235,6 +235,23 @@ def test_checkpoints_that_another_study_needs_stay(study, finish):
         assert one.folder == runs[0].folder
 
 
+def test_checkpoints_of_a_study_that_draws_no_samples_are_freed(study, finish):
+    """Weights that only a full checkpoint has are needed until the held-out loss is there."""
+    held = {"data__split": "most", "evaluate__metrics": ["heldout"], "sample__weights": "live"}
+    mine = study(stages=["train", "evaluate"], **held)
+    runs = plan(mine)
+    write(mine, runs)
+    training, score = pieces(runs)
+    finish(training.task)
+    assert list(prune.checkpoints(plan(study(stages=["train"], data__split="most")))) == []
+    finish(score.task)
+    (one,) = prune.checkpoints(runs)
+    assert one.folder == runs[0].folder
+    more = replace(study(stages=["train", "sample"], **held), name="other")  # draws what was only scored
+    write(more, plan(more))
+    assert list(prune.checkpoints(runs)) == []
+
+
 def test_two_runs_that_ask_for_the_same_are_refused(study):
     same = Study("s", "?", variants={"a": {"model": "dit_nano"}, "b": {"model": "dit_nano", "sample.batch_size": 7}})
     with pytest.raises(InputError, match="b and a are the same run"):

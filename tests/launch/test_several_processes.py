@@ -16,7 +16,6 @@ import pytest
 from lamabench.harness.record import read_lines
 from lamabench.harness.run import read_run
 from lamabench.harness.shards import open_samples
-from lamabench.launch.cli import main
 from processes import MODEL, SMALL, STEPS, losses, same, saved, training
 from safetensors.torch import load_file
 
@@ -67,15 +66,22 @@ def test_the_first_process_logs_and_draws(start, whole, tmp_path):
     same(whole[2], training(tmp_path))
 
 
+HELD_OUT = ["data.split=most", "run.log_every=5", "run.heldout_every=5", "train.steps=10", "evaluate.batch_size=20"]
+
+
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
-def test_processes_share_the_held_out_loss(start, tmp_path, capsys, parallel):
-    """It is to the last digit what one process computes from the weights of that step."""
-    words = ["data.split=most", "run.log_every=2", "run.heldout_every=2", "train.steps=4", "evaluate.batch_size=20"]
-    run = start(tmp_path, *words, f"run.parallel={parallel}", count=2)
+def test_processes_share_the_held_out_loss(start, tmp_path, parallel):
+    """It is to the last digit what one process computes from the weights of that step, also where one of two computes
+    it alone: from weights in shards, and as a score."""
+    run = start(tmp_path, *HELD_OUT, f"run.parallel={parallel}", count=2)
+    run.until(lambda: "10 steps" in run.text("out"))  # a process that waits for another one would wait for minutes
     assert run.codes == [0, 0], run.text("err")
     _, line = read_lines(training(tmp_path) / "metrics.jsonl")
-    assert main(["evaluate", str(training(tmp_path)), "evaluate.metrics=[heldout]", "--json"]) == 0
-    (row,) = json.loads(capsys.readouterr().out)
+    words = ["evaluate", str(training(tmp_path)), "evaluate.metrics=[heldout]", "--json"]
+    run = start(tmp_path / "score", command=words, count=2)
+    run.until(lambda: run.text("out").endswith("]\n"))
+    assert run.codes == [0, 0], run.text("err")
+    (row,) = json.loads(run.text("out"))
     assert row["value"] == line["heldout_loss"] and row["by_timestep"]["62"] == line["heldout_loss_1"]
 
 

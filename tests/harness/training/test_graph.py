@@ -2,6 +2,7 @@
 
 import threading
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from itertools import pairwise
 
@@ -12,10 +13,12 @@ from lamabench.harness.keys import training_key
 from lamabench.harness.progress import Progress
 from lamabench.harness.record import read_records
 from lamabench.harness.sections import RunConfig
+from lamabench.harness.signals import Stopped
 from lamabench.harness.stages import execute, tasks
 from lamabench.harness.training import loop
 from lamabench.harness.training.checkpoint import files, load
 from lamabench.harness.training.graph import WARM_UP, NotCaptured, WholeStep
+from lamabench.harness.training.steps import Diverged, freeing
 from lamabench.kernels.errors import InputError
 from trainings import DIT, FAMILIES, make, metrics, tensors, trained
 
@@ -138,3 +141,23 @@ def test_replays_read_the_inputs_and_the_learning_rate_of_their_call(monkeypatch
     assert same == [False] * 6 + [True] * 3
     losses = [line["loss"] for line in metrics(tmp_path)]
     assert len(set(losses)) == len(losses)  # every replay saw another batch
+
+
+@pytest.mark.parametrize(
+    ("error", "frees"),
+    [(None, True), (Diverged("x"), True), (InputError("x"), True), (Stopped("x"), True), (RuntimeError("x"), False)],
+)
+def test_a_training_frees_its_graph_unless_a_process_may_be_lost(error, frees):
+    """Of a lost process, a call of NCCL in the graph never returns."""
+
+    class Step:
+        closed = False
+
+        def close(self):
+            self.closed = True
+
+    step = Step()
+    with pytest.raises(type(error)) if error else nullcontext(), freeing(step):
+        if error:
+            raise error
+    assert step.closed == frees

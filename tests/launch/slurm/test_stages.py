@@ -5,11 +5,12 @@ from dataclasses import replace
 
 import pytest
 from lamabench.ablations.study import Setting, Study
+from lamabench.harness.scoring import networks
 from lamabench.harness.stages import Task
 from lamabench.launch.cli import main
-from lamabench.launch.plan import pieces, plan
+from lamabench.launch.plan import keys_of, pieces, plan
 from lamabench.launch.slurm.cluster import ClusterConfig, load
-from lamabench.launch.slurm.jobs import choose, drafts
+from lamabench.launch.slurm.jobs import choose, drafts, entry
 from lamabench.launch.slurm.requests import idle, load_over, requests_of
 from lamabench.launch.slurm.status import UNSEEN
 
@@ -151,6 +152,14 @@ def test_a_submit_queues_each_stage_after_the_one_before(cluster, staged, capsys
     assert stages_of(cluster)[3:] == [(0, 2, "evaluate")] and dependencies(cluster)[3:] == ["afterany:2_2:1_2:2_3:1_3"]
 
 
+def test_a_submit_tells_of_a_network_without_weights_here(cluster, staged, capsys, monkeypatch, tmp_path):
+    """It queues nonetheless, because jobs may find them where they run."""
+    monkeypatch.setattr(networks, "cache_folder", lambda: tmp_path / "cache")
+    assert cluster.submit(staged, "evaluate.features=inception_v3", "--only", "0.0002") == 0
+    assert stages_of(cluster) == [(1, 1, "train"), (1, 1, "sample"), (0, 1, "evaluate")]
+    assert capsys.readouterr().err.startswith("0.0002: the weights of inception_v3 are missing: ")
+
+
 def test_scores_alone_are_queued_only_after_samples(cluster, staged, capsys):
     """A job without samples to score could only fail."""
     assert cluster.submit(staged, "--stages", "evaluate") == 0 and cluster.arrays() == []
@@ -196,3 +205,18 @@ def test_plan_shows_the_hours_of_each_stage(cluster, staged, capsys):
     assert "asked for: 12 jobs, 8 GPU-hours and 12 CPU-hours" in out
     assert "  train: 4 jobs, 4 GPU-hours\n" in out and "  evaluate: 4 jobs, 0 GPU-hours and 12 CPU-hours\n" in out
     assert "array 2, each task after that of array 1:" in out and out.count("--gpus-per-node=1") == 2
+
+
+def test_a_job_has_absolute_paths_of_what_it_reads(tmp_path, monkeypatch):
+    """Its working folder may be gone. The key of a score has the name of its reference, which no link may change."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "target.npz").touch()
+    (tmp_path / "ref.npz").symlink_to("target.npz")
+    base = {**SMALL, **SCORES, "data": "npz", "data.path": "mine.npz", "data.channels": 1, "data.num_classes": 0}
+    base |= {"evaluate.reference": "ref.npz", "evaluate.features": "inception_v3", "evaluate.features_path": "w.pth"}
+    for piece in pieces(plan(Study("s", "?", base=base, axes={"train.lr": [1e-4]}, stages=list(ALL)))):
+        task = Task.from_dict(entry(piece)["task"])
+        evaluate, paths = task.config["evaluate"], [tmp_path / name for name in ("ref.npz", "w.pth", "mine.npz")]
+        names = (evaluate["reference"], evaluate["features_path"], task.config["data"]["path"])
+        assert [*map(str, paths)] == [*names] and task.config["run"]["root"] == str(tmp_path / "runs")
+        assert keys_of(task) == keys_of(piece.task)
