@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from difflib import get_close_matches
 from importlib import metadata
 from pathlib import Path
 from typing import NoReturn
@@ -195,7 +196,7 @@ def parser() -> argparse.ArgumentParser:
         "each job a GPU of this machine)"
     )
     sweep.add_argument("words", nargs="*", metavar="key=value", help=help_text)
-    help_text = "take the study's debug size, called NAME-debug, which needs seconds on a CPU"
+    help_text = "take the study's debug size, called NAME-debug, whose runs need seconds each on a CPU"
     sweep.add_argument("--debug", action="store_true", help=help_text)
     help_text = (
         "jobs at a time (default here: one per GPU, else one per core; on SLURM, per array: cluster.parallel or 256)"
@@ -267,13 +268,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2 if isinstance(error, InputError) else 1
 
 
+def _refuse(top: argparse.ArgumentParser, command: str, words: Sequence[str]) -> NoReturn:
+    """Name words that a command does not take, and its option that an option among them is a slip for."""
+    groups = next(action for action in top._actions if isinstance(action, argparse._SubParsersAction))
+    sub = groups.choices[command]
+    assert isinstance(sub, OneLineParser)
+    options = [name[2:] for action in sub._actions for name in action.option_strings if name.startswith("--")]
+    slips = [word[2:].partition("=")[0] for word in words if word.startswith("--")]
+    near = [close for word in slips for close in get_close_matches(word, options, 1)]
+    hint = f" (did you mean --{near[0]}?)" if near else f"; choices: --{', --'.join(options)}" if slips else ""
+    sub.error(f"unrecognized arguments: {' '.join(words)}{hint}")
+
+
 def _main(argv: Sequence[str] | None) -> int:
     top = parser()
     if any("\0" in word for word in (sys.argv[1:] if argv is None else argv)):
         top.error("a word contains the character NUL, which no file name has")
     args, rest = top.parse_known_args(argv)
     if any(word.startswith("-") or "=" not in word for word in rest) or (rest and not hasattr(args, "words")):
-        top.error(f"unrecognized arguments: {' '.join(rest)}")
+        _refuse(top, args.command, rest)
     if rest:  # settings after an option
         args.words += rest
     try:

@@ -98,7 +98,8 @@ def over_seeds(rows: Iterable[Line], name: str) -> Values:
 
 
 def base_groups(runs: Iterable[Run]) -> dict[str, str | None]:
-    """The base of each group: the group of the first run of its study, None outside of studies with a file."""
+    """The base of each group: the group of the first run of its study, also of other people's samples that are a row of
+    it; None outside of studies with a file."""
     runs = list(runs)
     first: dict[str, Run] = {}
     for run in runs:
@@ -106,10 +107,7 @@ def base_groups(runs: Iterable[Run]) -> dict[str, str | None]:
             known = first.setdefault(run.info["study"], run)
             if run.info["place"] < known.info["place"]:
                 first[run.info["study"]] = run
-    return {
-        run.group: first[run.info["study"]].group if run.info["study"] in first and run.info.get("of_file") else None
-        for run in runs
-    }
+    return {run.group: first[run.info["study"]].group if run.info["study"] in first else None for run in runs}
 
 
 def against(values: Values, group: str, base: str, metric: str, lines: Mapping[Run, Line]) -> Difference:

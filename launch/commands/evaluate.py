@@ -39,6 +39,8 @@ def run(args: argparse.Namespace) -> int:
 
     path, overrides = run_and_overrides(args.words)
     if args.neighbours is not None:
+        if (args.name, args.generation, args.study) != (None, None, None):
+            raise InputError("--neighbours records no scores, so that it takes no --as, --generation or --study")
         from .neighbours import run as neighbours
 
         return neighbours(path, overrides, args.neighbours, args.json)

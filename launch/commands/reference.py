@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -26,6 +27,8 @@ def run(args: argparse.Namespace) -> int:
     config, out = compose(args.words)[0], args.out
     if out is not None and (out.suffix != ".npz" or out.is_dir() or not out.parent.is_dir()):
         raise InputError(f"--out {out} must be a FILE.npz in a folder that exists")
+    if out is not None and not os.access(out.parent, os.W_OK):
+        raise InputError(f"cannot write --out {out}: {out.parent} is not writable")
 
     from ...harness.device import pick_device
     from ...harness.scoring import statistics_file

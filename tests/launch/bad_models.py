@@ -5,7 +5,14 @@ from bad_rows import Bad, train
 USAGE = [
     Bad([], "required: COMMAND"),
     Bad(["fly"], "invalid choice: 'fly'"),
-    Bad(["train", "--fast"], "unrecognized arguments: --fast"),
+    Bad(["train", "--fast"], "train: error: unrecognized arguments: --fast; choices: --help, --defaults"),
+    Bad(
+        ["evaluate", "x.npz", "--neighbors=3"], r"unrecognized arguments: --neighbors=3 \(did you mean --neighbours\?\)"
+    ),
+    Bad(
+        ["cost", "dit_nano", "--fcvore"],
+        r"cost: error: .*--fcvore \(did you mean --fvcore\?\) \(see lamabench cost --help",
+    ),
     Bad(["doctor", "x"], "unrecognized arguments: x"),
     Bad(["doctor", "a=b"], "unrecognized arguments: a=b"),
     Bad(["models", "x"], r"models takes nothing but plugins=\[FILE.py,…\], not x"),

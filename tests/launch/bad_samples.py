@@ -56,6 +56,8 @@ FOREIGN = [
     Bad(
         ["evaluate", "four.npz", "--generation", "steps=3", "data=digits"], "--generation and --study .*give --as NAME"
     ),
+    Bad(["evaluate", "{run}", "--neighbours", "--as", "edm"], "--neighbours records no scores, so .* no --as"),
+    Bad(["evaluate", "{run}", "--neighbours", "4", "--study", "train"], "--neighbours records no scores"),
     Bad(["evaluate", "{run}", "--study", "train"], "--generation and --study .*give --as NAME"),
     Bad(["evaluate", "empty"], "empty is not a run folder: it has no config.json; --as NAME scores a folder of images"),
 ]

@@ -1,6 +1,7 @@
 """`lamabench reference`, and scores against the file that it writes."""
 
 import json
+import os
 import re
 
 import numpy as np
@@ -69,6 +70,15 @@ def test_a_reference_serves_in_place_of_its_data(capsys, place):
 
     code, out, err = run(capsys, "evaluate", "s.npz", "evaluate.reference=s.npz", "run.device=cpu", metrics)
     assert code == 0 and "the floor is that of 75 images, half of the reference" in err, "its images serve too"
+
+
+def test_a_file_that_cannot_be_written_is_refused_before_the_pass(capsys, place, monkeypatch):
+    (place / "shut").mkdir()
+    original = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: "shut" not in str(path) and original(path, mode))
+    code, out, err = run(capsys, "reference", *DATA, "--out", "shut/r.npz")
+    assert (code, out) == (2, "") and not (place / "runs").exists(), "no pass over the images"
+    assert err == "lamabench reference: error: cannot write --out shut/r.npz: shut is not writable\n"
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The table and the figure over training seeds: intervals, the base, the best, and what is no seed."""
 
 import statistics
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 from lamabench.reports.quality import quality_vs_flops
 from lamabench.reports.report import build, summary_rows, summary_text
 from lamabench.reports.runs import read
-from lamabench.reports.seeds import seeds
+from lamabench.reports.seeds import base_groups, seeds
 from lamabench.reports.summary import summary
 from lamabench.reports.table import Table
 from run_folders import Line, cost, drawn, made, markdown, parsed, put, scored, trained, write
@@ -202,6 +203,16 @@ def test_other_peoples_samples_have_no_training_seed(tmp_path: Path) -> None:
     text = table(tmp_path).markdown()
     assert "**" not in text and "it is not on record how all samples were made" in text
     assert "Samples of edm: it is not on record how they were made." in text
+
+
+def test_other_peoples_samples_of_a_study_are_held_against_its_base(tmp_path: Path) -> None:
+    fill(tmp_path, "a", [60.0, 62.0, 67.0])
+    runs = read([tmp_path])
+    info = {key: value for key, value in runs[0].info.items() if key not in ("of_file", "place")}
+    theirs = replace(runs[0], group="edm", info={**info, "name": "edm", "seed": None})
+    assert base_groups([*runs, theirs])["edm"] == runs[0].group
+    (_, line) = parsed(seeds(summary([*runs, theirs])).csv())
+    assert (line[f"{FD}_verdict"], line[f"{FD}_difference_n"]) == ("inconclusive", "0"), "no seed in common"
 
 
 def test_a_score_without_samples_has_a_best(tmp_path: Path) -> None:
