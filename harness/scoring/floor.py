@@ -74,7 +74,8 @@ def note(metric: str, count: int, width: int, reference: int | None, floor_image
     few = [(number, what) for number, what in ((count, "samples"), (reference, "reference images")) if number]
     number, what = min(few, key=lambda one: one[0])
     if metric in OF_MOMENTS and number < 2 * width:
-        texts.append(f"{number} {what}, fewer than twice the {width} features: bias dominates; compare kid")
+        other = "" if shortage("kid", count, reference) else "; compare kid"
+        texts.append(f"{number} {what}, fewer than twice the {width} features: bias dominates{other}")
     if metric in FLOORS and floor_images is not None and floor_images < count:
         texts.append(f"the floor is that of {floor_images} images, half of the reference")
     return "; ".join(texts) or None

@@ -181,6 +181,7 @@ def test_floors_of_a_reference_that_is_split_by_hand(tmp_path, kept):
 def test_what_is_said_of_a_score():
     bias = "fewer than twice the 1280 features: bias dominates; compare kid"
     assert note("fd", 512, 1280, 50_000, 512) == f"512 samples, {bias}"
+    assert note("fd", 40, 1280, 50_000, 40) == f"40 samples, {bias.removesuffix('; compare kid')}", "too few for kid"
     assert note("fd", 5000, 1280, 300, 150) == (
         f"300 reference images, {bias}; the floor is that of 150 images, half of the reference"
     )
