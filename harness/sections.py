@@ -269,10 +269,11 @@ class EvaluateConfig:
 
 def check_metric(metric: str, features: str) -> None:
     """Raise InputError for an unknown metric, and for one that a network of features cannot give."""
+    choices = (*METRICS, HELDOUT)
     if metric == "fid":  # by its letters, sfid is nearer
-        raise InputError(f"unknown evaluate.metrics 'fid' (did you mean 'fd'?); choices: {', '.join(METRICS)}")
+        raise InputError(f"unknown evaluate.metrics 'fid' (did you mean 'fd'?); choices: {', '.join(choices)}")
     if metric not in METRICS:
-        raise unknown("evaluate.metrics", metric, (*METRICS, HELDOUT))
+        raise unknown("evaluate.metrics", metric, choices)
     if features not in (networks := NETWORKS_OF.get(metric, FEATURES)):
         raise InputError(
             f"evaluate.metrics={metric} cannot be computed with evaluate.features={features}; choices of "

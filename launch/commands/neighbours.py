@@ -36,7 +36,7 @@ def run(path: Path, overrides: Sequence[str], count: int, as_json: bool) -> int:
         )
         if not there or gone(task):
             raise InputError(f"{path} has no samples to compare; draw them first: {command('sample', path, *words)}")
-        find_weights(*(task.config["evaluate"][name] for name in ("features", "features_path")))
+        find_weights(*(task.config["evaluate"][name] for name in ("features", "features_path", "download")))
 
     words = [*overrides, "sample.keep=features"]  # of which the first images are kept
     config, wanted = asked_of(path, words, ("sample", "evaluate", "run"), ["sample"], check)

@@ -116,5 +116,10 @@ def test_the_command_writes_beside_the_samples(tmp_path, config, capsys):
     for row in rows:
         assert row["picture"] == str(folder.resolve() / f"neighbours-{row['space']}.png")
         assert Image.open(row["picture"]).width == 11 * 51 - 3
+    (tmp_path / "weights").mkdir()
+    network = ["evaluate.features=inception_v3", f"evaluate.features_path={tmp_path / 'weights'}"]
+    for download, text in (("false", "the weights of inception_v3 are missing"), ("file:///none", "cannot download")):
+        assert main(["evaluate", str(run), *asked, *network, f"evaluate.download={download}", "--neighbours"]) == 2
+        assert text in capsys.readouterr().err
     assert main(["evaluate", "few.npz", "--neighbours"]) == 2
     assert "--neighbours compares samples with the training images of a run" in capsys.readouterr().err
