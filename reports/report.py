@@ -3,10 +3,9 @@
 import io
 import json
 import os
-import re
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,43 +13,18 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from ..kernels.errors import InputError
-from .costs import costs
-from .loss import loss
-from .origins import origins
-from .quality import quality_vs_flops
+from .contents import FIGURES, TABLES
+from .evidence import Evidence
 from .queries import setting_words, timings
-from .runs import Line, Run, read
-from .samples import Mosaic, all_samples, mosaic, samples
+from .runs import Line, read
 from .seeds import seeds
 from .speed import MODES, bench, kernels
-from .speed_figures import crossover, speed_vs_flops
 from .style import STYLE
 from .summary import TIMED, summary
 from .table import Table
-from .throughput import throughput
 
-NOTHING = {  # why a table is missing
-    "seeds": "no variant was run with several seeds",
-    "cost": "no run has a cost",
-    "bench": "no run has been timed",
-    "kernels": "no operator was timed alone",
-}
 KIND = "lamabench report"  # marks index.json as that of a report
 ESCAPED = "backslashreplace"  # bytes of a file's name that are not UTF-8
-ABOUT = {
-    "summary": "one row per run: cost, speed, quality and state",
-    "cost": "parameters, MACs and FLOPs of each model by part",
-    "runs": "where the runs come from: commit, machine, versions, settings",
-    "seeds": "means over training seeds with 95 % intervals, and differences to the base of the study",
-    "bench": "speed and memory of each model at its best batch, and how many of its saved FLOPs became time",
-    "kernels": "operators at the shapes of a model: times and the floors of the machine",
-    "loss": "training loss against images seen: a running median over the raw values",
-    "quality_vs_flops": "the first quality metric against FLOPs, with 95 % intervals over training seeds",
-    "throughput": "forward and training throughput",
-    "speed_vs_flops": "images per second against FLOPs",
-    "crossover": "speed and memory against the size of the image",
-    "samples": "samples of all runs side by side, one row per class",
-}
 
 
 def summary_rows(paths: list[Path]) -> list[Line]:
@@ -95,7 +69,7 @@ def build(
     except OSError as error:
         raise InputError(f"cannot write a report at {out}: {error.strerror}") from None
     try:
-        _write(runs, temporary, baseline, say)
+        _write(Evidence(runs, baseline, say), temporary)
         out.mkdir(exist_ok=True)
         names = sorted(path.name for path in temporary.iterdir())
         for name in sorted(names, key=lambda name: name == "index.json"):  # the marker last
@@ -122,76 +96,51 @@ def _files_of_report(out: Path) -> list[str]:
     raise InputError(f"{out} is neither empty nor an earlier report (it has no index.json of one); name another folder")
 
 
-def _write(runs: list[Run], folder: Path, baseline: str | None, say: Callable[[str], object]) -> None:
-    overview = summary(runs)
-    speeds = bench(runs, baseline)
-    over_seeds = seeds(overview)
-    tables = [overview, speeds, kernels(runs), costs(runs), origins(runs), over_seeds]
+def _write(evidence: Evidence, folder: Path) -> None:
     absent: dict[str, str] = {}
     about: dict[str, str] = {}
-    for table in tables:
-        if not table.rows:
-            absent[table.name] = NOTHING[table.name]
-            continue
-        for ending, text in (("md", table.markdown()), ("csv", table.csv()), ("tex", table.latex())):
-            (folder / f"{table.name}.{ending}").write_text(text, encoding="utf-8", errors=ESCAPED)
-        about[f"{table.name}.md, .csv, .tex"] = ABOUT[table.name]
-    pictures = {run: _picture(run, say) for run in runs}
+    for name, item in TABLES.items():
+        tables = item.make(evidence)
+        for table in tables if isinstance(tables, list) else [tables]:
+            if table.rows:
+                _write_table(table, folder)
+                about[f"{table.name}.md, .csv, .tex"] = item.about
+            else:
+                absent[name] = item.nothing
     with matplotlib.rc_context():
         matplotlib.rcdefaults()  # ignore the user's matplotlibrc
         matplotlib.rcParams.update(STYLE)
-        figures: dict[str, Figure | str] = {
-            draw.__name__: draw(runs, overview) for draw in (loss, quality_vs_flops, throughput)
-        }
-        figures |= {draw.__name__: draw(runs, baseline) for draw in (speed_vs_flops, crossover)}
-        figures["samples"] = all_samples([(row["label"], pictures[row["run"]]) for row in overview.rows])
-        figures |= {name: samples(pictures[run]) for name, run in _sample_names(runs).items()}
-        for name, figure in figures.items():
-            if isinstance(figure, str):
-                absent[name] = figure
-                continue
-            no_dates = {"CreationDate": None, "Creator": None, "Producer": None}
-            for kind, metadata in (("png", {"Software": None}), ("pdf", no_dates)):
-                buffer = io.BytesIO()  # on a full disk, Matplotlib's PDF would hide the error
-                figure.savefig(buffer, format=kind, dpi=150 if kind == "png" else "figure", metadata=metadata)
-                (folder / f"{name}.{kind}").write_bytes(buffer.getvalue())
-            about[f"{name}.png, .pdf"] = ABOUT.get(
-                name, f"samples of {name.removeprefix('samples_')}, one row per class"
-            )
-    (folder / "README.md").write_text(
-        _readme(runs, overview, over_seeds, speeds, about, absent), encoding="utf-8", errors=ESCAPED
-    )
+        for item_name, item in FIGURES.items():
+            figures = item.draw(evidence)
+            for name, figure in figures.items() if isinstance(figures, Mapping) else [(item_name, figures)]:
+                if isinstance(figure, str):
+                    absent[name] = figure
+                else:
+                    _write_figure(figure, folder / name)
+                    about[f"{name}.png, .pdf"] = item.about
+    (folder / "README.md").write_text(_readme(evidence, about, absent), encoding="utf-8", errors=ESCAPED)
     files = sorted([*(path.name for path in folder.iterdir()), "index.json"])
-    ids = [run.info["id"] for run in runs]
+    ids = [run.info["id"] for run in evidence.runs]
     index = {"kind": KIND, "schema": 1, "runs": ids, "files": files, "absent": absent}
     (folder / "index.json").write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
 
 
-def _picture(run: Run, say: Callable[[str], object]) -> Mosaic | str:
-    """The samples of a run, or why they are not shown."""
-    try:
-        return mosaic(run)
-    except InputError as error:  # the scores stay, because they are of the file as it was
-        say(f"{run.info['name']}: {error}")
-        return str(error)
+def _write_table(table: Table, folder: Path) -> None:
+    for ending, text in (("md", table.markdown()), ("csv", table.csv()), ("tex", table.latex())):
+        (folder / f"{table.name}.{ending}").write_text(text, encoding="utf-8", errors=ESCAPED)
 
 
-def _sample_names(runs: list[Run]) -> dict[str, Run]:
-    """A file name for the samples of each run: its name, with its id and study where names collide."""
-    names: dict[str, Run] = {}
-    for run in runs:
-        info = run.info
-        for name in (info["name"], f"{info['name']}-{info['id']}", f"{info['study']}-{info['name']}-{info['id']}"):
-            file = "samples_" + re.sub(r"[^\w.=-]+", "_", name)
-            if file not in names:
-                break
-        names[file] = run
-    return names
+def _write_figure(figure: Figure, path: Path) -> None:
+    no_dates = {"CreationDate": None, "Creator": None, "Producer": None}
+    for kind, metadata in (("png", {"Software": None}), ("pdf", no_dates)):
+        buffer = io.BytesIO()  # on a full disk, Matplotlib's PDF would hide the error
+        figure.savefig(buffer, format=kind, dpi=150 if kind == "png" else "figure", metadata=metadata)
+        path.with_name(f"{path.name}.{kind}").write_bytes(buffer.getvalue())
 
 
-def _readme(
-    runs: list[Run], overview: Table, over_seeds: Table, speeds: Table, about: dict[str, str], absent: dict[str, str]
-) -> str:
+def _readme(evidence: Evidence, about: dict[str, str], absent: dict[str, str]) -> str:
+    runs, overview, over_seeds = evidence.runs, evidence.overview, evidence.over_seeds
+    speeds = bench(runs, evidence.baseline)
     lines = [row for run in runs for row in run.rows]
     origin = [row["provenance"] for row in lines if row["provenance"]]
     commits = sorted({f"{where.get('commit') or 'none'}{' + dirty' if where.get('dirty') else ''}" for where in origin})

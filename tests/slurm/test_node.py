@@ -96,6 +96,18 @@ def test_submitit(node, tmp_path):
     assert {one.job_id for one in jobs} == {f"{jobs[0].job_id.split('_')[0]}_{task}" for task in range(2)}
 
 
+def test_the_time_limit(node, limited):
+    """The signal may come up to a minute early, the end up to 30 s late: slurmctld looks at limits now and then.
+
+    It ends before any test stops a daemon: SLURM sends again what a stopped slurmd missed, in any order.
+    """
+    job, output = limited
+    assert node.ended(job, seconds=150) == ["TIMEOUT"]
+    events = [line for line in lines(output) if line in ("start 0", "USR1", "TERM")]
+    assert events == ["start 0", "USR1", "TERM"]
+    assert 60 <= int(node.sacct(job, "ElapsedRaw")[0]) < 120
+
+
 def test_jobs_outlive_slurmd(node, tmp_path):
     """A job has a process of its own beside slurmd, which keeps the end of one that slurmd missed."""
     first, second = tmp_path / "first.txt", tmp_path / "second.txt"
@@ -133,15 +145,6 @@ def test_without_slurmctld_jobs_run_and_nothing_is_queued(node, tmp_path):
     node.must("start", "slurmctld")
     assert node.ended(job) == ["FAILED"]  # the job reports its end again every 15 s
     assert node.ended(node.submit("true", tmp_path / "later.txt")) == ["COMPLETED"]
-
-
-def test_the_time_limit(node, limited):
-    """The signal may come up to a minute early, the end up to 30 s late: slurmctld looks at limits now and then."""
-    job, output = limited
-    assert node.ended(job, seconds=150) == ["TIMEOUT"]
-    events = [line for line in lines(output) if line in ("start 0", "USR1", "TERM")]
-    assert events == ["start 0", "USR1", "TERM"]
-    assert 60 <= int(node.sacct(job, "ElapsedRaw")[0]) < 120
 
 
 def test_a_crashed_node_queues_its_job_again(node, tmp_path):
