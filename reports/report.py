@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from ..kernels.errors import InputError
 from .contents import FIGURES, TABLES
 from .evidence import Evidence
+from .page import page
 from .queries import setting_words, timings
 from .runs import Line, read
 from .seeds import seeds
@@ -69,7 +70,7 @@ def build(
     except OSError as error:
         raise InputError(f"cannot write a report at {out}: {error.strerror}") from None
     try:
-        _write(Evidence(runs, baseline, say), temporary)
+        _write(Evidence(runs, baseline, say), temporary, out)
         out.mkdir(exist_ok=True)
         names = sorted(path.name for path in temporary.iterdir())
         for name in sorted(names, key=lambda name: name == "index.json"):  # the marker last
@@ -96,7 +97,10 @@ def _files_of_report(out: Path) -> list[str]:
     raise InputError(f"{out} is neither empty nor an earlier report (it has no index.json of one); name another folder")
 
 
-def _write(evidence: Evidence, folder: Path) -> None:
+def _write(evidence: Evidence, folder: Path, out: Path) -> None:
+    """Write the report on `evidence` into `folder`, which will be `out`."""
+    shown: list[Table] = []
+    pictures: dict[str, bytes] = {}
     absent: dict[str, str] = {}
     about: dict[str, str] = {}
     for name, item in TABLES.items():
@@ -104,6 +108,7 @@ def _write(evidence: Evidence, folder: Path) -> None:
         for table in tables if isinstance(tables, list) else [tables]:
             if table.rows:
                 _write_table(table, folder)
+                shown.append(table)
                 about[f"{table.name}.md, .csv, .tex"] = item.about
             else:
                 absent[name] = item.nothing
@@ -117,8 +122,11 @@ def _write(evidence: Evidence, folder: Path) -> None:
                     absent[name] = figure
                 else:
                     _write_figure(figure, folder / name)
+                    pictures[name] = (folder / f"{name}.png").read_bytes()
                     about[f"{name}.png, .pdf"] = item.about
     (folder / "README.md").write_text(_readme(evidence, about, absent), encoding="utf-8", errors=ESCAPED)
+    text = page(evidence, shown, pictures, absent, out)
+    (folder / "index.html").write_text(text, encoding="utf-8", errors=ESCAPED)
     files = sorted([*(path.name for path in folder.iterdir()), "index.json"])
     ids = [run.info["id"] for run in evidence.runs]
     index = {"kind": KIND, "schema": 1, "runs": ids, "files": files, "absent": absent}

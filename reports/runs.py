@@ -33,7 +33,7 @@ class Run:
               (axis values), `seed`, `model` (preset), `family`, `title`, `config`, `about` (what its study is about:
               `question`, `claim`, `answer`, `budget`, `axes` {axis: [values]}; {} if that is not on record); of a study
               also `place` (in its list of runs), `of_file` (whether it has a file) and `by_hand` (samples were added to
-              those of the study)
+              those of the study); `read` adds `folder`, that of the training, or of the model
     group     equal for runs that differ only in their seeds
     rows      records of its model, its training, and its samples at the furthest step; oldest first within each
     earlier   records of its samples at earlier steps
@@ -74,6 +74,7 @@ def read(paths: Iterable[Path]) -> list[Run]:
         if not below:
             raise InputError(f"{path} holds no run: expected a study, trainings/ or models/ at or below it")
         for place, run in below:
+            run = replace(run, info={**run.info, "folder": place})
             runs.setdefault((run.info["study"], run.info["name"], place, run.samples), run)
     if not runs:
         raise InputError("no run folder was given")
