@@ -6,9 +6,9 @@ import os
 import re
 import struct
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from urllib.parse import quote
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -20,6 +20,7 @@ from .table import Column, Table
 
 FILES = Path(__file__).with_suffix("")  # the folder page/: template, style and scripts
 SORTABLE = "sortable-tablesort 4.1.7"  # the npm package of sortable.min.js
+SCALE = 0.8  # CSS pixels to a pixel of a figure: letters of 7 points at 150 dpi have 12 pixels
 LIMIT = 5_000_000  # bytes of the page
 ROWS = (500, 100, 20)  # most rows of a table on the page: the first number with which all tables take half the limit
 # The sections after the studies: the tables and figures whose names begin with these words. The first section has
@@ -31,7 +32,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     "Cost": ("cost",),
     "Runs": ("summary", "runs", "samples"),
 }
-ABOUT = {"question": "Question", "claim": "Claim", "answer": "What would be an answer", "budget": "Budget"}
+ABOUT = {"question": "Question", "claim": "Claim", "answer": "What would count as an answer", "budget": "Budget"}
 LINKED = ("label", "name")  # columns whose cells link to the folder of the row's run
 COSTS = ("params", "macs", "flops", "paper_gflops")
 
@@ -99,7 +100,8 @@ def _that_fit(figures: Mapping[str, bytes], room: int) -> tuple[list[Picture], d
 
 def _picture(name: str, content: bytes) -> Picture:
     png = content.startswith(b"\x89PNG")
-    width, height = struct.unpack(">II", content[16:24]) if png else (0, 0)  # PNG specification, 11.2.2
+    sides = struct.unpack(">II", content[16:24]) if png else (0, 0)  # PNG specification, 11.2.2
+    width, height = (round(SCALE * side) for side in sides)
     source = f"data:image/{'png' if png else 'svg+xml'};base64,{base64.b64encode(content).decode()}"
     return Picture(name, source, _about(name), width, height)
 
@@ -275,7 +277,6 @@ def origin_words(records: Iterable[Line]) -> str:
     records = list(records)
     commits, devices, days = _origins(records)
     protocols = sorted({str(row["protocol"]) for row in records if row.get("protocol")})
-    commits = [commit[:12] + commit[40:] for commit in commits]
     named = [("commit", commits), ("", devices), ("", days), ("protocol", protocols)]
     return " · ".join(f"{name} {', '.join(values)}".strip() for name, values in named if values)
 
@@ -286,7 +287,7 @@ def _origins(records: Iterable[Line]) -> tuple[list[str], list[str], list[str]]:
     for row in records:
         where = row.get("provenance") or {}
         if where:
-            commits.add(f"{where.get('commit') or 'none'}{' + dirty' if where.get('dirty') else ''}")
+            commits.add(f"{(where.get('commit') or 'none')[:12]}{' + dirty' if where.get('dirty') else ''}")
             devices.add(str(where.get("device")))
         if row.get("time"):
             days.add(row["time"][:10])
