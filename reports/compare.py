@@ -11,8 +11,9 @@ from ..harness.run import STUDY
 from ..kernels.errors import InputError, unknown
 from .contrast import configuration, cost, speed
 from .differences import NO_SEED, by_seed, count_of, difference, mean_of, with_interval
+from .names import labels
 from .protocols import STEPS, UNKNOWN, by_design, generation_of, notes, rankable, words_of_protocol
-from .queries import better, group_labels, scores
+from .queries import better, scores
 from .runs import SEEDS, Line, Run, read
 from .seeds import base_groups
 from .table import Column, Table
@@ -28,12 +29,10 @@ FIELDS = (
 
 
 class Side(NamedTuple):
-    """One side of a comparison: what was typed, its variants (the runs of each), their labels, and why runs are left
-    out."""
+    """One side of a comparison: what was typed, its variants (the runs of each), and why runs are left out."""
 
     name: str
     variants: list[list[Run]]
-    labels: dict[str, str]
     left_out: list[str]
 
     @property
@@ -76,13 +75,16 @@ def compare(a: Path, b: Path | None = None, metric: str | None = None) -> Compar
     if metric is not None and metric not in columns:
         raise unknown("--metric", metric, columns)
     chosen = {name: lines for name, lines in columns.items() if metric in (None, name)}
-    labelled = [(pair, {"a": one.labels[pair[0][0].group], "b": two.labels[pair[1][0].group]}) for pair in pairs]
+    label_of = labels([*one.runs, *(two.runs if two is not one else ())])
+    labelled = [
+        (pair, {side: label_of[runs[0].group] for side, runs in zip("ab", pair, strict=True)}) for pair in pairs
+    ]
     rows = []
-    for (left, right), labels in labelled:
+    for (left, right), its_labels in labelled:
         for name, lines in chosen.items():
             of_a, of_b = ({run: lines[run] for run in side if run in lines} for side in (left, right))
             if of_a and of_b:
-                rows.append(labels | _row(name, of_a, of_b))
+                rows.append(its_labels | _row(name, of_a, of_b))
     others = [table(labelled) for table in (configuration, cost, speed)]
     absent = _nothing_common(one, two, chosen) if not rows else ""
     if absent and (metric is not None or not (pairs and any(table.rows for table in others[1:]))):
@@ -94,22 +96,20 @@ def compare(a: Path, b: Path | None = None, metric: str | None = None) -> Compar
     }
     below = [f"{NO_SCORES}{absent}."] if absent else _remarks(pairs, rows)
     below += [*dict.fromkeys([*one.left_out, *two.left_out]), *notes(compared, used)]
-    names = [labels for _, labels in labelled]
-    caption, sides = _sides(one, two, names)
+    caption, sides = _sides(one, two, [its_labels for _, its_labels in labelled])
     named = [replace(table, columns=sides + table.columns) for table in others]
     return Comparison(Table("compare", caption, sides + _columns(not sides), rows, below), *named)
 
 
 def _side(path: Path) -> Side:
     runs = read([path]) if path.is_dir() or not (path.parent / STUDY).is_file() else _of_variant(path)
-    labels = group_labels(runs)
     variants: dict[str, list[Run]] = {}
     for run in runs:
         if not run.damage:
             variants.setdefault(run.group, []).append(run)
     order = sorted(variants.values(), key=lambda variant: (variant[0].info["study"], variant[0].info.get("place", inf)))
     left_out = [f"{run.info['name']} is left out: {run.damage}" for run in runs if run.damage]
-    return Side(str(path), order, labels, left_out)
+    return Side(str(path), order, left_out)
 
 
 def _of_variant(path: Path) -> list[Run]:
@@ -204,13 +204,13 @@ def _words(values: Iterable[object]) -> str:
     return ", ".join(dict.fromkeys(str(value) for value in values if value is not None))
 
 
-def _sides(one: Side, two: Side, labels: list[Line]) -> tuple[str, list[Column]]:
+def _sides(one: Side, two: Side, pairs: list[Line]) -> tuple[str, list[Column]]:
     """What A and B are if that is the same for all pairs, or else columns for them."""
-    if all(pair["a"] == pair["b"] for pair in labels):
+    if all(pair["a"] == pair["b"] for pair in pairs):
         return f"A: {one.name}\nB: {two.name}", [Column("a", "Variant", width=24)]
     heads, columns = [], []
     for side, name in ((one, "a"), (two, "b")):
-        names = {pair[name] for pair in labels}
+        names = {pair[name] for pair in pairs}
         if len(names) == 1:
             heads.append(f"{name.upper()}: {names.pop()} [{side.name}]")
         else:

@@ -10,8 +10,9 @@ from typing import Any
 
 from .differences import Difference, mean_of
 from .evidence import Evidence
+from .names import labels
 from .protocols import rankable
-from .queries import better, group_labels, state_of
+from .queries import better, state_of
 from .runs import SEEDS, Line, Run
 from .seeds import Values, against, base_groups, best_of, over_seeds
 from .speed import BASELINE, cell_of, fastest, measurements
@@ -35,7 +36,7 @@ class Variants:
 
     @cached_property
     def labels(self) -> dict[str, str]:
-        return group_labels(self.evidence.runs)
+        return labels(self.evidence.runs)
 
     @cached_property
     def base(self) -> str | None:
