@@ -153,7 +153,7 @@ def bench(runs: list[Run], baseline: str | None = None) -> Table:
         Column("state"),
         Column("error"),
         Column("disturbed"),
-        Column(None, "State", key="status"),
+        Column(None, "State", key="status", tex=False),
     ]
     title = next((row["title"] for row in measured if row["model"] == name), None)
     caption = [*_caption(title), *crossings([row for row in measured if not row["processes"]], name)]
@@ -281,7 +281,7 @@ def kernels(runs: list[Run]) -> Table:
         Column("error_of"),
         Column("state"),
         Column("error"),
-        Column(None, "State", key="status"),
+        Column(None, "State", key="status", tex=False),
     ]
     caption = (
         "Operators at the shapes of a model, each checked against float64 before it is timed. Floor: the largest of "

@@ -60,7 +60,12 @@ def summary(runs: list[Run]) -> Table:
         columns.append(Column(name, name, 1.0, 4, rank=min(7 * place, 12)))
         title = f"{name}, std over {spread_of(name)}"
         columns.append(Column(spread_column(name), title, 1.0, 3, rank=13))
-    columns += [Column("generation_protocol"), Column("state"), Column("error"), Column(None, "State", key="status")]
+    columns += [
+        Column("generation_protocol"),
+        Column("state"),
+        Column("error"),
+        Column(None, "State", key="status", tex=False),
+    ]
     rows.sort(key=lambda row: (row["family"], row["macs"] is None, row["macs"], row["label"], row["study"], row["id"]))
     ranked = any(better(name) and len(by_run) > 1 for name, by_run in marks.items())
     return Table("summary", "One row per run.", columns, rows, [*([NOT_BOLD] if ranked else []), *notes(runs, marks)])
