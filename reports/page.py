@@ -17,6 +17,7 @@ from .contents import FIGURES, sample_names
 from .evidence import Evidence
 from .runs import Line, Run
 from .table import Column, Table
+from .verdicts import headline, sentences
 
 FILES = Path(__file__).with_suffix("")  # the folder page/: template, style and scripts
 SORTABLE = "sortable-tablesort 4.1.7"  # the npm package of sortable.min.js
@@ -71,6 +72,7 @@ def page(
     runs are relative to `folder`, where the page will be; None: no links. Figures that exceed the limit are listed with
     the absent ones; the samples of single runs are the first to go. The HTML may hold surrogates of file names.
     """
+    shown, bare = [], ""
     for most in ROWS:
         shown = [_table(evidence, table, most, folder) for table in tables]
         bare = _rendered(evidence, shown, [], absent)
@@ -119,7 +121,8 @@ def _rendered(evidence: Evidence, tables: list[Line], pictures: list[Picture], a
         {
             "name": name,
             "facts": study_facts(study),
-            "verdict": verdict(study),
+            "headline": headline(study),
+            "verdict": sentences(study),
             "tables": [table for table in tables if _study_of(table["name"], evidence.studies) == name],
             "figures": [
                 one for one in pictures if one.name not in samples and _study_of(one.name, evidence.studies) == name
@@ -211,15 +214,6 @@ def study_facts(study: Evidence) -> list[tuple[str, str]]:
     return [*(rows or [("Question", "not on record")]), ("Runs", _states(study))]
 
 
-def verdict(study: Evidence) -> list[str]:
-    """The verdict of a study in sentences."""
-    try:
-        from .verdicts import sentences
-    except ImportError:
-        return []
-    return sentences(study)
-
-
 def _states(evidence: Evidence) -> str:
     states = Counter(row["state"] for row in evidence.overview.rows)
     return f"{len(evidence.runs)}: " + ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
@@ -248,12 +242,12 @@ def _table(evidence: Evidence, table: Table, most: int, folder: Path | None) -> 
 
 def _cell(evidence: Evidence, row: Line, column: Column, runs: list[Run], folder: Path | None) -> Cell:
     value, text = row.get(column.source), column.cell(row)
-    empty = value is None or value == ""
     number = column.digits is not None
-    sort = "" if empty else repr(float(value)) if number else None
+    sort = "" if value is None or value == "" else repr(float(value)) if number else None
     place = runs[0].info.get("folder") if folder and row.get("run") and column.source in LINKED else None
     link = quote(os.fsencode(Path(os.path.relpath(place, folder)).as_posix())) if place and folder else ""
-    origin = "" if empty else origin_words(_records(evidence, row, column.source, runs))
+    known = (row.get("origins") or {}).get(column.source) or row.get("origin")
+    origin = "" if sort == "" else known or origin_words(_records(evidence, row, column.source, runs))
     look = "number" if number else "long" if len(text) > 40 else ""
     return Cell(text, sort, origin, link, bool(row.get(column.bold)), look)
 

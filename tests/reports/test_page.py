@@ -94,11 +94,12 @@ def test_a_section_for_each_study_says_what_it_is_about(tmp_path: Path) -> None:
     html = Parsed(page(Evidence(read([tmp_path])), [], {}, {}))
     studies = [attributes for attributes, _ in html.all("section") if attributes.get("class") == "study"]
     assert len(studies) == 2
-    terms = [text for tag, _, text in html.elements if tag in ("dt", "dd")]
+    terms = [text.strip() for tag, _, text in html.elements if tag in ("dt", "dd")]
     facts = dict(zip(terms[::2], terms[1::2], strict=True))
     assert facts["Claim"] == "LaMamba-Diff surpasses DiT at every scale."
     assert facts["What would count as an answer"] == "It does if its FD is lower at each size."
-    assert (facts["Axis model"] == "lamamba_s, dit_s_2" and facts["Question"] in ("not on record", terms[-1])) or True
+    assert facts["Axis model"] == "lamamba_s, dit_s_2"
+    assert terms.count("not on record") == 1  # the other study has no question
     assert "Study: old & <plain>" in [text for _, text in html.all("h2")]
 
 
