@@ -33,7 +33,8 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     "Cost": ("cost",),
     "Runs": ("summary", "runs", "samples"),
 }
-ABOUT = {"question": "Question", "claim": "Claim", "answer": "What would count as an answer", "budget": "Budget"}
+QUESTION = {"question": "Question", "claim": "Claim"}
+DESIGN = {"answer": "What would count as an answer", "budget": "Budget"}
 LINKED = ("label", "name")  # columns whose cells link to the folder of the row's run
 COSTS = ("params", "macs", "flops", "paper_gflops")
 
@@ -72,14 +73,15 @@ def page(
     runs are relative to `folder`, where the page will be; None: no links. Figures that exceed the limit are listed with
     the absent ones; the samples of single runs are the first to go. The HTML may hold surrogates of file names.
     """
+    about = {name: _about_study(study) for name, study in evidence.studies.items()}
     shown, bare = [], ""
     for most in ROWS:
         shown = [_table(evidence, table, most, folder) for table in tables]
-        bare = _rendered(evidence, shown, [], absent)
+        bare = _rendered(evidence, about, shown, [], absent)
         if _size(bare) <= LIMIT / 2:
             break
     pictures, left_out = _that_fit(figures, LIMIT - _size(bare))
-    return _rendered(evidence, shown, pictures, {**absent, **left_out}) if figures else bare
+    return _rendered(evidence, about, shown, pictures, {**absent, **left_out}) if figures else bare
 
 
 def _size(text: str) -> int:
@@ -115,21 +117,24 @@ def _about(name: str) -> str:
     return about[:1].upper() + about[1:] + ("" if about.endswith(".") else ".")
 
 
-def _rendered(evidence: Evidence, tables: list[Line], pictures: list[Picture], absent: Mapping[str, str]) -> str:
+def _rendered(
+    evidence: Evidence,
+    about: Mapping[str, Line],
+    tables: list[Line],
+    pictures: list[Picture],
+    absent: Mapping[str, str],
+) -> str:
     samples = {name: run.info["study"] for name, run in sample_names(evidence.runs).items()}
+    names = [*(table["name"] for table in tables), *(picture.name for picture in pictures)]
+    of_study = {name: _study_of(name, about) for name in names}
     studies = [
         {
-            "name": name,
-            "facts": study_facts(study),
-            "headline": headline(study),
-            "verdict": sentences(study),
-            "tables": [table for table in tables if _study_of(table["name"], evidence.studies) == name],
-            "figures": [
-                one for one in pictures if one.name not in samples and _study_of(one.name, evidence.studies) == name
-            ],
+            **texts,
+            "tables": [one for one in tables if of_study[one["name"]] == name],
+            "figures": [one for one in pictures if one.name not in samples and of_study[one.name] == name],
             "samples": [one for one in pictures if samples.get(one.name) == name],
         }
-        for name, study in evidence.studies.items()
+        for name, texts in about.items()
     ]
     placed = {one.name for study in studies for kind in ("figures", "samples") for one in study[kind]}
     placed |= {table["name"] for study in studies for table in study["tables"]}
@@ -205,13 +210,21 @@ def facts(evidence: Evidence) -> list[tuple[str, str]]:
     ]
 
 
-def study_facts(study: Evidence) -> list[tuple[str, str]]:
-    """What a study is about, as far as its records say that, and the states of its runs."""
-    about = study.runs[0].info.get("about") or {}
-    rows = [(title, str(about[key])) for key, title in ABOUT.items() if about.get(key)]
-    axes = about.get("axes") or {}
-    rows += [(f"Axis {axis}", ", ".join(map(str, values))) for axis, values in axes.items()]
-    return [*(rows or [("Question", "not on record")]), ("Runs", _states(study))]
+def _about_study(study: Evidence) -> Line:
+    """The texts of a study: question and claim, verdict, and what else its records say about it."""
+    info = study.runs[0].info
+    about = info.get("about") or {}
+    question, design = (
+        [(title, str(about[key])) for key, title in titles.items() if about.get(key)] for titles in (QUESTION, DESIGN)
+    )
+    axes = [(f"Axis {axis}", ", ".join(map(str, values))) for axis, values in (about.get("axes") or {}).items()]
+    return {
+        "name": info["study"],
+        "question": question or [("Question", "not on record")],
+        "headline": headline(study),
+        "verdict": sentences(study),
+        "design": [*design, *axes, ("Runs", _states(study))],
+    }
 
 
 def _states(evidence: Evidence) -> str:
