@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from .contents import FIGURES, sample_names
+from .contents import FIGURES, TABLES, sample_names
 from .evidence import Evidence
 from .runs import Line, Run
 from .table import Column, Table
@@ -24,10 +24,10 @@ SORTABLE = "sortable-tablesort 4.1.7"  # the npm package of sortable.min.js
 SCALE = 0.8  # CSS pixels to a pixel of a figure: letters of 7 points at 150 dpi have 12 pixels
 LIMIT = 5_000_000  # bytes of the page
 ROWS = (500, 100, 20)  # most rows of a table on the page: the first number with which all tables take half the limit
-# The sections after the studies: the tables and figures whose names begin with these words. The first section has
-# those that no section names.
+# The sections after the studies: the tables and figures whose names begin with these words, in this order. The first
+# section has also those that no section names.
 SECTIONS: dict[str, tuple[str, ...]] = {
-    "Scale and quality": ("scale", "published", "seeds", "quality", "scaling", "pareto"),
+    "Scale and quality": ("scale", "state_of_the_art", "seeds", "quality", "scaling", "pareto"),
     "Training": ("loss", "during"),
     "Speed": ("speed", "bench", "kernels", "throughput", "crossover", "roofline"),
     "Cost": ("cost",),
@@ -74,10 +74,10 @@ def page(
     the absent ones; the samples of single runs are the first to go. The HTML may hold surrogates of file names.
     """
     about = {name: _about_study(study) for name, study in evidence.studies.items()}
-    shown, bare = [], ""
+    shown, bare = {}, ""
     for most in ROWS:
-        shown = [_table(evidence, table, most, folder) for table in tables]
-        bare = _rendered(evidence, about, shown, [], absent)
+        shown = {table.name: _table(evidence, table, most, folder) for table in tables}
+        bare = _rendered(evidence, about, shown, {}, absent)
         if _size(bare) <= LIMIT / 2:
             break
     pictures, left_out = _that_fit(figures, LIMIT - _size(bare))
@@ -88,7 +88,7 @@ def _size(text: str) -> int:
     return len(text.encode(errors="backslashreplace"))
 
 
-def _that_fit(figures: Mapping[str, bytes], room: int) -> tuple[list[Picture], dict[str, str]]:
+def _that_fit(figures: Mapping[str, bytes], room: int) -> tuple[dict[str, Picture], dict[str, str]]:
     """The figures that fit into so many bytes, in their order, and why the others are left out."""
     kept = set()
     for name in sorted(figures, key=lambda name: name.startswith("samples_")):
@@ -97,9 +97,8 @@ def _that_fit(figures: Mapping[str, bytes], room: int) -> tuple[list[Picture], d
             kept.add(name)
             room -= int(size)
     why = f"left out of this page, which is limited to {LIMIT // 1_000_000} MB; the file stands beside it"
-    return [_picture(name, figures[name]) for name in figures if name in kept], {
-        name: why for name in figures if name not in kept
-    }
+    pictures = {name: _picture(name, content) for name, content in figures.items() if name in kept}
+    return pictures, {name: why for name in figures if name not in kept}
 
 
 def _picture(name: str, content: bytes) -> Picture:
@@ -120,30 +119,28 @@ def _about(name: str) -> str:
 def _rendered(
     evidence: Evidence,
     about: Mapping[str, Line],
-    tables: list[Line],
-    pictures: list[Picture],
+    tables: Mapping[str, Line],
+    pictures: Mapping[str, Picture],
     absent: Mapping[str, str],
 ) -> str:
     samples = {name: run.info["study"] for name, run in sample_names(evidence.runs).items()}
-    names = [*(table["name"] for table in tables), *(picture.name for picture in pictures)]
-    of_study = {name: _study_of(name, about) for name in names}
+    of_study = {name: _study_of(name, about) for name in (*tables, *pictures)}
     studies = [
         {
             **texts,
-            "tables": [one for one in tables if of_study[one["name"]] == name],
-            "figures": [one for one in pictures if one.name not in samples and of_study[one.name] == name],
-            "samples": [one for one in pictures if samples.get(one.name) == name],
+            "tables": [table for one, table in tables.items() if of_study[one] == name],
+            "figures": [picture for one, picture in pictures.items() if one not in samples and of_study[one] == name],
+            "samples": [picture for one, picture in pictures.items() if samples.get(one) == name],
         }
         for name, texts in about.items()
     ]
-    placed = {one.name for study in studies for kind in ("figures", "samples") for one in study[kind]}
-    placed |= {table["name"] for study in studies for table in study["tables"]}
+    shared = [name for name, study in of_study.items() if study is None and name not in samples]
     sections = [
         {
             "id": re.sub(r"\W+", "-", title.lower()),
             "title": title,
-            "tables": [one for one in tables if one["name"] not in placed and _section_of(one["name"]) == title],
-            "figures": [one for one in pictures if one.name not in placed and _section_of(one.name) == title],
+            "tables": [tables[name] for name in _in_section(title, shared) if name in tables],
+            "figures": [pictures[name] for name in _in_section(title, shared) if name in pictures],
         }
         for title in SECTIONS
     ]
@@ -181,17 +178,22 @@ def _title(evidence: Evidence) -> str:
 
 
 def _study_of(name: str, studies: Iterable[str]) -> str | None:
-    """The study that the name of a table or figure ends with."""
-    return max((study for study in studies if name.endswith(f"_{_file_name(study)}")), key=len, default=None)
+    """The study of a table or figure whose name is, such as ablation_STUDY or ablation_STUDY_METRIC, that of an item
+    and of a study."""
+    end = "" if name in (*TABLES, *FIGURES) else name.partition("_")[2]
+    return max((study for study in studies if f"{end}_".startswith(f"{_file_name(study)}_")), key=len, default=None)
 
 
 def _file_name(study: str) -> str:
     return re.sub(r"[^\w.=-]+", "_", study)
 
 
-def _section_of(name: str) -> str:
-    matches = (title for title, words in SECTIONS.items() if name.startswith(words))
-    return next(matches, next(iter(SECTIONS)))
+def _in_section(title: str, names: Iterable[str]) -> list[str]:
+    """Those of some tables or figures that a section has, in its order."""
+    words = SECTIONS[title]
+    own = [name for word in words for name in names if name.startswith(word)]
+    others = tuple(word for every in SECTIONS.values() for word in every)
+    return own + [name for name in names if title == next(iter(SECTIONS)) and not name.startswith(others)]
 
 
 def facts(evidence: Evidence) -> list[tuple[str, str]]:

@@ -103,6 +103,31 @@ def test_a_section_for_each_study_says_what_it_is_about(tmp_path: Path) -> None:
     assert "Study: old & <plain>" in [text for _, text in html.all("h2")]
 
 
+def test_tables_and_figures_stand_where_they_belong(tmp_path: Path) -> None:
+    write_many(tmp_path, 2, 1, 1, snapshots=1)
+    write(tmp_path, "dit", everything(75.5, 1200.0), study="scale big")
+    names = ["runs", "seeds", "other", "scale", "ablation_scale_FD", "ablation_scale", "ablation_scale_big", "bench"]
+    tables = [
+        Table(name, f"Table {name}.", [Column("n", "N", digits=0)], [{"n": 1, "origin": "here"}]) for name in names
+    ]
+    figures = dict.fromkeys(("loss", "axis_scale_big", "samples_dit", "samples"), b"<svg/>")
+    html = Parsed(page(Evidence(read([tmp_path])), tables, figures, {}))
+    shown = [(tag, attributes, text.strip()) for tag, attributes, text in html.elements]
+    order = [text for tag, _, text in shown if (tag == "h2" or tag == "span") and text != "What was read"]
+    expected = ["Study: scale", "Table ablation_scale_FD.", "Table ablation_scale.", "Study: scale big"]
+    expected += ["Table ablation_scale_big.", "Scale and quality", "Table scale.", "Table seeds.", "Table other."]
+    assert order == [*expected, "Training", "Speed", "Table bench.", "Runs", "Table runs."]
+    after: dict[str, list[str]] = {}
+    for tag, attributes, text in shown:
+        if tag == "h2":
+            after[text] = []
+        elif tag == "a" and attributes["href"].endswith(".pdf"):
+            after[list(after)[-1]].append(attributes["href"])
+    assert after["Study: scale big"] == ["axis_scale_big.pdf", "samples_dit.pdf"]
+    assert (after["Training"], after["Runs"]) == (["loss.pdf"], ["samples.pdf"])
+    assert {attributes["title"] for tag, attributes, text in shown if tag == "th" and text == "1"} == {"here"}
+
+
 def test_texts_of_records_are_shown_and_not_obeyed(tmp_path: Path) -> None:
     write(tmp_path, "evil", everything(75.5, 1200.0), title=EVIL, family="dit", variant={"model": EVIL})
     (run,) = read([tmp_path])
