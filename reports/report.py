@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from ..kernels.errors import InputError
 from .contents import FIGURES, TABLES
 from .evidence import Evidence
+from .published import read as published_rows
 from .queries import setting_words, timings
 from .runs import Line, read
 from .seeds import seeds
@@ -51,17 +52,23 @@ def summary_text(paths: list[Path], baseline: str | None = None) -> str:
 
 
 def build(
-    paths: list[Path], out: Path, baseline: str | None = None, say: Callable[[str], object] = lambda text: None
+    paths: list[Path],
+    out: Path,
+    baseline: str | None = None,
+    say: Callable[[str], object] = lambda text: None,
+    published: Path | None = None,
 ) -> list[Path]:
     """Write the report on every run at or below `paths` into the folder `out` and return the files, sorted.
 
-    `baseline` is the model that others are compared with in speed; None: DiT-XL/2 if it was measured. The report is
-    first rendered in a folder beside `out`. Then an earlier report in `out` is replaced file by file. Samples that
-    cannot be read are not shown: `say` gets a line about them, and README.md lists them. Raises InputError and leaves
-    `out` untouched where there is no run that can be read, the baseline was not measured, or `out` is a file or holds
+    `baseline` is the model that others are compared with in speed; None: DiT-XL/2 if it was measured. `published` is a
+    file of published rows that join those of the suite (published.py). The report is first rendered in a folder beside
+    `out`. Then an earlier report in `out` is replaced file by file. Samples that cannot be read are not shown: `say`
+    gets a line about them, and README.md lists them. Raises InputError and leaves `out` untouched where there is no run
+    that can be read, the baseline was not measured, the published rows cannot be read, or `out` is a file or holds
     something that is not a report.
     """
     old = _files_of_report(out)
+    rows = published_rows(published)
     runs = read(paths)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -69,7 +76,7 @@ def build(
     except OSError as error:
         raise InputError(f"cannot write a report at {out}: {error.strerror}") from None
     try:
-        _write(Evidence(runs, baseline, say), temporary)
+        _write(Evidence(runs, baseline, say, rows), temporary)
         out.mkdir(exist_ok=True)
         names = sorted(path.name for path in temporary.iterdir())
         for name in sorted(names, key=lambda name: name == "index.json"):  # the marker last

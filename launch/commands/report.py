@@ -9,7 +9,7 @@ from ...reports.report import build, summary_rows, summary_text
 
 
 def run(args: argparse.Namespace) -> int:
-    files = build(args.paths, args.out, args.baseline, partial(print, file=sys.stderr))
+    files = build(args.paths, args.out, args.baseline, partial(print, file=sys.stderr), args.published)
     if args.json:
         print(json.dumps(summary_rows(args.paths), indent=1))
     else:

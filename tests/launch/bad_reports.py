@@ -16,6 +16,12 @@ REPORTS = [
     Bad(["report", "{run}", "--out", "few.npz/below"], "cannot write a report"),
     Bad(["report", "{run}", "--out", "images"], "neither empty nor an earlier report"),
     Bad(["report", "{run}", "--out", "out", "--baseline", "nope"], "nope"),
+    Bad(["report", "{run}", "--out", "out", "--published", "no.yaml"], "cannot read no.yaml: No such file"),
+    Bad(
+        ["report", "{run}", "--out", "out", "--published", "mine.yaml"],
+        r"mine\.yaml: imagenet_256 row 1 \(A\): unknown field 'fdi' \(did you mean 'fid'\?\); choices: model, source, ",
+        {"mine.yaml": "imagenet_256: [{model: A, fdi: 2}]"},
+    ),
     Bad(["report", "{long}", "--out", "out"], "File name too long"),
     Bad(["report", "{run}", "--out", "{long}"], "File name too long"),
     Bad(["report", "odd", "--out", "out"], r"odd/config\.json is not JSON", {"odd/config.json": "{"}),
