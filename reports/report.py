@@ -121,9 +121,9 @@ def build(
 def write(evidence: Evidence, out: Path) -> list[Path]:
     """Write a report into the folder `out` and return its files, sorted.
 
-    It is first rendered in a folder beside `out`. Then an earlier report in `out` is replaced file by file. Samples that
-    cannot be read are not shown, and README.md lists them. Raises InputError and leaves `out` untouched if the baseline
-    was not measured, or `out` is a file or holds something that is not a report.
+    It is first rendered in a folder beside `out`. Then an earlier report in `out` is replaced file by file. Samples
+    that cannot be read are not shown, and README.md lists them. Raises InputError and leaves `out` untouched if the
+    baseline was not measured, or `out` is a file or holds something that is not a report.
     """
     old = _files_of_report(out)
     try:

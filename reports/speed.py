@@ -90,21 +90,23 @@ def apart(rows: list[Line], fields: tuple[str, ...] = HARDWARE) -> list[tuple[st
     groups: dict[tuple[Any, ...], list[Line]] = {}
     for row in rows:
         groups.setdefault(tuple(row[field] for field in fields), []).append(row)
+    apart = [len({values[place] for values in groups}) > 1 for place in range(len(fields))]
     tables = []
     for values, members in sorted(groups.items(), key=lambda item: (-len(item[1]), str(item[0]))):
-        words = [_words_of_field(field, value) for field, value in zip(fields, values, strict=True)]
-        differ = [word for place, word in enumerate(words) if len({other[place] for other in groups}) > 1]
-        ending = re.sub(r"\W+", "_", "".join(f" {word or 'one'}" for word in differ)).lower().rstrip("_")
+        words = [_word(*item) for item in zip(fields, values, apart, strict=True)]
+        differ = " ".join(["", *(word for word, differs in zip(words, apart, strict=True) if differs)])
+        ending = re.sub(r"\W+", "_", differ).lower().rstrip("_")
         tables.append((", ".join(filter(None, words)), ending, members))
     return tables
 
 
-def _words_of_field(field: str, value: Any) -> str:
-    if field == "checkpointing":
-        return "checkpointed" if value else ""
-    if value is None:
-        return {"device": "unknown device"}.get(field, "")
-    return {"processes": f"{value} GPUs", "cpu_threads": f"{value} threads"}.get(field, str(value))
+def _word(field: str, value: Any, differs: bool) -> str:
+    """The value of a field of measurements in words. What is usual is said only if it differs."""
+    usual = {"processes": "one GPU", "checkpointing": "not checkpointed", "cpu_threads": "GPU", "device": "no device"}
+    if not value:
+        return usual.get(field, "-") if differs else ""
+    words = {"checkpointing": "checkpointed", "processes": f"{value} GPUs", "cpu_threads": f"{value} threads"}
+    return words.get(field, str(value))
 
 
 def bench(runs: list[Run], baseline: str | None = None) -> list[Table]:
@@ -164,10 +166,10 @@ def _bench(measured: list[Line], name: str | None, where: str, ending: str) -> T
         Column("batch_size", "Batch", digits=0, rank=2),
         Column("images_per_s", "Images/s", digits=4, mark="mark"),
         Column("efficiency", "Efficiency", digits=3, mark="efficiency_mark"),
-        Column("ms_per_image", "ms/image", digits=4, mark="mark", rank=11),
+        Column("ms_per_image", "ms/image", digits=4, mark="disturbed_mark", rank=11),
         *(Column(f"p{percent}_ms") for percent in (20, 25, 50, 75, 80)),
         Column("peak_memory_gib", "Peak (GiB)", digits=3, rank=3),
-        Column("mfu", "MFU (%)", 0.01, 3, mark="mark", rank=5),
+        Column("mfu", "MFU (%)", 0.01, 3, mark="disturbed_mark", rank=5),
         Column("macs"),
         Column("flops"),
         Column("speed_up", "Speed-up", digits=3, mark="compared_mark", rank=1),
@@ -186,7 +188,7 @@ def _bench(measured: list[Line], name: str | None, where: str, ending: str) -> T
         Column(None, "State", key="status", tex=False),
     ]
     title = next((row["title"] for row in measured if row["model"] == name), None)
-    notes = [*_terms(title), *crossings([row for row in measured if not row["processes"]], name)]
+    notes = _terms(title)
     if any(row["efficiency"] for row in rows):
         notes.append("Efficiency: images per second of a GPU over those of one alone, with the same batch for each.")
     notes += disturbances(rows)
@@ -240,7 +242,8 @@ def _at_its_best(members: list[Line]) -> Line:
     state = bad[-1] if bad else shown
     row |= {"state": state["state"], "error": state.get("error")}
     row["status"] = row["state"] + (f" ({shortened(row['error'])})" if row["error"] and bad else "")
-    row["mark"] = DISTURBED if best and row.get("disturbed") else "" if best else row["state"]
+    row["disturbed_mark"] = DISTURBED if best and row.get("disturbed") else ""
+    row["mark"] = row["disturbed_mark"] if best else row["state"]
     row["status"] += ", disturbed" if best and row.get("disturbed") else ""
     return row
 
@@ -255,9 +258,10 @@ def _terms(baseline: str | None) -> list[str]:
     if baseline is None:
         return []
     return [
-        f"Speed-up: images per second over those of {baseline}, each model at its best over batches and compile modes. "
-        f"FLOPs saved: a forward pass of {baseline} over one of the model. Realised: speed-up over FLOPs saved, 1 where "
-        f"all saved FLOPs became time. Memory: peak over that of {baseline}, at the largest batch measured for both."
+        f"Speed-up: images per second over those of {baseline}, each model at its best over batches and compile "
+        f"modes. FLOPs saved: a forward pass of {baseline} over one of the model. Realised: speed-up over FLOPs saved, "
+        f"1 where all saved FLOPs became time. Memory: peak over that of {baseline}, at the largest batch measured for "
+        "both."
     ]
 
 

@@ -1,7 +1,7 @@
 """The table of speed of a paper: one row per model and size of the image, forward and training side by side."""
 
 from .runs import Line, Run
-from .speed import HARDWARE, MODES, apart, baseline_of, compared, disturbances, fastest, measurements
+from .speed import HARDWARE, MODES, apart, baseline_of, compared, crossings, disturbances, fastest, measurements
 from .table import DISTURBED, Column, Table, shortened
 
 
@@ -10,8 +10,8 @@ def speed(runs: list[Run], baseline: str | None = None) -> list[Table]:
 
     For a forward pass (`forward_…`) and a training step (`train_…`): `images_per_s` of the fastest batch and compile
     mode and, of that measurement, `batch_size`, `compile` and `mfu`; `speed_up` over the baseline and `realised`, the
-    speed-up over `flops_ratio`, the FLOPs of the baseline over those of the model. `train_memory_gib` is the peak memory
-    of a training step at `memory_batch` and `memory_compile`, which all models of that size have.
+    speed-up over `flops_ratio`, the FLOPs of the baseline over those of the model. `train_memory_gib` is the peak
+    memory of a training step at `memory_batch` and `memory_compile`, at which most models of that size were measured.
 
     Raises InputError if the named baseline was not measured.
     """
@@ -54,7 +54,7 @@ def _speed(measured: list[Line], name: str | None, where: str, ending: str) -> T
     for mode, title in MODES.items():
         columns += [
             Column(f"{mode}_images_per_s", f"{title} (images/s)", digits=4, mark=f"{mode}_mark"),
-            Column(f"{mode}_mfu", f"{title} MFU (%)", 0.01, 3, mark=f"{mode}_mark", rank=6),
+            Column(f"{mode}_mfu", f"{title} MFU (%)", 0.01, 3, mark=f"{mode}_mfu_mark", rank=6),
             Column(f"{mode}_speed_up", f"{title} speed-up", digits=3, mark=f"{mode}_compared_mark", rank=5),
             Column(f"{mode}_realised", f"{title} realised", digits=3, mark=f"{mode}_compared_mark", rank=2),
             *(
@@ -66,7 +66,7 @@ def _speed(measured: list[Line], name: str | None, where: str, ending: str) -> T
     columns += [Column("memory_batch", "at batch", digits=0, rank=8), Column("memory_compile")]
     columns += [Column("state"), Column("error"), Column(None, "State", key="status", tex=False)]
     title = next((row["title"] for row in rows if row["model"] == name), None)
-    notes = [*_terms(title, rows), *disturbances(shown)]
+    notes = [*_terms(title, rows), *crossings(measured, name), *disturbances(shown)]
     return Table(f"speed{ending}", f"Speed and memory of models on {where}.", columns, rows, notes)
 
 
@@ -78,25 +78,23 @@ def _fill(row: Line, mode: str, best: Line, rival: Line | None) -> None:
     row |= {f"{mode}_{key}": comparison.get(key) for key in ("speed_up", "realised", "compared_mark")}
     row["flops_ratio"] = comparison.get("flops_ratio") or row.get("flops_ratio")
     row[f"{mode}_mark"] = DISTURBED if best.get("disturbed") else ""
+    row[f"{mode}_mfu_mark"] = row[f"{mode}_mark"] if best.get("mfu") else ""
     row["records"] |= {f"{mode}_{field}": best for field in (*fields, "speed_up", "realised")}
 
 
 def _compare_memory(rows: list[Line], groups: dict[tuple[int, str], list[Line]]) -> None:
-    """Fill in the memory of a training step at the largest batch, and in the compile mode, that all models of one size
-    have; nothing if there is none."""
-    peaks: list[tuple[Line, dict[tuple[int, str], Line]]] = []
+    """Fill in the memory of a training step, for models of one size: at the batch and in the compile mode that most of
+    them have, and of several such at the largest batch."""
+    peaks: dict[tuple[int, str], list[tuple[Line, Line]]] = {}
     for row in rows:
-        lines = [line for line in groups[row["px"], row["group"]] if line["mode"] == "train"]
-        measured = {(line["batch_size"], line["compile"]): line for line in lines if line.get("peak_memory_gib")}
-        peaks += [(row, measured)] if measured else []
-    common = set.intersection(*(set(measured) for _, measured in peaks)) if peaks else set()
-    if not common:
-        return
-    batch, mode = max(common)
-    for row, measured in peaks:
-        line = measured[batch, mode]
-        row |= {"train_memory_gib": line["peak_memory_gib"], "memory_batch": batch, "memory_compile": mode}
-        row["records"]["train_memory_gib"] = line
+        for line in groups[row["px"], row["group"]]:
+            if line["mode"] == "train" and line.get("peak_memory_gib"):
+                peaks.setdefault((line["batch_size"], line["compile"]), []).append((row, line))
+    if peaks:
+        batch, mode = max(peaks, key=lambda way: (len(peaks[way]), way))
+        for row, line in peaks[batch, mode]:
+            row |= {"train_memory_gib": line["peak_memory_gib"], "memory_batch": batch, "memory_compile": mode}
+            row["records"]["train_memory_gib"] = line
 
 
 def _terms(baseline: str | None, rows: list[Line]) -> list[str]:
@@ -108,7 +106,7 @@ def _terms(baseline: str | None, rows: list[Line]) -> list[str]:
             "speed-up over FLOPs saved, 1 if all saved FLOPs became time."
         )
     if any(row.get("train_memory_gib") for row in rows):
-        notes.append("Memory: peak of a training step at the largest batch that was measured for all models of a size.")
+        notes.append("Memory: peak of a training step at the batch at which most models of that size were measured.")
     if any(row.get("train_mfu") or row.get("forward_mfu") for row in rows):
         notes.append("MFU: FLOPs of the model per second over the peak of the device (PaLM, appendix B).")
     return notes

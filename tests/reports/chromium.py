@@ -67,9 +67,7 @@ class Tab:
     def open(self, path: Path, width: int = 1400, height: int = 900, dark: bool = False) -> None:
         """Show a file, at a size in CSS pixels, as somebody sees it whose system is light or dark."""
         phone = width < 500
-        self.ask(
-            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=phone
-        )
+        self.ask("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=phone)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.ask("Emulation.setEmulatedMedia", media="screen", features=[scheme])
         self.ask("Page.navigate", url=path.resolve().as_uri())
@@ -84,7 +82,9 @@ class Tab:
 
     def click(self, element: str) -> None:
         """Click with the mouse on the middle of the element that an expression gives."""
-        place = f"(e => {{ e.scrollIntoView({{block: 'center'}}); return e.getBoundingClientRect().toJSON() }})({element})"
+        place = (
+            f"(e => {{ e.scrollIntoView({{block: 'center'}}); return e.getBoundingClientRect().toJSON() }})({element})"
+        )
         box = self.run(place)
         at = {"x": box["x"] + box["width"] / 2, "y": box["y"] + box["height"] / 2}
         for kind in ("mousePressed", "mouseReleased"):
