@@ -15,6 +15,7 @@ from .runs import Run
 from .samples import all_samples, samples
 from .speed import bench, kernels
 from .speed_figures import crossover, speed_vs_flops
+from .speed_table import speed
 from .table import Table
 from .throughput import throughput
 
@@ -57,9 +58,14 @@ def sample_names(runs: list[Run]) -> dict[str, Run]:
 
 TABLES: dict[str, TableItem] = {
     "summary": TableItem(lambda evidence: evidence.overview, "one row per run: cost, speed, quality and state"),
+    "speed": TableItem(
+        lambda evidence: speed(evidence.runs, evidence.baseline),
+        "images per second, memory and MFU of each model, and how many of its saved FLOPs became time",
+        "no run has been timed",
+    ),
     "bench": TableItem(
         lambda evidence: bench(evidence.runs, evidence.baseline),
-        "speed and memory of each model at its best batch, and how many of its saved FLOPs became time",
+        "the same by compile mode: each model at its best batch",
         "no run has been timed",
     ),
     "kernels": TableItem(

@@ -40,7 +40,7 @@ def test_tables_and_figures_without_content_are_named(tmp_path: Path) -> None:
     tables = [f"{name}.{ending}" for name in ("runs", "summary") for ending in ("csv", "md", "tex")]
     assert [path.name for path in files] == ["README.md", "index.html", "index.json", *tables]
     absent = json.loads((tmp_path / "out/index.json").read_text())["absent"]
-    speed = {"throughput", "bench", "kernels", "speed_vs_flops", "crossover"}
+    speed = {"throughput", "speed", "bench", "kernels", "speed_vs_flops", "crossover"}
     assert set(absent) == {"cost", "seeds", "loss", "quality_vs_flops", "samples", "samples_bare", *speed}
     readme = (tmp_path / "out/README.md").read_text()
     assert all(name in readme and reason in readme for name, reason in absent.items())
