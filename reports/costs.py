@@ -23,6 +23,7 @@ def costs(runs: list[Run]) -> Table:
             if not any(counts[key] for key in ("params", "macs", "flops")):
                 continue
             row: Line = {"label": label, "part": part, **{key: counts[key] for key in ("params", "macs", "flops")}}
+            row |= {"provenance": line["provenance"], "time": line["time"]}
             for key in ("params", "macs", "flops"):
                 row[f"{key}_percent"] = 100 * counts[key] / line[key] if line[key] else None
             rows.append(row)
