@@ -1,14 +1,12 @@
 """The figure of quality against FLOPs."""
 
 import re
-from collections.abc import Sequence
 
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.transforms import Bbox
 
 from .differences import mean_of
+from .drawing import place_labels
 from .protocols import rankable
 from .queries import better, score_words, scores
 from .runs import Run
@@ -59,50 +57,3 @@ def quality_vs_flops(runs: list[Run], overview: Table) -> Figure | str:
         legend_below(figure, {f"{at}  {label}": marks[at - 1] for at, label in enumerate(labels, start=1)})
         place_labels(figure, axes, points, [str(number) for number in range(1, len(points) + 1)], bars)
     return figure
-
-
-def place_labels(
-    figure: Figure,
-    axes: Axes,
-    points: list[tuple[float, float]],
-    labels: list[str],
-    bars: Sequence[tuple[float, float, float]],
-) -> bool:
-    """Label each point where the text overlaps least with what is already drawn, including bars (x, low, high).
-
-    Where a long label overlaps something in every place, all labels are removed and the result is False. Short labels
-    (numbers) always stay.
-    """
-    figure.draw_without_rendering()  # nothing can be measured before there is a layout
-    around = [(9, 0, "left", "center"), (-9, 0, "right", "center")]
-    around += [(0, 9, "center", "bottom"), (0, -9, "center", "top")]
-    around += [(x, y, "left" if x > 0 else "right", "bottom" if y > 0 else "top") for x in (7, -7) for y in (7, -7)]
-    boxes = [Bbox.from_bounds(x - 8, y - 8, 16, 16) for x, y in axes.transData.transform(points)]
-    for x, low, high in bars:
-        (left, bottom), (_, top) = axes.transData.transform([(x, low), (x, high)])
-        boxes.append(Bbox.from_extents(left - 4, bottom, left + 4, top))
-    notes, clear = [], True
-    for point, label in zip(points, labels, strict=True):
-        note = axes.annotate(label, point, (0, 0), textcoords="offset points", fontsize=8, in_layout=False)
-        choices = []
-        for right, up, side, level in around:
-            note.set(position=(right, up), horizontalalignment=side, verticalalignment=level)
-            box = note.get_window_extent()
-            areas = [box.width * box.height - _shared(box, axes.bbox), *(_shared(box, other) for other in boxes)]
-            choices.append((sum(areas), len(choices), box))
-        overlap, best, box = min(choices, key=lambda choice: choice[:2])
-        right, up, side, level = around[best]
-        note.set(position=(right, up), horizontalalignment=side, verticalalignment=level)
-        notes.append(note)
-        boxes.append(box)
-        clear = clear and overlap < 1
-    if clear or max(map(len, labels)) < 3:
-        return True
-    for note in notes:
-        note.remove()
-    return False
-
-
-def _shared(one: Bbox, other: Bbox) -> float:
-    both = Bbox.intersection(one, other)
-    return both.width * both.height if both else 0.0
