@@ -36,5 +36,5 @@ def origins(runs: list[Run]) -> Table:
     columns += [Column("precision", "Precision"), Column("steps", "Steps", digits=0)]
     columns += [Column("batch_size", "Batch", digits=0), Column("seed", "Seed", digits=0)]
     columns += [Column("stages", "Stages done")]
-    columns += [Column("state", "State"), Column("error"), Column(None, "Error", key="brief")]
+    columns += [Column("state", "State", tex=False), Column("error"), Column(None, "Error", key="brief", tex=False)]
     return Table("runs", "Where the runs come from.", columns, rows)
