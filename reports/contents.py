@@ -13,6 +13,8 @@ from .origins import origins
 from .quality import quality_vs_flops
 from .runs import Run
 from .samples import all_samples, samples
+from .scaling import scaling_table
+from .scaling_figure import scaling
 from .speed import bench, kernels
 from .speed_figures import crossover, speed_vs_flops
 from .table import Table
@@ -81,6 +83,11 @@ TABLES: dict[str, TableItem] = {
         "means over training seeds with 95 % intervals, and differences to the base of the study",
         "no variant was run with several seeds",
     ),
+    "scaling": TableItem(
+        scaling_table,
+        "power laws of quality against FLOPs, GPU-hours and parameters, what they predict, and a check of that",
+        "no family has scores of two sizes",
+    ),
 }
 
 FIGURES: dict[str, FigureItem] = {
@@ -89,8 +96,11 @@ FIGURES: dict[str, FigureItem] = {
         "training loss against images seen: a running median over the raw values",
     ),
     "quality_vs_flops": FigureItem(
-        lambda evidence: quality_vs_flops(evidence.runs, evidence.overview),
-        "the first quality metric against FLOPs, with 95 % intervals over training seeds",
+        quality_vs_flops,
+        "the first quality metric against FLOPs, with 95 % intervals over training seeds; area: parameters",
+    ),
+    "scaling": FigureItem(
+        scaling, "quality against FLOPs, GPU-hours and parameters: power laws, their predictions and a check of these"
     ),
     "throughput": FigureItem(
         lambda evidence: throughput(evidence.runs, evidence.overview), "forward and training throughput"

@@ -33,6 +33,14 @@ def logarithmic_axes(axes: Axes, most: int = 5) -> None:
     few_ticks(axes.yaxis, *axes.get_ylim(), most=most + 2)
 
 
+def round_numbers(low: float, high: float) -> list[float]:
+    """Up to three round numbers between two ends of which the second is larger, or else the ends."""
+    decades = range(floor(log10(low)), ceil(log10(high)) + 1)
+    every = [[number for k in decades for one in steps if low <= (number := one * 10.0**k) <= high] for steps in ROUND]
+    best = next((numbers for numbers in every if len(numbers) > 1), [low, high])
+    return best if len(best) < 4 else [best[0], best[len(best) // 2], best[-1]]
+
+
 def face(is_marked: bool) -> Any:
     """How a point of a run that failed or is unfinished is drawn: hollow."""
     return {"markerfacecolor": "white"} if is_marked else {}
@@ -44,23 +52,37 @@ def place_labels(
     points: list[tuple[float, float]],
     labels: list[str],
     bars: Sequence[tuple[float, float, float]],
+    radii: Sequence[float] | None = None,
 ) -> bool:
     """Label each point where the text overlaps least with what is already drawn, including bars (x, low, high).
+    Points have `radii` in points (by default 4); an empty label is left out.
 
     Where a long label overlaps something in every place, all labels are removed and the result is False. Short labels
     (numbers) always stay.
     """
     figure.draw_without_rendering()  # nothing can be measured before there is a layout
-    around = [(9, 0, "left", "center"), (-9, 0, "right", "center")]
-    around += [(0, 9, "center", "bottom"), (0, -9, "center", "top")]
-    around += [(x, y, "left" if x > 0 else "right", "bottom" if y > 0 else "top") for x in (7, -7) for y in (7, -7)]
-    boxes = [Bbox.from_bounds(x - 8, y - 8, 16, 16) for x, y in axes.transData.transform(points)]
+    pixel = figure.dpi / 72
+    sizes = [4.0] * len(points) if radii is None else radii
+    boxes = [
+        Bbox.from_bounds(x - radius * pixel, y - radius * pixel, 2 * radius * pixel, 2 * radius * pixel)
+        for (x, y), radius in zip(axes.transData.transform(points), sizes, strict=True)
+    ]
     for x, low, high in bars:
         (left, bottom), (_, top) = axes.transData.transform([(x, low), (x, high)])
         boxes.append(Bbox.from_extents(left - 4, bottom, left + 4, top))
     notes, clear = [], True
-    for point, label in zip(points, labels, strict=True):
-        note = axes.annotate(label, point, (0, 0), textcoords="offset points", fontsize=8, in_layout=False)
+    for point, label, radius in zip(points, labels, sizes, strict=True):
+        if not label:
+            continue
+        far, near = radius + 4, 0.7 * radius + 2
+        around = [(far, 0, "left", "center"), (-far, 0, "right", "center")]
+        around += [(0, far, "center", "bottom"), (0, -far, "center", "top")]
+        around += [
+            (x, y, "left" if x > 0 else "right", "bottom" if y > 0 else "top")
+            for x in (near, -near)
+            for y in (near, -near)
+        ]
+        note = axes.annotate(label, point, (0, 0), textcoords="offset points", fontsize=7, in_layout=False)
         choices = []
         for right, up, side, level in around:
             note.set(position=(right, up), horizontalalignment=side, verticalalignment=level)

@@ -110,6 +110,13 @@ def at_equal_images(scored: Mapping[Run, list[Line]]) -> AtEqualImages:
     return AtEqualImages(rows, images, [run for run in scored if run not in rows])
 
 
+def images_words(equal: AtEqualImages) -> str:
+    """At how many images the scores are, in a sentence."""
+    if equal.images is None:
+        return "Scores are those of the furthest steps, because no number of images is common to all."
+    return f"Scores are at {equal.images:,} images seen, the most that all have in common."
+
+
 def is_unfinished(run: Run) -> bool:
     """Whether a training has no record that it reached its end, though it has a log or failed."""
     return not run.last("train", "done") and (bool(run.metrics) or run.last("train") is not None)

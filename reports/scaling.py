@@ -14,6 +14,7 @@ from .moments import (
     at_equal_images,
     first_column,
     hours_of,
+    images_words,
     is_marked,
     main_device,
     moments,
@@ -245,20 +246,16 @@ def check_words(curve: Curve) -> str:
 
 def remarks_of(one: Scaling) -> list[str]:
     """At how many images the scores are, and which runs are left out."""
-    if one.equal.images is None:
-        text = "scores are those of the furthest steps, because no number of images is common to all."
-    else:
-        text = f"scores are at {one.equal.images:,} images seen, the most that all have in common."
-    remarks = [text]
+    remarks = [images_words(one.equal)]
     if left := sorted({run.info["name"] for run in one.equal.left_out}):
-        remarks.append(f"left out, because they failed or are unfinished: {', '.join(left)}.")
+        remarks.append(f"Left out, because they failed or are unfinished: {', '.join(left)}.")
     apart = {
         run.info["name"]
         for run, row in one.equal.rows.items()
         if (hours := hours_of(run, row)) and hours[1] != one.device
     }
     if apart:
-        remarks.append(f"left out of hours, because they were trained on another device: {', '.join(sorted(apart))}.")
+        remarks.append(f"Left out of hours, because they were trained on another device: {', '.join(sorted(apart))}.")
     return remarks
 
 

@@ -104,7 +104,7 @@ def captions(one: Scaling, titles: Mapping[str, str]) -> list[str]:
         "Dashed: no law.": any(isinstance(one.law, str) and len(one.groups) > 1 for one in every),
         "Hollow: a run failed or is unfinished.": any(one.marked for one in every),
     }
-    remarks = [remark[0].upper() + remark[1:] for remark in remarks_of(one)]
+    remarks = remarks_of(one)
     lines = [" ".join([*(text for text, holds in facts.items() if holds), *remarks[:1]]), *remarks[1:]]
     measure = MEASURES[next(iter(one.curves))].cell.format(hours_words(one.device))
     tested = [line for curve in curves if (line := _of_family(curve, titles))]
