@@ -7,9 +7,11 @@ from typing import NamedTuple
 from matplotlib.figure import Figure
 
 from .costs import costs
+from .during import during
 from .evidence import Evidence
 from .loss import loss
 from .origins import origins
+from .pareto import pareto
 from .quality import quality_vs_flops
 from .runs import Run
 from .samples import all_samples, samples
@@ -101,6 +103,12 @@ FIGURES: dict[str, FigureItem] = {
     ),
     "scaling": FigureItem(
         scaling, "quality against FLOPs, GPU-hours and parameters: power laws, their predictions and a check of these"
+    ),
+    "during": FigureItem(
+        during, "quality and held-out loss during training against images, training FLOPs and GPU-hours"
+    ),
+    "pareto": FigureItem(
+        pareto, "quality against images per second, with the models that no other is as fast and as good as"
     ),
     "throughput": FigureItem(
         lambda evidence: throughput(evidence.runs, evidence.overview), "forward and training throughput"

@@ -178,3 +178,8 @@ def family_title(titles: list[str], family: str) -> str:
 def size_word(title: str, family: str) -> str:
     """The size alone, "XL" of "DiT-XL/2" in the family "DiT"."""
     return re.sub(r"^\W+", "", title.removeprefix(family)) or title
+
+
+def middle(groups: list[str]) -> str:
+    """The size whose shade stands for a family: that in the middle."""
+    return groups[len(groups) // 2]

@@ -10,15 +10,17 @@ from matplotlib.lines import Line2D
 from .differences import Mean, count_of, mean_of
 from .drawing import few_ticks, place_labels, round_numbers
 from .evidence import Evidence
-from .moments import at_equal_images, first_column, images_words, is_marked, moments, series_of, size_word
+from .moments import at_equal_images, first_column, images_words, is_marked, middle, moments, series_of, size_word
 from .protocols import rankable
 from .queries import better, score_words
 from .runs import Line
 from .seeds import over_seeds
-from .style import COLUMN, ENTRIES, SMALL, Look, blank, legend_above, wrapped
+from .style import COLUMN, ENTRIES, PAGE, SMALL, Look, blank, legend_above, wrapped
 
-LARGEST = 260.0  # points²: the area of the model with the most parameters
-LEAST = 10.0  # points²: of models that are too small to be seen, or without a count
+LARGEST = 170.0  # points²: the area of the model with the most parameters
+LEAST = 8.0  # points²: of models that are too small to be seen, or without a count
+SIMILAR = 1.5  # models whose parameters differ by less have equal areas
+MOST_NARROW = 8  # models in the width of one column
 MOST_NAMES = 6  # that stand in full beside bubbles
 
 
@@ -44,8 +46,9 @@ def quality_vs_flops(evidence: Evidence) -> Figure | str:
     marked = {run.group for run in equal.rows if is_marked(run)}
     params = sorted({float(models[group]["params"]) for group in values if models[group]["params"]})
     areas = {group: max(LEAST, LARGEST * (models[group]["params"] or 0) / params[-1]) for group in values if params}
-    areas = areas if len(params) > 1 else dict.fromkeys(values, 30.0)
-    figure = blank(COLUMN, 3.0)
+    differ = bool(params) and params[-1] > SIMILAR * params[0]
+    areas = areas if differ else dict.fromkeys(values, 30.0)
+    figure = blank(COLUMN if len(values) <= MOST_NARROW else PAGE, 3.0)
     axes = figure.add_subplot()
     _draw(evidence, axes, means, models, areas, marked)
     axes.margins(0.15, 0.15)
@@ -58,15 +61,18 @@ def quality_vs_flops(evidence: Evidence) -> Figure | str:
             few_ticks(axis, *axis.get_view_interval(), most=6)
     facts = score_words(next(iter(equal.rows.values())))
     end = {"min": "; lower is better", "max": "; higher is better", "": ""}[better(name)]
-    axes.set_xlabel("FLOPs (G) of one forward pass of one image", fontsize=8)
-    axes.set_ylabel(f"{name}\n{wrapped(facts + end, 44)}", fontsize=8)
+    axes.set_xlabel("FLOPs (G) of one forward pass of one image", fontsize=SMALL)
+    axes.set_ylabel(f"{name}\n{wrapped(facts + end, 36)}", fontsize=SMALL)
     several = {count_of(seeds) for seeds in values.values()}
-    caption = ["Bars: 95 % intervals of means over training seeds."] if max(several) > 1 else []
+    caption = [f"Means of {max(several)} training seeds."] if several == {max(several)} and max(several) > 1 else []
+    caption += ["Bars: 95 % intervals of means over training seeds."] if max(several) > 1 else []
     caption += ["Hollow: a run failed or is unfinished."] if marked & set(values) else []
     lines = [" ".join([*caption, images_words(equal)])]
     lines += [f"No best: {why}."] if (why := rankable(equal.rows, equal.rows)) and len(values) > 1 else []
-    figure.supxlabel("\n".join(wrapped(line, 66) for line in lines), fontsize=SMALL, color="0.35")
-    if len(params) > 1:
+    figure.supxlabel(
+        "\n".join(wrapped(line, int(17 * figure.get_figwidth())) for line in lines), fontsize=SMALL, color="0.35"
+    )
+    if differ:
         _legend_of_areas(axes, params)
     _label(evidence, figure, axes, values, means, models, areas)
     return figure
@@ -90,7 +96,9 @@ def _draw(
         groups = [group for group in series.groups if group in means]
         flops = [models[group]["flops"] / 1e9 for group in groups]
         if len(groups) > 1:
-            axes.plot(flops, [means[group].value for group in groups], color=look.colour(groups[-1]), lw=1, zorder=1)
+            axes.plot(
+                flops, [means[group].value for group in groups], color=look.colour(middle(groups)), lw=1, zorder=1
+            )
     for group, mean in means.items():
         colour, hollow = look.colour(group), group in marked
         at = models[group]["flops"] / 1e9
@@ -117,7 +125,10 @@ def _label(
     bars = [bar for bar, group in zip(bars, groups, strict=True) if means[group].half is not None]
     radii = [areas[group] ** 0.5 / 2 for group in groups]
     counts = {group: count_of(values[group]) for group in groups}
-    seeds = {group: f" ({counts[group]}\N{NO-BREAK SPACE}seeds)" if counts[group] > 1 else "" for group in groups}
+    apart = len(set(counts.values())) > 1
+    seeds = {
+        group: f" ({counts[group]}\N{NO-BREAK SPACE}seeds)" if apart and counts[group] > 1 else "" for group in groups
+    }
     names = {group: models[group]["model_label"] + seeds[group] for group in groups}
     full = [wrapped(names[group], 24) for group in groups]
     series = [one for one in series_of(evidence.overview.rows) if len(set(one.groups) & set(groups)) > 1]
@@ -127,7 +138,7 @@ def _label(
         group: size_word(models[group]["title"], one.label.split(",")[0]) for one in series for group in one.groups
     }
     if len(series) <= ENTRIES and all(group in sizes for group in groups):
-        legend_above(figure, {one.label: _key(look, one.groups[-1], one.family) for one in series})
+        legend_above(figure, {one.label: _key(look, middle(one.groups), one.family) for one in series})
         if place_labels(figure, axes, points, [sizes[group] for group in groups], bars, radii):
             return
         figure.legends[0].remove()
@@ -140,7 +151,7 @@ def _label(
 
 
 def _key(look: Look, group: str, family: str) -> Line2D:
-    return Line2D([], [], color=look.colour(group), marker=look.marker(family), markersize=5, linestyle="")
+    return Line2D([], [], color=look.colour(group), marker=look.marker(family), linestyle="")
 
 
 def _legend_of_areas(axes: Axes, params: list[float]) -> None:
@@ -148,7 +159,6 @@ def _legend_of_areas(axes: Axes, params: list[float]) -> None:
     unit = LARGEST / max(params)
     numbers = [number for number in round_numbers(min(params), max(params)) if unit * number >= LEAST]
     keys = [Line2D([], [], color="0.6", marker="o", linestyle="", markersize=(unit * one) ** 0.5) for one in numbers]
-    axes.legend(
-        keys, [f"{one / 1e6:,.3g} M" for one in numbers], loc="lower left", bbox_to_anchor=(0, 1), ncols=len(keys),
-        fontsize=SMALL, title="Parameters", title_fontsize=SMALL, handletextpad=0.8, columnspacing=1.6, borderpad=0.6,
-    )  # fmt: skip
+    labels = [f"{one / 1e6:,.3g} M" for one in numbers]
+    labels[0] = f"parameters: {labels[0]}"
+    axes.legend(keys, labels, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=len(keys), handletextpad=0.8)

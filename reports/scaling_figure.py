@@ -11,7 +11,7 @@ from .differences import mean_of
 from .drawing import face, few_ticks
 from .evidence import Evidence
 from .fits import Check, Fit
-from .moments import size_word
+from .moments import middle, size_word
 from .protocols import rankable
 from .queries import score_words
 from .scaling import (
@@ -25,7 +25,7 @@ from .scaling import (
     scaling_of,
     target_words,
 )
-from .style import blank, wrapped
+from .style import PAGE, SMALL, blank, legend_above, wrapped
 from .table import style_of
 
 
@@ -43,7 +43,7 @@ def _draw(evidence: Evidence, one: Scaling) -> Figure:
     titles = {row["group"]: row["title"] for row in evidence.overview.rows}
     text = [wrapped(text, 132) for text in captions(one, titles)]
     lines = sum(1 + each.count("\n") for each in text)
-    figure = blank(6.9, 2.5 + 0.125 * lines)
+    figure = blank(PAGE, 2.5 + 0.125 * lines)
     panels = figure.subplots(1, len(one.curves), sharey=True, squeeze=False)[0]
     keys: dict[str, Line2D] = {}
     for axes, (name, curves) in zip(panels, one.curves.items(), strict=True):
@@ -51,19 +51,18 @@ def _draw(evidence: Evidence, one: Scaling) -> Figure:
         for curve in curves:
             keys |= _draw_curve(evidence, axes, curve)
         few_ticks(axes.xaxis, *axes.get_xlim())
-        axes.set_xlabel(wrapped(MEASURES[name].axis.format(hours_words(one.device)), 24), fontsize=7.5)
-        axes.tick_params(labelsize=7)
+        axes.set_xlabel(wrapped(MEASURES[name].axis.format(hours_words(one.device)), 24), fontsize=SMALL)
     few_ticks(panels[0].yaxis, *panels[0].get_ylim(), most=7)
     first = next(iter(one.equal.rows.values()))
-    panels[0].set_ylabel(f"{one.column}\n{wrapped(score_words(first), 34)}", fontsize=7.5)
-    figure.legend(list(keys.values()), list(keys), loc="outside upper center", ncols=min(len(keys), 5), fontsize=7.5)
-    figure.supxlabel("\n".join(text), fontsize=7, color="0.25", x=0.01, horizontalalignment="left")
+    panels[0].set_ylabel(f"{one.column}\n{wrapped(score_words(first), 34)}", fontsize=SMALL)
+    legend_above(figure, keys)
+    figure.supxlabel("\n".join(text), fontsize=SMALL, color="0.25", x=0.01, horizontalalignment="left")
     return figure
 
 
 def _draw_curve(evidence: Evidence, axes: Axes, curve: Curve) -> dict[str, Line2D]:
     look, last = evidence.look, curve.groups[-1]
-    colour, marker = look.colour(last), look.marker(curve.series.family)
+    colour, marker = look.colour(middle(curve.groups)), look.marker(curve.series.family)
     for group in curve.groups:
         mean = mean_of(curve.values[group].values())
         axes.errorbar(
