@@ -62,7 +62,7 @@ def columns_of(evidence: Evidence) -> dict[str, dict[Run, list[Line]]]:
 
 
 def trajectories(scored: Mapping[Run, list[Line]], measure: str) -> dict[Run, Trajectory]:
-    """The values of each run against "images", "flops" (of training, in 1e18) or "hours" (on the device of most runs)."""
+    """The values of each run against "images", "flops" (of training, in 1e18) or "hours" (on the main device)."""
     device = main_device(scored)
     result: dict[Run, Trajectory] = {}
     for run, rows in scored.items():
