@@ -115,6 +115,19 @@ def test_cost_by_part(tmp_path: Path) -> None:
     assert markdown(table.markdown())[0]["MACs (%)"] == "60.0"
 
 
+def test_the_count_of_fvcore_stands_beside_the_total(tmp_path: Path) -> None:
+    count = {"fvcore": 9_000_000, "fvcore_skips": "10 selective_scan"}
+    write(tmp_path / "runs", "one", [cost()], variant={"scan": "cross"})
+    write(tmp_path / "runs", "two", [{**cost(), **count}], variant={"scan": "continuous"})
+    table = costs(read([tmp_path / "runs"]))
+    rows = {row["part"]: row for row in parsed(table.csv())}
+    assert (rows["total"]["fvcore"], rows["total"]["fvcore_skips"]) == ("9000000", "10 selective_scan")
+    assert rows["ssm"]["fvcore"] == "" and "It counts nothing for the operators that it skips." in table.notes[0]
+    people = markdown(table.markdown())
+    assert [row["fvcore (G)"] for row in people] == ["-", "-", "-", "0.009000"]
+    assert "fvcore" not in str(costs(read([tmp_path / "runs" / "demo" / "one"])).markdown())
+
+
 def test_origins(three: Path, report: Path) -> None:
     dirty = {**WHERE, "dirty": True}
     write(three, "extra", [{**trained(), "provenance": dirty}], title="DiT-extra", seed=3)
