@@ -66,7 +66,7 @@ def _setting(run: Run) -> dict[str, str]:
 
 def comparisons(runs: Iterable[Run]) -> list[Comparison]:
     """The scores of models, split by data set and generation protocol. A score without samples, such as a held-out
-    loss, is in each table of its data set."""
+    loss, is in the table of the samples of its run, or in all of its data set if it has none."""
     scored: dict[tuple[str, str], dict[tuple[str, str], Series]] = {}
     for run in models(runs):
         for row in _scores(run):
@@ -74,14 +74,22 @@ def comparisons(runs: Iterable[Run]) -> list[Comparison]:
                 columns = scored.setdefault((_data_words(run), generation_of(row)), {})
                 columns.setdefault((row["metric"], str(row["protocol"])), {}).setdefault(run, []).append(moment)
     result = []
-    for (data, way), own in sorted(scored.items()):
-        if not way and any(other == data and each for other, each in scored):
-            continue
-        columns = own | (scored.get((data, ""), {}) if way else {})
-        count = Counter(metric for metric, _ in columns)
-        names = {key: key[0] if count[key[0]] == 1 else "@".join(key) for key in columns}
-        result.append(Comparison(data, way, {names[key]: _ordered(series) for key, series in columns.items()}))
+    for (data, way), columns in sorted(scored.items()):
+        ways = {other: _runs(each) for (where, other), each in scored.items() if where == data and other}
+        if way or not ways:
+            others = {run for other, runs in ways.items() if other != way for run in runs} - ways.get(way, set())
+            losses = scored.get((data, ""), {}) if way else {}
+            both = columns | {
+                key: {run: each for run, each in series.items() if run not in others} for key, series in losses.items()
+            }
+            count = Counter(metric for metric, _ in both)
+            names = {key: key[0] if count[key[0]] == 1 else "@".join(key) for key in both}
+            result.append(Comparison(data, way, {names[key]: _ordered(series) for key, series in both.items()}))
     return result
+
+
+def _runs(columns: Mapping[tuple[str, str], Series]) -> set[Run]:
+    return {run for series in columns.values() for run in series}
 
 
 def by_machine(compared: Comparison) -> list[Comparison]:

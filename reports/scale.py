@@ -15,11 +15,10 @@ from .published import PublishedRow
 from .queries import state_of
 from .runs import Line, Run
 from .seeds import NOTE, best_of
-from .state_of_the_art import RULES, is_fid_of_imagenet, source_words
+from .state_of_the_art import MARK, is_fid_of_imagenet, remarks, source_words
 from .table import Column, Table, shortened
 
 STEPS_400K = 400_000 * 256  # images of the protocol of `Published.steps_400k`
-MARK = " ‡"
 BETWEEN = (
     "Between two neighbouring moments of a run, its score is interpolated: linearly in the logarithms of the score and "
     "of the {0}, or of the {0} alone if a score is not positive. Nothing is extrapolated."
@@ -121,7 +120,7 @@ def _table(compared: Comparison, budget: Budget, printed: Sequence[PublishedRow]
     below += [*_missing(compared, budget, cells, names), *_mark(rows, cells, names)]
     below += [f"No best is bold, because {why}: {', '.join(columns)}." for why, columns in unnamed.items()]
     others = _published(cells, printed) if budget is IMAGES else []
-    below += [BELOW, *RULES] if others else []
+    below += [BELOW, *remarks(printed)] if others else []
     caption, columns = _caption(compared, budget, cells), _columns(cells, budget, bool(others))
     return Table(budget.table, caption, columns, [*rows.values(), *others], below + notes(compared.runs, used))
 

@@ -23,11 +23,11 @@ CONVENTIONS = {
     "macs": "MACs", "macs+norms": "MACs, norms", "macs+norms+scans": "MACs, norms, scans", "printed": "not stated",
 }  # fmt: skip
 FAMILIES = {"adm": "macs", "dit": "macs+norms", "lamamba": "macs+norms+scans"}  # the rule of a family's paper
-RULES = (
+PRINTED = (
     "Printed: what the paper prints as Gflops, or what it would print for a model of these runs: multiply-adds of one "
-    "forward pass of one image, and by some papers other operations. MACs: multiply-adds and nothing else.",
-    "*: reported to us and not compared with the source.",
+    "forward pass of one image, and by some papers other operations. MACs: multiply-adds and nothing else."
 )
+MARK = " ‡"
 UNRANKED = "No row is bold, because trainings of different length and samples of different guidance are no ranking."
 
 
@@ -59,13 +59,27 @@ def source_words(row: PublishedRow) -> str:
     return row.source + ("" if row.checked else " *")
 
 
+def remarks(rows: Iterable[PublishedRow]) -> list[str]:
+    """What must be known to read published rows."""
+    rows = list(rows)
+    text = [
+        PRINTED,
+        *(["*: reported to us and not compared with the source."] if not all(r.checked for r in rows) else []),
+    ]
+    return text + [
+        f"{row.model}: its paper prints {row.macs_vs_dit_xl2_percent:+g} % of DiT-XL/2's Gflops."
+        for row in rows
+        if row.macs_vs_dit_xl2_percent is not None
+    ]
+
+
 def _is_for(run: Run, side: int) -> bool:
     model = run.info["config"].get("model") or {}
     return model.get("num_classes") == CLASSES and model.get("input_size") in (side, side // PER_LATENT)
 
 
 def _table(
-    name: str, lines: dict[Run, Line], printed: Iterable[PublishedRow], runs: list[Run], side: int, conditional: bool
+    name: str, lines: dict[Run, Line], printed: list[PublishedRow], runs: list[Run], side: int, conditional: bool
 ) -> Table:
     own = {
         run: row for run, row in lines.items() if ((row.get("generation") or {}).get("labels") != "none") == conditional
@@ -80,9 +94,9 @@ def _table(
     columns = [
         Column("label", "Model"),
         Column("origin", "From"),
-        Column("params", "Params (M)", 1e6, 4),
+        Column("params", "Params (M)", 1e6, 3),
         Column("macs", "MACs (G)", 1e9, 4),
-        Column("printed", "Printed (G)", 1.0, 4, rank=4),
+        Column("printed", "Printed (G)", 1.0, 5, rank=4),
         Column("convention", "What is printed", rank=6),
         Column("fid", "FID", 1.0, 4, "fid_ci95", mark="mark"),
         Column("fid_ci95"),
@@ -98,14 +112,11 @@ def _table(
     caption = f"{kind} models of ImageNet at {side} px: scores of 50,000 samples, as papers print them"
     caption += " and of these runs." if own else ". None of these runs has a FID of that kind."
     below = [
-        *RULES,
+        *remarks(printed),
         UNRANKED,
         *([f"{MARK.strip()}: of a run that is not done."] if any(row.get("mark") for row in rows) else []),
     ]
     return Table(name, caption, columns, rows, below + notes(runs, {"FID": own} if own else {}))
-
-
-MARK = " ‡"
 
 
 def _of_paper(row: PublishedRow) -> Line:
