@@ -217,8 +217,10 @@ def at_amount(moments: Sequence[Moment], name: str, amount: float) -> Moment | N
     right = bisect_left(points, amount, key=lambda point: point[0])
     (x0, before), (x1, after) = points[right - 1], points[right]
     share = (amount - x0) / (x1 - x0)
-    images, flops, hours = (
-        None if None in ends else ends[0] + share * (ends[1] - ends[0])
-        for ends in zip(before[1:], after[1:], strict=True)
-    )
-    return Moment({**nearest.row, "value": value}, round(images or 0), flops, hours)
+
+    def between(low: float | None, high: float | None) -> float | None:
+        return None if low is None or high is None else low + share * (high - low)
+
+    images = round(before.images + share * (after.images - before.images))
+    flops, hours = between(before.flops, after.flops), between(before.hours, after.hours)
+    return Moment({**nearest.row, "value": value}, images, flops, hours)

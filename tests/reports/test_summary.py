@@ -85,7 +85,7 @@ def test_the_spread_of_a_metric_over_its_subsets_is_not_a_plus_minus(tmp_path: P
 
 def test_latex_is_escaped_and_whole(report: Path) -> None:
     checked = [path.read_text() for path in sorted(report.glob("*.tex"))]
-    assert len(checked) == 4  # bench, cost, runs, summary
+    assert len(checked) == 5  # bench, cost, runs, scale, summary
     for text in checked:
         assert text.isascii()
         bare = re.sub(r"\\[\\&%$#_{}]", "", text)  # without escaped characters, only commands and structure may be left
@@ -96,8 +96,8 @@ def test_latex_is_escaped_and_whole(report: Path) -> None:
         sides = re.search(r"\\begin{tabular}{([lr]+)}", text)
         lines = [row for row in text.splitlines() if row.endswith(r" \\")]
         assert sides and {len(re.findall(r"(?<!\\)&", row)) for row in lines} == {len(sides[1]) - 1}
-    assert r"tried 50\% of \{0\} \& a\_b | \#1 \$x \textasciitilde{}\textasciicircum{}\textbackslash{}" in checked[3]
-    assert r"LaMamba\_demo" in checked[3]
+    assert r"tried 50\% of \{0\} \& a\_b | \#1 \$x \textasciitilde{}\textasciicircum{}\textbackslash{}" in checked[4]
+    assert r"LaMamba\_demo" in checked[4]
 
 
 def test_cost_by_part(tmp_path: Path) -> None:
