@@ -16,6 +16,7 @@ from .samples import all_samples, samples
 from .scale import scale, scale_flops, scale_hours
 from .speed import bench, kernels
 from .speed_figures import crossover, speed_vs_flops
+from .speed_table import speed
 from .state_of_the_art import state_of_the_art
 from .table import Table
 from .throughput import throughput
@@ -59,9 +60,14 @@ def sample_names(runs: list[Run]) -> dict[str, Run]:
 
 TABLES: dict[str, TableItem] = {
     "summary": TableItem(lambda evidence: evidence.overview, "one row per run: cost, speed, quality and state"),
+    "speed": TableItem(
+        lambda evidence: speed(evidence.runs, evidence.baseline),
+        "images per second, memory and MFU of each model, and how many of its saved FLOPs became time",
+        "no run has been timed",
+    ),
     "bench": TableItem(
         lambda evidence: bench(evidence.runs, evidence.baseline),
-        "speed and memory of each model at its best batch, and how many of its saved FLOPs became time",
+        "the same by compile mode: each model at its best batch",
         "no run has been timed",
     ),
     "kernels": TableItem(

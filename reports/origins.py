@@ -20,6 +20,7 @@ def origins(runs: list[Run]) -> Table:
         stages = dict.fromkeys(stage for kind, stage in STAGE_OF.items() if kind in kinds)
         reached = run.metrics[-1].get("step") if run.metrics else None
         rows.append({
+            "run": run,
             **{key: run.info.get(key) for key in ("id", "study", "name", "seed")},
             "commit": commit, "dirty": where.get("dirty"),
             "short": commit[:12] + (" + dirty" if where.get("dirty") else ""),
@@ -36,5 +37,5 @@ def origins(runs: list[Run]) -> Table:
     columns += [Column("precision", "Precision"), Column("steps", "Steps", digits=0)]
     columns += [Column("batch_size", "Batch", digits=0), Column("seed", "Seed", digits=0)]
     columns += [Column("stages", "Stages done")]
-    columns += [Column("state", "State"), Column("error"), Column(None, "Error", key="brief")]
+    columns += [Column("state", "State", tex=False), Column("error"), Column(None, "Error", key="brief", tex=False)]
     return Table("runs", "Where the runs come from.", columns, rows)

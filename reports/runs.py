@@ -30,8 +30,10 @@ class Run:
     """A variant and seed of a study, or a single folder.
 
     info      `study`, `name`, `id` (the key of the training, or of the model where there is no training), `variant`
-              (axis values), `seed`, `model` (preset), `family`, `title`, `config`; of a study also `place` (in its list
-              of runs), `of_file` (whether it has a file) and `by_hand` (samples were added to those of the study)
+              (axis values), `seed`, `model` (preset), `family`, `title`, `config`, `about` (what its study is about:
+              `question`, `claim`, `answer`, `budget`, `axes` {axis: [values]}; {} if that is not on record); of a study
+              also `place` (in its list of runs), `of_file` (whether it has a file) and `by_hand` (samples were added to
+              those of the study); `read` adds `folder`, that of the training, or of the model
     group     equal for runs that differ only in their seeds
     rows      records of its model, its training, and its samples at the furthest step; oldest first within each
     earlier   records of its samples at earlier steps
@@ -72,6 +74,7 @@ def read(paths: Iterable[Path]) -> list[Run]:
         if not below:
             raise InputError(f"{path} holds no run: expected a study, trainings/ or models/ at or below it")
         for place, run in below:
+            run = replace(run, info={**run.info, "folder": place})
             runs.setdefault((run.info["study"], run.info["name"], place, run.samples), run)
     if not runs:
         raise InputError("no run folder was given")
@@ -148,11 +151,12 @@ def _of_study(folder: Path) -> tuple[list[tuple[Path, Run]], set[Path]]:
         listing = read_study(folder)
     except UNREADABLE as error:
         return [(folder, _unreadable(folder, error))], named
+    facts: Line = listing.get("about") or {}
     for place, entry in enumerate(listing["runs"]):
-        about: Line = {}
+        about: Line = {"about": facts}
         try:
             _check(entry, folder / STUDY)
-            about = {key: entry.get(key) for key in (*NAMED, "variant", "seed", "steps", "backend")}
+            about |= {key: entry.get(key) for key in (*NAMED, "variant", "seed", "steps", "backend")}
             training = root / entry["training"] if entry.get("training") else None
             model = root / entry["model_folder"]
             named |= {one.resolve() for one in (training, model) if one}
@@ -165,17 +169,17 @@ def _of_study(folder: Path) -> tuple[list[tuple[Path, Run]], set[Path]]:
             runs += [(home.resolve(), run) for run in _runs(info, settings, training, model, samples)]
         except UNREADABLE as error:
             runs.append((folder, _unreadable(folder, error, about)))
-    theirs = list(_foreign(root, folder.resolve().name))
+    theirs = list(_foreign(root, folder.resolve().name, facts))
     return runs + theirs, named | {place for place, _ in theirs}
 
 
-def _foreign(root: Path, study: str) -> Iterator[tuple[Path, Run]]:
+def _foreign(root: Path, study: str, facts: Line) -> Iterator[tuple[Path, Run]]:
     """Other people's samples that are a row of a study, each with its folder."""
     for config in sorted(root.glob("foreign/*/config.json")):
         with suppress(*UNREADABLE):  # it may be of another study, and is a run of the root
             info = _info(config.parent)
             if study in (info.get("studies") or ()):
-                yield from _runs_alone(config.parent, {**info, "study": study})
+                yield from _runs_alone(config.parent, {**info, "study": study, "about": facts})
 
 
 def _unreadable(folder: Path, error: Exception, about: Line | None = None) -> Run:
@@ -183,7 +187,8 @@ def _unreadable(folder: Path, error: Exception, about: Line | None = None) -> Ru
     text = f"cannot read {error.filename}: {error.strerror}" if isinstance(error, OSError) else str(error)
     family, _, key = folder.name.partition("-")
     info: Line = {"study": folder.parent.name, "name": folder.name, "model": folder.name, "family": family}
-    info |= {"title": folder.name, "id": key.rsplit("-", 1)[-1], "variant": {}, "config": {}, **(about or {})}
+    info |= {"title": folder.name, "id": key.rsplit("-", 1)[-1], "variant": {}, "config": {}, "about": {}}
+    info |= about or {}
     info["variant"] = info["variant"] or {}
     return Run(info, f"unreadable {info['study']} {info['name']} {text}", damage=text)
 
@@ -205,7 +210,7 @@ def _runs_alone(folder: Path, info: Line) -> Iterator[tuple[Path, Run]]:
     training = {"training": folder, "samples": folder.parent.parent}.get(info["kind"])
     samples = [folder] if info["kind"] == "samples" else [one.parent for one in folder.glob("samples/*/config.json")]
     model = folder if training is None else _model_of(training, info)
-    info = {**info, "id": info["key"] if training in (None, folder) else training.name.rsplit("-", 1)[-1]}
+    info = {"about": {}, **info, "id": info["key"] if training in (None, folder) else training.name.rsplit("-", 1)[-1]}
     # Two sets of other people's samples are no seeds of one variant, whatever their names.
     settings = {"samples": info["key"]} if info["kind"] == "foreign" else _of_training(info["config"])
     for run in _runs(info, settings, training, model, sorted(samples)):

@@ -110,10 +110,11 @@ def write(
     model: Line | None = None,
     trains: bool = True,
     entry: Line | None = None,
+    facts: Line | None = None,
     **sample: Any,
 ) -> Path:
     """Write a run of a study: its model, its training and, where there are lines or labels of samples, its samples at a
-    step. Returns the study's link to the run.
+    step. Returns the study's link to the run. `facts` are what .study.json says the study is about.
 
     Image k of the samples is 4 × 4 pixels of the value k. A second call for the same run adds samples.
     """
@@ -154,7 +155,7 @@ def write(
         "model_folder": str(models.relative_to(root)),
         "samples": [str(one.relative_to(root)) for one in sample_folders],
     }
-    write_study(root, study, f"{study}.yaml", [listed], add=True)
+    write_study(root, study, f"{study}.yaml", [listed], add=True, about=facts)
     return root / study / name
 
 

@@ -14,7 +14,6 @@ from lamabench.kernels.errors import InputError
 from lamabench.reports.report import build, summary_rows, summary_text
 from run_folders import everything, samples_of, scored, write
 
-
 # Tables that need moments of a training or models of ImageNet.
 NOT_HERE = {"scale_flops", "scale_hours", "state_of_the_art_256", "state_of_the_art_512"}
 
@@ -42,10 +41,9 @@ def test_tables_and_figures_without_content_are_named(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()  # an empty folder is accepted
     files = build([tmp_path / "runs"], tmp_path / "out")
     tables = [f"{name}.{ending}" for name in ("runs", "summary") for ending in ("csv", "md", "tex")]
-    assert [path.name for path in files] == ["README.md", "index.json", *tables]
+    assert [path.name for path in files] == ["README.md", "index.html", "index.json", *tables]
     absent = json.loads((tmp_path / "out/index.json").read_text())["absent"]
-    speed = {"throughput", "bench", "kernels", "speed_vs_flops", "crossover"}
-    speed |= {"scale", *NOT_HERE}
+    speed = {"throughput", "speed", "bench", "kernels", "speed_vs_flops", "crossover", "scale", *NOT_HERE}
     assert set(absent) == {"cost", "seeds", "loss", "quality_vs_flops", "samples", "samples_bare", *speed}
     readme = (tmp_path / "out/README.md").read_text()
     assert all(name in readme and reason in readme for name, reason in absent.items())

@@ -40,6 +40,18 @@ def test_folders_that_no_study_names_are_read_too(three: Path) -> None:
     assert names(read([three / "models"]))[0] == ("bench", "x")
 
 
+def test_runs_say_what_their_study_is_about(tmp_path: Path) -> None:
+    facts = {"question": "q?", "claim": "c", "answer": "", "budget": "", "axes": {"model.window_size": [8, 4, None]}}
+    for name in ("one", "two"):
+        write(tmp_path, name, [cost()], variant={"model.window_size": 8}, facts=facts)
+    write(tmp_path, "old", [cost(2)], study="old")
+    (tmp_path / "demo" / "two").resolve().joinpath("config.json").write_text("{")
+    about = {run.info["name"]: (run.info["about"], bool(run.damage)) for run in read([tmp_path])}
+    assert about == {"one": (facts, False), "two": (facts, True), "old": ({}, False)}
+    (alone,) = read([(tmp_path / "demo" / "one").resolve()])
+    assert alone.info["about"] == {}
+
+
 def test_seeds_and_studies_share_a_model_and_a_training(tmp_path: Path) -> None:
     for seed in (0, 1):
         write(tmp_path, f"a-s{seed}", [trained(0.5 + seed), *([] if seed else [cost()])], seed=seed)

