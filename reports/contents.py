@@ -13,9 +13,11 @@ from .origins import origins
 from .quality import quality_vs_flops
 from .runs import Run
 from .samples import all_samples, samples
+from .scale import scale, scale_flops, scale_hours
 from .speed import bench, kernels
 from .speed_figures import crossover, speed_vs_flops
 from .speed_table import speed
+from .state_of_the_art import state_of_the_art
 from .table import Table
 from .throughput import throughput
 
@@ -86,6 +88,29 @@ TABLES: dict[str, TableItem] = {
         lambda evidence: evidence.over_seeds,
         "means over training seeds with 95 % intervals, and differences to the base of the study",
         "no variant was run with several seeds",
+    ),
+    "scale": TableItem(
+        scale, "models of all families and sizes at equal images", "no two models were scored alike at equal images"
+    ),
+    "scale_flops": TableItem(
+        scale_flops,
+        "the same at equal training FLOPs, between snapshots",
+        "the scored moments of no two models overlap in training FLOPs; train.snapshots adds moments",
+    ),
+    "scale_hours": TableItem(
+        scale_hours,
+        "the same at equal hours of training, of one device and precision",
+        "the scored moments of no two models overlap in hours on one device; train.snapshots adds moments",
+    ),
+    "state_of_the_art_256": TableItem(
+        lambda evidence: state_of_the_art(evidence, 256),
+        "published models of ImageNet at 256 px, with ours that have the same metric",
+        "no model here is for ImageNet at 256 px",
+    ),
+    "state_of_the_art_512": TableItem(
+        lambda evidence: state_of_the_art(evidence, 512),
+        "published models of ImageNet at 512 px, with ours that have the same metric",
+        "no model here is for ImageNet at 512 px",
     ),
 }
 

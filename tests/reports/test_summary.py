@@ -85,7 +85,7 @@ def test_the_spread_of_a_metric_over_its_subsets_is_not_a_plus_minus(tmp_path: P
 
 def test_latex_is_escaped_and_whole(report: Path) -> None:
     checked = [path.read_text() for path in sorted(report.glob("*.tex"))]
-    assert len(checked) == 5  # bench, cost, runs, speed, summary
+    assert len(checked) == 6  # bench, cost, runs, scale, speed, summary
     for text in checked:
         assert text.isascii()
         begun, ended = (re.findall(rf"\\{word}{{(\w+)}}", text) for word in ("begin", "end"))
@@ -93,9 +93,9 @@ def test_latex_is_escaped_and_whole(report: Path) -> None:
         assert len(re.findall(r"(?<!\\){", text)) == len(re.findall(r"(?<!\\)}", text))
         lines = [row for row in text.splitlines() if row.endswith(r" \\")]
         assert len({len(re.findall(r"(?<!\\)&", row)) for row in lines}) == 1
-    assert r"ADM: oom (train: tried 50\% of \{0\} \& a\_\penalty100{}b \textbar{} \#1 \$x" in checked[4]
-    assert r"ADM $\mathsection$ &" in checked[4] and "State" not in checked[4]
-    assert r"LaMamba\_demo" in checked[4]
+    assert r"ADM: oom (train: tried 50\% of \{0\} \& a\_\penalty100{}b \textbar{} \#1 \$x" in checked[5]
+    assert r"ADM $\mathsection$ &" in checked[5] and "State" not in checked[5]
+    assert r"LaMamba\_demo" in checked[5]
 
 
 def test_cost_by_part(tmp_path: Path) -> None:
