@@ -13,7 +13,7 @@ NOTE = "±: half the 95 % interval of the mean over training seeds (Student's t)
 MARK = (
     "†: the difference to the base (the first variant of the study) over common training seeds is inconclusive: its "
     f"95 % interval includes 0, there are fewer than {FEWEST} common seeds, the samples were made in another way, or "
-    "seeds of one variant have weights of different steps."
+    "the weights are of different steps."
 )
 Values = dict[str, dict[int, float]]  # {group: {training seed: number}}
 
@@ -111,8 +111,8 @@ def base_groups(runs: Iterable[Run]) -> dict[str, str | None]:
 
 
 def against(values: Values, group: str, base: str, metric: str, lines: Mapping[Run, Line]) -> Difference:
-    """The difference of a group to another one. It is inconclusive if their samples were made in different ways and the
-    study did not ask for that."""
+    """The difference of a group to another one. It is inconclusive if their samples were made in different ways, or if
+    their weights are of different steps, and the study did not ask for that."""
     result = difference(values[group], values[base], better(metric))
     both = {run: row for run, row in lines.items() if run.group in (group, base)}
     if result.verdict != "inconclusive" and (why := rankable(both, both)):
