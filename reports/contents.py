@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from matplotlib.figure import Figure
 
+from .ablation import ablations
 from .costs import costs
 from .evidence import Evidence
 from .loss import loss
@@ -80,6 +81,11 @@ TABLES: dict[str, TableItem] = {
         lambda evidence: evidence.over_seeds,
         "means over training seeds with 95 % intervals, and differences to the base of the study",
         "no variant was run with several seeds",
+    ),
+    "ablation": TableItem(
+        ablations,
+        "the variants of a study in its own order: scores, differences to the base with verdicts, cost and speed",
+        "no study with a file has several variants",
     ),
 }
 

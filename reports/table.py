@@ -29,6 +29,7 @@ class Column:
     `mark` follows, or stands in place of a missing value. A true value of `bold` makes the cell bold. On a narrow
     terminal the column of the highest `rank` is left out first; one of rank 0 always stays. There a text is wrapped to
     `width` letters. The table in LaTeX has no column without `tex`, and those of the highest ranks only if they fit.
+    A `sign` "+" shows that of a positive number.
     """
 
     name: str | None
@@ -42,6 +43,7 @@ class Column:
     key: str = ""
     width: int | None = None
     tex: bool = True
+    sign: str = ""
 
     @property
     def source(self) -> str:
@@ -56,7 +58,7 @@ class Column:
         style = style_of(value / self.scale, self.digits)
         if half := row.get(self.interval):  # at least one digit of it
             style = max(style, style_of(half / self.scale, 1), key=_places)
-        text = format(value / self.scale, style)
+        text = format(value / self.scale, self.sign + style)
         if row.get(self.interval) is not None:
             text += f" ± {format(row[self.interval] / self.scale, style)}"
         seeds = row.get(f"{self.source.removesuffix('_mean')}_n")

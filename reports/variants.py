@@ -10,7 +10,7 @@ from typing import Any
 
 from .differences import Difference, mean_of
 from .evidence import Evidence
-from .names import labels
+from .names import labels, value_word
 from .protocols import rankable
 from .queries import better, state_of
 from .runs import SEEDS, Line, Run
@@ -64,6 +64,14 @@ class Variants:
 
     def value(self, group: str, axis: str) -> Any:
         return self.members[group][0].info["variant"].get(axis)
+
+    def word(self, axis: str, value: Any) -> str:
+        """The value of an axis in words: the title of a model, "8" of a window."""
+        if axis == "model":
+            return next(
+                (runs[0].info["title"] for runs in self.members.values() if runs[0].info["model"] == value), str(value)
+            )
+        return value_word(value)
 
     @cached_property
     def values(self) -> dict[str, Values]:
