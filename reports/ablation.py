@@ -88,7 +88,7 @@ def pivot(name: str, study: Variants) -> Table:
         rows.append(row)
     seeds = max((row.get(f"{word}_n") or 0 for row in rows for word in words.values()), default=0)
     rows = [{**row, "n": seeds} for row in rows]
-    columns = [Column(down, axis_noun(down).capitalize())]
+    columns = [Column(down, axis_noun(down))]
     for word in words.values():
         columns.append(Column(f"{word}_mean", word, 1.0, 4, f"{word}_ci95", f"{word}_bold", f"{word}_mark"))
         columns += [Column(f"{word}_{key}") for key in ("ci95", "n", "verdict")]
@@ -97,7 +97,7 @@ def pivot(name: str, study: Variants) -> Table:
     below += [f"No best is bold, because {why}."] if why else []
     below += notes(study.evidence.runs, {metric: study.evidence.scores[metric]})
     order = {"min": ", lower is better", "max": ", higher is better", "": ""}[better(metric)]
-    text = f"{metric}{order}: {axis_noun(down)} (rows) and {axis_noun(across)} (columns) of {caption(name, study)}"
+    text = f"{metric}{order}: {axis_noun(down)} (rows) and {axis_noun(across)} (columns) of {caption(name, study, 'study')}"
     return Table(f"ablation_{plain(name)}_{plain(metric)}", text, columns, rows, below)
 
 
@@ -108,14 +108,14 @@ def _cell(study: Variants, metric: str, group: str, word: str) -> Line:
     mark = " (base)" if group == study.base else " †" if verdict == "inconclusive" else ""
     marked = study.marked(metric, group) if scores else study.state(group)
     cell: Line = {f"{word}_{key}": scores.get(f"{metric}_{key}") for key in ("mean", "ci95", "n", "verdict")}
-    return cell | {f"{word}_mark": mark + (f" ({marked})" if marked else "")}
+    return cell | {f"{word}_mark": mark + (f" ({marked})" if scores else marked) * bool(marked)}
 
 
-def caption(name: str, study: Variants) -> str:
+def caption(name: str, study: Variants, start: str = "Study") -> str:
     """The study, what its variants share, and its question."""
     about = study.evidence.runs[0].info.get("about") or {}
     common = shared(study.evidence.runs)
-    return f"Study {name}{f' ({common})' if common else ''}" + (
+    return f"{start} {name}{f' ({common})' if common else ''}" + (
         f": {about['question']}" if about.get("question") else "."
     )
 
@@ -169,7 +169,7 @@ def _columns(metric: str, place: int) -> list[Column]:
     rank = 0 if place == 0 else min(8 + 2 * place, 18)
     mean = Column(f"{metric}_mean", metric, 1.0, 4, f"{metric}_ci95", f"{metric}_bold", f"{metric}_mark", rank)
     difference = Column(
-        f"{metric}_difference", f"Δ {metric}", 1.0, 2, f"{metric}_difference_ci95", "", f"{metric}_difference_mark",
+        f"{metric}_difference", f"Δ {metric}", 1.0, 3, f"{metric}_difference_ci95", "", f"{metric}_difference_mark",
         rank + bool(place), sign="+",
     )  # fmt: skip
     others = [Column(f"{metric}_{key}") for key in ("difference_ci95", "difference_n", "verdict", "reason")]

@@ -7,6 +7,7 @@ from typing import NamedTuple
 from matplotlib.figure import Figure
 
 from .ablation import ablations
+from .axis import axis
 from .costs import costs
 from .evidence import Evidence
 from .loss import loss
@@ -107,6 +108,7 @@ FIGURES: dict[str, FigureItem] = {
     "crossover": FigureItem(
         lambda evidence: crossover(evidence.runs, evidence.baseline), "speed and memory against the size of the image"
     ),
+    "axis": FigureItem(axis, "the first quality metric against the axis of a study, with its base marked"),
     "samples": FigureItem(_all_samples, "samples of all runs side by side, one row per class"),
     "samples_*": FigureItem(_samples, "samples of a run, one row per class"),
 }

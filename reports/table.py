@@ -57,7 +57,7 @@ class Column:
             return str(value)
         style = style_of(value / self.scale, self.digits)
         if half := row.get(self.interval):  # at least one digit of it
-            style = max(style, style_of(half / self.scale, 1), key=_places)
+            style = max(style, style_of(half / self.scale, 1), key=places_of)
         text = format(value / self.scale, self.sign + style)
         if row.get(self.interval) is not None:
             text += f" ± {format(row[self.interval] / self.scale, style)}"
@@ -173,7 +173,7 @@ def style_of(value: float, digits: int) -> str:
     return f".{digits - 1}e" if places > 7 else f",.{max(places, 0)}f"
 
 
-def _places(style: str) -> int:
+def places_of(style: str) -> int:
     """The digits after the point of a format; none for powers of ten, which have their own."""
     return int(style[2:-1]) if style.startswith(",.") else 0
 

@@ -142,3 +142,7 @@ def of_study(evidence: Evidence) -> Mapping[str, Variants]:
     """{study: its variants} of all studies with a file and several variants."""
     studies = {name: Variants(each) for name, each in evidence.studies.items()}
     return {name: study for name, study in studies.items() if study.base and len(study.members) > 1}
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
