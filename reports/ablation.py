@@ -18,6 +18,10 @@ DIFFERENCE = (
     "Δ: the difference to the base (the first variant of the study's file) over common training seeds, ± half its 95 % "
     f"interval; better or worse if that excludes 0 and there are {FEWEST} common seeds or more."
 )
+MANY = (
+    "Each verdict is at a level of 95 %: of {} variants that equal the base, one in twenty is expected to be called "
+    "better or worse."
+)
 FASTEST = "Speed over that of the base: images per second, each variant at its fastest batch and compile mode"
 COUNTS = (("params", "Params (M)", 1e6), ("macs", "MACs (G)", 1e9), ("flops", "FLOPs (G)", 1e9))
 
@@ -64,6 +68,7 @@ def ablation(name: str, study: Variants) -> Table:
         elif why:
             unnamed.setdefault(why, []).append(metric)
         columns += _columns(metric, place)
+    below += [MANY.format(len(rows) - 1)] if study.values and len(rows) > 6 else []
     below += [f"Inconclusive: {reason} ({_some(names)})." for reason, names in reasons.items()]
     below += [f"No best is bold, because {why}: {', '.join(names)}." for why, names in unnamed.items()]
     speeds, remarks = _speeds(study, rows)
@@ -97,7 +102,8 @@ def pivot(name: str, study: Variants) -> Table:
     below += [f"No best is bold, because {why}."] if why else []
     below += notes(study.evidence.runs, {metric: study.evidence.scores[metric]})
     order = {"min": ", lower is better", "max": ", higher is better", "": ""}[better(metric)]
-    text = f"{metric}{order}: {axis_noun(down)} (rows) and {axis_noun(across)} (columns) of {caption(name, study, 'study')}"
+    text = f"{metric}{order}: {axis_noun(down)} (rows) and {axis_noun(across)} (columns) of "
+    text += caption(name, study, "study")
     return Table(f"ablation_{plain(name)}_{plain(metric)}", text, columns, rows, below)
 
 
@@ -240,6 +246,7 @@ def _errors(study: Variants) -> list[str]:
         for run, (state, error) in study.not_done(group).items():
             if error:
                 lines.append(f"{run} ({state}): {shortened(error)}")
+    lines += [f"{run.info['name']} is left out: {shortened(run.damage)}" for run in study.damaged]
     return [*lines[:4], *([f"And {len(lines) - 4} more errors: table runs."] if len(lines) > 4 else [])]
 
 

@@ -204,7 +204,7 @@ def _titles(figure: Figure, axes: Axes, study: Variants, metric: str, along: str
         axes.set_ylabel("\n".join(filter(None, (metric, ends))))
         axes.margins(y=0.12)
     else:
-        axes.set_xlabel(", ".join(filter(None, (metric, ends))))
+        axes.set_xlabel("\n".join(filter(None, (metric, ends))))
     shown = [mean_of(seeds.values()).n for seeds in study.values[metric].values()]
     words = [f"{score_words(next(iter(lines.values())))}."]
     if max(shown) > 1:

@@ -27,12 +27,19 @@ class Variants:
 
     @cached_property
     def members(self) -> dict[str, list[Run]]:
-        """{group: its runs}, in the order of the study's file; other people's samples are last."""
+        """{group: its runs}, in the order of the study's file; other people's samples are last. Without runs that cannot
+        be read."""
         runs = sorted(self.evidence.runs, key=lambda run: run.info.get("place", inf))
         groups: dict[str, list[Run]] = {}
         for run in runs:
-            groups.setdefault(run.group, []).append(run)
+            if not run.damage:
+                groups.setdefault(run.group, []).append(run)
         return groups
+
+    @cached_property
+    def damaged(self) -> list[Run]:
+        """The runs that cannot be read."""
+        return [run for run in self.evidence.runs if run.damage]
 
     @cached_property
     def labels(self) -> dict[str, str]:
@@ -59,7 +66,7 @@ class Variants:
         return [
             group
             for group, runs in self.members.items()
-            if all("place" in run.info and not run.info.get("by_hand") and not run.damage for run in runs)
+            if all("place" in run.info and not run.info.get("by_hand") for run in runs)
         ]
 
     def value(self, group: str, axis: str) -> Any:

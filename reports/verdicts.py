@@ -219,9 +219,10 @@ def _speed_range(study: Variants, rival: str, cell: tuple[Any, ...], rows: dict[
     points = [(point["ratio"], point["px"], group) for group, each in rows.items() for point in each]
     (low, _, slow), (high, _, fast) = min(points), max(points)
     tail = _circumstances(cell, [point for each in rows.values() for point in each])
-    mode = str(MODES.get(cell[0], cell[0])).lower()
+    sizes = sorted({px for _, px, _ in points})
+    at = f"at {sizes[0]} px" if len(sizes) == 1 else f"from {sizes[0]} to {sizes[-1]} px"
     return (
-        f"In {mode}, {len(rows)} variants are {_times(low)} ({_name(study, slow)}) to "
+        f"In {str(MODES.get(cell[0], cell[0])).lower()} {at}, {len(rows)} variants are {_times(low)} ({_name(study, slow)}) to "
         f"{_times(high)} ({_name(study, fast)}) times as fast as {_name(study, rival)}{tail}."
     )
 
@@ -229,11 +230,7 @@ def _speed_range(study: Variants, rival: str, cell: tuple[Any, ...], rows: dict[
 def _circumstances(cell: tuple[Any, ...], points: Iterable[Line]) -> str:
     """What a reader must know of a speed: recomputation, several GPUs, the device, and that other work disturbed it."""
     _, checkpointing, precision, processes, device = cell
-    words = [
-        str(precision),
-        *["checkpointed"] * bool(checkpointing),
-        f"{f'{processes} × ' if processes else ''}{device}",
-    ]
+    words = [str(precision), *["checkpointed"] * bool(checkpointing), f"{processes or ''} × {device}".lstrip(" ×")]
     words += ["disturbed by other work"] * any(point["disturbed"] for point in points)
     return f", {', '.join(words)}"
 
@@ -242,7 +239,7 @@ def _missing(study: Variants) -> list[str]:
     """Planned runs without a score, and scores of runs that are not done."""
     metric = next(iter(study.values), None)
     lines = study.evidence.scores[metric] if metric else {}
-    planned = [run for runs in study.members.values() for run in runs if run.info.get("trains", True)]
+    planned = [run for run in study.evidence.runs if run.info.get("trains", True)]
     if not planned or study.base is None:
         return []
     text = []
@@ -258,7 +255,7 @@ def _missing(study: Variants) -> list[str]:
             states.setdefault(state_of(run)[0], {}).setdefault(run.group, []).append(run.info.get("seed"))
         parts = []
         for state, groups in states.items():
-            names = [_name(study, group) + _seeds(seeds) for group, seeds in groups.items()]
+            names = [f"`{study.labels[group]}`{_seeds(seeds)}" for group, seeds in groups.items()]
             parts.append(f"{sum(map(len, groups.values()))} {state} ({_listed(names)})")
         if parts:
             text.append(f"{len(runs)} of {_count(len(planned), 'planned run')} {what}: {'; '.join(parts)}.")
