@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 from matplotlib.figure import Figure
 
+from .ablation import ablations
+from .axis import axis
 from .costs import costs
 from .evidence import Evidence
 from .loss import loss
@@ -112,6 +114,11 @@ TABLES: dict[str, TableItem] = {
         "published models of ImageNet at 512 px, with ours that have the same metric",
         "no model here is for ImageNet at 512 px",
     ),
+    "ablation": TableItem(
+        ablations,
+        "the variants of a study in its own order: scores, differences to the base with verdicts, cost and speed",
+        "no study with a file has several variants",
+    ),
 }
 
 FIGURES: dict[str, FigureItem] = {
@@ -132,6 +139,7 @@ FIGURES: dict[str, FigureItem] = {
     "crossover": FigureItem(
         lambda evidence: crossover(evidence.runs, evidence.baseline), "speed and memory against the size of the image"
     ),
+    "axis": FigureItem(axis, "the first quality metric against the axis of a study, with its base marked"),
     "samples": FigureItem(_all_samples, "samples of all runs side by side, one row per class"),
     "samples_*": FigureItem(_samples, "samples of a run, one row per class"),
 }
