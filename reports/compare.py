@@ -8,8 +8,9 @@ from typing import NamedTuple
 from ..harness.run import STUDY
 from ..kernels.errors import InputError, unknown
 from .differences import NO_SEED, by_seed, count_of, difference, mean_of, with_interval
+from .names import labels
 from .protocols import UNKNOWN, generation_of, notes, words_of_protocol
-from .queries import better, group_labels, scores
+from .queries import better, scores
 from .runs import SEEDS, Line, Run, read
 from .seeds import base_groups
 from .table import Column, Table
@@ -24,12 +25,10 @@ FIELDS = (
 
 
 class Side(NamedTuple):
-    """One side of a comparison: what was typed, its variants (the runs of each), their labels, and why runs are left
-    out."""
+    """One side of a comparison: what was typed, its variants (the runs of each), and why runs are left out."""
 
     name: str
     variants: list[list[Run]]
-    labels: dict[str, str]
     left_out: list[str]
 
     @property
@@ -64,13 +63,14 @@ def compare(a: Path, b: Path | None = None, metric: str | None = None) -> Table:
     if metric is not None and metric not in columns:
         raise unknown("--metric", metric, columns)
     chosen = {name: lines for name, lines in columns.items() if metric in (None, name)}
+    label_of = labels([*one.runs, *(two.runs if two is not one else ())])
     rows = []
     for left, right in pairs:
         for name, lines in chosen.items():
             of_a, of_b = ({run: lines[run] for run in side if run in lines} for side in (left, right))
             if of_a and of_b:
                 rows.append(_row(name, of_a, of_b))
-                rows[-1] |= {"a": one.labels[left[0].group], "b": two.labels[right[0].group]}
+                rows[-1] |= {"a": label_of[left[0].group], "b": label_of[right[0].group]}
     if not rows:
         raise InputError(_nothing_common(one, two, chosen))
     compared = list(dict.fromkeys(run for pair in pairs for side in pair for run in side))
@@ -85,14 +85,13 @@ def compare(a: Path, b: Path | None = None, metric: str | None = None) -> Table:
 
 def _side(path: Path) -> Side:
     runs = read([path]) if path.is_dir() or not (path.parent / STUDY).is_file() else _of_variant(path)
-    labels = group_labels(runs)
     variants: dict[str, list[Run]] = {}
     for run in runs:
         if not run.damage:
             variants.setdefault(run.group, []).append(run)
     order = sorted(variants.values(), key=lambda variant: (variant[0].info["study"], variant[0].info.get("place", inf)))
     left_out = [f"{run.info['name']} is left out: {run.damage}" for run in runs if run.damage]
-    return Side(str(path), order, labels, left_out)
+    return Side(str(path), order, left_out)
 
 
 def _of_variant(path: Path) -> list[Run]:
@@ -183,9 +182,9 @@ def _columns(one: Side, two: Side, rows: list[Line]) -> tuple[str, list[Column]]
         heads, columns = [f"A: {one.name}", f"B: {two.name}"], [Column("a", "Variant", width=24)]
     else:
         for side, name in ((one, "a"), (two, "b")):
-            labels = {row[name] for row in rows}
-            if len(labels) == 1:
-                heads.append(f"{name.upper()}: {labels.pop()} [{side.name}]")
+            shown = {row[name] for row in rows}
+            if len(shown) == 1:
+                heads.append(f"{name.upper()}: {shown.pop()} [{side.name}]")
             else:
                 columns.append(Column(name, name.upper(), width=24))
     columns += [Column("metric", "Metric", width=14 if columns else 40), Column("a_text", "A"), Column("b_text", "B")]

@@ -1,18 +1,18 @@
 """The table of what models cost, by part."""
 
-from .queries import group_labels
+from .names import labels
 from .runs import Line, Run
 from .table import Column, Table
 
 
 def costs(runs: list[Run]) -> Table:
     """Parameters, MACs and FLOPs of each distinct model by part; the last row of a model is the sum."""
-    labels = group_labels(runs)
+    label_of = labels(runs)
     models: dict[str, tuple[Line, list[str]]] = {}
     for run in runs:
         if line := run.last("cost", state="done"):
             counts = {key: line.get(key) for key in ("params", "macs", "flops", "parts")}
-            models.setdefault(f"{run.info['title']} {counts}", (line, []))[1].append(labels[run.group])
+            models.setdefault(f"{run.info['title']} {counts}", (line, []))[1].append(label_of[run.group])
     rows = []
     for line, sharing in sorted(models.values(), key=lambda item: (item[0]["macs"], item[1])):
         alike = len(set(sharing)) - 1  # other variants of the same cost, such as another order of the scan

@@ -8,8 +8,9 @@ from typing import Any
 import pandas as pd
 
 from ..harness.scoring.protocol import words
+from .names import labels
 from .protocols import words_of_protocol
-from .queries import current, group_labels, words_of
+from .queries import current, words_of
 from .runs import Line, Run, read
 
 FIRST = ("study", "name", "label", "variant", "seed", "family", "model", "title", "kind", "state", "error")
@@ -54,7 +55,7 @@ def load(paths: str | Path | Iterable[str | Path]) -> pd.DataFrame:
     for run in runs:
         if run.damage:
             warnings.warn(f"{run.info['name']} is left out: {run.damage}", stacklevel=2)
-    labels = group_labels(runs)
+    label_of = labels(runs)
     rows: dict[tuple[Any, ...], Line] = {}
     for run in runs:
         records = current([*run.rows, *run.earlier])
@@ -69,7 +70,7 @@ def load(paths: str | Path | Iterable[str | Path]) -> pd.DataFrame:
                     record["key"],
                     record.get("metric"),
                 )
-                rows.setdefault(key, _row(run, labels[run.group], record, samples.get(record.get("samples"))))
+                rows.setdefault(key, _row(run, label_of[run.group], record, samples.get(record.get("samples"))))
     ordered = sorted(rows.values(), key=lambda row: KINDS.index(row["kind"]))
     columns = list(dict.fromkeys([*FIRST, *(name for row in ordered for name in row if name not in LAST), *LAST]))
     frame = pd.DataFrame(ordered, columns=columns)

@@ -5,7 +5,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ..harness.scoring.protocol import words
-from .queries import group_labels, score_words
+from .names import labels
+from .queries import score_words
 from .runs import Line, Run
 
 HASH = re.compile(r"[0-9a-f]{16,}")
@@ -119,13 +120,13 @@ def _shared(protocols: list[dict[str, Any]]) -> dict[str, Any]:
 def _of_generation(runs: list[Run], columns: Mapping[str, Mapping[Run, Line]]) -> list[str]:
     """How the samples of all columns were made: one line for each way, which names its variants if there are several
     ways."""
-    labels = group_labels(runs)
+    label_of = labels(runs)
     ways: dict[str, tuple[str, dict[str, None]]] = {}
     for rows in columns.values():
         for run, row in rows.items():
             if protocol := generation_of(row):
                 text = "it is not on record how they were made" if protocol == UNKNOWN else words(row["generation"])
-                ways.setdefault(protocol, (text, {}))[1].setdefault(labels[run.group])
+                ways.setdefault(protocol, (text, {}))[1].setdefault(label_of[run.group])
     lines = []
     for protocol, (text, whose) in ways.items():
         names = list(whose)

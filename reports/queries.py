@@ -1,4 +1,4 @@
-"""What the records of runs say: labels, states, timings and scores, not yet rounded for a table."""
+"""What the records of runs say: states, timings and scores, not yet rounded for a table."""
 
 import re
 from collections import Counter
@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from ..harness.record import STAGE_OF
-from .runs import SEEDS, Line, Run
+from .runs import Line, Run
 
 # The first word of a metric's name says whether lower or higher is better.
 LOWER = ("fd", "fid", "sfid", "sfd", "kid", "kd", "mmd", "held", "loss")  # held-out loss
@@ -17,23 +17,6 @@ SETTINGS = {  # two throughputs share a column where these fields are equal
     "speed": ("batch_size", "precision", "compile", "checkpointing", "threads", "processes", "device"),
     "sample": ("method", "steps", "guidance", "guidance_channels", "compile", "device"),
 }
-
-
-def group_labels(runs: list[Run]) -> dict[str, str]:
-    """A label for each group: the model, the variant where it adds something, and whatever else makes labels differ."""
-    first = {run.group: run.info for run in reversed(runs)}
-    labels = {}
-    for group, info in first.items():
-        axes = (info.get("variant") or {}).items()
-        hidden = ("model", *SEEDS)
-        more = [f"{axis}={value}" for axis, value in axes if axis not in hidden and value != info["model"]]
-        labels[group] = info["title"] + (f" ({', '.join(more)})" if more else "")
-    for key in ("study", "name", "id"):
-        names = {(label, first[group][key]) for group, label in labels.items()}
-        apart = Counter(label for label, _ in names)
-        for group, label in labels.items():
-            labels[group] = f"{label} [{first[group][key]}]" if apart[label] > 1 else label
-    return labels
 
 
 def current(rows: Iterable[Line]) -> list[Line]:

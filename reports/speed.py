@@ -7,6 +7,7 @@ from math import exp, log
 from typing import Any
 
 from ..kernels.errors import InputError
+from .names import distinct
 from .queries import measurement_of, words_of
 from .runs import Line, Run
 from .table import Column, Table, shortened
@@ -33,31 +34,30 @@ def measurements(runs: list[Run], kind: str = "speed") -> list[Line]:
             if line["kind"] != kind or line["input_size"] is None:
                 continue
             asked = line.get("asked") or {}
-            label = info["title"] + _variant(info, asked)
-            group = f"{label} {info['model']} {json.dumps([model, asked], sort_keys=True)}"
+            axes = _axes(info, asked)
+            group = f"{info['title']} {info['model']} {json.dumps([axes, model, asked], sort_keys=True)}"
             where = line["provenance"] or {}
             row: Line = {**line, **{key: info[key] for key in ("id", "study", "model", "family", "title")}}
-            row |= {"group": group, "label": label, "px": scale * line["input_size"]}
+            row |= {"group": group, "axes": axes, "px": scale * line["input_size"]}
             row |= {"backend": words_of(line["backend"]), "device": where.get("device"), "commit": where.get("commit")}
             key = (group, row["device"], *measurement_of(line))
             if key not in newest or newest[key]["time"] <= line["time"]:
                 newest[key] = row
-    labels = {row["group"]: row for row in newest.values()}
-    taken = Counter(row["label"] for row in labels.values())
-    more = {group: f" [{row['id']}]" if taken[row["label"]] > 1 else "" for group, row in labels.items()}
-    return [{**row, "label": row["label"] + more[row["group"]]} for row in newest.values()]
+    groups = {row["group"]: row for row in newest.values()}
+    labels = distinct({group: (row["title"], row["axes"]) for group, row in groups.items()})
+    taken = Counter(labels.values())
+    more = {group: f" [{row['id']}]" if taken[labels[group]] > 1 else "" for group, row in groups.items()}
+    return [{**row, "label": labels[row["group"]] + more[row["group"]]} for row in newest.values()]
 
 
-def _variant(info: Line, asked: Line) -> str:
-    """The settings of the model and its operators, in brackets, without the input size, which has its own column."""
-    axes = {axis: value for axis, value in (info.get("variant") or {}).items() if not axis.startswith("backend.")}
+def _axes(info: Line, asked: Line) -> Line:
+    """The axes of a study that change its model, and the implementations of operators that were asked for. The input
+    size has its own column."""
+    axes = {
+        axis: value for axis, value in (info.get("variant") or {}).items() if axis.startswith(("model.", "variant"))
+    }
     axes |= {f"backend.{operator}": name for operator, name in asked.items()}
-    words = [
-        f"{axis}={value}"
-        for axis, value in axes.items()
-        if axis.removeprefix("model.") not in ("model", "seed", "input_size") and value != info["model"]
-    ]
-    return f" ({', '.join(words)})" if words else ""
+    return {axis: value for axis, value in axes.items() if axis != "model.input_size" and value != info["model"]}
 
 
 def cell_of(row: Line) -> tuple:

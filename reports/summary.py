@@ -3,8 +3,9 @@
 import re
 
 from .differences import FEWEST
+from .names import labels
 from .protocols import notes, spread_of
-from .queries import better, group_labels, scores, setting_words, state_of, timings, words_of
+from .queries import better, scores, setting_words, state_of, timings, words_of
 from .runs import Line, Run
 from .table import Column, Table, shortened
 
@@ -19,7 +20,7 @@ def summary(runs: list[Run]) -> Table:
     `NAME_subset_std` or `NAME_split_std`, and `generation_protocol`, the hash of how the samples were made. No score is
     bold, because one run distinguishes nothing.
     """
-    labels = group_labels(runs)
+    label_of = labels(runs)
     groups = [run.group for run in runs]
     speeds, speed_columns = _speeds(runs)
     marks = scores(runs)
@@ -34,8 +35,8 @@ def summary(runs: list[Run]) -> Table:
         row["variant"] = ", ".join(f"{axis}={value}" for axis, value in (run.info.get("variant") or {}).items())
         row |= {"seed": seed, "state": state, "error": error}
         row["status"] = f"{state} ({shortened(error)})" if error else state
-        row |= {"group": group, "model_label": labels[group]}
-        row["label"] = labels[group] + (f", {_seed_words(run)}" if groups.count(group) > 1 else "")
+        row |= {"group": group, "model_label": label_of[group]}
+        row["label"] = label_of[group] + (f", {_seed_words(run)}" if groups.count(group) > 1 else "")
         row |= {key: cost.get(key) for key in ("params", "macs", "flops", "paper_gflops")}
         row |= {"final_loss": train.get("final_loss"), **speeds[run]}
         for name, by_run in marks.items():

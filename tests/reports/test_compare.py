@@ -37,7 +37,7 @@ def verdicts(rows: list[Line]) -> dict[tuple[str, str], str]:
 def test_two_variants_over_their_seeds(study: Path) -> None:
     row, other = compare(study / "z", study / "b").rows
     interval = stats.ttest_rel(FAR, BASE).confidence_interval(0.95)
-    assert (row["a"], row["b"], row["metric"]) == ("DiT-demo (variant=z)", "DiT-demo (variant=b)", FD)
+    assert (row["a"], row["b"], row["metric"]) == ("z", "b", FD)
     assert (row["a_mean"], row["b_mean"], row["a_n"], row["pairs"]) == (63.0, pytest.approx(159.5 / 3), 3, 3)
     assert row["difference"] - row["difference_ci95"] == pytest.approx(interval.low)
     assert row["difference"] + row["difference_ci95"] == pytest.approx(interval.high)
@@ -51,13 +51,13 @@ def test_two_variants_over_their_seeds(study: Path) -> None:
 
 def test_a_study_is_compared_with_its_first_variant(study: Path) -> None:
     rows = compare(study, metric=FD).rows
-    assert {row["a"] for row in rows} == {"DiT-demo (variant=z)"}
+    assert {row["a"] for row in rows} == {"z"}
     assert verdicts(rows) == {
-        ("DiT-demo (variant=a)", FD): "inconclusive",
-        ("DiT-demo (variant=b)", FD): "better",
+        ("a", FD): "inconclusive",
+        ("b", FD): "better",
     }
     table = compare(study)
-    assert table.caption == f"A: DiT-demo (variant=z) [{study}]"
+    assert table.caption == f"A: z [{study}]"
     assert max(map(len, table.terminal().splitlines())) <= 120
     text = " ".join(table.terminal().split())
     assert "63.0 ± 9.0" in text and "-9.83 ± 0.72" in text and "which share data order, t and noise" in text
@@ -66,9 +66,9 @@ def test_a_study_is_compared_with_its_first_variant(study: Path) -> None:
 
 def test_a_variant_and_a_study(study: Path) -> None:
     rows = compare(study / "a", study, FD).rows
-    assert [row["b"] for row in rows] == ["DiT-demo (variant=z)", "DiT-demo (variant=b)"]  # not with itself
+    assert [row["b"] for row in rows] == ["z", "b"]  # not with itself
     turned = compare(study, study / "a", FD).rows
-    assert [row["a"] for row in turned] == ["DiT-demo (variant=z)", "DiT-demo (variant=b)"]
+    assert [row["a"] for row in turned] == ["z", "b"]
 
 
 def test_roots_and_studies_have_variants_in_common(study: Path, tmp_path: Path) -> None:
@@ -77,9 +77,9 @@ def test_roots_and_studies_have_variants_in_common(study: Path, tmp_path: Path) 
         fill(other, name, values, model={"depth": 2})
     fill(other, "z", FAR, study="second")
     (row,) = compare(study, other / "demo", FD).rows
-    assert (row["a"], row["b"], row["verdict"]) == ("DiT-demo (variant=a)", "DiT-demo (variant=a)", "better")
+    assert (row["a"], row["b"], row["verdict"]) == ("a", "a", "better")
     table = compare(study.parent, other, FD)  # a root has several studies, and demo/z is not second/z
-    assert [row["a"] for row in table.rows] == ["DiT-demo (variant=a)"]
+    assert [row["a"] for row in table.rows] == ["a"]
     assert table.caption == f"A: {study.parent}\nB: {other}"
     rows = compare(study, other / "second", FD).rows  # its only variant is compared with all
     assert [row["verdict"] for row in rows] == ["better", "better", "inconclusive"]
@@ -104,7 +104,7 @@ def test_other_ways_of_sampling_are_marked(tmp_path: Path) -> None:
     assert (row["same_generation"], row["a_generation"], row["b_generation"]) == (False, "g50", "g2")
     text = table.terminal()
     assert "better ‡" in text and "made in different ways" in text
-    assert "Samples of DiT-demo (v=two): 2 ddim steps, clipped (protocol g2)." in text
+    assert "Samples of v two: 2 ddim steps, clipped (protocol g2)." in text
     table = compare(tmp_path / "demo" / "one", tmp_path / "demo" / "old")
     assert table.rows[0]["same_generation"] is None and "inconclusive ‡" in table.terminal()
 

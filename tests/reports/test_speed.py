@@ -216,5 +216,5 @@ def test_backends_asked_for_by_name_are_rows_of_their_own(tmp_path: Path) -> Non
     write(tmp_path, "one", lines, trains=False)
     rows = bench(read([tmp_path / "models"])).rows
     assert [(row["label"], row["images_per_s"], row["backend"]) for row in rows] == [
-        ("DiT-demo", 100.0, "attention=sdpa"), ("DiT-demo (backend.attention=torch)", 50.0, "attention=torch")
+        ("DiT-demo", 100.0, "attention=sdpa"), ("DiT-demo, attention torch", 50.0, "attention=torch")
     ]  # fmt: skip

@@ -111,7 +111,7 @@ def test_cost_by_part(tmp_path: Path) -> None:
         "mlp",
         "total",
     ]  # attention is empty; one model
-    assert {row["label"] for row in rows} == {"DiT-demo (scan=cross) and 1 alike"}
+    assert {row["label"] for row in rows} == {"scan cross and 1 alike"}
     assert [float(row["macs_percent"]) for row in rows] == [60, 0, 40, 100]
     assert float(rows[1]["flops_percent"]) == pytest.approx(100 / 21) and rows[2]["params"] == "700000"
     assert markdown(table.markdown())[0]["MACs (%)"] == "60.0"
