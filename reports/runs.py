@@ -35,9 +35,10 @@ class Run:
 
     info      `study`, `name`, `id` (the key of the training, or of the model where there is no training), `variant`
               (axis values), `seed`, `model` (preset), `family`, `title`, `config`, `about` (what its study is about:
-              `question`, `claim`, `answer`, `budget`, `axes` {axis: [values]}; {} if that is not on record); of a study
-              also `place` (in its list of runs), `of_file` (whether it has a file) and `by_hand` (samples were added to
-              those of the study)
+              `question`, `claim`, `answer`, `budget`, `axes` {axis: [values]}; {} if that is not on record), `folder`
+              (of its training or model); of a study also `place` (in its list of runs), `of_file` (whether it has a
+              file), `by_hand` (samples were added to those of the study) and `to_do` (how many of its sets of samples
+              have no record)
     group     equal for runs that differ only in their seeds
     rows      records of its model, its training, and its samples at the furthest step; oldest first within each
     earlier   records of its samples at earlier steps
@@ -62,13 +63,13 @@ class Run:
         return next(rows, None)
 
 
-def read(paths: Iterable[Path]) -> list[Run]:
+def read(paths: Iterable[Path], damaged: bool = False) -> list[Run]:
     """The runs at or below folders, sorted by study and name, each once.
 
     A folder is that of a study, of one training, model or set of samples, a root, or a folder of roots. A root stands
     for all its studies and for the folders that no study names. Links are followed. A run with a file that this version
     cannot read has no records, and its `damage` says why. Raises InputError, one line, for a folder that does not exist
-    or holds no run, and if no run at all can be read.
+    or holds no run, and if no run at all can be read, unless all may be `damaged`.
     """
     runs: dict[tuple[Any, ...], Run] = {}
     start = time.monotonic()
@@ -87,7 +88,7 @@ def read(paths: Iterable[Path]) -> list[Run]:
             function.cache_clear()
     if not runs:
         raise InputError("no run folder was given")
-    if all(run.damage for run in runs.values()):
+    if not damaged and all(run.damage for run in runs.values()):
         raise InputError(next(run.damage for run in runs.values()))
     apart = _apart(_by_way(list(runs.values())))
     return sorted(apart, key=lambda run: (run.info["study"], run.info["name"], run.info["id"]))
@@ -163,7 +164,7 @@ def _of_study(folder: Path, start: float) -> tuple[list[tuple[Path, Run]], set[P
     try:
         listing = read_study(folder)
     except UNREADABLE as error:
-        return [(folder, _unreadable(folder, error))], named
+        return [(folder, _unreadable(folder, error, {"study": folder.resolve().name}))], named
     facts: Line = listing.get("about") or {}
     for place, entry in enumerate(over(listing["runs"], f"reading {folder.name}", start)):
         about: Line = {"about": facts}
@@ -175,10 +176,11 @@ def _of_study(folder: Path, start: float) -> tuple[list[tuple[Path, Run]], set[P
             named |= {one.resolve() for one in (training, model) if one}
             home = training or model
             about |= {"trains": training is not None, "id": home.name.rsplit("-", 1)[-1]}
-            about |= {"place": place, "of_file": bool(listing.get("file"))}
+            about |= {"place": place, "of_file": bool(listing.get("file")), "folder": str(home.resolve())}
             info = {**about, "config": _config(training) or _config(model)}
             settings = {} if listing.get("file") else _of_training(info["config"])  # one file has one base
             samples = [(root / str(name)).resolve() for name in entry.get("samples") or ()]
+            info["to_do"] = sum(not (place / "record.jsonl").exists() for place in samples)
             runs += [(home.resolve(), run) for run in _runs(info, settings, training, model, samples)]
         except UNREADABLE as error:
             runs.append((folder, _unreadable(folder, error, about)))
@@ -201,6 +203,7 @@ def _unreadable(folder: Path, error: Exception, about: Line | None = None) -> Ru
     family, _, key = folder.name.partition("-")
     info: Line = {"study": folder.parent.name, "name": folder.name, "model": folder.name, "family": family}
     info |= {"title": folder.name, "id": key.rsplit("-", 1)[-1], "variant": {}, "config": {}, "about": {}}
+    info["folder"] = str(folder.resolve())
     info |= about or {}
     info["variant"] = info["variant"] or {}
     return Run(info, f"unreadable {info['study']} {info['name']} {text}", damage=text)
@@ -224,6 +227,7 @@ def _runs_alone(folder: Path, info: Line) -> Iterator[tuple[Path, Run]]:
     samples = [folder] if info["kind"] == "samples" else [one.parent for one in folder.glob("samples/*/config.json")]
     model = folder if training is None else _model_of(training, info)
     info = {"about": {}, **info, "id": info["key"] if training in (None, folder) else training.name.rsplit("-", 1)[-1]}
+    info["folder"] = str((training or folder).resolve())
     # Two sets of other people's samples are no seeds of one variant, whatever their names.
     settings = {"samples": info["key"]} if info["kind"] == "foreign" else _of_training(info["config"])
     for run in _runs(info, settings, training, model, sorted(samples)):
