@@ -23,6 +23,7 @@ COMPARE: dict[str, Callable[[Any, Any], bool]] = {
 }  # fmt: skip
 NOT_FAILED = ("done", "running", "unfinished", "planned", "unreadable")
 FIRST = ("study", "run", "model", "family", "title", "variant", "seed", "state", "error")
+NUMBERS = ("params", "macs", "flops", "steps", "images", "final_loss")
 LAST = ("changed", "id", "folder")
 
 
@@ -96,12 +97,18 @@ def rows_of(runs: list[Run]) -> list[Line]:
         row: Line = {name: run.info.get(name) for name in FIRST} | {"run": run.info["name"]}
         row |= {"variant": by_run[run].get("variant", ""), "state": state, "error": error}
         row |= {axis: value for axis, value in (run.info.get("variant") or {}).items() if axis not in row}
-        row |= {"steps": train.get("steps"), "images": train.get("images")}
-        row |= {name: value for name, value in by_run[run].items() if name not in row and name not in ("name", "label")}
+        row |= dict.fromkeys(NUMBERS) | {"steps": train.get("steps"), "images": train.get("images")}
+        row |= {
+            name: value
+            for name, value in by_run[run].items()
+            if row.get(name) is None and name not in ("name", "label")
+        }
         rows.append(row | {"changed": changed(run), "id": run.info["id"], "folder": run.info["folder"]})
     names = list(dict.fromkeys(name for row in rows for name in row))
     ordered = [*FIRST, *(name for name in names if name not in (*FIRST, *LAST)), *LAST]
-    kept = [name for name in ordered if name in FIRST or any(row.get(name) not in (None, "") for row in rows)]
+    kept = [
+        name for name in ordered if name in (*FIRST, *NUMBERS) or any(row.get(name) not in (None, "") for row in rows)
+    ]
     return [{name: row.get(name) for name in kept} for row in rows]
 
 
