@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from ..kernels.errors import InputError
 from .contents import FIGURES, TABLES
 from .evidence import Evidence
+from .frame import frame, write
 from .queries import setting_words, timings
 from .runs import Line, read
 from .seeds import seeds
@@ -118,6 +119,7 @@ def _write(evidence: Evidence, folder: Path) -> None:
                 else:
                     _write_figure(figure, folder / name)
                     about[f"{name}.png, .pdf"] = item.about
+    about[", ".join(write(frame(evidence.runs), folder))] = "all records with their units (reports/COLUMNS.md)"
     (folder / "README.md").write_text(_readme(evidence, about, absent), encoding="utf-8", errors=ESCAPED)
     files = sorted([*(path.name for path in folder.iterdir()), "index.json"])
     ids = [run.info["id"] for run in evidence.runs]
