@@ -18,7 +18,6 @@ from .quality import quality_vs_flops
 from .runs import Run
 from .samples import all_samples, samples
 from .scale import scale, scale_flops, scale_hours
-    ),
 from .scaling import scaling_table
 from .scaling_figure import scaling
 from .speed import bench, kernels
