@@ -16,6 +16,7 @@ from .runs import Line
 WIDTH = 120  # columns of a terminal
 BEST = "*: the best, distinguishable from the second."
 
+DISTURBED = " ‡"  # marks a time that was measured beside other work
 BAD = " §"  # marks a row that is not done, in LaTeX
 MOST_BAD = 8  # such rows that are explained
 
@@ -29,6 +30,7 @@ class Column:
     `mark` follows, or stands in place of a missing value. A true value of `bold` makes the cell bold. On a narrow
     terminal the column of the highest `rank` is left out first; one of rank 0 always stays. There a text is wrapped to
     `width` letters. The table in LaTeX has no column without `tex`, and those of the highest ranks only if they fit.
+    A `sign` "+" shows that of a positive number.
     """
 
     name: str | None
@@ -42,6 +44,7 @@ class Column:
     key: str = ""
     width: int | None = None
     tex: bool = True
+    sign: str = ""
 
     @property
     def source(self) -> str:
@@ -55,8 +58,8 @@ class Column:
             return str(value)
         style = style_of(value / self.scale, self.digits)
         if half := row.get(self.interval):  # at least one digit of it
-            style = max(style, style_of(half / self.scale, 1), key=_places)
-        text = format(value / self.scale, style)
+            style = max(style, style_of(half / self.scale, 1), key=places_of)
+        text = format(value / self.scale, self.sign + style)
         if row.get(self.interval) is not None:
             text += f" ± {format(row[self.interval] / self.scale, style)}"
         seeds = row.get(f"{self.source.removesuffix('_mean')}_n")
@@ -109,7 +112,7 @@ class Table:
 
     def html(self) -> str:
         """A `<table>`, with `data-sort` on its cells (numbers in full precision) and, as their `title`, where a number
-        comes from: `origins` of a row, by the key of a column, or its `origin`. The notes follow as a list."""
+        comes from: the provenance of a row, or of its `records` by the key of a column. The notes follow as a list."""
         shown = self.shown()
         head = "".join(
             f'<th scope="col" class="{kind_of(column)}">{escape(column.title or "")}</th>' for column in shown
@@ -171,7 +174,7 @@ def style_of(value: float, digits: int) -> str:
     return f".{digits - 1}e" if places > 7 else f",.{max(places, 0)}f"
 
 
-def _places(style: str) -> int:
+def places_of(style: str) -> int:
     """The digits after the point of a format; none for powers of ten, which have their own."""
     return int(style[2:-1]) if style.startswith(",.") else 0
 
@@ -191,7 +194,11 @@ def kind_of(column: Column) -> str:
 def _attributes(row: Line, column: Column) -> str:
     """The attributes of a cell in HTML."""
     value = row.get(column.source)
-    origin = (row.get("origins") or {}).get(column.source) or row.get("origin")
     classes = kind_of(column) + " best" * bool(row.get(column.bold))
     text = f' class="{classes}" data-sort="{escape("" if value is None else str(value))}"'
-    return text + (f' title="{escape(origin)}"' if origin and value is not None else "")
+    record = (row.get("records") or {}).get(column.source) or row
+    if value is None or not record.get("provenance"):
+        return text
+    where = record["provenance"]
+    words = [f"commit {str(where.get('commit'))[:12]}{' + dirty' if where.get('dirty') else ''}", where.get("device")]
+    return text + f' title="{escape(", ".join(filter(None, [*words, record.get("time", "")[:10]])))}"'

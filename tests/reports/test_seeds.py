@@ -78,7 +78,7 @@ def test_rows_say_what_is_inconclusive_against_the_base(tmp_path: Path) -> None:
     assert cells["b"].startswith("**53.17 ± ")  # it differs from the second too
     text = table(tmp_path).latex()
     assert r"$\dagger$" in text and r"\textbf{53.17 $\pm$ " in text and text.isascii()
-    assert text.index(r"\end{tabular}") < text.index(r"\footnotesize") < text.index(r"\end{table}")
+    assert text.index(r"\end{tabular}") < text.index(r"Student's t") < text.index(r"\end{table}")
     assert "53.17 ± 8.81 *" in summary_text([tmp_path]) and "*: the best," in summary_text([tmp_path])
 
 
