@@ -104,8 +104,8 @@ def page() -> str:
         "| column | rows | type | unit | meaning |",
         "|---|---|---|---|---|",
     ]
-    for row in columns().itertuples():
-        text.append(f"| `{row.column}` | {row.kinds} | {row.type} | {row.unit} | {row.meaning} |")
+    for name, *facts in columns().to_numpy().tolist():
+        text.append(" | ".join([f"| `{name}`", *facts]) + " |")
     return "\n".join(text) + "\n"
 
 
