@@ -8,9 +8,6 @@ from functools import cache
 from math import inf
 from pathlib import Path
 
-import matplotlib
-from matplotlib.font_manager import get_font
-
 TEXTWIDTH = 345.0  # points, of \documentclass{article}; wider in its larger sizes and in most other classes
 GAP = 3.0  # \tabcolsep, on both sides of a column
 MARGIN = 2.0  # what is left free, because widths are estimates
@@ -99,6 +96,9 @@ def _sign(sign: str) -> str:
 @cache
 def _advance(sign: str) -> float:
     """The width of a sign in Computer Modern Roman, in sizes of the font."""
+    import matplotlib  # only here, because tables on a terminal need no Matplotlib
+    from matplotlib.font_manager import get_font
+
     font = get_font(str(Path(matplotlib.get_data_path(), "fonts/ttf/cmr10.ttf")))
     font.set_size(100, 72)
     if ord(sign) not in font.get_charmap():

@@ -16,6 +16,8 @@ from matplotlib.figure import Figure
 from ..kernels.errors import InputError
 from .contents import FIGURES, TABLES
 from .evidence import Evidence
+from .frame import frame
+from .frame import write as write_records
 from .page import page
 from .published import read as published_rows
 from .queries import setting_words, timings
@@ -184,6 +186,8 @@ def _write(evidence: Evidence, folder: Path, out: Path) -> None:
                 else:
                     pictures[name] = _write_figure(figure, folder / name)
                     about[f"{name}.png, .pdf"] = item.about
+    records = ", ".join(write_records(frame(evidence.runs), folder))
+    about[records] = "all records with their units (reports/COLUMNS.md)"
     _write_text(folder / "README.md", _readme(evidence, about, absent))
     _write_text(folder / "index.html", page(evidence, shown, pictures, absent, out))
     files = sorted([*(path.name for path in folder.iterdir()), "index.json"])

@@ -10,7 +10,7 @@ from typing import Any
 
 from .differences import Difference, mean_of
 from .evidence import Evidence
-from .names import labels
+from .names import labels, value_word
 from .protocols import rankable
 from .queries import better, state_of
 from .runs import SEEDS, Line, Run
@@ -27,12 +27,19 @@ class Variants:
 
     @cached_property
     def members(self) -> dict[str, list[Run]]:
-        """{group: its runs}, in the order of the study's file; other people's samples are last."""
+        """{group: its runs}, in the order of the study's file; other people's samples are last. Without runs that cannot
+        be read."""
         runs = sorted(self.evidence.runs, key=lambda run: run.info.get("place", inf))
         groups: dict[str, list[Run]] = {}
         for run in runs:
-            groups.setdefault(run.group, []).append(run)
+            if not run.damage:
+                groups.setdefault(run.group, []).append(run)
         return groups
+
+    @cached_property
+    def damaged(self) -> list[Run]:
+        """The runs that cannot be read."""
+        return [run for run in self.evidence.runs if run.damage]
 
     @cached_property
     def labels(self) -> dict[str, str]:
@@ -59,11 +66,19 @@ class Variants:
         return [
             group
             for group, runs in self.members.items()
-            if all("place" in run.info and not run.info.get("by_hand") and not run.damage for run in runs)
+            if all("place" in run.info and not run.info.get("by_hand") for run in runs)
         ]
 
     def value(self, group: str, axis: str) -> Any:
         return self.members[group][0].info["variant"].get(axis)
+
+    def word(self, axis: str, value: Any) -> str:
+        """The value of an axis in words: the title of a model, "8" of a window."""
+        if axis == "model":
+            return next(
+                (runs[0].info["title"] for runs in self.members.values() if runs[0].info["model"] == value), str(value)
+            )
+        return value_word(value)
 
     @cached_property
     def values(self) -> dict[str, Values]:
@@ -134,3 +149,7 @@ def of_study(evidence: Evidence) -> Mapping[str, Variants]:
     """{study: its variants} of all studies with a file and several variants."""
     studies = {name: Variants(each) for name, each in evidence.studies.items()}
     return {name: study for name, study in studies.items() if study.base and len(study.members) > 1}
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -5,14 +5,16 @@ from typing import Any
 
 from .differences import Difference, Mean, difference, mean_of, with_interval
 from .evidence import Evidence
+from .names import axis_noun, axis_word, value_word
 from .protocols import rankable
 from .queries import better, state_of
 from .runs import Line
 from .speed import MODES, crossing
-from .table import style_of
-from .variants import Variants
+from .table import places_of, style_of
+from .variants import Variants, is_number
 
 MOST = 5  # names in a list
+FEW = 3  # variants of which each has a sentence about its speed
 FEWEST_VALUES = 3  # of an axis that has ends
 
 
@@ -43,7 +45,8 @@ def headline(evidence: Evidence) -> str:
     best, _ = study.best(metric)
     if best:
         mean = mean_of(study.values[metric][best].values())
-        return f"{_name(study, best)} is best in {metric} ({with_interval(mean)}{_over([mean.n])})."
+        name = f"The base {_name(study, best)}" if best == study.base else _name(study, best)
+        return f"{name} is best in {metric} ({with_interval(mean)}{_over([mean.n])})."
     if not results:
         return f"Inconclusive: {_few_scores(study, metric)}."
     counts = {verdict: [group for group in results if results[group].verdict == verdict] for verdict in VERDICTS}
@@ -52,7 +55,9 @@ def headline(evidence: Evidence) -> str:
         reasons = dict.fromkeys(result.reason for result in results.values())
         return f"Inconclusive: no variant is better or worse than {base} ({'; '.join(reasons)})."
     parts = [f"{len(groups)} {_are(groups)} {verdict}" for verdict, groups in counts.items() if groups]
-    return f"Beside {base}, {_listed(parts)}."
+    first, _, rest = parts[0].partition(" ")
+    parts[0] = f"{first} of {_count(len(results), 'variant')} {rest}"
+    return f"Against {base}, {_listed(parts)}."
 
 
 VERDICTS = ("better", "worse", "inconclusive")
@@ -127,27 +132,33 @@ def _ends(study: Variants, metric: str) -> list[str]:
     lines = study.evidence.scores[metric]
     if not better(metric) or rankable(study.evidence.runs, lines):
         return []
-    text = []
+    text: dict[str, list[str]] = {}  # {sentence: the other axes of its lines}
+    values = study.values[metric]
     for axis in study.axes:
         others = [other for other in study.axes if other != axis]
-        rows: dict[tuple[str, ...], list[str]] = {}
+        lines_of: dict[str, list[str]] = {}
         for group in study.on_axes:
-            if group in study.values[metric] and _is_number(study.value(group, axis)):
-                rows.setdefault(tuple(str(study.value(group, other)) for other in others), []).append(group)
-        for row, groups in rows.items():
+            if group in values and is_number(study.value(group, axis)):
+                words = [_axis_word(study, other, study.value(group, other)) for other in others]
+                lines_of.setdefault(", ".join(words), []).append(group)
+        for line, groups in lines_of.items():
             numbers = [study.value(group, axis) for group in groups]
             best, *rest = study.ranked(metric, groups)
-            if len(set(numbers)) < FEWEST_VALUES or study.value(best, axis) not in (min(numbers), max(numbers)):
+            place = study.value(best, axis)
+            if len(set(numbers)) < FEWEST_VALUES or place not in (min(numbers), max(numbers)):
                 continue
-            end = "largest" if study.value(best, axis) == max(numbers) else "smallest"
-            where = f"With {', '.join(row)}, the" if row else "The"
-            tried = f"the {end} of {len(numbers)} tried, {study.value(best, axis)}"
-            sentence = f"{where} best {axis} in {metric} is {tried}"
-            values = study.values[metric]
+            end = f"{'largest' if place == max(numbers) else 'smallest'} of {len(numbers)} tried, {value_word(place)}"
+            sentence = f"The best {axis_noun(axis)} in {metric} is the {end}"
             result = difference(values[best], values[rest[0]], better(metric))
-            tied = f", which is not distinguishable from {study.value(rest[0], axis)} ({result.reason})"
-            text.append(sentence + ("" if result.verdict == "better" else tied) + ".")
-    return text
+            if result.verdict != "better":
+                second = value_word(study.value(rest[0], axis))
+                sentence += f", which is not distinguishable from {second} ({result.reason})"
+            text.setdefault(sentence, []).append(line)
+    return [f"{sentence}, with {_listed(each)}." if any(each) else f"{sentence}." for sentence, each in text.items()]
+
+
+def _axis_word(study: Variants, axis: str, value: Any) -> str:
+    return f"`{study.word(axis, value) if axis == 'model' else axis_word(axis, value)}`"
 
 
 def _speeds(study: Variants) -> list[str]:
@@ -164,7 +175,7 @@ def _speeds(study: Variants) -> list[str]:
         cells = dict.fromkeys(cell for each in ratios.values() for cell in each if cell[0] == mode)
         for cell in cells:
             rows = {group: each[cell] for group, each in ratios.items() if cell in each}
-            if len(rows) <= MOST:
+            if len(rows) <= FEW:
                 text += [_speed(study, group, rival, cell, points) for group, points in rows.items()]
             else:
                 text.append(_speed_range(study, rival, cell, rows))
@@ -208,17 +219,18 @@ def _speed_range(study: Variants, rival: str, cell: tuple[Any, ...], rows: dict[
     points = [(point["ratio"], point["px"], group) for group, each in rows.items() for point in each]
     (low, _, slow), (high, _, fast) = min(points), max(points)
     tail = _circumstances(cell, [point for each in rows.values() for point in each])
-    mode = str(MODES.get(cell[0], cell[0])).lower()
+    sizes = sorted({px for _, px, _ in points})
+    at = f"at {sizes[0]} px" if len(sizes) == 1 else f"from {sizes[0]} to {sizes[-1]} px"
     return (
-        f"In {mode}, {len(rows)} variants are {_times(low)} ({_name(study, slow)}) to "
+        f"In {str(MODES.get(cell[0], cell[0])).lower()} {at}, {len(rows)} variants are {_times(low)} ({_name(study, slow)}) to "
         f"{_times(high)} ({_name(study, fast)}) times as fast as {_name(study, rival)}{tail}."
     )
 
 
 def _circumstances(cell: tuple[Any, ...], points: Iterable[Line]) -> str:
     """What a reader must know of a speed: recomputation, several GPUs, the device, and that other work disturbed it."""
-    _, checkpointing, precision, processes, device, *_ = cell
-    words = [f"{precision} on {processes or 'one'} × {device}"] + ["checkpointed"] * bool(checkpointing)
+    _, checkpointing, precision, processes, device = cell
+    words = [str(precision), *["checkpointed"] * bool(checkpointing), f"{processes or ''} × {device}".lstrip(" ×")]
     words += ["disturbed by other work"] * any(point["disturbed"] for point in points)
     return f", {', '.join(words)}"
 
@@ -227,26 +239,32 @@ def _missing(study: Variants) -> list[str]:
     """Planned runs without a score, and scores of runs that are not done."""
     metric = next(iter(study.values), None)
     lines = study.evidence.scores[metric] if metric else {}
-    planned = [run for runs in study.members.values() for run in runs if run.info.get("trains", True)]
+    planned = [run for run in study.evidence.runs if run.info.get("trains", True)]
     if not planned or study.base is None:
         return []
     text = []
     absent, early = ([run for run in planned if wanted(run)] for wanted in (
         lambda run: run not in lines, lambda run: run in lines and state_of(run)[0] != "done",
     ))  # fmt: skip
-    for runs, what in ((absent, f"no {metric or 'score'}"), (early, "a score and are not done")):
-        states: dict[str, list[str]] = {}
+    for runs, what in (
+        (absent, f"{'has' if len(absent) == 1 else 'have'} no {metric or 'score'}"),
+        (early, "has a score and is not done" if len(early) == 1 else "have a score and are not done"),
+    ):
+        states: dict[str, dict[str, list[Any]]] = {}
         for run in runs:
-            seed = "" if run.info.get("seed") is None else f" seed {run.info['seed']}"
-            states.setdefault(state_of(run)[0], []).append(f"{_name(study, run.group)}{seed}")
-        if states:
-            parts = [f"{len(names)} {state} ({_listed(names)})" for state, names in states.items()]
-            text.append(f"{len(runs)} of {_count(len(planned), 'planned run')} have {what}: {'; '.join(parts)}.")
+            states.setdefault(state_of(run)[0], {}).setdefault(run.group, []).append(run.info.get("seed"))
+        parts = []
+        for state, groups in states.items():
+            names = [f"`{study.labels[group]}`{_seeds(seeds)}" for group, seeds in groups.items()]
+            parts.append(f"{sum(map(len, groups.values()))} {state} ({_listed(names)})")
+        if parts:
+            text.append(f"{len(runs)} of {_count(len(planned), 'planned run')} {what}: {'; '.join(parts)}.")
     return text
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def _seeds(seeds: Sequence[Any]) -> str:
+    numbers = [str(seed) for seed in dict.fromkeys(seeds) if seed is not None]
+    return f" seed{'s' * (len(numbers) > 1)} {_listed(numbers)}" if numbers else ""
 
 
 def _name(study: Variants, group: str | None) -> str:
@@ -277,7 +295,8 @@ def _intervals(means: Sequence[Mean]) -> str:
         return "intervals that include 0"
     words = []
     for mean in means:
-        style = "+" + style_of(mean.half or mean.value, 2)
+        least = min(abs(mean.low), abs(mean.high))  # so that neither end becomes 0
+        style = "+" + max(style_of(mean.half or mean.value, 2), style_of(least or mean.value, 1), key=places_of)
         words.append(f"{format(mean.low, style)} to {format(mean.high, style)}")
     return f"interval{'s' * (len(words) > 1)} {_listed(words)}"
 

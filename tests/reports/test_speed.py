@@ -108,7 +108,7 @@ def test_speed_table_by_hand(tmp_path: Path) -> None:
     # log-log: 0.625 at 256 px, 2 at 512 px
     px = 256 * 2 ** (np.log(1 / 0.625) / np.log(2 / 0.625))
     assert f"Forward: LaMamba-Diff-XL overtakes DiT-XL/2 at {px:.0f} px (interpolated)." in table.notes
-    assert r"LaMamba-Diff-XL $\mathsection$ &" in table.latex() and r"500.0 $\ddagger$" in table.latex()
+    assert r"$\mathsection$ & 256 &" in table.latex() and r"500.0 $\ddagger$" in table.latex()
     assert 'title="commit aaaaaaaaaaaa, NVIDIA H100 80GB HBM3, 2025-06-01">1,250</td>' in table.html()
 
 
