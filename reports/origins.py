@@ -20,6 +20,7 @@ def origins(runs: list[Run]) -> Table:
         stages = dict.fromkeys(stage for kind, stage in STAGE_OF.items() if kind in kinds)
         reached = run.metrics[-1].get("step") if run.metrics else None
         rows.append({
+            "run": run,
             **{key: run.info.get(key) for key in ("id", "study", "name", "seed")},
             "commit": commit, "dirty": where.get("dirty"),
             "short": commit[:12] + (" + dirty" if where.get("dirty") else ""),

@@ -38,7 +38,7 @@ def seeds(overview: Table) -> Table:
         group = one["group"]
         if any(group in each for each in values.values()):
             label = one["model_label"] + (" (base)" if bases[group] == group else "")
-            rows[group] = {"label": label, "n": counts[group]}
+            rows[group] = {"label": label, "group": group, "n": counts[group]}
     for name, each in values.items():
         for group, numbers in each.items():
             mean = mean_of(numbers.values())

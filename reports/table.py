@@ -16,6 +16,7 @@ from .runs import Line
 WIDTH = 120  # columns of a terminal
 BEST = "*: the best, distinguishable from the second."
 
+DISTURBED = " ‡"  # marks a time that was measured beside other work
 BAD = " §"  # marks a row that is not done, in LaTeX
 MOST_BAD = 8  # such rows that are explained
 
@@ -112,7 +113,7 @@ class Table:
 
     def html(self) -> str:
         """A `<table>`, with `data-sort` on its cells (numbers in full precision) and, as their `title`, where a number
-        comes from: `origins` of a row, by the key of a column, or its `origin`. The notes follow as a list."""
+        comes from: the provenance of a row, or of its `records` by the key of a column. The notes follow as a list."""
         shown = self.shown()
         head = "".join(
             f'<th scope="col" class="{kind_of(column)}">{escape(column.title or "")}</th>' for column in shown
@@ -194,7 +195,11 @@ def kind_of(column: Column) -> str:
 def _attributes(row: Line, column: Column) -> str:
     """The attributes of a cell in HTML."""
     value = row.get(column.source)
-    origin = (row.get("origins") or {}).get(column.source) or row.get("origin")
     classes = kind_of(column) + " best" * bool(row.get(column.bold))
     text = f' class="{classes}" data-sort="{escape("" if value is None else str(value))}"'
-    return text + (f' title="{escape(origin)}"' if origin and value is not None else "")
+    record = (row.get("records") or {}).get(column.source) or row
+    if value is None or not record.get("provenance"):
+        return text
+    where = record["provenance"]
+    words = [f"commit {str(where.get('commit'))[:12]}{' + dirty' if where.get('dirty') else ''}", where.get("device")]
+    return text + f' title="{escape(", ".join(filter(None, [*words, record.get("time", "")[:10]])))}"'
