@@ -10,7 +10,7 @@ from .names import axis_noun, axis_word, value_word
 from .protocols import rankable
 from .queries import better, state_of
 from .runs import Line
-from .speed import MODES, crossing
+from .speed import CELL, MODES, crossing
 from .table import places_of, style_of
 from .variants import Variants, is_number
 
@@ -185,8 +185,8 @@ def _speeds(study: Variants) -> list[str]:
 
 
 def _ratios(study: Variants, group: str, rival: str) -> dict[tuple[Any, ...], list[Line]]:
-    """{mode, checkpointing, precision, processes, device: points} with `px`, `ratio` of images per second, and
-    `flops_ratio`, ordered by size."""
+    """{the values of `CELL` without the size: points} with `px`, `ratio` of images per second, and `flops_ratio`,
+    ordered by size."""
     points: dict[tuple[Any, ...], list[Line]] = {}
     for cell, row in study.timed[group].items():
         if other := study.timed[rival].get(cell):
@@ -231,8 +231,10 @@ def _speed_range(study: Variants, rival: str, cell: tuple[Any, ...], rows: dict[
 
 def _circumstances(cell: tuple[Any, ...], points: Sequence[Line]) -> str:
     """What a reader must know of a speed: recomputation, several GPUs, the device, and that other work disturbed it."""
-    _, checkpointing, precision, processes, device = cell
-    words = [str(precision), *["checkpointed"] * bool(checkpointing), f"{processes or ''} × {device}".lstrip(" ×")]
+    about = dict(zip(CELL[1:], cell, strict=True))
+    words = [str(about["precision"]), *["checkpointed"] * bool(about["checkpointing"])]
+    words.append(f"{about['processes'] or ''} × {about['device']}".lstrip(" ×"))
+    words += [f"{about['cpu_threads']} threads"] * bool(about["cpu_threads"])
     disturbed = [point["disturbed"] for point in points]
     words += [("" if all(disturbed) else "some ") + "disturbed by other work"] * any(disturbed)
     return f", {', '.join(words)}"
