@@ -159,8 +159,8 @@ def test_runs_that_are_not_done_are_marked(tmp_path: Path) -> None:
     change(tmp_path, "trainings/dit-*/record.jsonl", lambda line: {**line, "state": "diverged", "error": "loss is nan"})
     (table,) = scale(evidence(tmp_path))
     cells = {row["Family"]: row[FD] for row in markdown(table.markdown())}
-    assert cells["DiT"].endswith(" ‡") and "‡" not in cells["LaMamba-Diff"]
-    assert any("‡ with a run that is not done. diverged (train: loss is nan): DiT-S/2." in note for note in table.notes)
+    assert cells["DiT"].endswith(" §") and "§" not in cells["LaMamba-Diff"]
+    assert any("§ with a run that is not done. diverged (train: loss is nan): DiT-S/2." in note for note in table.notes)
 
 
 def test_one_model_makes_no_table(tmp_path: Path) -> None:
