@@ -6,7 +6,7 @@ from dataclasses import replace
 from statistics import fmean
 from typing import NamedTuple
 
-from .budgets import Comparison, Moment, at_amount, by_machine, comparisons, equal_budgets, equal_images
+from .budgets import Comparison, Moment, at_amount, by_machine, comparisons, equal_budgets, equal_images, rising
 from .differences import NO_SEED, by_seed, count_of, mean_of
 from .evidence import Evidence
 from .names import labels
@@ -99,7 +99,7 @@ def _table(compared: Comparison, budget: Budget, printed: Sequence[PublishedRow]
     cells: dict[str, Cell] = {}
     unnamed: dict[str, list[str]] = {}
     for metric, series in compared.columns.items():
-        amounts = {run: [x for one in each if (x := getattr(one, budget.field))] for run, each in series.items()}
+        amounts = {run: [x for x, _ in rising(each, budget.field)] for run, each in series.items()}
         targets = equal_budgets(amounts) if budget.between else equal_images(amounts)
         for target in targets:
             at = {run: at_amount(each, budget.field, target) for run, each in series.items()}
@@ -168,7 +168,7 @@ def _missing(compared: Comparison, budget: Budget, cells: Mapping[str, Cell], na
     for cell in cells.values():
         for run, each in compared.columns[cell.metric].items():
             if run not in cell.moments:
-                amounts = [x for one in each if (x := getattr(one, budget.field))]
+                amounts = [x for x, _ in rising(each, budget.field)]
                 where = budget.words(cell.amount)
                 if not amounts:
                     reason = f"Their {budget.name} are not on record"
