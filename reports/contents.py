@@ -35,7 +35,7 @@ class FigureItem(NamedTuple):
 
 
 def _all_samples(evidence: Evidence) -> Figure | str:
-    return all_samples([(row["label"], evidence.pictures[row["run"]]) for row in evidence.overview.rows])
+    return all_samples(evidence.overview, evidence.pictures, evidence.look.faint)
 
 
 def _samples(evidence: Evidence) -> Mapping[str, Figure | str]:
@@ -101,6 +101,6 @@ FIGURES: dict[str, FigureItem] = {
     "crossover": FigureItem(
         lambda evidence: crossover(evidence.runs, evidence.baseline), "speed and memory against the size of the image"
     ),
-    "samples": FigureItem(_all_samples, "samples of all runs side by side, one row per class"),
+    "samples": FigureItem(_all_samples, "samples of all models from equal noise, one row per model, with real images"),
     "samples_*": FigureItem(_samples, "samples of a run, one row per class"),
 }
