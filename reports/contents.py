@@ -11,6 +11,7 @@ from .evidence import Evidence
 from .loss import loss
 from .origins import origins
 from .quality import quality_vs_flops
+from .roofline import roofline
 from .runs import Run
 from .samples import all_samples, samples
 from .speed import bench, kernels
@@ -100,6 +101,9 @@ FIGURES: dict[str, FigureItem] = {
     ),
     "crossover": FigureItem(
         lambda evidence: crossover(evidence.runs, evidence.baseline), "speed and memory against the size of the image"
+    ),
+    "roofline": FigureItem(
+        lambda evidence: roofline(evidence.runs), "work per second of operators against work per byte, and the floors"
     ),
     "samples": FigureItem(_all_samples, "samples of all models from equal noise, one row per model, with real images"),
     "samples_*": FigureItem(_samples, "samples of a run, one row per class"),
