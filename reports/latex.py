@@ -5,7 +5,7 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from math import inf
+from math import ceil, inf
 from pathlib import Path
 
 TEXTWIDTH = 345.0  # points, of \documentclass{article}; wider in its larger sizes and in most other classes
@@ -14,7 +14,7 @@ MARGIN = 2.0  # what is left free, because widths are estimates
 NARROWEST = 64.0  # a column of text is wrapped to no less while others can be left out
 LONG = 12  # letters of a word that a heading breaks
 LONGEST = 24  # letters of a word that is not broken in a text as wide as the page
-LINES = 46  # of a page; a longer table goes over several
+LINES = 46  # of a page; a table that is longer with its notes goes over several
 FOOTNOTE = 8 * 1.066  # \footnotesize: letters of 8 pt are 6.6 % wider than those of 10 pt, which are measured, at 8 pt
 LETTER = 7.2  # most letters are narrower
 BOLD = 1.16  # bold letters are so much wider
@@ -143,7 +143,9 @@ def latex(name: str, caption: str, columns: Sequence[TexColumn], notes: Sequence
         for place in range(len(columns[0].cells))
     ]
     form = f"@{{}}{''.join(_side(column, width) for column, width in pairs)}@{{}}"
-    long = sum(_height(pairs, place) for place in range(len(rows))) > LINES
+    height = sum(_height(pairs, place) for place in range(len(rows)))
+    height += sum(ceil(width_of(note) / TEXTWIDTH) for note in [caption, *notes])
+    long = height > LINES
     packages = ["array", "booktabs", *(["longtable"] if long else [])]
     comments = [f"% Needs \\usepackage{{{','.join(packages)}}}. At most {TEXTWIDTH:.0f} pt wide."]
     if omitted:
