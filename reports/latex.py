@@ -11,7 +11,7 @@ from pathlib import Path
 TEXTWIDTH = 345.0  # points, of \documentclass{article}; wider in its larger sizes and in most other classes
 GAP = 3.0  # \tabcolsep, on both sides of a column
 MARGIN = 2.0  # what is left free, because widths are estimates
-NARROWEST = 64.0  # a column of text is wrapped to no less while others can be left out
+NARROWEST = 88.0  # a column of text is wrapped to no less while others can be left out
 LONG = 12  # letters of a word that a heading breaks
 LONGEST = 24  # letters of a word that is not broken in a text as wide as the page
 LINES = 46  # of a page; a table that is longer with its notes goes over several
@@ -176,7 +176,15 @@ def latex(name: str, caption: str, columns: Sequence[TexColumn], notes: Sequence
             r"\bottomrule",
             r"\end{tabular}",
         ]
-        text = [r"\begin{table}[htbp]", r"\centering", label, size, *table, *below, r"\end{table}"]
+        text = [
+            r"\begin{table}[htbp]",
+            r"\centering\setlength{\belowcaptionskip}{4pt}",
+            label,
+            size,
+            *table,
+            *below,
+            r"\end{table}",
+        ]
     return "\n".join([*comments, *text]) + "\n"
 
 

@@ -41,7 +41,7 @@ def test_a_table_in_latex() -> None:
     assert Table("small", "A table.", columns, rows, ["‡: a note."]).latex() == (
         r"""% Needs \usepackage{array,booktabs}. At most 345 pt wide.
 \begin{table}[htbp]
-\centering
+\centering\setlength{\belowcaptionskip}{4pt}
 \caption{A table.}\label{tab:small}
 \footnotesize\setlength{\tabcolsep}{3pt}
 \begin{tabular}{@{}lrr@{}}

@@ -37,7 +37,7 @@ def test_the_same_records_give_the_same_bytes(three: Path, report: Path, tmp_pat
             assert path.read_bytes().startswith(b"\x89PNG" if path.suffix == ".png" else b"%PDF")
     assert figures == {path.stem for path in first if path.suffix == ".pdf"}
     samples = {"samples", "samples_dit", "samples_lamamba"}
-    assert figures == {"loss", "quality_vs_flops", "pareto", "throughput", "speed_vs_flops", *samples}
+    assert figures == {"axis_demo", "loss", "quality_vs_flops", "pareto", "throughput", "speed_vs_flops", *samples}
 
 
 def test_tables_and_figures_without_content_are_named(tmp_path: Path) -> None:
