@@ -81,6 +81,8 @@ class CostRow(Row):
     flops: int | None = about("2 · macs plus the operations of norms and scans")
     paper_gflops: float | None = about("cost by the rule of the family's paper, in 1e9")
     parts: dict[str, Any] | None = about("params, macs and flops by part")
+    fvcore: int | None = about("what fvcore counts; null: it was not asked (run.fvcore)")
+    fvcore_skips: str | None = about("the operators with work that fvcore skips, and how often, or nothing")
 
 
 @dataclass(frozen=True, kw_only=True)

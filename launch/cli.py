@@ -44,6 +44,9 @@ SWEEP = """lamabench sweep plan demo                               list the runs
   lamabench sweep prune demo                              delete folders that no study names any more"""
 
 
+REPORT = """lamabench report runs/demo --out out/demo                tables, figures and index.html
+  lamabench report runs/demo --table speed --format latex  print one table
+  lamabench report runs/demo --out out/demo --watch        keep them current while a sweep runs"""
 COMPARE = """lamabench compare runs/block_mix/ssm runs/block_mix/window    two variants over their training seeds
   lamabench compare runs/block_mix                           each variant with the first one"""
 RUNS = """lamabench runs family=lamamba state=done sort=fd    finished runs of a family, best first
@@ -224,13 +227,21 @@ def parser() -> argparse.ArgumentParser:
     sweep.add_argument("--yes", action="store_true", help="prune: delete without asking")
     help_text = "collect: the file to write (default: ROOT/STUDY/records.jsonl)"
     sweep.add_argument("--out", type=_path, metavar="FILE", help=help_text)
-    report = add("report", "make tables and figures from records", "lamabench report runs/demo --out out/demo")
+    report = add("report", "make tables and figures from records", REPORT)
     report.add_argument(
         "paths", nargs="+", type=_path, metavar="RUNS", help="folders of runs or studies, or root folders"
     )
-    report.add_argument("--out", type=_path, required=True, metavar="DIR", help="the folder to write")
+    report.add_argument("--out", type=_path, metavar="DIR", help="the folder to write")
+    help_text = "print this table of the report and write nothing; a wrong name lists them all"
+    report.add_argument("--table", metavar="NAME", help=help_text)
+    forms = ("terminal", "markdown", "csv", "latex", "html")
+    report.add_argument("--format", choices=forms, default=forms[0], help="the format of --table (default: terminal)")
+    help_text = "with --out: write the report again when records have changed, until Ctrl-C"
+    report.add_argument("--watch", action="store_true", help=help_text)
     help_text = "the model whose speed the others are compared with (default: dit_xl_2 if it was measured)"
     report.add_argument("--baseline", metavar="MODEL", help=help_text)
+    help_text = "a YAML file of published numbers that join those of the suite (reports/published.py has its format)"
+    report.add_argument("--published", type=_path, metavar="FILE", help=help_text)
     differ = add("compare", "say whether scores differ by more than training seeds do", COMPARE)
     help_text = (
         "A and B: folders of runs or studies, root folders, or ROOT/STUDY/VARIANT (all its seeds). B is compared with "
