@@ -243,7 +243,15 @@ def legend_below(figure: Figure, keys: Mapping[str, Artist], others: int = 0) ->
     `others` is the number of groups without an entry, which are drawn faintly. Of more than `ENTRIES` entries, the last
     ones are counted as others too.
     """
-    place: Any = "outside upper center" if figure.get_supxlabel() else "outside lower center"
+    _legend(figure, keys, others, "outside upper center" if figure.get_supxlabel() else "outside lower center")
+
+
+def legend_above(figure: Figure, keys: Mapping[str, Artist], others: int = 0) -> None:
+    """The same above the axes."""
+    _legend(figure, keys, others, "outside upper center")
+
+
+def _legend(figure: Figure, keys: Mapping[str, Artist], others: int, place: Any) -> None:
     most = ENTRIES if len(keys) + bool(others) <= ENTRIES else ENTRIES - 1
     shown = dict(list(keys.items())[:most])
     if others := others + len(keys) - len(shown):
