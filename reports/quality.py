@@ -68,8 +68,8 @@ def quality_vs_flops(evidence: Evidence) -> Figure | str:
     _draw(evidence, axes, means, models, areas, marked, series)
     axes.margins(0.15, 0.15)
     for axis, numbers in (
-        (axes.xaxis, [models[group]["flops"] / 1e9 for group in values]),
-        (axes.yaxis, _heights(means)),
+        (axes.xaxis, [*(models[group]["flops"] / 1e9 for group in values), *(2 * x for x, _ in printed)]),
+        (axes.yaxis, [*_heights(means), *(y for _, y in printed)]),
     ):
         if min(numbers) > 0 and max(numbers) > 4 * min(numbers):
             axes.set(**{f"{axis.axis_name}scale": "log"})
