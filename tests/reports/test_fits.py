@@ -111,3 +111,13 @@ def test_two_sizes_predict_nothing() -> None:
     assert isinstance(two, str) and "three sizes" in two
     rising = check({5.0: [3.0], 10.0: [4.0], 20.0: [2.0]})
     assert isinstance(rising, str) and rising.startswith("without the largest size: the value does not fall")
+
+
+@pytest.mark.filterwarnings("error")
+def test_noise_as_large_as_the_values_gives_finite_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fits, "REPLICATES", 30)
+    for seed in range(12):
+        result = fit(noisy(seed, seeds=2, noise=1.0))
+        if isinstance(result, Fit):
+            numbers = [*result.interval_at(0.01), *result.interval_at(1e6), *np.ravel(result.intervals)]  # type: ignore[misc]
+            assert np.isfinite(numbers).all()

@@ -6,12 +6,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from lamabench.reports import fits
 from lamabench.reports.drawing import few_ticks, round_numbers
 from lamabench.reports.during import columns_of, during, trajectories
 from lamabench.reports.evidence import Evidence
 from lamabench.reports.pareto import front, pareto, speeds_of
-from lamabench.reports.quality import LARGEST, quality_vs_flops
+from lamabench.reports.quality import LARGEST, LEAST, quality_vs_flops
 from lamabench.reports.runs import read
+from lamabench.reports.scaling_figure import scaling
 from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 from run_folders import FD, HELDOUT, IMAGES, cost, made, scored, swept, timed, write, write_many
@@ -32,7 +34,7 @@ def test_bubbles_have_the_area_of_their_parameters_and_families_are_joined(tmp_p
     axes: Any = figure.axes[0]
     sizes = [one.get_sizes()[0] for one in axes.collections if isinstance(one, PathCollection)]
     params = [33.0, 130.5, 458.1, 28.0, 127.0, 464.0]  # DiT first, as in the summary
-    np.testing.assert_allclose(sizes, np.maximum(8.0, LARGEST * np.array(params) / 464.0))
+    np.testing.assert_allclose(sizes, np.maximum(LEAST, LARGEST * np.array(params) / 464.0))
     lines = [line for line in axes.lines if len(line.get_xdata()) == 3]
     assert [list(line.get_xdata()) for line in lines] == [[12.12, 46.03, 161.4], [4.972, 21.31, 70.85]]
     assert [text.get_text() for text in axes.texts] == ["S/2", "B/2", "L/2", "S", "B", "L"]
@@ -52,6 +54,36 @@ def test_bubbles_compare_at_equal_images(tmp_path: Path) -> None:
     axes: Any = figure.axes[0]
     assert {container.lines[0].get_ydata()[0] for container in axes.containers} == {30.0}
     assert "12,800 images" in " ".join(figure.get_supxlabel().split())  # 200 steps of 64
+
+
+def test_published_rows_stand_behind_scores_of_their_protocol_alone(tmp_path: Path) -> None:
+    """FID of 50,000 samples, ImageNet at 256 px, in latents, 250 ancestral steps, no guidance, 400K steps of 256."""
+    way = {"sampler": "ancestral", "steps": 250, "guidance": 1, "weights": "ema", "labels": "balanced", "encoder": "sd"}
+    for name, more in (("same", {}), ("guided", {"guidance": 1.5}), ("early", {})):
+        score = made(scored(20.0, metric="FID"), **(way | more)) | {"count": 50_000, "reference": "imagenet"}
+        score["evaluation"] = {"images": [256, 256, 3]}
+        score["images_seen"] = 400_000 * 256 if name != "early" else 200_000 * 256
+        write(tmp_path / name, "dit", [cost(118_000_000_000, 675_000_000), score])
+    shown = {}
+    for name in ("same", "guided", "early"):
+        figure = is_a_figure(quality_vs_flops(evidence_of(tmp_path / name)))
+        axes: Any = figure.axes[0]
+        shown[name] = [one.get_offsets().tolist() for one in axes.collections if isinstance(one, PathCollection)]
+    assert len(shown["guided"]) == len(shown["early"]) == 1
+    published = shown["same"][0]
+    assert [2 * 118.64, 19.47] in published and [2 * 6.06, 68.4] in published  # DiT-XL/2 and DiT-S/2 of its paper
+
+
+@pytest.mark.filterwarnings("error")
+def test_intervals_below_zero_do_not_break_logarithmic_axes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fits, "REPLICATES", 20)
+    write_many(tmp_path, 2, 3, 2, noise=1.0)
+    evidence = evidence_of(tmp_path)
+    assert quality_vs_flops(evidence) and pareto(evidence) and during(evidence)
+    figures: Any = scaling(evidence)
+    is_a_figure(figures["scaling"]).draw_without_rendering()
+    axes: Any = figures["scaling"].axes[0]
+    assert axes.get_ylim()[0] > 0.01
 
 
 def test_many_models_have_numbers_and_twelve_entries(tmp_path: Path) -> None:
