@@ -18,6 +18,7 @@ from .contents import FIGURES, TABLES
 from .evidence import Evidence
 from .frame import frame
 from .frame import write as write_records
+from .names import shared
 from .page import page
 from .published import read as published_rows
 from .queries import setting_words, timings
@@ -71,7 +72,7 @@ def overview_text(evidence: Evidence) -> str:
     runs, table, over_seeds = evidence.runs, evidence.overview, evidence.over_seeds
     errors = [f"{row['label']}: {row['error']}" for row in table.rows if row["error"]]
     first = replace(table, notes=[]) if over_seeds.rows else table  # the other table has these notes too
-    parts = [first.terminal(errors)]
+    parts = [first.terminal([*([table.caption] if shared(runs) else []), *errors])]
     single = {(mode, run) for mode in MODES for rows in timings(runs, "speed", mode).values() for run in rows}
     several = any((row["mode"], run) not in single for run in runs for row in run.rows if row.get("mode"))
     for name in ("speed", "kernels"):
