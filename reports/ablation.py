@@ -135,7 +135,7 @@ def _about(study: Variants, group: str) -> Line:
     """What a row says of a variant besides scores and speed."""
     cost, base = study.cost(group), study.cost(study.base or "")
     label = study.labels[group] + (" (base)" if group == study.base else "")
-    row: Line = {"label": label, "base": group == study.base}
+    row: Line = {"label": label, "group": group, "base": group == study.base}
     row |= {axis: study.value(group, axis) for axis in study.axes}
     row["n"] = max((count_of(values.get(group, {})) for values in study.values.values()), default=None)
     row |= {key: cost.get(key) for key, *_ in COUNTS}

@@ -42,7 +42,7 @@ def configuration(pairs: Iterable[tuple[Pair, Line]]) -> Table:
             {**values[0], **values[1]}, key=lambda name: (*SECTIONS, "sample").index(name.split(".")[0])
         ):
             a, b = (each.get(name) for each in values)
-            if a != b:
+            if a != b and ((one[0].way and two[0].way) or not name.startswith("sample.")):
                 row: Line = {**labels, "field": name, "a_value": a, "b_value": b}
                 rows.append(row | {"a_text": _plain(a), "b_text": _plain(b)})
     columns = [Column("field", "Setting", width=34), Column("a_text", "A", width=30), Column("b_text", "B", width=30)]
@@ -58,8 +58,9 @@ def cost(pairs: Iterable[tuple[Pair, Line]]) -> Table:
         if a and b:
             rows.append({**labels, **_ratios(a, b, COUNTS)})
     columns = []
-    for name, (title, unit) in COUNTS.items():
-        columns += [Column(f"{name}_a", f"{title} A", unit, 4), Column(f"{name}_b", f"{title} B", unit, 4)]
+    for rank, (name, (title, unit)) in enumerate(COUNTS.items()):
+        columns.append(Column(f"{name}_a", f"{title} A", unit, 4, rank=rank + 2))
+        columns.append(Column(f"{name}_b", f"{title} B", unit, 4, rank=rank // 2))
         columns.append(Column(f"{name}_ratio", "B ÷ A", digits=3))
     return Table("cost", "Cost of a forward pass of one image:", columns, rows)
 
