@@ -274,8 +274,8 @@ def _write_study(
     about: dict[str, Any] | None,
 ) -> None:
     folder = root / study
-    before = read_study(folder) if add and (folder / STUDY).is_file() else {"runs": []}
-    known: dict[str, dict[str, Any]] = {run["name"]: run for run in before["runs"]}
+    before: dict[str, Any] = read_study(folder) if add and (folder / STUDY).is_file() else {"runs": []}
+    known = {run["name"]: run for run in before["runs"]}
     about = about or before.get("about")
     for run in runs:
         earlier = known.get(run["name"], {})

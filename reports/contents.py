@@ -6,14 +6,20 @@ from typing import NamedTuple
 
 from matplotlib.figure import Figure
 
+from .ablation import ablations
+from .axis import axis
 from .costs import costs
+from .during import during
 from .evidence import Evidence
 from .loss import loss
 from .origins import origins
+from .pareto import pareto
 from .quality import quality_vs_flops
 from .runs import Run
 from .samples import all_samples, samples
 from .scale import scale, scale_flops, scale_hours
+from .scaling import scaling_table
+from .scaling_figure import scaling
 from .speed import bench, kernels
 from .speed_figures import crossover, speed_vs_flops
 from .speed_table import speed
@@ -112,6 +118,16 @@ TABLES: dict[str, TableItem] = {
         "published models of ImageNet at 512 px, with ours that have the same metric",
         "no model here is for ImageNet at 512 px",
     ),
+    "ablation": TableItem(
+        ablations,
+        "the variants of a study in its own order: scores, differences to the base with verdicts, cost and speed",
+        "no study with a file has several variants",
+    ),
+    "scaling": TableItem(
+        scaling_table,
+        "power laws of quality against FLOPs, GPU-hours and parameters, what they predict, and a check of that",
+        "no family has scores of two sizes",
+    ),
 }
 
 FIGURES: dict[str, FigureItem] = {
@@ -120,8 +136,17 @@ FIGURES: dict[str, FigureItem] = {
         "training loss against images seen: a running median over the raw values",
     ),
     "quality_vs_flops": FigureItem(
-        lambda evidence: quality_vs_flops(evidence.runs, evidence.overview),
-        "the first quality metric against FLOPs, with 95 % intervals over training seeds",
+        quality_vs_flops,
+        "the first quality metric against FLOPs, with 95 % intervals over training seeds; area: parameters",
+    ),
+    "scaling": FigureItem(
+        scaling, "quality against FLOPs, GPU-hours and parameters: power laws, their predictions and a check of these"
+    ),
+    "during": FigureItem(
+        during, "quality and held-out loss during training against images, training FLOPs and GPU-hours"
+    ),
+    "pareto": FigureItem(
+        pareto, "quality against images per second, with the models that no other is as fast and as good as"
     ),
     "throughput": FigureItem(
         lambda evidence: throughput(evidence.runs, evidence.overview), "forward and training throughput"
@@ -132,6 +157,7 @@ FIGURES: dict[str, FigureItem] = {
     "crossover": FigureItem(
         lambda evidence: crossover(evidence.runs, evidence.baseline), "speed and memory against the size of the image"
     ),
+    "axis": FigureItem(axis, "the first quality metric against the axis of a study, with its base marked"),
     "samples": FigureItem(_all_samples, "samples of all runs side by side, one row per class"),
     "samples_*": FigureItem(_samples, "samples of a run, one row per class"),
 }

@@ -64,7 +64,7 @@ class Check:
         return self.predicted / self.measured - 1
 
 
-def fit(values: Mapping[float, Sequence[float]]) -> Fit | str:
+def fit(values: Mapping[float, Sequence[float]], bootstrap: bool = True) -> Fit | str:
     """The law of {compute: values of the training seeds}, or in one line why there is none.
 
     Least squares of the logarithm of the mean of each size. The logarithm, because seeds differ by a factor and not by
@@ -83,7 +83,7 @@ def fit(values: Mapping[float, Sequence[float]]) -> Fit | str:
     if not all(np.isfinite(value) and value > 0 for value in [*computes, *(one for each in points for one in each)]):
         return "a law needs values above 0"
     middle = float(np.exp(np.mean(np.log(computes))))
-    result = _fit(tuple(round(float(np.log(compute / middle)), 9) for compute in computes), points)
+    result = _fit(tuple(round(float(np.log(compute / middle)), 9) for compute in computes), points, bootstrap)
     if isinstance(result, str):
         return result
     law, replicates = result
@@ -97,14 +97,14 @@ def check(values: Mapping[float, Sequence[float]]) -> Check | str:
     computes = sorted(values)
     if len(computes) < 3:
         return "a check of the prediction needs three sizes or more"
-    law = fit({compute: values[compute] for compute in computes[:-1]})
+    law = fit({compute: values[compute] for compute in computes[:-1]}, bootstrap=False)
     if isinstance(law, str):
         return f"without the largest size: {law}"
     return Check(law.at(computes[-1]), float(np.mean(values[computes[-1]])), law.law)
 
 
 @lru_cache(maxsize=256)  # axes that are proportional, such as FLOPs forward and in training, have one fit
-def _fit(logs: tuple[float, ...], points: Points) -> tuple[Array, Array | None] | str:
+def _fit(logs: tuple[float, ...], points: Points, bootstrap: bool) -> tuple[Array, Array | None] | str:
     """(a, b, c) over the logarithm of compute, centred, and those of the bootstrap [REPLICATES, 3]."""
     at = np.array(logs)
     means = np.array([np.mean(each) for each in points])
@@ -120,7 +120,7 @@ def _fit(logs: tuple[float, ...], points: Points) -> tuple[Array, Array | None] 
         return "the value falls in a single step, and is flat before or after it"
     if best[2] < 1e-4 or not np.isfinite(best).all():
         return "the value falls, but not as a power of size"
-    factors = _factors(points)
+    factors = _factors(points) if bootstrap else None
     if factors is None:
         return best, None
     random = np.random.default_rng(0)

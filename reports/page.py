@@ -13,25 +13,28 @@ from urllib.parse import quote
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from .contents import FIGURES, sample_names
+from .contents import FIGURES, TABLES, sample_names
 from .evidence import Evidence
 from .runs import Line, Run
 from .table import Column, Table
+from .verdicts import headline, sentences
 
 FILES = Path(__file__).with_suffix("")  # the folder page/: template, style and scripts
 SORTABLE = "sortable-tablesort 4.1.7"  # the npm package of sortable.min.js
+SCALE = 0.8  # CSS pixels to a pixel of a figure: letters of 7 points at 150 dpi have 12 pixels
 LIMIT = 5_000_000  # bytes of the page
 ROWS = (500, 100, 20)  # most rows of a table on the page: the first number with which all tables take half the limit
-# The sections after the studies: the tables and figures whose names begin with these words. The first section has
-# those that no section names.
+# The sections after the studies: the tables and figures whose names begin with these words, in this order. The first
+# section has also those that no section names.
 SECTIONS: dict[str, tuple[str, ...]] = {
-    "Scale and quality": ("scale", "published", "seeds", "quality", "scaling", "pareto"),
+    "Scale and quality": ("scale", "state_of_the_art", "seeds", "quality", "scaling", "pareto"),
     "Training": ("loss", "during"),
     "Speed": ("speed", "bench", "kernels", "throughput", "crossover", "roofline"),
     "Cost": ("cost",),
     "Runs": ("summary", "runs", "samples"),
 }
-ABOUT = {"question": "Question", "claim": "Claim", "answer": "What would be an answer", "budget": "Budget"}
+QUESTION = {"question": "Question", "claim": "Claim"}
+DESIGN = {"answer": "What would count as an answer", "budget": "Budget"}
 LINKED = ("label", "name")  # columns whose cells link to the folder of the row's run
 COSTS = ("params", "macs", "flops", "paper_gflops")
 
@@ -70,20 +73,22 @@ def page(
     runs are relative to `folder`, where the page will be; None: no links. Figures that exceed the limit are listed with
     the absent ones; the samples of single runs are the first to go. The HTML may hold surrogates of file names.
     """
+    about = {name: _about_study(study) for name, study in evidence.studies.items()}
+    shown, bare = {}, ""
     for most in ROWS:
-        shown = [_table(evidence, table, most, folder) for table in tables]
-        bare = _rendered(evidence, shown, [], absent)
+        shown = {table.name: _table(evidence, table, most, folder) for table in tables}
+        bare = _rendered(evidence, about, shown, {}, absent)
         if _size(bare) <= LIMIT / 2:
             break
     pictures, left_out = _that_fit(figures, LIMIT - _size(bare))
-    return _rendered(evidence, shown, pictures, {**absent, **left_out}) if figures else bare
+    return _rendered(evidence, about, shown, pictures, {**absent, **left_out}) if figures else bare
 
 
 def _size(text: str) -> int:
     return len(text.encode(errors="backslashreplace"))
 
 
-def _that_fit(figures: Mapping[str, bytes], room: int) -> tuple[list[Picture], dict[str, str]]:
+def _that_fit(figures: Mapping[str, bytes], room: int) -> tuple[dict[str, Picture], dict[str, str]]:
     """The figures that fit into so many bytes, in their order, and why the others are left out."""
     kept = set()
     for name in sorted(figures, key=lambda name: name.startswith("samples_")):
@@ -92,14 +97,14 @@ def _that_fit(figures: Mapping[str, bytes], room: int) -> tuple[list[Picture], d
             kept.add(name)
             room -= int(size)
     why = f"left out of this page, which is limited to {LIMIT // 1_000_000} MB; the file stands beside it"
-    return [_picture(name, figures[name]) for name in figures if name in kept], {
-        name: why for name in figures if name not in kept
-    }
+    pictures = {name: _picture(name, content) for name, content in figures.items() if name in kept}
+    return pictures, {name: why for name in figures if name not in kept}
 
 
 def _picture(name: str, content: bytes) -> Picture:
     png = content.startswith(b"\x89PNG")
-    width, height = struct.unpack(">II", content[16:24]) if png else (0, 0)  # PNG specification, 11.2.2
+    sides = struct.unpack(">II", content[16:24]) if png else (0, 0)  # PNG specification, 11.2.2
+    width, height = (round(SCALE * side) for side in sides)
     source = f"data:image/{'png' if png else 'svg+xml'};base64,{base64.b64encode(content).decode()}"
     return Picture(name, source, _about(name), width, height)
 
@@ -111,29 +116,31 @@ def _about(name: str) -> str:
     return about[:1].upper() + about[1:] + ("" if about.endswith(".") else ".")
 
 
-def _rendered(evidence: Evidence, tables: list[Line], pictures: list[Picture], absent: Mapping[str, str]) -> str:
+def _rendered(
+    evidence: Evidence,
+    about: Mapping[str, Line],
+    tables: Mapping[str, Line],
+    pictures: Mapping[str, Picture],
+    absent: Mapping[str, str],
+) -> str:
     samples = {name: run.info["study"] for name, run in sample_names(evidence.runs).items()}
+    of_study = {name: _study_of(name, about) for name in (*tables, *pictures)}
     studies = [
         {
-            "name": name,
-            "facts": study_facts(study),
-            "verdict": verdict(study),
-            "tables": [table for table in tables if _study_of(table["name"], evidence.studies) == name],
-            "figures": [
-                one for one in pictures if one.name not in samples and _study_of(one.name, evidence.studies) == name
-            ],
-            "samples": [one for one in pictures if samples.get(one.name) == name],
+            **texts,
+            "tables": [table for one, table in tables.items() if of_study[one] == name],
+            "figures": [picture for one, picture in pictures.items() if one not in samples and of_study[one] == name],
+            "samples": [picture for one, picture in pictures.items() if samples.get(one) == name],
         }
-        for name, study in evidence.studies.items()
+        for name, texts in about.items()
     ]
-    placed = {one.name for study in studies for kind in ("figures", "samples") for one in study[kind]}
-    placed |= {table["name"] for study in studies for table in study["tables"]}
+    shared = [name for name, study in of_study.items() if study is None and name not in samples]
     sections = [
         {
             "id": re.sub(r"\W+", "-", title.lower()),
             "title": title,
-            "tables": [one for one in tables if one["name"] not in placed and _section_of(one["name"]) == title],
-            "figures": [one for one in pictures if one.name not in placed and _section_of(one.name) == title],
+            "tables": [tables[name] for name in _in_section(title, shared) if name in tables],
+            "figures": [pictures[name] for name in _in_section(title, shared) if name in pictures],
         }
         for title in SECTIONS
     ]
@@ -171,17 +178,22 @@ def _title(evidence: Evidence) -> str:
 
 
 def _study_of(name: str, studies: Iterable[str]) -> str | None:
-    """The study that the name of a table or figure ends with."""
-    return max((study for study in studies if name.endswith(f"_{_file_name(study)}")), key=len, default=None)
+    """The study of a table or figure whose name is, such as ablation_STUDY or ablation_STUDY_METRIC, that of an item
+    and of a study."""
+    end = "" if name in (*TABLES, *FIGURES) else name.partition("_")[2]
+    return max((study for study in studies if f"{end}_".startswith(f"{_file_name(study)}_")), key=len, default=None)
 
 
 def _file_name(study: str) -> str:
     return re.sub(r"[^\w.=-]+", "_", study)
 
 
-def _section_of(name: str) -> str:
-    matches = (title for title, words in SECTIONS.items() if name.startswith(words))
-    return next(matches, next(iter(SECTIONS)))
+def _in_section(title: str, names: Iterable[str]) -> list[str]:
+    """Those of some tables or figures that a section has, in its order."""
+    words = SECTIONS[title]
+    own = [name for word in words for name in names if name.startswith(word)]
+    others = tuple(word for every in SECTIONS.values() for word in every)
+    return own + [name for name in names if title == next(iter(SECTIONS)) and not name.startswith(others)]
 
 
 def facts(evidence: Evidence) -> list[tuple[str, str]]:
@@ -200,22 +212,21 @@ def facts(evidence: Evidence) -> list[tuple[str, str]]:
     ]
 
 
-def study_facts(study: Evidence) -> list[tuple[str, str]]:
-    """What a study is about, as far as its records say that, and the states of its runs."""
-    about = study.runs[0].info.get("about") or {}
-    rows = [(title, str(about[key])) for key, title in ABOUT.items() if about.get(key)]
-    axes = about.get("axes") or {}
-    rows += [(f"Axis {axis}", ", ".join(map(str, values))) for axis, values in axes.items()]
-    return [*(rows or [("Question", "not on record")]), ("Runs", _states(study))]
-
-
-def verdict(study: Evidence) -> list[str]:
-    """The verdict of a study in sentences."""
-    try:
-        from .verdicts import sentences
-    except ImportError:
-        return []
-    return sentences(study)
+def _about_study(study: Evidence) -> Line:
+    """The texts of a study: question and claim, verdict, and what else its records say about it."""
+    info = study.runs[0].info
+    about = info.get("about") or {}
+    question, design = (
+        [(title, str(about[key])) for key, title in titles.items() if about.get(key)] for titles in (QUESTION, DESIGN)
+    )
+    axes = [(f"Axis {axis}", ", ".join(map(str, values))) for axis, values in (about.get("axes") or {}).items()]
+    return {
+        "name": info["study"],
+        "question": question or [("Question", "not on record")],
+        "headline": headline(study),
+        "verdict": sentences(study),
+        "design": [*design, *axes, ("Runs", _states(study))],
+    }
 
 
 def _states(evidence: Evidence) -> str:
@@ -246,12 +257,12 @@ def _table(evidence: Evidence, table: Table, most: int, folder: Path | None) -> 
 
 def _cell(evidence: Evidence, row: Line, column: Column, runs: list[Run], folder: Path | None) -> Cell:
     value, text = row.get(column.source), column.cell(row)
-    empty = value is None or value == ""
     number = column.digits is not None
-    sort = "" if empty else repr(float(value)) if number else None
+    sort = "" if value is None or value == "" else repr(float(value)) if number else None
     place = runs[0].info.get("folder") if folder and row.get("run") and column.source in LINKED else None
     link = quote(os.fsencode(Path(os.path.relpath(place, folder)).as_posix())) if place and folder else ""
-    origin = "" if empty else origin_words(_records(evidence, row, column.source, runs))
+    known = (row.get("origins") or {}).get(column.source) or row.get("origin")
+    origin = "" if sort == "" else known or origin_words(_records(evidence, row, column.source, runs))
     look = "number" if number else "long" if len(text) > 40 else ""
     return Cell(text, sort, origin, link, bool(row.get(column.bold)), look)
 
@@ -275,7 +286,6 @@ def origin_words(records: Iterable[Line]) -> str:
     records = list(records)
     commits, devices, days = _origins(records)
     protocols = sorted({str(row["protocol"]) for row in records if row.get("protocol")})
-    commits = [commit[:12] + commit[40:] for commit in commits]
     named = [("commit", commits), ("", devices), ("", days), ("protocol", protocols)]
     return " · ".join(f"{name} {', '.join(values)}".strip() for name, values in named if values)
 
@@ -286,7 +296,7 @@ def _origins(records: Iterable[Line]) -> tuple[list[str], list[str], list[str]]:
     for row in records:
         where = row.get("provenance") or {}
         if where:
-            commits.add(f"{where.get('commit') or 'none'}{' + dirty' if where.get('dirty') else ''}")
+            commits.add(f"{(where.get('commit') or 'none')[:12]}{' + dirty' if where.get('dirty') else ''}")
             devices.add(str(where.get("device")))
         if row.get("time"):
             days.add(row["time"][:10])

@@ -11,6 +11,7 @@ from .runs import Line, Run
 
 HASH = re.compile(r"[0-9a-f]{16,}")
 UNKNOWN = "unknown"
+STEPS = "the weights are of different steps"
 SPREADS = {"is": "splits", "isc": "splits"}  # what the `std` of a score is over; that of other metrics: subsets
 
 
@@ -63,13 +64,28 @@ def by_design(runs: Iterable[Run], rows: Mapping[Run, Line]) -> bool:
     return not any(run.info.get("by_hand") for run in scored) and all(len(each) == 1 for each in protocols.values())
 
 
+def ends_by_design(runs: Iterable[Run], rows: Mapping[Run, Line]) -> bool:
+    """Whether scores are of weights of different steps only because the variants of one study are: each is of the last
+    step that the study planned for it, or the moments are an axis."""
+    scored = [run for run in runs if run in rows]
+    if len({run.info["study"] for run in scored}) != 1 or not all(run.info.get("of_file") for run in scored):
+        return False
+    for run in scored:
+        planned = run.info.get("steps") or (run.info["config"].get("train") or {}).get("steps")
+        if rows[run]["checkpoint_step"] != planned and "sample.at" not in run.info["variant"]:
+            return False
+    return True
+
+
 def rankable(runs: Iterable[Run], rows: Mapping[Run, Line]) -> str:
     """Why the best of the scores of one column cannot be named, empty if it can: samples that were made in several ways
-    or in unknown ways have no best, nor has a mean over weights of different steps."""
+    or in unknown ways have no best, nor have weights of different steps unless the study asks for them."""
     runs = list(runs)
     steps = {(run.group, row["checkpoint_step"]) for run, row in rows.items() if run in runs}
     if len(steps) > len({group for group, _ in steps}):
         return "seeds of one variant have weights of different steps"
+    if len({step for _, step in steps} - {None}) > 1 and not ends_by_design(runs, rows):
+        return STEPS
     protocols = {generation_of(row) for run, row in rows.items() if run in runs}
     if by_design(runs, rows) or protocols <= {""} or (len(protocols) == 1 and UNKNOWN not in protocols):
         return ""

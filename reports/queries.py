@@ -26,12 +26,15 @@ def current(rows: Iterable[Line]) -> list[Line]:
     counts until there is a later record of a benchmark.
     """
     newest: dict[tuple[Any, ...], Line] = {}
+    failures: dict[tuple[Any, ...], Line] = {}  # those of the newest that a later record may make obsolete
     for row in rows:
-        for name in [name for name, other in newest.items() if _is_obsolete(other, row)]:
-            del newest[name]
         name = row["kind"], row["key"], row.get("metric")
-        newest.pop(name, None)
+        for other in [name, *(other for other, failure in failures.items() if _is_obsolete(failure, row))]:
+            newest.pop(other, None)
+            failures.pop(other, None)
         newest[name] = row
+        if row["state"] != "done":
+            failures[name] = row
     return list(newest.values())
 
 

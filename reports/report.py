@@ -16,6 +16,9 @@ from matplotlib.figure import Figure
 from ..kernels.errors import InputError
 from .contents import FIGURES, TABLES
 from .evidence import Evidence
+from .frame import frame
+from .frame import write as write_records
+from .names import shared
 from .page import page
 from .published import read as published_rows
 from .queries import setting_words, timings
@@ -69,7 +72,7 @@ def overview_text(evidence: Evidence) -> str:
     runs, table, over_seeds = evidence.runs, evidence.overview, evidence.over_seeds
     errors = [f"{row['label']}: {row['error']}" for row in table.rows if row["error"]]
     first = replace(table, notes=[]) if over_seeds.rows else table  # the other table has these notes too
-    parts = [first.terminal(errors)]
+    parts = [first.terminal([*([table.caption] if shared(runs) else []), *errors])]
     single = {(mode, run) for mode in MODES for rows in timings(runs, "speed", mode).values() for run in rows}
     several = any((row["mode"], run) not in single for run in runs for row in run.rows if row.get("mode"))
     for name in ("speed", "kernels"):
@@ -184,6 +187,8 @@ def _write(evidence: Evidence, folder: Path, out: Path) -> None:
                 else:
                     pictures[name] = _write_figure(figure, folder / name)
                     about[f"{name}.png, .pdf"] = item.about
+    records = ", ".join(write_records(frame(evidence.runs), folder))
+    about[records] = "all records with their units (reports/COLUMNS.md)"
     _write_text(folder / "README.md", _readme(evidence, about, absent))
     _write_text(folder / "index.html", page(evidence, shown, pictures, absent, out))
     files = sorted([*(path.name for path in folder.iterdir()), "index.json"])

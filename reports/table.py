@@ -30,6 +30,7 @@ class Column:
     `mark` follows, or stands in place of a missing value. A true value of `bold` makes the cell bold. On a narrow
     terminal the column of the highest `rank` is left out first; one of rank 0 always stays. There a text is wrapped to
     `width` letters. The table in LaTeX has no column without `tex`, and those of the highest ranks only if they fit.
+    A `sign` "+" shows that of a positive number.
     """
 
     name: str | None
@@ -43,6 +44,7 @@ class Column:
     key: str = ""
     width: int | None = None
     tex: bool = True
+    sign: str = ""
 
     @property
     def source(self) -> str:
@@ -56,8 +58,8 @@ class Column:
             return str(value)
         style = style_of(value / self.scale, self.digits)
         if half := row.get(self.interval):  # at least one digit of it
-            style = max(style, style_of(half / self.scale, 1), key=_places)
-        text = format(value / self.scale, style)
+            style = max(style, style_of(half / self.scale, 1), key=places_of)
+        text = format(value / self.scale, self.sign + style)
         if row.get(self.interval) is not None:
             text += f" ± {format(row[self.interval] / self.scale, style)}"
         seeds = row.get(f"{self.source.removesuffix('_mean')}_n")
@@ -172,7 +174,7 @@ def style_of(value: float, digits: int) -> str:
     return f".{digits - 1}e" if places > 7 else f",.{max(places, 0)}f"
 
 
-def _places(style: str) -> int:
+def places_of(style: str) -> int:
     """The digits after the point of a format; none for powers of ten, which have their own."""
     return int(style[2:-1]) if style.startswith(",.") else 0
 

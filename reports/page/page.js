@@ -38,7 +38,8 @@
     }
     const rows = [...table.tBodies[0].rows];
     if (rows.length < 4) continue;
-    const text = new Map(rows.map((row) => [row, `${row.textContent} ${row.dataset.words || ""}`.toLowerCase()]));
+    const words = (row) => [...row.cells].map((cell) => cell.textContent).concat(row.dataset.words).join(" ");
+    const text = new Map(rows.map((row) => [row, words(row).toLowerCase()]));
     const box = document.createElement("div");
     const field = document.createElement("input");
     const count = document.createElement("output");
@@ -49,13 +50,13 @@
     field.setAttribute("list", "words");
     field.autocomplete = "off";
     field.addEventListener("input", () => {
-      const words = field.value.toLowerCase().split(/\s+/).filter(Boolean);
+      const wanted = field.value.toLowerCase().split(/\s+/).filter(Boolean);
       let shown = 0;
       for (const row of rows) {
-        row.hidden = !words.every((word) => text.get(row).includes(word));
+        row.hidden = !wanted.every((word) => text.get(row).includes(word));
         shown += row.hidden ? 0 : 1;
       }
-      count.value = words.length ? `${shown} of ${rows.length} rows` : "";
+      count.value = wanted.length ? `${shown} of ${rows.length} rows` : "";
     });
     box.append(field, count);
     table.parentElement.before(box);

@@ -1,7 +1,7 @@
 """Chromium without a window, driven by its DevTools protocol through two pipes: no driver, port or package is needed.
 
-https://chromedevtools.github.io/devtools-protocol/; with --remote-debugging-pipe it reads messages, each JSON and a zero
-byte, from file descriptor 3 and writes them to 4.
+See https://chromedevtools.github.io/devtools-protocol/. With --remote-debugging-pipe it reads messages from file
+descriptor 3 and writes to 4; each is JSON and a zero byte.
 """
 
 import base64
@@ -82,10 +82,8 @@ class Tab:
 
     def click(self, element: str) -> None:
         """Click with the mouse on the middle of the element that an expression gives."""
-        place = (
-            f"(e => {{ e.scrollIntoView({{block: 'center'}}); return e.getBoundingClientRect().toJSON() }})({element})"
-        )
-        box = self.run(place)
+        self.run(f"({element}).scrollIntoView({{block: 'center', inline: 'center'}})")
+        box = self.run(f"({element}).getBoundingClientRect().toJSON()")
         at = {"x": box["x"] + box["width"] / 2, "y": box["y"] + box["height"] / 2}
         for kind in ("mousePressed", "mouseReleased"):
             self.ask("Input.dispatchMouseEvent", type=kind, button="left", clickCount=1, **at)

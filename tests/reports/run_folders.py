@@ -197,6 +197,7 @@ PRESETS: dict[str, tuple[str, str, tuple[tuple[float, float], ...]]] = {
 LAWS = {"lamamba": (8.0, 60.0, 0.45), "dit": (8.0, 110.0, 0.45), "adm": (8.0, 100.0, 0.4), "mine": (8.0, 90.0, 0.35)}
 IMAGES = 25_600_000  # of a training of `write_many`: 100,000 steps of 256 images
 HELDOUT = "held-out loss"
+FD = "FD-EffNetLite0-10k"
 
 
 def law(family: str, gflops: float, share: float = 1.0) -> float:
@@ -281,7 +282,7 @@ def _write_one(root: Path, about: Line, params: float, flops: float, snapshots: 
         moment |= {"training_seconds": 256 * step / speed, "weights": "ema"}
         images = {"count": 10_000, "method": "ddim", "guidance": 1.0, "labels": "cyclic", "seconds": 900.0}
         row = line("sample", **moment, **images, steps=250, images_per_s=10_000 / 900)
-        fd = made(scored(law(family, flops / 1e9, share) * luck, metric="FD-EffNetLite0-10k"), steps=250)
+        fd = made(scored(law(family, flops / 1e9, share) * luck, metric=FD), steps=250)
         fd |= {"count": 10_000, "reference": "cifar10", "reference_count": 50_000, "samples": folder.name, "floor": 2.1}
         held = line("score", metric=HELDOUT, value=1.05 * (loss + 0.01 * (share**-0.5 - 1)) * luck**0.1, count=10_000)
         held |= {"reference": "cifar10 test", "protocol": "held"}

@@ -22,6 +22,7 @@ def test_every_letter_is_ascii_and_means_itself() -> None:
     assert escaped("µ ± 2σ, é, Ångström, ½, 中") == r"$\mu$ $\pm$ 2$\sigma$, \'{e}, \r{A}ngstr\"{o}m, ?, ?"
     assert escaped("−1 × 2² · x†") == r"$-$1 $\times$ 2$^2$ $\cdot$ x$\dagger$"
     assert escaped("[a] * 1--2 ''") == r"{[}a] {*} 1-{}-2 '{}'"  # \\ would take [ and *; -- would be a dash
+    assert escaped("-1.5 ± 2, 1e-05, a-1, ---3") == r"$-$1.5 $\pm$ 2, 1e-05, a-1, -{}-{}-3"
     assert escaped("selective_scan=cuda", letters=10) == (
         r"selective\_\penalty100{}scan=\penalty100{}cuda"
     )  # fmt: skip
@@ -41,7 +42,7 @@ def test_a_table_in_latex() -> None:
     assert Table("small", "A table.", columns, rows, ["‡: a note."]).latex() == (
         r"""% Needs \usepackage{array,booktabs}. At most 345 pt wide.
 \begin{table}[htbp]
-\centering
+\centering\setlength{\belowcaptionskip}{4pt}
 \caption{A table.}\label{tab:small}
 \footnotesize\setlength{\tabcolsep}{3pt}
 \begin{tabular}{@{}lrr@{}}

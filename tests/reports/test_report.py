@@ -7,15 +7,16 @@ import resource
 import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 from lamabench.kernels.errors import InputError
+from lamabench.reports.contents import FIGURES, TABLES
 from lamabench.reports.report import build, summary_rows, summary_text
 from run_folders import everything, samples_of, scored, write
 
-# Tables that need moments of a training or models of ImageNet.
-NOT_HERE = {"scale_flops", "scale_hours", "state_of_the_art_256", "state_of_the_art_512"}
+ALL = {*TABLES, *FIGURES} - {"samples_*"}
 
 
 def test_the_same_records_give_the_same_bytes(three: Path, report: Path, tmp_path: Path) -> None:
@@ -25,26 +26,29 @@ def test_the_same_records_give_the_same_bytes(three: Path, report: Path, tmp_pat
         assert one.read_bytes() == two.read_bytes(), one.name
     index = json.loads((report / "index.json").read_text())
     assert index["files"] == [path.name for path in first]
-    assert set(index["absent"]) == {"seeds", "samples_adm", "kernels", "crossover", *NOT_HERE}
+    tables = {path.stem for path in first if path.suffix == ".tex"}
+    figures = {path.stem for path in first if path.suffix == ".png"}
+    assert tables == {"ablation_demo", "summary", "speed", "bench", "cost", "runs", "scale"}
+    absent = {name for name in ALL if not any(f"{stem}_".startswith(f"{name}_") for stem in tables | figures)}
+    assert set(index["absent"]) == {"samples_adm", *absent}
     assert not list(tmp_path.glob(".*")) and not list(report.parent.glob(".*"))
     for path in first:
         if path.suffix in (".png", ".pdf"):
             assert path.read_bytes().startswith(b"\x89PNG" if path.suffix == ".png" else b"%PDF")
-    figures = {path.stem for path in first if path.suffix == ".png"}
     assert figures == {path.stem for path in first if path.suffix == ".pdf"}
     samples = {"samples", "samples_dit", "samples_lamamba"}
-    assert figures == {"loss", "quality_vs_flops", "throughput", "speed_vs_flops", *samples}
+    assert figures == {"axis_demo", "loss", "quality_vs_flops", "pareto", "throughput", "speed_vs_flops", *samples}
 
 
 def test_tables_and_figures_without_content_are_named(tmp_path: Path) -> None:
     write(tmp_path / "runs", "bare", [])
     (tmp_path / "out").mkdir()  # an empty folder is accepted
     files = build([tmp_path / "runs"], tmp_path / "out")
-    tables = [f"{name}.{ending}" for name in ("runs", "summary") for ending in ("csv", "md", "tex")]
-    assert [path.name for path in files] == ["README.md", "index.html", "index.json", *tables]
+    runs, summary = ([f"{name}.{ending}" for ending in ("csv", "md", "tex")] for name in ("runs", "summary"))
+    records = ["records.csv", "records.parquet"][: 1 + (find_spec("pyarrow") is not None)]
+    assert [path.name for path in files] == ["README.md", "index.html", "index.json", *records, *runs, *summary]
     absent = json.loads((tmp_path / "out/index.json").read_text())["absent"]
-    speed = {"throughput", "speed", "bench", "kernels", "speed_vs_flops", "crossover", "scale", *NOT_HERE}
-    assert set(absent) == {"cost", "seeds", "loss", "quality_vs_flops", "samples", "samples_bare", *speed}
+    assert set(absent) == {"samples_bare", *ALL} - {"summary", "runs"}
     readme = (tmp_path / "out/README.md").read_text()
     assert all(name in readme and reason in readme for name, reason in absent.items())
 
