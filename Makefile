@@ -5,7 +5,7 @@ VENV := .venv
 READY := $(VENV)/.ready
 LOG := $(VENV)/install.log
 
-.PHONY: help demo test gpu-test slurm-test soak lint wheel clean
+.PHONY: help demo test gpu-test slurm-test debian-test soak lint wheel clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -14,7 +14,7 @@ help:  ## list the targets
 demo: $(READY)  ## train, score and compare three small backbones on real digits (10 minutes on 2 cores)
 	$(VENV)/bin/lamabench sweep run demo
 
-test: $(READY)  ## run the tests (but those that need a GPU or SLURM)
+test: $(READY)  ## run the tests (but those that need a GPU, SLURM or programs of Debian)
 	OMP_NUM_THREADS=1 $(VENV)/bin/pytest -n auto --maxprocesses 4 --dist worksteal
 
 # A thread each: what they compile and compute on the CPU would otherwise fight for the cores.
@@ -23,6 +23,9 @@ gpu-test: $(READY)  ## run the tests that need a GPU (NVIDIA's, of compute capab
 
 slurm-test: $(READY)  ## run the tests that need SLURM, on a node of their own (8 minutes; root, Debian or Ubuntu)
 	OMP_NUM_THREADS=1 $(VENV)/bin/pytest -m "slurm and not soak" tests/slurm
+
+debian-test: $(READY)  ## run the tests that need programs of Debian: LaTeX, a browser (root installs their packages)
+	OMP_NUM_THREADS=1 $(VENV)/bin/pytest -m debian tests/reports
 
 soak: $(READY)  ## run 200 short runs on such a node while some are killed, and kill processes of a training (15 minutes)
 	OMP_NUM_THREADS=1 $(VENV)/bin/pytest -m soak tests

@@ -136,6 +136,13 @@ class Study:
             for seed in self.seeds
         ]
 
+    def about(self) -> dict[str, Any]:
+        """What the study is about, as .study.json holds it. The variants of a study without axes are the values of an
+        axis `variant`."""
+        axes = {"variant": list(self.variants)} if self.variants else self.axes
+        texts = {"question": self.question, "claim": self.claim, "answer": self.answer, "budget": self.budget}
+        return {**texts, "axes": axes}
+
     def run_name(self, variant: Variant) -> str:
         """The name of a run: the name of its variant, with the seed if the study has several."""
         return f"{variant.name}-s{variant.seed}" if len(self.seeds) > 1 else variant.name

@@ -1,8 +1,9 @@
 """What the lines of files beside record.jsonl have. RECORDS.md lists the fields of metrics.jsonl."""
 
+from types import NoneType
 from typing import Any
 
-NUMBER = int | float | None
+NUMBER = (int, float, NoneType)  # a tuple, because isinstance is slower for a union
 # {field of a line of metrics.jsonl: (types, meaning)}
 METRICS: dict[str, tuple[Any, str]] = {
     "step": (int, "steps since the start"),

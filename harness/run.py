@@ -49,6 +49,8 @@ ENTRY: dict[str, Any] = {name: kind for name, kind in ABOUT.items() if name != "
     "training": (str, NoneType), "model_folder": str, "samples": list, "steps": (int, NoneType),
     "backend": (dict, NoneType),
 }  # fmt: skip
+# What a study is about, as its file says.
+FACTS: dict[str, Any] = {"question": str, "claim": str, "answer": str, "budget": str, "axes": dict}
 
 
 class Busy(RuntimeError):
@@ -204,6 +206,8 @@ def read_study(folder: Path) -> dict[str, Any]:
     `name`, `variant`, `seed`, `model`, `family`, `title`, `steps` (of its training), `backend` (as asked for), and the
     folders `training` (None if it has none), `model_folder` and `samples` (a list), relative to ROOT; `to_draw` are
     those of `samples` that are not scored by the held-out loss alone (without it: all, of an earlier version).
+    `about` is what the file says of the study: `question`, `claim`, `answer`, `budget` and `axes` {axis: [values]}, all
+    in the file's order; single commands and earlier versions write none.
 
     Raises InputError if there is no .study.json or if it cannot be read.
     """
@@ -212,6 +216,9 @@ def read_study(folder: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise InputError(f"{folder} is not the folder of a study: it has no {STUDY}") from None
     _check(folder / STUDY, listing, {"runs": list, "file": (str, NoneType)})
+    if "about" in listing:
+        _check(folder / STUDY, listing["about"], FACTS, " in about,")
+        _check(folder / STUDY, listing["about"]["axes"], dict.fromkeys(listing["about"]["axes"], list), " in axes,")
     for number, run in enumerate(listing["runs"], start=1):
         _check(folder / STUDY, run, ENTRY, f" in run {number},")
         for name in run["samples"]:
@@ -235,26 +242,41 @@ def check_study(root: Path, study: str, file: str | None) -> None:
         )
 
 
-def write_study(root: Path, study: str, file: str | None, runs: Sequence[dict[str, Any]], add: bool = False) -> Path:
+def write_study(
+    root: Path,
+    study: str,
+    file: str | None,
+    runs: Sequence[dict[str, Any]],
+    add: bool = False,
+    about: dict[str, Any] | None = None,
+) -> Path:
     """Write ROOT/STUDY/.study.json and a relative link for each run. With `add`, keep the runs that are listed already.
     Links of runs that are not listed are deleted.
 
-    `runs` is as in `read_study`. Raises InputError as `check_study` does, and if nothing can be written below ROOT.
+    `runs` and `about` are as in `read_study`; with `add` and without `about`, that of the file stays. Raises InputError
+    as `check_study` does, and if nothing can be written below ROOT.
     """
     check_study(root, study, file)
     folder = root / study
     with access("write below", root, "; run.root=FOLDER takes another one", missing=True):
         folder.mkdir(parents=True, exist_ok=True)
         with locked(folder, LISTING_S):
-            _write_study(root, study, file, runs, add)
+            _write_study(root, study, file, runs, add, about)
     return folder
 
 
-def _write_study(root: Path, study: str, file: str | None, runs: Sequence[dict[str, Any]], add: bool) -> None:
+def _write_study(
+    root: Path,
+    study: str,
+    file: str | None,
+    runs: Sequence[dict[str, Any]],
+    add: bool,
+    about: dict[str, Any] | None,
+) -> None:
     folder = root / study
-    known: dict[str, dict[str, Any]] = {}
-    if add and (folder / STUDY).is_file():
-        known = {run["name"]: run for run in read_study(folder)["runs"]}
+    before: dict[str, Any] = read_study(folder) if add and (folder / STUDY).is_file() else {"runs": []}
+    known = {run["name"]: run for run in before["runs"]}
+    about = about or before.get("about")
     for run in runs:
         earlier = known.get(run["name"], {})
         samples = [*earlier.get("samples", []), *run["samples"]]
@@ -265,7 +287,9 @@ def _write_study(root: Path, study: str, file: str | None, runs: Sequence[dict[s
     for path in folder.iterdir():
         if path.is_symlink() and path.name not in known:
             path.unlink()
-    listing = {"layout": LAYOUT, "study": study, "file": file, "runs": list(known.values())}
+    listing: dict[str, Any] = {"layout": LAYOUT, "study": study, "file": file}
+    listing |= {"about": about} if about else {}
+    listing["runs"] = list(known.values())
     write_atomically(folder / STUDY, json.dumps(listing, indent=1).encode())
 
 

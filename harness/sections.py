@@ -354,6 +354,7 @@ class RunConfig:
     heldout_every: int = 0
     preview_every: int = 0  # steps between pictures of 16 images, drawn by DDIM from the averaged weights; 0: none
     checkpoint_every: int = 1000  # steps
+    fvcore: bool = False  # the stage cost records what fvcore counts too, which takes up to a minute for each model
     new_backends: bool = False  # continue with other backends where those of a training cannot run any more
 
     def __post_init__(self) -> None:

@@ -157,6 +157,8 @@ def _done(task: Task, stage: str, records: Sequence[Row]) -> bool:
     if stage == "sample" and done and not serves(done[0], task.config):
         scores = task.metrics and task.config["sample"].get("keep") == "features"  # all that is wanted of the set
         return bool(scores) and not missing_metrics(task, rows)
+    if stage == "cost" and (task.config.get("run") or {}).get("fvcore"):
+        return any(one.flat().get("fvcore") is not None for one in done)
     return bool(done)
 
 
@@ -329,9 +331,13 @@ def _failure(task: Task, config: Config, stage: str, error: Exception) -> Iterat
 
 
 def _cost(task: Task, config: Config, progress: Progress) -> Iterator[dict[str, Any]]:
-    from .measure.cost import cost
+    from .measure.cost import cost, fvcore_count
 
-    yield {"kind": "cost", "key": task.key, **cost(config.model).as_dict()}
+    row = {"kind": "cost", "key": task.key, **cost(config.model).as_dict()}
+    if config.run.fvcore:
+        count = fvcore_count(config.model)
+        row |= {"fvcore": count.total, "fvcore_skips": count.skips()}
+    yield row
 
 
 def _train(task: Task, config: Config, progress: Progress) -> Iterator[dict[str, Any]]:

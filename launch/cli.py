@@ -28,6 +28,7 @@ EPILOG = """examples
   lamabench sweep run demo                               three backbones, from training to a report
   lamabench report runs/demo --out out/demo
   lamabench compare runs/block_mix                       is any variant better or worse than the first one?
+  lamabench runs state=done sort=fd                      every finished run, best first; studies lists the studies
 
 Settings are written key=value, as in Hydra: model=NAME and data=NAME select a model and data, train.lr=1e-3 sets a
 value. Run the same command again to continue where it stopped."""
@@ -43,8 +44,20 @@ SWEEP = """lamabench sweep plan demo                               list the runs
   lamabench sweep prune demo                              delete folders that no study names any more"""
 
 
+REPORT = """lamabench report runs/demo --out out/demo                tables, figures and index.html
+  lamabench report runs/demo --table speed --format latex  print one table
+  lamabench report runs/demo --out out/demo --watch        keep them current while a sweep runs"""
 COMPARE = """lamabench compare runs/block_mix/ssm runs/block_mix/window    two variants over their training seeds
   lamabench compare runs/block_mix                           each variant with the first one"""
+RUNS = """lamabench runs family=lamamba state=done sort=fd    finished runs of a family, best first
+  lamabench runs 'flops<1e10' 'model=dit*' sort=-final_loss
+  lamabench runs run.root=FOLDER state!=done --json         every field of a run"""
+QUERY = (
+    "field=value (a text, a number or a pattern), field!=value, 'field<value', 'field>value', sort=field, sort=-field; "
+    "fields: study, run, model, family, seed, state (planned, running, unfinished, done, failed, oom, diverged, wrong, "
+    "unreadable), axes, params, macs, flops (counts), final_loss, scores by name or its first word, changed (a date) "
+    "and others, which --json lists. FOLDER: of runs, studies or roots (default: run.root=runs)"
+)
 DATA = "lamabench data check data=folder data.path=images"
 
 
@@ -214,13 +227,21 @@ def parser() -> argparse.ArgumentParser:
     sweep.add_argument("--yes", action="store_true", help="prune: delete without asking")
     help_text = "collect: the file to write (default: ROOT/STUDY/records.jsonl)"
     sweep.add_argument("--out", type=_path, metavar="FILE", help=help_text)
-    report = add("report", "make tables and figures from records", "lamabench report runs/demo --out out/demo")
+    report = add("report", "make tables and figures from records", REPORT)
     report.add_argument(
         "paths", nargs="+", type=_path, metavar="RUNS", help="folders of runs or studies, or root folders"
     )
-    report.add_argument("--out", type=_path, required=True, metavar="DIR", help="the folder to write")
+    report.add_argument("--out", type=_path, metavar="DIR", help="the folder to write")
+    help_text = "print this table of the report and write nothing; a wrong name lists them all"
+    report.add_argument("--table", metavar="NAME", help=help_text)
+    forms = ("terminal", "markdown", "csv", "latex", "html")
+    report.add_argument("--format", choices=forms, default=forms[0], help="the format of --table (default: terminal)")
+    help_text = "with --out: write the report again when records have changed, until Ctrl-C"
+    report.add_argument("--watch", action="store_true", help=help_text)
     help_text = "the model whose speed the others are compared with (default: dit_xl_2 if it was measured)"
     report.add_argument("--baseline", metavar="MODEL", help=help_text)
+    help_text = "a YAML file of published numbers that join those of the suite (reports/published.py has its format)"
+    report.add_argument("--published", type=_path, metavar="FILE", help=help_text)
     differ = add("compare", "say whether scores differ by more than training seeds do", COMPARE)
     help_text = (
         "A and B: folders of runs or studies, root folders, or ROOT/STUDY/VARIANT (all its seeds). B is compared with "
@@ -228,8 +249,26 @@ def parser() -> argparse.ArgumentParser:
     )
     differ.add_argument("paths", nargs="+", type=_path, metavar="A|B", help=help_text)
     differ.add_argument("--metric", metavar="NAME", help="only this score, by its name in tables")
+    runs = add("runs", "list runs of all studies", RUNS, "QUERY|FOLDER", QUERY)
+    text = "list the studies below a root, with how many runs are done, and those of the suite that were not run"
+    studies = add("studies", text, "lamabench studies run.root=FOLDER", "FOLDER", "roots (default: run.root=runs)")
     doctor = add("doctor", "show what is installed, which backends run and why others do not", "lamabench doctor")
-    for sub in (models, cost, check, data, evaluate, reference, bench, operators, sweep, report, differ, doctor):
+    for sub in (
+        models,
+        cost,
+        check,
+        data,
+        evaluate,
+        reference,
+        bench,
+        operators,
+        sweep,
+        report,
+        differ,
+        runs,
+        studies,
+        doctor,
+    ):
         sub.add_argument("--json", action="store_true", help="print JSON instead of a table")
     return top
 
@@ -237,8 +276,16 @@ def parser() -> argparse.ArgumentParser:
 def _run(args: argparse.Namespace) -> int:
     """Run a subcommand. Only its own module is imported, because reports need no torch."""
     os.environ["MPLBACKEND"] = "agg"  # figures become files, and a notebook's backend may not be installed here
-    module = importlib.import_module(f".commands.{args.command.replace('-', '_')}", __package__)
-    if args.command in ("report", "compare", "doctor", "models", "cost", "check", "data"):
+    try:
+        module = importlib.import_module(f".commands.{args.command.replace('-', '_')}", __package__)
+    except ModuleNotFoundError as error:
+        if not error.name or error.name.startswith("lamabench"):
+            raise
+        others = "report, compare, runs and studies need only the extra reports"
+        raise InputError(
+            f"{args.command} needs {error.name}: pip install lamabench installs all it needs; {others}"
+        ) from None
+    if args.command in ("report", "compare", "runs", "studies", "doctor", "models", "cost", "check", "data"):
         return module.run(args)
     from ..harness.measure.timing import first_line, out_of_memory
     from .ends import STOPPED

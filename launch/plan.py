@@ -285,8 +285,10 @@ def home(study: Study, overrides: Sequence[str] = ()) -> Path:
 
 
 def write(study: Study, runs: Sequence[Planned]) -> Path:
-    """Write ROOT/STUDY/.study.json with all runs of the study, and their links. Raises InputError as `check_study`."""
-    return write_study(runs[0].root, study.name, study.file, listing(runs))
+    """Write ROOT/STUDY/.study.json with what the study is about and all its runs, and their links.
+
+    Raises InputError as `check_study` does."""
+    return write_study(runs[0].root, study.name, study.file, listing(runs), about=study.about())
 
 
 def listing(runs: Sequence[Planned]) -> list[dict[str, Any]]:

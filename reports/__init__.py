@@ -2,14 +2,16 @@
 
 import lamabench.reports as reports
 frame = reports.load("runs/demo")  # pandas, one row per score, speed or cost
+reports.columns()  # its columns, with units and meanings
 """
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .dictionary import columns
     from .frame import load
 
-__all__ = ["load"]
+__all__ = ["columns", "load"]
 
 
 def __getattr__(name: str) -> Any:
@@ -17,4 +19,8 @@ def __getattr__(name: str) -> Any:
         from .frame import load
 
         return load
+    if name == "columns":
+        from .dictionary import columns
+
+        return columns
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -6,15 +6,25 @@ from typing import NamedTuple
 
 from matplotlib.figure import Figure
 
+from .ablation import ablations
+from .axis import axis
 from .costs import costs
+from .during import during
 from .evidence import Evidence
 from .loss import loss
 from .origins import origins
+from .pareto import pareto
 from .quality import quality_vs_flops
+from .roofline import roofline
 from .runs import Run
 from .samples import all_samples, samples
+from .scale import scale, scale_flops, scale_hours
+from .scaling import scaling_table
+from .scaling_figure import scaling
 from .speed import bench, kernels
 from .speed_figures import crossover, speed_vs_flops
+from .speed_table import speed
+from .state_of_the_art import state_of_the_art
 from .table import Table
 from .throughput import throughput
 
@@ -35,7 +45,7 @@ class FigureItem(NamedTuple):
 
 
 def _all_samples(evidence: Evidence) -> Figure | str:
-    return all_samples([(row["label"], evidence.pictures[row["run"]]) for row in evidence.overview.rows])
+    return all_samples(evidence.overview, evidence.pictures, evidence.look.faint)
 
 
 def _samples(evidence: Evidence) -> Mapping[str, Figure | str]:
@@ -57,9 +67,14 @@ def sample_names(runs: list[Run]) -> dict[str, Run]:
 
 TABLES: dict[str, TableItem] = {
     "summary": TableItem(lambda evidence: evidence.overview, "one row per run: cost, speed, quality and state"),
+    "speed": TableItem(
+        lambda evidence: speed(evidence.runs, evidence.baseline),
+        "images per second, memory and MFU of each model, and how many of its saved FLOPs became time",
+        "no run has been timed",
+    ),
     "bench": TableItem(
         lambda evidence: bench(evidence.runs, evidence.baseline),
-        "speed and memory of each model at its best batch, and how many of its saved FLOPs became time",
+        "the same by compile mode: each model at its best batch",
         "no run has been timed",
     ),
     "kernels": TableItem(
@@ -81,6 +96,39 @@ TABLES: dict[str, TableItem] = {
         "means over training seeds with 95 % intervals, and differences to the base of the study",
         "no variant was run with several seeds",
     ),
+    "scale": TableItem(
+        scale, "models of all families and sizes at equal images", "no two models were scored alike at equal images"
+    ),
+    "scale_flops": TableItem(
+        scale_flops,
+        "the same at equal training FLOPs, between snapshots",
+        "the scored moments of no two models overlap in training FLOPs; train.snapshots adds moments",
+    ),
+    "scale_hours": TableItem(
+        scale_hours,
+        "the same at equal hours of training, of one device and precision",
+        "the scored moments of no two models overlap in hours on one device; train.snapshots adds moments",
+    ),
+    "state_of_the_art_256": TableItem(
+        lambda evidence: state_of_the_art(evidence, 256),
+        "published models of ImageNet at 256 px, with ours that have the same metric",
+        "no model here is for ImageNet at 256 px",
+    ),
+    "state_of_the_art_512": TableItem(
+        lambda evidence: state_of_the_art(evidence, 512),
+        "published models of ImageNet at 512 px, with ours that have the same metric",
+        "no model here is for ImageNet at 512 px",
+    ),
+    "ablation": TableItem(
+        ablations,
+        "the variants of a study in its own order: scores, differences to the base with verdicts, cost and speed",
+        "no study with a file has several variants",
+    ),
+    "scaling": TableItem(
+        scaling_table,
+        "power laws of quality against FLOPs, GPU-hours and parameters, what they predict, and a check of that",
+        "no family has scores of two sizes",
+    ),
 }
 
 FIGURES: dict[str, FigureItem] = {
@@ -89,8 +137,17 @@ FIGURES: dict[str, FigureItem] = {
         "training loss against images seen: a running median over the raw values",
     ),
     "quality_vs_flops": FigureItem(
-        lambda evidence: quality_vs_flops(evidence.runs, evidence.overview),
-        "the first quality metric against FLOPs, with 95 % intervals over training seeds",
+        quality_vs_flops,
+        "the first quality metric against FLOPs, with 95 % intervals over training seeds; area: parameters",
+    ),
+    "scaling": FigureItem(
+        scaling, "quality against FLOPs, GPU-hours and parameters: power laws, their predictions and a check of these"
+    ),
+    "during": FigureItem(
+        during, "quality and held-out loss during training against images, training FLOPs and GPU-hours"
+    ),
+    "pareto": FigureItem(
+        pareto, "quality against images per second, with the models that no other is as fast and as good as"
     ),
     "throughput": FigureItem(
         lambda evidence: throughput(evidence.runs, evidence.overview), "forward and training throughput"
@@ -101,6 +158,10 @@ FIGURES: dict[str, FigureItem] = {
     "crossover": FigureItem(
         lambda evidence: crossover(evidence.runs, evidence.baseline), "speed and memory against the size of the image"
     ),
-    "samples": FigureItem(_all_samples, "samples of all runs side by side, one row per class"),
+    "axis": FigureItem(axis, "the first quality metric against the axis of a study, with its base marked"),
+    "roofline": FigureItem(
+        lambda evidence: roofline(evidence.runs), "work per second of operators against work per byte, and the floors"
+    ),
+    "samples": FigureItem(_all_samples, "samples of all models from equal noise, one row per model, with real images"),
     "samples_*": FigureItem(_samples, "samples of a run, one row per class"),
 }

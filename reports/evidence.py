@@ -1,10 +1,12 @@
 """What a report is made of: runs, and what several tables and figures compute from them, once."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from ..kernels.errors import InputError
+from .published import Published
+from .published import read as published_rows
 from .queries import scores
 from .runs import Line, Run
 from .samples import Mosaic, mosaic
@@ -21,11 +23,13 @@ class Evidence:
     runs       all of them; one with a `damage` has no records
     baseline   the model that others are compared with in speed; None: DiT-XL/2 if it was measured
     say        gets a line about samples that cannot be read
+    published  numbers that papers print: those of the suite and, after them, a user's
     """
 
     runs: list[Run]
     baseline: str | None = None
     say: Callable[[str], object] = field(default=lambda text: None, repr=False)
+    published: Published = field(default_factory=published_rows, repr=False)
 
     @cached_property
     def overview(self) -> Table:
@@ -50,10 +54,7 @@ class Evidence:
     def studies(self) -> dict[str, "Evidence"]:
         """The same of each study, by its name, in the order of the runs."""
         names = dict.fromkeys(run.info["study"] for run in self.runs)
-        return {
-            name: Evidence([run for run in self.runs if run.info["study"] == name], self.baseline, self.say)
-            for name in names
-        }
+        return {name: replace(self, runs=[run for run in self.runs if run.info["study"] == name]) for name in names}
 
     @cached_property
     def pictures(self) -> dict[Run, Mosaic | str]:

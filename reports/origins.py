@@ -20,6 +20,7 @@ def origins(runs: list[Run]) -> Table:
         stages = dict.fromkeys(stage for kind, stage in STAGE_OF.items() if kind in kinds)
         reached = run.metrics[-1].get("step") if run.metrics else None
         rows.append({
+            "run": run,
             **{key: run.info.get(key) for key in ("id", "study", "name", "seed")},
             "commit": commit, "dirty": where.get("dirty"),
             "short": commit[:12] + (" + dirty" if where.get("dirty") else ""),
@@ -30,11 +31,22 @@ def origins(runs: list[Run]) -> Table:
             "batch_size": train.get("batch_size") or config.get("batch_size"),
             "stages": ", ".join(stages), "state": state, "error": error, "brief": shortened(error),
         })  # fmt: skip
-    columns = [Column("id", "Run"), Column("study", "Study"), Column("name", "Name"), Column("commit"), Column("dirty")]
+    columns = [
+        Column("id", "Run", tex=False),
+        Column("study", "Study", rank=5),
+        Column("name", "Name"),
+        Column("commit"),
+    ]
+    columns += [Column("dirty")]
     columns += [Column(None, "Commit", key="short"), Column("device", "Device"), Column("host"), Column("driver")]
-    columns += [Column("torch", "torch"), Column("python"), Column("lamabench"), Column("backend", "Backend")]
+    columns += [
+        Column("torch", "torch", rank=3),
+        Column("python"),
+        Column("lamabench"),
+        Column("backend", "Backend", rank=6),
+    ]
     columns += [Column("precision", "Precision"), Column("steps", "Steps", digits=0)]
     columns += [Column("batch_size", "Batch", digits=0), Column("seed", "Seed", digits=0)]
-    columns += [Column("stages", "Stages done")]
-    columns += [Column("state", "State"), Column("error"), Column(None, "Error", key="brief")]
+    columns += [Column("stages", "Stages done", rank=4)]
+    columns += [Column("state", "State", tex=False), Column("error"), Column(None, "Error", key="brief", tex=False)]
     return Table("runs", "Where the runs come from.", columns, rows)

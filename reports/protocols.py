@@ -5,11 +5,13 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ..harness.scoring.protocol import words
-from .queries import group_labels, score_words
+from .names import labels
+from .queries import score_words
 from .runs import Line, Run
 
 HASH = re.compile(r"[0-9a-f]{16,}")
 UNKNOWN = "unknown"
+STEPS = "the weights are of different steps"
 SPREADS = {"is": "splits", "isc": "splits"}  # what the `std` of a score is over; that of other metrics: subsets
 
 
@@ -62,13 +64,28 @@ def by_design(runs: Iterable[Run], rows: Mapping[Run, Line]) -> bool:
     return not any(run.info.get("by_hand") for run in scored) and all(len(each) == 1 for each in protocols.values())
 
 
+def ends_by_design(runs: Iterable[Run], rows: Mapping[Run, Line]) -> bool:
+    """Whether scores are of weights of different steps only because the variants of one study are: each is of the last
+    step that the study planned for it, or the moments are an axis."""
+    scored = [run for run in runs if run in rows]
+    if len({run.info["study"] for run in scored}) != 1 or not all(run.info.get("of_file") for run in scored):
+        return False
+    for run in scored:
+        planned = run.info.get("steps") or (run.info["config"].get("train") or {}).get("steps")
+        if rows[run]["checkpoint_step"] != planned and "sample.at" not in run.info["variant"]:
+            return False
+    return True
+
+
 def rankable(runs: Iterable[Run], rows: Mapping[Run, Line]) -> str:
     """Why the best of the scores of one column cannot be named, empty if it can: samples that were made in several ways
-    or in unknown ways have no best, nor has a mean over weights of different steps."""
+    or in unknown ways have no best, nor have weights of different steps unless the study asks for them."""
     runs = list(runs)
     steps = {(run.group, row["checkpoint_step"]) for run, row in rows.items() if run in runs}
     if len(steps) > len({group for group, _ in steps}):
         return "seeds of one variant have weights of different steps"
+    if len({step for _, step in steps} - {None}) > 1 and not ends_by_design(runs, rows):
+        return STEPS
     protocols = {generation_of(row) for run, row in rows.items() if run in runs}
     if by_design(runs, rows) or protocols <= {""} or (len(protocols) == 1 and UNKNOWN not in protocols):
         return ""
@@ -119,13 +136,13 @@ def _shared(protocols: list[dict[str, Any]]) -> dict[str, Any]:
 def _of_generation(runs: list[Run], columns: Mapping[str, Mapping[Run, Line]]) -> list[str]:
     """How the samples of all columns were made: one line for each way, which names its variants if there are several
     ways."""
-    labels = group_labels(runs)
+    label_of = labels(runs)
     ways: dict[str, tuple[str, dict[str, None]]] = {}
     for rows in columns.values():
         for run, row in rows.items():
             if protocol := generation_of(row):
                 text = "it is not on record how they were made" if protocol == UNKNOWN else words(row["generation"])
-                ways.setdefault(protocol, (text, {}))[1].setdefault(labels[run.group])
+                ways.setdefault(protocol, (text, {}))[1].setdefault(label_of[run.group])
     lines = []
     for protocol, (text, whose) in ways.items():
         names = list(whose)

@@ -1,108 +1,205 @@
-"""The figure of quality against FLOPs."""
+"""The paper's bubbles: quality against FLOPs, with the number of parameters as the area."""
 
-import re
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.transforms import Bbox
 
-from .differences import mean_of
+from .differences import Mean, count_of, mean_of
+from .drawing import few_ticks, place_labels, round_numbers
+from .evidence import Evidence
+from .moments import (
+    AtEqualImages,
+    Series,
+    at_equal_images,
+    first_column,
+    images_words,
+    is_marked,
+    middle,
+    moments,
+    series_of,
+    size_word,
+)
 from .protocols import rankable
-from .queries import better, score_words, scores
-from .runs import Run
+from .queries import better, score_words
+from .runs import Line
+from .scale import STEPS_400K, as_in_papers
 from .seeds import over_seeds
-from .style import Look, blank, legend_below, logarithmic, wrapped
-from .table import Table
+from .style import COLUMN, ENTRIES, FAINT, PAGE, SMALL, Look, blank, legend_above, wrapped
+
+LARGEST = 170.0  # points²: the area of the model with the most parameters
+LEAST = 14.0  # points²: of models that are too small to be seen, or without a count
+SIMILAR = 1.5  # models whose parameters differ by less have equal areas
+MOST_NARROW = 8  # models in the width of one column
+MOST_NAMES = 6  # that stand in full beside bubbles
 
 
-def quality_vs_flops(runs: list[Run], overview: Table) -> Figure | str:
-    """The first Frechet distance (or else the first metric) against FLOPs, in which scans count: one point per model.
+def quality_vs_flops(evidence: Evidence) -> Figure | str:
+    """The first Frechet distance (or else the first metric) against FLOPs, in which scans count: one bubble per model.
 
-    The point is the mean over training seeds, and its bar the 95 % interval (Student's t) if there are several.
+    Its area is the number of parameters, and sizes of a family are joined. The point is the mean over training seeds at
+    equal images, and its bar the 95 % interval (Student's t) if there are several.
     """
-    columns = scores(runs)
+    columns = moments(evidence.runs)
     if not columns:
         return "no run has been evaluated"
-    name = min(columns, key=lambda name: (not re.match("FI?D", name), -len(columns[name])))
-    flops = {row["group"]: row["flops"] / 1e9 for row in overview.rows if row["flops"]}
-    members = {row["group"]: row for row in overview.rows}
-    values = {group: seeds for group, seeds in over_seeds(overview.rows, name).items() if group in flops}
+    name = first_column(columns)
+    equal = at_equal_images(columns[name])
+    models = {row["group"]: row for row in reversed(evidence.overview.rows) if row["flops"]}
+    scores = [
+        {**row, name: equal.rows[row["run"]]["value"]} for row in evidence.overview.rows if row["run"] in equal.rows
+    ]
+    values = {group: seeds for group, seeds in over_seeds(scores, name).items() if group in models}
     if not values:
         return f"no run has both {name} and a cost"
-    look, figure = Look(overview), blank(6.4, 4.2)
+    means = {group: mean_of(seeds.values()) for group, seeds in values.items()}
+    marked = {run.group for run in equal.rows if is_marked(run)}
+    params = sorted({float(models[group]["params"]) for group in values if models[group]["params"]})
+    areas = {group: max(LEAST, LARGEST * (models[group]["params"] or 0) / params[-1]) for group in values if params}
+    differ = bool(params) and params[-1] > SIMILAR * params[0]
+    areas = areas if differ else dict.fromkeys(values, 30.0)
+    figure = blank(COLUMN if len(values) <= MOST_NARROW else PAGE, 3.0)
     axes = figure.add_subplot()
-    points, labels, marks, bars = [], [], [], []
-    for group, seeds in values.items():
-        mean = mean_of(seeds.values())
-        colour, marker = look.colour(group), look.marker(members[group]["family"])
-        axes.errorbar(flops[group], mean.value, mean.half, color=colour, marker=marker, markersize=8, capsize=3)
-        marks.append(Line2D([], [], color=colour, marker=marker, linestyle=""))
-        points.append((flops[group], mean.value))
-        bars += [(flops[group], mean.low, mean.high)] if mean.half is not None else []
-        labels.append(members[group]["model_label"] + (f" ({mean.n}\N{NO-BREAK SPACE}seeds)" if mean.n > 1 else ""))
-    shown = [flops[group] for group in values]
-    span = max(shown) / min(shown)
-    if span > 4:
-        axes.set_xscale("log")
-        logarithmic(axes.xaxis, span)
-    axes.margins(0.15, 0.2)
-    facts = score_words(next(iter(columns[name].values())))
+    series = [one for one in series_of(evidence.overview.rows) if len(set(one.groups) & set(values)) > 1]
+    if printed := published_rows(evidence, name, equal):
+        axes.scatter([2 * x for x, _ in printed], [y for _, y in printed], 12, color=FAINT, zorder=1.5)
+    _draw(evidence, axes, means, models, areas, marked, series)
+    axes.margins(0.15, 0.15)
+    for axis, numbers in (
+        (axes.xaxis, [*(models[group]["flops"] / 1e9 for group in values), *(2 * x for x, _ in printed)]),
+        (axes.yaxis, [*_heights(means), *(y for _, y in printed)]),
+    ):
+        if min(numbers) > 0 and max(numbers) > 4 * min(numbers):
+            axes.set(**{f"{axis.axis_name}scale": "log"})
+            few_ticks(axis, *axis.get_view_interval(), most=6)
+    facts = score_words(next(iter(equal.rows.values())))
     end = {"min": "; lower is better", "max": "; higher is better", "": ""}[better(name)]
-    caption = ["Bars: 95 % intervals of means over training seeds"] if bars else []
-    caption += [f"No best: {why}"] if (why := rankable(runs, columns[name])) and len(values) > 1 else []
-    figure.supxlabel("\n".join(caption), fontsize=8, color="0.35")
-    axes.set_xlabel("FLOPs (G) of one forward pass of one image")
-    axes.set_ylabel(f"{name}\n{wrapped(facts + end, 60)}")
-    if not place_labels(figure, axes, points, [wrapped(label, 30) for label in labels], bars):
-        legend_below(figure, {f"{at}  {label}": marks[at - 1] for at, label in enumerate(labels, start=1)})
-        place_labels(figure, axes, points, [str(number) for number in range(1, len(points) + 1)], bars)
+    axes.set_xlabel("FLOPs (G) of one forward pass of one image", fontsize=SMALL)
+    axes.set_ylabel(f"{name}\n{wrapped(facts + end, 36)}", fontsize=SMALL)
+    several = {count_of(seeds) for seeds in values.values()}
+    caption = [f"Means of {max(several)} training seeds."] if several == {max(several)} and max(several) > 1 else []
+    caption += ["Bars: 95 % intervals of means over training seeds."] if max(several) > 1 else []
+    caption += ["Hollow: a run failed or is unfinished."] if marked & set(values) else []
+    caption += ["Grey: published rows, at twice the multiply-adds that they print."] if printed else []
+    lines = [" ".join([*caption, images_words(equal)])]
+    lines += [f"No best: {why}."] if (why := rankable(equal.rows, equal.rows)) and len(values) > 1 else []
+    figure.supxlabel(
+        "\n".join(wrapped(line, int(17 * figure.get_figwidth())) for line in lines), fontsize=SMALL, color="0.35"
+    )
+    if differ:
+        _legend_of_areas(axes, params)
+    _label(evidence, figure, axes, values, means, models, areas, series)
     return figure
 
 
-def place_labels(
+def published_rows(evidence: Evidence, name: str, equal: AtEqualImages) -> list[tuple[float, float]]:
+    """(multiply-adds in 1e9, FID) of published rows, if all scores are of their protocol and number of images."""
+    if equal.images != STEPS_400K or not all(map(as_in_papers, equal.rows.values())):
+        return []
+    rows = evidence.published.steps_400k
+    return [(row.macs_g, row.fid) for row in rows if row.macs_g and row.conditional != name.endswith("(unconditional)")]
+
+
+def _heights(means: Mapping[str, Mean]) -> list[float]:
+    ends = [(mean.value, mean.value) if mean.half is None else (mean.low, mean.high) for mean in means.values()]
+    return [height for pair in ends for height in pair]
+
+
+def _draw(
+    evidence: Evidence,
+    axes: Axes,
+    means: Mapping[str, Mean],
+    models: Mapping[str, Line],
+    areas: Mapping[str, float],
+    marked: set[str],
+    series: list[Series],
+) -> None:
+    look = evidence.look
+    for one in series:
+        groups = [group for group in one.groups if group in means]
+        flops, heights = [models[group]["flops"] / 1e9 for group in groups], [means[group].value for group in groups]
+        axes.plot(flops, heights, color=look.colour(middle(groups)), linewidth=1, zorder=1)
+    for group, mean in means.items():
+        faint = look.faint(group) and not _are_families(series, means)
+        colour, hollow = FAINT if faint else look.colour(group), group in marked
+        at = models[group]["flops"] / 1e9
+        axes.errorbar(
+            at,
+            mean.value,
+            mean.half,
+            color=colour,
+            linestyle="none",
+            capsize=2,
+            linewidth=1,
+            zorder=1.8 if faint else 2,
+        )
+        marker = look.marker(group)
+        faces: dict[str, Any] = {"facecolor": "white" if hollow else colour, "edgecolor": colour if hollow else "white"}
+        axes.scatter(
+            [at], [mean.value], areas[group], marker=marker, linewidth=0.6, zorder=1.9 if faint else 3, **faces
+        )
+
+
+def _label(
+    evidence: Evidence,
     figure: Figure,
     axes: Axes,
-    points: list[tuple[float, float]],
-    labels: list[str],
-    bars: Sequence[tuple[float, float, float]],
-) -> bool:
-    """Label each point where the text overlaps least with what is already drawn, including bars (x, low, high).
+    values: Mapping[str, Mapping[int, float]],
+    means: Mapping[str, Mean],
+    models: Mapping[str, Line],
+    areas: Mapping[str, float],
+    series: list[Series],
+) -> None:
+    """Names beside the bubbles: in full, else sizes with a legend of families, else numbers with a legend of at most
+    `ENTRIES` models."""
+    look, groups = evidence.look, list(values)
+    points = [(models[group]["flops"] / 1e9, means[group].value) for group in groups]
+    bars = [(point[0], means[group].low, means[group].high) for point, group in zip(points, groups, strict=True)]
+    bars = [bar for bar, group in zip(bars, groups, strict=True) if means[group].half is not None]
+    radii = [areas[group] ** 0.5 / 2 for group in groups]
+    counts = {group: count_of(values[group]) for group in groups}
+    apart = len(set(counts.values())) > 1
+    seeds = {
+        group: f" ({counts[group]}\N{NO-BREAK SPACE}seeds)" if apart and counts[group] > 1 else "" for group in groups
+    }
+    names = {group: models[group]["model_label"] + seeds[group] for group in groups}
+    full = [wrapped(names[group], 24) for group in groups]
+    if not series and len(groups) <= MOST_NAMES and place_labels(figure, axes, points, full, bars, radii):
+        return
+    sizes = {
+        group: size_word(models[group]["title"], one.label.split(",")[0]) for one in series for group in one.groups
+    }
+    if _are_families(series, groups):
+        height = figure.get_figheight()
+        legend_above(figure, {one.label: _key(look, middle(one.groups)) for one in series})
+        if place_labels(figure, axes, points, [sizes[group] for group in groups], bars, radii):
+            return
+        figure.legends[-1].remove()
+        figure.set_figheight(height)
+    shown = [group for group in groups if not look.faint(group)]
+    numbered = {group: str(number) for number, group in enumerate(shown, start=1)}
+    keys = {f"{numbered[group]}  {names[group]}": _key(look, group) for group in shown}
+    legend_above(figure, keys, len(groups) - len(shown))
+    place_labels(figure, axes, points, [numbered.get(group, "") for group in groups], bars, radii)
 
-    Where a long label overlaps something in every place, all labels are removed and the result is False. Short labels
-    (numbers) always stay.
-    """
-    figure.draw_without_rendering()  # nothing can be measured before there is a layout
-    around = [(9, 0, "left", "center"), (-9, 0, "right", "center")]
-    around += [(0, 9, "center", "bottom"), (0, -9, "center", "top")]
-    around += [(x, y, "left" if x > 0 else "right", "bottom" if y > 0 else "top") for x in (7, -7) for y in (7, -7)]
-    boxes = [Bbox.from_bounds(x - 8, y - 8, 16, 16) for x, y in axes.transData.transform(points)]
-    for x, low, high in bars:
-        (left, bottom), (_, top) = axes.transData.transform([(x, low), (x, high)])
-        boxes.append(Bbox.from_extents(left - 4, bottom, left + 4, top))
-    notes, clear = [], True
-    for point, label in zip(points, labels, strict=True):
-        note = axes.annotate(label, point, (0, 0), textcoords="offset points", fontsize=8, in_layout=False)
-        choices = []
-        for right, up, side, level in around:
-            note.set(position=(right, up), horizontalalignment=side, verticalalignment=level)
-            box = note.get_window_extent()
-            areas = [box.width * box.height - _shared(box, axes.bbox), *(_shared(box, other) for other in boxes)]
-            choices.append((sum(areas), len(choices), box))
-        overlap, best, box = min(choices, key=lambda choice: choice[:2])
-        right, up, side, level = around[best]
-        note.set(position=(right, up), horizontalalignment=side, verticalalignment=level)
-        notes.append(note)
-        boxes.append(box)
-        clear = clear and overlap < 1
-    if clear or max(map(len, labels)) < 3:
-        return True
-    for note in notes:
-        note.remove()
-    return False
+
+def _are_families(series: list[Series], groups: Collection[str]) -> bool:
+    """Whether a legend of families tells all models apart, beside their sizes."""
+    joined = {group for one in series for group in one.groups}
+    return len(series) <= ENTRIES and all(group in joined for group in groups)
 
 
-def _shared(one: Bbox, other: Bbox) -> float:
-    both = Bbox.intersection(one, other)
-    return both.width * both.height if both else 0.0
+def _key(look: Look, group: str) -> Line2D:
+    return Line2D([], [], color=look.colour(group), marker=look.marker(group), linestyle="")
+
+
+def _legend_of_areas(axes: Axes, params: list[float]) -> None:
+    """Circles above the axes, as large as those of two or three round numbers of parameters."""
+    unit = LARGEST / max(params)
+    numbers = [number for number in round_numbers(min(params), max(params)) if unit * number >= LEAST]
+    keys = [Line2D([], [], color="0.6", marker="o", linestyle="", markersize=(unit * one) ** 0.5) for one in numbers]
+    labels = [f"{one / 1e6:,.3g} M" for one in numbers]
+    labels[0] = f"parameters: {labels[0]}"
+    axes.legend(keys, labels, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=len(keys), handletextpad=0.8)

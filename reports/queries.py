@@ -1,4 +1,4 @@
-"""What the records of runs say: labels, states, timings and scores, not yet rounded for a table."""
+"""What the records of runs say: states, timings and scores, not yet rounded for a table."""
 
 import re
 from collections import Counter
@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from ..harness.record import STAGE_OF
-from .runs import SEEDS, Line, Run
+from .runs import Line, Run
 
 # The first word of a metric's name says whether lower or higher is better.
 LOWER = ("fd", "fid", "sfid", "sfd", "kid", "kd", "mmd", "held", "loss")  # held-out loss
@@ -19,23 +19,6 @@ SETTINGS = {  # two throughputs share a column where these fields are equal
 }
 
 
-def group_labels(runs: list[Run]) -> dict[str, str]:
-    """A label for each group: the model, the variant where it adds something, and whatever else makes labels differ."""
-    first = {run.group: run.info for run in reversed(runs)}
-    labels = {}
-    for group, info in first.items():
-        axes = (info.get("variant") or {}).items()
-        hidden = ("model", *SEEDS)
-        more = [f"{axis}={value}" for axis, value in axes if axis not in hidden and value != info["model"]]
-        labels[group] = info["title"] + (f" ({', '.join(more)})" if more else "")
-    for key in ("study", "name", "id"):
-        names = {(label, first[group][key]) for group, label in labels.items()}
-        apart = Counter(label for label, _ in names)
-        for group, label in labels.items():
-            labels[group] = f"{label} [{first[group][key]}]" if apart[label] > 1 else label
-    return labels
-
-
 def current(rows: Iterable[Line]) -> list[Line]:
     """The newest record of everything that was done or tried, oldest first.
 
@@ -43,12 +26,15 @@ def current(rows: Iterable[Line]) -> list[Line]:
     counts until there is a later record of a benchmark.
     """
     newest: dict[tuple[Any, ...], Line] = {}
+    failures: dict[tuple[Any, ...], Line] = {}  # those of the newest that a later record may make obsolete
     for row in rows:
-        for name in [name for name, other in newest.items() if _is_obsolete(other, row)]:
-            del newest[name]
         name = row["kind"], row["key"], row.get("metric")
-        newest.pop(name, None)
+        for other in [name, *(other for other, failure in failures.items() if _is_obsolete(failure, row))]:
+            newest.pop(other, None)
+            failures.pop(other, None)
         newest[name] = row
+        if row["state"] != "done":
+            failures[name] = row
     return list(newest.values())
 
 
@@ -67,13 +53,10 @@ def state_of(run: Run) -> tuple[str, str]:
     if run.damage:
         return "unreadable", run.damage
     rows = current(run.rows)
-    fits = {measurement_of(row)[:-1] for row in rows if row["kind"] == "speed" and row["state"] == "done"}
-    # A batch that is too large is not a failure where another batch was measured.
-    bad = [
-        row
-        for row in rows
-        if row["state"] != "done" and not (row["state"] == "oom" and measurement_of(row)[:-1] in fits)
-    ]
+    bad = [row for row in rows if row["state"] != "done"]
+    if any(row["state"] == "oom" for row in bad):  # a batch that is too large is no failure if another one was measured
+        fits = {measurement_of(row)[:-1] for row in rows if row["kind"] == "speed" and row["state"] == "done"}
+        bad = [row for row in bad if row["state"] != "oom" or measurement_of(row)[:-1] not in fits]
     if bad:
         row = min(bad, key=lambda row: list(STAGE_OF).index(row["kind"]))
         what = row.get("metric") or row.get("mode") or row.get("operator")

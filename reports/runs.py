@@ -1,15 +1,19 @@
 """Runs as tables show them: each variant and seed of a study with all its records, from whichever folders have them."""
 
 import json
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ..harness.run import STUDY, read_info, read_run, read_study
+from ..harness.record import read_lines, read_records
+from ..harness.run import STUDY, read_info, read_study
 from ..harness.run import Run as Folder
 from ..kernels.errors import InputError
+from .progress import over
 
 Line = dict[str, Any]  # of a record or a table; a field that does not apply is None
 SEEDS = ("seed", "sample.seed")  # axes along which nothing differs but the random numbers
@@ -30,8 +34,11 @@ class Run:
     """A variant and seed of a study, or a single folder.
 
     info      `study`, `name`, `id` (the key of the training, or of the model where there is no training), `variant`
-              (axis values), `seed`, `model` (preset), `family`, `title`, `config`; of a study also `place` (in its list
-              of runs), `of_file` (whether it has a file) and `by_hand` (samples were added to those of the study)
+              (axis values), `seed`, `model` (preset), `family`, `title`, `config`, `about` (what its study is about:
+              `question`, `claim`, `answer`, `budget`, `axes` {axis: [values]}; {} if that is not on record), `folder`
+              (of its training or model); of a study also `place` (in its list of runs), `of_file` (whether it has a
+              file), `by_hand` (samples were added to those of the study) and `to_do` (how many of its sets of samples
+              have no record)
     group     equal for runs that differ only in their seeds
     rows      records of its model, its training, and its samples at the furthest step; oldest first within each
     earlier   records of its samples at earlier steps
@@ -56,26 +63,32 @@ class Run:
         return next(rows, None)
 
 
-def read(paths: Iterable[Path]) -> list[Run]:
+def read(paths: Iterable[Path], damaged: bool = False) -> list[Run]:
     """The runs at or below folders, sorted by study and name, each once.
 
-    A folder is that of a study, of one training, model or set of samples, or a root. A root stands for all its studies
-    and for the folders that no study names. Links are followed. A run with a file that this version cannot read has no
-    records, and its `damage` says why. Raises InputError, one line, for a folder that does not exist or holds no run,
-    and if no run at all can be read.
+    A folder is that of a study, of one training, model or set of samples, a root, or a folder of roots. A root stands
+    for all its studies and for the folders that no study names. Links are followed. A run with a file that this version
+    cannot read has no records, and its `damage` says why. Raises InputError, one line, for a folder that does not exist
+    or holds no run, and if no run at all can be read, unless all may be `damaged`.
     """
     runs: dict[tuple[Any, ...], Run] = {}
-    for path in paths:
-        if not path.is_dir():
-            raise InputError(f"{path} is a file: name folders of runs" if path.exists() else f"no such folder: {path}")
-        below = list(_below(path))
-        if not below:
-            raise InputError(f"{path} holds no run: expected a study, trainings/ or models/ at or below it")
-        for place, run in below:
-            runs.setdefault((run.info["study"], run.info["name"], place, run.samples), run)
+    start = time.monotonic()
+    try:
+        for path in paths:
+            if not path.is_dir():
+                reason = f"{path} is a file: name folders of runs" if path.exists() else f"no such folder: {path}"
+                raise InputError(reason)
+            below = list(_below(path, start))
+            if not below:
+                raise InputError(f"{path} holds no run: expected a study, trainings/ or models/ at or below it")
+            for place, run in below:
+                runs.setdefault((run.info["study"], run.info["name"], place, run.samples), run)
+    finally:
+        for function in (_info, _read, _rows, _models):  # the next call reads the files again
+            function.cache_clear()
     if not runs:
         raise InputError("no run folder was given")
-    if all(run.damage for run in runs.values()):
+    if not damaged and all(run.damage for run in runs.values()):
         raise InputError(next(run.damage for run in runs.values()))
     apart = _apart(_by_way(list(runs.values())))
     return sorted(apart, key=lambda run: (run.info["study"], run.info["name"], run.info["id"]))
@@ -112,70 +125,76 @@ def _apart(runs: list[Run]) -> list[Run]:
     ]
 
 
-def _below(path: Path) -> Iterator[tuple[Path, Run]]:
-    """The runs at or below one folder, each with the folder of its training or model."""
+def _below(path: Path, start: float) -> Iterator[tuple[Path, Run]]:
+    """The runs at or below one folder, each with the folder of its training or model. `start` is when reading began."""
     if (path / STUDY).is_file():
-        yield from _of_study(path)[0]
+        yield from _of_study(path, start)[0]
         return
     if path.is_symlink() and (path.parent / STUDY).is_file():
-        runs = _of_study(path.parent)[0]
+        runs = _of_study(path.parent, start)[0]
         yield from (one for one in runs if one[1].info["name"] == path.name or one[0] == path.parent)
         return
     if (path / "config.json").is_file():
         yield from _alone(path.resolve())[0]
         return
     named: set[Path] = set()
-    for study in sorted(path.glob(f"*/{STUDY}")):
-        runs, folders = _of_study(study.parent)
+    studies = sorted(path.glob(f"*/{STUDY}"))
+    for study in studies:
+        runs, folders = _of_study(study.parent, start)
         yield from runs
         named |= folders
     below = [config.parent for pattern in ("*", "*/*") for config in sorted(path.glob(f"{pattern}/config.json"))]
     rest = [folder.resolve() for folder in below if not (folder.parent / STUDY).is_file()]
     homes = [folder for folder in dict.fromkeys(rest) if folder not in named]
-    for folder in sorted(homes, key=lambda folder: folder.parent.name != "trainings"):
+    for folder in over(sorted(homes, key=lambda folder: folder.parent.name != "trainings"), "reading", start):
         if folder not in named:
             runs, model = _alone(folder)
             yield from runs
             if model:
                 named.add(model)
+    if not studies and not homes:
+        for root in sorted({place.parent for name in ("trainings", "models") for place in path.glob(f"*/{name}")}):
+            yield from _below(root, start)
 
 
-def _of_study(folder: Path) -> tuple[list[tuple[Path, Run]], set[Path]]:
+def _of_study(folder: Path, start: float) -> tuple[list[tuple[Path, Run]], set[Path]]:
     """All runs of a study, done or not, and the folders of trainings and models that it names."""
     root = folder.resolve().parent
     runs, named = [], set()
     try:
         listing = read_study(folder)
     except UNREADABLE as error:
-        return [(folder, _unreadable(folder, error))], named
-    for place, entry in enumerate(listing["runs"]):
-        about: Line = {}
+        return [(folder, _unreadable(folder, error, {"study": folder.resolve().name}))], named
+    facts: Line = listing.get("about") or {}
+    for place, entry in enumerate(over(listing["runs"], f"reading {folder.name}", start)):
+        about: Line = {"about": facts}
         try:
             _check(entry, folder / STUDY)
-            about = {key: entry.get(key) for key in (*NAMED, "variant", "seed", "steps", "backend")}
+            about |= {key: entry.get(key) for key in (*NAMED, "variant", "seed", "steps", "backend")}
             training = root / entry["training"] if entry.get("training") else None
             model = root / entry["model_folder"]
             named |= {one.resolve() for one in (training, model) if one}
             home = training or model
             about |= {"trains": training is not None, "id": home.name.rsplit("-", 1)[-1]}
-            about |= {"place": place, "of_file": bool(listing.get("file"))}
+            about |= {"place": place, "of_file": bool(listing.get("file")), "folder": str(home.resolve())}
             info = {**about, "config": _config(training) or _config(model)}
             settings = {} if listing.get("file") else _of_training(info["config"])  # one file has one base
             samples = [(root / str(name)).resolve() for name in entry.get("samples") or ()]
+            info["to_do"] = sum(not (place / "record.jsonl").exists() for place in samples)
             runs += [(home.resolve(), run) for run in _runs(info, settings, training, model, samples)]
         except UNREADABLE as error:
             runs.append((folder, _unreadable(folder, error, about)))
-    theirs = list(_foreign(root, folder.resolve().name))
+    theirs = list(_foreign(root, folder.resolve().name, facts))
     return runs + theirs, named | {place for place, _ in theirs}
 
 
-def _foreign(root: Path, study: str) -> Iterator[tuple[Path, Run]]:
+def _foreign(root: Path, study: str, facts: Line) -> Iterator[tuple[Path, Run]]:
     """Other people's samples that are a row of a study, each with its folder."""
     for config in sorted(root.glob("foreign/*/config.json")):
         with suppress(*UNREADABLE):  # it may be of another study, and is a run of the root
             info = _info(config.parent)
             if study in (info.get("studies") or ()):
-                yield from _runs_alone(config.parent, {**info, "study": study})
+                yield from _runs_alone(config.parent, {**info, "study": study, "about": facts})
 
 
 def _unreadable(folder: Path, error: Exception, about: Line | None = None) -> Run:
@@ -183,7 +202,9 @@ def _unreadable(folder: Path, error: Exception, about: Line | None = None) -> Ru
     text = f"cannot read {error.filename}: {error.strerror}" if isinstance(error, OSError) else str(error)
     family, _, key = folder.name.partition("-")
     info: Line = {"study": folder.parent.name, "name": folder.name, "model": folder.name, "family": family}
-    info |= {"title": folder.name, "id": key.rsplit("-", 1)[-1], "variant": {}, "config": {}, **(about or {})}
+    info |= {"title": folder.name, "id": key.rsplit("-", 1)[-1], "variant": {}, "config": {}, "about": {}}
+    info["folder"] = str(folder.resolve())
+    info |= about or {}
     info["variant"] = info["variant"] or {}
     return Run(info, f"unreadable {info['study']} {info['name']} {text}", damage=text)
 
@@ -205,13 +226,15 @@ def _runs_alone(folder: Path, info: Line) -> Iterator[tuple[Path, Run]]:
     training = {"training": folder, "samples": folder.parent.parent}.get(info["kind"])
     samples = [folder] if info["kind"] == "samples" else [one.parent for one in folder.glob("samples/*/config.json")]
     model = folder if training is None else _model_of(training, info)
-    info = {**info, "id": info["key"] if training in (None, folder) else training.name.rsplit("-", 1)[-1]}
+    info = {"about": {}, **info, "id": info["key"] if training in (None, folder) else training.name.rsplit("-", 1)[-1]}
+    info["folder"] = str((training or folder).resolve())
     # Two sets of other people's samples are no seeds of one variant, whatever their names.
     settings = {"samples": info["key"]} if info["kind"] == "foreign" else _of_training(info["config"])
     for run in _runs(info, settings, training, model, sorted(samples)):
         yield (training or folder).resolve(), run
 
 
+@cache
 def _info(folder: Path) -> Line:
     """The content of a config.json. Raises InputError if it was not written by lamabench."""
     info = read_info(folder)
@@ -238,11 +261,18 @@ def _model_of(training: Path, info: Line) -> Path | None:
     """The folder of a training's model, below the same root; None where the model has no records."""
     if info["kind"] == "model":
         return None
-    for config in sorted(training.parent.parent.glob(f"models/{info['family']}-*/config.json")):
+    models = _models(training.parent.parent, info["family"])
+    return next((folder for folder, model in models if model == info["config"].get("model")), None)
+
+
+@cache
+def _models(root: Path, family: str) -> list[tuple[Path, Any]]:
+    """The folders of a family's models below a root, each with the model's configuration."""
+    models = []
+    for config in sorted(root.glob(f"models/{family}-*/config.json")):
         with suppress(*UNREADABLE):  # it may be that of another training, and is a run of its own otherwise
-            if _info(config.parent)["config"].get("model") == info["config"].get("model"):
-                return config.parent.resolve()
-    return None
+            models.append((config.parent.resolve(), _info(config.parent)["config"].get("model")))
+    return models
 
 
 def _config(folder: Path | None) -> Line:
@@ -260,21 +290,21 @@ def _of_training(config: Line) -> Line:
 
 def _runs(info: Line, settings: Line, training: Path | None, model: Path | None, samples: list[Path]) -> Iterator[Run]:
     """The runs of some folders: one for each set of samples of the furthest step, or else one."""
-    rows = [row for row in _rows(_read(model)) if row["kind"] != "speed" or _asked(info) in (None, row["asked"] or {})]
+    rows = [row for row in _rows(model) if row["kind"] != "speed" or _asked(info) in (None, row["asked"] or {})]
     trained = _read(training)
     if trained and (elsewhere := trained.info.get("weights")):  # only samples were written here
         trained = _read(Path(elsewhere)) or trained
     last = info.get("steps") or float("inf")
-    rows += [row for row in _rows(trained) if (row.get(STEP.get(row["kind"], "")) or 0) <= last]
+    rows += [row for row in _rows(trained and trained.path) if (row.get(STEP.get(row["kind"], "")) or 0) <= last]
     metrics = [line for line in trained.metrics if line["step"] <= last] if trained else []
     folders = [folder for folder in map(_read, samples) if folder]
     furthest = max((folder.info["step"] for folder in folders), default=None)
     newest = [folder for folder in folders if folder.info["step"] == furthest]
-    earlier = [row for folder in folders if folder.info["step"] != furthest for row in _rows(folder)]
+    earlier = [row for folder in folders if folder.info["step"] != furthest for row in _rows(folder.path)]
     run = Run(info, _group(info, settings), rows, earlier, metrics)
     for folder in newest:
         way = _way(folder.info["config"])
-        yield replace(run, rows=[*rows, *_rows(folder)], samples=folder.path, way=way)
+        yield replace(run, rows=[*rows, *_rows(folder.path)], samples=folder.path, way=way)
     if not newest:
         yield run
 
@@ -289,15 +319,18 @@ def _axes(variant: Line) -> list[tuple[str, str]]:
     return sorted((axis, str(value)) for axis, value in variant.items() if axis not in SEEDS)
 
 
+@cache
 def _read(folder: Path | None) -> Folder | None:
     if not folder or not (folder / "config.json").exists():
         return None
-    _info(folder)
-    return read_run(folder)
+    return Folder(folder, _info(folder), read_records(folder / "record.jsonl"), read_lines(folder / "metrics.jsonl"))
 
 
-def _rows(folder: Folder | None) -> list[Line]:
-    return [row.flat() for row in folder.records] if folder else []
+@cache
+def _rows(folder: Path | None) -> list[Line]:
+    """The records of a folder, oldest first. Runs that share it have the same dicts."""
+    content = _read(folder)
+    return [row.flat() for row in content.records] if content else []
 
 
 def _way(config: Line) -> Line:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from .differences import FEWEST, NO_SEED, Difference, by_seed, count_of, difference, mean_of
 from .protocols import notes, rankable, spread_of
 from .queries import better, scores
-from .runs import Line, Run
+from .runs import SEEDS, Line, Run
 from .summary import spread_column
 from .table import Column, Table
 
@@ -13,7 +13,7 @@ NOTE = "±: half the 95 % interval of the mean over training seeds (Student's t)
 MARK = (
     "†: the difference to the base (the first variant of the study) over common training seeds is inconclusive: its "
     f"95 % interval includes 0, there are fewer than {FEWEST} common seeds, the samples were made in another way, or "
-    "seeds of one variant have weights of different steps."
+    "the weights are of different steps."
 )
 Values = dict[str, dict[int, float]]  # {group: {training seed: number}}
 
@@ -38,7 +38,7 @@ def seeds(overview: Table) -> Table:
         group = one["group"]
         if any(group in each for each in values.values()):
             label = one["model_label"] + (" (base)" if bases[group] == group else "")
-            rows[group] = {"label": label, "n": counts[group]}
+            rows[group] = {"label": label, "group": group, "n": counts[group]}
     for name, each in values.items():
         for group, numbers in each.items():
             mean = mean_of(numbers.values())
@@ -99,7 +99,7 @@ def over_seeds(rows: Iterable[Line], name: str) -> Values:
 
 def base_groups(runs: Iterable[Run]) -> dict[str, str | None]:
     """The base of each group: the group of the first run of its study, also of other people's samples that are a row of
-    it; None outside of studies with a file."""
+    it; None outside of studies with a file. Of a first run that cannot be read, it is the group of its other seeds."""
     runs = list(runs)
     first: dict[str, Run] = {}
     for run in runs:
@@ -107,12 +107,23 @@ def base_groups(runs: Iterable[Run]) -> dict[str, str | None]:
             known = first.setdefault(run.info["study"], run)
             if run.info["place"] < known.info["place"]:
                 first[run.info["study"]] = run
-    return {run.group: first[run.info["study"]].group if run.info["study"] in first else None for run in runs}
+    bases: dict[str, str] = {}
+    for study, one in first.items():
+        alike = [
+            run for run in runs if run.info["study"] == study and not run.damage and _variant(run) == _variant(one)
+        ]
+        bases[study] = (alike[0] if one.damage and alike else one).group
+    return {run.group: bases.get(run.info["study"]) for run in runs}
+
+
+def _variant(run: Run) -> tuple[object, ...]:
+    axes = (run.info["variant"] or {}).items()
+    return run.info["model"], *sorted((axis, str(value)) for axis, value in axes if axis not in SEEDS)
 
 
 def against(values: Values, group: str, base: str, metric: str, lines: Mapping[Run, Line]) -> Difference:
-    """The difference of a group to another one. It is inconclusive if their samples were made in different ways and the
-    study did not ask for that."""
+    """The difference of a group to another one. It is inconclusive if their samples were made in different ways, or if
+    their weights are of different steps, and the study did not ask for that."""
     result = difference(values[group], values[base], better(metric))
     both = {run: row for run, row in lines.items() if run.group in (group, base)}
     if result.verdict != "inconclusive" and (why := rankable(both, both)):

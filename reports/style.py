@@ -1,54 +1,222 @@
-"""What all figures share: colours, markers, dashes, empty figures, legends and axes."""
+"""What all figures share: sizes, colours, markers, dashes, legends, labels at the ends of lines, and axes."""
 
-import itertools
+import re
 import textwrap
-from collections.abc import Mapping
-from math import ceil
+from collections.abc import Mapping, Sequence
+from math import log10
 from typing import Any, Literal
 
 from matplotlib.artist import Artist
+from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
+from .names import axis_values, words
+from .queries import better
+from .runs import Line
 from .table import Table
 
-# Okabe and Ito's colours, safe for the colour-blind, with wine and grey instead of their pale yellow and black.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#882255", "#999999")
+COLUMN, PAGE = 3.35, 6.9  # inches: the widths of one column and of both columns of a paper
+SMALL = 7.0  # points: the smallest text of a figure
+ENTRIES = 12  # the most entries of a legend
+# Okabe and Ito's colours, safe for the colour-blind, with wine instead of their pale yellow; black is for no model.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#882255")
+FAINT = "0.72"  # the grey of what has no entry in a legend
 MARKERS = "osD^vPXp<>h*"
 FAMILIES = ("lamamba", "dit", "adm")  # these keep their colour and marker in every report
-DASHES: tuple[Literal["-", "--", ":", "-."], ...] = ("-", "--", ":", "-.")
+DASHES: tuple[Literal["-", "--", ":", "-."], ...] = ("-", "--", "-.", ":")
+LIGHTEST, DARKEST = 68.0, 26.0  # CIE L* of the smallest and the largest size of a family
+AREAS = (14.0, 62.0)  # points²: of the markers of the smallest and the largest model
 STYLE: dict[Any, Any] = {
-    "font.size": 9.0, "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True, "axes.grid": True,
-    "grid.color": "0.9", "grid.linewidth": 0.6, "legend.frameon": False, "legend.fontsize": 8, "lines.linewidth": 1.6,
-    "pdf.fonttype": 42, "figure.constrained_layout.h_pad": 0.06, "figure.constrained_layout.w_pad": 0.06,
+    "font.size": 8.0, "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True, "axes.grid": True,
+    "axes.titlesize": 8.0, "xtick.labelsize": SMALL, "ytick.labelsize": SMALL, "grid.color": "0.9",
+    "grid.linewidth": 0.6, "legend.frameon": False, "legend.fontsize": SMALL, "legend.handlelength": 1.8,
+    "legend.columnspacing": 1.2, "lines.linewidth": 1.4, "lines.markersize": 4.5, "pdf.fonttype": 42,
+    "figure.constrained_layout.h_pad": 0.05, "figure.constrained_layout.w_pad": 0.05,
 }  # fmt: skip
 
 
 class Look:
-    """Colours, dashes and markers of models: each family has a marker and the colour of its first model; every further
-    model has a colour of its own."""
+    """Colours, dashes and markers of the groups of a summary.
+
+    A family has one hue and one marker. Its presets are shades from light to dark and markers from small to large, in
+    the order of their FLOPs. Variants of one preset differ by their dash. If all groups are one preset, its variants
+    have shades if they are numbers on one axis, and otherwise hues of their own.
+
+    Of more than `ENTRIES` groups, the first variant of each study and those with the best scores are shown as above;
+    the others are `faint`.
+    """
 
     def __init__(self, overview: Table) -> None:
+        rows = _of_groups(overview)
+        ordered = sorted(rows.values(), key=_place)
         self.families = [*FAMILIES, *sorted({row["family"] for row in overview.rows} - set(FAMILIES))]
-        further = itertools.count(len(self.families))
-        self.place: dict[str, int] = {}
-        started = set()
-        for row in overview.rows:
-            if row["group"] not in self.place:
-                first = row["family"] not in started
-                started.add(row["family"])
-                self.place[row["group"]] = self.families.index(row["family"]) if first else next(further)
+        self._colours: dict[str, str] = {}
+        self._dashes: dict[str, int] = {}
+        self._markers: dict[str, str] = {}
+        presets: dict[tuple[str, str], list[Line]] = {}
+        for row in ordered:
+            presets.setdefault((row["family"], row["model"]), []).append(row)
+        for family in self.families:
+            own = sorted((key for key in presets if key[0] == family), key=lambda key: _size(presets[key]))
+            hue = COLOURS[self.families.index(family) % len(COLOURS)]
+            for key, colour in zip(own, shades(hue, len(own)), strict=True):
+                for row in presets[key]:
+                    self._colours[row["group"]] = colour
+                    self._markers[row["group"]] = self.marker(family)
+        variants = list(dict.fromkeys(_variant(row) for row in ordered))
+        for members in presets.values():
+            of_preset = sorted({_variant(row) for row in members}, key=variants.index)
+            self._dashes |= {row["group"]: of_preset.index(_variant(row)) for row in members}
+        if len(presets) == 1 and len(ordered) > 1:
+            self._one_preset(ordered)
+        sizes = {group: row["params"] for group, row in rows.items() if row.get("params")}
+        ends = (log10(min(sizes.values())), log10(max(sizes.values()))) if sizes else (0.0, 0.0)
+        self._areas = {
+            group: AREAS[0] + (AREAS[1] - AREAS[0]) * (log10(value) - ends[0]) / (ends[1] - ends[0])
+            for group, value in sizes.items()
+            if ends[1] > ends[0]
+        }
+        self._faint = set() if len(rows) <= ENTRIES else {row["group"] for row in _ranked(overview)[ENTRIES - 1 :]}
+
+    def _one_preset(self, ordered: list[Line]) -> None:
+        groups = [row["group"] for row in ordered]
+        numbers = [_number(row) for row in ordered]
+        if len(ordered) <= 6 and None not in numbers and len({*numbers}) == len(numbers):
+            rising = sorted(range(len(ordered)), key=lambda at: numbers[at] or 0.0)
+            hue = COLOURS[self.families.index(ordered[0]["family"]) % len(COLOURS)]
+            self._colours = dict(zip((groups[at] for at in rising), shades(hue, len(ordered)), strict=True))
+            self._dashes = dict.fromkeys(groups, 0)
+            return
+        for at, group in enumerate(groups):
+            self._colours[group] = COLOURS[at % len(COLOURS)]
+            self._dashes[group] = at // len(COLOURS)
+            self._markers[group] = MARKERS[at % len(MARKERS)]
 
     def colour(self, group: str) -> str:
-        return COLOURS[self.place[group] % len(COLOURS)]
+        return self._colours[group]
 
     def dash(self, group: str) -> Literal["-", "--", ":", "-."]:
-        return DASHES[self.place[group] // len(COLOURS) % len(DASHES)]
+        return DASHES[self._dashes[group] % len(DASHES)]
 
-    def marker(self, family: str) -> str:
-        return MARKERS[self.families.index(family) % len(MARKERS)]
+    def marker(self, name: str) -> str:
+        """The marker of a group or of a family."""
+        return self._markers.get(name) or MARKERS[self.families.index(name) % len(MARKERS)]
+
+    def size(self, group: str) -> float:
+        """The area of a group's marker in points², by the logarithm of its parameters."""
+        return self._areas.get(group, 24.0)
+
+    def faint(self, group: str) -> bool:
+        return group in self._faint
+
+    def line(self, group: str) -> dict[str, Any]:
+        """How a line of a group is drawn: keywords of `Axes.plot`, without a marker."""
+        if self.faint(group):
+            return {"color": FAINT, "linestyle": "-", "linewidth": 0.7, "zorder": 1.5}
+        return {"color": self.colour(group), "linestyle": self.dash(group), "zorder": 2}
+
+    def points(self, group: str) -> dict[str, Any]:
+        """The same with markers."""
+        marker = {"marker": self.marker(group), "markersize": self.size(group) ** 0.5}
+        return self.line(group) | (marker | {"markersize": 2.5} if self.faint(group) else marker)
+
+
+def _of_groups(overview: Table) -> dict[str, Line]:
+    """The first row of each group."""
+    rows: dict[str, Line] = {}
+    for row in overview.rows:
+        rows.setdefault(row["group"], row)
+    return rows
+
+
+def _place(row: Line) -> tuple[bool, str, int]:
+    """The order of studies: runs of a file first, as they are listed."""
+    info = row["run"].info if "run" in row else {}
+    return not info.get("of_file"), str(info.get("study", "")), info.get("place") or 0
+
+
+def _size(rows: list[Line]) -> tuple[float, float, str]:
+    """The order of the presets of a family: FLOPs, then parameters, then the name."""
+    flops = [row["flops"] for row in rows if row.get("flops")]
+    return min(flops, default=0.0), min((row.get("params") or 0.0 for row in rows), default=0.0), rows[0]["model"]
+
+
+def _axes(row: Line) -> Mapping[str, Any]:
+    return axis_values(row["run"]) if "run" in row else row.get("axes") or {}
+
+
+def _variant(row: Line) -> str:
+    return words(_axes(row))
+
+
+def _number(row: Line) -> float | None:
+    """The value of the only axis of a variant, if it is a number."""
+    values = list(_axes(row).values())
+    return float(values[0]) if len(values) == 1 and type(values[0]) in (int, float) else None
+
+
+def _ranked(overview: Table) -> list[Line]:
+    """A row of each group: the first variants of the studies, then those with a score, the best first, then the others.
+    The score is the first Fréchet distance, or else the first metric."""
+    rows = _of_groups(overview)
+    names = [column.name for column in overview.columns if column.name and better(column.name)]
+    metric = min(names, key=lambda name: not re.match("FI?D", name), default="")
+    sign = -1 if metric and better(metric) == "max" else 1
+    bases: dict[str, str] = {}
+    for row in sorted((row for row in rows.values() if "run" in row and row["run"].info.get("of_file")), key=_place):
+        bases.setdefault(row["run"].info["study"], row["group"])
+    values = (
+        {group: [row[metric] for row in overview.rows if row["group"] == group] for group in rows} if metric else {}
+    )
+    means = {
+        group: sum(numbers) / len(numbers)
+        for group, each in values.items()
+        if (numbers := [value for value in each if value is not None])
+    }
+
+    def key(row: Line) -> tuple[Any, ...]:
+        group = row["group"]
+        return group not in bases.values(), group not in means, sign * means.get(group, 0.0), _place(row)
+
+    return sorted(rows.values(), key=key)
+
+
+def lightness(colour: str | tuple[float, float, float]) -> float:
+    """CIE L* of a colour, 0 (black) to 100 (white): what remains of it in grey."""
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in to_rgb(colour)]
+    luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+    return 116 * luminance ** (1 / 3) - 16 if luminance > 216 / 24389 else luminance * 24389 / 27
+
+
+def shades(colour: str, count: int) -> list[str]:
+    """`count` shades of a colour from light to dark, in equal steps of lightness; one shade is the colour itself."""
+    if count == 1:
+        return [colour]
+    step = (LIGHTEST - DARKEST) / max(1, count - 1)
+    return [_shade(colour, LIGHTEST - at * step) for at in range(count)]
+
+
+def _shade(colour: str, target: float) -> str:
+    """A colour mixed with white or black, so that its lightness is the target."""
+    own, end = to_rgb(colour), (1.0 if target > lightness(colour) else 0.0)
+    low, high = 0.0, 1.0
+    for _ in range(30):
+        share = (low + high) / 2
+        if (lightness(_mix(own, end, share)) < target) == (end == 1.0):
+            low = share
+        else:
+            high = share
+    return to_hex(_mix(own, end, low))
+
+
+def _mix(colour: tuple[float, float, float], end: float, share: float) -> tuple[float, float, float]:
+    red, green, blue = ((1 - share) * part + share * end for part in colour)
+    return red, green, blue
 
 
 def blank(width: float, height: float) -> Figure:
@@ -61,17 +229,96 @@ def wrapped(label: str, width: int) -> str:
     return textwrap.fill(label, width, break_on_hyphens=False)
 
 
-def legend_below(figure: Figure, keys: Mapping[str, Artist]) -> None:
-    """A legend below the axes, with as many columns as fit; the figure grows by the height of the legend."""
-    labels = [wrapped(label, 78) for label in keys]
-    columns = max(1, min(len(labels), 84 // (8 + max(map(len, labels)))))
-    lines = sum(1 + label.count("\n") for label in labels)
-    figure.set_figheight(figure.get_figheight() + 0.19 * ceil(lines / columns))
-    figure.legend(list(keys.values()), labels, loc="outside lower center", ncols=columns)
+def caption(figure: Figure, lines: Sequence[str]) -> None:
+    """Small text below a figure. It is written before the legend, which then stands above the axes."""
+    text = "\n".join(wrapped(line, int(18 * figure.get_figwidth())) for line in lines if line)
+    if text:
+        figure.supxlabel(text, fontsize=SMALL, color="0.35")
+
+
+def legend_below(figure: Figure, keys: Mapping[str, Artist], others: int = 0) -> None:
+    """A legend below the axes, or above them if the figure has a caption, with as many columns as fit. The figure grows
+    by the height of the legend.
+
+    `others` is the number of groups without an entry, which are drawn faintly. Of more than `ENTRIES` entries, the last
+    ones are counted as others too.
+    """
+    _legend(figure, keys, others, "outside upper center" if figure.get_supxlabel() else "outside lower center")
+
+
+def legend_above(figure: Figure, keys: Mapping[str, Artist], others: int = 0) -> None:
+    """The same above the axes."""
+    _legend(figure, keys, others, "outside upper center")
+
+
+def _legend(figure: Figure, keys: Mapping[str, Artist], others: int, place: Any) -> None:
+    most = ENTRIES if len(keys) + bool(others) <= ENTRIES else ENTRIES - 1
+    shown = dict(list(keys.items())[:most])
+    if others := others + len(keys) - len(shown):
+        name = "1 other" if others == 1 else f"{others} others"
+        shown[name] = Line2D([], [], color=FAINT, linewidth=0.7)
+    width, height = figure.get_size_inches() * figure.dpi
+    labels = [wrapped(label, int(14 * figure.get_figwidth())) for label in shown]
+    for columns in range(min(len(labels), 6), 0, -1):
+        legend = figure.legend(list(shown.values()), labels, loc=place, ncols=columns)
+        box = legend.get_window_extent()
+        if box.width <= 0.97 * width or columns == 1:
+            figure.set_figheight((height + box.height) / figure.dpi)
+            return
+        legend.remove()
+
+
+def label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> bool:
+    """Name lines to the right of their last points (x, y, text, colour), if the names fit: no more than eight, none
+    longer than 40 % of the figure, each near the height of its point. Otherwise nothing is written: False."""
+    figure = axes.figure.get_figure(root=True)
+    if not ends or len(ends) > 8:
+        return False
+    figure.draw_without_rendering()  # nothing can be measured before there is a layout
+    pixel = figure.dpi / 72
+    line = 1.25 * SMALL * pixel
+    places = axes.transData.transform([(x, y) for x, y, *_ in ends])
+    order = sorted(range(len(ends)), key=lambda at: places[at][1])
+    heights = _spread([float(places[at][1]) for at in order], line)
+    if any(abs(height - places[at][1]) > 2 * line for at, height in zip(order, heights, strict=True)):
+        return False
+    right = max(float(x) for x, _ in places)
+    notes = []
+    for at, height in zip(order, heights, strict=True):
+        x, y, text, colour = ends[at]
+        offset = ((right - places[at][0]) / pixel + 6, (height - places[at][1]) / pixel)
+        note = axes.annotate(text, (x, y), offset, textcoords="offset points", va="center", fontsize=SMALL)
+        note.set(color=_shade(colour, min(lightness(colour), 50.0)), annotation_clip=False)
+        notes.append(note)
+    if max(note.get_window_extent().width for note in notes) <= 0.4 * figure.bbox.width:
+        return True
+    for note in notes:
+        note.remove()
+    return False
+
+
+def _spread(heights: list[float], gap: float) -> list[float]:
+    """Rising heights moved apart so that neighbours differ by a gap, around the middle of each cluster."""
+    clusters: list[list[float]] = []  # members of each
+    for height in heights:
+        clusters.append([height])
+        while len(clusters) > 1 and _low(clusters[-1], gap) - _high(clusters[-2], gap) < gap:
+            last = clusters.pop()
+            clusters[-1] += last
+    return [_low(cluster, gap) + at * gap for cluster in clusters for at in range(len(cluster))]
+
+
+def _low(cluster: list[float], gap: float) -> float:
+    return sum(cluster) / len(cluster) - (len(cluster) - 1) * gap / 2
+
+
+def _high(cluster: list[float], gap: float) -> float:
+    return sum(cluster) / len(cluster) + (len(cluster) - 1) * gap / 2
 
 
 def logarithmic(axis: Axis, span: float) -> None:
     """Ticks such as 0.2 and 30 for a logarithmic axis whose ends differ by a factor `span`."""
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if span > 8 else (1, 1.5, 2, 3, 4, 5, 7)))
+    many = (1, 1.5, 2, 3, 4, 5, 7) if span > 3 else (1, 1.2, 1.4, 1.6, 1.8, 2, 2.5, 3, 3.5, 4, 5, 6, 7, 8, 9)
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if span > 8 else many))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_locator(NullLocator())

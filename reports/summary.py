@@ -1,12 +1,15 @@
 """The summary, one row per run."""
 
 import re
+from collections import Counter
 
 from .differences import FEWEST
+from .names import labels, shared
 from .protocols import notes, spread_of
-from .queries import better, group_labels, scores, setting_words, state_of, timings, words_of
+from .queries import better, scores, setting_words, state_of, timings, words_of
 from .runs import Line, Run
-from .table import Column, Table, shortened
+from .speed import disturbances
+from .table import DISTURBED, Column, Table, shortened
 
 NOT_BOLD = f"No score is bold: single runs do not tell models apart, which takes {FEWEST} training seeds or more."
 TIMED = (("speed", "forward", "Forward", 6), ("speed", "train", "Train", 6), ("sample", None, "Sampling", 8))
@@ -19,12 +22,13 @@ def summary(runs: list[Run]) -> Table:
     `NAME_subset_std` or `NAME_split_std`, and `generation_protocol`, the hash of how the samples were made. No score is
     bold, because one run distinguishes nothing.
     """
-    labels = group_labels(runs)
-    groups = [run.group for run in runs]
-    speeds, speed_columns = _speeds(runs)
+    label_of = labels(runs)
+    members = Counter(run.group for run in runs)
+    speeds, speed_columns, disturbed = _speeds(runs)
     marks = scores(runs)
     rows = []
-    for run, group in zip(runs, groups, strict=True):
+    for run in runs:
+        group = run.group
         cost = run.last("cost", state="done") or {}
         train = run.last("train", state="done") or {}
         state, error = state_of(run)
@@ -34,8 +38,8 @@ def summary(runs: list[Run]) -> Table:
         row["variant"] = ", ".join(f"{axis}={value}" for axis, value in (run.info.get("variant") or {}).items())
         row |= {"seed": seed, "state": state, "error": error}
         row["status"] = f"{state} ({shortened(error)})" if error else state
-        row |= {"group": group, "model_label": labels[group]}
-        row["label"] = labels[group] + (f", {_seed_words(run)}" if groups.count(group) > 1 else "")
+        row |= {"group": group, "model_label": label_of[group]}
+        row["label"] = label_of[group] + (f", {_seed_words(run)}" if members[group] > 1 else "")
         row |= {key: cost.get(key) for key in ("params", "macs", "flops", "paper_gflops")}
         row |= {"final_loss": train.get("final_loss"), **speeds[run]}
         for name, by_run in marks.items():
@@ -59,10 +63,18 @@ def summary(runs: list[Run]) -> Table:
         columns.append(Column(name, name, 1.0, 4, rank=min(7 * place, 12)))
         title = f"{name}, std over {spread_of(name)}"
         columns.append(Column(spread_column(name), title, 1.0, 3, rank=13))
-    columns += [Column("generation_protocol"), Column("state"), Column("error"), Column(None, "State", key="status")]
+    columns += [
+        Column("generation_protocol"),
+        Column("state"),
+        Column("error"),
+        Column(None, "State", key="status", tex=False),
+    ]
     rows.sort(key=lambda row: (row["family"], row["macs"] is None, row["macs"], row["label"], row["study"], row["id"]))
+    caption = "One row per run" + (f" of {alike}" if (alike := shared(runs)) else "")
     ranked = any(better(name) and len(by_run) > 1 for name, by_run in marks.items())
-    return Table("summary", "One row per run.", columns, rows, [*([NOT_BOLD] if ranked else []), *notes(runs, marks)])
+    return Table(
+        "summary", f"{caption}.", columns, rows, [*([NOT_BOLD] if ranked else []), *disturbed, *notes(runs, marks)]
+    )
 
 
 def spread_column(metric: str) -> str:
@@ -76,10 +88,11 @@ def _seed_words(run: Run) -> str:
     return f"seed {run.info.get('seed')}" + ("" if sample is None else f", sample seed {sample}")
 
 
-def _speeds(runs: list[Run]) -> tuple[dict[Run, Line], list[Column]]:
-    """The throughputs of each run, and their columns: one for every setting in which some run was timed."""
+def _speeds(runs: list[Run]) -> tuple[dict[Run, Line], list[Column], list[str]]:
+    """The throughputs of each run, their columns (one for every setting in which some run was timed), and a note about
+    those that were disturbed."""
     rows: dict[Run, Line] = {run: {} for run in runs}
-    columns = []
+    columns, used = [], []
     for kind, mode, title, rank in TIMED:
         settings = timings(runs, kind, mode)
         for setting, lines in settings.items():
@@ -87,11 +100,14 @@ def _speeds(runs: list[Run]) -> tuple[dict[Run, Line], list[Column]]:
             stem, tail = mode or kind, re.sub(r"\W+", "_", f" {words}" if words else "")
             fields = ("images_per_s", "p20_ms", "p50_ms", "p80_ms", "peak_memory_gib") if mode else ("images_per_s",)
             heading = f"{title} (images/s{', ' + words if words else ''})"
-            columns.append(Column(f"{stem}_images_per_s{tail}", heading, 1.0, 4, rank=rank))
+            mark = f"{stem}_mark{tail}"
+            columns.append(Column(f"{stem}_images_per_s{tail}", heading, 1.0, 4, mark=mark, rank=rank))
             columns += [Column(f"{stem}_{field}{tail}") for field in fields[1:]]
             columns += [Column(f"{stem}_backend{tail}")]
             for run in runs:
                 line = lines.get(run, {})
                 rows[run] |= {f"{stem}_{field}{tail}": line.get(field) for field in fields}
                 rows[run][f"{stem}_backend{tail}"] = words_of(line.get("backend"))
-    return rows, columns
+                rows[run][mark] = DISTURBED if line.get("disturbed") else ""
+                used += [line]
+    return rows, columns, disturbances(used)

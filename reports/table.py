@@ -4,21 +4,21 @@ import re
 import textwrap
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from html import escape
 from math import floor, log10
 
 import pandas as pd
 from tabulate import tabulate
 
+from .latex import TexColumn, latex
 from .runs import Line
 
 WIDTH = 120  # columns of a terminal
 BEST = "*: the best, distinguishable from the second."
 
-TEX = {
-    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$",
-    "×": r"$\times$", "÷": r"$\div$", "−": "$-$", "†": r"$\dagger$",
-    "<": r"\textless{}", ">": r"\textgreater{}", **{sign: "\\" + sign for sign in "{}$&#_%"},
-}  # fmt: skip
+DISTURBED = " ‡"  # marks a time that was measured beside other work
+BAD = " §"  # marks a row that is not done, in LaTeX
+MOST_BAD = 8  # such rows that are explained
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,10 @@ class Column:
 
     Elsewhere a cell is the value of `key` (by default `name`) divided by `scale`, to `digits` significant digits (0: an
     integer, None: text), and after a ± the value of `interval`: half a 95 % interval over training seeds. The text of
-    `mark` follows, and a true value of `bold` makes the cell bold. On a narrow terminal the column of the highest
-    `rank` is left out first; one of rank 0 always stays. There a text is wrapped to `width` letters.
+    `mark` follows, or stands in place of a missing value. A true value of `bold` makes the cell bold. On a narrow
+    terminal the column of the highest `rank` is left out first; one of rank 0 always stays. There a text is wrapped to
+    `width` letters. The table in LaTeX has no column without `tex`, and those of the highest ranks only if they fit.
+    A `sign` "+" marks differences: it stands before positive ones, and their digits are two of the interval.
     """
 
     name: str | None
@@ -41,6 +43,8 @@ class Column:
     rank: int = 0
     key: str = ""
     width: int | None = None
+    tex: bool = True
+    sign: str = ""
 
     @property
     def source(self) -> str:
@@ -49,13 +53,14 @@ class Column:
     def cell(self, row: Line) -> str:
         value = row.get(self.source)
         if value is None or value == "":
-            return "-"
+            return (row.get(self.mark) or "").strip() or "-"
         if self.digits is None:
             return str(value)
         style = style_of(value / self.scale, self.digits)
         if half := row.get(self.interval):  # at least one digit of it
-            style = max(style, style_of(half / self.scale, 1), key=_places)
-        text = format(value / self.scale, style)
+            least = style_of(half / self.scale, 2 if self.sign else 1)
+            style = least if self.sign else max(style, least, key=places_of)
+        text = format(value / self.scale, self.sign + style)
         if row.get(self.interval) is not None:
             text += f" ± {format(row[self.interval] / self.scale, style)}"
         seeds = row.get(f"{self.source.removesuffix('_mean')}_n")
@@ -92,13 +97,38 @@ class Table:
         return text + "".join(f"\n- {markdown_escaped(note)}" for note in self.notes) + "\n" * bool(self.notes)
 
     def latex(self) -> str:
+        """A table for an article, with the columns that `tex` chooses. Rows that are not done are marked and explained
+        below, because there is no column of states."""
+        shown = [column for column in self.shown() if column.tex]
+        bad = [row for row in self.rows if row.get("state") not in (None, "done")]
+        columns = []
+        for place, column in enumerate(shown):
+            cells = [column.cell(row) + BAD * (place == 0 and row in bad) for row in self.rows]
+            bold = [bool(row.get(column.bold)) for row in self.rows]
+            columns.append(TexColumn(column.title or "", cells, bold, column.digits is None, column.rank))
+        notes = [f"{BAD.strip()} {shown[0].cell(row)}: {row.get('status') or row['state']}." for row in bad]
+        if len(notes) > MOST_BAD:
+            notes[MOST_BAD:] = [f"{BAD.strip()} And {len(notes) - MOST_BAD} more rows are not done."]
+        return latex(self.name, self.caption, columns, [*notes, *self.notes])
+
+    def html(self) -> str:
+        """A `<table>`, with `data-sort` on its cells (numbers in full precision) and, as their `title`, where a number
+        comes from: the provenance of a row, or of its `records` by the key of a column. The notes follow as a list."""
         shown = self.shown()
-        sides = "".join("l" if column.digits is None else "r" for column in shown)
-        frame = self._frame(shown, tex_escaped, r"\textbf{{{}}}")
-        caption, label = tex_escaped(self.caption), f"tab:{self.name}"
-        text = frame.to_latex(index=False, escape=False, column_format=sides, caption=caption, label=label)
-        notes = "".join(f"\\par {{\\footnotesize {tex_escaped(note)}}}\n" for note in self.notes)
-        return text.replace("\\end{table}", notes + "\\end{table}")
+        head = "".join(
+            f'<th scope="col" class="{kind_of(column)}">{escape(column.title or "")}</th>' for column in shown
+        )
+        rows = []
+        for row in self.rows:
+            state = str(row.get("state") or "done").replace(" ", "-")
+            cells = "".join(f"<td{_attributes(row, column)}>{escape(column.cell(row))}</td>" for column in shown)
+            rows.append(f'<tr class="{escape(state)}">{cells}</tr>')
+        body = "\n".join(rows)
+        notes = "".join(f"\n<li>{escape(note)}</li>" for note in self.notes)
+        return (
+            f'<table class="table" id="table-{escape(self.name)}">\n<caption>{escape(self.caption)}</caption>\n'
+            f"<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>\n"
+        ) + (f'<ul class="notes">{notes}\n</ul>\n' if notes else "")
 
     def terminal(self, notes: Iterable[str] = ()) -> str:
         """The table for a terminal of `WIDTH` columns, with `notes` and its own below. Columns that do not fit are left
@@ -134,7 +164,7 @@ class Table:
 
 
 def filled(rows: list[Line], column: Column) -> bool:
-    return any(row.get(column.source) not in (None, "") for row in rows)
+    return any(row.get(column.source) not in (None, "") or row.get(column.mark) for row in rows)
 
 
 def style_of(value: float, digits: int) -> str:
@@ -145,7 +175,7 @@ def style_of(value: float, digits: int) -> str:
     return f".{digits - 1}e" if places > 7 else f",.{max(places, 0)}f"
 
 
-def _places(style: str) -> int:
+def places_of(style: str) -> int:
     """The digits after the point of a format; none for powers of ten, which have their own."""
     return int(style[2:-1]) if style.startswith(",.") else 0
 
@@ -158,5 +188,18 @@ def markdown_escaped(text: str) -> str:
     return re.sub(r"([\\|*`<])", r"\\\1", text)
 
 
-def tex_escaped(text: str) -> str:
-    return "".join(TEX.get(sign, sign) for sign in text)
+def kind_of(column: Column) -> str:
+    return "text" if column.digits is None else "number"
+
+
+def _attributes(row: Line, column: Column) -> str:
+    """The attributes of a cell in HTML."""
+    value = row.get(column.source)
+    classes = kind_of(column) + " best" * bool(row.get(column.bold))
+    text = f' class="{classes}" data-sort="{escape("" if value is None else str(value))}"'
+    record = (row.get("records") or {}).get(column.source) or row
+    if value is None or not record.get("provenance"):
+        return text
+    where = record["provenance"]
+    words = [f"commit {str(where.get('commit'))[:12]}{' + dirty' if where.get('dirty') else ''}", where.get("device")]
+    return text + f' title="{escape(", ".join(filter(None, [*words, record.get("time", "")[:10]])))}"'

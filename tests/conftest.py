@@ -12,6 +12,17 @@ import pytest
 import torch
 from lamabench.models import mixers, plugins, registry
 
+from . import packages
+
+
+def pytest_runtest_setup(item):
+    """A test with the marker `debian` gets its programs, or is skipped with the reason."""
+    if mark := item.get_closest_marker("debian"):
+        needed = mark.kwargs
+        if packages.missing(needed["programs"]) and (why := packages.obstacle(needed["packages"])):
+            pytest.skip(why)
+        packages.install(**needed)
+
 
 @pytest.fixture
 def poison(monkeypatch):

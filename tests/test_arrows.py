@@ -34,7 +34,7 @@ ARROWS: dict[str, set[str]] = {
 ABROAD: dict[str, set[str]] = {
     "kernels": {"torch", "triton", "cuda", "selective_scan_cuda", "flash_attn", "flash_attn_interface"},
     "ablations": {"yaml", "omegaconf"},
-    "reports": {"numpy", "pandas", "scipy", "matplotlib", "tabulate", "jinja2", "PIL"},
+    "reports": {"numpy", "pandas", "scipy", "matplotlib", "tabulate", "jinja2", "PIL", "yaml"},
 }
 
 

@@ -87,6 +87,10 @@ class FvcoreCount:
         names = {name: name.partition("::")[2] for name in self.skipped}
         return {short: self.skipped[name] for name, short in names.items() if short not in SILENT_OPERATORS | COMPOSITE}
 
+    def skips(self) -> str:
+        """`skipped_work` in words, such as "10 selective_scan", or "nothing"."""
+        return ", ".join(f"{times} {name}" for name, times in self.skipped_work().items()) or "nothing"
+
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 

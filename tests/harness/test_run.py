@@ -16,6 +16,7 @@ from lamabench.kernels.errors import InputError
 INFO = {"kind": "training", "key": "a" * 12, "study": "s", "name": "n", "variant": {}, "seed": 0, "config": {"x": 1}}
 ENTRY = {"name": "small", "variant": {"model": "dit_nano"}, "seed": 0, "model": "dit_nano", "family": "dit"}
 ENTRY |= {"title": "DiT-nano", "training": "trainings/dit-digits-1", "model_folder": "models/dit-2", "samples": []}
+FACTS = {"question": "q?", "claim": "", "answer": "a", "budget": "b", "axes": {"z": [4, None], "a": [[1], True]}}
 
 
 def test_a_folder_keeps_its_description(tmp_path):
@@ -107,6 +108,16 @@ def test_single_commands_add_to_their_study(tmp_path):
         assert folders.read_study(tmp_path / "train")["runs"][0]["steps"] == furthest
 
 
+def test_a_listing_says_what_its_study_is_about(tmp_path):
+    folders.write_study(tmp_path, "s", "/a/s.yaml", [ENTRY])
+    assert "about" not in folders.read_study(tmp_path / "s")  # as in listings of earlier versions
+    folders.write_study(tmp_path, "s", "/a/s.yaml", [ENTRY], about=FACTS)
+    assert list(folders.read_study(tmp_path / "s")["about"].items()) == list(FACTS.items())
+    folders.write_study(tmp_path, "s", "/a/s.yaml", [ENTRY | {"name": "other"}], add=True)
+    listing = folders.read_study(tmp_path / "s")
+    assert listing["about"] == FACTS and [run["name"] for run in listing["runs"]] == ["small", "other"]
+
+
 def test_commands_at_the_same_time_lose_no_folder(tmp_path):
     """What a listing loses, prune deletes."""
     code = (
@@ -174,6 +185,13 @@ def test_a_folder_in_the_place_of_a_link_stays(tmp_path):
         (json.dumps({"runs": [{**ENTRY, "samples": [7]}], "file": None}), "lamabench: in run 1, its samples is 7"),
         (json.dumps({"runs": [{**ENTRY, "steps": "9"}], "file": None}), "lamabench: in run 1, its steps is '9'"),
         (json.dumps({"runs": [{**ENTRY, "training": None}], "file": "/a/s.yaml"}), None),
+        (json.dumps({"runs": [], "file": None, "about": FACTS}), None),
+        (json.dumps({"runs": [], "file": None, "about": None}), "lamabench: in about, it is no JSON object"),
+        (json.dumps({"runs": [], "file": None, "about": {**FACTS, "claim": 1}}), "lamabench: in about, its claim is 1"),
+        (
+            json.dumps({"runs": [], "file": None, "about": {**FACTS, "axes": {"a": 2}}}),
+            "lamabench: in axes, its a is 2",
+        ),
     ],
 )
 def test_a_listing_is_checked(tmp_path, content, message):

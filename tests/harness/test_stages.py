@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from fvcore.nn import FlopCountAnalysis
 from lamabench.baselines.dit import DiTConfig
 from lamabench.harness import stages
 from lamabench.harness.config import Config
@@ -18,6 +19,7 @@ from lamabench.harness.shards import open_samples
 from lamabench.harness.stages import Task, execute, merged, missing, tasks
 from lamabench.harness.training.checkpoint import moments
 from lamabench.kernels.errors import InputError
+from lamabench.models.registry import build
 
 DIT = DiTConfig(input_size=8, in_channels=1, num_classes=10, patch_size=2, hidden_size=16, depth=1, num_heads=2)
 ABOUT = {"study": "s", "name": "n", "variant": {}, "seed": 0, "model": "dit_nano", "family": "dit", "title": "DiT-nano"}
@@ -63,6 +65,20 @@ def do(config, wanted=stages.STAGES):
         execute(task, Progress())
         assert missing(task) == []
     return stages_by_kind
+
+
+def test_the_count_of_fvcore_is_recorded_where_it_is_asked_for(config):
+    do(config, ("cost",))
+    counted = change(config, "run", fvcore=True)
+    assert do(counted, ("cost",)) == {"model": ["cost"]} and do(counted, ("cost",)) == {"model": []}
+    assert do(config, ("cost",)) == {"model": []}  # a record with more serves too
+    (task,) = tasks(config, ABOUT, ("cost",))
+    first, second = read_records(task.path / "record.jsonl")
+    label = torch.zeros(1, dtype=torch.int64)
+    direct = FlopCountAnalysis(build(DIT).eval(), (torch.randn(1, 1, 8, 8), label, label))
+    direct.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
+    assert (second.fvcore, second.fvcore_skips) == (direct.total(), "1 scaled_dot_product_attention")
+    assert (first.key, first.macs, first.fvcore) == (second.key, second.macs, None)
 
 
 def kinds(folder):

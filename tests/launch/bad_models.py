@@ -19,7 +19,7 @@ USAGE = [
     Bad(["models", "plugins=[no.py]"], r"no\.py"),
     Bad(["sweep", "jump", "demo"], "invalid choice: 'jump'"),
     Bad(["sweep", "plan"], "required: STUDY"),
-    Bad(["report", "x"], "required: --out"),
+    Bad(["report", "x"], "name the folder to write with --out"),
     Bad(["train", "model=a\0b"], "NUL"),
     Bad(["report", "a\0b", "--out", "o"], "NUL"),
 ]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from lamabench.ablations.study import Study, load, names
 from lamabench.harness.keys import config_from_dict, training_key
-from lamabench.harness.run import locked
+from lamabench.harness.run import locked, read_study
 from lamabench.kernels.errors import InputError
 from lamabench.launch import gpu_hours, prune
 from lamabench.launch.plan import (
@@ -276,6 +276,15 @@ def test_another_study_file_of_that_name_is_refused_without_writing(study, tmp_p
     assert (tmp_path / "s" / "dit_nano").resolve() == runs[0].folder.resolve()
     with pytest.raises(InputError, match="a study cannot be called 'models'"):
         plan(replace(mine, name="models"))
+
+
+def test_the_listing_of_a_study_says_what_it_is_about(study, tmp_path):
+    mine = study()
+    write(mine, plan(mine))
+    about = read_study(tmp_path / "s")["about"]
+    assert about == {"question": mine.question, "claim": "", "answer": "", "budget": "", "axes": mine.axes}
+    whole = load("block_mix")
+    assert whole.about()["axes"] == {"variant": list(whole.variants)} and whole.about()["claim"] == whole.claim
 
 
 def test_links_of_former_variants_are_deleted(study, tmp_path):

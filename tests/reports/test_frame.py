@@ -33,7 +33,7 @@ def test_one_row_per_score_speed_and_cost(tmp_path: Path) -> None:
     scores = frame[frame["kind"] == "score"]
     values = {(row.seed, row.checkpoint_step): row.value for row in scores.itertuples()}
     assert values == {(0, 600): 2.0, (1, 600): 3.0, (0, 200): 6.0, (1, 200): 7.0}
-    assert set(scores["label"]) == {"DiT-demo (train.lr=0.1)"} and set(scores["variant"]) == {"train.lr=0.1"}
+    assert set(scores["label"]) == {"DiT-demo"} and set(scores["variant"]) == {"train.lr=0.1"}
     assert (scores["sample_method"] == "ddim").all() and (scores["sample_steps"] == 50).all()
     assert list(scores[scores["images_seen"].notna()]["value"]) == [6.0, 7.0]
     speed, counted = frame[frame["kind"] == "speed"].iloc[0], frame[frame["kind"] == "cost"].iloc[0]

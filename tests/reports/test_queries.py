@@ -1,18 +1,11 @@
-"""Labels and states of runs, from their records."""
+"""States of runs, from their records."""
 
 from pathlib import Path
 
 import pytest
-from lamabench.reports.queries import group_labels, state_of
+from lamabench.reports.queries import state_of
 from lamabench.reports.runs import read
 from run_folders import Line, cost, line, timed, trained, write
-
-
-def test_labels_distinguish_runs(tmp_path: Path) -> None:
-    write(tmp_path, "a", [], study="first")
-    write(tmp_path, "a", [], study="second")
-    runs = read([tmp_path, tmp_path / "first"])  # a run named twice is one run
-    assert sorted(group_labels(runs).values()) == ["DiT-demo [first]", "DiT-demo [second]"]
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,18 @@ def test_folders_that_no_study_names_are_read_too(three: Path) -> None:
     assert names(read([three / "models"]))[0] == ("bench", "x")
 
 
+def test_runs_say_what_their_study_is_about(tmp_path: Path) -> None:
+    facts = {"question": "q?", "claim": "c", "answer": "", "budget": "", "axes": {"model.window_size": [8, 4, None]}}
+    for name in ("one", "two"):
+        write(tmp_path, name, [cost()], variant={"model.window_size": 8}, facts=facts)
+    write(tmp_path, "old", [cost(2)], study="old")
+    (tmp_path / "demo" / "two").resolve().joinpath("config.json").write_text("{")
+    about = {run.info["name"]: (run.info["about"], bool(run.damage)) for run in read([tmp_path])}
+    assert about == {"one": (facts, False), "two": (facts, True), "old": ({}, False)}
+    (alone,) = read([(tmp_path / "demo" / "one").resolve()])
+    assert alone.info["about"] == {}
+
+
 def test_seeds_and_studies_share_a_model_and_a_training(tmp_path: Path) -> None:
     for seed in (0, 1):
         write(tmp_path, f"a-s{seed}", [trained(0.5 + seed), *([] if seed else [cost()])], seed=seed)
@@ -83,7 +95,7 @@ def test_samples_drawn_in_two_ways_are_two_rows(tmp_path: Path) -> None:
         write(tmp_path, "one", [drawn(steps), scored(value), *([cost()] if steps == 50 else [])], steps=steps)
     rows = {row["label"]: row for row in summary_rows([tmp_path])}
     values = {label: row["FD-EffNetLite0-512"] for label, row in rows.items()}
-    assert values == {"DiT-demo (sample.steps=50)": 2.0, "DiT-demo (sample.steps=250)": 1.0}
+    assert values == {"50 sampling steps": 2.0, "250 sampling steps": 1.0}
     assert {row["macs"] for row in rows.values()} == {10_000_000}
 
 
@@ -92,7 +104,7 @@ def test_samples_of_an_earlier_version_were_drawn_in_the_same_way(tmp_path: Path
     write(tmp_path, "one", [drawn(50), scored(2.0)])
     write(tmp_path, "one", [drawn(50), scored(1.0)], guidance=2.0, labels="balanced", timesteps="even")
     labels = {row["label"] for row in summary_rows([tmp_path])}
-    assert labels == {"DiT-demo", "DiT-demo (sample.guidance=2.0)"}
+    assert labels == {"DiT-demo", "DiT-demo, guidance 2"}
 
 
 def test_a_run_is_timed_with_the_backends_that_it_asks_for(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Benchmarks as tables and figures."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ from lamabench.reports.report import build, summary_rows, summary_text
 from lamabench.reports.runs import read
 from lamabench.reports.speed import bench, crossing, kernels
 from lamabench.reports.speed_figures import crossover, speed_vs_flops
-from run_folders import Line, line, markdown, swept, write
+from lamabench.reports.speed_table import speed
+from run_folders import H100, Line, line, markdown, parsed, swept, timed, write
 
 
 def write_sweep(root: Path) -> Path:
@@ -47,7 +49,7 @@ def write_sweep(root: Path) -> Path:
 
 
 def test_bench_table_by_hand(tmp_path: Path) -> None:
-    table = bench(read([write_sweep(tmp_path / "runs")]))
+    (table,) = bench(read([write_sweep(tmp_path / "runs")]))
     rows = {(r["model"], r["input_size"], r["mode"], r["compile"]): r for r in table.rows}
     assert len(rows) == len(table.rows) == 9
     eager, compiled = rows["dit_xl_2", 32, "forward", "eager"], rows["dit_xl_2", 32, "forward", "compile"]
@@ -66,7 +68,10 @@ def test_bench_table_by_hand(tmp_path: Path) -> None:
     assert (full["state"], full["oom_batch"], full["batch_size"], full["ms_per_image"]) == ("oom", 1, None, None)
     assert rows["lamamba_xl", 32, "train", "eager"]["status"] == "wrong (gradient off by 1e-1)"
     assert rows["lamamba_xl", 64, "forward", "eager"]["status"] == "done, disturbed"
-    assert plain["status"] == "done" and table.caption.endswith("the times may be too long.")
+    assert plain["status"] == "done" and table.caption == (
+        "Speed and memory on NVIDIA H100 80GB HBM3, bfloat16, each row at its best batch."
+    )
+    assert table.notes[-1] == "‡: disturbed, so that the time may be too long (others kept 9 of 16 cores busy)."
     assert "others kept 9 of 16 cores busy" in table.csv()
     people = markdown(table.markdown())
     assert [row["Pixels"] for row in people] == sorted(
@@ -74,10 +79,63 @@ def test_bench_table_by_hand(tmp_path: Path) -> None:
     )
     assert people[0]["Model"] == "DiT-XL/2" and {"MFU (%)", "Realised", "Peak (GiB)", "Backend"} <= people[0].keys()
     assert {row["MFU (%)"] for row in people[:2]} == {"30.0", "50.0"}
+    disturbed = next(row for row in people if row["State"] == "done, disturbed")
+    assert (disturbed["Images/s"], disturbed["Speed-up"], disturbed["Realised"]) == ("500.0 ‡", "2.00 ‡", "0.667 ‡")
+    assert {row["Images/s"] for row in people if row["State"].startswith(("oom", "wrong"))} == {"oom", "wrong"}
+    assert "1 where all saved FLOPs became time" in table.notes[0]
+
+
+def test_speed_table_by_hand(tmp_path: Path) -> None:
+    """Forward and training side by side; the numbers of the sweep above, each model at its best."""
+    (table,) = speed(read([write_sweep(tmp_path / "runs")]))
+    assert table.name == "speed" and table.caption == "Speed and memory of models on NVIDIA H100 80GB HBM3, bfloat16."
+    people = [
+        {key: row[key] for key in row if key not in ("State", "Forward MFU (%)")} for row in markdown(table.markdown())
+    ]
+    names = "Model", "Pixels", "FLOPs (G)", "FLOPs saved, ×"
+    names += "Forward (images/s)", "Forward speed-up", "Forward realised", "Training (images/s)"
+    assert [tuple(row.values()) for row in people] == [
+        ("DiT-XL/2", "256", "0.0002400", "1.00", "2,000", "1.00", "1.00", "-"),
+        ("LaMamba-Diff-XL", "256", "8.000e-05", "3.00", "1,250", "0.625", "0.208", "wrong"),
+        ("DiT-XL/2", "512", "0.0009600", "1.00", "250.0", "1.00", "1.00", "oom"),
+        ("LaMamba-Diff-XL", "512", "0.0003200", "3.00", "500.0 ‡", "2.00 ‡", "0.667 ‡", "-"),
+        ("LaMamba-Diff-XL", "1,024", "0.001280", "-", "100.0", "-", "-", "-"),
+    ]
+    assert tuple(people[0]) == names
+    rows = {(row["model"], row["px"]): row for row in table.rows}
+    assert rows["lamamba_xl", 256]["status"] == "wrong (gradient off by 1e-1)"
+    assert rows["lamamba_xl", 256]["forward_batch_size"] == 256 and rows["dit_xl_2", 512]["state"] == "oom"
     # log-log: 0.625 at 256 px, 2 at 512 px
     px = 256 * 2 ** (np.log(1 / 0.625) / np.log(2 / 0.625))
-    assert f"Forward: LaMamba-Diff-XL overtakes DiT-XL/2 at {px:.0f} px (interpolated)." in table.caption
-    assert "1 where all saved FLOPs became time" in table.caption
+    assert f"Forward: LaMamba-Diff-XL overtakes DiT-XL/2 at {px:.0f} px (interpolated)." in table.notes
+    assert r"$\mathsection$ & 256 &" in table.latex() and r"500.0 $\ddagger$" in table.latex()
+    assert 'title="commit aaaaaaaaaaaa, NVIDIA H100 80GB HBM3, 2025-06-01">1,250</td>' in table.html()
+
+
+def test_hardware_precision_and_processes_are_tables_of_their_own(tmp_path: Path) -> None:
+    lines = [swept("train", 100.0), swept("train", 90.0, checkpointing=True), swept("train", 180.0, 128, processes=2)]
+    lines += [{**swept("train", 300.0), "provenance": {**H100, "device": "H200"}}, swept("train", 50.0, compile="x")]
+    lines += [timed("train", 7.0), timed("train", 9.0, threads=8)]
+    runs = read([write(tmp_path, "one", lines, trains=False)])
+    h100, eager = "nvidia_h100_80gb_hbm3_bfloat16_gpu", "not_checkpointed"
+    speeds = {table.name: [row["train_images_per_s"] for row in table.rows] for table in speed(runs)}
+    assert speeds == {
+        f"speed_{h100}_one_gpu_{eager}": [100.0], f"speed_{h100}_one_gpu_checkpointed": [90.0],
+        f"speed_{h100}_2_gpus_{eager}": [180.0], f"speed_h200_bfloat16_gpu_one_gpu_{eager}": [300.0],
+        f"speed_a_cpu_float32_2_threads_one_gpu_{eager}": [7.0],
+        f"speed_a_cpu_float32_8_threads_one_gpu_{eager}": [9.0],
+    }  # fmt: skip
+    assert len(bench(runs)) == 4 and len({table.name for table in bench(runs)}) == 4
+
+
+def test_memory_of_the_table_of_speed_is_at_one_batch(tmp_path: Path) -> None:
+    peaks = {"one": {8: 1.0, 16: 2.0, 32: 4.0}, "two": {8: 3.0, 16: 6.0}, "three": {64: 9.0}}
+    for name, batches in peaks.items():
+        lines = [swept("train", 10.0, batch, peak_memory_gib=peak) for batch, peak in batches.items()]
+        write(tmp_path, name, lines, title=name, variant={"model": name})
+    (table,) = speed(read([tmp_path]))
+    rows = {row["label"]: (row.get("train_memory_gib"), row.get("memory_batch")) for row in table.rows}
+    assert rows == {"one": (2.0, 16), "two": (6.0, 16), "three": (None, None)}
 
 
 @pytest.mark.parametrize(
@@ -97,20 +155,22 @@ def test_crossing(ratios: list[float], words: str) -> None:
 
 def test_baseline_is_named_or_dit_xl_2(tmp_path: Path) -> None:
     runs = read([write_sweep(tmp_path / "runs")])
-    dit = next(row for row in bench(runs, "lamamba_xl").rows if row.get("speed_up") and row["model"] == "dit_xl_2")
+    dit = next(row for row in bench(runs, "lamamba_xl")[0].rows if row.get("speed_up") and row["model"] == "dit_xl_2")
     assert (dit["speed_up"], dit["flops_ratio"]) == (2000 / 1250, 1 / 3)
     with pytest.raises(InputError, match=r"the baseline 'dit_b_2' was not measured; choices: dit_xl_2, lamamba_xl"):
         build([tmp_path / "runs"], tmp_path / "out", "dit_b_2")
     assert not (tmp_path / "out").exists()
     lone = read([tmp_path / "runs" / "bench" / "lamamba_xl"])
-    assert not any("speed_up" in row for row in bench(lone).rows) and "overtakes" not in bench(lone).caption
+    assert not any("speed_up" in row for row in bench(lone)[0].rows) and "overtakes" not in str(speed(lone)[0].notes)
 
 
 def test_other_devices_are_not_compared(tmp_path: Path) -> None:
     root = write_sweep(tmp_path / "runs")
     path = root / "bench" / "lamamba_xl" / "record.jsonl"
     path.write_text(path.read_text().replace("H100", "H200"))
-    assert {row["speed_up"] for row in bench(read([root])).rows if row.get("speed_up")} == {1.0}
+    tables = bench(read([root]))
+    assert {row["speed_up"] for table in tables for row in table.rows if row.get("speed_up")} == {1.0}
+    assert sorted(table.name for table in tables) == ["bench_nvidia_h100_80gb_hbm3", "bench_nvidia_h200_80gb_hbm3"]
 
 
 def test_several_gpus_are_compared_with_one_that_has_the_same_batch(tmp_path: Path) -> None:
@@ -118,10 +178,13 @@ def test_several_gpus_are_compared_with_one_that_has_the_same_batch(tmp_path: Pa
     lines = [swept("train", 100.0, 64), swept("train", 180.0, 128, processes=2), swept("train", 110.0, 128)]
     lines += [swept("train", 500.0, 1024, processes=4)]
     runs = read([write(tmp_path, "one", lines)])
-    rows = {row["processes"]: row for row in bench(runs).rows}
+    (table,) = bench(runs)
+    rows = {row["processes"]: row for row in table.rows}
     assert {number: row["efficiency"] for number, row in rows.items()} == {None: None, 2: 0.9, 4: None}
     assert {number: row["images_per_s"] for number, row in rows.items()} == {None: 110.0, 2: 180.0, 4: 500.0}
-    assert "Efficiency: images per second of a GPU" in bench(runs).caption
+    assert table.notes == [
+        "Efficiency: images per second of a GPU over those of one alone, with the same batch for each."
+    ]
     assert speed_vs_flops(runs).axes[0].get_ylim()[1] < 400  # figures are of one GPU
 
 
@@ -136,7 +199,7 @@ def test_sweeps_stay_out_of_the_summary(tmp_path: Path) -> None:
 def test_one_swept_pass_is_enough_for_the_table_of_benchmarks(tmp_path: Path) -> None:
     lines = [swept("train", 5.0), swept("forward", 9.0), swept("forward", 12.0, 128)]
     text = summary_text([write(tmp_path, "one", lines)])
-    assert [line.split() for line in text.splitlines() if " forward " in line and "12.0" in line]
+    assert re.search(r"^DiT-demo .* 12\.00 .* 5\.000 .*done$", text, re.MULTILINE)
 
 
 def test_speed_figures_show_the_best_and_the_memory(tmp_path: Path) -> None:
@@ -145,9 +208,15 @@ def test_speed_figures_show_the_best_and_the_memory(tmp_path: Path) -> None:
     assert not isinstance(figure, str)
     panels: list[Any] = figure.axes
     speed, memory = panels
-    dit, _, lamamba, _ = speed.lines  # each model has a line and crosses
+    dit, _, disturbed, lamamba, _, ring = speed.lines  # each model has a line and crosses
+    assert list(disturbed.get_data()) == [[512], [500.0]] and disturbed.get_markerfacecolor() == "white"
+    assert "Empty markers: something else" in figure.get_supxlabel()
     assert (list(dit.get_xdata()), list(dit.get_ydata())) == ([256, 512], [2000.0, 250.0])
     assert (list(lamamba.get_xdata()), list(lamamba.get_ydata())) == ([256, 512, 1024], [1250.0, 500.0, 100.0])
+    share = np.log(1.6) / (np.log(1.6) + np.log(2))  # of the way from 256 to 512 px, from 0.625 to 2 times as fast
+    np.testing.assert_allclose(ring.get_data(), [[256 * 2**share], [2000 * 8**-share]])
+    assert [text.get_text() for text in speed.texts] == [f"{256 * 2**share:.0f} px"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["DiT-XL/2", "LaMamba-Diff-XL"]
     assert memory.get_ylabel() == "Peak memory (GiB), batch 8"
     assert list(memory.lines[0].get_ydata()) == [4.0, 9.0]
     assert "overtakes DiT-XL/2" in figure.get_supxlabel()
@@ -155,7 +224,8 @@ def test_speed_figures_show_the_best_and_the_memory(tmp_path: Path) -> None:
     assert not isinstance(figure, str)
     lines = figure.axes[0].lines
     assert list(np.asarray(lines[0].get_xdata()) * 1e9) == [240_000, 960_000]
-    ends, heights = (np.asarray(values) for values in lines[2].get_data())
+    (rate,) = [line for line in lines if line.get_linestyle() == ":"]
+    ends, heights = (np.asarray(values) for values in rate.get_data())
     np.testing.assert_allclose(ends * heights, 2000 * 240_000 / 1e9)  # along it, FLOPs per second are those of DiT
 
 
@@ -196,17 +266,20 @@ def test_kernel_table(tmp_path: Path) -> None:
     floor = {"floor_ms": 0.1, "floor": "bytes", "backend": {"selective_scan": "triton"}}
     rows = [
         line("operator_speed", p50_ms=0.4, times_floor=4.0, **floor, **same),
-        line("operator_speed", p50_ms=0.3, times_floor=3.0, **floor, **same),
+        line("operator_speed", p50_ms=0.3, times_floor=3.0, disturbed="others", **floor, **same),
         line("operator_speed", "wrong", error="dt off by 1e-1", backend={"selective_scan": "mamba_ssm"}, **same),
     ]
     write(tmp_path, "one", rows)
     runs = read([tmp_path])
-    table = markdown(kernels(runs).markdown())
+    (whole,) = kernels(runs)
+    table = markdown(whole.markdown())
     assert [(row["Median (ms)"], row["Time ÷ floor"], row["State"]) for row in table] == [
-        ("0.300", "3.00", "done"), ("-", "-", "wrong (dt off by 1e-1)")
+        ("0.300 ‡", "3.00 ‡", "done"), ("wrong", "wrong", "wrong (dt off by 1e-1)")
     ]  # fmt: skip
-    assert table[0]["Backend"] == "selective_scan=triton" and table[0]["Shape"] == "x 64×1024×640"
-    assert bench(runs).rows == [] and r"64$\times$1024" in kernels(runs).latex()
+    assert parsed(whole.csv())[0]["backend"] == "selective_scan=triton"
+    assert whole.notes[1] == "‡: disturbed, so that the time may be too long (others)."
+    assert table[0]["Backend"] == "triton" and table[0]["Shape"] == "x 64×1024×640"
+    assert bench(runs) == speed(runs) == [] and r"64$\times$1024" in whole.latex()
     assert state_of(runs[0]) == ("wrong", "bench selective_scan: dt off by 1e-1")
 
 
@@ -214,7 +287,7 @@ def test_backends_asked_for_by_name_are_rows_of_their_own(tmp_path: Path) -> Non
     """One folder of a model has the measurements of all backends that were asked for."""
     lines = [swept("train", 100.0), swept("train", 50.0, asked={"attention": "torch"}, backend={"attention": "torch"})]
     write(tmp_path, "one", lines, trains=False)
-    rows = bench(read([tmp_path / "models"])).rows
+    rows = bench(read([tmp_path / "models"]))[0].rows
     assert [(row["label"], row["images_per_s"], row["backend"]) for row in rows] == [
-        ("DiT-demo", 100.0, "attention=sdpa"), ("DiT-demo (backend.attention=torch)", 50.0, "attention=torch")
+        ("DiT-demo", 100.0, "attention=sdpa"), ("DiT-demo, attention torch", 50.0, "attention=torch")
     ]  # fmt: skip

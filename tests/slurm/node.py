@@ -21,6 +21,9 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+sys.path.append(str(Path(__file__).resolve().parent.parent))
+from packages import PackagesError, install, last_line
+
 PACKAGES = "slurm-wlm munge slurmdbd mariadb-server".split()
 PROGRAMS = "munged mariadbd mariadb-install-db mariadb-admin slurmdbd slurmctld slurmd sbatch sacct sacctmgr".split()
 DAEMONS = "munged mariadbd slurmdbd slurmctld slurmd".split()  # in the order in which each needs the one before
@@ -137,33 +140,6 @@ def call(state: Path, *words: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(words, env=environment(state), capture_output=True, text=True, timeout=20)
     except subprocess.TimeoutExpired:
         return subprocess.CompletedProcess(words, 124, "", "no answer within 20 s")
-
-
-def install() -> None:
-    """Install what is missing, without the packages' own services being started."""
-    if all(shutil.which(name) for name in PROGRAMS):
-        return
-    if not shutil.which("apt-get"):
-        raise NodeError(f"needs Debian or Ubuntu, or their packages {' '.join(PACKAGES)} installed")
-    print(f"installing {' '.join(PACKAGES)}", flush=True)
-    policy = Path("/usr/sbin/policy-rc.d")  # Debian's switch against starting services on installation
-    ours = not policy.exists()
-    if ours:
-        policy.write_text("#!/bin/sh\nexit 101\n")
-        policy.chmod(0o755)
-    try:
-        for words in (["update"], ["install", "-y", "--no-install-recommends", *PACKAGES]):
-            env = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-            done = subprocess.run(["apt-get", "-q", *words], env=env, capture_output=True, text=True)
-            if done.returncode:
-                raise NodeError(f"apt-get {words[0]} failed: {last_line(done.stderr)}")
-    finally:
-        if ours:
-            policy.unlink()
-
-
-def last_line(text: str) -> str:
-    return (text.strip().splitlines() or ["(no output)"])[-1]
 
 
 def free_ports(count: int) -> list[int]:
@@ -323,7 +299,7 @@ def crash(state: Path) -> None:
 
 def up(state: Path) -> None:
     """Everything from packages to an idle node; what already runs is left as it is."""
-    install()
+    install(PACKAGES, PROGRAMS)
     write_state(state)
     for name in DAEMONS:
         start(state, name)
@@ -390,7 +366,7 @@ def main() -> int:
             start(state, args.daemon)
         else:
             stop(state, args.daemon, signal.SIGKILL if args.action == "kill" else signal.SIGTERM)
-    except NodeError as error:
+    except (NodeError, PackagesError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
