@@ -41,7 +41,7 @@ PATTERNS: dict[str, tuple[str, str, str]] = {
     "by_timestep_T": ("score", "float", "of the held-out loss: the loss at timestep T"),
 }
 UNITS = {
-    "params": "parameters", "macs": "multiply-adds", "flops": "FLOPs", "paper_gflops": "1e9 operations",
+    "params": "parameters", "macs": "multiply-adds", "flops": "FLOPs", "paper_gflops": "1e9 operations", "fvcore": "operations",
     "training_flops": "FLOPs", "count": "images", "reference_count": "images", "images_seen": "images",
     "batch_size": "images", "checkpoint_step": "steps", "steps": "steps", "repeats": "calls", "mfu": "share of 1",
     "threads": "threads", "processes": "processes", "time": "UTC, ISO 8601", "input_size": "pixels or latents",
