@@ -393,7 +393,6 @@ def _checked(path: Path, number: int, line: Any) -> dict[str, Any]:
     if not isinstance(line, dict):
         raise InputError(f"{path} line {number} is not a record of lamabench: it is no JSON object")
     needed = LINES.get(path.name, {}) | EVENTS.get(str(line.get("event")), {})
-    if not all(map(isinstance, map(line.get, needed), needed.values())):
-        wrong = next(name for name, kind in needed.items() if not isinstance(line.get(name), kind))
-        raise InputError(f"{path} line {number} is no line of lamabench: its {wrong} is {line.get(wrong)!r}")
+    if wrong := [name for name, kind in needed.items() if not isinstance(line.get(name), kind)]:
+        raise InputError(f"{path} line {number} is no line of lamabench: its {wrong[0]} is {line.get(wrong[0])!r}")
     return line

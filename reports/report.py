@@ -20,6 +20,7 @@ from .frame import frame
 from .frame import write as write_records
 from .names import shared
 from .page import page
+from .progress import over
 from .published import read as published_rows
 from .queries import setting_words, timings
 from .runs import Line, read
@@ -169,7 +170,7 @@ def _write(evidence: Evidence, folder: Path, out: Path) -> None:
     absent: dict[str, str] = {}
     about: dict[str, str] = {"index.html": "all of this on one page, which needs no network"}
     shown: list[Table] = []
-    for name, item in TABLES.items():
+    for name, item in over(list(TABLES.items()), "tables"):
         tables = tables_of(evidence, name)
         absent |= {} if tables else {name: item.nothing}
         for table in tables:
@@ -181,7 +182,7 @@ def _write(evidence: Evidence, folder: Path, out: Path) -> None:
     with matplotlib.rc_context():
         matplotlib.rcdefaults()  # ignore the user's matplotlibrc
         matplotlib.rcParams.update(STYLE)
-        for item_name, item in FIGURES.items():
+        for item_name, item in over(list(FIGURES.items()), "drawing"):
             figures = item.draw(evidence)
             for name, figure in figures.items() if isinstance(figures, Mapping) else [(item_name, figures)]:
                 if isinstance(figure, str):
