@@ -5,16 +5,16 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from math import inf
+from math import ceil, inf
 from pathlib import Path
 
 TEXTWIDTH = 345.0  # points, of \documentclass{article}; wider in its larger sizes and in most other classes
 GAP = 3.0  # \tabcolsep, on both sides of a column
 MARGIN = 2.0  # what is left free, because widths are estimates
-NARROWEST = 64.0  # a column of text is wrapped to no less while others can be left out
+NARROWEST = 88.0  # a column of text is wrapped to no less while others can be left out
 LONG = 12  # letters of a word that a heading breaks
 LONGEST = 24  # letters of a word that is not broken in a text as wide as the page
-LINES = 46  # of a page; a longer table goes over several
+LINES = 46  # of a page; a table that is longer with its notes goes over several
 FOOTNOTE = 8 * 1.066  # \footnotesize: letters of 8 pt are 6.6 % wider than those of 10 pt, which are measured, at 8 pt
 LETTER = 7.2  # most letters are narrower
 BOLD = 1.16  # bold letters are so much wider
@@ -55,7 +55,8 @@ class TexColumn:
 def escaped(text: str, letters: int = 0) -> str:
     """Text for LaTeX, in ASCII. Letters that its standard fonts lack become question marks. With `letters`, TeX breaks
     words if it must: after signs such as _ and =, and within those of more letters."""
-    return " ".join(_escaped(word, letters) for word in unicodedata.normalize("NFC", text).split())
+    signed = re.sub(r"(?<![\w-])-(?=[\d.])", "−", unicodedata.normalize("NFC", text))  # of numbers; others are hyphens
+    return " ".join(_escaped(word, letters) for word in signed.split())
 
 
 def _escaped(word: str, letters: int) -> str:
@@ -143,7 +144,9 @@ def latex(name: str, caption: str, columns: Sequence[TexColumn], notes: Sequence
         for place in range(len(columns[0].cells))
     ]
     form = f"@{{}}{''.join(_side(column, width) for column, width in pairs)}@{{}}"
-    long = sum(_height(pairs, place) for place in range(len(rows))) > LINES
+    height = sum(_height(pairs, place) for place in range(len(rows)))
+    height += sum(ceil(width_of(note) / TEXTWIDTH) for note in [caption, *notes])
+    long = height > LINES
     packages = ["array", "booktabs", *(["longtable"] if long else [])]
     comments = [f"% Needs \\usepackage{{{','.join(packages)}}}. At most {TEXTWIDTH:.0f} pt wide."]
     if omitted:
@@ -174,7 +177,15 @@ def latex(name: str, caption: str, columns: Sequence[TexColumn], notes: Sequence
             r"\bottomrule",
             r"\end{tabular}",
         ]
-        text = [r"\begin{table}[htbp]", r"\centering", label, size, *table, *below, r"\end{table}"]
+        text = [
+            r"\begin{table}[htbp]",
+            r"\centering\setlength{\belowcaptionskip}{4pt}",
+            label,
+            size,
+            *table,
+            *below,
+            r"\end{table}",
+        ]
     return "\n".join([*comments, *text]) + "\n"
 
 

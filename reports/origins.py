@@ -31,11 +31,22 @@ def origins(runs: list[Run]) -> Table:
             "batch_size": train.get("batch_size") or config.get("batch_size"),
             "stages": ", ".join(stages), "state": state, "error": error, "brief": shortened(error),
         })  # fmt: skip
-    columns = [Column("id", "Run"), Column("study", "Study"), Column("name", "Name"), Column("commit"), Column("dirty")]
+    columns = [
+        Column("id", "Run", tex=False),
+        Column("study", "Study", rank=5),
+        Column("name", "Name"),
+        Column("commit"),
+    ]
+    columns += [Column("dirty")]
     columns += [Column(None, "Commit", key="short"), Column("device", "Device"), Column("host"), Column("driver")]
-    columns += [Column("torch", "torch"), Column("python"), Column("lamabench"), Column("backend", "Backend")]
+    columns += [
+        Column("torch", "torch", rank=3),
+        Column("python"),
+        Column("lamabench"),
+        Column("backend", "Backend", rank=6),
+    ]
     columns += [Column("precision", "Precision"), Column("steps", "Steps", digits=0)]
     columns += [Column("batch_size", "Batch", digits=0), Column("seed", "Seed", digits=0)]
-    columns += [Column("stages", "Stages done")]
+    columns += [Column("stages", "Stages done", rank=4)]
     columns += [Column("state", "State", tex=False), Column("error"), Column(None, "Error", key="brief", tex=False)]
     return Table("runs", "Where the runs come from.", columns, rows)

@@ -3,7 +3,7 @@
 import re
 
 from .differences import FEWEST
-from .names import labels
+from .names import labels, shared
 from .protocols import notes, spread_of
 from .queries import better, scores, setting_words, state_of, timings, words_of
 from .runs import Line, Run
@@ -68,9 +68,10 @@ def summary(runs: list[Run]) -> Table:
         Column(None, "State", key="status", tex=False),
     ]
     rows.sort(key=lambda row: (row["family"], row["macs"] is None, row["macs"], row["label"], row["study"], row["id"]))
+    caption = "One row per run" + (f" of {alike}" if (alike := shared(runs)) else "")
     ranked = any(better(name) and len(by_run) > 1 for name, by_run in marks.items())
     return Table(
-        "summary", "One row per run.", columns, rows, [*([NOT_BOLD] if ranked else []), *disturbed, *notes(runs, marks)]
+        "summary", f"{caption}.", columns, rows, [*([NOT_BOLD] if ranked else []), *disturbed, *notes(runs, marks)]
     )
 
 

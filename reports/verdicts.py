@@ -229,7 +229,7 @@ def _speed_range(study: Variants, rival: str, cell: tuple[Any, ...], rows: dict[
 
 def _circumstances(cell: tuple[Any, ...], points: Iterable[Line]) -> str:
     """What a reader must know of a speed: recomputation, several GPUs, the device, and that other work disturbed it."""
-    _, checkpointing, precision, processes, device = cell
+    _, checkpointing, precision, processes, device, _ = cell
     words = [str(precision), *["checkpointed"] * bool(checkpointing), f"{processes or ''} × {device}".lstrip(" ×")]
     words += ["disturbed by other work"] * any(point["disturbed"] for point in points)
     return f", {', '.join(words)}"

@@ -7,13 +7,14 @@ import resource
 import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 from lamabench.kernels.errors import InputError
 from lamabench.reports.contents import FIGURES, TABLES
-from lamabench.reports.report import build, summary_rows, summary_text
-from run_folders import everything, samples_of, scored, write
+from lamabench.reports.report import _readme, build, evidence_of, summary_rows, summary_text
+from run_folders import everything, samples_of, scored, write, write_many
 
 ALL = {*TABLES, *FIGURES} - {"samples_*"}
 
@@ -27,27 +28,43 @@ def test_the_same_records_give_the_same_bytes(three: Path, report: Path, tmp_pat
     assert index["files"] == [path.name for path in first]
     tables = {path.stem for path in first if path.suffix == ".tex"}
     figures = {path.stem for path in first if path.suffix == ".png"}
-    assert set(index["absent"]) == {"samples_adm", *ALL} - tables - figures
-    assert tables == {"summary", "speed", "bench", "cost", "runs"}
+    assert tables == {"ablation_demo", "summary", "speed", "bench", "cost", "runs", "scale"}
+    absent = {name for name in ALL if not any(f"{stem}_".startswith(f"{name}_") for stem in tables | figures)}
+    assert set(index["absent"]) == {"samples_adm", *absent}
     assert not list(tmp_path.glob(".*")) and not list(report.parent.glob(".*"))
     for path in first:
         if path.suffix in (".png", ".pdf"):
             assert path.read_bytes().startswith(b"\x89PNG" if path.suffix == ".png" else b"%PDF")
     assert figures == {path.stem for path in first if path.suffix == ".pdf"}
     samples = {"samples", "samples_dit", "samples_lamamba"}
-    assert figures == {"loss", "quality_vs_flops", "pareto", "throughput", "speed_vs_flops", *samples}
+    assert figures == {"axis_demo", "loss", "quality_vs_flops", "pareto", "throughput", "speed_vs_flops", *samples}
 
 
 def test_tables_and_figures_without_content_are_named(tmp_path: Path) -> None:
     write(tmp_path / "runs", "bare", [])
     (tmp_path / "out").mkdir()  # an empty folder is accepted
     files = build([tmp_path / "runs"], tmp_path / "out")
-    tables = [f"{name}.{ending}" for name in ("runs", "summary") for ending in ("csv", "md", "tex")]
-    assert [path.name for path in files] == ["README.md", "index.html", "index.json", *tables]
+    runs, summary = ([f"{name}.{ending}" for ending in ("csv", "md", "tex")] for name in ("runs", "summary"))
+    records = ["records.csv", "records.parquet"][: 1 + (find_spec("pyarrow") is not None)]
+    assert [path.name for path in files] == ["README.md", "index.html", "index.json", *records, *runs, *summary]
     absent = json.loads((tmp_path / "out/index.json").read_text())["absent"]
     assert set(absent) == {"samples_bare", *ALL} - {"summary", "runs"}
     readme = (tmp_path / "out/README.md").read_text()
     assert all(name in readme and reason in readme for name, reason in absent.items())
+
+
+def test_the_readme_answers_the_question_of_a_study_and_lists_what_is_there(tmp_path: Path) -> None:
+    evidence = evidence_of([write_many(tmp_path, families=2, sizes=2, seeds=1, snapshots=1)])
+    about = {f"samples_{place}.png, .pdf": "samples of a run" for place in range(6)} | {"cost.md": "costs"}
+    text = _readme(evidence, about, {"kernels": "no operator was timed alone"})
+    parts = text.split("\n## ")
+    assert [part.splitlines()[0] for part in parts[1:]] == ["Study scale", "Runs", "Files"]
+    assert "*Does LaMamba-Diff stay ahead of DiT and of the U-Net from S to XL?*" in parts[1]
+    assert "FD-EffNetLite0-10k" in parts[1] and "1 common seed, and 3 are needed" in parts[1]
+    assert parts[3].splitlines()[2:] == [
+        "- samples_0.png, .pdf and 5 more such files: samples of a run", "- cost.md: costs",
+        "- not included: kernels (no operator was timed alone)",
+    ]  # fmt: skip
 
 
 def test_an_earlier_report_is_replaced(three: Path, report: Path, tmp_path: Path) -> None:
