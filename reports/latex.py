@@ -55,7 +55,8 @@ class TexColumn:
 def escaped(text: str, letters: int = 0) -> str:
     """Text for LaTeX, in ASCII. Letters that its standard fonts lack become question marks. With `letters`, TeX breaks
     words if it must: after signs such as _ and =, and within those of more letters."""
-    return " ".join(_escaped(word, letters) for word in unicodedata.normalize("NFC", text).split())
+    signed = re.sub(r"(?<![\w-])-(?=[\d.])", "−", unicodedata.normalize("NFC", text))  # of numbers; others are hyphens
+    return " ".join(_escaped(word, letters) for word in signed.split())
 
 
 def _escaped(word: str, letters: int) -> str:

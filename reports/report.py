@@ -28,6 +28,7 @@ from .speed import MODES
 from .style import STYLE
 from .summary import TIMED
 from .table import Table
+from .verdicts import sentences
 
 KIND = "lamabench report"  # marks index.json as that of a report
 ESCAPED = "backslashreplace"  # bytes of a file's name that are not UTF-8
@@ -38,6 +39,7 @@ FORMATS: dict[str, Callable[[Table], str]] = {
     "latex": Table.latex,
     "html": Table.html,
 }
+MOST_NAMES = 4  # figures of one kind that README.md lists by name
 ENDINGS = {"markdown": "md", "csv": "csv", "latex": "tex"}  # of the files of a table
 
 
@@ -225,7 +227,18 @@ def _readme(evidence: Evidence, about: dict[str, str], absent: dict[str, str]) -
     text = [f"# Report: {', '.join(dict.fromkeys(run.info['study'] for run in runs))}", ""]
     text += [f"Commits: {', '.join(commits) or 'none'}. Devices: {', '.join(devices) or 'none'}. Recorded: {when}.", ""]
     shown = replace(overview, notes=[]) if over_seeds.rows else overview  # the other table has these notes too
-    text += [shown.markdown()]
+    for name, study in evidence.studies.items():
+        question = (study.runs[0].info.get("about") or {}).get("question")
+        findings = sentences(study)
+        if question or findings:
+            text += [
+                f"## Study {name}",
+                "",
+                *([f"*{question}*", ""] if question else []),
+                *(f"- {one}" for one in findings),
+            ]
+            text += [""]
+    text += ["## Runs", "", shown.markdown()]
     text += ["## Over training seeds", "", over_seeds.markdown()] if over_seeds.rows else []
     notes = []
     for kind, mode, title, _ in TIMED:
@@ -235,7 +248,10 @@ def _readme(evidence: Evidence, about: dict[str, str], absent: dict[str, str]) -
     notes.append("Paper Gflops: what the paper of the model would print, by its own convention.")
     text += [f"- {note}" for note in notes]
     text += ["", "## Files", ""]
-    text += [f"- {files}: {what}" for files, what in about.items()]
+    for what in dict.fromkeys(about.values()):
+        names = [files for files, words in about.items() if words == what]
+        files = ", ".join(names) if len(names) <= MOST_NAMES else f"{names[0]} and {len(names) - 1} more such files"
+        text.append(f"- {files}: {what}")
     for reason in dict.fromkeys(absent.values()):
         text.append(f"- not included: {', '.join(name for name, why in absent.items() if why == reason)} ({reason})")
     return "\n".join(text) + "\n"

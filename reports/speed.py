@@ -127,21 +127,23 @@ def bench(runs: list[Run], baseline: str | None = None) -> list[Table]:
 
 def _bench(measured: list[Line], name: str | None, where: str, ending: str) -> Table:
     groups: dict[tuple, list[Line]] = {}
-    cells: dict[tuple, list[Line]] = {}
+    cells: dict[tuple, dict[str, list[Line]]] = {}  # {circumstances: {group: measurements}}
     for row in measured:
         groups.setdefault((row["group"], *cell_of(row), row["compile"]), []).append(row)
-        cells.setdefault(cell_of(row), []).append(row)
+        cells.setdefault(cell_of(row), {}).setdefault(row["group"], []).append(row)
+    rivals = {
+        cell: [row for members in models.values() if members[0]["model"] == name for row in members]
+        for cell, models in cells.items()
+    }
     rows = [_at_its_best(members) for members in groups.values()]
     for row in rows:
-        cell = cells[cell_of(row)]
-        rivals = [other for other in cell if other["model"] == name]
-        best, rival = fastest(other for other in cell if other["group"] == row["group"]), fastest(rivals)
+        cell = cell_of(row)
+        best = fastest(cells[cell][row["group"]])
         if best and best["compile"] == row["compile"]:
-            row |= compared(best, rival)
+            row |= compared(best, fastest(rivals[cell]))
         row |= efficiency(row, measured)
-        alike = [other for other in cell if other["compile"] == row["compile"]]
-        memory = _memory(other for other in alike if other["group"] == row["group"])
-        baseline_memory = _memory(other for other in alike if other["model"] == name)
+        memory = _memory(cells[cell][row["group"]], row["compile"])
+        baseline_memory = _memory(rivals[cell], row["compile"])
         if common := memory.keys() & baseline_memory.keys():
             row["memory_batch"] = max(common)
             row["memory_ratio"] = memory[max(common)] / baseline_memory[max(common)]
@@ -248,9 +250,13 @@ def _at_its_best(members: list[Line]) -> Line:
     return row
 
 
-def _memory(rows: Iterable[Line]) -> dict[int, float]:
-    """{batch: peak memory} of measurements."""
-    return {row["batch_size"]: row["peak_memory_gib"] for row in rows if row.get("peak_memory_gib")}
+def _memory(rows: Iterable[Line], compile_mode: str) -> dict[int, float]:
+    """{batch: peak memory} of measurements in one compile mode."""
+    return {
+        row["batch_size"]: row["peak_memory_gib"]
+        for row in rows
+        if row["compile"] == compile_mode and row.get("peak_memory_gib")
+    }
 
 
 def _terms(baseline: str | None) -> list[str]:

@@ -11,7 +11,7 @@ from lamabench.reports.evidence import Evidence
 from lamabench.reports.latex import TexColumn, escaped, latex, width_of
 from lamabench.reports.runs import read
 from lamabench.reports.table import Column, Table
-from run_folders import everything, line, scored, timed, write
+from run_folders import everything, line, scored, timed, write, write_many
 
 RECORDS = Path(reports.__file__).parent / "records"
 LATEX = pytest.mark.debian(packages=["texlive-latex-recommended"], programs=["pdflatex"])
@@ -22,6 +22,7 @@ def test_every_letter_is_ascii_and_means_itself() -> None:
     assert escaped("µ ± 2σ, é, Ångström, ½, 中") == r"$\mu$ $\pm$ 2$\sigma$, \'{e}, \r{A}ngstr\"{o}m, ?, ?"
     assert escaped("−1 × 2² · x†") == r"$-$1 $\times$ 2$^2$ $\cdot$ x$\dagger$"
     assert escaped("[a] * 1--2 ''") == r"{[}a] {*} 1-{}-2 '{}'"  # \\ would take [ and *; -- would be a dash
+    assert escaped("-1.5 ± 2, 1e-05, a-1, ---3") == r"$-$1.5 $\pm$ 2, 1e-05, a-1, -{}-{}-3"
     assert escaped("selective_scan=cuda", letters=10) == (
         r"selective\_\penalty100{}scan=\penalty100{}cuda"
     )  # fmt: skip
@@ -109,7 +110,9 @@ def overfull(log: str) -> list[float]:
 @LATEX
 def test_a_report_compiles_and_no_table_is_wider_than_the_text(tmp_path: Path) -> None:
     folders = []
-    for name, paths in (("committed", sorted(RECORDS.iterdir())), ("odd", [odd_runs(tmp_path / "runs")])):
+    many = write_many(tmp_path / "scaling", families=2, sizes=3, seeds=2)
+    sources = {"committed": sorted(RECORDS.iterdir()), "odd": [odd_runs(tmp_path / "runs")], "many": [many]}
+    for name, paths in sources.items():
         folders.append(tmp_path / name)
         folders[-1].mkdir()
         evidence = Evidence(read(paths))
