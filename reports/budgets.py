@@ -1,6 +1,6 @@
 """Scores of models at equal amounts of training: which may be compared, at which amount, and interpolated how."""
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -169,25 +169,32 @@ def equal_budgets(amounts: Mapping[Run, Sequence[float]]) -> list[float]:
     reach, then the one that the most of the others reach, and so on. A large model may have begun to be scored only
     after a small one has ended, so that one amount is rarely enough."""
     left = {run for run, each in amounts.items() if each}
-    ends = sorted({each[-1] for each in amounts.values() if each})
+    ends = {each[-1] for each in amounts.values() if each}
+    everyone = [each for each in amounts.values() if each]
     result: list[float] = []
     while left:
-        best: tuple[int, int, float] | None = None
-        for amount in ends:
-            reached = {run for run, each in amounts.items() if reaches(each, amount)}
-            rank = len(reached & left), len(reached), amount
-            if rank[0] and len({run.group for run in reached}) > 1 and (best is None or rank > best):
-                best = rank
-        if best is None:
+        others = [amounts[run] for run in left]
+        counts = zip(_reaching(others, ends), _reaching(everyone, ends), ends, strict=True)
+        for new, _, amount in sorted(counts, reverse=True):
+            reached = {run for run, each in amounts.items() if reaches(each, amount)} if new else set()
+            if reached & left and len({run.group for run in reached}) > 1:
+                result.append(amount)
+                left -= reached
+                break
+        else:
             break
-        result.append(best[2])
-        left -= {run for run, each in amounts.items() if reaches(each, best[2])}
     return sorted(result)
+
+
+def _reaching(several: Sequence[Sequence[float]], ends: Iterable[float]) -> list[int]:
+    """How many of several rising amounts reach each of `ends`."""
+    firsts, lasts = (sorted(each[place] for each in several) for place in (0, -1))
+    return [bisect_right(firsts, end * (1 + CLOSE)) - bisect_left(lasts, end * (1 - CLOSE)) for end in ends]
 
 
 def reaches(amounts: Sequence[float], amount: float) -> bool:
     """Whether an amount lies between the first and the last of rising ones."""
-    return bool(amounts) and amounts[0] * (1 - CLOSE) <= amount <= amounts[-1] * (1 + CLOSE)
+    return bool(amounts) and amounts[0] <= amount * (1 + CLOSE) and amount * (1 - CLOSE) <= amounts[-1]
 
 
 def interpolated(points: Sequence[tuple[float, float]], x: float) -> float | None:
@@ -204,10 +211,20 @@ def interpolated(points: Sequence[tuple[float, float]], x: float) -> float | Non
     return exp(log(y0) + share * log(y1 / y0)) if min(y0, y1) > 0 else y0 + share * (y1 - y0)
 
 
-def at_amount(moments: Sequence[Moment], name: str, amount: float) -> Moment | None:
-    """A run at an amount (of the field `name`) of its training: one of its moments, or an interpolated one whose row is
+def rising(moments: Iterable[Moment], name: str) -> list[tuple[float, Moment]]:
+    """The moments at which an amount (a field of Moment) is known and above that of the moment before, with it."""
+    points: list[tuple[float, Moment]] = []
+    for moment in moments:
+        amount = getattr(moment, name)
+        if amount and (not points or amount > points[-1][0]):
+            points.append((amount, moment))
+    return points
+
+
+def at_amount(moments: Iterable[Moment], name: str, amount: float) -> Moment | None:
+    """A run at an amount (a field of Moment) of its training: one of its moments, or an interpolated one whose row is
     that of the nearest but for its value. None before its first moment and after its last."""
-    points = [(getattr(one, name), one) for one in moments if getattr(one, name) is not None]
+    points = rising(moments, name)
     value = interpolated([(x, one.row["value"]) for x, one in points], amount)
     if value is None:
         return None

@@ -6,7 +6,7 @@ from dataclasses import replace
 from statistics import fmean
 from typing import NamedTuple
 
-from .budgets import Comparison, Moment, at_amount, by_machine, comparisons, equal_budgets, equal_images
+from .budgets import Comparison, Moment, at_amount, by_machine, comparisons, equal_budgets, equal_images, rising
 from .differences import NO_SEED, by_seed, count_of, mean_of
 from .evidence import Evidence
 from .names import labels
@@ -15,8 +15,8 @@ from .published import PublishedRow
 from .queries import state_of
 from .runs import Line, Run
 from .seeds import NOTE, best_of
-from .state_of_the_art import MARK, is_fid_of_imagenet, remarks, source_words
-from .table import Column, Table, shortened
+from .state_of_the_art import is_fid_of_imagenet, remarks, source_words
+from .table import BAD, Column, Table, shortened
 
 STEPS_400K = 400_000 * 256  # images of the protocol of `Published.steps_400k`
 BETWEEN = (
@@ -99,7 +99,7 @@ def _table(compared: Comparison, budget: Budget, printed: Sequence[PublishedRow]
     cells: dict[str, Cell] = {}
     unnamed: dict[str, list[str]] = {}
     for metric, series in compared.columns.items():
-        amounts = {run: [x for one in each if (x := getattr(one, budget.field))] for run, each in series.items()}
+        amounts = {run: [x for x, _ in rising(each, budget.field)] for run, each in series.items()}
         targets = equal_budgets(amounts) if budget.between else equal_images(amounts)
         for target in targets:
             at = {run: at_amount(each, budget.field, target) for run, each in series.items()}
@@ -138,7 +138,8 @@ def _about(run: Run, label: str) -> Line:
     row |= {"family": family, "size": size} if family else {"family": size, "size": ""}
     more = label.removeprefix(info["title"]).strip(", ")
     row["size"] = ", ".join(filter(None, (row["size"], more)))
-    return row | {name: cost.get(name) for name in ("params", "macs", "flops", "paper_gflops")}
+    names = ("params", "macs", "flops", "paper_gflops")
+    return row | {name: cost.get(name) for name in names} | {"records": dict.fromkeys(names, cost)}
 
 
 def _fill(rows: Mapping[str, Line], column: str, cell: Cell, way: str) -> str:
@@ -151,6 +152,7 @@ def _fill(rows: Mapping[str, Line], column: str, cell: Cell, way: str) -> str:
             values[group] = by_seed(zip(seeds, (moment.row["value"] for moment in own.values()), strict=True))
             mean = mean_of(values[group].values())
             row |= {f"{column}_mean": mean.value, f"{column}_ci95": mean.half, f"{column}_n": count_of(values[group])}
+            row["records"][f"{column}_mean"] = next(iter(own.values())).row
             for name in ("images", "flops"):
                 amounts = [amount for moment in own.values() if (amount := getattr(moment, name)) is not None]
                 row.setdefault(f"at_{name}", fmean(amounts) if amounts else None)
@@ -166,7 +168,7 @@ def _missing(compared: Comparison, budget: Budget, cells: Mapping[str, Cell], na
     for cell in cells.values():
         for run, each in compared.columns[cell.metric].items():
             if run not in cell.moments:
-                amounts = [x for one in each if (x := getattr(one, budget.field))]
+                amounts = [x for x, _ in rising(each, budget.field)]
                 where = budget.words(cell.amount)
                 if not amounts:
                     reason = f"Their {budget.name} are not on record"
@@ -201,10 +203,10 @@ def _mark(rows: Mapping[str, Line], cells: Mapping[str, Cell], names: Mapping[st
         for run in cell.moments:
             state, error = ends[run]
             if state != "done":
-                rows[run.group][f"{column}_mark"] = MARK
+                rows[run.group][f"{column}_mark"] = BAD
                 states.setdefault(state + (f" ({shortened(error)})" if error else ""), {})[run] = None
     which = [f"{state}: {_whose(each, runs, names)}" for state, each in states.items()]
-    return [f"{MARK.strip()} with a run that is not done. {'; '.join(which)}."] if which else []
+    return [f"{BAD.strip()} with a run that is not done. {'; '.join(which)}."] if which else []
 
 
 def _columns(cells: Mapping[str, Cell], budget: Budget, published: bool) -> list[Column]:
@@ -213,18 +215,20 @@ def _columns(cells: Mapping[str, Cell], budget: Budget, published: bool) -> list
         Column("size", "Size"),
         Column("label"),
         Column("model"),
-        Column("n", "Seeds", digits=0, rank=3),
-        Column("params", "Params (M)", 1e6, 4, rank=1),
+        Column("n", "Seeds", digits=0, rank=7),
+        Column("params", "Params (M)", 1e6, 4, rank=6),
         Column("macs", "MACs (G)", 1e9, 4),
-        Column("flops", "FLOPs (G)", 1e9, 4, rank=5),
-        Column("paper_gflops", "Printed (G)" if published else None, 1.0, 4, rank=6),
+        Column("flops", "FLOPs (G)", 1e9, 4, rank=9),
+        Column("paper_gflops", "Printed (G)" if published else None, 1.0, 4, rank=5),
     ]
     if len({cell.amount for cell in cells.values()}) == 1:
         images = Column("at_images", "Images (M)", 1e6, 4, rank=8)
         flops = Column("at_flops", "Training FLOPs (1e18)", 1e18, 4, rank=7)
         columns += {"images": [flops], "flops": [images], "hours": [images, flops]}[budget.field]
-    for place, name in enumerate(cells):
-        columns.append(Column(f"{name}_mean", name, 1.0, 4, f"{name}_ci95", f"{name}_bold", f"{name}_mark", 4 * place))
+    first = next(iter(cells.values())).metric
+    for place, (name, cell) in enumerate(cells.items()):
+        rank = place if cell.metric == first else 10 + place
+        columns.append(Column(f"{name}_mean", name, 1.0, 4, f"{name}_ci95", f"{name}_bold", f"{name}_mark", rank))
         columns += [Column(f"{name}_ci95"), Column(f"{name}_n")]
     return columns + ([Column("source", "Source", rank=2)] if published else [])
 
@@ -237,9 +241,9 @@ def _caption(compared: Comparison, budget: Budget, cells: Mapping[str, Cell]) ->
     if len(amounts) == 1:
         common = f"{budget.words(amounts.pop())}{machine}, the largest amount at which {which} runs have a score"
     elif budget.between:
-        common = f"equal {budget.name}{machine}, in each column as many as two models or more have reached"
+        common = f"equal {budget.name}{machine}: in each column, an amount that two models or more have reached"
     else:
-        common = "equal images, in each column the largest number at which most runs have a score"
+        common = "equal images: in each column, the largest number at which most runs have a score"
     return f"Models of all families and sizes{on} at {common}."
 
 
@@ -247,12 +251,13 @@ def _published(cells: Mapping[str, Cell], printed: Sequence[PublishedRow]) -> li
     """Published rows, if the scores are of their protocol: FID of 50,000 samples of ImageNet at 256 px, in latents,
     drawn in 250 ancestral steps without guidance after as many images of training."""
     for column, cell in cells.items():
-        if cell.amount == STEPS_400K and all(_as_in_papers(moment.row) for moment in cell.moments.values()):
+        if cell.amount == STEPS_400K and all(as_in_papers(moment.row) for moment in cell.moments.values()):
             return [_of_paper(row, column) for row in printed if row.conditional]
     return []
 
 
-def _as_in_papers(row: Line) -> bool:
+def as_in_papers(row: Line) -> bool:
+    """Whether a score is of the protocol of `Published.steps_400k`, whatever the number of images of training."""
     drawn = row.get("generation") or {}
     way = [drawn.get(name) for name in ("sampler", "steps", "guidance", "weights")]
     alike = way == ["ancestral", 250, 1, "ema"] and drawn.get("labels") in ("balanced", "random")

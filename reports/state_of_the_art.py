@@ -10,7 +10,7 @@ from .protocols import UNKNOWN, generation_of, notes
 from .published import PublishedRow
 from .queries import state_of
 from .runs import Line, Run
-from .table import Column, Table
+from .table import BAD, Column, Table
 
 CLASSES = 1000
 PER_LATENT = 8  # pixels per side of a latent of sd-vae
@@ -27,7 +27,6 @@ PRINTED = (
     "Printed: what the paper prints as Gflops, or what it would print for a model of these runs: multiply-adds of one "
     "forward pass of one image, and by some papers other operations. MACs: multiply-adds and nothing else."
 )
-MARK = " ‡"
 UNRANKED = "No row is bold, because trainings of different length and samples of different guidance are no ranking."
 
 
@@ -93,18 +92,18 @@ def _table(
     rows.sort(key=lambda row: (row["guidance"] != "none", -row["fid"], row["label"], row["origin"]))
     columns = [
         Column("label", "Model"),
-        Column("origin", "From"),
+        Column("origin", "From", rank=8, tex=False),
         Column("params", "Params (M)", 1e6, 3),
-        Column("macs", "MACs (G)", 1e9, 4),
-        Column("printed", "Printed (G)", 1.0, 5, rank=4),
-        Column("convention", "What is printed", rank=6),
+        Column("macs", "MACs (G)", 1e9, 4, rank=7),
+        Column("printed", "Printed (G)", 1.0, 5),
+        Column("convention", "What is printed", rank=9, tex=False),
         Column("fid", "FID", 1.0, 4, "fid_ci95", mark="mark"),
         Column("fid_ci95"),
-        Column("n", "Seeds", digits=0, rank=7),
-        Column("sfid", "sFID", 1.0, 4, "sfid_ci95", rank=3),
+        Column("n", "Seeds", digits=0, rank=6),
+        Column("sfid", "sFID", 1.0, 4, "sfid_ci95", rank=4),
         Column("is", "IS", 1.0, 4, "is_ci95", rank=3),
-        Column("precision", "Precision", 1.0, 2, "precision_ci95", rank=3),
-        Column("recall", "Recall", 1.0, 2, "recall_ci95", rank=3),
+        Column("precision", "Precision", 1.0, 2, "precision_ci95", rank=5),
+        Column("recall", "Recall", 1.0, 2, "recall_ci95", rank=5),
         Column("guidance", "Guidance", rank=1),
         Column("source", "Source", rank=2),
     ]
@@ -114,7 +113,7 @@ def _table(
     below = [
         *remarks(printed),
         UNRANKED,
-        *([f"{MARK.strip()}: of a run that is not done."] if any(row.get("mark") for row in rows) else []),
+        *([f"{BAD.strip()}: of a run that is not done."] if any(row.get("mark") for row in rows) else []),
     ]
     return Table(name, caption, columns, rows, below + notes(runs, {"FID": own} if own else {}))
 
@@ -137,8 +136,8 @@ def _of_runs(lines: dict[Run, Line], label: str) -> Line:
     result: Line = {"label": label, "origin": "these runs", "source": f"study {run.info['study']}"}
     result |= {"params": cost.get("params"), "macs": cost.get("macs"), "printed": cost.get("paper_gflops")}
     result["convention"] = CONVENTIONS[FAMILIES.get(run.info["family"], "printed")] if cost else None
-    result["guidance"] = _guidance_words(lines[run])
-    result["mark"] = MARK if any(state_of(run)[0] != "done" for run in lines) else ""
+    result |= {"guidance": _guidance_words(lines[run]), "records": {"params": cost, "macs": cost, "printed": cost}}
+    result["mark"] = BAD if any(state_of(run)[0] != "done" for run in lines) else ""
     for key, metric in METRICS.items():
         pairs = [
             (NO_SEED if run.info.get("seed") is None else run.info["seed"], row["value"])
@@ -150,6 +149,7 @@ def _of_runs(lines: dict[Run, Line], label: str) -> Line:
             seeds = by_seed(pairs)
             mean = mean_of(seeds.values())
             result |= {key: mean.value, f"{key}_ci95": mean.half}
+            result["records"][key] = lines[run]
             result.setdefault("n", count_of(seeds))
     return result
 

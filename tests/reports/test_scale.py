@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from lamabench.reports.budgets import equal_budgets, equal_images, interpolated
+from lamabench.reports.budgets import Moment, at_amount, equal_budgets, equal_images, interpolated, rising
 from lamabench.reports.evidence import Evidence
 from lamabench.reports.runs import Run, read
 from lamabench.reports.scale import scale, scale_flops, scale_hours
@@ -58,6 +58,17 @@ def test_common_amounts() -> None:
     assert equal_budgets({a: [1, 5], b: [3, 9], c: [8, 20]}) == [5, 9]  # no amount lies in all three
     assert equal_budgets({a: [1, 5], b: [6, 9], c: [8, 20]}) == [9]  # a overlaps with nothing
     assert equal_budgets({a: [1, 5], b: [6, 9]}) == equal_budgets({a: [1, 5], Run({}, "a"): [1, 5], b: []}) == []
+
+
+def test_a_clock_that_stood_still_or_went_back_is_no_division_by_zero() -> None:
+    moments = [Moment({"value": value}, images, None, hours) for images, hours, value in MOMENTS]
+    assert [x for x, _ in rising(moments, "hours")] == [1.0, 4.0] and rising(moments, "flops") == []
+    at = at_amount(moments, "hours", 2.0)
+    assert at is not None and at.row["value"] == pytest.approx(4.0) and at.images == 20  # 8 · 2^-1, 10 + (40 - 10) / 3
+    assert at_amount(moments, "flops", 2.0) is None and at_amount(moments, "hours", 4.5) is None
+
+
+MOMENTS = [(10, 1.0, 8.0), (20, 1.0, 7.0), (30, 0.5, 6.0), (40, 4.0, 2.0)]  # images, hours, value
 
 
 def test_equal_images(tmp_path: Path) -> None:
@@ -159,8 +170,8 @@ def test_runs_that_are_not_done_are_marked(tmp_path: Path) -> None:
     change(tmp_path, "trainings/dit-*/record.jsonl", lambda line: {**line, "state": "diverged", "error": "loss is nan"})
     (table,) = scale(evidence(tmp_path))
     cells = {row["Family"]: row[FD] for row in markdown(table.markdown())}
-    assert cells["DiT"].endswith(" ‡") and "‡" not in cells["LaMamba-Diff"]
-    assert any("‡ with a run that is not done. diverged (train: loss is nan): DiT-S/2." in note for note in table.notes)
+    assert cells["DiT"].endswith(" §") and "§" not in cells["LaMamba-Diff"]
+    assert any("§ with a run that is not done. diverged (train: loss is nan): DiT-S/2." in note for note in table.notes)
 
 
 def test_one_model_makes_no_table(tmp_path: Path) -> None:
