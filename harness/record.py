@@ -54,9 +54,7 @@ class Row:
     needed: ClassVar[tuple[str, ...]] = ()  # fields that a line with state `done` must have
 
     key: str = about("12 hex digits: the hash of the request", "")
-    state: str = about(
-        "done, failed, oom (out of memory), diverged (loss not finite) or wrong (failed its check)", "done"
-    )
+    state: str = about("done, failed, oom (out of memory), diverged (loss not finite) or wrong (check failed)", "done")
     time: str = about("when the line was written, UTC, ISO 8601", "")
     error: str | None = about("the reason in one line, if the state is not done")
     provenance: dict[str, Any] | None = about("commit, dirty, host, device, driver, versions")

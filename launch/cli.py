@@ -242,7 +242,7 @@ def parser() -> argparse.ArgumentParser:
     report.add_argument("--baseline", metavar="MODEL", help=help_text)
     help_text = "a YAML file of published numbers that join those of the suite (reports/published.py has its format)"
     report.add_argument("--published", type=_path, metavar="FILE", help=help_text)
-    differ = add("compare", "say whether scores differ by more than training seeds do", COMPARE)
+    differ = add("compare", "say whether scores differ by more than seeds do, and what else differs", COMPARE)
     help_text = (
         "A and B: folders of runs or studies, root folders, or ROOT/STUDY/VARIANT (all its seeds). B is compared with "
         "A. A study alone: its variants with the first one"

@@ -54,6 +54,8 @@ class Evidence:
     def studies(self) -> dict[str, "Evidence"]:
         """The same of each study, by its name, in the order of the runs."""
         names = dict.fromkeys(run.info["study"] for run in self.runs)
+        if len(names) == 1:  # nothing is computed twice
+            return dict.fromkeys(names, self)
         return {name: replace(self, runs=[run for run in self.runs if run.info["study"] == name]) for name in names}
 
     @cached_property

@@ -80,7 +80,7 @@ def ends_by_design(runs: Iterable[Run], rows: Mapping[Run, Line]) -> bool:
 def rankable(runs: Iterable[Run], rows: Mapping[Run, Line]) -> str:
     """Why the best of the scores of one column cannot be named, empty if it can: samples that were made in several ways
     or in unknown ways have no best, nor have weights of different steps unless the study asks for them."""
-    runs = list(runs)
+    runs = dict.fromkeys(runs)  # in order, and quick to search
     steps = {(run.group, row["checkpoint_step"]) for run, row in rows.items() if run in runs}
     if len(steps) > len({group for group, _ in steps}):
         return "seeds of one variant have weights of different steps"

@@ -93,7 +93,8 @@ class Variants:
         values = self.values[metric]
         if self.base is None or group == self.base or not {group, self.base} <= values.keys():
             return None
-        return against(values, group, self.base, metric, self.evidence.scores[metric])
+        lines, both = self.evidence.scores[metric], [*self.members[group], *self.members[self.base]]
+        return against(values, group, self.base, metric, {run: lines[run] for run in both if run in lines})
 
     def best(self, metric: str) -> tuple[str | None, str]:
         """The variant with the best mean if it is distinguishable from the second; or else None, and why."""
@@ -105,14 +106,19 @@ class Variants:
         scored = [group for group in groups if group in values]
         return sorted(scored, key=lambda group: sign * mean_of(values[group].values()).value)
 
+    @cached_property
+    def states(self) -> dict[Run, tuple[str, str]]:
+        """The state and error of each run, also of those that cannot be read."""
+        return {run: state_of(run) for run in self.evidence.runs}
+
     def not_done(self, group: str) -> dict[str, tuple[str, str]]:
         """{name of a run: its state and error} of those runs of a variant that are not done."""
-        states = {run.info["name"]: state_of(run) for run in self.members[group]}
+        states = {run.info["name"]: self.states[run] for run in self.members[group]}
         return {name: state for name, state in states.items() if state[0] != "done"}
 
     def state(self, group: str) -> str:
         """The states of a variant's runs, such as "done" or "2 done, 1 oom"."""
-        states = {run.info["name"]: state_of(run)[0] for run in self.members[group]}
+        states = {run.info["name"]: self.states[run][0] for run in self.members[group]}
         counts = Counter(states.values())
         if len(counts) == 1:
             return next(iter(counts))
@@ -122,7 +128,7 @@ class Variants:
         """What must stand beside a score of a variant: how many of the runs that it is a mean of are not done, such as
         "1 unfinished"."""
         lines = self.evidence.scores[metric]
-        states = Counter(state_of(run)[0] for run in self.members[group] if run in lines)
+        states = Counter(self.states[run][0] for run in self.members[group] if run in lines)
         return ", ".join(f"{count} {state}" for state, count in states.items() if state != "done")
 
     def cost(self, group: str) -> Line:

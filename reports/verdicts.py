@@ -8,7 +8,7 @@ from .differences import Difference, Mean, difference, mean_of, with_interval
 from .evidence import Evidence
 from .names import axis_noun, axis_word, value_word
 from .protocols import rankable
-from .queries import better, state_of
+from .queries import better
 from .runs import Line
 from .speed import CELL, MODES, crossing
 from .table import places_of, style_of
@@ -250,7 +250,7 @@ def _missing(study: Variants) -> list[str]:
         return []
     text = []
     absent, early = ([run for run in planned if wanted(run)] for wanted in (
-        lambda run: run not in lines, lambda run: run in lines and state_of(run)[0] != "done",
+        lambda run: run not in lines, lambda run: run in lines and study.states[run][0] != "done",
     ))  # fmt: skip
     for some, what in (
         (absent, f"{'has' if len(absent) == 1 else 'have'} no {metric or 'score'}"),
@@ -258,7 +258,7 @@ def _missing(study: Variants) -> list[str]:
     ):
         states: dict[str, dict[str, list[Any]]] = {}
         for run in some:
-            states.setdefault(state_of(run)[0], {}).setdefault(run.group, []).append(run.info.get("seed"))
+            states.setdefault(study.states[run][0], {}).setdefault(run.group, []).append(run.info.get("seed"))
         parts = []
         for state, groups in states.items():
             names = [_name(study, group) + _seeds(seeds) * (group in study.members) for group, seeds in groups.items()]
