@@ -249,7 +249,7 @@ def check_words(curve: Curve) -> str:
         return ""
     law = "" if curve.law_words == tested.law else f" by {tested.law}"
     measured = format(tested.measured, style_of(tested.measured, 3))
-    return f"{law}, measured {measured} ({100 * tested.error:+.1f} %)"
+    return f"{law}, measured {measured} ({round(100 * tested.error, 1) + 0.0:+.1f} %)"
 
 
 def remarks_of(one: Scaling) -> list[str]:
