@@ -11,7 +11,8 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from matplotlib.transforms import Bbox
 
 # Steps of a decade for ticks, the roundest first.
-ROUND = ((1,), (1, 3), (1, 2, 5), (1, 2, 3, 5), (1, 1.5, 2, 3, 4, 5, 7), tuple(one / 10 for one in range(10, 100)))
+ROUND: tuple[tuple[float, ...], ...] = ((1,), (1, 3), (1, 2, 5), (1, 2, 3, 5), (1, 1.5, 2, 3, 4, 5, 7))
+ROUND += tuple(tuple(one / parts for one in range(parts, 10 * parts)) for parts in (1, 2, 5, 10))
 
 
 def few_ticks(axis: Axis, low: float, high: float, most: int = 4) -> None:

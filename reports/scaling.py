@@ -67,6 +67,10 @@ class Curve:
         return self.further[1] if self.further else NEXT * self.compute[self.groups[-1]]
 
     @property
+    def law_words(self) -> str:
+        return self.law.law if isinstance(self.law, Fit) else ""
+
+    @property
     def prediction(self) -> float | None:
         """What the law says of the next size; None for two sizes, which predict nothing."""
         return self.law.at(self.target) if isinstance(self.law, Fit) and self.law.sizes > 2 else None
@@ -173,15 +177,17 @@ def scaling_table(evidence: Evidence) -> Table:
         Column("study", "Study" if several else None),
         Column("metric", "Metric"),
         Column("family", "Family"),
-        Column("against", "C"),
-        Column("sizes", "Sizes", digits=0, rank=3),
-        Column("seeds", "Seeds", digits=0, rank=4),
-        *(Column(law, law, 1.0, 3, mark=f"{law}_ends", rank=rank) for law, rank in (("a", 2), ("b", 1), ("c", 0))),
+        Column("against", "C", width=18),
+        Column("sizes", "Sizes", digits=0, rank=8),
+        Column("seeds", "Seeds", digits=0, rank=9),
+        *(Column(law, law, 1.0, 3, mark=f"{law}_ends", rank=rank) for law, rank in (("a", 4), ("b", 5), ("c", 0))),
         *(Column(f"{law}_{end}") for law in "abc" for end in ("low", "high")),
-        Column("predicted", "Predicted", 1.0, 3, mark="predicted_ends", rank=5),
-        *(Column(name) for name in ("at", "predicted_low", "predicted_high")),
-        Column("check_predicted", "Largest size from the others", 1.0, 3, mark="check_words", rank=6),
-        *(Column(name) for name in ("check_law", "check_measured", "check_error")),
+        Column("at", "Next C", 1.0, 4, mark="at_words", rank=3),
+        Column("predicted", "Predicted there", 1.0, 3, mark="predicted_ends", rank=1),
+        *(Column(name) for name in ("predicted_low", "predicted_high", "check_law")),
+        Column("check_predicted", "Check: predicted", 1.0, 3, mark="check_by", rank=7),
+        Column("check_measured", "Check: measured", 1.0, 3, rank=6),
+        Column("check_error", "Check: error (%)", 0.01, 2, rank=2),
         Column("why", "No law", rank=7),
     ]
     caption = "Scaling: laws a + b·C^-c of quality against compute."
@@ -193,6 +199,8 @@ LAWS = [
     "have b·C^-c and predict nothing.",
     "[low, high]: 95 % intervals of a bootstrap over training seeds; they know nothing of an error in the law itself. "
     "Families without several seeds have none.",
+    f"Next C: that of the next size on record, in brackets, or else {NEXT:g} × the largest.",
+    "Check: the largest size, as the law of the others predicts it, and as it was measured.",
 ]
 
 
@@ -210,11 +218,11 @@ def _row(one: Scaling, name: str, curve: Curve) -> Line:
         for key, value, pair in zip("abc", (law.a, law.b, law.c), law.intervals or (None, None, None), strict=True):
             row |= _with_ends(key, value, pair) if key != "a" or law.sizes > 2 else {}
     if curve.prediction is not None and isinstance(law, Fit):
-        row |= {"at": curve.target} | _with_ends("predicted", curve.prediction, law.interval_at(curve.target))
-        row["predicted_ends"] += f" at {target_words(curve)}"
+        row |= {"at": curve.target, "at_words": f" ({curve.further[0]})" if curve.further else ""}
+        row |= _with_ends("predicted", curve.prediction, law.interval_at(curve.target))
     if isinstance(tested, Check):
         row |= {"check_law": tested.law, "check_predicted": tested.predicted, "check_measured": tested.measured}
-        row |= {"check_error": tested.error, "check_words": check_words(curve)}
+        row |= {"check_error": tested.error, "check_by": f" by {tested.law}" if tested.law != curve.law_words else ""}
     return row
 
 
@@ -239,9 +247,9 @@ def check_words(curve: Curve) -> str:
     tested = curve.check
     if isinstance(tested, str):
         return ""
-    law = "" if isinstance(curve.law, Fit) and curve.law.law == tested.law else f" by {tested.law}"
+    law = "" if curve.law_words == tested.law else f" by {tested.law}"
     measured = format(tested.measured, style_of(tested.measured, 3))
-    return f"{law}, measured {measured} ({100 * tested.error:+.1f} %)"
+    return f"{law}, measured {measured} ({round(100 * tested.error, 1) + 0.0:+.1f} %)"
 
 
 def remarks_of(one: Scaling) -> list[str]:

@@ -41,7 +41,7 @@ def scaling(evidence: Evidence) -> Figure | str | Mapping[str, Figure | str]:
 
 def _draw(evidence: Evidence, one: Scaling) -> Figure:
     titles = {row["group"]: row["title"] for row in evidence.overview.rows}
-    text = [wrapped(text, 132) for text in captions(one, titles)]
+    text = [wrapped(text, 124) for text in captions(one, titles)]
     lines = sum(1 + each.count("\n") for each in text)
     figure = blank(PAGE, 2.5 + 0.125 * lines)
     panels = figure.subplots(1, len(one.curves), sharey=True, squeeze=False)[0]

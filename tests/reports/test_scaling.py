@@ -79,8 +79,10 @@ def test_intervals_hold_the_law_and_stand_in_cells(tmp_path: Path) -> None:
     (cells,) = (one for one in table.rows if (one["metric"], one["family"], one["at"]) == (FD, "DiT", 4 * 237.3))
     text = {column.title: column.cell(cells) for column in table.shown()}
     assert text["c"] == f"{cells['c']:.3f} [{cells['c_low']:.3f}, {cells['c_high']:.3f}]"
-    assert text["Predicted"].endswith("at C = 949.2, 4 × the largest")
-    assert f", measured {cells['check_measured']:.1f} (" in text["Largest size from the others"]
+    assert text["Next C"] == "949.2" and text["Predicted there"].endswith(f"{cells['predicted_high']:.1f}]")
+    assert text["Check: measured"] == f"{cells['check_measured']:.1f}"
+    error = 100 * (cells["check_predicted"] / cells["check_measured"] - 1)
+    assert float(text["Check: error (%)"]) == pytest.approx(error, abs=0.06)
     assert any("25,600,000 images" in note for note in table.notes)
 
 
@@ -131,7 +133,7 @@ def test_the_next_size_is_that_on_record(tmp_path: Path) -> None:
     assert float(by_name[FD, "DiT", "parameters (M)"]["at"]) == 8.0
     assert {against for _, _, against in by_name} == {"forward FLOPs (G)", "parameters (M)"}  # no training on record
     table = scaling_table(evidence_of(tmp_path))
-    assert "at C = 1.281, DiT-XL" in table.markdown()
+    assert "1.281 (DiT-XL)" in table.markdown() and " by b·C^-c" in table.markdown()
 
 
 def test_values_without_a_law_have_a_reason(tmp_path: Path) -> None:
