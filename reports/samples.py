@@ -16,7 +16,7 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from ..harness.grid import CLASSES, GAP, REAL, paste
-from ..harness.shards import Shards, images_of, labels_at
+from ..harness.shards import Samples, Shards, images_of, labels_at
 from ..kernels.errors import InputError
 from .runs import Run
 from .style import ENTRIES, PAGE, blank, caption, wrapped
@@ -53,7 +53,7 @@ def mosaic(run: Run) -> Mosaic | str:
     path = run.samples and images_of(run.samples)
     if path is None or not path.exists():
         return "the run has no samples"
-    images, labels, rows, indices = _of_shards(path) if path.is_dir() else _of_file(path)
+    images, rows, indices, labels = _of_shards(path) if path.is_dir() else _of_file(path)
     if not len(indices):
         return "the run has no samples"
     named = len(np.unique(labels)) > 1
@@ -65,19 +65,30 @@ def mosaic(run: Run) -> Mosaic | str:
     return Mosaic(paste(images, rows), names, images[first], noise)
 
 
-def _of_shards(path: Path) -> tuple[Images, NDArray[np.int64], Rows, NDArray[np.int64]]:
-    """The images of a grid, all labels, the rows of the grid as places in the images, and the indices of the images."""
+def paste_of(images: Samples, rows: Rows) -> Images:
+    """`paste` of images of which only those in `rows` are read."""
+    few, places, _ = _few(images, rows)
+    return paste(few, places)
+
+
+def _few(images: Samples, rows: Rows) -> tuple[Images, Rows, NDArray[np.int64]]:
+    """The images in some rows, the rows as places in them, and the indices of these images."""
+    indices = np.unique(np.concatenate(rows)) if rows else np.empty(0, np.int64)
+    few = [images[index : index + 1] for index in indices.tolist()]
+    empty = np.empty((0, *images.shape[1:]), np.uint8)
+    return np.concatenate(few) if few else empty, [np.searchsorted(indices, row) for row in rows], indices
+
+
+def _of_shards(path: Path) -> tuple[Images, Rows, NDArray[np.int64], NDArray[np.int64]]:
+    """The images of a grid, its rows as places in them, the indices of these images, and all labels."""
     shards, labels = Shards(path), labels_at(path)
     if shards.shape[-1] not in (1, 3) or labels.shape != shards.shape[:1]:
         raise InputError(f"{path} has images {list(shards.shape)} and labels {list(labels.shape)}")
     rows = choose(labels)
-    indices = np.unique(np.concatenate(rows)) if rows else np.empty(0, np.int64)
-    images = [shards[index : index + 1] for index in indices.tolist()]
-    few = np.concatenate(images) if images else np.empty((0, *shards.shape[1:]), np.uint8)
-    return few, labels, [np.searchsorted(indices, row) for row in rows], indices
+    return *_few(shards, rows), labels
 
 
-def _of_file(path: Path) -> tuple[Images, NDArray[np.int64], Rows, NDArray[np.int64]]:
+def _of_file(path: Path) -> tuple[Images, Rows, NDArray[np.int64], NDArray[np.int64]]:
     """The same of a samples.npz."""
     try:
         with zipfile.ZipFile(path) as archive, archive.open("labels.npy") as file:
@@ -93,7 +104,7 @@ def _of_file(path: Path) -> tuple[Images, NDArray[np.int64], Rows, NDArray[np.in
             images = np.frombuffer(file.read(needed * prod(shape[1:])), np.uint8).reshape(needed, *shape[1:])
     except (OSError, ValueError, KeyError, EOFError, zlib.error, zipfile.BadZipFile) as error:
         raise InputError(f"{path} cannot be read as samples: {' '.join(str(error).split())}") from None
-    return images, labels, rows, np.arange(needed)
+    return images, rows, np.arange(needed), labels
 
 
 def real_images(runs: Iterable[Run]) -> tuple[Images, NDArray[np.int64]] | None:
