@@ -6,6 +6,8 @@ from math import ceil
 import numpy as np
 from numpy.typing import NDArray
 
+REAL = "real.npz"  # in the folder of a training: a few of its images
+CLASSES = 10  # rows of the grid of a run, and columns of the grid of all runs
 CELL, GAP = 48, 3  # pixels: the least side of an enlarged image, and the space between images
 
 

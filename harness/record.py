@@ -54,9 +54,7 @@ class Row:
     needed: ClassVar[tuple[str, ...]] = ()  # fields that a line with state `done` must have
 
     key: str = about("12 hex digits: the hash of the request", "")
-    state: str = about(
-        "done, failed, oom (out of memory), diverged (loss not finite) or wrong (failed its check)", "done"
-    )
+    state: str = about("done, failed, oom (out of memory), diverged (loss not finite) or wrong (check failed)", "done")
     time: str = about("when the line was written, UTC, ISO 8601", "")
     error: str | None = about("the reason in one line, if the state is not done")
     provenance: dict[str, Any] | None = about("commit, dirty, host, device, driver, versions")
@@ -395,7 +393,6 @@ def _checked(path: Path, number: int, line: Any) -> dict[str, Any]:
     if not isinstance(line, dict):
         raise InputError(f"{path} line {number} is not a record of lamabench: it is no JSON object")
     needed = LINES.get(path.name, {}) | EVENTS.get(str(line.get("event")), {})
-    if not all(map(isinstance, map(line.get, needed), needed.values())):
-        wrong = next(name for name, kind in needed.items() if not isinstance(line.get(name), kind))
-        raise InputError(f"{path} line {number} is no line of lamabench: its {wrong} is {line.get(wrong)!r}")
+    if wrong := [name for name, kind in needed.items() if not isinstance(line.get(name), kind)]:
+        raise InputError(f"{path} line {number} is no line of lamabench: its {wrong[0]} is {line.get(wrong[0])!r}")
     return line

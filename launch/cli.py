@@ -276,7 +276,15 @@ def parser() -> argparse.ArgumentParser:
 def _run(args: argparse.Namespace) -> int:
     """Run a subcommand. Only its own module is imported, because reports need no torch."""
     os.environ["MPLBACKEND"] = "agg"  # figures become files, and a notebook's backend may not be installed here
-    module = importlib.import_module(f".commands.{args.command.replace('-', '_')}", __package__)
+    try:
+        module = importlib.import_module(f".commands.{args.command.replace('-', '_')}", __package__)
+    except ModuleNotFoundError as error:
+        if not error.name or error.name.startswith("lamabench"):
+            raise
+        others = "report, compare, runs and studies need only the extra reports"
+        raise InputError(
+            f"{args.command} needs {error.name}: pip install lamabench installs all it needs; {others}"
+        ) from None
     if args.command in ("report", "compare", "runs", "studies", "doctor", "models", "cost", "check", "data"):
         return module.run(args)
     from ..harness.measure.timing import first_line, out_of_memory

@@ -19,8 +19,8 @@ DIFFERENCE = (
     f"interval; better or worse if that excludes 0 and there are {FEWEST} common seeds or more."
 )
 MANY = (
-    "Each verdict is at a level of 95 %: of {} variants that equal the base, one in twenty is expected to be called "
-    "better or worse."
+    "Each verdict is at a level of 95 %: of variants that do not differ from the base, one in twenty is called better "
+    "or worse. Here are {}."
 )
 FASTEST = "Speed over that of the base: images per second, each variant at its fastest batch and compile mode"
 COUNTS = (("params", "Params (M)", 1e6), ("macs", "MACs (G)", 1e9), ("flops", "FLOPs (G)", 1e9))
@@ -135,7 +135,7 @@ def _about(study: Variants, group: str) -> Line:
     """What a row says of a variant besides scores and speed."""
     cost, base = study.cost(group), study.cost(study.base or "")
     label = study.labels[group] + (" (base)" if group == study.base else "")
-    row: Line = {"label": label, "base": group == study.base}
+    row: Line = {"label": label, "group": group, "base": group == study.base}
     row |= {axis: study.value(group, axis) for axis in study.axes}
     row["n"] = max((count_of(values.get(group, {})) for values in study.values.values()), default=None)
     row |= {key: cost.get(key) for key, *_ in COUNTS}
@@ -225,6 +225,7 @@ def _words(row: Line) -> Line:
         "processes": f"{row['processes'] or 1} GPUs" if (row["processes"] or 1) > 1 else "",
         "checkpointing": "checkpointed" if row["checkpointing"] else "",
         "device": str(row["device"]),
+        "threads": f"{row['cpu_threads']} threads" if row["cpu_threads"] else "",
     }
 
 
@@ -240,12 +241,13 @@ def _same(among: Sequence[Line]) -> str:
 
 
 def _errors(study: Variants) -> list[str]:
-    """A line for each run that ended with an error."""
-    lines = []
+    """A line for each error, with the runs that ended with it."""
+    runs: dict[str, list[str]] = {}
     for group in study.members:
         for run, (state, error) in study.not_done(group).items():
             if error:
-                lines.append(f"{run} ({state}): {shortened(error)}")
+                runs.setdefault(f"({state}): {shortened(error)}", []).append(run)
+    lines = [f"{_some(names)} {error}" for error, names in runs.items()]
     lines += [f"{run.info['name']} is left out: {shortened(run.damage)}" for run in study.damaged]
     return [*lines[:4], *([f"And {len(lines) - 4} more errors: table runs."] if len(lines) > 4 else [])]
 

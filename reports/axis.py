@@ -62,14 +62,15 @@ def _draw(study: Variants, look: Look) -> Figure | str:
     keys: dict[str, Line2D] = {}
     ends: list[tuple[float, float, str, str]] = []
     for place, (key, groups) in enumerate(lines.items()):
-        points = [(_place(study, group, along), means[group], group) for group in groups if group in means]
         shift = (place - (len(lines) - 1) / 2) if len(lines) <= ENTRIES else 0.0
-        at = [_moved(axes, x, shift, bool(numeric), len(lines)) for x, _, _ in points]
-        _points(axes, study, metric, at, points, styles[key], bool(numeric), look if along == "model" else None)
+        places = {group: _place(study, group, along) for group in groups if group in means}
+        places = {group: _moved(axes, x, shift, bool(numeric), len(lines)) for group, x in places.items()}
+        points = [(places[group], means[group], group) for group in sorted(places, key=lambda group: places[group])]
+        _points(axes, study, metric, points, styles[key], bool(numeric), look if along == "model" else None)
         if points and place < ENTRIES and len(lines) > 1:
             name = ", ".join(key)
             keys[name] = Line2D([], [], linestyle="-" if numeric else "", **styles[key])
-            ends.append((at[-1], points[-1][1].value, name, styles[key]["color"]))
+            ends.append((points[-1][0], points[-1][1].value, name, styles[key]["color"]))
     _titles(figure, axes, study, metric, along, bool(numeric))
     if len(lines) > 1 and not (numeric and len(lines) <= ENTRIES and label_ends(axes, ends)):
         legend_below(figure, keys, max(0, len(lines) - ENTRIES))
@@ -166,7 +167,6 @@ def _points(
     axes: Axes,
     study: Variants,
     metric: str,
-    at: list[float],
     points: list[tuple[float, Mean, str]],
     style: dict[str, Any],
     numeric: bool,
@@ -175,9 +175,9 @@ def _points(
     """The means of one line with their intervals, a hollow one for the base, and what is not done beside its point.
     With `looks`, each point looks like its model."""
     if numeric and len(points) > 1:
-        means = [mean.value for _, mean, _ in points]
-        axes.plot(at, means, color=style["color"], linewidth=1.0, zorder=2)
-    for x, (_, mean, group) in zip(at, points, strict=True):
+        xs, means = [x for x, _, _ in points], [mean.value for _, mean, _ in points]
+        axes.plot(xs, means, color=style["color"], linewidth=1.0, zorder=2)
+    for x, mean, group in points:
         look = style | ({"markerfacecolor": "white", "markersize": 5.5} if group == study.base else {})
         if looks is not None:
             family = study.members[group][0].info["family"]

@@ -15,6 +15,7 @@ from .loss import loss
 from .origins import origins
 from .pareto import pareto
 from .quality import quality_vs_flops
+from .roofline import roofline
 from .runs import Run
 from .samples import all_samples, samples
 from .scale import scale, scale_flops, scale_hours
@@ -44,7 +45,7 @@ class FigureItem(NamedTuple):
 
 
 def _all_samples(evidence: Evidence) -> Figure | str:
-    return all_samples([(row["label"], evidence.pictures[row["run"]]) for row in evidence.overview.rows])
+    return all_samples(evidence.overview, evidence.pictures, evidence.look.faint)
 
 
 def _samples(evidence: Evidence) -> Mapping[str, Figure | str]:
@@ -158,6 +159,9 @@ FIGURES: dict[str, FigureItem] = {
         lambda evidence: crossover(evidence.runs, evidence.baseline), "speed and memory against the size of the image"
     ),
     "axis": FigureItem(axis, "the first quality metric against the axis of a study, with its base marked"),
-    "samples": FigureItem(_all_samples, "samples of all runs side by side, one row per class"),
+    "roofline": FigureItem(
+        lambda evidence: roofline(evidence.runs), "work per second of operators against work per byte, and the floors"
+    ),
+    "samples": FigureItem(_all_samples, "samples of all models from equal noise, one row per model, with real images"),
     "samples_*": FigureItem(_samples, "samples of a run, one row per class"),
 }

@@ -1,11 +1,10 @@
 """What two runs or variants differ in besides their scores: configuration, cost and speed."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
-from .queries import measurement_of
 from .runs import Line, Run
-from .speed import MODES, measurements
+from .speed import MODES, cell_of, measurements
 from .table import Column, Table
 
 Pair = tuple[list[Run], list[Run]]  # the runs of A and of B, which differ in their seeds at most
@@ -15,7 +14,17 @@ LEFT_OUT = ("data.path",)
 COUNTS = {"params": ("Params (M)", 1e6), "macs": ("MACs (G)", 1e9), "flops": ("FLOPs (G)", 1e9)}
 CONFIGURATION = ("a", "b", "field", "a_value", "b_value")
 COST = ("a", "b", *(f"{name}{end}" for name in COUNTS for end in ("_a", "_b", "_ratio")))
-CIRCUMSTANCES = ("mode", "input_size", "px", "batch_size", "precision", "compile", "checkpointing", "processes")
+CIRCUMSTANCES = (
+    "mode",
+    "input_size",
+    "px",
+    "batch_size",
+    "precision",
+    "compile",
+    "checkpointing",
+    "processes",
+    "cpu_threads",
+)
 SPEED = ("a", "b", *CIRCUMSTANCES, "device", "images_per_s_a", "images_per_s_b", "images_per_s_ratio")
 SPEED += ("peak_memory_gib_a", "peak_memory_gib_b", "peak_memory_gib_ratio", "disturbed")
 
@@ -33,7 +42,7 @@ def configuration(pairs: Iterable[tuple[Pair, Line]]) -> Table:
             {**values[0], **values[1]}, key=lambda name: (*SECTIONS, "sample").index(name.split(".")[0])
         ):
             a, b = (each.get(name) for each in values)
-            if a != b:
+            if a != b and ((one[0].way and two[0].way) or not name.startswith("sample.")):
                 row: Line = {**labels, "field": name, "a_value": a, "b_value": b}
                 rows.append(row | {"a_text": _plain(a), "b_text": _plain(b)})
     columns = [Column("field", "Setting", width=34), Column("a_text", "A", width=30), Column("b_text", "B", width=30)]
@@ -49,8 +58,9 @@ def cost(pairs: Iterable[tuple[Pair, Line]]) -> Table:
         if a and b:
             rows.append({**labels, **_ratios(a, b, COUNTS)})
     columns = []
-    for name, (title, unit) in COUNTS.items():
-        columns += [Column(f"{name}_a", f"{title} A", unit, 4), Column(f"{name}_b", f"{title} B", unit, 4)]
+    for rank, (name, (title, unit)) in enumerate(COUNTS.items()):
+        columns.append(Column(f"{name}_a", f"{title} A", unit, 4, rank=rank + 2))
+        columns.append(Column(f"{name}_b", f"{title} B", unit, 4, rank=rank // 2))
         columns.append(Column(f"{name}_ratio", "B ÷ A", digits=3))
     return Table("cost", "Cost of a forward pass of one image:", columns, rows)
 
@@ -84,6 +94,7 @@ def speed(pairs: Iterable[tuple[Pair, Line]]) -> Table:
         Column("compile", "Compile", rank=2),
         Column("precision", "Precision", rank=3),
         *([Column("device", "Device", rank=1, width=20)] if len({row["device"] for row in rows}) > 1 else []),
+        *([Column("cpu_threads", "Threads", digits=0, rank=1)] if any(row["cpu_threads"] for row in rows) else []),
         *([Column("processes", "GPUs", digits=0)] if len({row["processes"] for row in rows}) > 1 else []),
         Column("images_per_s_a", "Images/s A", digits=4),
         Column("images_per_s_b", "Images/s B", digits=4),
@@ -117,10 +128,9 @@ def _ratios(a: Line, b: Line, names: Iterable[str]) -> Line:
     return row
 
 
-def _circumstances(row: Mapping[str, Any]) -> tuple[Any, ...]:
-    """What must be equal: what was measured, on which device, and last the batch."""
-    *measured, _, batch = measurement_of(dict(row))
-    return *(value or None for value in measured), row["device"], batch
+def _circumstances(row: Line) -> tuple[Any, ...]:
+    """What must be equal for a comparison of speeds: last the batch."""
+    return *(value or None for value in cell_of(row)), row["compile"], row["batch_size"]
 
 
 def _order(rows: tuple[Line, Line]) -> tuple[Any, ...]:

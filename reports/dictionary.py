@@ -44,7 +44,8 @@ UNITS = {
     "params": "parameters", "macs": "multiply-adds", "flops": "FLOPs", "paper_gflops": "1e9 operations",
     "training_flops": "FLOPs", "count": "images", "reference_count": "images", "images_seen": "images",
     "batch_size": "images", "checkpoint_step": "steps", "steps": "steps", "repeats": "calls", "mfu": "share of 1",
-    "threads": "threads", "processes": "processes", "time": "UTC, ISO 8601", "input_size": "pixels or latents",
+    "threads": "threads", "processes": "processes", "fvcore": "multiply-adds",
+    "time": "UTC, ISO 8601", "input_size": "pixels or latents",
 }  # fmt: skip
 ENDINGS = {
     "_params": "parameters", "_macs": "multiply-adds", "_flops": "FLOPs", "images_per_s": "images/s",
@@ -104,8 +105,8 @@ def page() -> str:
         "| column | rows | type | unit | meaning |",
         "|---|---|---|---|---|",
     ]
-    for row in columns().itertuples():
-        text.append(f"| `{row.column}` | {row.kinds} | {row.type} | {row.unit} | {row.meaning} |")
+    for name, *facts in columns().to_numpy().tolist():
+        text.append(" | ".join([f"| `{name}`", *facts]) + " |")
     return "\n".join(text) + "\n"
 
 

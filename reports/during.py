@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import EngFormatter
+from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from .drawing import few_ticks
 from .evidence import Evidence
@@ -174,5 +174,7 @@ def _scale(axes: Axes) -> None:
         if 0 < 4 * low < high:
             axes.set(**{f"{axis.axis_name}scale": "log"})
             few_ticks(axis, *axis.get_view_interval(), most=5)
-        if high >= 1e5:
+        elif axis.axis_name == "x":
+            axis.set_major_locator(MaxNLocator(4))
+        if high >= 1e4:
             axis.set_major_formatter(EngFormatter(sep=""))

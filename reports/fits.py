@@ -128,8 +128,13 @@ def _fit(logs: tuple[float, ...], points: Points, bootstrap: bool) -> tuple[Arra
         mean * np.exp(random.choice(factors, (REPLICATES, len(each)))).mean(1)
         for mean, each in zip(means, points, strict=True)
     ]
-    replicates = [_line(at, draw) if len(at) == 2 else _law(at, draw, best) for draw in np.stack(draws, axis=1)]
-    return best, np.stack(replicates)
+    return best, np.stack([_replicate(at, draw, best) for draw in np.stack(draws, axis=1)])
+
+
+def _replicate(at: Array, values: Array, best: Array) -> Array:
+    """The law of a replicate; a straight line if the law would be a step, which has no value between its sizes."""
+    law = _law(at, values, best) if len(at) > 2 else _line(at, values)
+    return law if law[2] <= STEEPEST else _line(at, values)
 
 
 def _factors(points: Points) -> Array | None:
@@ -170,11 +175,12 @@ def _law(at: Array, values: Array, start: Array) -> Array:
     with np.errstate(over="ignore", invalid="ignore"):
         solution = leastsq(residuals, begin, Dfun=slopes, full_output=True, col_deriv=True, maxfev=100)[0]
         law = np.array([solution[0] * unit, np.exp(solution[1]), solution[2]])
-    return law if law[0] > 0 and law[2] > 0 else _line(at, values)
+    return law if law[0] > 0 and law[2] > 0 and np.isfinite(law).all() else _line(at, values)
 
 
 def _misfit(law: Array, at: Array, values: Array) -> float:
-    return float(np.sum((np.log(law[0] + law[1] * np.exp(-law[2] * at)) - np.log(values)) ** 2))
+    with np.errstate(over="ignore"):
+        return float(np.sum((np.log(law[0] + law[1] * np.exp(-law[2] * at)) - np.log(values)) ** 2))
 
 
 def _values(laws: Array, compute: float) -> Array:

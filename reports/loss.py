@@ -1,14 +1,23 @@
-"""The figure of training losses. The function of a figure returns a Figure or, if there is nothing to show, why not."""
+"""The figure of training and held-out losses. The function of a figure returns a Figure or, if there is nothing to
+show, why not."""
+
+from collections import Counter
+from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter
 from numpy.typing import NDArray
 
-from .runs import Run
-from .style import Look, blank, legend_below, logarithmic
+from .names import shared
+from .runs import Line, Run
+from .style import COLUMN, PAGE, Look, blank, caption, label_ends, legend_below, logarithmic
 from .table import Table
+
+HELD_OUT = "held-out loss"  # the metric of scores
+RAW = 6  # the raw values are drawn too if there are no more runs than that
 
 
 def running_median(values: NDArray[np.floating], window: int) -> NDArray[np.floating]:
@@ -18,35 +27,127 @@ def running_median(values: NDArray[np.floating], window: int) -> NDArray[np.floa
     return np.array([np.median(values[at - half : at + half + 1]) for at, half in enumerate(halves)])
 
 
+def logged(run: Run, field: str) -> tuple[NDArray[np.int64], NDArray[np.floating]]:
+    """Images seen and the values of a field of metrics.jsonl. A resumed run may have logged a step twice: the later
+    line counts."""
+    pairs = ((line.get("images"), line.get(field)) for line in run.metrics)
+    curve = {images: value for images, value in pairs if images is not None and value is not None}
+    return np.array(sorted(curve), dtype=np.int64), np.array([curve[images] for images in sorted(curve)])
+
+
 def loss(runs: list[Run], overview: Table) -> Figure | str:
-    """Training loss against images seen, one line per run: a running median over the raw values."""
-    look = Look(overview)
-    figure = blank(6.4, 3.8)
-    axes = figure.add_subplot()
-    keys: dict[str, Line2D] = {}
-    ends: list[float] = []
-    for row in overview.rows:
-        # A resumed run may have logged a step twice: the later line counts.
-        pairs = ((line.get("images"), line.get("loss")) for line in row["run"].metrics)
-        curve = {images: loss for images, loss in pairs if images is not None and loss is not None}
-        if not curve:
-            continue
-        images = np.array(sorted(curve))
-        raw = np.array([curve[seen] for seen in sorted(curve)])
-        colour, dash = look.colour(row["group"]), look.dash(row["group"])
-        smooth = running_median(raw, max(3, len(raw) // 10))
-        axes.plot(images, raw, color=colour, alpha=0.25, linewidth=0.8)
-        axes.plot(images, smooth, color=colour, linestyle=dash)
-        axes.plot(images[-1], smooth[-1], color=colour, marker=look.marker(row["family"]), markersize=5)
-        key = row["model_label"] + ("" if row["state"] == "done" else f" ({row['state']})")
-        keys[key] = Line2D([], [], color=colour, linestyle=dash, marker=look.marker(row["family"]), markersize=5)
-        ends += [float(raw.min()), float(raw.max())]
-    if not keys:
+    """Training loss against images seen, and beside it the held-out loss if there is one: one line per run.
+
+    The training loss is a running median, over the raw values if there are few runs. The held-out loss is that of the
+    log; points are scores at kept moments, of the protocol that most have.
+    """
+    rows = [row for row in overview.rows if len(logged(row["run"], "loss")[0])]
+    scores, left_out = _held_out_scores([row["run"] for row in overview.rows])
+    held = [row for row in overview.rows if len(logged(row["run"], "heldout_loss")[0]) or scores.get(row["run"])]
+    if not rows and not held:
         return "no run has logged a training loss"
-    if 0 < 5 * min(ends) < max(ends):
-        axes.set_yscale("log")
-        logarithmic(axes.yaxis, max(ends) / min(ends))
-    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    axes.set(xlabel="Images seen in training", ylabel="Training loss")
-    legend_below(figure, keys)
+    look = Look(overview)
+    panels = [title for title, members in (("Training loss", rows), ("Held-out loss", held)) if members]
+    figure = blank(PAGE if len(panels) > 1 else COLUMN, 2.6)
+    ends: dict[str, list[tuple[float, float]]] = {}
+    for axes, title in zip(figure.subplots(1, len(panels), squeeze=False).flat, panels, strict=True):
+        values: list[float] = []
+        for row in rows if title == "Training loss" else held:
+            drawn = _training(axes, row, look, len(rows)) if title == "Training loss" else []
+            drawn = drawn or _held_out(axes, row, look, scores.get(row["run"], {}))
+            ends.setdefault(row["group"], []).append(drawn[-1])
+            values += [value for _, value in drawn]
+        if 0 < 2 * min(values) < max(values):
+            axes.set_yscale("log")
+            logarithmic(axes.yaxis, max(values) / min(values))
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axes.set(xlabel="Images seen in training", ylabel=title)
+    text = [shared(runs)] if len({row["title"] for row in overview.rows}) == 1 else []
+    if left_out:
+        rest = "1 score under another protocol is" if left_out == 1 else f"{left_out} scores under other protocols are"
+        text.append(f"Held-out loss: {rest} left out")
+    caption(figure, text)
+    _name(figure, overview, look, ends, len(panels))
     return figure
+
+
+def _training(axes: Axes, row: Line, look: Look, count: int) -> list[tuple[float, float]]:
+    """Draw the training loss of one of `count` runs. Returns what was drawn: images and the running median."""
+    images, values = logged(row["run"], "loss")
+    smooth = running_median(values, max(3, len(values) // 10))
+    if count <= RAW:
+        axes.plot(images, values, color=look.colour(row["group"]), alpha=0.25, linewidth=0.6)
+    thin: dict[str, Any] = {"linewidth": 0.8} if count > 2 * RAW else {}
+    axes.plot(images, smooth, **look.line(row["group"]) | thin)
+    _end(axes, images[-1], smooth[-1], row, look)
+    return list(zip(images.tolist(), smooth.tolist(), strict=True))
+
+
+def _held_out(axes: Axes, row: Line, look: Look, scores: dict[int, float]) -> list[tuple[float, float]]:
+    """Draw the held-out loss of a run: the log as a line, and scores as points."""
+    images, values = logged(row["run"], "heldout_loss")
+    style = look.line(row["group"])
+    if len(images):
+        axes.plot(images, values, **style)
+    if scores:
+        points: dict[str, Any] = {
+            "marker": look.marker(row["group"]),
+            "markersize": 2.5 if look.faint(row["group"]) else 4,
+        }
+        points |= {"linestyle": "none"} if len(images) else {}
+        axes.plot(list(scores), list(scores.values()), **style | points)
+    drawn = sorted({**dict(zip(images.tolist(), values.tolist(), strict=True)), **scores}.items())
+    if row["state"] != "done":
+        _end(axes, *drawn[-1], row, look)
+    return drawn
+
+
+def _end(axes: Axes, x: float, y: float, row: Line, look: Look) -> None:
+    """The last point of a line: the model's marker, or a cross if the run is not done."""
+    marker = look.marker(row["group"]) if row["state"] == "done" else "x"
+    style = {**look.line(row["group"]), "linestyle": "none", "marker": marker}
+    axes.plot(x, y, **style, markersize=2.5 if look.faint(row["group"]) else 4.5)
+
+
+def _held_out_scores(runs: list[Run]) -> tuple[dict[Run, dict[int, float]], int]:
+    """The scores of each run that are held-out losses by images seen, under the protocol that most have, and how many
+    have another one."""
+    rows = [
+        (run, row)
+        for run in runs
+        for row in (*run.earlier, *run.rows)
+        if row["kind"] == "score" and row["state"] == "done" and row["metric"] == HELD_OUT and row.get("images_seen")
+    ]
+    counts = Counter(str(row["protocol"]) for _, row in rows)
+    main = max(counts, key=lambda protocol: (counts[protocol], protocol), default="")
+    scores: dict[Run, dict[int, float]] = {}
+    for run, row in sorted(rows, key=lambda pair: pair[1]["images_seen"]):
+        if str(row["protocol"]) == main:
+            scores.setdefault(run, {})[row["images_seen"]] = row["value"]
+    return scores, len(rows) - counts[main]
+
+
+def _name(figure: Figure, overview: Table, look: Look, ends: dict[str, list[tuple[float, float]]], panels: int) -> None:
+    """Names at the ends of the lines of a single panel if they fit, or else a legend."""
+    states: dict[str, list[str]] = {}
+    labels = {row["group"]: row["model_label"] for row in overview.rows}
+    for row in overview.rows:
+        states.setdefault(row["group"], []).append(row["state"])
+    names = {group: labels[group] + group_words(states[group]) for group in ends}
+    clear = [group for group in names if not look.faint(group)]
+    others = len(names) - len(clear)
+    points = [(*np.mean(ends[group], axis=0).tolist(), names[group], look.colour(group)) for group in clear]
+    if panels > 1 or others or not label_ends(figure.axes[0], points):
+        keys: dict[str, Any] = {}
+        for group in clear:
+            keys[names[group]] = Line2D([], [], **look.line(group), marker=look.marker(group), markersize=4.5)
+        legend_below(figure, keys, others)
+
+
+def group_words(states: list[str]) -> str:
+    """What stands behind the name of a group: the number of its runs, and how those ended that are not done."""
+    bad = Counter(state for state in states if state != "done")
+    if len(states) == 1:
+        return "".join(f" ({state})" for state in bad)
+    words = [f"{len(states)} seeds", *(f"{count} {state}" for state, count in bad.items())]
+    return f" ({', '.join(words)})"

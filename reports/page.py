@@ -241,8 +241,8 @@ def _table(evidence: Evidence, table: Table, most: int, folder: Path | None) -> 
     for run in evidence.runs:
         groups.setdefault(run.group, []).append(run)
     rows = []
-    for row in table.rows[:most]:
-        runs = [row["run"]] if row.get("run") else groups.get(row.get("group") or "", [])
+    for row in table.rows[:most]:  # a row has a `run`, a `group` or `runs` if its numbers are theirs
+        runs = [row["run"]] if row.get("run") else row.get("runs") or groups.get(row.get("group") or "", [])
         infos = [row, *(run.info for run in runs)]
         words = dict.fromkeys(str(info[key]) for info in infos for key in ("family", "study") if info.get(key))
         cells = [_cell(evidence, row, column, runs, folder) for column in columns]
@@ -261,14 +261,16 @@ def _cell(evidence: Evidence, row: Line, column: Column, runs: list[Run], folder
     sort = "" if value is None or value == "" else repr(float(value)) if number else None
     place = runs[0].info.get("folder") if folder and row.get("run") and column.source in LINKED else None
     link = quote(os.fsencode(Path(os.path.relpath(place, folder)).as_posix())) if place and folder else ""
-    known = (row.get("origins") or {}).get(column.source) or row.get("origin")
-    origin = "" if sort == "" else known or origin_words(_records(evidence, row, column.source, runs))
+    origin = origin_words(_records(evidence, row, column.source, runs)) or str(row.get("source") or "")
+    origin = "" if sort == "" else origin
     look = "number" if number else "long" if len(text) > 40 else ""
     return Cell(text, sort, origin, link, bool(row.get(column.bold)), look)
 
 
 def _records(evidence: Evidence, row: Line, name: str, runs: list[Run]) -> list[Line]:
-    """The records that the value of a column comes from."""
+    """The records that the value of a column comes from; all those of its runs if it cannot be told which."""
+    if record := (row.get("records") or {}).get(name):
+        return [record]
     if row.get("provenance"):
         return [row]
     metrics = [metric for metric in evidence.scores if name == metric or name.startswith(f"{metric}_")]
@@ -278,7 +280,9 @@ def _records(evidence: Evidence, row: Line, name: str, runs: list[Run]) -> list[
     kind = "cost" if name in COSTS else "train" if name.startswith("final_loss") else ""
     if "_images_per_s" in name or "_gib" in name:
         kind = "sample" if name.startswith("sample_") else "speed"
-    return [line for run in runs if kind and (line := run.last(kind, state="done"))]
+    if kind:
+        return [line for run in runs if (line := run.last(kind, state="done"))]
+    return [{**line, "protocol": None} for run in runs for line in run.rows]
 
 
 def origin_words(records: Iterable[Line]) -> str:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, TypeVar
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
 from .differences import Mean, by_seed, mean_of
 from .drawing import face, few_ticks, place_labels
@@ -16,7 +16,7 @@ from .moments import at_equal_images, first_column, images_words, is_marked, mid
 from .protocols import rankable
 from .queries import better, score_words
 from .runs import Line, Run
-from .style import COLUMN, PAGE, SMALL, Look, blank, legend_above, wrapped
+from .style import COLUMN, FAINT, PAGE, SMALL, Look, blank, legend_above, wrapped
 
 Name = TypeVar("Name", bound=Hashable)
 MODES = {"forward": "Forward", "train": "Training step"}
@@ -106,7 +106,7 @@ def pareto(evidence: Evidence) -> Figure | str:
         axes.set_xlabel("images/s", fontsize=SMALL)
     shown = {group for speeds in panels.values() for group in speeds.rows}
     facts = {
-        "Line: the front of the means.": True,
+        "Line: the front of the means.": any(len(each) > 1 for each in fronts.values()),
         "Bars: 95 % intervals over training seeds.": any(means[group].half is not None for group in shown),
         "Hollow: disturbed, or of a run that failed or is unfinished.": any(
             _is_hollow(group, speeds, marked) for speeds in panels.values() for group in speeds.rows
@@ -138,8 +138,12 @@ def _draw(
     members: list[str],
 ) -> None:
     look = evidence.look
+    joined = {
+        group for series in series_of(evidence.overview.rows) if len(series.groups) > 1 for group in series.groups
+    }
     for group, (speed, quality) in points.items():
-        colour, size = look.colour(group), look.size(group) ** 0.5
+        is_named = group in members or group in joined
+        colour, size = look.colour(group) if is_named else FAINT, look.size(group) ** 0.5
         axes.errorbar(
             speed, quality, means[group].half, color=colour, marker=look.marker(group), markersize=size, capsize=2,
             linewidth=1, **face(_is_hollow(group, speeds, marked)), **(FRONT if group in members else BEHIND),
@@ -152,7 +156,8 @@ def _draw(
         axes.set_xscale("log")
         few_ticks(axes.xaxis, *axes.get_xlim(), most=6)
     else:
-        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.xaxis.set_major_locator(MaxNLocator(4))
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.6g}"))
 
 
 def look_key(look: Look, group: str) -> Line2D:
@@ -192,6 +197,7 @@ def _label(
         for series in series_of(evidence.overview.rows)
         if len(series.groups) > 1 and any(group in speeds.rows for group in series.groups for speeds in panels.values())
     }
+    height = figure.get_figheight()
     if families:
         legend_above(figure, families)
     others = Counter(group for speeds in panels.values() for group in speeds.rows if group not in members)
@@ -200,8 +206,9 @@ def _label(
     for axes in grid:
         for note in list(axes.texts):
             note.remove()
-    for legend in figure.legends:
+    for legend in list(figure.legends):
         legend.remove()
+    figure.set_figheight(height)
     keys = {f"{numbers[group]}  {names[group]}": look_key(look, group) for group in members}
     legend_above(figure, keys, len(others))
     place(numbers)

@@ -1,6 +1,6 @@
 """The paper's bubbles: quality against FLOPs, with the number of parameters as the area."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -10,15 +10,27 @@ from matplotlib.lines import Line2D
 from .differences import Mean, count_of, mean_of
 from .drawing import few_ticks, place_labels, round_numbers
 from .evidence import Evidence
-from .moments import at_equal_images, first_column, images_words, is_marked, middle, moments, series_of, size_word
+from .moments import (
+    AtEqualImages,
+    Series,
+    at_equal_images,
+    first_column,
+    images_words,
+    is_marked,
+    middle,
+    moments,
+    series_of,
+    size_word,
+)
 from .protocols import rankable
 from .queries import better, score_words
 from .runs import Line
+from .scale import STEPS_400K, as_in_papers
 from .seeds import over_seeds
-from .style import COLUMN, ENTRIES, PAGE, SMALL, Look, blank, legend_above, wrapped
+from .style import COLUMN, ENTRIES, FAINT, PAGE, SMALL, Look, blank, legend_above, wrapped
 
 LARGEST = 170.0  # points²: the area of the model with the most parameters
-LEAST = 8.0  # points²: of models that are too small to be seen, or without a count
+LEAST = 14.0  # points²: of models that are too small to be seen, or without a count
 SIMILAR = 1.5  # models whose parameters differ by less have equal areas
 MOST_NARROW = 8  # models in the width of one column
 MOST_NAMES = 6  # that stand in full beside bubbles
@@ -50,11 +62,14 @@ def quality_vs_flops(evidence: Evidence) -> Figure | str:
     areas = areas if differ else dict.fromkeys(values, 30.0)
     figure = blank(COLUMN if len(values) <= MOST_NARROW else PAGE, 3.0)
     axes = figure.add_subplot()
-    _draw(evidence, axes, means, models, areas, marked)
+    series = [one for one in series_of(evidence.overview.rows) if len(set(one.groups) & set(values)) > 1]
+    if printed := published_rows(evidence, name, equal):
+        axes.scatter([2 * x for x, _ in printed], [y for _, y in printed], 12, color=FAINT, zorder=1.5)
+    _draw(evidence, axes, means, models, areas, marked, series)
     axes.margins(0.15, 0.15)
     for axis, numbers in (
-        (axes.xaxis, [models[group]["flops"] / 1e9 for group in values]),
-        (axes.yaxis, _heights(means)),
+        (axes.xaxis, [*(models[group]["flops"] / 1e9 for group in values), *(2 * x for x, _ in printed)]),
+        (axes.yaxis, [*_heights(means), *(y for _, y in printed)]),
     ):
         if min(numbers) > 0 and max(numbers) > 4 * min(numbers):
             axes.set(**{f"{axis.axis_name}scale": "log"})
@@ -67,6 +82,7 @@ def quality_vs_flops(evidence: Evidence) -> Figure | str:
     caption = [f"Means of {max(several)} training seeds."] if several == {max(several)} and max(several) > 1 else []
     caption += ["Bars: 95 % intervals of means over training seeds."] if max(several) > 1 else []
     caption += ["Hollow: a run failed or is unfinished."] if marked & set(values) else []
+    caption += ["Grey: published rows, at twice the multiply-adds that they print."] if printed else []
     lines = [" ".join([*caption, images_words(equal)])]
     lines += [f"No best: {why}."] if (why := rankable(equal.rows, equal.rows)) and len(values) > 1 else []
     figure.supxlabel(
@@ -74,8 +90,16 @@ def quality_vs_flops(evidence: Evidence) -> Figure | str:
     )
     if differ:
         _legend_of_areas(axes, params)
-    _label(evidence, figure, axes, values, means, models, areas)
+    _label(evidence, figure, axes, values, means, models, areas, series)
     return figure
+
+
+def published_rows(evidence: Evidence, name: str, equal: AtEqualImages) -> list[tuple[float, float]]:
+    """(multiply-adds in 1e9, FID) of published rows, if all scores are of their protocol and number of images."""
+    if equal.images != STEPS_400K or not all(map(as_in_papers, equal.rows.values())):
+        return []
+    rows = evidence.published.steps_400k
+    return [(row.macs_g, row.fid) for row in rows if row.macs_g and row.conditional != name.endswith("(unconditional)")]
 
 
 def _heights(means: Mapping[str, Mean]) -> list[float]:
@@ -90,22 +114,32 @@ def _draw(
     models: Mapping[str, Line],
     areas: Mapping[str, float],
     marked: set[str],
+    series: list[Series],
 ) -> None:
     look = evidence.look
-    for series in series_of(evidence.overview.rows):
-        groups = [group for group in series.groups if group in means]
-        flops = [models[group]["flops"] / 1e9 for group in groups]
-        if len(groups) > 1:
-            axes.plot(
-                flops, [means[group].value for group in groups], color=look.colour(middle(groups)), lw=1, zorder=1
-            )
+    for one in series:
+        groups = [group for group in one.groups if group in means]
+        flops, heights = [models[group]["flops"] / 1e9 for group in groups], [means[group].value for group in groups]
+        axes.plot(flops, heights, color=look.colour(middle(groups)), linewidth=1, zorder=1)
     for group, mean in means.items():
-        colour, hollow = look.colour(group), group in marked
+        faint = look.faint(group) and not _are_families(series, means)
+        colour, hollow = FAINT if faint else look.colour(group), group in marked
         at = models[group]["flops"] / 1e9
-        axes.errorbar(at, mean.value, mean.half, color=colour, linestyle="none", capsize=2, linewidth=1, zorder=2)
-        marker = look.marker(models[group]["family"])
+        axes.errorbar(
+            at,
+            mean.value,
+            mean.half,
+            color=colour,
+            linestyle="none",
+            capsize=2,
+            linewidth=1,
+            zorder=1.8 if faint else 2,
+        )
+        marker = look.marker(group)
         faces: dict[str, Any] = {"facecolor": "white" if hollow else colour, "edgecolor": colour if hollow else "white"}
-        axes.scatter([at], [mean.value], areas[group], marker=marker, linewidth=0.6, zorder=3, **faces)
+        axes.scatter(
+            [at], [mean.value], areas[group], marker=marker, linewidth=0.6, zorder=1.9 if faint else 3, **faces
+        )
 
 
 def _label(
@@ -116,6 +150,7 @@ def _label(
     means: Mapping[str, Mean],
     models: Mapping[str, Line],
     areas: Mapping[str, float],
+    series: list[Series],
 ) -> None:
     """Names beside the bubbles: in full, else sizes with a legend of families, else numbers with a legend of at most
     `ENTRIES` models."""
@@ -131,27 +166,33 @@ def _label(
     }
     names = {group: models[group]["model_label"] + seeds[group] for group in groups}
     full = [wrapped(names[group], 24) for group in groups]
-    series = [one for one in series_of(evidence.overview.rows) if len(set(one.groups) & set(groups)) > 1]
     if not series and len(groups) <= MOST_NAMES and place_labels(figure, axes, points, full, bars, radii):
         return
     sizes = {
         group: size_word(models[group]["title"], one.label.split(",")[0]) for one in series for group in one.groups
     }
-    if len(series) <= ENTRIES and all(group in sizes for group in groups):
-        legend_above(figure, {one.label: _key(look, middle(one.groups), one.family) for one in series})
+    if _are_families(series, groups):
+        height = figure.get_figheight()
+        legend_above(figure, {one.label: _key(look, middle(one.groups)) for one in series})
         if place_labels(figure, axes, points, [sizes[group] for group in groups], bars, radii):
             return
-        figure.legends[0].remove()
-    shown = [group for group in groups if not look.faint(group)][:ENTRIES]
+        figure.legends[-1].remove()
+        figure.set_figheight(height)
+    shown = [group for group in groups if not look.faint(group)]
     numbered = {group: str(number) for number, group in enumerate(shown, start=1)}
-    keys = {f"{numbered[group]}  {names[group]}": _key(look, group, models[group]["family"]) for group in shown}
+    keys = {f"{numbered[group]}  {names[group]}": _key(look, group) for group in shown}
     legend_above(figure, keys, len(groups) - len(shown))
-    place = [at for at, group in enumerate(groups) if group in numbered]
-    place_labels(figure, axes, points, [numbered.get(group, "") for group in groups], bars, radii) if place else None
+    place_labels(figure, axes, points, [numbered.get(group, "") for group in groups], bars, radii)
 
 
-def _key(look: Look, group: str, family: str) -> Line2D:
-    return Line2D([], [], color=look.colour(group), marker=look.marker(family), linestyle="")
+def _are_families(series: list[Series], groups: Collection[str]) -> bool:
+    """Whether a legend of families tells all models apart, beside their sizes."""
+    joined = {group for one in series for group in one.groups}
+    return len(series) <= ENTRIES and all(group in joined for group in groups)
+
+
+def _key(look: Look, group: str) -> Line2D:
+    return Line2D([], [], color=look.colour(group), marker=look.marker(group), linestyle="")
 
 
 def _legend_of_areas(axes: Axes, params: list[float]) -> None:

@@ -53,13 +53,10 @@ def state_of(run: Run) -> tuple[str, str]:
     if run.damage:
         return "unreadable", run.damage
     rows = current(run.rows)
-    fits = {measurement_of(row)[:-1] for row in rows if row["kind"] == "speed" and row["state"] == "done"}
-    # A batch that is too large is not a failure where another batch was measured.
-    bad = [
-        row
-        for row in rows
-        if row["state"] != "done" and not (row["state"] == "oom" and measurement_of(row)[:-1] in fits)
-    ]
+    bad = [row for row in rows if row["state"] != "done"]
+    if any(row["state"] == "oom" for row in bad):  # a batch that is too large is no failure if another one was measured
+        fits = {measurement_of(row)[:-1] for row in rows if row["kind"] == "speed" and row["state"] == "done"}
+        bad = [row for row in bad if row["state"] != "oom" or measurement_of(row)[:-1] not in fits]
     if bad:
         row = min(bad, key=lambda row: list(STAGE_OF).index(row["kind"]))
         what = row.get("metric") or row.get("mode") or row.get("operator")

@@ -20,6 +20,7 @@ from .frame import frame
 from .frame import write as write_records
 from .names import shared
 from .page import page
+from .progress import over
 from .published import read as published_rows
 from .queries import setting_words, timings
 from .runs import Line, read
@@ -27,6 +28,7 @@ from .speed import MODES
 from .style import STYLE
 from .summary import TIMED
 from .table import Table
+from .verdicts import sentences
 
 KIND = "lamabench report"  # marks index.json as that of a report
 ESCAPED = "backslashreplace"  # bytes of a file's name that are not UTF-8
@@ -37,6 +39,7 @@ FORMATS: dict[str, Callable[[Table], str]] = {
     "latex": Table.latex,
     "html": Table.html,
 }
+MOST_NAMES = 4  # figures of one kind that README.md lists by name
 ENDINGS = {"markdown": "md", "csv": "csv", "latex": "tex"}  # of the files of a table
 
 
@@ -167,7 +170,7 @@ def _write(evidence: Evidence, folder: Path, out: Path) -> None:
     absent: dict[str, str] = {}
     about: dict[str, str] = {"index.html": "all of this on one page, which needs no network"}
     shown: list[Table] = []
-    for name, item in TABLES.items():
+    for name, item in over(list(TABLES.items()), "tables"):
         tables = tables_of(evidence, name)
         absent |= {} if tables else {name: item.nothing}
         for table in tables:
@@ -179,7 +182,7 @@ def _write(evidence: Evidence, folder: Path, out: Path) -> None:
     with matplotlib.rc_context():
         matplotlib.rcdefaults()  # ignore the user's matplotlibrc
         matplotlib.rcParams.update(STYLE)
-        for item_name, item in FIGURES.items():
+        for item_name, item in over(list(FIGURES.items()), "drawing"):
             figures = item.draw(evidence)
             for name, figure in figures.items() if isinstance(figures, Mapping) else [(item_name, figures)]:
                 if isinstance(figure, str):
@@ -224,7 +227,18 @@ def _readme(evidence: Evidence, about: dict[str, str], absent: dict[str, str]) -
     text = [f"# Report: {', '.join(dict.fromkeys(run.info['study'] for run in runs))}", ""]
     text += [f"Commits: {', '.join(commits) or 'none'}. Devices: {', '.join(devices) or 'none'}. Recorded: {when}.", ""]
     shown = replace(overview, notes=[]) if over_seeds.rows else overview  # the other table has these notes too
-    text += [shown.markdown()]
+    for name, study in evidence.studies.items():
+        question = (study.runs[0].info.get("about") or {}).get("question")
+        findings = sentences(study)
+        if question or findings:
+            text += [
+                f"## Study {name}",
+                "",
+                *([f"*{question}*", ""] if question else []),
+                *(f"- {one}" for one in findings),
+            ]
+            text += [""]
+    text += ["## Runs", "", shown.markdown()]
     text += ["## Over training seeds", "", over_seeds.markdown()] if over_seeds.rows else []
     notes = []
     for kind, mode, title, _ in TIMED:
@@ -234,7 +248,10 @@ def _readme(evidence: Evidence, about: dict[str, str], absent: dict[str, str]) -
     notes.append("Paper Gflops: what the paper of the model would print, by its own convention.")
     text += [f"- {note}" for note in notes]
     text += ["", "## Files", ""]
-    text += [f"- {files}: {what}" for files, what in about.items()]
+    for what in dict.fromkeys(about.values()):
+        names = [files for files, words in about.items() if words == what]
+        files = ", ".join(names) if len(names) <= MOST_NAMES else f"{names[0]} and {len(names) - 1} more such files"
+        text.append(f"- {files}: {what}")
     for reason in dict.fromkeys(absent.values()):
         text.append(f"- not included: {', '.join(name for name, why in absent.items() if why == reason)} ({reason})")
     return "\n".join(text) + "\n"

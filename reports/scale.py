@@ -255,12 +255,13 @@ def _published(cells: Mapping[str, Cell], printed: Sequence[PublishedRow]) -> li
     """Published rows, if the scores are of their protocol: FID of 50,000 samples of ImageNet at 256 px, in latents,
     drawn in 250 ancestral steps without guidance after as many images of training."""
     for column, cell in cells.items():
-        if cell.amount == STEPS_400K and all(_as_in_papers(moment.row) for moment in cell.moments.values()):
+        if cell.amount == STEPS_400K and all(as_in_papers(moment.row) for moment in cell.moments.values()):
             return [_of_paper(row, column) for row in printed if row.conditional]
     return []
 
 
-def _as_in_papers(row: Line) -> bool:
+def as_in_papers(row: Line) -> bool:
+    """Whether a score is of the protocol of `Published.steps_400k`, whatever the number of images of training."""
     drawn = row.get("generation") or {}
     way = [drawn.get(name) for name in ("sampler", "steps", "guidance", "weights")]
     alike = way == ["ancestral", 250, 1, "ema"] and drawn.get("labels") in ("balanced", "random")

@@ -298,17 +298,22 @@ def crossings(measured: list[Line], baseline: str | None) -> list[str]:
     return sentences
 
 
-def crossing(sizes: list[int], ratios: list[float], rival: str) -> str:
-    """Speed-ups over a rival at growing sizes in pixels as words: "overtakes DiT-XL/2 at 400 px"."""
-    turns = []
+def turns(sizes: list[int], ratios: list[float]) -> list[tuple[float, bool]]:
+    """Where a speed-up passes 1, interpolated linearly in log-log: the size in pixels, and whether it rises there."""
+    places = []
     for place in range(1, len(sizes)):
         low, high = log(ratios[place - 1]), log(ratios[place])
         if (low < 0) != (high < 0):
             left, right = log(sizes[place - 1]), log(sizes[place])
-            turn = exp(left + (right - left) * low / (low - high))
-            turns.append(f"{'overtakes' if low < 0 else 'falls behind'} {rival} at {turn:.0f} px")
-    if turns:
-        return " and ".join(turns) + " (interpolated)"
+            places.append((exp(left + (right - left) * low / (low - high)), low < 0))
+    return places
+
+
+def crossing(sizes: list[int], ratios: list[float], rival: str) -> str:
+    """Speed-ups over a rival at growing sizes in pixels as words: "overtakes DiT-XL/2 at 400 px"."""
+    words = [f"{'overtakes' if up else 'falls behind'} {rival} at {px:.0f} px" for px, up in turns(sizes, ratios)]
+    if words:
+        return " and ".join(words) + " (interpolated)"
     side = "slower" if ratios[0] < 1 else "faster"
     return f"is {side} than {rival} from {sizes[0]} to {sizes[-1]} px, no crossing in the measured range"
 

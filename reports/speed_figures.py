@@ -2,15 +2,19 @@
 
 from typing import Any, Literal
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from .runs import Line, Run
-from .speed import MODES, baseline_of, crossings, fastest, measurements
-from .style import Look, blank, logarithmic, wrapped
+from .speed import MODES, baseline_of, crossings, fastest, measurements, turns
+from .style import COLUMN, PAGE, Look, blank, caption, legend_below, logarithmic
 from .table import Table
+
+DISTURBED = "Empty markers: something else kept the host busy during the measurement"
+MOST = 6  # sentences about crossings below the figure
 
 
 def _main_setting(measured: list[Line]) -> tuple[list[Line], str]:
@@ -47,27 +51,34 @@ def speed_vs_flops(runs: list[Run], baseline: str | None = None) -> Figure | str
         return "no model was timed with its cost"
     measured, setting = _main_setting(measured)
     modes, name, look = _panels(measured), baseline_of(measured, baseline), _look(measured)
-    figure = blank(3.6 * len(modes) + 0.6, 4.0)
+    figure = blank(COLUMN if len(modes) == 1 else PAGE, 2.7)
     keys: dict[str, Any] = {}
+    of_baseline: dict[str, Any] = {}
+    disturbed = False
     for axes, mode in zip(figure.subplots(1, len(modes), squeeze=False).flat, modes, strict=True):
         lines = [[row for px in sorted(sizes) if (row := fastest(sizes[px]))] for sizes in _lines(measured, mode)]
         for best in filter(None, lines):
-            style = _style(look, best[0])
+            style = look.points(best[0]["group"])
             axes.plot([row["flops"] / 1e9 for row in best], [row["images_per_s"] for row in best], **style)
-            keys[best[0]["label"]] = Line2D([], [], **style)
+            _mark_disturbed(axes, [(row["flops"] / 1e9, row) for row in best], style)
+            disturbed = disturbed or any(row.get("disturbed") for row in best)
+            if not look.faint(best[0]["group"]):
+                keys[best[0]["label"]] = Line2D([], [], **style)
         every = [row for best in lines for row in best]
+        if all(len(best) < 2 for best in lines):
+            _join_sizes(axes, every, look)
         _logarithmic(axes, "x", [row["flops"] / 1e9 for row in every])
         _logarithmic(axes, "y", [row["images_per_s"] for row in every])
         rates = [row["images_per_s"] * row["flops"] / 1e9 for row in every if row["model"] == name]
         if rates:
             ends = axes.get_xlim()
-            keys["as many FLOPs a second as the baseline's most"] = axes.plot(
+            of_baseline["as many FLOPs/s as the baseline's most"] = axes.plot(
                 ends, [max(rates) / end for end in ends], ":", color="0.5", linewidth=1, scalex=False, scaley=False
             )[0]
-        axes.set(title=MODES[mode], xlabel="GFLOPs of one forward pass of one image")
+        axes.set(title=MODES[mode], xlabel="FLOPs (G) of one forward pass of one image")
         axes.set_ylabel("Images/s at the best batch")
-    _legend_above(figure, keys)
-    figure.supxlabel(wrapped(setting, 110), fontsize=8, color="0.35")
+    caption(figure, [setting, *([DISTURBED] if disturbed else [])])
+    legend_below(figure, of_baseline | keys, _others(look, measured))
     return figure
 
 
@@ -83,7 +94,7 @@ def crossover(runs: list[Run], baseline: str | None = None) -> Figure | str:
     measured, setting = _main_setting(measured)
     modes, look = _panels(measured), _look(measured)
     memory = any(row.get("peak_memory_gib") for row in measured)
-    figure = blank(3.6 * len(modes) + 0.6, 3.3 * (1 + memory))
+    figure = blank(COLUMN if len(modes) == 1 else PAGE, 2.4 * (1 + memory))
     grid = figure.subplots(1 + memory, len(modes), squeeze=False)
     sides = sorted({row["px"] for row in measured})
     for axes in grid.flat:
@@ -91,20 +102,28 @@ def crossover(runs: list[Run], baseline: str | None = None) -> Figure | str:
         axes.set_xticks(sides, [str(px) for px in sides])
         axes.xaxis.set_minor_locator(NullLocator())
     keys: dict[str, Any] = {}
+    disturbed = False
+    name = baseline_of(measured, baseline)
     for column, mode in enumerate(modes):
+        curves: dict[str, dict[int, float]] = {}
         done = [row for row in measured if row["mode"] == mode and row["state"] == "done"]
         batches = _common_batches(_lines(measured, mode))
         differ = len(set(batches.values())) > 1
         for sizes in _lines(measured, mode):
             model = next(iter(sizes.values()))[0]
-            style = _style(look, model)
-            keys[model["label"]] = Line2D([], [], **style)
-            speeds = {px: best["images_per_s"] for px in sorted(sizes) if (best := fastest(sizes[px]))}
+            style = look.points(model["group"])
+            if not look.faint(model["group"]):
+                keys[model["label"]] = Line2D([], [], **style)
+            fast = {px: best for px in sorted(sizes) if (best := fastest(sizes[px]))}
+            speeds = curves[model["group"]] = {px: best["images_per_s"] for px, best in fast.items()}
+            _mark_disturbed(grid[0, column], list(fast.items()), style)
+            disturbed = disturbed or any(row.get("disturbed") for row in fast.values())
             too_large = [px for px in sizes if px not in speeds]
             _draw(grid[0, column], speeds, too_large, 0.04, style)
             if memory:
                 line = {"linestyle": "none"} if differ else {}  # no curve through batches
                 _draw(grid[1, column], _peaks(sizes, batches), too_large, 0.96, style | line)
+        _mark_crossings(grid[0, column], curves, [row["group"] for row in done if row["model"] == name], look)
         _logarithmic(grid[0, column], "y", [row["images_per_s"] for row in done])
         grid[0, column].set(title=MODES[mode], ylabel="Images/s at the best batch")
         if memory:
@@ -117,9 +136,10 @@ def crossover(runs: list[Run], baseline: str | None = None) -> Figure | str:
                 grid[1, column].set_xticks(
                     sides, [f"{px}\n×{batches[px]}" if px in batches else str(px) for px in sides]
                 )
-    _legend_above(figure, keys)
-    sentences = crossings(measured, baseline_of(measured, baseline))
-    figure.supxlabel("\n".join(wrapped(text, 120) for text in [*sentences, setting]), fontsize=8, color="0.35")
+    sentences = crossings(measured, name)
+    more = [f"{len(sentences) - MOST} more crossings: below bench.md"] if len(sentences) > MOST else []
+    caption(figure, [*sentences[:MOST], *more, setting, *([DISTURBED] if disturbed else [])])
+    legend_below(figure, keys, _others(look, measured))
     return figure
 
 
@@ -153,9 +173,42 @@ def _look(measured: list[Line]) -> Look:
     return Look(Table("", "", [], every))
 
 
-def _style(look: Look, model: Line) -> dict[str, Any]:
-    group = model["group"]
-    return {"color": look.colour(group), "linestyle": look.dash(group), "marker": look.marker(model["family"])}
+def _mark_crossings(axes: Axes, curves: dict[str, dict[int, float]], baselines: list[str], look: Look) -> None:
+    """A ring and the size in pixels where a model that is not faint overtakes the baseline or falls behind it."""
+    base = curves.get(baselines[0], {}) if baselines else {}
+    for group, curve in curves.items():
+        common = sorted(curve.keys() & base.keys())
+        if group in baselines or look.faint(group) or len(common) < 2:
+            continue
+        for px, _ in turns(common, [curve[size] / base[size] for size in common]):
+            speed = float(np.exp(np.interp(np.log(px), np.log(common), [np.log(base[size]) for size in common])))
+            axes.plot(px, speed, "o", markersize=9, markerfacecolor="none", color="0.15", markeredgewidth=0.8)
+            axes.annotate(f"{px:.0f} px", (px, speed), (6, 5), textcoords="offset points", fontsize=7)
+
+
+def _join_sizes(axes: Axes, best: list[Line], look: Look) -> None:
+    """A thin line through the presets of a family at one size of the image, in the order of their FLOPs."""
+    families: dict[tuple[str, int], dict[str, Line]] = {}
+    for row in best:
+        if not row["axes"]:
+            families.setdefault((row["family"], row["px"]), {})[row["group"]] = row
+    for members in families.values():
+        rows = sorted(members.values(), key=lambda row: row["flops"])
+        if len(rows) > 1 and len(rows) == len({row["model"] for row in rows}):
+            points = [row["flops"] / 1e9 for row in rows], [row["images_per_s"] for row in rows]
+            axes.plot(*points, "-", color=look.colour(rows[len(rows) // 2]["group"]), linewidth=0.8, zorder=1)
+
+
+def _others(look: Look, measured: list[Line]) -> int:
+    return sum(look.faint(group) for group in {row["group"] for row in measured})
+
+
+def _mark_disturbed(axes: Axes, points: list[tuple[float, Line]], style: dict[str, Any]) -> None:
+    """Empty markers over the points (x, row) that were disturbed."""
+    bad = [(x, row["images_per_s"]) for x, row in points if row.get("disturbed")]
+    if bad:
+        empty = {"linestyle": "none", "markerfacecolor": "white", "zorder": 3}
+        axes.plot([x for x, _ in bad], [y for _, y in bad], **style | empty)
 
 
 def _draw(axes: Axes, values: dict[int, float], absent: list[int], height: float, style: dict[str, Any]) -> None:
@@ -174,8 +227,3 @@ def _logarithmic(axes: Axes, side: Literal["x", "y"], values: list[float]) -> No
         axis.set_major_locator(LogLocator())
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.15g}"))
         axis.set_minor_locator(NullLocator())
-
-
-def _legend_above(figure: Figure, keys: dict[str, Any]) -> None:
-    figure.set_figheight(figure.get_figheight() + 0.19 * len(keys))
-    figure.legend(list(keys.values()), [wrapped(label, 78) for label in keys], loc="outside upper left")

@@ -181,7 +181,7 @@ def _ranked(overview: Table) -> list[Line]:
 
     def key(row: Line) -> tuple[Any, ...]:
         group = row["group"]
-        return group not in bases.values(), group not in means, sign * means.get(group, 0.0), _place(row), group
+        return group not in bases.values(), group not in means, sign * means.get(group, 0.0), _place(row)
 
     return sorted(rows.values(), key=key)
 
@@ -229,16 +229,25 @@ def wrapped(label: str, width: int) -> str:
     return textwrap.fill(label, width, break_on_hyphens=False)
 
 
+def caption(figure: Figure, lines: Sequence[str]) -> None:
+    """Small text below a figure. It is written before the legend, which then stands above the axes."""
+    text = "\n".join(wrapped(line, int(18 * figure.get_figwidth())) for line in lines if line)
+    if text:
+        figure.supxlabel(text, fontsize=SMALL, color="0.35")
+
+
 def legend_below(figure: Figure, keys: Mapping[str, Artist], others: int = 0) -> None:
-    """A legend below the axes with as many columns as fit into the figure, which grows by the height of the legend.
+    """A legend below the axes, or above them if the figure has a caption, with as many columns as fit. The figure grows
+    by the height of the legend.
 
     `others` is the number of groups without an entry, which are drawn faintly. Of more than `ENTRIES` entries, the last
     ones are counted as others too.
     """
-    _legend(figure, keys, others, "outside lower center")
+    _legend(figure, keys, others, "outside upper center" if figure.get_supxlabel() else "outside lower center")
 
 
 def legend_above(figure: Figure, keys: Mapping[str, Artist], others: int = 0) -> None:
+    """The same above the axes."""
     _legend(figure, keys, others, "outside upper center")
 
 
@@ -253,7 +262,7 @@ def _legend(figure: Figure, keys: Mapping[str, Artist], others: int, place: Any)
     for columns in range(min(len(labels), 6), 0, -1):
         legend = figure.legend(list(shown.values()), labels, loc=place, ncols=columns)
         box = legend.get_window_extent()
-        if box.width <= width or columns == 1:
+        if box.width <= 0.97 * width or columns == 1:
             figure.set_figheight((height + box.height) / figure.dpi)
             return
         legend.remove()
@@ -309,6 +318,7 @@ def _high(cluster: list[float], gap: float) -> float:
 
 def logarithmic(axis: Axis, span: float) -> None:
     """Ticks such as 0.2 and 30 for a logarithmic axis whose ends differ by a factor `span`."""
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if span > 8 else (1, 1.5, 2, 3, 4, 5, 7)))
+    many = (1, 1.5, 2, 3, 4, 5, 7) if span > 3 else (1, 1.2, 1.4, 1.6, 1.8, 2, 2.5, 3, 3.5, 4, 5, 6, 7, 8, 9)
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if span > 8 else many))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_locator(NullLocator())

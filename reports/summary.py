@@ -1,6 +1,7 @@
 """The summary, one row per run."""
 
 import re
+from collections import Counter
 
 from .differences import FEWEST
 from .names import labels, shared
@@ -22,11 +23,12 @@ def summary(runs: list[Run]) -> Table:
     bold, because one run distinguishes nothing.
     """
     label_of = labels(runs)
-    groups = [run.group for run in runs]
+    members = Counter(run.group for run in runs)
     speeds, speed_columns, disturbed = _speeds(runs)
     marks = scores(runs)
     rows = []
-    for run, group in zip(runs, groups, strict=True):
+    for run in runs:
+        group = run.group
         cost = run.last("cost", state="done") or {}
         train = run.last("train", state="done") or {}
         state, error = state_of(run)
@@ -37,7 +39,7 @@ def summary(runs: list[Run]) -> Table:
         row |= {"seed": seed, "state": state, "error": error}
         row["status"] = f"{state} ({shortened(error)})" if error else state
         row |= {"group": group, "model_label": label_of[group]}
-        row["label"] = label_of[group] + (f", {_seed_words(run)}" if groups.count(group) > 1 else "")
+        row["label"] = label_of[group] + (f", {_seed_words(run)}" if members[group] > 1 else "")
         row |= {key: cost.get(key) for key in ("params", "macs", "flops", "paper_gflops")}
         row |= {"final_loss": train.get("final_loss"), **speeds[run]}
         for name, by_run in marks.items():

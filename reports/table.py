@@ -30,7 +30,7 @@ class Column:
     `mark` follows, or stands in place of a missing value. A true value of `bold` makes the cell bold. On a narrow
     terminal the column of the highest `rank` is left out first; one of rank 0 always stays. There a text is wrapped to
     `width` letters. The table in LaTeX has no column without `tex`, and those of the highest ranks only if they fit.
-    A `sign` "+" shows that of a positive number.
+    A `sign` "+" marks differences: it stands before positive ones, and their digits are two of the interval.
     """
 
     name: str | None
@@ -58,7 +58,8 @@ class Column:
             return str(value)
         style = style_of(value / self.scale, self.digits)
         if half := row.get(self.interval):  # at least one digit of it
-            style = max(style, style_of(half / self.scale, 1), key=places_of)
+            least = style_of(half / self.scale, 2 if self.sign else 1)
+            style = least if self.sign else max(style, least, key=places_of)
         text = format(value / self.scale, self.sign + style)
         if row.get(self.interval) is not None:
             text += f" ± {format(row[self.interval] / self.scale, style)}"

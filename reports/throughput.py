@@ -3,18 +3,22 @@
 import itertools
 from math import ceil
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
+from .names import shared
 from .queries import setting_words, timings
 from .runs import Line, Run
-from .style import Look, blank, wrapped
+from .style import COLUMN, FAINT, PAGE, Look, blank, caption, wrapped
 from .table import Table
+
+DISTURBED = "*: something else kept the host busy during the measurement"
 
 
 def throughput(runs: list[Run], overview: Table) -> Figure | str:
     """Images per second, forward and training: one bar per model (of several seeds, the one in the middle). Whiskers go
-    from the 20th to the 80th percentile of a step."""
+    from the 20th to the 80th percentile of a step. A bar that was disturbed is hatched and has an asterisk."""
     panels = []
     for mode, title in (("forward", "Forward"), ("train", "Training step")):
         settings = timings(runs, "speed", mode)
@@ -28,37 +32,43 @@ def throughput(runs: list[Run], overview: Table) -> Figure | str:
         if row["run"] in timed:
             models.setdefault(row["group"], []).append(row)
     labels = [wrapped(rows[0]["model_label"], 32) for rows in models.values()]
-    pitch = max(0.42, 0.18 * (1 + max(label.count("\n") for label in labels)))
-    down = ceil(len(panels) / 2)
-    figure = blank(7.6, 0.8 + down * (0.6 + pitch * len(models)))
-    grid = figure.subplots(down, min(2, len(panels)), sharey=True, squeeze=False)
-    for axes, panel in itertools.zip_longest(grid.flat, panels):
+    pitch = 0.06 + 0.11 * (1 + max(label.count("\n") for label in labels))
+    across, down = min(2, len(panels)), ceil(len(panels) / 2)
+    figure = blank(PAGE if across > 1 else COLUMN, 0.45 + down * (0.55 + pitch * len(models)))
+    disturbed = False
+    for axes, panel in itertools.zip_longest(figure.subplots(down, across, sharey=True, squeeze=False).flat, panels):
         if panel is None:
             axes.set_visible(False)
             continue
         title, setting, settings, lines = panel
         for place, (group, rows) in enumerate(models.items()):
-            seeds = [lines[row["run"]] for row in rows if row["run"] in lines]
-            if not seeds:
-                continue
-            line = sorted(seeds, key=lambda line: line["images_per_s"])[len(seeds) // 2]
-            speed = line["images_per_s"]
-            ends = [speed * line["p50_ms"] / line[key] for key in ("p80_ms", "p20_ms")]
-            axes.barh(place, speed, color=look.colour(group), height=0.26 / pitch)
-            axes.errorbar(speed, place, xerr=[[speed - ends[0]], [ends[1] - speed]], color="0.15", capsize=3, lw=1)
-            number = f"{speed:,.0f}" if speed >= 100 else f"{speed:.3g}"
-            axes.annotate(number, (max(ends), place), (5, 0), textcoords="offset points", va="center", fontsize=8)
+            if seeds := [lines[row["run"]] for row in rows if row["run"] in lines]:
+                line = sorted(seeds, key=lambda line: line["images_per_s"])[len(seeds) // 2]
+                _bar(axes, place, line, FAINT if look.faint(group) else look.colour(group))
+                disturbed = disturbed or bool(line.get("disturbed"))
         words = setting_words("speed", setting, among=settings)
-        axes.set_title(title + (f", {words}" if words else ""), fontsize=9)
+        axes.set_title(title + (f", {words}" if words else ""))
         axes.set_yticks(range(len(models)), labels)
         axes.set_ylim(len(models) - 0.4, -0.6)
         axes.grid(axis="y", visible=False)
-        axes.margins(x=0.2)
+        axes.margins(x=0.25)
         axes.set_xlim(left=0)
         axes.xaxis.set_major_locator(MaxNLocator(4))
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-        axes.set_xlabel("images/s")
+        axes.set_xlabel("Images/s")
     facts = dict.fromkeys(setting_words("speed", setting) for _, setting, *_ in panels)
-    caption = [wrapped("; ".join(facts), 110), "Bars: median step; whiskers: 20th to 80th percentile"]
-    figure.supxlabel("\n".join(caption), fontsize=8, color="0.35")
+    one = [shared(runs)] if len({rows[0]["title"] for rows in models.values()}) == 1 else []
+    lines = [*one, "; ".join(facts), "Bars: median step; whiskers: 20th to 80th percentile"]
+    caption(figure, [*lines, *([DISTURBED] if disturbed else [])])
     return figure
+
+
+def _bar(axes: Axes, place: int, line: Line, colour: str) -> None:
+    speed, disturbed = line["images_per_s"], bool(line.get("disturbed"))
+    ends = [speed * line["p50_ms"] / line[key] for key in ("p80_ms", "p20_ms")]
+    hatch = {"hatch": "////", "edgecolor": "white", "linewidth": 0} if disturbed else {}
+    axes.barh(place, speed, color=colour, height=0.66, **hatch)
+    whisker = [[speed - ends[0]], [ends[1] - speed]]
+    axes.errorbar(speed, place, xerr=whisker, color="0.15", capsize=2, lw=0.8, capthick=0.8)
+    number = (f"{speed:,.0f}" if speed >= 100 else f"{speed:.3g}") + " *" * disturbed
+    axes.annotate(number, (max(ends), place), (4, 0), textcoords="offset points", va="center", fontsize=7)

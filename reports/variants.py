@@ -27,8 +27,7 @@ class Variants:
 
     @cached_property
     def members(self) -> dict[str, list[Run]]:
-        """{group: its runs}, in the order of the study's file; other people's samples are last. Without runs that cannot
-        be read."""
+        """{group: its runs that can be read}, in the order of the study's file; other people's samples are last."""
         runs = sorted(self.evidence.runs, key=lambda run: run.info.get("place", inf))
         groups: dict[str, list[Run]] = {}
         for run in runs:
@@ -43,7 +42,9 @@ class Variants:
 
     @cached_property
     def labels(self) -> dict[str, str]:
-        return labels(self.evidence.runs)
+        """{group: its label}; a run that cannot be read has its name."""
+        readable = labels([run for runs in self.members.values() for run in runs])
+        return {run.group: run.info["name"] for run in self.damaged} | readable
 
     @cached_property
     def base(self) -> str | None:

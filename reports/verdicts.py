@@ -1,6 +1,7 @@
 """What the numbers of a study say, in sentences that are computed from them."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from math import inf
 from typing import Any
 
 from .differences import Difference, Mean, difference, mean_of, with_interval
@@ -9,7 +10,7 @@ from .names import axis_noun, axis_word, value_word
 from .protocols import rankable
 from .queries import better, state_of
 from .runs import Line
-from .speed import MODES, crossing
+from .speed import CELL, MODES, crossing
 from .table import places_of, style_of
 from .variants import Variants, is_number
 
@@ -184,8 +185,8 @@ def _speeds(study: Variants) -> list[str]:
 
 
 def _ratios(study: Variants, group: str, rival: str) -> dict[tuple[Any, ...], list[Line]]:
-    """{mode, checkpointing, precision, processes, device: points} with `px`, `ratio` of images per second, and
-    `flops_ratio`, ordered by size."""
+    """{the values of `CELL` without the size: points} with `px`, `ratio` of images per second, and `flops_ratio`,
+    ordered by size."""
     points: dict[tuple[Any, ...], list[Line]] = {}
     for cell, row in study.timed[group].items():
         if other := study.timed[rival].get(cell):
@@ -221,17 +222,21 @@ def _speed_range(study: Variants, rival: str, cell: tuple[Any, ...], rows: dict[
     tail = _circumstances(cell, [point for each in rows.values() for point in each])
     sizes = sorted({px for _, px, _ in points})
     at = f"at {sizes[0]} px" if len(sizes) == 1 else f"from {sizes[0]} to {sizes[-1]} px"
+    mode = str(MODES.get(cell[0], cell[0])).lower()
     return (
-        f"In {str(MODES.get(cell[0], cell[0])).lower()} {at}, {len(rows)} variants are {_times(low)} ({_name(study, slow)}) to "
+        f"In {mode} {at}, {len(rows)} variants are {_times(low)} ({_name(study, slow)}) to "
         f"{_times(high)} ({_name(study, fast)}) times as fast as {_name(study, rival)}{tail}."
     )
 
 
-def _circumstances(cell: tuple[Any, ...], points: Iterable[Line]) -> str:
+def _circumstances(cell: tuple[Any, ...], points: Sequence[Line]) -> str:
     """What a reader must know of a speed: recomputation, several GPUs, the device, and that other work disturbed it."""
-    _, checkpointing, precision, processes, device, _ = cell
-    words = [str(precision), *["checkpointed"] * bool(checkpointing), f"{processes or ''} × {device}".lstrip(" ×")]
-    words += ["disturbed by other work"] * any(point["disturbed"] for point in points)
+    about = dict(zip(CELL[1:], cell, strict=True))
+    words = [str(about["precision"]), *["checkpointed"] * bool(about["checkpointing"])]
+    words.append(f"{about['processes'] or ''} × {about['device']}".lstrip(" ×"))
+    words += [f"{about['cpu_threads']} threads"] * bool(about["cpu_threads"])
+    disturbed = [point["disturbed"] for point in points]
+    words += [("" if all(disturbed) else "some ") + "disturbed by other work"] * any(disturbed)
     return f", {', '.join(words)}"
 
 
@@ -239,26 +244,27 @@ def _missing(study: Variants) -> list[str]:
     """Planned runs without a score, and scores of runs that are not done."""
     metric = next(iter(study.values), None)
     lines = study.evidence.scores[metric] if metric else {}
-    planned = [run for run in study.evidence.runs if run.info.get("trains", True)]
+    runs = sorted(study.evidence.runs, key=lambda run: run.info.get("place", inf))
+    planned = [run for run in runs if run.info.get("trains", True)]
     if not planned or study.base is None:
         return []
     text = []
     absent, early = ([run for run in planned if wanted(run)] for wanted in (
         lambda run: run not in lines, lambda run: run in lines and state_of(run)[0] != "done",
     ))  # fmt: skip
-    for runs, what in (
+    for some, what in (
         (absent, f"{'has' if len(absent) == 1 else 'have'} no {metric or 'score'}"),
         (early, "has a score and is not done" if len(early) == 1 else "have a score and are not done"),
     ):
         states: dict[str, dict[str, list[Any]]] = {}
-        for run in runs:
+        for run in some:
             states.setdefault(state_of(run)[0], {}).setdefault(run.group, []).append(run.info.get("seed"))
         parts = []
         for state, groups in states.items():
-            names = [f"`{study.labels[group]}`{_seeds(seeds)}" for group, seeds in groups.items()]
+            names = [_name(study, group) + _seeds(seeds) * (group in study.members) for group, seeds in groups.items()]
             parts.append(f"{sum(map(len, groups.values()))} {state} ({_listed(names)})")
         if parts:
-            text.append(f"{len(runs)} of {_count(len(planned), 'planned run')} {what}: {'; '.join(parts)}.")
+            text.append(f"{len(some)} of {_count(len(planned), 'planned run')} {what}: {'; '.join(parts)}.")
     return text
 
 

@@ -9,6 +9,7 @@ import torch
 from ...kernels.errors import InputError
 from ...models.registry import Backbone
 from ..config import Config
+from ..data.images import ImageData
 from ..device import is_cuda
 from ..keys import config_to_dict
 from ..measure.gpus import peak_flops
@@ -17,7 +18,7 @@ from ..run import read_info
 from .failures import Failures
 from .folder import Position, TrainingFolder
 from .loggers import Identity, Loggers
-from .previews import FOLDER, write_preview
+from .previews import FOLDER, write_preview, write_real
 from .steps import Diverged
 
 
@@ -55,13 +56,15 @@ class Log:
     """The log of a training from a position on. Used as a context, it closes the loggers, and a training that diverges
     leaves a snapshot.
 
-    `macs` are those of a forward pass of one image, and `peak` is as in `Speed`.
+    A few images of `data` are written beside it. `macs` are those of a forward pass of one image, and `peak` is as in
+    `Speed`.
     """
 
     def __init__(
         self,
         files: TrainingFolder,
         config: Config,
+        data: ImageData,
         at: Position,
         *,
         macs: int,
@@ -73,6 +76,8 @@ class Log:
         lines = read_lines(folder / "metrics.jsonl")
         kept = [line for line in lines if line["step"] <= at.window_start]
         write_lines(folder / "metrics.jsonl", kept)
+        with suppress(InputError, OSError):  # the training itself says what is wrong with the data or the disk
+            write_real(folder, data)
         study = None
         with suppress(InputError):  # a folder without config.json
             study = read_info(folder).get("study")

@@ -138,7 +138,7 @@ def _train(
         if log is not None and net is not None:
             log.preview(at, net)
 
-    logs = Log(files, config, at, macs=macs, peak=peak, say=progress.say) if first else nullcontext()
+    logs = Log(files, config, data, at, macs=macs, peak=peak, say=progress.say) if first else nullcontext()
     with freeing(step), logs as log:
         loop(
             step,

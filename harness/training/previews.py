@@ -1,4 +1,5 @@
-"""Previews: pictures of a few images that a training draws by the way, always from the same noise."""
+"""Previews: pictures of a few images that a training draws by the way, always from the same noise. Beside them stand a
+few real images."""
 
 from dataclasses import replace
 from io import BytesIO
@@ -9,7 +10,8 @@ from PIL import Image
 
 from ...models.registry import Backbone
 from ..config import Config
-from ..grid import paste
+from ..data.images import ImageData
+from ..grid import CLASSES, REAL, paste
 from ..keys import sample_seed
 from ..record import write_atomically
 
@@ -39,3 +41,19 @@ def write_preview(training: Path, step: int, net: Backbone, config: Config) -> P
     path.parent.mkdir(exist_ok=True)
     write_atomically(path, buffer.getvalue())
     return path
+
+
+def write_real(training: Path, data: ImageData) -> None:
+    """Write real.npz of a training folder, for figures that show samples: the first image of each of the first classes
+    or, if there is one class, the first images, as `images` uint8 [N, S, S, C] and `labels` int64 [N]."""
+    path = training / REAL
+    if path.exists():
+        return
+    classes = np.unique(data.labels)[:CLASSES]
+    indices = np.array([np.argmax(data.labels == label) for label in classes])
+    indices = indices if len(classes) > 1 else np.arange(min(len(data), CLASSES))
+    images = data.images_at(indices).permute(0, 2, 3, 1).numpy()
+    buffer = BytesIO()
+    np.savez_compressed(buffer, images=images, labels=data.labels[indices])
+    training.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, buffer.getvalue())

@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps(evidence.overview.records(), indent=1))
     else:
         print(overview_text(evidence))
-        print(f"\n{len(files)} files in {args.out}")
+        print(f"\n{len(files)} files in {args.out}; open {args.out / 'index.html'}")
     return 0
 
 

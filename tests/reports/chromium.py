@@ -69,7 +69,7 @@ class Tab:
         phone = width < 500
         self.ask("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=phone)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-        self.ask("Emulation.setEmulatedMedia", media="screen", features=[scheme])
+        self.ask("Emulation.setEmulatedMedia", media="", features=[scheme])
         self.ask("Page.navigate", url=path.resolve().as_uri())
         while self._next().get("method") != "Page.loadEventFired":
             pass

@@ -218,6 +218,19 @@ def test_a_disturbed_speed_is_marked(tmp_path: Path) -> None:
         compare(tmp_path / "demo", metric="FID")
 
 
+def test_no_table_is_wider_than_a_terminal(tmp_path: Path) -> None:
+    """Many variants, of which one was never sampled: that is no other way of sampling."""
+    models = [{"depth": depth, "name": "a-model-with-a-long-name"} for depth in range(5)]
+    for depth, model in enumerate(models):
+        lines = [cost(10**12 * (depth + 1), 10**9), swept("train", 10.0 + depth), made(scored(60.0 + depth))]
+        variant = {"model.depth": depth, "model.name": model["name"]}
+        write(tmp_path, f"d{depth}", lines[: 2 if depth == 4 else 3], variant=variant, model=model)
+    comparison = compare(tmp_path / "demo")
+    assert [row["field"] for row in comparison.configuration.rows] == ["model.depth"] * 4
+    for table in comparison:
+        assert table.rows and max(map(len, table.terminal().splitlines())) <= 120, table.name
+
+
 def test_two_protocols_are_not_compared(study: Path, tmp_path: Path) -> None:
     there = tmp_path / "there"
     write(there, "one", [{**scored(1.0, "p9"), "evaluation": {"layer": "pooled", "count": 3}}])

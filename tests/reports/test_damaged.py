@@ -103,7 +103,15 @@ def test_samples_that_cannot_be_read_are_left_out(three: Path, tmp_path: Path) -
         text = f"{samples} cannot be read as samples: "
         assert len(lines) == 1 and lines[0].startswith(f"dit: {text}") and "\n" not in lines[0]
         assert {name for name in before if before[name] != after.get(name)} == {
-            *("README.md", "index.json", "samples_dit.png", "samples_dit.pdf", "samples.png", "samples.pdf"),
+            *(
+                "README.md",
+                "index.html",
+                "index.json",
+                "samples_dit.png",
+                "samples_dit.pdf",
+                "samples.png",
+                "samples.pdf",
+            ),
         }
         assert {*before} - {*after} == {
             f"{name}.{end}" for name in ("samples", "samples_dit") for end in ("png", "pdf")

@@ -116,6 +116,7 @@ for words in %r:
     assert code == 0, (words, code)
 import lamabench.reports as reports
 assert len(reports.load(%r)) == 6 and len(reports.columns()) > 80
+assert main(["train", "model=dit_nano", "data=digits"]) == 2
 """
 HEAVY = "torch torchvision timm hydra omegaconf submitit fvcore sklearn safetensors torch_fidelity triton"
 
@@ -123,7 +124,7 @@ HEAVY = "torch torchvision timm hydra omegaconf submitit fvcore sklearn safetens
 def test_reports_need_no_torch(root: Path, tmp_path: Path) -> None:
     committed = Path(reports.__file__).with_name("records")
     commands = [
-        ["report", str(committed), str(root), "--out", str(tmp_path / "out")],
+        ["report", str(committed / "bench"), str(root), "--out", str(tmp_path / "out")],
         ["compare", str(root / "demo" / "new"), str(root / "demo" / "new")],
         ["runs", str(root), "state=done", "sort=fd"],
         ["runs", str(committed), "family=dit"],
@@ -133,6 +134,7 @@ def test_reports_need_no_torch(root: Path, tmp_path: Path) -> None:
     answer = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True)
     assert answer.returncode == 0, answer.stderr
     assert (tmp_path / "out" / "summary.csv").is_file() and "dit_xl_2" in answer.stdout
+    assert answer.stderr.splitlines()[-1].startswith("lamabench train: error: train needs torch: pip install lamabench")
 
 
 def declared(name: str) -> list[str]:

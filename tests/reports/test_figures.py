@@ -4,12 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from lamabench.reports.loss import loss
+from lamabench.reports.loss import group_words, loss
 from lamabench.reports.runs import read
 from lamabench.reports.samples import mosaic
 from lamabench.reports.summary import summary
 from lamabench.reports.throughput import throughput
-from run_folders import write
+from run_folders import scored, timed, write, write_many
 
 
 def test_loss_figure_shows_the_curve(three: Path) -> None:
@@ -22,9 +22,58 @@ def test_loss_figure_shows_the_curve(three: Path) -> None:
     np.testing.assert_array_equal(raw.get_ydata(), [1 / k for k in range(1, 31)])
     np.testing.assert_allclose(smooth.get_ydata()[:-1], [1 / k for k in range(1, 30)])  # the median of a falling curve
     assert axes.get_yscale() == "log" and axes.get_xlabel() and axes.get_ylabel()
-    labels = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert labels == ["ADM (oom)", "DiT-demo", "LaMamba_demo"]
+    assert sorted(text.get_text() for text in axes.texts) == ["ADM (oom)", "DiT-demo", "LaMamba_demo"]  # at the ends
     assert len({line.get_color() for line in axes.lines}) == 3
+    assert [line.get_marker() for line in axes.lines if len(line.get_xdata()) == 1] == ["x", "s", "o"]
+
+
+def test_loss_figure_has_the_held_out_loss_beside_it(tmp_path: Path) -> None:
+    runs = read([write_many(tmp_path, 2, 2, 2, snapshots=3).parent])
+    figure = loss(runs, summary(runs))
+    assert not isinstance(figure, str)
+    training, held = figure.axes
+    assert held.get_ylabel() == "Held-out loss" and len(training.lines) == 2 * len(runs)
+    logs = {tuple(line.get_ydata()) for line in held.lines if len(line.get_ydata()) == 5}
+    expected = {tuple(line["heldout_loss"] for line in run.metrics if "heldout_loss" in line) for run in runs}
+    assert logs == expected and len(logs) == 8
+    points = [line for line in held.lines if line.get_linestyle() == "None"]
+    values = {tuple(line.get_xdata()): None for line in points}
+    assert values == {tuple(256 * round(share * 100_000) for share in (1 / 3, 2 / 3, 1)): None} and len(points) == 8
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    titles = ("DiT-S/2", "DiT-B/2", "LaMamba-Diff-S", "LaMamba-Diff-B")
+    assert labels == [f"{title} (2 seeds)" for title in titles]
+
+
+def test_held_out_losses_of_one_protocol_are_drawn(tmp_path: Path) -> None:
+    row = scored(0.5, metric="held-out loss", protocol="a") | {"images_seen": 640, "samples": None}
+    write(tmp_path, "one", [row], title="One")
+    write(
+        tmp_path, "two", [row | {"value": 0.25}, row | {"value": 9.0, "protocol": "b"}], title="Two", variant={"v": 2}
+    )
+    runs = read([tmp_path])
+    figure = loss(runs, summary(runs))
+    assert not isinstance(figure, str)
+    (axes,) = figure.axes
+    shown: Any = [line.get_ydata() for line in axes.lines if line.get_marker() != "x"]
+    assert sorted(shown) == [[0.25], [0.5]]
+    assert figure.get_supxlabel() == "Held-out loss: 1 score under another protocol is left out"
+
+
+def test_a_group_says_how_many_seeds_it_has_and_how_they_ended() -> None:
+    assert group_words(["done"]) == "" and group_words(["oom"]) == " (oom)"
+    assert group_words(["done", "oom", "failed", "done"]) == " (4 seeds, 1 oom, 1 failed)"
+
+
+def test_of_forty_variants_eleven_are_named(tmp_path: Path) -> None:
+    for at in range(40):
+        write(tmp_path, f"v{at}", [scored(at + 1.0)], variant={"variant": f"v{at}"}, curve=[2.0, 1.0 + at])
+    runs = read([tmp_path])
+    figure = loss(runs, summary(runs))
+    assert not isinstance(figure, str)
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert {*labels} == {*(f"v{at} (unfinished)" for at in range(11)), "29 others"}
+    curves = [line for line in figure.axes[0].lines if len(line.get_xdata()) == 2]
+    assert len(curves) == 40 and sum(line.get_color() == "0.72" for line in curves) == 29
 
 
 def test_throughput_figure_shows_bars_and_whiskers(three: Path) -> None:
@@ -39,6 +88,18 @@ def test_throughput_figure_shows_bars_and_whiskers(three: Path) -> None:
     np.testing.assert_allclose(whisker[:, 0], [1200 / 1.25, 1200 / 0.8])
     assert [tick.get_text() for tick in forward.get_yticklabels()] == ["DiT-demo", "LaMamba_demo"]
     assert figure.get_supxlabel().startswith("batch 16, float32, eager mode, 2 threads, A CPU\n")
+
+
+def test_a_disturbed_throughput_has_an_asterisk(tmp_path: Path) -> None:
+    write(tmp_path, "one", [timed("forward", 200.0, disturbed="another process")])
+    write(tmp_path, "two", [timed("forward", 100.0)], title="DiT-two", variant={"v": 2})
+    runs = read([tmp_path])
+    figure = throughput(runs, summary(runs))
+    assert not isinstance(figure, str)
+    (axes,) = figure.axes
+    texts = [text.get_text() for text in axes.texts]  # in the order of the bars
+    assert sorted(texts) == ["100", "200 *"] and "*: something else kept" in figure.get_supxlabel()
+    assert [bool(bar.get_hatch()) for bar in axes.patches] == [text.endswith("*") for text in texts]
 
 
 def test_a_grid_is_ordered_by_class_and_only_enlarged(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from lamabench.reports.evidence import Evidence
 from lamabench.reports.latex import TexColumn, escaped, latex, width_of
 from lamabench.reports.runs import read
 from lamabench.reports.table import Column, Table
-from run_folders import everything, line, scored, timed, write
+from run_folders import everything, line, scored, timed, write, write_many
 
 RECORDS = Path(reports.__file__).parent / "records"
 LATEX = pytest.mark.debian(packages=["texlive-latex-recommended"], programs=["pdflatex"])
@@ -110,7 +110,9 @@ def overfull(log: str) -> list[float]:
 @LATEX
 def test_a_report_compiles_and_no_table_is_wider_than_the_text(tmp_path: Path) -> None:
     folders = []
-    for name, paths in (("committed", sorted(RECORDS.iterdir())), ("odd", [odd_runs(tmp_path / "runs")])):
+    many = write_many(tmp_path / "scaling", families=2, sizes=3, seeds=2)
+    sources = {"committed": sorted(RECORDS.iterdir()), "odd": [odd_runs(tmp_path / "runs")], "many": [many]}
+    for name, paths in sources.items():
         folders.append(tmp_path / name)
         folders[-1].mkdir()
         evidence = Evidence(read(paths))

@@ -108,7 +108,7 @@ def test_tables_and_figures_stand_where_they_belong(tmp_path: Path) -> None:
     write(tmp_path, "dit", everything(75.5, 1200.0), study="scale big")
     names = ["runs", "seeds", "other", "scale", "ablation_scale_FD", "ablation_scale", "ablation_scale_big", "bench"]
     tables = [
-        Table(name, f"Table {name}.", [Column("n", "N", digits=0)], [{"n": 1, "origin": "here"}]) for name in names
+        Table(name, f"Table {name}.", [Column("n", "N", digits=0)], [{"n": 1, "source": "here"}]) for name in names
     ]
     figures = dict.fromkeys(("loss", "axis_scale_big", "samples_dit", "samples"), b"<svg/>")
     html = Parsed(page(Evidence(read([tmp_path])), tables, figures, {}))

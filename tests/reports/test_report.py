@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from lamabench.kernels.errors import InputError
 from lamabench.reports.contents import FIGURES, TABLES
-from lamabench.reports.report import build, summary_rows, summary_text
-from run_folders import everything, samples_of, scored, write
+from lamabench.reports.report import _readme, build, evidence_of, summary_rows, summary_text
+from run_folders import everything, samples_of, scored, write, write_many
 
 ALL = {*TABLES, *FIGURES} - {"samples_*"}
 
@@ -51,6 +51,20 @@ def test_tables_and_figures_without_content_are_named(tmp_path: Path) -> None:
     assert set(absent) == {"samples_bare", *ALL} - {"summary", "runs"}
     readme = (tmp_path / "out/README.md").read_text()
     assert all(name in readme and reason in readme for name, reason in absent.items())
+
+
+def test_the_readme_answers_the_question_of_a_study_and_lists_what_is_there(tmp_path: Path) -> None:
+    evidence = evidence_of([write_many(tmp_path, families=2, sizes=2, seeds=1, snapshots=1)])
+    about = {f"samples_{place}.png, .pdf": "samples of a run" for place in range(6)} | {"cost.md": "costs"}
+    text = _readme(evidence, about, {"kernels": "no operator was timed alone"})
+    parts = text.split("\n## ")
+    assert [part.splitlines()[0] for part in parts[1:]] == ["Study scale", "Runs", "Files"]
+    assert "*Does LaMamba-Diff stay ahead of DiT and of the U-Net from S to XL?*" in parts[1]
+    assert "FD-EffNetLite0-10k" in parts[1] and "1 common seed, and 3 are needed" in parts[1]
+    assert parts[3].splitlines()[2:] == [
+        "- samples_0.png, .pdf and 5 more such files: samples of a run", "- cost.md: costs",
+        "- not included: kernels (no operator was timed alone)",
+    ]  # fmt: skip
 
 
 def test_an_earlier_report_is_replaced(three: Path, report: Path, tmp_path: Path) -> None:

@@ -208,9 +208,15 @@ def test_speed_figures_show_the_best_and_the_memory(tmp_path: Path) -> None:
     assert not isinstance(figure, str)
     panels: list[Any] = figure.axes
     speed, memory = panels
-    dit, _, lamamba, _ = speed.lines  # each model has a line and crosses
+    dit, _, disturbed, lamamba, _, ring = speed.lines  # each model has a line and crosses
+    assert list(disturbed.get_data()) == [[512], [500.0]] and disturbed.get_markerfacecolor() == "white"
+    assert "Empty markers: something else" in figure.get_supxlabel()
     assert (list(dit.get_xdata()), list(dit.get_ydata())) == ([256, 512], [2000.0, 250.0])
     assert (list(lamamba.get_xdata()), list(lamamba.get_ydata())) == ([256, 512, 1024], [1250.0, 500.0, 100.0])
+    share = np.log(1.6) / (np.log(1.6) + np.log(2))  # of the way from 256 to 512 px, from 0.625 to 2 times as fast
+    np.testing.assert_allclose(ring.get_data(), [[256 * 2**share], [2000 * 8**-share]])
+    assert [text.get_text() for text in speed.texts] == [f"{256 * 2**share:.0f} px"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["DiT-XL/2", "LaMamba-Diff-XL"]
     assert memory.get_ylabel() == "Peak memory (GiB), batch 8"
     assert list(memory.lines[0].get_ydata()) == [4.0, 9.0]
     assert "overtakes DiT-XL/2" in figure.get_supxlabel()
@@ -218,7 +224,8 @@ def test_speed_figures_show_the_best_and_the_memory(tmp_path: Path) -> None:
     assert not isinstance(figure, str)
     lines = figure.axes[0].lines
     assert list(np.asarray(lines[0].get_xdata()) * 1e9) == [240_000, 960_000]
-    ends, heights = (np.asarray(values) for values in lines[2].get_data())
+    (rate,) = [line for line in lines if line.get_linestyle() == ":"]
+    ends, heights = (np.asarray(values) for values in rate.get_data())
     np.testing.assert_allclose(ends * heights, 2000 * 240_000 / 1e9)  # along it, FLOPs per second are those of DiT
 
 

@@ -6,10 +6,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from lamabench.harness.data.images import load
 from lamabench.harness.progress import Progress
 from lamabench.harness.run import open_run
 from lamabench.harness.training.loop import train
-from lamabench.harness.training.previews import preview_settings, write_preview
+from lamabench.harness.training.previews import preview_settings, write_preview, write_real
 from lamabench.harness.training.steps import Diverged
 from PIL import Image
 from test_failures import folder_of
@@ -93,3 +94,24 @@ def test_the_time_of_previews_is_no_training(tmp_path, monkeypatch):
     tmp_path.joinpath("run").mkdir()
     record = train(tmp_path / "run", previewing(), Progress())
     assert record["seconds"] < 1.5
+
+
+def test_a_training_keeps_one_image_of_each_class(tmp_path):
+    config = make(DIT)
+    with np.load(trained(folder_of(tmp_path, config), config) / "real.npz") as file:
+        images, labels = file["images"], file["labels"]
+    data = load(config.data)
+    assert list(labels) == list(range(10)) and images.shape == (10, 8, 8, 1) and images.dtype == np.uint8
+    for label, image in zip(labels, images, strict=True):
+        first = next(i for i in range(len(data)) if data.labels[i] == label)
+        assert np.array_equal(image[..., 0], data.image(first)[0].numpy())
+
+
+def test_of_one_class_the_first_images_are_kept(tmp_path):
+    data = load(replace(make(DIT).data, num_classes=0))
+    write_real(tmp_path, data)
+    with np.load(tmp_path / "real.npz") as file:
+        assert np.array_equal(file["images"][:, :, :, 0], [data.image(i)[0].numpy() for i in range(10)])
+    before = (tmp_path / "real.npz").read_bytes()
+    write_real(tmp_path, data)
+    assert (tmp_path / "real.npz").read_bytes() == before
