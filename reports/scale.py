@@ -9,6 +9,7 @@ from typing import NamedTuple
 from .budgets import Comparison, Moment, at_amount, by_machine, comparisons, equal_budgets, equal_images, rising
 from .differences import NO_SEED, by_seed, count_of, mean_of
 from .evidence import Evidence
+from .moments import is_unfinished
 from .names import labels
 from .protocols import UNKNOWN, notes
 from .published import PublishedRow
@@ -59,8 +60,9 @@ HOURS = Budget("scale_hours", "hours", "hours of training", "h")
 
 
 def scale(evidence: Evidence) -> list[Table]:
-    """Quality at equal images: the largest number at which the most runs have a score (T1). One table a data set and
-    generation protocol. Published rows of the same protocol stand below."""
+    """Quality at equal images: the largest number at which the most runs have a score (T1). A training that failed or
+    is unfinished holds nobody back. One table a data set and generation protocol. Published rows of the same protocol
+    stand below."""
     compared = comparisons(evidence.runs)
     return _named(compared, [_table(one, IMAGES, evidence.published.steps_400k) for one in compared], IMAGES)
 
@@ -100,7 +102,9 @@ def _table(compared: Comparison, budget: Budget, printed: Sequence[PublishedRow]
     unnamed: dict[str, list[str]] = {}
     for metric, series in compared.columns.items():
         amounts = {run: [x for x, _ in rising(each, budget.field)] for run, each in series.items()}
-        targets = equal_budgets(amounts) if budget.between else equal_images(amounts)
+        common = equal_budgets if budget.between else equal_images
+        finished = {run: each for run, each in amounts.items() if not is_unfinished(run)}
+        targets = common(finished) or common(amounts)
         for target in targets:
             at = {run: at_amount(each, budget.field, target) for run, each in series.items()}
             moments = {run: moment for run, moment in at.items() if moment}

@@ -174,6 +174,18 @@ def test_runs_that_are_not_done_are_marked(tmp_path: Path) -> None:
     assert any("§ with a run that is not done. diverged (train: loss is nan): DiT-S/2." in note for note in table.notes)
 
 
+def test_a_training_that_is_unfinished_holds_nobody_back(tmp_path: Path) -> None:
+    write_many(tmp_path, 2, 1, 2)
+    home = sorted(tmp_path.glob("trainings/dit-*"))[0]
+    (home / "record.jsonl").write_text("")
+    change(home, "samples/*/record.jsonl", lambda line: line | {"images_seen": min(line["images_seen"], 20_480_000)})
+    (table,) = scale(evidence(tmp_path))
+    assert " at 25.6 M images" in table.caption and table.caption.endswith("at which most runs have a score.")
+    seed = json.loads((home / "config.json").read_text())["seed"]
+    assert f"Not trained, or not scored, up to 25.6 M images: DiT-S/2 (seed {seed})." in table.notes
+    assert [row["n"] for row in table.rows] == [1, 2]
+
+
 def test_one_model_makes_no_table(tmp_path: Path) -> None:
     write_many(tmp_path, 1, 1, 3)
     for make, name in ((scale, "scale"), (scale_flops, "scale_flops"), (scale_hours, "scale_hours")):
