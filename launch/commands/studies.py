@@ -12,8 +12,8 @@ from ...reports.table import Column, Table
 from .runs import ROOT, split
 
 COLUMNS = [
-    Column("study", "Study"), Column("runs", "Runs", 1.0, 0), Column("status", "State", key="state", width=26),
-    Column("changed", "Changed (UTC)", rank=1), Column("question", "Question", width=52),
+    Column("study", "Study"), Column("runs", "Runs", 1.0, 0), Column("status", "State", key="state", width=30),
+    Column("changed", "Changed (UTC)", rank=1), Column("question", "Question", width=50),
 ]  # fmt: skip
 
 
