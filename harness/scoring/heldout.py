@@ -32,6 +32,7 @@ from ..progress import Progress
 from ..random import Generators, Stream
 from ..training.checkpoint import check_data, load_weights
 from ..training.sharding import assembled
+from .sampling_error import of_values
 
 if TYPE_CHECKING:
     from ..training.step import TrainStep
@@ -51,9 +52,9 @@ def heldout_losses(
     *,
     together: bool = False,
     on_batch: Callable[[int, int], object] | None = None,
-) -> dict[float, float]:
+) -> tuple[dict[float, float], float | None]:
     """The mean error over `evaluate.heldout_count` images (all if there are fewer) at each of `TIMES` timesteps t, as
-    {t: loss}.
+    {t: loss}; and the standard error of their mean from the choice of the images, None for a single image.
 
     `net` is on `device` and in eval mode. It gets the labels of the images, a fixed random choice, and runs with the
     training's precision. With `together`, all processes of the run call this, each takes a part of the batches, and
@@ -64,7 +65,7 @@ def heldout_losses(
     times, chosen = goal.times(TIMES), epoch_order(SEED, 0, len(images))[: config.evaluate.heldout_count]
     starts = range(0, len(chosen), size)
     generators = Generators(SEED, Stream.HELD_OUT)
-    sums: list[list[float]] = []
+    sums: list[tuple[list[float], list[float]]] = []  # of each batch: the sums at each t, and the mean of each image
     with parallel.agreeing() if together else nullcontext():
         for start in starts[parallel.rank() :: parallel.size()] if together else starts:
             part = chosen[start : start + size]
@@ -79,12 +80,15 @@ def heldout_losses(
                 x_t = goal.corrupt(x0, t, noise)
                 with autocast(device, config.train.precision):
                     out = net(x_t, t, y)
-                row.append(goal.loss(out.float(), x0, x_t, t, noise)[goal.error].double().sum())
-            sums.append(torch.stack(row).tolist())
+                row.append(goal.loss(out.float(), x0, x_t, t, noise)[goal.error].double())
+            errors = torch.stack(row)
+            sums.append((errors.sum(1).tolist(), errors.mean(0).tolist()))
             if on_batch is not None:
                 on_batch(start + len(part), len(chosen))
     rows = [row for part in (parallel.gather(sums) if together else [sums]) for row in part]
-    return {time: math.fsum(row[i] for row in rows) / len(chosen) for i, time in enumerate(times)}
+    of_images = np.sort([value for _, values in rows for value in values])  # equal for any number of processes
+    losses = {time: math.fsum(row[i] for row, _ in rows) / len(chosen) for i, time in enumerate(times)}
+    return losses, of_values(of_images) if len(of_images) > 1 else None
 
 
 def mean(losses: Mapping[float, float]) -> float:
@@ -102,7 +106,7 @@ def of_training(
     net = assembled(averaged, device) if sharded else averaged
     if net is None or images is None:
         return {}
-    losses = heldout_losses(net, step.objective, images, config, device, together=not sharded)
+    losses, _ = heldout_losses(net, step.objective, images, config, device, together=not sharded)
     values = {"heldout_loss": mean(losses)}
     values |= {f"heldout_loss_{number}": loss for number, loss in enumerate(losses.values(), start=1)}
     return {name: value if math.isfinite(value) else None for name, value in values.items()}
@@ -132,7 +136,7 @@ def score_weights(training: Path, config: Config, step: int, progress: Progress)
         progress.update("evaluate", done, total)
         signals.check()
 
-    losses = heldout_losses(net, goal, images, config, device, on_batch=on_batch)
+    losses, error = heldout_losses(net, goal, images, config, device, on_batch=on_batch)
     if not math.isfinite(mean(losses)):
         raise InputError(f"the {NAME} of step {step} is not finite")
     count = min(config.evaluate.heldout_count, len(images))
@@ -154,6 +158,7 @@ def score_weights(training: Path, config: Config, step: int, progress: Progress)
     return {
         "metric": NAME,
         "value": mean(losses),
+        "sampling_error": error,
         "by_timestep": {f"{time:g}": loss for time, loss in losses.items()},
         "count": count,
         "reference": images_name(config),

@@ -24,6 +24,7 @@ from .sample import asked_of, gone, run_and_overrides
 COLUMNS = {
     "metric": "Metric",
     "value": "Value",
+    "sampling_error": "Sampling s.e.",
     "std": "Std of subsets",
     "floor": "Floor",
     "count": "Images",
@@ -31,6 +32,10 @@ COLUMNS = {
 }
 COLUMNS |= {"reference_count": "Reference images", "checkpoint_step": "Step", "protocol": "Protocol"}
 COLUMNS |= {"generation_protocol": "Generation"}
+SAMPLING = (
+    "Sampling s.e.: the standard error of a value from the choice of its images alone. It has no bias in it and says "
+    "nothing about other trainings."
+)
 Row = dict[str, Any]
 
 
@@ -57,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
     columns = {key: title for key, title in COLUMNS.items() if any(row.get(key) is not None for row in rows)}
     show(rows, columns, args.json)
     if not args.json:
-        print(*_notes(rows), sep="\n")
+        print(*_notes(rows), *([SAMPLING] if "sampling_error" in columns else []), sep="\n")
     for text in dict.fromkeys(f"{row['metric']}: {row['note']}" for row in rows if row.get("note")):
         print(f"lamabench evaluate: {text}", file=sys.stderr)
     for text in reasons.values():

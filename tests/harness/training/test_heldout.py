@@ -55,12 +55,15 @@ def test_a_network_with_a_zero_head_has_the_variance_of_the_noise(family):
     with torch.no_grad():
         weight.zero_()
         bias.zero_()
-    losses = heldout_losses(net, DDPM(), held(config), config, "cpu")
+    losses, error = heldout_losses(net, DDPM(), held(config), config, "cpu")
     assert list(losses) == EVERY
     for number, loss in enumerate(losses.values()):
         squares = [noise(image, number, (1, 8, 8)) ** 2 for image in range(225)]
         assert loss == pytest.approx(np.mean(squares), rel=1e-6)
     assert mean(losses) == pytest.approx(1, abs=4 * math.sqrt(2 / (8 * 225 * 64)))
+    of_images = [np.mean([noise(i, number, (1, 8, 8)) ** 2 for number in range(TIMES)]) for i in range(225)]
+    assert error == pytest.approx(np.std(of_images, ddof=1) / 15, rel=1e-5)
+    assert error == pytest.approx(math.sqrt(2 / (8 * 225 * 64)), rel=0.2)  # if images differ by their noise only
 
 
 class Velocity(DDPM):
@@ -84,14 +87,14 @@ def test_another_objective_has_its_own_closed_form():
     """E|noise - x_0|² is 1 + E x_0², and a network that knows the images makes no error at any t."""
     config = most(make())
     images = held(config)
-    losses = heldout_losses(lambda x, t, y: torch.zeros_like(x), Velocity(), images, config, "cpu")
+    losses, _ = heldout_losses(lambda x, t, y: torch.zeros_like(x), Velocity(), images, config, "cpu")
     x0 = images.images_at(np.arange(225)).double() / 127.5 - 1
     assert list(losses) == [1 / 16, 3 / 16, 5 / 16, 7 / 16, 9 / 16, 11 / 16, 13 / 16, 15 / 16]
     assert mean(losses) == pytest.approx(1 + x0.square().mean().item(), rel=0.02)
 
     grey = torch.full((225, 1, 8, 8), 51, dtype=torch.uint8)
     images.images = grey  # every x_0 is -0.6, so that x_t says the noise
-    exact = heldout_losses(lambda x, t, y: (x + 0.6) / t.view(-1, 1, 1, 1), Velocity(), images, config, "cpu")
+    exact, _ = heldout_losses(lambda x, t, y: (x + 0.6) / t.view(-1, 1, 1, 1), Velocity(), images, config, "cpu")
     assert mean(exact) < 1e-10
 
 
@@ -125,9 +128,11 @@ def test_batches_change_it_by_rounding_and_processes_by_nothing(monkeypatch):
             net, DDPM(), images, most(config, batch_size=size), "cpu", **more
         )  # fmt: skip
 
-    alone = losses()
-    assert len(set(alone.values())) == TIMES and alone == losses()
-    assert list(losses(size=5).values()) == pytest.approx(list(alone.values()), rel=1e-5)
+    alone, error = losses()
+    assert len(set(alone.values())) == TIMES and (alone, error) == losses()
+    smaller, other = losses(size=5)
+    assert list(smaller.values()) == pytest.approx(list(alone.values()), rel=1e-5)
+    assert other == pytest.approx(error, rel=1e-4)
     parts = []
     monkeypatch.setattr(parallel, "size", lambda: 3)
     monkeypatch.setattr(parallel, "agreeing", nullcontext)
@@ -136,7 +141,7 @@ def test_batches_change_it_by_rounding_and_processes_by_nothing(monkeypatch):
         monkeypatch.setattr(parallel, "gather", lambda sums: parts.append(sums) or parts)
         together = losses(together=True)
     assert [len(part) for part in parts] == [2, 3, 3]  # of 8 batches
-    assert together == alone
+    assert together == (alone, error)
 
 
 @pytest.mark.parametrize("family", ["dit", "lamamba"])
