@@ -2,13 +2,14 @@
 
 import json
 import math
+import signal
 from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from lamabench.harness import parallel
+from lamabench.harness import parallel, signals
 from lamabench.harness.config import check_fit
 from lamabench.harness.data.images import load, load_held_out
 from lamabench.harness.data.splits import held_out
@@ -136,6 +137,7 @@ def test_batches_change_it_by_rounding_and_processes_by_nothing(monkeypatch):
     parts = []
     monkeypatch.setattr(parallel, "size", lambda: 3)
     monkeypatch.setattr(parallel, "agreeing", nullcontext)
+    monkeypatch.setattr(parallel, "stopping", lambda: False)
     for rank in (2, 1, 0):
         monkeypatch.setattr(parallel, "rank", lambda rank=rank: rank)
         monkeypatch.setattr(parallel, "gather", lambda sums: parts.append(sums) or parts)
@@ -165,6 +167,36 @@ def test_a_training_with_it_is_the_same_training(tmp_path, family):
         folders[0] / "metrics.jsonl")]  # fmt: skip
     (folders[0] / "metrics.jsonl").write_text("".join(json.dumps(one) + "\n" for one in stripped))
     assert_same(*folders)
+
+
+@pytest.mark.parametrize("end", [4, 6])
+def test_a_signal_ends_it_within_a_batch_and_the_training_goes_on_bit_for_bit(tmp_path, monkeypatch, end):
+    """The line of that step is written by the training that continues, unless the signal came at the last step."""
+    plain = most(make(steps=end), batch_size=32)
+    config = replace(plain, run=replace(plain.run, heldout_every=4))
+    whole = trained(tmp_path / "whole", config)
+    calls = []
+
+    def heed(original=parallel.heed):
+        calls.append(None)
+        if len(calls) == 3:
+            signals.take(signal.SIGTERM)
+        original()
+
+    monkeypatch.setattr(signals, "_noted", [])
+    with monkeypatch.context() as patch:
+        patch.setattr(parallel, "heed", heed)
+        with pytest.raises(signals.Stopped) if end > 4 else nullcontext():
+            trained(tmp_path / "cut", config)
+    assert len(calls) == 3, "of 8 batches"
+    lines = read_lines(tmp_path / "cut" / "metrics.jsonl")
+    assert [line["step"] for line in lines] == ([2] if end > 4 else [2, 4])
+    assert not any("heldout_loss" in line for line in lines)
+    signals._noted.clear()
+    trained(tmp_path / "cut", config)
+    if end > 4:
+        assert_same(tmp_path / "cut", whole)
+        assert [line["step"] for line in metrics(whole) if "heldout_loss" in line] == [4]
 
 
 SMALL = """model=dit_nano model.depth=1 model.hidden_size=16 model.num_heads=2 data=digits data.size=8 data.split=most
