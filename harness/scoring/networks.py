@@ -1,6 +1,5 @@
 """The networks whose features score images, as torch-fidelity feature extractors, and their weights."""
 
-import hashlib
 import http.client
 import pickle
 from collections.abc import Iterable, Mapping
@@ -21,6 +20,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
 
 from ...kernels.errors import InputError, unknown
+from ..data.files import sha256
 from ..record import Row
 from ..sections import EvaluateConfig
 
@@ -310,15 +310,6 @@ def check_weights(settings: EvaluateConfig, rows: Iterable[Row], otherwise: str 
             f"evaluate.features_path {settings.features_path} has other weights ({digest[:8]}) than those with which "
             f"these samples were scored ({', '.join(one[:8] for one in others)}): {otherwise}"
         )
-
-
-def sha256(path: Path) -> str:
-    """The SHA-256 of a file, 64 hex digits."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def build(features: str, weights: Path, layers: list[str], device: str) -> torch_fidelity.FeatureExtractorBase:

@@ -85,7 +85,7 @@ def test_processes_share_the_held_out_loss(start, tmp_path, parallel):
     assert row["value"] == line["heldout_loss"] and row["by_timestep"]["62"] == line["heldout_loss_1"]
 
 
-@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+@pytest.mark.parametrize("parallel", ["ddp", pytest.param("fsdp", marks=pytest.mark.soak)])
 def test_a_signal_in_a_held_out_loss_stops_all_processes(start, tmp_path, parallel):
     """To all processes, as a scheduler sends it. The run that continues has the lines of one that was not disturbed."""
     words = [*HELD_OUT, "evaluate.batch_size=1", "evaluate.heldout_count=100", "train.steps=15"]
