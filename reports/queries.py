@@ -18,6 +18,11 @@ SETTINGS = {  # two throughputs share a column where these fields are equal
     "sample": ("method", "steps", "guidance", "guidance_channels", "compile", "device"),
 }
 
+SAMPLING = (
+    "Sampling s.e.: the standard error of a score from the choice of its images alone. It has no bias in it and says "
+    "nothing about other trainings."
+)
+
 
 def group_labels(runs: list[Run]) -> dict[str, str]:
     """A label for each group: the model, the variant where it adds something, and whatever else makes labels differ."""

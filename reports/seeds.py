@@ -1,12 +1,13 @@
 """The table of numbers over training seeds: means, differences to the base of the study, and the best."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 
 from .differences import FEWEST, NO_SEED, Difference, by_seed, count_of, difference, mean_of
 from .protocols import notes, rankable, spread_of
-from .queries import better, scores
+from .queries import SAMPLING, better, scores
 from .runs import Line, Run
-from .summary import SAMPLING, error_column, has_errors, spread_column
+from .summary import error_column, has_errors, spread_column
 from .table import Column, Table
 
 NOTE = "±: half the 95 % interval of the mean over training seeds (Student's t); n: their number."
@@ -44,14 +45,14 @@ def seeds(overview: Table) -> Table:
         for group, numbers in each.items():
             mean = mean_of(numbers.values())
             rows[group] |= {f"{name}_mean": mean.value, f"{name}_ci95": mean.half, f"{name}_n": count_of(numbers)}
-    groups = [one["group"] for one in overview.rows]
+    runs_of = Counter(one["group"] for one in overview.rows)
     inconclusive = False
     unnamed: dict[str, list[str]] = {}
     for name, lines in marks.items():
         for group, numbers in over_seeds(overview.rows, spread_column(name)).items():
             rows[group][spread_column(name)] = mean_of(numbers.values()).value
         for row in overview.rows:
-            if groups.count(row["group"]) == 1 and row["group"] in values[name]:
+            if runs_of[row["group"]] == 1 and row["group"] in values[name]:
                 rows[row["group"]][error_column(name)] = row.get(error_column(name))
         for group in values[name]:
             base = bases[group]

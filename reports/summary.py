@@ -5,15 +5,11 @@ from collections.abc import Iterable
 
 from .differences import FEWEST
 from .protocols import notes, spread_of
-from .queries import better, group_labels, scores, setting_words, state_of, timings, words_of
+from .queries import SAMPLING, better, group_labels, scores, setting_words, state_of, timings, words_of
 from .runs import Line, Run
 from .table import Column, Table, shortened
 
 NOT_BOLD = f"No score is bold: single runs do not tell models apart, which takes {FEWEST} training seeds or more."
-SAMPLING = (
-    "Sampling s.e.: the standard error of a score from the choice of its images alone. It has no bias in it and says "
-    "nothing about other trainings."
-)
 TIMED = (("speed", "forward", "Forward", 6), ("speed", "train", "Train", 6), ("sample", None, "Sampling", 8))
 
 

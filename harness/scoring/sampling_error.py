@@ -1,7 +1,8 @@
 """Standard errors of scores from the choice of their images alone: how far a score moves if other images are drawn in
 the same way from the same weights.
 
-The reference is fixed. An error says nothing about other trainings, and the bias of a score is not in it.
+The reference is fixed. An error says nothing about other trainings, and the bias of a score is not in it. Images count
+as independent draws: if labels are balanced, every class has its fixed share, and the error is rather too large.
 """
 
 import math

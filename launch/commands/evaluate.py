@@ -16,7 +16,7 @@ from ...harness.sections import HELDOUT
 from ...harness.shards import features_of, set_of
 from ...harness.stages import Task, execute, missing, missing_metrics, only, prepare
 from ...kernels.errors import InputError
-from ...reports.queries import score_words
+from ...reports.queries import SAMPLING, score_words
 from ..compose import compose
 from ..output import command, show
 from .sample import asked_of, gone, run_and_overrides
@@ -32,10 +32,6 @@ COLUMNS = {
 }
 COLUMNS |= {"reference_count": "Reference images", "checkpoint_step": "Step", "protocol": "Protocol"}
 COLUMNS |= {"generation_protocol": "Generation"}
-SAMPLING = (
-    "Sampling s.e.: the standard error of a value from the choice of its images alone. It has no bias in it and says "
-    "nothing about other trainings."
-)
 Row = dict[str, Any]
 
 
