@@ -109,7 +109,7 @@ def start_each(folder, *words):
 def test_a_process_that_is_killed_between_captured_steps_ends_the_other(tmp_path, killed):
     """With `auto`, the exchange of gradients is in the CUDA graph, whose replay then never ends on the other GPU. The
     other process learns of it from gloo, which both ask after each step (`parallel.stopping`)."""
-    runs, lines = start_each(tmp_path, *AUTO, "train.steps=10000000"), list[float]()
+    runs, lines = start_each(tmp_path, *AUTO, "train.steps=10000000"), []
     try:
         end = time.monotonic() + 240
         while len(lines) < 3:  # 60 steps: the fourth is captured
