@@ -53,6 +53,7 @@ class Task:
     moments   of a training: the steps whose weights are kept
     training, step, metrics   of samples: where their weights lie, and the scores that are asked for
     plans     of a model: sections `bench`, each with its `backend`
+    reference of samples in a job: the SHA-256 of the file `evaluate.reference` when it was queued; empty: any
     """
 
     kind: str
@@ -66,6 +67,7 @@ class Task:
     step: int = 0
     metrics: tuple[str, ...] = ()
     plans: tuple[dict[str, Any], ...] = ()
+    reference: str = ""
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> "Task":
@@ -372,7 +374,10 @@ def _draw(task: Task, config: Config, progress: Progress) -> Callable[..., Itera
 
 def _evaluate(task: Task, config: Config, progress: Progress) -> Iterator[dict[str, Any]]:
     from .scoring.score import score_set
+    from .scoring.statistics_file import check_same
 
+    if task.reference:
+        check_same(Path(config.evaluate.reference or ""), task.reference)
     where = (task.path, Path(task.training), task.step)
     for line in score_set(*where, config, missing_metrics(task), progress):
         request = line.pop("request")

@@ -354,8 +354,10 @@ def _main(argv: Sequence[str] | None) -> int:
         print(f"lamabench {args.command}: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as error:
-        number = signal.Signals(error.args[0] if error.args else signal.SIGINT)
+        numbers = [one for one in error.args if isinstance(one, int)]
+        number = signal.Signals(numbers[0] if numbers else signal.SIGINT)
         word = "interrupted" if number == signal.SIGINT else f"ended by {number.name}"
         with suppress(OSError):  # the terminal was closed
-            print(f"lamabench {args.command}: {word}; the same command continues", file=sys.stderr)
+            next_time = next((one for one in error.args if isinstance(one, str) and one), "the same command continues")
+            print(f"lamabench {args.command}: {word}; {next_time}", file=sys.stderr)
         return 128 + number

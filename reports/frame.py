@@ -37,8 +37,9 @@ def load(paths: str | Path | Iterable[str | Path]) -> pd.DataFrame:
     is no training) and `key` (of the row). Between them are the fields of harness/RECORDS.md, under the same names,
     which include units:
 
-    score            `metric`, `value`, `std` (over the metric's own subsets or splits, not over trainings), `count`,
-                     `reference`, `reference_count`, `features`, `floor`, `note`; how it was scored, as the hash
+    score            `metric`, `value`, `std` (over the metric's own subsets or splits, not over trainings),
+                     `sampling_error` (standard error from the choice of the images alone), `count`, `reference`,
+                     `reference_count`, `features`, `floor`, `note`; how it was scored, as the hash
                      `protocol` and in words `evaluation`; how its samples were made, as the hash `generation_protocol`
                      and in words `generation`, both empty if that is not on record; the moment: `checkpoint_step`,
                      `weights`, `images_seen`, `training_flops`, `training_seconds`; how the images were drawn:

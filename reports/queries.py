@@ -18,6 +18,11 @@ SETTINGS = {  # two throughputs share a column where these fields are equal
     "sample": ("method", "steps", "guidance", "guidance_channels", "compile", "device"),
 }
 
+SAMPLING = (
+    "Sampling s.e.: the standard error of a score from the choice of its images alone. It has no bias in it and says "
+    "nothing about other trainings."
+)
+
 
 def current(rows: Iterable[Line]) -> list[Line]:
     """The newest record of everything that was done or tried, oldest first.

@@ -1,12 +1,13 @@
 """The table of numbers over training seeds: means, differences to the base of the study, and the best."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 
 from .differences import FEWEST, NO_SEED, Difference, by_seed, count_of, difference, mean_of
 from .protocols import notes, rankable, spread_of
-from .queries import better, scores
+from .queries import SAMPLING, better, scores
 from .runs import SEEDS, Line, Run
-from .summary import spread_column
+from .summary import error_column, has_errors, spread_column
 from .table import Column, Table
 
 NOTE = "±: half the 95 % interval of the mean over training seeds (Student's t); n: their number."
@@ -24,7 +25,8 @@ def seeds(overview: Table) -> Table:
 
     Columns of the csv, for each of these numbers: `NAME_mean`; `NAME_ci95`, half the 95 % interval of the mean (empty
     for one seed); `NAME_n`, the training seeds. Those of a score are also `NAME_subset_std` or `NAME_split_std`, the
-    mean of its standard deviation over subsets or splits of the samples, and against the base of the study
+    mean of its standard deviation over subsets or splits of the samples, `NAME_sampling_error`, the standard error from
+    the choice of the images (of a single run, which has no interval), and against the base of the study
     `NAME_difference`, `NAME_difference_ci95`, `NAME_difference_n` (common seeds) and `NAME_verdict`.
     """
     runs = [row["run"] for row in overview.rows]
@@ -43,11 +45,15 @@ def seeds(overview: Table) -> Table:
         for group, numbers in each.items():
             mean = mean_of(numbers.values())
             rows[group] |= {f"{name}_mean": mean.value, f"{name}_ci95": mean.half, f"{name}_n": count_of(numbers)}
+    runs_of = Counter(one["group"] for one in overview.rows)
     inconclusive = False
     unnamed: dict[str, list[str]] = {}
     for name, lines in marks.items():
         for group, numbers in over_seeds(overview.rows, spread_column(name)).items():
             rows[group][spread_column(name)] = mean_of(numbers.values()).value
+        for row in overview.rows:
+            if runs_of[row["group"]] == 1 and row["group"] in values[name]:
+                rows[row["group"]][error_column(name)] = row.get(error_column(name))
         for group in values[name]:
             base = bases[group]
             if base is not None and base != group and base in values[name]:
@@ -63,8 +69,10 @@ def seeds(overview: Table) -> Table:
     for place, name in enumerate(marks):
         columns += _columns(name, name, rank=min(7 * place, 12))
         columns.append(Column(spread_column(name), f"{name}, std over {spread_of(name)}", 1.0, 3, rank=13))
+        columns.append(Column(error_column(name), f"{name}, sampling s.e. of one seed", 1.0, 2, rank=14))
         columns += [Column(f"{name}_{end}") for end in ("difference", "difference_ci95", "difference_n", "verdict")]
-    below = [NOTE, *([MARK] if inconclusive else []), *_uneven(rows, marks)]
+    below = [NOTE, *([MARK] if inconclusive else [])]
+    below += [*([SAMPLING] if has_errors(rows.values(), marks) else []), *_uneven(rows, marks)]
     below += [f"No best is bold, because {why}: {', '.join(names)}." for why, names in unnamed.items()]
     return Table("seeds", "Means over training seeds.", columns, list(rows.values()), [*below, *notes(runs, marks)])
 

@@ -2,11 +2,12 @@
 
 import re
 from collections import Counter
+from collections.abc import Iterable
 
 from .differences import FEWEST
 from .names import labels, shared
 from .protocols import notes, spread_of
-from .queries import better, scores, setting_words, state_of, timings, words_of
+from .queries import SAMPLING, better, scores, setting_words, state_of, timings, words_of
 from .runs import Line, Run
 from .speed import disturbances
 from .table import DISTURBED, Column, Table, shortened
@@ -19,8 +20,9 @@ def summary(runs: list[Run]) -> Table:
     """One row per run: what it is, what it costs, how fast and how good it is, and how it ended.
 
     Its csv has the value of a score under its name, its standard deviation over subsets or splits of the samples as
-    `NAME_subset_std` or `NAME_split_std`, and `generation_protocol`, the hash of how the samples were made. No score is
-    bold, because one run distinguishes nothing.
+    `NAME_subset_std` or `NAME_split_std`, its standard error from the choice of its images as `NAME_sampling_error`,
+    and `generation_protocol`, the hash of how the samples were made. No score is bold, because one run distinguishes
+    nothing.
     """
     label_of = labels(runs)
     members = Counter(run.group for run in runs)
@@ -45,6 +47,7 @@ def summary(runs: list[Run]) -> Table:
         for name, by_run in marks.items():
             line = by_run.get(run, {})
             row |= {name: line.get("value"), spread_column(name): line.get("std")}
+            row[error_column(name)] = line.get("sampling_error")
             row["generation_protocol"] = row.get("generation_protocol") or line.get("generation_protocol")
         rows.append(row)
     columns = [Column(name) for name in ("study", "name", "id", "family", "model", "title", "variant", "seed")]
@@ -63,6 +66,7 @@ def summary(runs: list[Run]) -> Table:
         columns.append(Column(name, name, 1.0, 4, rank=min(7 * place, 12)))
         title = f"{name}, std over {spread_of(name)}"
         columns.append(Column(spread_column(name), title, 1.0, 3, rank=13))
+        columns.append(Column(error_column(name), f"{name}, sampling s.e.", 1.0, 2, rank=14))
     columns += [
         Column("generation_protocol"),
         Column("state"),
@@ -72,14 +76,24 @@ def summary(runs: list[Run]) -> Table:
     rows.sort(key=lambda row: (row["family"], row["macs"] is None, row["macs"], row["label"], row["study"], row["id"]))
     caption = "One row per run" + (f" of {alike}" if (alike := shared(runs)) else "")
     ranked = any(better(name) and len(by_run) > 1 for name, by_run in marks.items())
-    return Table(
-        "summary", f"{caption}.", columns, rows, [*([NOT_BOLD] if ranked else []), *disturbed, *notes(runs, marks)]
-    )
+    below = [*([NOT_BOLD] if ranked else []), *([SAMPLING] if has_errors(rows, marks) else [])]
+    return Table("summary", f"{caption}.", columns, rows, [*below, *disturbed, *notes(runs, marks)])
 
 
 def spread_column(metric: str) -> str:
     """The name of the column with a metric's own standard deviation, over subsets or splits of the samples."""
     return f"{metric}_{spread_of(metric)[:-1]}_std"
+
+
+def error_column(metric: str) -> str:
+    """The name of the column with a metric's standard error from the choice of its images alone."""
+    return f"{metric}_sampling_error"
+
+
+def has_errors(rows: Iterable[Line], metrics: Iterable[str]) -> bool:
+    """Whether some row has the sampling error of a metric. Scores of earlier versions have none."""
+    names = [error_column(name) for name in metrics]
+    return any(row.get(name) is not None for row in rows for name in names)
 
 
 def _seed_words(run: Run) -> str:

@@ -151,6 +151,15 @@ def _names(root: Path, files: Sequence[Path]) -> list[bytes]:
     return [os.fsencode(file.relative_to(root).as_posix()) for file in files]
 
 
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file, 64 hex digits."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
 def fingerprint_of(root: Path, files: Sequence[Path], sound: Sequence[Entry]) -> str:
     """The `fingerprint` of a set from its entries."""
     digest = hashlib.sha256()

@@ -5,9 +5,10 @@ import hashlib
 import json
 import os
 import warnings
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import safetensors.numpy
@@ -26,6 +27,8 @@ from .networks import build, find_weights, network_of, sha256
 from .statistics import Moments, RunningMoments
 
 Features = NDArray[np.float32]
+SPOOL_BYTES = 2**28  # features of a layer, for a second pass over them, that stay in memory; more go to disk
+BLOCK = 1024  # features that are read back at once
 LOOK_S = 2.0  # between two looks at whether a signal came
 
 
@@ -119,6 +122,21 @@ def collect(
                 running[layer].add(features)
     features = {layer: np.concatenate(values) for layer, values in parts.items()}
     return features, {layer: one.moments() for layer, one in running.items()}
+
+
+def spooled(batches: Iterable[dict[str, Features]], files: Mapping[str, IO[bytes]]) -> Iterator[dict[str, Features]]:
+    """The batches as they are, while the features of the layers `files` are written to these files."""
+    for batch in batches:
+        for layer, file in files.items():
+            file.write(np.ascontiguousarray(batch[layer], np.float32).tobytes())
+        yield batch
+
+
+def spooled_again(file: IO[bytes], width: int) -> Iterator[Features]:
+    """The features [B, D] that `spooled` wrote to a file, D = `width`, `BLOCK` of them at a time."""
+    file.seek(0)
+    while content := file.read(4 * width * BLOCK):
+        yield np.frombuffer(content, np.float32).reshape(-1, width)
 
 
 def prepare_cache(folder: Path) -> None:

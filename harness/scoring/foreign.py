@@ -28,6 +28,7 @@ from ..provenance import provenance
 from ..record import Row, ScoreRow, access, append, newest, read_records, row, write_atomically
 from ..run import LAYOUT, STUDY, locked, plain_name, read_info
 from ..shards import Samples, open_samples
+from .networks import check_weights
 from .protocol import UNKNOWN, Generation, fields_of
 from .reference import Reference, reference_of, was_against
 from .score import Unscored, evaluate
@@ -129,10 +130,12 @@ def score_foreign(
     drawn = drawn or info.get("generation", UNKNOWN)
     reference = reference_of(config, progress.say)
     keys = {metric: score_key(config, digest, metric) for metric in config.evaluate.metrics}
-    done = {one.key for one in _scores(folder, reference)}
+    scores = [one for one in _scores(folder, reference) if one.key in keys.values()]
+    check_weights(config.evaluate, scores, "another name (--as) keeps both")
+    done = {one.key for one in scores}
     missing = [metric for metric in keys if keys[metric] not in done]
     lines, reasons = _score(samples, reference, config, missing, progress) if missing else ([], {})
-    if reasons and not lines and not done & {*keys.values()}:
+    if reasons and not lines and not done:
         raise Unscored(reasons)
     about = {
         "layout": LAYOUT, "kind": "foreign", "key": folder.name.rsplit("-", 1)[1], "study": "foreign", "name": name,

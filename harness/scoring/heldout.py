@@ -9,7 +9,7 @@ the noise.
 
 import math
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -32,6 +32,7 @@ from ..progress import Progress
 from ..random import Generators, Stream
 from ..training.checkpoint import check_data, load_weights
 from ..training.sharding import assembled
+from .sampling_error import of_values
 
 if TYPE_CHECKING:
     from ..training.step import TrainStep
@@ -51,21 +52,23 @@ def heldout_losses(
     *,
     together: bool = False,
     on_batch: Callable[[int, int], object] | None = None,
-) -> dict[float, float]:
+) -> tuple[dict[float, float], float | None]:
     """The mean error over `evaluate.heldout_count` images (all if there are fewer) at each of `TIMES` timesteps t, as
-    {t: loss}.
+    {t: loss}; and the standard error of their mean from the choice of the images, None for a single image.
 
     `net` is on `device` and in eval mode. It gets the labels of the images, a fixed random choice, and runs with the
     training's precision. With `together`, all processes of the run call this, each takes a part of the batches, and
-    each gets the same result as one process would. `evaluate.batch_size` changes it by rounding. Leaves torch's random
-    state alone. `on_batch(done, total)` counts images.
+    each gets the same result as one process would, or raises Stopped if a signal came to one of them. After each batch
+    `on_batch(done, total)` counts images, and may raise Stopped. `evaluate.batch_size` changes the result by rounding.
+    Leaves torch's random state alone.
     """
     encoding, size = encoder(config.encoder), config.evaluate.batch_size
     times, chosen = goal.times(TIMES), epoch_order(SEED, 0, len(images))[: config.evaluate.heldout_count]
     starts = range(0, len(chosen), size)
     generators = Generators(SEED, Stream.HELD_OUT)
-    sums: list[list[float]] = []
-    with parallel.agreeing() if together else nullcontext():
+    sums: list[tuple[list[float], list[float]]] = []  # of each batch: the sums at each t, and the mean of each image
+    stopped = suppress(signals.Stopped) if together else nullcontext()  # all of them raise it below
+    with parallel.agreeing() if together else nullcontext(), stopped:
         for start in starts[parallel.rank() :: parallel.size()] if together else starts:
             part = chosen[start : start + size]
             x0, y = encoding.encode(images.images_at(part)), torch.from_numpy(images.labels[part]).to(device)
@@ -79,12 +82,17 @@ def heldout_losses(
                 x_t = goal.corrupt(x0, t, noise)
                 with autocast(device, config.train.precision):
                     out = net(x_t, t, y)
-                row.append(goal.loss(out.float(), x0, x_t, t, noise)[goal.error].double().sum())
-            sums.append(torch.stack(row).tolist())
+                row.append(goal.loss(out.float(), x0, x_t, t, noise)[goal.error].double())
+            errors = torch.stack(row)
+            sums.append((errors.sum(1).tolist(), errors.mean(0).tolist()))
             if on_batch is not None:
                 on_batch(start + len(part), len(chosen))
+    if together and parallel.stopping():
+        signals.check()
     rows = [row for part in (parallel.gather(sums) if together else [sums]) for row in part]
-    return {time: math.fsum(row[i] for row in rows) / len(chosen) for i, time in enumerate(times)}
+    of_images = np.sort([value for _, values in rows for value in values])  # equal for any number of processes
+    losses = {time: math.fsum(row[i] for row, _ in rows) / len(chosen) for i, time in enumerate(times)}
+    return losses, of_values(of_images) if len(of_images) > 1 else None
 
 
 def mean(losses: Mapping[float, float]) -> float:
@@ -97,12 +105,17 @@ def of_training(
 ) -> dict[str, float | None]:
     """The loss of a training's averaged weights as fields of a line of metrics: `heldout_loss`, the mean, and
     `heldout_loss_1` … of each timestep; None for what is not finite. All processes call this and share the work. If
-    weights are `sharded`, the first process does it, and the others have no fields."""
+    weights are `sharded`, the first process does it, and the others have no fields. Raises Stopped after the batch in
+    which a signal came."""
     averaged = cast(Backbone, step.ema.net)
     net = assembled(averaged, device) if sharded else averaged
     if net is None or images is None:
         return {}
-    losses = heldout_losses(net, step.objective, images, config, device, together=not sharded)
+
+    def on_batch(done: int, total: int) -> None:
+        parallel.heed()
+
+    losses, _ = heldout_losses(net, step.objective, images, config, device, together=not sharded, on_batch=on_batch)
     values = {"heldout_loss": mean(losses)}
     values |= {f"heldout_loss_{number}": loss for number, loss in enumerate(losses.values(), start=1)}
     return {name: value if math.isfinite(value) else None for name, value in values.items()}
@@ -132,7 +145,7 @@ def score_weights(training: Path, config: Config, step: int, progress: Progress)
         progress.update("evaluate", done, total)
         signals.check()
 
-    losses = heldout_losses(net, goal, images, config, device, on_batch=on_batch)
+    losses, error = heldout_losses(net, goal, images, config, device, on_batch=on_batch)
     if not math.isfinite(mean(losses)):
         raise InputError(f"the {NAME} of step {step} is not finite")
     count = min(config.evaluate.heldout_count, len(images))
@@ -154,6 +167,7 @@ def score_weights(training: Path, config: Config, step: int, progress: Progress)
     return {
         "metric": NAME,
         "value": mean(losses),
+        "sampling_error": error,
         "by_timestep": {f"{time:g}": loss for time, loss in losses.items()},
         "count": count,
         "reference": images_name(config),

@@ -1,6 +1,5 @@
 """The networks whose features score images, as torch-fidelity feature extractors, and their weights."""
 
-import hashlib
 import http.client
 import pickle
 from collections.abc import Iterable, Mapping
@@ -21,6 +20,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
 
 from ...kernels.errors import InputError, unknown
+from ..data.files import sha256
 from ..record import Row
 from ..sections import EvaluateConfig
 
@@ -295,9 +295,12 @@ def missing_weights(path: str | None = None) -> list[tuple[str, Path, str]]:
     return [(name, file, fetching(NETWORKS[name])) for name, file in files.items() if not file.is_file()]
 
 
-def check_weights(settings: EvaluateConfig, rows: Iterable[Row]) -> None:
+OTHERWISE = "lamabench evaluate scores a file of them (lamabench sample … --to FILE.npz) by any weights"
+
+
+def check_weights(settings: EvaluateConfig, rows: Iterable[Row], otherwise: str = OTHERWISE) -> None:
     """Raise InputError if scores, whose key does not have `evaluate.features_path`, are of other weights than are there
-    now."""
+    now. `otherwise` says how both can be had."""
     known = {str(of["weights"]) for row in rows if (of := row.flat().get("evaluation")) and "weights" in of}
     if settings.features_path is None or not known:
         return
@@ -305,18 +308,8 @@ def check_weights(settings: EvaluateConfig, rows: Iterable[Row]) -> None:
     if others := sorted(known - {digest}):
         raise InputError(
             f"evaluate.features_path {settings.features_path} has other weights ({digest[:8]}) than those with which "
-            f"these samples were scored ({', '.join(one[:8] for one in others)}): lamabench evaluate scores a file of "
-            "them (lamabench sample … --to FILE.npz) by any weights"
+            f"these samples were scored ({', '.join(one[:8] for one in others)}): {otherwise}"
         )
-
-
-def sha256(path: Path) -> str:
-    """The SHA-256 of a file, 64 hex digits."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def build(features: str, weights: Path, layers: list[str], device: str) -> torch_fidelity.FeatureExtractorBase:

@@ -132,7 +132,7 @@ class Reference:
         """
         total = len(self._images())
         if count is not None and count < total:
-            whole = layer == extractor.network.pooled and self._keeps(extractor)
+            whole = layer == extractor.network.pooled and self.keeps(extractor)
             return (
                 self.features(extractor, layer)[self.order()[:count]]
                 if whole
@@ -156,7 +156,7 @@ class Reference:
         """The moments of `part(count)`, and those of all other images."""
         images = replace(self, statistics=None)
         whole = images.moments(extractor, layer)
-        if layer == extractor.network.pooled and images._keeps(extractor):
+        if layer == extractor.network.pooled and images.keeps(extractor):
             return split(whole, Moments.of(images.features(extractor, layer, count)))
         return split(whole, images.part(count).moments(extractor, layer))
 
@@ -176,7 +176,7 @@ class Reference:
             "evaluate.reference=null takes the images of data"
         )
 
-    def _keeps(self, extractor: Extractor) -> bool:
+    def keeps(self, extractor: Extractor) -> bool:
         """Whether features of all images are small enough to be kept."""
         return 4 * len(self._images()) * extractor.network.width <= KEPT_BYTES
 
@@ -189,7 +189,7 @@ class Reference:
 
     def _moments(self, extractor: Extractor, layer: str, state: Path | None) -> Moments:
         """The moments of a layer. Those of the others are written to the cache."""
-        if self._keeps(extractor):
+        if self.keeps(extractor):
             pooled = layer == extractor.network.pooled
             return Moments.of(self.features(extractor, layer) if pooled else self._compute(extractor)[layer])
         every = self._pass(extractor, state)

@@ -1,9 +1,12 @@
 """Scores of samples against a reference: images, features, and one row per number."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from tempfile import SpooledTemporaryFile
 from typing import Any
 
 import numpy as np
@@ -18,7 +21,7 @@ from ..sections import HELDOUT, EvaluateConfig, check_metric
 from ..shards import Samples, set_of
 from ..training.checkpoint import check_data
 from .counts import OF_MOMENTS, WITHOUT_REFERENCE, reference_images, shortage
-from .features import Extractor, Features, collect, prepare_cache
+from .features import SPOOL_BYTES, Extractor, Features, collect, prepare_cache, spooled, spooled_again
 from .floor import floor, floor_count, note
 from .heldout import score_weights
 from .kept import FeatureSet, open_set
@@ -109,12 +112,13 @@ def evaluate(
     C, by `metrics` only. Images are read one batch at a time.
 
     Yields one row per number: `metric` (its name), `request` (its metric in `sections.METRICS`), `value`, `std` (or
-    None), `count` N, `reference`, `reference_count` (the images that the metric takes of it; None for the inception
-    score, which has no reference), `features` (the network), `evaluation` (plain data that say how samples were
-    scored), `protocol`, its hash: 8 hex digits, equal if and only if two rows are comparable, and `floor` and
-    `note` (see floor.py). `settings.seed` draws KID's subsets and IS's splits. Grey images are repeated to three
-    channels. The features of an image are computed once for all metrics, in one pass that holds only what metrics
-    need: moments for the Fréchet distances. Those of the reference are cached in the folder `cache`.
+    None), `sampling_error` (sampling_error.py; None for recall), `count` N, `reference`, `reference_count` (the images
+    that the metric takes of it; None for the inception score, which has no reference), `features` (the network),
+    `evaluation` (plain data that say how samples were scored), `protocol`, its hash: 8 hex digits, equal if and only if
+    two rows are comparable, and `floor` and `note` (see floor.py). `settings.seed` draws KID's subsets and IS's splits.
+    Grey images are repeated to three channels. The features of an image are computed once for all metrics, in one pass
+    that holds only what metrics need: moments for the Fréchet distances, whose features are read once more from a
+    temporary file. Those of the reference are cached in the folder `cache`.
     `progress(done, total)` counts images. After the last row, raises Unscored if a metric could not be computed,
     because a set is too small or the result is not finite. Raises InputError for unknown metrics, networks or
     weights, for wrong shapes, and for a cache that cannot be written.
@@ -154,46 +158,53 @@ def evaluate(
         else reference.features(extractor, layer, images[metric])
         for metric, layer in layers.items()
     }
-    wholes, moments = collect(
-        batches,
-        {layer for metric, layer in layers.items() if metric not in OF_MOMENTS},
-        {layer for metric, layer in layers.items() if metric in OF_MOMENTS},
-    )
-    for metric, layer in layers.items():
-        actual = moments[layer] if metric in OF_MOMENTS else wholes[layer]
-        evaluation = {
-            **extractor.identity,
-            "images": shape,
-            "metric": metric,
-            "layer": layer,
-            "settings": definition(metric, len(samples), images[metric] or len(samples), settings.seed),
-            "count": len(samples),
-            "reference": None if metric in WITHOUT_REFERENCE else {"name": reference.name, **reference.identity},
+    whole = {layer for metric, layer in layers.items() if metric not in OF_MOMENTS}
+    summed = {layer for metric, layer in layers.items() if metric in OF_MOMENTS}
+    with ExitStack() as stack:
+        # The error of a distance needs a second pass over the features. Images go through the network once.
+        files = {
+            layer: stack.enter_context(SpooledTemporaryFile(SPOOL_BYTES, dir=str(cache))) for layer in summed - whole
         }
-        if images[metric] != reference.count(metric) and metric not in WITHOUT_REFERENCE:
-            evaluation["reference_images"] = images[metric]  # a subset that is drawn at random once
-        facts = {
-            "request": metric,
-            "count": len(samples),
-            "reference": None if metric in WITHOUT_REFERENCE else reference.name,
-            "reference_count": None if metric in WITHOUT_REFERENCE else images[metric],
-            "data_fingerprint": None if metric in WITHOUT_REFERENCE else reference.fingerprint.split("-")[0],
-            "features": settings.features,
-            "protocol": short_hash(evaluation, 8),
-            "evaluation": evaluation,
-        }
-        try:
-            quantities = compute(metric, actual, expected[metric], settings.seed)
-            facts["floor"] = floor(reference, extractor, layer, len(samples), metric)
-        except InputError as error:
-            reasons[metric] = str(error)
-            continue
-        width = len(actual.mean) if isinstance(actual, Moments) else 0
-        of_floor = None if facts["floor"] is None else floor_count(reference, len(samples))
-        facts["note"] = note(metric, len(samples), width, images[metric], of_floor)
-        for one in quantities:
-            name = metric_name(one.name, extractor.title, len(samples))
-            yield {"metric": name, "value": one.value, "std": one.std} | facts
+        wholes, moments = collect(spooled(batches, files), whole, summed)
+
+        def again(layer: str) -> Iterable[Features]:
+            return [wholes[layer]] if layer in whole else spooled_again(files[layer], len(moments[layer].mean))
+
+        for metric, layer in layers.items():
+            actual = moments[layer] if metric in OF_MOMENTS else wholes[layer]
+            evaluation = {
+                **extractor.identity,
+                "images": shape,
+                "metric": metric,
+                "layer": layer,
+                "settings": definition(metric, len(samples), images[metric] or len(samples), settings.seed),
+                "count": len(samples),
+                "reference": None if metric in WITHOUT_REFERENCE else {"name": reference.name, **reference.identity},
+            }
+            if images[metric] != reference.count(metric) and metric not in WITHOUT_REFERENCE:
+                evaluation["reference_images"] = images[metric]  # a subset that is drawn at random once
+            facts = {
+                "request": metric,
+                "count": len(samples),
+                "reference": None if metric in WITHOUT_REFERENCE else reference.name,
+                "reference_count": None if metric in WITHOUT_REFERENCE else images[metric],
+                "data_fingerprint": None if metric in WITHOUT_REFERENCE else reference.fingerprint.split("-")[0],
+                "features": settings.features,
+                "protocol": short_hash(evaluation, 8),
+                "evaluation": evaluation,
+            }
+            try:
+                quantities = compute(metric, actual, expected[metric], settings.seed, partial(again, layer))
+                facts["floor"] = floor(reference, extractor, layer, len(samples), metric)
+            except InputError as error:
+                reasons[metric] = str(error)
+                continue
+            width = len(actual.mean) if isinstance(actual, Moments) else 0
+            of_floor = None if facts["floor"] is None else floor_count(reference, len(samples))
+            facts["note"] = note(metric, len(samples), width, images[metric], of_floor)
+            for one in quantities:
+                name = metric_name(one.name, extractor.title, len(samples))
+                yield {"metric": name, "value": one.value, "std": one.std, "sampling_error": one.error} | facts
     if reasons:
         raise Unscored(reasons)
 

@@ -2,6 +2,7 @@
 distance, of which it loses digits where a set has fewer images than features."""
 
 import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch_fidelity.metric_kid import kid_features_to_metric
 from torch_fidelity.metric_prc import prc_features_to_metric
 
 from ...kernels.errors import InputError
+from . import sampling_error
 from .counts import NEIGHBOURS, OF_MOMENTS, SPLITS, kid_subset_size, shortage
 
 KID_SUBSETS = 100
@@ -103,13 +105,32 @@ def frechet(a: Moments, b: Moments) -> float:
     for singular covariances too, because directions without variance have no column in F. Raises InputError if sizes
     differ or a number is not finite.
     """
+    first, second = _factors(a, b)
+    return _distance(a, b, np.linalg.svd(first.T @ second, compute_uv=False))
+
+
+def frechet_and_map(a: Moments, b: Moments) -> tuple[float, NDArray[np.float64]]:
+    """`frechet`, and W [D, R] of the map W Wᵀ = Σb^½ (Σb^½ Σa Σb^½)^-½ Σb^½ from Σa to Σb, with the pseudo-inverse if
+    that is singular: of Faᵀ Fb = U S Vᵀ, W is Fb V S^-½."""
+    first, second = _factors(a, b)
+    _, values, vectors = np.linalg.svd(first.T @ second, full_matrices=False)
+    limit = len(a.mean) * np.finfo(np.float64).eps * values.max(initial=0)
+    present = values > limit
+    return _distance(a, b, values), second @ vectors[present].T / np.sqrt(values[present])
+
+
+def _factors(a: Moments, b: Moments) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     if a.mean.shape != b.mean.shape:
         raise InputError(f"moments of {len(a.mean)} features cannot be compared with those of {len(b.mean)}")
     if not all(np.isfinite(values).all() for one in (a, b) for values in (one.mean, one.covariance)):
         raise InputError("moments are not finite")
-    cross = np.linalg.svd(_factor(a.covariance).T @ _factor(b.covariance), compute_uv=False).sum()
+    return _factor(a.covariance), _factor(b.covariance)
+
+
+def _distance(a: Moments, b: Moments, cross: NDArray[Any]) -> float:
     distance = a.mean - b.mean
-    return max(0.0, float(distance @ distance + np.trace(a.covariance) + np.trace(b.covariance) - 2 * cross))
+    traces = np.trace(a.covariance) + np.trace(b.covariance) - 2 * cross.sum()
+    return max(0.0, float(distance @ distance + traces))
 
 
 def _factor(covariance: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -122,11 +143,14 @@ def _factor(covariance: NDArray[np.float64]) -> NDArray[np.float64]:
 
 @dataclass(frozen=True)
 class Quantity:
-    """One number. `name` is fd, sfid, kid, precision, recall or isc; `std` is over KID's subsets or IS's splits."""
+    """One number. `name` is fd, sfid, kid, precision, recall or isc; `std` is over KID's subsets or IS's splits.
+    `error` is the standard error from the choice of the samples alone (sampling_error.py). Recall has none, because
+    its regions are balls around samples: a binomial error, with fixed balls, would be too small by up to a factor 3."""
 
     name: str
     value: float
     std: float | None = None
+    error: float | None = None
 
 
 def metric_name(quantity: str, network: str, count: int) -> str:
@@ -150,14 +174,19 @@ def definition(metric: str, samples: int, reference: int, seed: int = 0) -> dict
 
 
 def compute(
-    metric: str, samples: AnyFeatures | Moments, reference: AnyFeatures | Moments | None, seed: int
+    metric: str,
+    samples: AnyFeatures | Moments,
+    reference: AnyFeatures | Moments | None,
+    seed: int,
+    again: Callable[[], Iterable[AnyFeatures]] | None = None,
 ) -> list[Quantity]:
     """A metric of `sections.METRICS` from features [N, D] of the samples and [M, D] of the reference, in float64.
 
     `fd` and `sfid` are Fréchet distances (Heusel et al., 2017), which take moments too, `kid` is the kernel distance
     (Bińkowski et al., 2018), `prc` improved precision and recall (Kynkäänniemi et al., 2019), `isc` the inception score
     (Salimans et al., 2016), from the samples' logits only. `seed`, below 2^32, draws KID's subsets and IS's splits.
-    Raises InputError if sets are too small or the result is not finite.
+    With `again`, which returns the features of the samples once more, batch by batch, numbers have an `error`. Raises
+    InputError if sets are too small or the result is not finite.
     """
     sets = [("samples", samples)] + ([] if reference is None else [("reference", reference)])
     counts = [one.count if isinstance(one, Moments) else len(one) for _, one in sets]
@@ -167,29 +196,38 @@ def compute(
         if not all(np.isfinite(x).all() for x in ((one.mean, one.covariance) if isinstance(one, Moments) else (one,))):
             raise InputError(f"{metric} cannot be computed: features of the {name} are not finite")
     try:
-        quantities = _quantities(metric, [one for _, one in sets], seed)
+        quantities = _quantities(metric, [one for _, one in sets], seed, again)
     except np.linalg.LinAlgError as error:
         raise InputError(f"{metric} cannot be computed: {error}") from None
     for one in quantities:
-        if not math.isfinite(one.value) or not math.isfinite(one.std or 0.0):
+        if not all(math.isfinite(number or 0.0) for number in (one.value, one.std, one.error)):
             raise InputError(f"{metric} is not finite: {one.name} {one.value}, std {one.std}")
     return quantities
 
 
-def _quantities(metric: str, sets: list[AnyFeatures | Moments], seed: int) -> list[Quantity]:
+def _quantities(
+    metric: str, sets: list[AnyFeatures | Moments], seed: int, again: Callable[[], Iterable[AnyFeatures]] | None
+) -> list[Quantity]:
     if metric in OF_MOMENTS:
         a, b = (one if isinstance(one, Moments) else Moments.of(one) for one in sets)
-        return [Quantity(metric, frechet(a, b))]
+        if again is None:
+            return [Quantity(metric, frechet(a, b))]
+        value, root = frechet_and_map(a, b)
+        return [Quantity(metric, value, error=sampling_error.of_frechet(again(), a.mean, b.mean, root))]
     arrays = [one for one in sets if not isinstance(one, Moments)]
     x, y = (torch.from_numpy(arrays[i]).double() for i in (0, -1))
     if metric == "kid":
         kwargs = _KID | {"kid_subsets": KID_SUBSETS, "kid_subset_size": kid_subset_size(len(x), len(y))}
         out = kid_features_to_metric(x, y, rng_seed=seed, verbose=False, **kwargs)
-        return [Quantity("kid", out["kernel_inception_distance_mean"], out["kernel_inception_distance_std"])]
+        mean, std = out["kernel_inception_distance_mean"], out["kernel_inception_distance_std"]
+        error = None if again is None else sampling_error.of_kernel(x.numpy(), y.numpy(), std, KID_SUBSETS)
+        return [Quantity("kid", mean, std, error)]
     if metric == "prc":
         # In parts of 2000 rows, because 50,000 x 50,000 distances would take 20 GB.
         kwargs = {"prc_neighborhood": NEIGHBOURS, "prc_batch_size": 2000}
         out = prc_features_to_metric(x, y, save_cpu_ram=True, verbose=False, **kwargs)
-        return [Quantity("precision", out["precision"]), Quantity("recall", out["recall"])]
+        error = None if again is None else sampling_error.of_share(out["precision"], len(x))
+        return [Quantity("precision", out["precision"], error=error), Quantity("recall", out["recall"])]
     out = isc_features_to_metric(x, rng_seed=seed, **_ISC)
-    return [Quantity("isc", out["inception_score_mean"], out["inception_score_std"])]
+    mean, std = out["inception_score_mean"], out["inception_score_std"]
+    return [Quantity("isc", mean, std, None if again is None else sampling_error.of_splits(std, SPLITS))]

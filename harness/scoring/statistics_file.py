@@ -22,10 +22,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...kernels.errors import InputError
-from ..data.files import npz_headers, read_npz
+from ..data.files import npz_headers, read_npz, sha256
 from ..record import access, write_atomically
 from .features import Extractor
-from .networks import NETWORKS, Network, sha256
+from .networks import NETWORKS, Network
 from .statistics import Moments
 
 POOLED, SPATIAL = "", "_s"  # what follows mu and sigma
@@ -120,6 +120,17 @@ def has_moments(path: Path) -> bool:
     if not path.exists():
         raise InputError(f"evaluate.reference {path} does not exist")
     return bool(npz_headers(path, ("mu", "sigma")))
+
+
+def check_same(path: Path, digest: str) -> None:
+    """Raise InputError if a file has another SHA-256 than when the scores against it were asked for."""
+    with access("read", path, missing=True):
+        now = sha256(path)
+    if now != digest:
+        raise InputError(
+            f"evaluate.reference {path} is not the file that it was when this job was queued: its SHA-256 is "
+            f"{now[:12]}, not {digest[:12]}; sweep retry scores against the file as it is then"
+        )
 
 
 def read_statistics(path: Path) -> Statistics:

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TypeVar, cast
 
 from torch import Tensor
@@ -55,7 +55,8 @@ def loop(
     """Train to the step `until`. `log` gets the means of the metrics every `run.log_every` steps and at the end, `keep`
     the loss at the steps in `asked`, and `save` is called every `run.checkpoint_every` steps and at the end. `preview`
     is called every `run.preview_every` steps. The line of every `run.heldout_every` steps has what `heldout` returns,
-    too. The time of both does not count.
+    too. The time of both does not count. A signal ends `heldout` early (Stopped). The training that continues measures
+    again and writes that line; at the end of a training, the line lacks the held-out loss.
 
     A line at the end that is not due leaves the window as it is, so that a longer training continues the window. Raises
     Diverged if the loss is not finite, Stopped after the step in which a signal came (signals.py), and InputError of
@@ -74,9 +75,24 @@ def loop(
         nonlocal started
         synchronize(step.device)
         begun = time.perf_counter()
-        result = work(*inputs)
-        started += time.perf_counter() - begun
-        return result
+        try:
+            return work(*inputs)
+        finally:
+            started += time.perf_counter() - begun
+
+    def measured(stopping: bool) -> dict[str, float | None] | None:
+        """The held-out loss where it is due; None if a signal came before it was there."""
+        if not run.heldout_every or at.step % run.heldout_every:
+            return {}
+        values: dict[str, float | None] = {}
+        if not stopping:
+            with suppress(signals.Stopped):
+                values = aside(heldout)
+        return None if parallel.stopping() else values
+
+    def end_window() -> None:
+        at.window_start = at.step
+        step.window.zero_()
 
     def save_before_damage() -> None:
         if at.step > first:
@@ -87,6 +103,12 @@ def loop(
             progress.say(f"saved at step {at.step} of {until}")
 
     progress.update("train", at.step, until)
+    if run.heldout_every and at.step % run.heldout_every == 0 and at.step > at.window_start:
+        means = mean_metrics(step, at, until)  # of a line that a signal left for now
+        if (values := measured(False)) is None:
+            signals.check()
+        log(at, means | (values or {}))
+        end_window()
     for batch in waiting.around(_until_damage(batches, save_before_damage)):
         step(batch)
         parallel.mean_(step.window)
@@ -99,14 +121,13 @@ def loop(
             means = mean_metrics(step, at, until)
             look_at_the_clock()
             loss = cast(float, means["loss"])
-            if run.heldout_every and at.step % run.heldout_every == 0:
-                means |= aside(heldout)
+            if (values := measured(stopping)) is None:
+                saving, stopping, logging = True, True, logging and last
             if logging or last:
-                log(at, means)
+                log(at, means | (values or {}))
                 facts = {"loss": f"{loss:.4f}"}
             if logging:
-                at.window_start = at.step
-                step.window.zero_()
+                end_window()
         progress.update("train", at.step, until, **facts)
         if saving:
             save(at)

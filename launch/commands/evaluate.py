@@ -16,7 +16,7 @@ from ...harness.sections import HELDOUT
 from ...harness.shards import features_of, set_of
 from ...harness.stages import Task, execute, missing, missing_metrics, only, prepare
 from ...kernels.errors import InputError
-from ...reports.queries import score_words
+from ...reports.queries import SAMPLING, score_words
 from ..compose import compose
 from ..output import command, show
 from .sample import asked_of, gone, run_and_overrides
@@ -24,6 +24,7 @@ from .sample import asked_of, gone, run_and_overrides
 COLUMNS = {
     "metric": "Metric",
     "value": "Value",
+    "sampling_error": "Sampling s.e.",
     "std": "Std of subsets",
     "floor": "Floor",
     "count": "Images",
@@ -57,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     columns = {key: title for key, title in COLUMNS.items() if any(row.get(key) is not None for row in rows)}
     show(rows, columns, args.json)
     if not args.json:
-        print(*_notes(rows), sep="\n")
+        print(*_notes(rows), *([SAMPLING] if "sampling_error" in columns else []), sep="\n")
     for text in dict.fromkeys(f"{row['metric']}: {row['note']}" for row in rows if row.get("note")):
         print(f"lamabench evaluate: {text}", file=sys.stderr)
     for text in reasons.values():

@@ -12,6 +12,7 @@ from ...kernels.errors import InputError
 from ..compose import choices, compose
 from ..output import command
 
+AGAIN = "the same command begins again, because features of so few images are saved at the end of a pass only"
 SETTINGS = ("features", "features_path", "batch_size", "reference_count", "download")  # of evaluate
 
 
@@ -43,7 +44,12 @@ def run(args: argparse.Namespace) -> int:
     assert reference.cache is not None
     prepare_cache(reference.cache)
     reference = replace(reference, counted=Count(0, lambda done, total: progress.update("reference", done, total)))
-    moments = {part: reference.moments(extractor, layer) for part, layer in layers.items()}
+    try:
+        moments = {part: reference.moments(extractor, layer) for part, layer in layers.items()}
+    except KeyboardInterrupt as error:
+        if reference.images is not None and reference.keeps(extractor):
+            raise KeyboardInterrupt(*error.args[:1], AGAIN) from None
+        raise
 
     whole, shape = moments[statistics_file.POOLED], reference.shape
     identity = {key: extractor.identity[key] for key in statistics_file.OF_NETWORK}

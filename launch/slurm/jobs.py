@@ -4,10 +4,13 @@ of one task come one after the other."""
 import json
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from ...harness.data.files import sha256
+from ...harness.sections import HELDOUT
 from ...harness.stages import Task, merged, only, problem, start_problem
 from ..plan import Piece
 from .cluster import ClusterConfig
@@ -134,7 +137,8 @@ PATHS = {"data": ("path",), "evaluate": ("reference", "features_path")}  # what 
 
 def entry(piece: Piece) -> dict[str, Any]:
     """A task as a manifest holds it, with absolute paths: a job whose working folder is gone starts in another one, and
-    must neither make its runs there nor look for data there. A link keeps its name, which scores may have in theirs."""
+    must neither make its runs there nor look for data there. A link keeps its name, which scores may have in theirs. A
+    file that samples are scored against is noted with its SHA-256, because keys have only its name."""
     task, config = piece.task, piece.task.config
     root = str(Path(config["run"]["root"]).resolve())
     sections = {"run": config["run"] | {"root": root}}
@@ -146,6 +150,26 @@ def entry(piece: Piece) -> dict[str, Any]:
         folder=str(piece.folder.resolve()),
         training=task.training and str(Path(task.training).resolve()),
         config=config | sections,
+        reference=_digest(sections["evaluate"]["reference"]) if _is_scored_against_a_file(task) else "",
     )
     more = {"plugins": list(piece.plugins)} if piece.plugins else {}
     return {"name": piece.run, "folder": absolute.folder, "task": asdict(absolute), **more}
+
+
+def _is_scored_against_a_file(task: Task) -> bool:
+    sampled = any(metric != HELDOUT for metric in task.metrics)
+    return sampled and bool(task.config["evaluate"].get("reference"))
+
+
+def _digest(path: str) -> str:
+    """The SHA-256 of a file; empty if it is not there, which the job says."""
+    try:
+        status = Path(path).stat()
+        return _digest_of(path, status.st_size, status.st_mtime_ns)
+    except OSError:
+        return ""
+
+
+@cache
+def _digest_of(path: str, size: int, changed: int) -> str:
+    return sha256(Path(path))

@@ -152,6 +152,7 @@ def test_train_sample_evaluate_report(capsys, tmp_path):
     small = ["evaluate.metrics=[fd]", "evaluate.reference_count=60"]
     code, out, err = run(capsys, "evaluate", str(folder), *small)
     assert code == 0 and "60" in out and "FD-EffNetLite0-20 " in out
+    assert "Sampling s.e." in out.splitlines()[0] and "says nothing about other trainings" in out and "±" not in out
     code, out, err = run(capsys, "evaluate", str(folder), *small, "sample.guidance=2", "sample.count=10")
     assert code == 0 and "FD-EffNetLite0-10 " in out  # the other set of samples
     assert [row.metric for row in read_run(sample_folders()[1.0]).records if row.kind == "score"] == [

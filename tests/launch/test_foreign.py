@@ -11,6 +11,7 @@ from lamabench.harness.progress import Progress
 from lamabench.harness.record import read_records, write_lines
 from lamabench.harness.run import read_info
 from lamabench.harness.scoring import foreign
+from lamabench.harness.scoring.networks import sha256
 from lamabench.harness.scoring.protocol import protocol_hash
 from lamabench.harness.scoring.score import score_set
 from lamabench.launch import plan
@@ -111,6 +112,26 @@ def test_scores_of_an_earlier_version_are_shown_with_how_their_samples_were_draw
     assert row["generation"] == before["generation"] and row["evaluation"] is None
     assert row["generation_protocol"] == before["generation_protocol"]
     record.write_bytes(whole)
+
+
+def test_scores_of_a_name_are_by_the_same_weights(place, command, monkeypatch):
+    """Because keys do not have the path of weights. Nothing is computed or written for others."""
+    for name in ("mine", "other"):
+        (place / f"{name}.pth").write_bytes(name.encode())
+    line = {"request": "fd", "metric": "FD", "value": 1.0, "count": 12, "protocol": "0" * 8}
+    line["evaluation"] = {"weights": sha256(place / "mine.pth")}
+    monkeypatch.setattr(foreign, "evaluate", lambda *_, **__: iter([line]))
+    inception = [*DATA, *SCORE, "evaluate.features=inception_v3"]
+    words = ["theirs.npz", "--as", "weighed", *inception]
+    rows_of(command, *words, "evaluate.features_path=mine.pth")
+    (folder,) = (place / "runs" / "foreign").glob("weighed-*")
+    before = (folder / "record.jsonl").read_bytes()
+    code, out, err = command("evaluate", *words, "evaluate.features_path=other.pth")
+    assert (code, out) == (2, "") and err.count("\n") == 1
+    assert "other.pth has other weights" in err and "another name (--as) keeps both" in err
+    assert (folder / "record.jsonl").read_bytes() == before
+    assert len(rows_of(command, *words, "evaluate.features_path=mine.pth")) == 1
+    assert (folder / "record.jsonl").read_bytes() == before
 
 
 def test_their_samples_are_a_row(place, command, monkeypatch):

@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from lamabench.harness.scoring import features
+from lamabench.harness.scoring import features, reference
 from lamabench.launch.cli import main
 
 DATA = ["data=digits", "data.size=8", "run.device=cpu"]
@@ -129,3 +129,24 @@ def test_a_file_of_other_contents_is_refused_though_all_is_scored(capsys, place)
         assert run(capsys, *reference, f"evaluate.reference_count={count}")[0] == 0
         counts += [row["reference_count"] for row in json.loads(run(capsys, *theirs)[1])]
     assert counts == [8, 9], "other people's samples are scored again"
+
+
+def test_an_interrupted_pass_says_whether_it_begins_again(capsys, place, monkeypatch):
+    """Features that are kept are saved at the end. A longer pass saves what it has every minute."""
+    project = features.extract
+
+    def interrupted(extractor, batches):
+        for number, layers in enumerate(project(extractor, batches)):
+            if number == 1:
+                raise KeyboardInterrupt(15)
+            yield layers
+
+    monkeypatch.setattr(features, "extract", interrupted)
+    words = ["reference", *DATA, "evaluate.reference_count=200", "evaluate.batch_size=64"]
+    code, out, err = run(capsys, *words)
+    assert (code, out) == (143, "") and not list(place.glob("runs/.cache/*.safetensors"))
+    assert err.splitlines()[-1].startswith("lamabench reference: ended by SIGTERM; the same command begins again, ")
+    monkeypatch.setattr(reference, "KEPT_BYTES", 0)
+    code, out, err = run(capsys, *words)
+    assert (code, out) == (143, "")
+    assert err.splitlines()[-1] == "lamabench reference: ended by SIGTERM; the same command continues"

@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -85,3 +86,48 @@ def test_a_killed_training_on_two_gpus_goes_on_on_one(one, tmp_path, words):
     assert losses(tmp_path) == pytest.approx(losses(one), rel=2e-3)
     (row,) = [row.flat() for row in read_run(training(tmp_path)).records if row.kind == "train"]
     assert [stretch.get("processes", 1) for stretch in row["stretches"]] == [2, 1]
+
+
+def start_each(folder, *words):
+    """Two processes of a run, without torchrun, which would end the other one if it were killed. Errors go to err-0 and
+    err-1."""
+    folder.mkdir(exist_ok=True)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    place |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    runs = []
+    for rank in range(2):
+        environment = {**os.environ, **place, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+        command = [shutil.which("lamabench") or "lamabench", *WORDS, *words]
+        with open(folder / f"err-{rank}", "w") as file:
+            runs.append(subprocess.Popen(command, cwd=folder, env=environment, stderr=file, start_new_session=True))
+    return runs
+
+
+@pytest.mark.parametrize("killed", [1, 0])
+def test_a_process_that_is_killed_between_captured_steps_ends_the_other(tmp_path, killed):
+    """With `auto`, the exchange of gradients is in the CUDA graph, whose replay then never ends on the other GPU. The
+    other process learns of it from gloo, which both ask after each step (`parallel.stopping`)."""
+    runs, lines = start_each(tmp_path, *AUTO, "train.steps=10000000"), []
+    try:
+        end = time.monotonic() + 240
+        while len(lines) < 3:  # 60 steps: the fourth is captured
+            assert time.monotonic() < end and all(one.poll() is None for one in runs), (tmp_path / "err-0").read_text()
+            time.sleep(0.05)
+            lines = losses(tmp_path) if list(tmp_path.glob("runs/trainings/*/metrics.jsonl")) else []
+        runs[killed].kill()
+        assert runs[killed].wait(10) == -signal.SIGKILL
+        assert runs[1 - killed].wait(60) == 1
+    finally:
+        for one in runs:
+            one.kill()
+            one.wait()
+    text = (tmp_path / "err-0").read_text()
+    assert "the step cannot be one CUDA graph" not in text, "captured steps ran"
+    assert "Traceback" not in (tmp_path / f"err-{1 - killed}").read_text()
+    if killed:
+        assert text.splitlines()[-1].startswith("lamabench train: one of the 2 processes of the run is gone")
+        assert read_run(training(tmp_path)).last("train").state == "failed"
+    step = max(int(path.stem[5:]) for path in training(tmp_path).glob("checkpoints/step-*"))
+    assert start(tmp_path, 1, f"train.steps={step + 20}").wait(120) == 0, "it goes on on one GPU"

@@ -85,6 +85,22 @@ def test_processes_share_the_held_out_loss(start, tmp_path, parallel):
     assert row["value"] == line["heldout_loss"] and row["by_timestep"]["62"] == line["heldout_loss_1"]
 
 
+@pytest.mark.parametrize("parallel", ["ddp", pytest.param("fsdp", marks=pytest.mark.soak)])
+def test_a_signal_in_a_held_out_loss_stops_all_processes(start, tmp_path, parallel):
+    """To all processes, as a scheduler sends it. The run that continues has the lines of one that was not disturbed."""
+    words = [*HELD_OUT, "evaluate.batch_size=1", "evaluate.heldout_count=100", "train.steps=15"]
+    words += [f"run.parallel={parallel}"]
+    assert start(tmp_path / "whole", *words, count=2).codes == [0, 0]
+    run = start(tmp_path / "stopped", *words, count=2)
+    run.until(lambda: any((tmp_path / "stopped").glob("runs/trainings/*/metrics.jsonl")))
+    run.until(lambda: len(losses(training(tmp_path / "stopped"))) == 1)
+    time.sleep(0.1)  # five steps take less, and what follows takes longer
+    run.kill(signal.SIGTERM, 0, 1)
+    assert run.codes == [143, 143], run.text("err")
+    assert start(tmp_path / "stopped", *words, count=2).codes == [0, 0]
+    same(training(tmp_path / "stopped"), training(tmp_path / "whole"), 15)
+
+
 def test_a_divergence_of_several_processes_leaves_one_snapshot(start, tmp_path):
     run = start(tmp_path, "train.lr=1e18", "run.checkpoint_every=40", "run.log_every=40", count=2)
     assert set(run.codes) == {1}, run.text("err")

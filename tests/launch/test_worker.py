@@ -16,6 +16,7 @@ import pytest
 import submitit
 from lamabench.ablations.study import Study
 from lamabench.harness import provenance, signals
+from lamabench.harness.progress import Progress
 from lamabench.harness.record import read_lines
 from lamabench.harness.run import read_run
 from lamabench.harness.shards import joined
@@ -364,3 +365,33 @@ def test_a_preemption_before_the_processes_met_queues_their_run_again(tmp_path, 
     if rank == 0:
         assert [line["event"] for line in read_lines(run.folder / "attempts.jsonl")] == ["start", "stop"]
         assert not (run.folder / "checkpoints").exists()
+
+
+def test_a_reference_that_changes_after_a_job_was_queued_is_refused(tmp_path):
+    """Keys have only the name of its file. The samples are drawn; a job that is queued later takes the file of then."""
+    file = tmp_path / "r.npz"
+
+    def put(seed):
+        np.savez(file, arr_0=np.random.default_rng(seed).integers(0, 256, (6, 8, 8, 1), dtype=np.uint8))
+
+    put(0)
+    settings = {"train.steps": 2, "sample.count": 4, "sample.steps": 2, "sample.method": "ddim",
+                "evaluate.metrics": ["fd"], "evaluate.reference": str(file)}  # fmt: skip
+    base = {**SMALL, "run.root": str(tmp_path / "runs"), **settings}
+    axes, stages = {"train.lr": [1e-3]}, ["train", "sample", "evaluate"]
+    every = pieces(plan(Study("s", "?", base=base, axes=axes, stages=stages)))
+    train, samples = (json.loads(json.dumps(entry(piece))) for piece in every)
+    assert samples["task"]["reference"] == hashlib.sha256(file.read_bytes()).hexdigest()
+    assert train["task"]["reference"] == ""
+    put(1)
+    worker.do(train, Progress())
+    with pytest.raises(InputError, match=r"r\.npz is not the file that it was when this job was queued: .*sweep retry"):
+        worker.do(samples, Progress())
+    rows = read_run(every[1].folder).records
+    assert [(row.kind, row.state) for row in rows] == [("sample", "done"), ("score", "failed")]
+    assert "\n" not in (rows[1].error or "") and not [row for row in rows if getattr(row, "protocol", None)]
+    worker.do(json.loads(json.dumps(entry(every[1]))), Progress())
+    row = read_run(every[1].folder).last("score")
+    assert row.state == "done" and row.reference_count == 6
+    del samples["task"]["reference"]  # of a manifest of an earlier version
+    worker.do(samples, Progress())

@@ -65,6 +65,18 @@ def test_seeds(tmp_path: Path) -> None:
     assert texts == {"scan cross (3 seeds)", "no scan"}
 
 
+def test_one_seed_shows_its_sampling_error_and_several_their_interval(tmp_path: Path) -> None:
+    for seed, value in enumerate([60.0, 62.0, 67.0]):
+        score = {**scored(value), "sampling_error": 0.5}
+        write(tmp_path, f"a-s{seed}", [score], variant={"variant": "a"}, seed=seed)
+    write(tmp_path, "b-s0", [{**scored(70.0), "sampling_error": 0.25}], variant={"variant": "b"})
+    several, one = markdown(table(tmp_path).markdown())
+    title = f"{FD}, sampling s.e. of one seed"
+    assert (several[FD], several[title]) == ("63.00 ± 8.96", "-")
+    assert (one[FD], one[title]) == ("70.00 †", "0.25")
+    assert any("says nothing about other trainings" in note for note in table(tmp_path).notes)
+
+
 def test_rows_say_what_is_inconclusive_against_the_base(tmp_path: Path) -> None:
     for name, values in {"z": [60.0, 62.0, 67.0], "a": [59.0, 63.0, 66.9], "b": [50.0, 52.5, 57.0]}.items():
         fill(tmp_path, name, values)  # the first variant is the base, whatever its name

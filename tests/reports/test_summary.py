@@ -83,6 +83,21 @@ def test_the_spread_of_a_metric_over_its_subsets_is_not_a_plus_minus(tmp_path: P
     assert (row["KID-X"], row["KID-X_subset_std"]) == ("2.0", "0.25") and "IS-X_split_std" in row
 
 
+def test_the_sampling_error_of_a_score_has_a_column_and_is_no_plus_minus(tmp_path: Path) -> None:
+    write(tmp_path, "one", [{**scored(60.0), "sampling_error": 0.123}], title="one")
+    write(tmp_path, "two", [scored(50.0)], title="two")  # of an earlier version
+    table = summary(read([tmp_path]))
+    one, two = markdown(table.markdown())
+    name = "FD-EffNetLite0-512"
+    assert (one[name], one[f"{name}, sampling s.e."], two[f"{name}, sampling s.e."]) == ("60.00", "0.12", "-")
+    assert "±" not in table.markdown() and parsed(table.csv())[0][f"{name}_sampling_error"] == "0.123"
+    notes = [note for note in table.notes if "from the choice of its images alone" in note]
+    assert len(notes) == 1 and "nothing about other trainings" in notes[0]
+    write(tmp_path / "old", "two", [scored(50.0)], title="two")
+    old = summary(read([tmp_path / "old"]))
+    assert "sampling" not in old.markdown().lower() and "sampling" not in old.csv()
+
+
 def test_latex_is_escaped_and_whole(report: Path) -> None:
     checked = {path.stem: path.read_text() for path in sorted(report.glob("*.tex"))}
     assert {"bench", "cost", "runs", "speed", "summary"} <= checked.keys()

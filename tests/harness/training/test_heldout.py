@@ -2,13 +2,14 @@
 
 import json
 import math
+import signal
 from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from lamabench.harness import parallel
+from lamabench.harness import parallel, signals
 from lamabench.harness.config import check_fit
 from lamabench.harness.data.images import load, load_held_out
 from lamabench.harness.data.splits import held_out
@@ -55,12 +56,15 @@ def test_a_network_with_a_zero_head_has_the_variance_of_the_noise(family):
     with torch.no_grad():
         weight.zero_()
         bias.zero_()
-    losses = heldout_losses(net, DDPM(), held(config), config, "cpu")
+    losses, error = heldout_losses(net, DDPM(), held(config), config, "cpu")
     assert list(losses) == EVERY
     for number, loss in enumerate(losses.values()):
         squares = [noise(image, number, (1, 8, 8)) ** 2 for image in range(225)]
         assert loss == pytest.approx(np.mean(squares), rel=1e-6)
     assert mean(losses) == pytest.approx(1, abs=4 * math.sqrt(2 / (8 * 225 * 64)))
+    of_images = [np.mean([noise(i, number, (1, 8, 8)) ** 2 for number in range(TIMES)]) for i in range(225)]
+    assert error == pytest.approx(np.std(of_images, ddof=1) / 15, rel=1e-5)
+    assert error == pytest.approx(math.sqrt(2 / (8 * 225 * 64)), rel=0.2)  # if images differ by their noise only
 
 
 class Velocity(DDPM):
@@ -84,14 +88,14 @@ def test_another_objective_has_its_own_closed_form():
     """E|noise - x_0|² is 1 + E x_0², and a network that knows the images makes no error at any t."""
     config = most(make())
     images = held(config)
-    losses = heldout_losses(lambda x, t, y: torch.zeros_like(x), Velocity(), images, config, "cpu")
+    losses, _ = heldout_losses(lambda x, t, y: torch.zeros_like(x), Velocity(), images, config, "cpu")
     x0 = images.images_at(np.arange(225)).double() / 127.5 - 1
     assert list(losses) == [1 / 16, 3 / 16, 5 / 16, 7 / 16, 9 / 16, 11 / 16, 13 / 16, 15 / 16]
     assert mean(losses) == pytest.approx(1 + x0.square().mean().item(), rel=0.02)
 
     grey = torch.full((225, 1, 8, 8), 51, dtype=torch.uint8)
     images.images = grey  # every x_0 is -0.6, so that x_t says the noise
-    exact = heldout_losses(lambda x, t, y: (x + 0.6) / t.view(-1, 1, 1, 1), Velocity(), images, config, "cpu")
+    exact, _ = heldout_losses(lambda x, t, y: (x + 0.6) / t.view(-1, 1, 1, 1), Velocity(), images, config, "cpu")
     assert mean(exact) < 1e-10
 
 
@@ -125,18 +129,21 @@ def test_batches_change_it_by_rounding_and_processes_by_nothing(monkeypatch):
             net, DDPM(), images, most(config, batch_size=size), "cpu", **more
         )  # fmt: skip
 
-    alone = losses()
-    assert len(set(alone.values())) == TIMES and alone == losses()
-    assert list(losses(size=5).values()) == pytest.approx(list(alone.values()), rel=1e-5)
+    alone, error = losses()
+    assert len(set(alone.values())) == TIMES and (alone, error) == losses()
+    smaller, other = losses(size=5)
+    assert list(smaller.values()) == pytest.approx(list(alone.values()), rel=1e-5)
+    assert other == pytest.approx(error, rel=1e-4)
     parts = []
     monkeypatch.setattr(parallel, "size", lambda: 3)
     monkeypatch.setattr(parallel, "agreeing", nullcontext)
+    monkeypatch.setattr(parallel, "stopping", lambda: False)
     for rank in (2, 1, 0):
         monkeypatch.setattr(parallel, "rank", lambda rank=rank: rank)
         monkeypatch.setattr(parallel, "gather", lambda sums: parts.append(sums) or parts)
         together = losses(together=True)
     assert [len(part) for part in parts] == [2, 3, 3]  # of 8 batches
-    assert together == alone
+    assert together == (alone, error)
 
 
 @pytest.mark.parametrize("family", ["dit", "lamamba"])
@@ -160,6 +167,36 @@ def test_a_training_with_it_is_the_same_training(tmp_path, family):
         folders[0] / "metrics.jsonl")]  # fmt: skip
     (folders[0] / "metrics.jsonl").write_text("".join(json.dumps(one) + "\n" for one in stripped))
     assert_same(*folders)
+
+
+@pytest.mark.parametrize("end", [4, 6])
+def test_a_signal_ends_it_within_a_batch_and_the_training_goes_on_bit_for_bit(tmp_path, monkeypatch, end):
+    """The line of that step is written by the training that continues, unless the signal came at the last step."""
+    plain = most(make(steps=end), batch_size=32)
+    config = replace(plain, run=replace(plain.run, heldout_every=4))
+    whole = trained(tmp_path / "whole", config)
+    calls = []
+
+    def heed(original=parallel.heed):
+        calls.append(None)
+        if len(calls) == 3:
+            signals.take(signal.SIGTERM)
+        original()
+
+    monkeypatch.setattr(signals, "_noted", [])
+    with monkeypatch.context() as patch:
+        patch.setattr(parallel, "heed", heed)
+        with pytest.raises(signals.Stopped) if end > 4 else nullcontext():
+            trained(tmp_path / "cut", config)
+    assert len(calls) == 3, "of 8 batches"
+    lines = read_lines(tmp_path / "cut" / "metrics.jsonl")
+    assert [line["step"] for line in lines] == ([2] if end > 4 else [2, 4])
+    assert not any("heldout_loss" in line for line in lines)
+    signals._noted.clear()
+    trained(tmp_path / "cut", config)
+    if end > 4:
+        assert_same(tmp_path / "cut", whole)
+        assert [line["step"] for line in metrics(whole) if "heldout_loss" in line] == [4]
 
 
 SMALL = """model=dit_nano model.depth=1 model.hidden_size=16 model.num_heads=2 data=digits data.size=8 data.split=most
