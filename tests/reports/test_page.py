@@ -84,7 +84,7 @@ def test_headings_captions_and_alternatives(html: Parsed) -> None:
     assert titles == order
     assert len(html.all("caption")) == len(html.all("table")) >= 4
     pictures = html.all("img")
-    assert len(pictures) == 7 and all(attributes["alt"].endswith(".") for attributes, _ in pictures)
+    assert len(pictures) == 9 and all(attributes["alt"].endswith(".") for attributes, _ in pictures)
     assert html.elements[[tag for tag, _, _ in html.elements].index("body") + 1][1]["href"] == "#content"
 
 
