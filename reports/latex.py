@@ -12,6 +12,7 @@ TEXTWIDTH = 345.0  # points, of \documentclass{article}; wider in its larger siz
 GAP = 3.0  # \tabcolsep, on both sides of a column
 MARGIN = 2.0  # what is left free, because widths are estimates
 NARROWEST = 88.0  # a column of text is wrapped to no less while others can be left out
+LEAST = 44.0  # and to no less where only columns of rank 0 can be left out
 LONG = 12  # letters of a word that a heading breaks
 LONGEST = 24  # letters of a word that is not broken in a text as wide as the page
 LINES = 46  # of a page; a table that is longer with its notes goes over several
@@ -192,7 +193,7 @@ def latex(name: str, caption: str, columns: Sequence[TexColumn], notes: Sequence
 def _fitted(columns: Sequence[TexColumn]) -> tuple[list[TexColumn], list[str]]:
     """The columns that fit, and the titles of the others."""
     shown, omitted = list(columns), []
-    while len(shown) > 1 and _limit(shown) < NARROWEST:
+    while len(shown) > 1 and _limit(shown) < (NARROWEST if any(column.rank for column in shown) else LEAST):
         last = max(reversed(shown), key=lambda column: (column.rank, column is not shown[0]))
         shown.remove(last)
         omitted.append(last.title)

@@ -100,13 +100,15 @@ class Table:
         """A table for an article, with the columns that `tex` chooses. Rows that are not done are marked and explained
         below, because there is no column of states."""
         shown = [column for column in self.shown() if column.tex]
-        bad = [row for row in self.rows if row.get("state") not in (None, "done")]
+        bad = [row for row in self.rows if is_bad(row)]
         columns = []
-        for place, column in enumerate(shown):
-            cells = [column.cell(row) + BAD * (place == 0 and row in bad) for row in self.rows]
+        stay = [column for column in shown if not column.rank] or shown  # these are never left out
+        marked = next((column for column in stay if column.name == "label"), stay[0])
+        for column in shown:
+            cells = [column.cell(row) + BAD * (column is marked and is_bad(row)) for row in self.rows]
             bold = [bool(row.get(column.bold)) for row in self.rows]
             columns.append(TexColumn(column.title or "", cells, bold, column.digits is None, column.rank))
-        notes = [f"{BAD.strip()} {shown[0].cell(row)}: {row.get('status') or row['state']}." for row in bad]
+        notes = [f"{BAD.strip()} {marked.cell(row)}: {row.get('status') or row['state']}." for row in bad]
         if len(notes) > MOST_BAD:
             notes[MOST_BAD:] = [f"{BAD.strip()} And {len(notes) - MOST_BAD} more rows are not done."]
         return latex(self.name, self.caption, columns, [*notes, *self.notes])
@@ -186,6 +188,11 @@ def shortened(text: str, limit: int = 70) -> str:
 
 def markdown_escaped(text: str) -> str:
     return re.sub(r"([\\|*`<])", r"\\\1", text)
+
+
+def is_bad(row: Line) -> bool:
+    """Whether a row is of something that failed or is not finished."""
+    return row.get("state") not in (None, "done")
 
 
 def kind_of(column: Column) -> str:
