@@ -22,7 +22,7 @@ def test_the_same_records_give_the_same_bytes(three: Path, report: Path, tmp_pat
         assert one.read_bytes() == two.read_bytes(), one.name
     index = json.loads((report / "index.json").read_text())
     assert index["files"] == [path.name for path in first]
-    assert set(index["absent"]) == {"seeds", "samples_adm", "kernels", "crossover"}
+    assert set(index["absent"]) == {"seeds", "samples_adm", "kernels", "crossover", "roofline"}
     assert not list(tmp_path.glob(".*")) and not list(report.parent.glob(".*"))
     for path in first:
         if path.suffix in (".png", ".pdf"):
@@ -40,7 +40,7 @@ def test_tables_and_figures_without_content_are_named(tmp_path: Path) -> None:
     tables = [f"{name}.{ending}" for name in ("runs", "summary") for ending in ("csv", "md", "tex")]
     assert [path.name for path in files] == ["README.md", "index.json", *tables]
     absent = json.loads((tmp_path / "out/index.json").read_text())["absent"]
-    speed = {"throughput", "bench", "kernels", "speed_vs_flops", "crossover"}
+    speed = {"throughput", "bench", "kernels", "speed_vs_flops", "crossover", "roofline"}
     assert set(absent) == {"cost", "seeds", "loss", "quality_vs_flops", "samples", "samples_bare", *speed}
     readme = (tmp_path / "out/README.md").read_text()
     assert all(name in readme and reason in readme for name, reason in absent.items())
