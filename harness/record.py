@@ -174,10 +174,7 @@ class ScoreRow(_OfWeights):
     floor: float | None = about("the same metric between images of the reference, at most half of it, and its others")
     note: str | None = about("what must be known to read the value: that bias dominates, the images of the floor")
     by_timestep: dict[str, Any] | None = about("of the held-out loss: the loss at each timestep")
-    sampling_error: float | None = about(
-        "standard error of the value from the choice of its images alone: of the samples, or of the test images of a "
-        "held-out loss. It has no bias in it and is not over trainings. Null for recall, and in earlier records"
-    )
+    sampling_error: float | None = about("standard error of the value from the choice of images alone; recall has none")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -376,8 +376,7 @@ def _evaluate(task: Task, config: Config, progress: Progress) -> Iterator[dict[s
     from .scoring.score import score_set
     from .scoring.statistics_file import check_same
 
-    if task.reference:
-        check_same(Path(config.evaluate.reference or ""), task.reference)
+    check_same(config.evaluate.reference, task.reference)
     where = (task.path, Path(task.training), task.step)
     for line in score_set(*where, config, missing_metrics(task), progress):
         request = line.pop("request")
