@@ -54,7 +54,7 @@ def test_holds_every_source_and_configuration_and_nothing_else(tree: Path, unpac
     expected = {
         f"lamabench/{path.relative_to(tree).as_posix()}"
         for house in HOUSES
-        for pattern in ("*.py", "*.yaml", "*.cu", "*.cuh", "README.md", "RECORDS.md")
+        for pattern in ("*.py", "*.yaml", "*.cu", "*.cuh", "README.md", "RECORDS.md", "COLUMNS.md")
         for path in (tree / house).rglob(pattern)
     }
     records = [path for path in (tree / "reports/records").rglob("*") if path.is_file()]
