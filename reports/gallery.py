@@ -1,0 +1,63 @@
+"""The gallery, README.md of this folder: the tables and figures of the committed records. `python -m
+lamabench.reports.gallery` makes it again in a checkout.
+
+A line `<!-- table NAME -->` or `<!-- picture NAME -->`, by a name of contents.py, is followed by that table or figure,
+or by why the committed records have none, up to a line `<!-- end -->`.
+"""
+
+import json
+import re
+import tempfile
+from pathlib import Path
+
+from .report import build
+
+HERE = Path(__file__).parent
+FOLDERS = ("demo", "bench", "bench-kernels", "costs")  # of records; the first one that has a table or figure shows it
+MARK = re.compile(r"(<!-- (table|picture) ([\w*]+) -->\n)(?:.*?<!-- end -->\n)?", re.DOTALL)
+MOST_ROWS = 12  # of a table
+
+
+def fill(text: str, reports: list[Path], pictures: Path) -> str:
+    """A page with what its marks name, from the folders of several reports. Pictures are copied into `pictures`."""
+    absent: dict[str, str] = {}
+    for report in reversed(reports):
+        absent |= json.loads((report / "index.json").read_text())["absent"]
+
+    def filling(match: re.Match[str]) -> str:
+        mark, kind, name = match.groups()
+        ending = "md" if kind == "table" else "png"
+        files = [file for report in reports for file in sorted(report.glob(f"{name}.{ending}"))]
+        files += [file for report in reports for file in sorted(report.glob(f"{name}_*.{ending}"))]
+        if name not in absent and not files:
+            raise ValueError(f"no {kind} is called {name}")
+        if not files:
+            content = f"*No committed record shows it: {absent[name]}.*"
+        elif kind == "table":
+            content = _shortened(files[0].read_text().split("\n\n")[0])
+        else:
+            pictures.mkdir(exist_ok=True)
+            (pictures / f"{name}.png").write_bytes(files[0].read_bytes())
+            content = f"![{name}]({pictures.name}/{name}.png)"
+        return f"{mark}\n{content}\n\n<!-- end -->\n"
+
+    return MARK.sub(filling, text)
+
+
+def _shortened(table: str) -> str:
+    lines = table.rstrip().split("\n")
+    left = len(lines) - 2 - MOST_ROWS
+    return "\n".join(lines[: 2 + MOST_ROWS]) + (f"\n\n… and {left} more rows." if left > 0 else "")
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        reports = [Path(folder, name) for name in FOLDERS]
+        for report in reports:
+            build([HERE / "records" / report.name], report)
+        page = HERE / "README.md"
+        page.write_text(fill(page.read_text(), reports, HERE / "gallery"))
+
+
+if __name__ == "__main__":
+    main()
