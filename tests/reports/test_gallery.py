@@ -12,7 +12,7 @@ HERE = Path(reports.__file__).parent
 
 
 def test_a_page_is_filled(tmp_path: Path) -> None:
-    """The first report that has a table or figure shows it; one that none has says why. Filling again changes nothing."""
+    """The first report that has a table or figure shows it; of one that none has, it is said why."""
     folders = [tmp_path / name for name in ("first", "second")]
     for number, folder in enumerate(folders):
         folder.mkdir()
