@@ -10,9 +10,10 @@ from lamabench.harness.sections import BackendConfig
 from lamabench.models.registry import from_dict
 
 ROOT = Path(reports.__file__).parent / "records"
+SIZES = [("bench", 3, 69), ("bench-kernels", 2, 148), ("costs", 37, 43), ("demo", 3, 3)]
 
 
-@pytest.mark.parametrize(("root", "folders", "lines"), [("bench", 3, 69), ("bench-kernels", 2, 148), ("costs", 37, 43)])
+@pytest.mark.parametrize(("root", "folders", "lines"), SIZES)
 def test_keys_are_those_of_today(root: str, folders: int, lines: int) -> None:
     runs = [read_run(config.parent) for config in sorted((ROOT / root).glob("models/*/config.json"))]
     assert (len(runs), sum(len(run.records) for run in runs)) == (folders, lines)
@@ -21,7 +22,9 @@ def test_keys_are_those_of_today(root: str, folders: int, lines: int) -> None:
         assert run.path.name == f"{run.info['family']}-{model_key(model)}" and run.info["key"] == model_key(model)
         for row in run.records:
             line, device = row.flat(), (row.provenance or {})["device"]
-            if row.kind == "speed":
+            if row.kind == "cost":
+                assert row.key == model_key(model)
+            elif row.kind == "speed":
                 assert row.key == speed_key(model, line, BackendConfig(), device)
             else:
                 assert row.key == operator_speed_key(model, line, device)
