@@ -6,10 +6,10 @@ from dataclasses import replace
 from statistics import fmean
 from typing import NamedTuple
 
-from .budgets import Comparison, Moment, at_amount, by_machine, comparisons, equal_budgets, equal_images, rising
+from .budgets import Comparison, Moment, at_amount, by_machine, comparisons, equal_budgets, rising
 from .differences import NO_SEED, by_seed, count_of, mean_of
 from .evidence import Evidence
-from .moments import is_unfinished
+from .moments import equal_images, is_unfinished
 from .names import labels
 from .protocols import UNKNOWN, notes
 from .published import PublishedRow
@@ -102,11 +102,16 @@ def _table(compared: Comparison, budget: Budget, printed: Sequence[PublishedRow]
     unnamed: dict[str, list[str]] = {}
     for metric, series in compared.columns.items():
         amounts = {run: [x for x, _ in rising(each, budget.field)] for run, each in series.items()}
-        common = equal_budgets if budget.between else equal_images
+        if len({run.group for run, each in amounts.items() if each}) < 2:
+            continue
         finished = {run: each for run, each in amounts.items() if not is_unfinished(run)}
-        targets = common(finished) or common(amounts)
+        if budget.between:
+            targets = equal_budgets(finished) or equal_budgets(amounts)
+        else:
+            images = equal_images({run: [moment.images for moment in each] for run, each in series.items()})
+            targets = [images] if images else []
         for target in targets:
-            at = {run: at_amount(each, budget.field, target) for run, each in series.items()}
+            at = {run: _at(each, budget, target) for run, each in series.items()}
             moments = {run: moment for run, moment in at.items() if moment}
             column = metric if len(targets) == 1 else f"{metric} at {budget.short(target)}"
             cells[column] = Cell(metric, target, moments)
@@ -127,6 +132,13 @@ def _table(compared: Comparison, budget: Budget, printed: Sequence[PublishedRow]
     below += [BELOW, *remarks(printed)] if others else []
     caption, columns = _caption(compared, budget, cells), _columns(cells, budget, bool(others))
     return Table(budget.table, caption, columns, [*rows.values(), *others], below + notes(compared.runs, used))
+
+
+def _at(moments: Sequence[Moment], budget: Budget, amount: float) -> Moment | None:
+    """A run at an amount of its training; nothing is interpolated between numbers of images."""
+    if budget.between:
+        return at_amount(moments, budget.field, amount)
+    return next((moment for moment in moments if moment.images == amount), None)
 
 
 def _order(run: Run) -> tuple[str, float, str, str]:

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from lamabench.reports.budgets import Moment, at_amount, equal_budgets, equal_images, interpolated, rising
+from lamabench.reports.budgets import Moment, at_amount, equal_budgets, interpolated, rising
 from lamabench.reports.evidence import Evidence
+from lamabench.reports.moments import equal_images
 from lamabench.reports.runs import Run, read
 from lamabench.reports.scale import scale, scale_flops, scale_hours
 from lamabench.reports.table import Table
@@ -51,9 +52,10 @@ def test_a_power_law_is_interpolated_exactly() -> None:
 
 def test_common_amounts() -> None:
     a, b, c = (Run({}, group) for group in "abc")
-    assert equal_images({a: [1, 2, 3], b: [2, 3], c: [2, 3, 4]}) == [3]
-    assert equal_images({a: [1, 2], b: [2, 3], c: [3]}) == [3]  # two runs each: the larger
-    assert equal_images({a: [1], b: [2]}) == equal_images({a: [1], Run({}, "a"): [1]}) == equal_images({}) == []
+    assert equal_images({a: [1, 2, 3], b: [2, 3], c: [2, 3, 4]}) == 3
+    assert equal_images({a: [1, 2], b: [2, 3], c: [3]}) == 3  # two runs each: the larger
+    assert equal_images({a: [1], b: [2]}) is equal_images({}) is None
+    assert equal_images({a: [1, 2], Run({}, "a"): [1, 3], b: []}) == 1  # one model alone
     assert equal_budgets({a: [1, 5], b: [3, 9], c: [4, 20]}) == [5]
     assert equal_budgets({a: [1, 5], b: [3, 9], c: [8, 20]}) == [5, 9]  # no amount lies in all three
     assert equal_budgets({a: [1, 5], b: [6, 9], c: [8, 20]}) == [9]  # a overlaps with nothing
