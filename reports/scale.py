@@ -9,7 +9,7 @@ from typing import NamedTuple
 from .budgets import Comparison, Moment, at_amount, by_machine, comparisons, equal_budgets, rising
 from .differences import NO_SEED, by_seed, count_of, mean_of
 from .evidence import Evidence
-from .moments import equal_images, is_unfinished
+from .moments import equal_images, is_unfinished, machine_of
 from .names import labels
 from .protocols import UNKNOWN, notes
 from .published import PublishedRow
@@ -75,8 +75,14 @@ def scale_flops(evidence: Evidence) -> list[Table]:
 
 def scale_hours(evidence: Evidence) -> list[Table]:
     """Quality at equal hours of training times processes, of one device and precision (T1c)."""
-    compared = [part for one in comparisons(evidence.runs) for part in by_machine(one)]
-    return _named(compared, [_table(one, HOURS) for one in compared], HOURS)
+    compared = [(part, one.runs) for one in comparisons(evidence.runs) for part in by_machine(one)]
+    tables = []
+    for part, runs in compared:
+        table, absent = _table(part, HOURS), [run for run in runs if not machine_of(run)]
+        words = "Left out, because it is not on record on which device they ran, or they changed it: {}."
+        more = [words.format(_whose(absent, runs, labels(runs)))] if absent else []
+        tables.append(replace(table, notes=[*table.notes, *more]))
+    return _named([part for part, _ in compared], tables, HOURS)
 
 
 def _named(compared: Sequence[Comparison], tables: Sequence[Table], budget: Budget) -> list[Table]:

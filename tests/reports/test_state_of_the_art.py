@@ -35,7 +35,7 @@ def test_every_published_row_is_there_as_its_paper_prints_it(tmp_path: Path) -> 
     for entry in expected:
         guidance = entry.get("guidance", "none") + (f", {entry['guidance_scale']}" if "guidance_scale" in entry else "")
         (row,) = (row for row in rows if (row["label"], row["guidance"]) == (entry["model"], guidance))
-        assert row["source"] == entry["source"] and row["origin"] == "paper"
+        assert row["source"] == entry["source"] + " *" * (not entry.get("checked", True)) and row["origin"] == "paper"
         for name in ("fid", "sfid", "is", "precision", "recall"):
             assert row[name] == (str(float(entry[name])) if name in entry else "")
         assert row["printed"] == (str(float(entry["macs_g"])) if "macs_g" in entry else "")
@@ -43,13 +43,16 @@ def test_every_published_row_is_there_as_its_paper_prints_it(tmp_path: Path) -> 
     people = markdown(table.markdown())
     assert people[0] == {
         "Model": "ADM", "From": "paper", "Params (M)": "554", "MACs (G)": "1,120", "Printed (G)": "1,120.0",
-        "What is printed": "MACs", "FID": "10.94", "sFID": "6.020", "IS": "101.0", "Precision": "0.69",
+        "What is printed": "MACs", "FID": "10.94", "sFID": "6.02", "IS": "100.98", "Precision": "0.69",
         "Recall": "0.63", "Guidance": "none", "Source": "arXiv 2105.05233",
     }  # fmt: skip
     assert [row["Guidance"] for row in people[:4]] == ["none"] * 4 and "**" not in table.markdown()
     assert "LaMamba-Diff-XL: its paper prints -57.6 % of DiT-XL/2's Gflops." in table.notes
     assert table.caption.endswith("None of these runs has a FID of that kind.")
-    assert not any("not compared with the source" in note for note in table.notes)
+    assert next(row["FID"] for row in people if row["Model"] == "DiT-XL/2") == "9.62"
+    unchecked = [row["Model"] for row in people if row["Source"].endswith("\\*")]
+    assert unchecked == ["U-ViT-H/2", "DiM-H", "DiS-H/2"]  # their guidance was written from memory
+    assert any("not compared with the source" in note for note in table.notes)
 
 
 def test_scores_of_the_same_metric_stand_between(tmp_path: Path) -> None:
@@ -60,10 +63,10 @@ def test_scores_of_the_same_metric_stand_between(tmp_path: Path) -> None:
     place = next(place for place, row in enumerate(rows) if row["Model"] == "DiT-Mine")
     assert (rows[place - 1]["Model"], rows[place + 1]["Model"]) == ("LDM-4-G", "U-ViT-H/2")  # 3.60 and 2.29
     row = rows[place]
-    assert row["FID"] == "3.000 ± 0.248"  # t(0.975, 2) · 0.1 / √3
+    assert row["FID"] == "3.00 ± 0.25"  # t(0.975, 2) · 0.1 / √3 = 0.248
     assert (row["From"], row["Seeds"], row["Guidance"]) == ("these runs", "3", "classifier-free, 1.5 on 3 channels")
     assert (row["MACs (G)"], row["What is printed"], row["Source"]) == ("0.5000", "MACs, norms", "study demo")
-    assert (row["sFID"], row["IS"], row["Precision"]) == ("5.500 ± 0.000", "240.0 ± 0.0", "0.80 ± 0.00")
+    assert (row["sFID"], row["IS"], row["Precision"]) == ("5.50 ± 0.00", "240.00 ± 0.00", "0.80 ± 0.00")
     assert len(rows) == 15 and "**" not in table.markdown() and table.caption.endswith("and of these runs.")
     assert any(note.startswith("Samples: 50 ddim steps, guidance 1.5 on 3 channels") for note in table.notes)
 
