@@ -19,6 +19,7 @@ from .seeds import NOTE, best_of
 from .state_of_the_art import is_fid_of_imagenet, remarks, source_words
 from .table import BAD, Column, Table, shortened
 
+TRAINING = ("train", "objective", "encoder")  # sections of a configuration
 STEPS_400K = 400_000 * 256  # images of the protocol of `Published.steps_400k`
 BETWEEN = (
     "Between two neighbouring moments of a run, its score is interpolated: linearly in the logarithms of the score and "
@@ -132,7 +133,7 @@ def _table(compared: Comparison, budget: Budget, printed: Sequence[PublishedRow]
         used.setdefault(cell.metric, {}).update((run, moment.row) for run, moment in cell.moments.items())
     below = [NOTE] if any((row["n"] or 0) > 1 for row in rows.values()) else []
     below += [BETWEEN.format(budget.name)] if budget.between else []
-    below += [*_missing(compared, budget, cells, names), *_mark(rows, cells, names)]
+    below += [*_missing(compared, budget, cells, names), *_mark(rows, cells, names), *_settings(compared.runs, names)]
     below += [f"No best is bold, because {why}: {', '.join(columns)}." for why, columns in unnamed.items()]
     others = _published(cells, printed) if budget is IMAGES else []
     below += [BELOW, *remarks(printed)] if others else []
@@ -202,6 +203,22 @@ def _missing(compared: Comparison, budget: Budget, cells: Mapping[str, Cell], na
                     reason = f"Not scored at {where}"
                 reasons.setdefault(reason, {})[run] = None
     return [f"{reason}: {_whose(runs, compared.runs, names)}." for reason, runs in reasons.items()]
+
+
+def _settings(runs: Iterable[Run], names: Mapping[str, str]) -> list[str]:
+    """A line about each setting in which the trainings of a table differ, besides their length."""
+    values: dict[str, dict[str, dict[str, None]]] = {}
+    for run in runs:
+        config, train = run.info["config"], run.last("train", state="done") or {}
+        each = {f"{part}.{name}": value for part in TRAINING for name, value in (config.get(part) or {}).items()}
+        each |= {"train.precision": train["precision"]} if train.get("precision") else {}
+        for setting in each.keys() - {"train.steps", "train.snapshots"}:
+            values.setdefault(setting, {}).setdefault(str(each[setting]), {})[names[run.group]] = None
+    lines = []
+    for setting, by_value in sorted(values.items()):
+        words = [f"{value} ({shortened(', '.join(models))})" for value, models in by_value.items()]
+        lines += [f"Trainings differ in {setting}: {'; '.join(words)}."] if len(words) > 1 else []
+    return lines
 
 
 def _whose(some: Iterable[Run], runs: Sequence[Run], names: Mapping[str, str]) -> str:

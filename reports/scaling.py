@@ -127,13 +127,12 @@ def _curve(
     marked: set[str] = set()
     ways: set[str] = set()
     for group in series.groups:
-        scores = [(run, row) for run, row in equal.rows.items() if run.group == group]
-        costs = [cost for run, row in scores if (cost := measure(run, row))]
-        if costs and len(costs) == len(scores):
+        scores = [(run, row, measure(run, row)) for run, row in equal.rows.items() if run.group == group]
+        if costs := [cost for *_, cost in scores if cost]:  # a seed without it has no place there
             compute[group] = fmean(costs) / unit
-            values[group] = by_seed((_seed(run), row["value"]) for run, row in scores)
-            ways |= {generation_of(row) for _, row in scores} - {""}
-            marked |= {group} if any(is_marked(run) for run, _ in scores) else set()
+            values[group] = by_seed((_seed(run), row["value"]) for run, row, cost in scores if cost)
+            ways |= {generation_of(row) for _, row, cost in scores if cost} - {""}
+            marked |= {group} if any(is_marked(run) for run, _, cost in scores if cost) else set()
     if not compute:
         return None
     groups = sorted(compute, key=lambda group: (compute[group], group))
