@@ -14,7 +14,7 @@ NOTE = "±: half the 95 % interval of the mean over training seeds (Student's t)
 MARK = (
     "†: the difference to the base (the first variant of the study) over common training seeds is inconclusive: its "
     f"95 % interval includes 0, there are fewer than {FEWEST} common seeds, the samples were made in another way, or "
-    "the weights are of different steps."
+    "the weights are of different steps or have seen different numbers of images."
 )
 Values = dict[str, dict[int, float]]  # {group: {training seed: number}}
 
