@@ -89,10 +89,15 @@ def _table(
     }
     rows = [_of_paper(row) for row in printed]
     names = labels(runs)
-    together: dict[tuple[str, str, str], dict[Run, Line]] = {}
+    together: dict[tuple[str, str, str], dict[int, dict[Run, Line]]] = {}  # by the step of the weights, never averaged
     for run, row in own.items():
-        together.setdefault((run.group, str(row["protocol"]), generation_of(row)), {})[run] = row
-    rows += [_of_runs(each, names[group]) for (group, _, _), each in together.items()]
+        key = run.group, str(row["protocol"]), generation_of(row)
+        together.setdefault(key, {}).setdefault(row["checkpoint_step"] or 0, {})[run] = row
+    for (group, *_), by_step in together.items():
+        for step, each in by_step.items():
+            title = next(iter(each)).info["title"]
+            label = names[group] if names[group].startswith(title) else f"{title}, {names[group]}"
+            rows.append(_of_runs(each, label + (f", step {step:,}" if len(by_step) > 1 else "")))
     rows.sort(key=lambda row: (row["guidance"] != "none", -row["fid"], row["label"], row["origin"]))
     columns = [
         Column("label", "Model"),

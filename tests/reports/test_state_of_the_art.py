@@ -110,3 +110,23 @@ def test_other_data_have_no_such_table(tmp_path: Path) -> None:
         assert (table.name, table.rows) == (f"state_of_the_art_{side}", [])
     write(tmp_path, "big", [cost()], model={"num_classes": 1000, "input_size": 64})
     assert [len(state_of_the_art(Evidence(read([tmp_path])), side)[0].rows) for side in (256, 512)] == [0, 11]
+
+
+def test_weights_of_different_steps_are_never_averaged(tmp_path: Path) -> None:
+    for seed, (fid, step) in enumerate(((9.0, 600), (9.5, 600), (20.0, 200))):
+        write(tmp_path, f"dit-s{seed}", scores(fid), title="DiT-Mine", seed=seed, step=step, model=MODEL)
+    (table,) = state_of_the_art(Evidence(read([tmp_path])), 256)
+    rows = {row["Model"]: row for row in markdown(table.markdown()) if row["From"] == "these runs"}
+    assert {name: (row["FID"][:5], row["Seeds"]) for name, row in rows.items()} == {
+        "DiT-Mine, step 600": ("9.25 ", "2"), "DiT-Mine, step 200": ("20.00", "1"),
+    }  # fmt: skip
+
+
+def test_a_row_of_a_study_of_guidance_names_its_model(tmp_path: Path) -> None:
+    for guidance in (1.0, 1.5):
+        variant = {"model": "dit_x", "sample.guidance": guidance}
+        way = {"generation": {**WAY, "guidance": guidance}, "generation_protocol": f"g{guidance}"}
+        write(tmp_path, f"dit-{guidance}", scores(3.0, **way), title="DiT-Mine", variant=variant, model=MODEL)
+    (table,) = state_of_the_art(Evidence(read([tmp_path])), 256)
+    labels = [row["label"] for row in table.rows if row["origin"] != "paper"]
+    assert len(set(labels)) == 2 and all(label.startswith("DiT-Mine") for label in labels)
