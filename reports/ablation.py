@@ -7,10 +7,12 @@ from .differences import FEWEST, Mean, count_of, mean_of
 from .evidence import Evidence
 from .names import axis_noun, shared
 from .protocols import notes
+from .published import PublishedVariant
 from .queries import better
 from .runs import Line
 from .seeds import MARK, NOTE
 from .speed import MODES, PIXELS
+from .state_of_the_art import source_words, unchecked
 from .table import Column, Table, shortened
 from .variants import Variants, of_study
 
@@ -28,7 +30,8 @@ COUNTS = (("params", "Params (M)", 1e6), ("macs", "MACs (G)", 1e9), ("flops", "F
 
 def ablations(evidence: Evidence) -> list[Table]:
     """`ablation_STUDY` for each study with a file and several variants, and `ablation_STUDY_METRIC`, a pivot of the
-    first metric, if exactly two axes of the study have several values.
+    first metric, if exactly two axes of the study have several values; and `ablation_STUDY_published`, if papers have
+    asked the same. Published variants have a table of their own, because they were trained on other data.
 
     Rows are in the order of the study's file. Columns of the csv: `label`, `base` (whether it is the base), the axes,
     `n` (training seeds); `params`, `macs`, `flops`, and `macs_ratio`, that over the base's; for each score `NAME_mean`,
@@ -41,6 +44,8 @@ def ablations(evidence: Evidence) -> list[Table]:
         tables.append(ablation(name, study))
         if len(study.axes) == 2 and study.values:
             tables.append(pivot(name, study))
+        if rows := [row for row in evidence.published.ablations if row.study == name]:
+            tables.append(twin(name, rows))
     return tables
 
 
@@ -105,6 +110,18 @@ def pivot(name: str, study: Variants) -> Table:
     text = f"{metric}{order}: {axis_noun(down)} (rows) and {axis_noun(across)} (columns) of "
     text += caption(name, study, "study")
     return Table(f"ablation_{plain(name)}_{plain(metric)}", text, columns, rows, below)
+
+
+def twin(name: str, rows: Sequence[PublishedVariant]) -> Table:
+    """What papers print about the question of a study."""
+    columns = [
+        Column("label", "Variant"), Column("model", "Model"), Column("fid", "FID", 1.0, 6, places=2),
+        Column("source", "Source"),
+    ]  # fmt: skip
+    lines = [{"label": row.variant, "model": row.model, "fid": row.fid, "source": source_words(row)} for row in rows]
+    text = f"Published variants that ask what study {name} asks: FID of ImageNet at 256 px after 400K steps."
+    below = ["Each is a single training by others. They do not compare with the numbers of these runs."]
+    return Table(f"ablation_{plain(name)}_published", text, columns, lines, below + unchecked(rows))
 
 
 def _cell(study: Variants, metric: str, group: str, word: str) -> Line:

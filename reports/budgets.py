@@ -1,15 +1,14 @@
 """Scores of models at equal amounts of training: which may be compared, at which amount, and interpolated how."""
 
 from bisect import bisect_left, bisect_right
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import exp, inf, isclose, log
 from typing import NamedTuple
 
+from .moments import Key, columns_of, flops_of, hours_of, images_of, machine_of, named
 from .names import axis_values
 from .protocols import generation_of
-from .queries import current
 from .runs import Line, Run
 
 CLOSE = 1e-9  # two amounts of training that differ by less, relatively, are one
@@ -67,12 +66,12 @@ def _setting(run: Run) -> dict[str, str]:
 def comparisons(runs: Iterable[Run]) -> list[Comparison]:
     """The scores of models, split by data set and generation protocol. A score without samples, such as a held-out
     loss, is in the table of the samples of its run, or in all of its data set if it has none."""
-    scored: dict[tuple[str, str], dict[tuple[str, str], Series]] = {}
-    for run in models(runs):
-        for row in _scores(run):
-            if moment := _moment(run, row):
-                columns = scored.setdefault((_data_words(run), generation_of(row)), {})
-                columns.setdefault((row["metric"], str(row["protocol"])), {}).setdefault(run, []).append(moment)
+    scored: dict[tuple[str, str], dict[Key, Series]] = {}
+    for key, by_run in columns_of(models(runs)).items():
+        for run, rows in by_run.items():
+            if points := [_moment(run, row, images) for row in rows if (images := images_of(run, row))]:
+                columns = scored.setdefault((_data_words(run), generation_of(rows[-1])), {})
+                columns.setdefault(key, {})[run] = points
     result = []
     for (data, way), columns in sorted(scored.items()):
         ways = {other: _runs(each) for (where, other), each in scored.items() if where == data and other}
@@ -80,25 +79,28 @@ def comparisons(runs: Iterable[Run]) -> list[Comparison]:
             others = {run for other, runs in ways.items() if other != way for run in runs} - ways.get(way, set())
             losses = scored.get((data, ""), {}) if way else {}
             both = columns | {
-                key: {run: each for run, each in series.items() if run not in others} for key, series in losses.items()
+                key: own for key, each in losses.items() if (own := {k: v for k, v in each.items() if k not in others})
             }
-            count = Counter(metric for metric, _ in both)
-            names = {key: key[0] if count[key[0]] == 1 else "@".join(key) for key in both}
-            result.append(Comparison(data, way, {names[key]: _ordered(series) for key, series in both.items()}))
+            result.append(Comparison(data, way, named(both)))
     return result
 
 
-def _runs(columns: Mapping[tuple[str, str], Series]) -> set[Run]:
+def _moment(run: Run, row: Line, images: int) -> Moment:
+    hours = hours_of(run, row)
+    return Moment(row, images, flops_of(run, row), hours[0] if hours else None)
+
+
+def _runs(columns: Mapping[Key, Series]) -> set[Run]:
     return {run for series in columns.values() for run in series}
 
 
 def by_machine(compared: Comparison) -> list[Comparison]:
     """The same for each device and precision of trainings. Runs without one are left out."""
-    machines = sorted({_machine(run) for run in compared.runs} - {""})
+    machines = sorted({machine_of(run) for run in compared.runs} - {""})
     parts = []
     for machine in machines:
         columns = {
-            name: {run: moments for run, moments in series.items() if _machine(run) == machine}
+            name: {run: moments for run, moments in series.items() if machine_of(run) == machine}
             for name, series in compared.columns.items()
         }
         filled = {name: series for name, series in columns.items() if series}
@@ -106,62 +108,10 @@ def by_machine(compared: Comparison) -> list[Comparison]:
     return parts
 
 
-def _scores(run: Run) -> list[Line]:
-    """The newest scores of a run at all its moments, of samples that were drawn as its last ones."""
-    last = {generation_of(row) for row in run.rows if row["kind"] == "score" and row["state"] == "done"} - {""}
-    rows = [row for row in [*run.rows, *run.earlier] if row["kind"] == "score"]
-    done = [row for row in current(rows) if row["state"] == "done"]
-    return [row for row in done if not last or generation_of(row) in (*last, "")]
-
-
-def _moment(run: Run, row: Line) -> Moment | None:
-    """None for samples that no training on record made."""
-    train = run.last("train", state="done") or {}
-    batch = (run.info["config"].get("train") or {}).get("batch_size") or train.get("batch_size")
-    step = row.get("checkpoint_step")
-    images = row.get("images_seen") or (step * batch if step and batch else None)
-    if not images:
-        return None
-    cost = run.last("cost", state="done")
-    flops = row.get("training_flops") or (3 * cost["flops"] * images if cost else None)
-    seconds, processes = row.get("training_seconds"), _processes(train)
-    return Moment(row, images, flops, seconds * processes / 3600 if seconds and processes else None)
-
-
-def _processes(train: Line) -> int | None:
-    """The processes of a training that is on record; None if they changed on the way."""
-    counts = {one.get("processes", 1) for one in train.get("stretches") or ()} or {train.get("processes") or 1}
-    return counts.pop() if train and len(counts) == 1 else None
-
-
-def _ordered(series: Series) -> Series:
-    """The moments of each run in order; the last of several at one number of images counts."""
-    return {run: sorted({one.images: one for one in each}.values(), key=lambda one: one.images)
-            for run, each in series.items()}  # fmt: skip
-
-
 def _data_words(run: Run) -> str:
     data = run.info["config"].get("data") or {}
     name = data.get("name") or data.get("kind") or ""
     return f"{name} at {data['size']} px" if data.get("size") else str(name)
-
-
-def _machine(run: Run) -> str:
-    """The device and precision of a training, such as "NVIDIA H100, bfloat16"; "" if they changed or are not known."""
-    train = run.last("train", state="done") or {}
-    devices = {one.get("device") for one in train.get("stretches") or ()} - {None}
-    devices = devices or {(train.get("provenance") or {}).get("device")} - {None}
-    precision = train.get("precision")
-    return f"{devices.pop()}, {precision}" if len(devices) == 1 and precision else ""
-
-
-def equal_images(amounts: Mapping[Run, Sequence[float]]) -> list[float]:
-    """The largest amount at which the most runs have a score. Empty if fewer than two models share one."""
-    counts = Counter(amount for each in amounts.values() for amount in set(each))
-    for amount in sorted(counts, key=lambda amount: (-counts[amount], -amount)):
-        if len({run.group for run, each in amounts.items() if amount in each}) > 1:
-            return [amount]
-    return []
 
 
 def equal_budgets(amounts: Mapping[Run, Sequence[float]]) -> list[float]:

@@ -13,9 +13,9 @@ from .contrast import configuration, cost, speed
 from .differences import NO_SEED, by_seed, count_of, difference, mean_of, with_interval
 from .names import labels
 from .protocols import STEPS, UNKNOWN, by_design, generation_of, notes, rankable, words_of_protocol
-from .queries import better, scores
+from .queries import better, scores, state_of
 from .runs import SEEDS, Line, Run, read
-from .seeds import base_groups
+from .seeds import base_groups, not_done
 from .table import Column, Table
 
 WAYS = "‡: the samples of A and B were made in different ways, or it is not on record how. The difference has that too."
@@ -188,7 +188,9 @@ def _row(metric: str, a: Mapping[Run, Line], b: Mapping[Run, Line]) -> Line:
     row["b_is"] = verdict + " ‡" * row["marked"]
     alike = counts[0] == counts[1] == result.n
     row["seeds"] = str(result.n) if alike else f"{counts[0]}, {counts[1]}; {result.n} common"
-    row["a_text"], row["b_text"] = (with_interval(mean) for mean in means)
+    for side, mean, lines in (("a", means[0], a), ("b", means[1], b)):
+        words = not_done(state_of(run)[0] for run in lines)
+        row[f"{side}_text"] = with_interval(mean) + (f" ({words})" if words else "")
     row["difference_text"] = with_interval(result.mean, sign="+")
     return row
 

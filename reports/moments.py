@@ -1,39 +1,54 @@
-"""Scores at every moment of a training, what they had cost by then, and which of them compare models."""
+"""Scores at every moment of a training, what they had cost by then, and which of them compare models.
+
+This is the one home of images, FLOPs and hours of training, and of the number of images at which models are compared:
+tables and figures ask here, so that they agree about the same runs.
+"""
 
 import itertools
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from math import inf
+from typing import Any, NamedTuple, TypeVar
 
 from .names import axis_values, words
 from .queries import state_of
 from .runs import Line, Run
 
 Moments = dict[str, dict[Run, list[Line]]]
+Key = tuple[str, str, bool]  # of a column: its metric, its protocol of evaluation, and whether models have no classes
+Value = TypeVar("Value")
 
 
 def moments(runs: Iterable[Run]) -> Moments:
     """The finished scores of each run in the order of images seen: {column: {run: rows}}.
 
-    A column has one protocol of evaluation, and either models that know classes or models that do not. Its name is the
-    metric's, with @PROTOCOL and "(unconditional)" if one metric has several. The scores of a run are of samples that
-    were drawn as those of its furthest step.
+    A column has one protocol of evaluation, and either models that know classes or models that do not. The scores of a
+    run are of samples that were drawn as those of its furthest step.
     """
-    columns: dict[tuple[str, str, bool], dict[Run, list[Line]]] = {}
+    return named(columns_of(runs))
+
+
+def columns_of(runs: Iterable[Run]) -> dict[Key, dict[Run, list[Line]]]:
+    """The same by what the scores of a column have in common."""
+    columns: dict[Key, dict[Run, list[Line]]] = {}
     for run in runs:
         for row in [*run.earlier, *run.rows]:
             if row["kind"] == "score" and row["state"] == "done":
                 key = row["metric"], str(row["protocol"]), is_unconditional(run, row)
                 columns.setdefault(key, {}).setdefault(run, []).append(row)
+    return {key: {run: _in_order(run, each) for run, each in rows.items()} for key, rows in columns.items()}
+
+
+def named(columns: Mapping[Key, Value]) -> dict[str, Value]:
+    """Columns by the names of their metrics, with @PROTOCOL and "(unconditional)" if one metric has several."""
     protocols = Counter((metric, free) for metric, _, free in columns)
     kinds = Counter(metric for metric, free in {(metric, free) for metric, _, free in columns})
-    result: Moments = {}
-    for (metric, protocol, free), rows in columns.items():
+    result: dict[str, Value] = {}
+    for (metric, protocol, free), value in columns.items():
         name = metric + (f"@{protocol}" if protocols[metric, free] > 1 else "")
-        name += " (unconditional)" if free and kinds[metric] > 1 else ""
-        result[name] = {run: _in_order(run, each) for run, each in rows.items()}
+        result[name + (" (unconditional)" if free and kinds[metric] > 1 else "")] = value
     return result
 
 
@@ -61,23 +76,43 @@ def images_of(run: Run, row: Line) -> int | None:
     return row["checkpoint_step"] * batch if batch and row.get("checkpoint_step") else None
 
 
+def flops_of(run: Run, row: Line) -> float | None:
+    """FLOPs of training up to a score; of an earlier version, three forward passes for each image; None if unknown."""
+    cost, images = run.last("cost", "done"), images_of(run, row)
+    return row.get("training_flops") or (3 * cost["flops"] * images if cost and cost.get("flops") and images else None)
+
+
 def hours_of(run: Run, row: Line) -> tuple[float, str] | None:
-    """Hours of training up to a score times the processes (with GPUs, GPU-hours), and the device; None if unknown."""
-    train = run.last("train", "done")
-    device = ((train or {}).get("provenance") or {}).get("device")
-    devices = {stretch["device"] for stretch in (train or {}).get("stretches") or () if stretch.get("device")}
-    if not train or not device or devices - {device} or row.get("training_seconds") is None:
+    """Hours of training up to a score, each counted once for each process (with GPUs, GPU-hours), and `machine_of` the
+    run; None if unknown."""
+    train, machine, seconds = run.last("train", "done") or {}, machine_of(run), row.get("training_seconds")
+    if not machine or seconds is None:
         return None
-    processes = train.get("processes") or 1
-    if train.get("process_seconds") and train.get("seconds"):
-        processes = train["process_seconds"] / train["seconds"]
-    return row["training_seconds"] * processes / 3600, device
+    stretches = train.get("stretches") or [{"processes": train.get("processes")}]
+    counts = [one.get("processes") or 1 for one in stretches]
+    starts = [0.0, *(one.get("from_seconds") for one in stretches[1:])]
+    if len(set(counts)) == 1:
+        return counts[0] * seconds / 3600, machine
+    if None in starts:
+        return None
+    spans = zip(counts, starts, [*starts[1:], inf], strict=True)
+    return sum(count * max(0.0, min(end, seconds) - start) for count, start, end in spans) / 3600, machine
+
+
+def machine_of(run: Run) -> str:
+    """The device and precision of a finished training, such as "NVIDIA H100, bfloat16"; "" if the device changed on the
+    way, or if one of them is unknown. Hours compare on one machine only."""
+    train = run.last("train", "done") or {}
+    devices = {one.get("device") for one in train.get("stretches") or ()} - {None}
+    devices = devices or {(train.get("provenance") or {}).get("device")} - {None}
+    precision = train.get("precision")
+    return f"{devices.pop()}, {precision}" if len(devices) == 1 and precision else ""
 
 
 def main_device(rows: Mapping[Run, Iterable[Line]]) -> str | None:
-    """The device that most runs were trained on; hours of others do not compare with its own."""
-    devices = Counter(hours[1] for run, each in rows.items() for row in each if (hours := hours_of(run, row)))
-    return min(devices, key=lambda device: (-devices[device], device)) if devices else None
+    """The device and precision of most scores; hours of others do not compare with theirs."""
+    machines = Counter(hours[1] for run, each in rows.items() for row in each if (hours := hours_of(run, row)))
+    return min(machines, key=lambda machine: (-machines[machine], machine)) if machines else None
 
 
 def first_column(names: Mapping[str, Mapping[Run, Any]]) -> str:
@@ -87,10 +122,10 @@ def first_column(names: Mapping[str, Mapping[Run, Any]]) -> str:
 
 @dataclass(frozen=True)
 class AtEqualImages:
-    """The score of each run at the largest number of images at which all have one.
+    """The score of each run at one number of images.
 
-    images    that number; None if there is none: then scores are those of the furthest steps
-    left_out  runs whose training failed or is unfinished, and which have no score at that number
+    images    that number; None if no two models share one: then scores are those of the furthest steps
+    left_out  runs without a score at that number
     """
 
     rows: dict[Run, Line]
@@ -99,22 +134,40 @@ class AtEqualImages:
 
 
 def at_equal_images(scored: Mapping[Run, list[Line]]) -> AtEqualImages:
-    """Scores of one column at equal images. A training that failed or is unfinished holds nobody back."""
+    """Scores of one column at equal images, as `equal_images` chooses them."""
     seen = {run: {images: row for row in rows if (images := images_of(run, row))} for run, rows in scored.items()}
-    finished = [run for run in scored if not is_unfinished(run)] or list(scored)
-    common = set.intersection(*(set(seen[run]) for run in finished)) if finished else set()
-    if not common:
+    images = equal_images(seen)
+    if images is None:
         return AtEqualImages({run: rows[-1] for run, rows in scored.items()}, None)
-    images = max(common)
     rows = {run: by_images[images] for run, by_images in seen.items() if images in by_images}
     return AtEqualImages(rows, images, [run for run in scored if run not in rows])
+
+
+def equal_images(amounts: Mapping[Run, Collection[int]]) -> int | None:
+    """The number of images at which all tables and figures compare models, from the numbers at which runs have a score:
+    that of the most runs, and of several such numbers the largest.
+
+    Two models or more must have it (one, if there is only one). Trainings that failed or are unfinished do not count,
+    so that they hold nobody back, unless the others have nothing in common. None if there is no such number.
+    """
+    models = {run.group for run, each in amounts.items() if each}
+    for runs in ([run for run in amounts if not is_unfinished(run)], list(amounts)):
+        having: dict[int, list[Run]] = {}
+        for run in runs:
+            for images in set(amounts[run]):
+                having.setdefault(images, []).append(run)
+        shared = [one for one, those in having.items() if len({run.group for run in those}) >= min(2, len(models))]
+        if shared:
+            return max(shared, key=lambda images: (len(having[images]), images))
+    return None
 
 
 def images_words(equal: AtEqualImages) -> str:
     """At how many images the scores are, in a sentence."""
     if equal.images is None:
-        return "Scores are those of the furthest steps, because no number of images is common to all."
-    return f"Scores are at {equal.images:,} images seen, the most that all have in common."
+        return "Scores are those of the furthest steps, because no two models were scored at the same number of images."
+    which = "most" if equal.left_out else "all"
+    return f"Scores are at {equal.images:,} images seen, the largest number at which {which} runs have one."
 
 
 def is_unfinished(run: Run) -> bool:

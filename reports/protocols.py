@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ..harness.scoring.protocol import words
+from .moments import images_of
 from .names import labels
 from .queries import score_words
 from .runs import Line, Run
@@ -12,6 +13,7 @@ from .runs import Line, Run
 HASH = re.compile(r"[0-9a-f]{16,}")
 UNKNOWN = "unknown"
 STEPS = "the weights are of different steps"
+IMAGES = "the weights have seen different numbers of images"
 SPREADS = {"is": "splits", "isc": "splits"}  # what the `std` of a score is over; that of other metrics: subsets
 
 
@@ -79,13 +81,17 @@ def ends_by_design(runs: Iterable[Run], rows: Mapping[Run, Line]) -> bool:
 
 def rankable(runs: Iterable[Run], rows: Mapping[Run, Line]) -> str:
     """Why the best of the scores of one column cannot be named, empty if it can: samples that were made in several ways
-    or in unknown ways have no best, nor have weights of different steps unless the study asks for them."""
+    or in unknown ways have no best, nor have weights of different steps or numbers of images unless the study asks for
+    them."""
     runs = dict.fromkeys(runs)  # in order, and quick to search
     steps = {(run.group, row["checkpoint_step"]) for run, row in rows.items() if run in runs}
     if len(steps) > len({group for group, _ in steps}):
         return "seeds of one variant have weights of different steps"
     if len({step for _, step in steps} - {None}) > 1 and not ends_by_design(runs, rows):
         return STEPS
+    images = {images_of(run, row) for run, row in rows.items() if run in runs} - {None}
+    if len(images) > 1 and not ends_by_design(runs, rows):
+        return IMAGES
     protocols = {generation_of(row) for run, row in rows.items() if run in runs}
     if by_design(runs, rows) or protocols <= {""} or (len(protocols) == 1 and UNKNOWN not in protocols):
         return ""

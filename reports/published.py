@@ -45,7 +45,7 @@ class PublishedRow:
     fid, sfid, is_, precision, recall   scores of 50,000 samples; `is` in the file
     guidance, guidance_scale   none, classifier or classifier-free, and its scale
     conditional              whether the model knows the class; scores of others never stand beside those that do
-    checked                  whether the numbers were compared with the source
+    checked                  whether numbers and guidance were compared with the source
     """
 
     model: str

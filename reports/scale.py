@@ -6,10 +6,10 @@ from dataclasses import replace
 from statistics import fmean
 from typing import NamedTuple
 
-from .budgets import Comparison, Moment, at_amount, by_machine, comparisons, equal_budgets, equal_images, rising
+from .budgets import Comparison, Moment, at_amount, by_machine, comparisons, equal_budgets, rising
 from .differences import NO_SEED, by_seed, count_of, mean_of
 from .evidence import Evidence
-from .moments import is_unfinished
+from .moments import equal_images, is_unfinished, machine_of
 from .names import labels
 from .protocols import UNKNOWN, notes
 from .published import PublishedRow
@@ -19,6 +19,7 @@ from .seeds import NOTE, best_of
 from .state_of_the_art import is_fid_of_imagenet, remarks, source_words
 from .table import BAD, Column, Table, shortened
 
+TRAINING = ("train", "objective", "encoder")  # sections of a configuration
 STEPS_400K = 400_000 * 256  # images of the protocol of `Published.steps_400k`
 BETWEEN = (
     "Between two neighbouring moments of a run, its score is interpolated: linearly in the logarithms of the score and "
@@ -75,8 +76,14 @@ def scale_flops(evidence: Evidence) -> list[Table]:
 
 def scale_hours(evidence: Evidence) -> list[Table]:
     """Quality at equal hours of training times processes, of one device and precision (T1c)."""
-    compared = [part for one in comparisons(evidence.runs) for part in by_machine(one)]
-    return _named(compared, [_table(one, HOURS) for one in compared], HOURS)
+    compared = [(part, one.runs) for one in comparisons(evidence.runs) for part in by_machine(one)]
+    tables = []
+    for part, runs in compared:
+        table, absent = _table(part, HOURS), [run for run in runs if not machine_of(run)]
+        words = "Left out, because it is not on record on which device they ran, or they changed it: {}."
+        more = [words.format(_whose(absent, runs, labels(runs)))] if absent else []
+        tables.append(replace(table, notes=[*table.notes, *more]))
+    return _named([part for part, _ in compared], tables, HOURS)
 
 
 def _named(compared: Sequence[Comparison], tables: Sequence[Table], budget: Budget) -> list[Table]:
@@ -102,11 +109,16 @@ def _table(compared: Comparison, budget: Budget, printed: Sequence[PublishedRow]
     unnamed: dict[str, list[str]] = {}
     for metric, series in compared.columns.items():
         amounts = {run: [x for x, _ in rising(each, budget.field)] for run, each in series.items()}
-        common = equal_budgets if budget.between else equal_images
+        if len({run.group for run, each in amounts.items() if each}) < 2:
+            continue
         finished = {run: each for run, each in amounts.items() if not is_unfinished(run)}
-        targets = common(finished) or common(amounts)
+        if budget.between:
+            targets = equal_budgets(finished) or equal_budgets(amounts)
+        else:
+            images = equal_images({run: [moment.images for moment in each] for run, each in series.items()})
+            targets = [images] if images else []
         for target in targets:
-            at = {run: at_amount(each, budget.field, target) for run, each in series.items()}
+            at = {run: _at(each, budget, target) for run, each in series.items()}
             moments = {run: moment for run, moment in at.items() if moment}
             column = metric if len(targets) == 1 else f"{metric} at {budget.short(target)}"
             cells[column] = Cell(metric, target, moments)
@@ -121,12 +133,19 @@ def _table(compared: Comparison, budget: Budget, printed: Sequence[PublishedRow]
         used.setdefault(cell.metric, {}).update((run, moment.row) for run, moment in cell.moments.items())
     below = [NOTE] if any((row["n"] or 0) > 1 for row in rows.values()) else []
     below += [BETWEEN.format(budget.name)] if budget.between else []
-    below += [*_missing(compared, budget, cells, names), *_mark(rows, cells, names)]
+    below += [*_missing(compared, budget, cells, names), *_mark(rows, cells, names), *_settings(compared.runs, names)]
     below += [f"No best is bold, because {why}: {', '.join(columns)}." for why, columns in unnamed.items()]
     others = _published(cells, printed) if budget is IMAGES else []
     below += [BELOW, *remarks(printed)] if others else []
     caption, columns = _caption(compared, budget, cells), _columns(cells, budget, bool(others))
     return Table(budget.table, caption, columns, [*rows.values(), *others], below + notes(compared.runs, used))
+
+
+def _at(moments: Sequence[Moment], budget: Budget, amount: float) -> Moment | None:
+    """A run at an amount of its training; nothing is interpolated between numbers of images."""
+    if budget.between:
+        return at_amount(moments, budget.field, amount)
+    return next((moment for moment in moments if moment.images == amount), None)
 
 
 def _order(run: Run) -> tuple[str, float, str, str]:
@@ -184,6 +203,22 @@ def _missing(compared: Comparison, budget: Budget, cells: Mapping[str, Cell], na
                     reason = f"Not scored at {where}"
                 reasons.setdefault(reason, {})[run] = None
     return [f"{reason}: {_whose(runs, compared.runs, names)}." for reason, runs in reasons.items()]
+
+
+def _settings(runs: Iterable[Run], names: Mapping[str, str]) -> list[str]:
+    """A line about each setting in which the trainings of a table differ, besides their length."""
+    values: dict[str, dict[str, dict[str, None]]] = {}
+    for run in runs:
+        config, train = run.info["config"], run.last("train", state="done") or {}
+        each = {f"{part}.{name}": value for part in TRAINING for name, value in (config.get(part) or {}).items()}
+        each |= {"train.precision": train["precision"]} if train.get("precision") else {}
+        for setting in each.keys() - {"train.steps", "train.snapshots"}:
+            values.setdefault(setting, {}).setdefault(str(each[setting]), {})[names[run.group]] = None
+    lines = []
+    for setting, by_value in sorted(values.items()):
+        words = [f"{value} ({shortened(', '.join(models))})" for value, models in by_value.items()]
+        lines += [f"Trainings differ in {setting}: {'; '.join(words)}."] if len(words) > 1 else []
+    return lines
 
 
 def _whose(some: Iterable[Run], runs: Sequence[Run], names: Mapping[str, str]) -> str:

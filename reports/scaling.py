@@ -1,11 +1,11 @@
 """Scaling curves, quality against FLOPs, hours and parameters: their power laws, predictions and table."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from statistics import fmean
 from typing import NamedTuple
 
-from .differences import by_seed
+from .differences import NO_SEED, by_seed, count_of
 from .evidence import Evidence
 from .fits import Check, Fit, check, fit
 from .moments import (
@@ -13,6 +13,7 @@ from .moments import (
     Series,
     at_equal_images,
     first_column,
+    flops_of,
     hours_of,
     images_words,
     is_marked,
@@ -20,7 +21,7 @@ from .moments import (
     moments,
     series_of,
 )
-from .protocols import notes
+from .protocols import generation_of, notes
 from .queries import better
 from .runs import Line, Run
 from .table import Column, Table, style_of
@@ -101,7 +102,7 @@ def _scaling(evidence: Evidence, column: str, scored: Mapping[Run, list[Line]]) 
     rows = {row["group"]: row for row in evidence.overview.rows}
     measures: dict[str, Callable[[Run, Line], float | None]] = {
         "forward": lambda run, row: rows[run.group]["flops"],
-        "training": lambda run, row: row.get("training_flops"),
+        "training": flops_of,
         "hours": lambda run, row: hours[0] if (hours := hours_of(run, row)) and hours[1] == device else None,
         "params": lambda run, row: rows[run.group]["params"],
     }
@@ -124,21 +125,28 @@ def _curve(
     compute: dict[str, float] = {}
     values: dict[str, dict[int, float]] = {}
     marked: set[str] = set()
+    ways: set[str] = set()
     for group in series.groups:
-        scores = [(run, row) for run, row in equal.rows.items() if run.group == group]
-        costs = [cost for run, row in scores if (cost := measure(run, row))]
-        if costs and len(costs) == len(scores):
+        scores = [(run, row, measure(run, row)) for run, row in equal.rows.items() if run.group == group]
+        if costs := [cost for *_, cost in scores if cost]:  # a seed without it has no place there
             compute[group] = fmean(costs) / unit
-            values[group] = by_seed((run.info.get("seed") or 0, row["value"]) for run, row in scores)
-            marked |= {group} if any(is_marked(run) for run, _ in scores) else set()
+            values[group] = by_seed((_seed(run), row["value"]) for run, row, cost in scores if cost)
+            ways |= {generation_of(row) for _, row, cost in scores if cost} - {""}
+            marked |= {group} if any(is_marked(run) for run, _, cost in scores if cost) else set()
     if not compute:
         return None
     groups = sorted(compute, key=lambda group: (compute[group], group))
     points = {compute[group]: list(values[group].values()) for group in groups}
-    apart = len(points) == len(groups)
-    law = fit(points) if apart else "two sizes have the same compute"
-    tested = check(points) if apart else "two sizes have the same compute"
+    why = "two sizes have the same compute" if len(points) < len(groups) else ""
+    if len(groups) > 1:
+        why = "the sizes were not scored at the same number of images" if equal.images is None else why
+        why = "the samples were made in several ways" if len(ways) > 1 else why
+    law, tested = why or fit(points), why or check(points)
     return Curve(series, groups, compute, values, law, tested, marked, _further(series, groups, compute, rows, name))
+
+
+def _seed(run: Run) -> int:
+    return NO_SEED if run.info.get("seed") is None else run.info["seed"]
 
 
 def _further(
@@ -210,7 +218,7 @@ def _row(one: Scaling, name: str, curve: Curve) -> Line:
     row: Line = {"metric": one.column, "family": curve.series.label + marked, "sizes": len(curve.groups)}
     row |= {
         "against": MEASURES[name].cell.format(hours_words(one.device)),
-        "seeds": max(map(len, curve.values.values())),
+        "seeds": max(map(count_of, curve.values.values())),
     }
     if isinstance(law, str):
         row["why"] = law
@@ -253,21 +261,26 @@ def check_words(curve: Curve) -> str:
 
 
 def remarks_of(one: Scaling) -> list[str]:
-    """At how many images the scores are, and which runs are left out."""
+    """At how many images the scores are, and which runs are left out and why."""
     remarks = [images_words(one.equal)]
-    if left := sorted({run.info["name"] for run in one.equal.left_out}):
-        remarks.append(f"Left out, because they failed or are unfinished: {', '.join(left)}.")
-    apart = {
-        run.info["name"]
-        for run, row in one.equal.rows.items()
-        if (hours := hours_of(run, row)) and hours[1] != one.device
-    }
-    if apart:
-        remarks.append(f"Left out of hours, because they were trained on another device: {', '.join(sorted(apart))}.")
+    if left := _names(one.equal.left_out):
+        remarks.append(f"Left out, because they have no score at that number of images: {left}.")
+    if "hours" in one.curves:
+        hours = {run: hours_of(run, row) for run, row in one.equal.rows.items()}
+        if left := _names(run for run, each in hours.items() if each and each[1] != one.device):
+            remarks.append(
+                f"Left out of hours, because they were trained on another device or in another precision: {left}."
+            )
+        if left := _names(run for run, each in hours.items() if not each):
+            remarks.append(f"Left out of hours, because theirs are not on record: {left}.")
     return remarks
 
 
+def _names(runs: Iterable[Run]) -> str:
+    return ", ".join(sorted({run.info["name"] for run in runs}))
+
+
 def hours_words(device: str | None) -> str:
-    """Hours on a device: "GPU-hours (H100 80GB HBM3)"."""
+    """Hours on a device in a precision: "GPU-hours (H100 80GB HBM3, bfloat16)"."""
     name = (device or "").removeprefix("NVIDIA ")
     return f"{'GPU-hours' if name != device else 'hours'} ({name})" if name else "hours"

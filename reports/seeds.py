@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 
 from .differences import FEWEST, NO_SEED, Difference, by_seed, count_of, difference, mean_of
 from .protocols import notes, rankable, spread_of
-from .queries import SAMPLING, better, scores
+from .queries import SAMPLING, better, scores, state_of
 from .runs import SEEDS, Line, Run
 from .summary import error_column, has_errors, spread_column
 from .table import Column, Table
@@ -14,7 +14,7 @@ NOTE = "±: half the 95 % interval of the mean over training seeds (Student's t)
 MARK = (
     "†: the difference to the base (the first variant of the study) over common training seeds is inconclusive: its "
     f"95 % interval includes 0, there are fewer than {FEWEST} common seeds, the samples were made in another way, or "
-    "the weights are of different steps."
+    "the weights are of different steps or have seen different numbers of images."
 )
 Values = dict[str, dict[int, float]]  # {group: {training seed: number}}
 
@@ -45,6 +45,9 @@ def seeds(overview: Table) -> Table:
         for group, numbers in each.items():
             mean = mean_of(numbers.values())
             rows[group] |= {f"{name}_mean": mean.value, f"{name}_ci95": mean.half, f"{name}_n": count_of(numbers)}
+    for name, each in _states(overview.rows, values).items():
+        for group, states in each.items():
+            rows[group][f"{name}_mark"] = f" ({words})" if (words := not_done(states)) else ""
     runs_of = Counter(one["group"] for one in overview.rows)
     inconclusive = False
     unnamed: dict[str, list[str]] = {}
@@ -59,6 +62,7 @@ def seeds(overview: Table) -> Table:
             if base is not None and base != group and base in values[name]:
                 result = against(values[name], group, base, name, lines)
                 rows[group] |= _of_difference(name, result)
+                rows[group][f"{name}_mark"] += " †" * (result.verdict == "inconclusive")
                 inconclusive = inconclusive or result.verdict == "inconclusive"
         best, why = best_of(values[name], name, rankable(runs, lines))
         if best:
@@ -88,6 +92,23 @@ def _uneven(rows: Mapping[str, Line], marks: Mapping[str, Mapping[Run, Line]]) -
         for group, each in steps.items()
         if len(each) > 1
     ]
+
+
+def _states(rows: Iterable[Line], names: Iterable[str]) -> dict[str, dict[str, list[str]]]:
+    """{column: {group: the states of the runs that its numbers are of}}."""
+    names = list(names)
+    result: dict[str, dict[str, list[str]]] = {name: {} for name in names}
+    for row in rows:
+        state = state_of(row["run"])[0]
+        for name in names:
+            if row.get(name) is not None:
+                result[name].setdefault(row["group"], []).append(state)
+    return result
+
+
+def not_done(states: Iterable[str]) -> str:
+    """What must stand beside a mean over runs of these states: how many are not done, such as "1 unfinished"."""
+    return ", ".join(f"{count} {state}" for state, count in Counter(states).items() if state != "done")
 
 
 def _columns(name: str, title: str, rank: int) -> list[Column]:
@@ -144,7 +165,7 @@ def _of_difference(name: str, result: Difference) -> Line:
     row: Line = {f"{name}_verdict": result.verdict, f"{name}_difference_n": result.n}
     if mean is not None:
         row |= {f"{name}_difference": mean.value, f"{name}_difference_ci95": mean.half}
-    return row | {f"{name}_mark": " †" if result.verdict == "inconclusive" else ""}
+    return row
 
 
 def best_of(values: Values, metric: str, unranked: str) -> tuple[str | None, str]:

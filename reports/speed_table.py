@@ -108,5 +108,8 @@ def _terms(baseline: str | None, rows: list[Line]) -> list[str]:
     if any(row.get("train_memory_gib") for row in rows):
         notes.append("Memory: peak of a training step at the batch at which most models of that size were measured.")
     if any(row.get("train_mfu") or row.get("forward_mfu") for row in rows):
-        notes.append("MFU: FLOPs of the model per second over the peak of the device (PaLM, appendix B).")
+        notes.append(
+            "MFU: twice the multiply-adds of the model, three times that in training, per second over the peak of the "
+            "device (PaLM, appendix B). Scans and other elementwise work do not count in it."
+        )
     return notes

@@ -58,13 +58,17 @@ def source_words(row: PublishedRow) -> str:
     return row.source + ("" if row.checked else " *")
 
 
+def unchecked(rows: Iterable[PublishedRow]) -> list[str]:
+    """What the star of `source_words` means, if a row has it."""
+    if all(row.checked for row in rows):
+        return []
+    return ["*: reported to us, in whole or in part, and not compared with the source."]
+
+
 def remarks(rows: Iterable[PublishedRow]) -> list[str]:
     """What must be known to read published rows."""
     rows = list(rows)
-    text = [
-        PRINTED,
-        *(["*: reported to us and not compared with the source."] if not all(r.checked for r in rows) else []),
-    ]
+    text = [PRINTED, *unchecked(rows)]
     return text + [
         f"{row.model}: its paper prints {row.macs_vs_dit_xl2_percent:+g} % of DiT-XL/2's Gflops."
         for row in rows
@@ -85,10 +89,15 @@ def _table(
     }
     rows = [_of_paper(row) for row in printed]
     names = labels(runs)
-    together: dict[tuple[str, str, str], dict[Run, Line]] = {}
+    together: dict[tuple[str, str, str], dict[int, dict[Run, Line]]] = {}  # by the step of the weights, never averaged
     for run, row in own.items():
-        together.setdefault((run.group, str(row["protocol"]), generation_of(row)), {})[run] = row
-    rows += [_of_runs(each, names[group]) for (group, _, _), each in together.items()]
+        key = run.group, str(row["protocol"]), generation_of(row)
+        together.setdefault(key, {}).setdefault(row["checkpoint_step"] or 0, {})[run] = row
+    for (group, *_), by_step in together.items():
+        for step, each in by_step.items():
+            title = next(iter(each)).info["title"]
+            label = names[group] if names[group].startswith(title) else f"{title}, {names[group]}"
+            rows.append(_of_runs(each, label + (f", step {step:,}" if len(by_step) > 1 else "")))
     rows.sort(key=lambda row: (row["guidance"] != "none", -row["fid"], row["label"], row["origin"]))
     columns = [
         Column("label", "Model"),
@@ -97,11 +106,11 @@ def _table(
         Column("macs", "MACs (G)", 1e9, 4, rank=7),
         Column("printed", "Printed (G)", 1.0, 5),
         Column("convention", "What is printed", rank=9, tex=False),
-        Column("fid", "FID", 1.0, 4, "fid_ci95", mark="mark"),
+        Column("fid", "FID", 1.0, 6, "fid_ci95", mark="mark", places=2),
         Column("fid_ci95"),
         Column("n", "Seeds", digits=0, rank=6),
-        Column("sfid", "sFID", 1.0, 4, "sfid_ci95", rank=4),
-        Column("is", "IS", 1.0, 4, "is_ci95", rank=3),
+        Column("sfid", "sFID", 1.0, 6, "sfid_ci95", rank=4, places=2),
+        Column("is", "IS", 1.0, 6, "is_ci95", rank=3, places=2),
         Column("precision", "Precision", 1.0, 2, "precision_ci95", rank=5),
         Column("recall", "Recall", 1.0, 2, "recall_ci95", rank=5),
         Column("guidance", "Guidance", rank=1),

@@ -30,6 +30,7 @@ class Column:
     `mark` follows, or stands in place of a missing value. A true value of `bold` makes the cell bold. On a narrow
     terminal the column of the highest `rank` is left out first; one of rank 0 always stays. There a text is wrapped to
     `width` letters. The table in LaTeX has no column without `tex`, and those of the highest ranks only if they fit.
+    There are at most `places` digits after the point, unless an interval needs more.
     A `sign` "+" marks differences: it stands before positive ones, and their digits are two of the interval.
     """
 
@@ -45,6 +46,7 @@ class Column:
     width: int | None = None
     tex: bool = True
     sign: str = ""
+    places: int | None = None
 
     @property
     def source(self) -> str:
@@ -57,6 +59,8 @@ class Column:
         if self.digits is None:
             return str(value)
         style = style_of(value / self.scale, self.digits)
+        if self.places is not None:
+            style = min(style, f",.{self.places}f", key=places_of)
         if half := row.get(self.interval):  # at least one digit of it
             least = style_of(half / self.scale, 2 if self.sign else 1)
             style = least if self.sign else max(style, least, key=places_of)

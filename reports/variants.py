@@ -14,7 +14,7 @@ from .names import labels, value_word
 from .protocols import rankable
 from .queries import better, state_of
 from .runs import SEEDS, Line, Run
-from .seeds import Values, against, base_groups, best_of, over_seeds
+from .seeds import Values, against, base_groups, best_of, not_done, over_seeds
 from .speed import BASELINE, cell_of, fastest, measurements
 
 
@@ -128,8 +128,7 @@ class Variants:
         """What must stand beside a score of a variant: how many of the runs that it is a mean of are not done, such as
         "1 unfinished"."""
         lines = self.evidence.scores[metric]
-        states = Counter(self.states[run][0] for run in self.members[group] if run in lines)
-        return ", ".join(f"{count} {state}" for state, count in states.items() if state != "done")
+        return not_done(self.states[run][0] for run in self.members[group] if run in lines)
 
     def cost(self, group: str) -> Line:
         """The newest cost of a variant's model; empty if none is on record."""

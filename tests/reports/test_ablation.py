@@ -175,3 +175,16 @@ def test_many_variants_in_words_of_the_study(tmp_path: Path) -> None:
     assert any("Here are 7." in note for note in table.notes)
     verdicts: set[Any] = {row.get("held-out loss_verdict") for row in table.rows[1:]}
     assert verdicts == {"inconclusive"}  # two seeds
+
+
+def test_published_variants_of_the_scan_have_a_table_of_their_own(tmp_path: Path) -> None:
+    for scan in ("cross", "continuous"):
+        write(tmp_path, scan, [cost(), scored(3.0)], study="scan", variant={"model.scan": scan})
+    ours, theirs = ablations(Evidence(read([tmp_path])))
+    assert (ours.name, theirs.name) == ("ablation_scan", "ablation_scan_published") and len(ours.rows) == 2
+    rows = [(row["Variant"], row["FID"], row["Source"]) for row in markdown(theirs.markdown())]
+    paper = "arXiv 2405.18428 \\*"
+    assert rows == [
+        ("causal", "175.84", paper), ("bidirectional", "69.28", paper), ("four directions", "62.06", paper),
+    ]  # fmt: skip
+    assert any("do not compare with" in note for note in theirs.notes) and "**" not in theirs.markdown()

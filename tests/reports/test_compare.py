@@ -266,3 +266,21 @@ def test_no_torch(study: Path) -> None:
     code = "import sys; from lamabench.reports.compare import compare; from pathlib import Path\n"
     code += f"compare(Path({str(study)!r})); assert not {{'torch', 'matplotlib'}} & {{*sys.modules}}"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_studies_with_other_batches_saw_other_numbers_of_images(study: Path) -> None:
+    """600 steps of 64 images against 600 steps of 256."""
+    fill(study.parent, "z", FAR, study="large")
+    for link in study.parent.glob("large/z-s*"):
+        path = link.resolve() / "config.json"
+        path.write_text(path.read_text().replace('"batch_size": 64', '"batch_size": 256'))
+    (row,) = compare(study / "z", study.parent / "large" / "z", FD).scores.rows
+    assert (row["verdict"], row["reason"]) == ("inconclusive", "the weights have seen different numbers of images")
+    assert row["difference"] == pytest.approx(159.5 / 3 - 63.0)
+
+
+def test_a_mean_with_a_run_that_is_not_done_says_so(study: Path) -> None:
+    home = (study / "b-s1").resolve()
+    (home / "metrics.jsonl").write_text('{"step": 1, "images": 64, "loss": 0.5}\n')
+    (row,) = compare(study / "z", study / "b", FD).scores.rows
+    assert (row["a_text"], row["b_text"]) == ("63.0 ± 9.0", "53.2 ± 8.8 (1 unfinished)")

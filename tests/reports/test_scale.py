@@ -8,10 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from lamabench.reports.budgets import Moment, at_amount, equal_budgets, equal_images, interpolated, rising
+from lamabench.reports.budgets import Moment, at_amount, equal_budgets, interpolated, rising
 from lamabench.reports.evidence import Evidence
+from lamabench.reports.moments import equal_images
 from lamabench.reports.runs import Run, read
 from lamabench.reports.scale import scale, scale_flops, scale_hours
+from lamabench.reports.scaling import scaling_of
 from lamabench.reports.table import Table
 from run_folders import H100, IMAGES, Line, cost, law, markdown, parsed, scored, trained, write, write_many
 from scipy.stats import t as student
@@ -51,9 +53,10 @@ def test_a_power_law_is_interpolated_exactly() -> None:
 
 def test_common_amounts() -> None:
     a, b, c = (Run({}, group) for group in "abc")
-    assert equal_images({a: [1, 2, 3], b: [2, 3], c: [2, 3, 4]}) == [3]
-    assert equal_images({a: [1, 2], b: [2, 3], c: [3]}) == [3]  # two runs each: the larger
-    assert equal_images({a: [1], b: [2]}) == equal_images({a: [1], Run({}, "a"): [1]}) == equal_images({}) == []
+    assert equal_images({a: [1, 2, 3], b: [2, 3], c: [2, 3, 4]}) == 3
+    assert equal_images({a: [1, 2], b: [2, 3], c: [3]}) == 3  # two runs each: the larger
+    assert equal_images({a: [1], b: [2]}) is equal_images({}) is None
+    assert equal_images({a: [1, 2], Run({}, "a"): [1, 3], b: []}) == 1  # one model alone
     assert equal_budgets({a: [1, 5], b: [3, 9], c: [4, 20]}) == [5]
     assert equal_budgets({a: [1, 5], b: [3, 9], c: [8, 20]}) == [5, 9]  # no amount lies in all three
     assert equal_budgets({a: [1, 5], b: [6, 9], c: [8, 20]}) == [9]  # a overlaps with nothing
@@ -226,3 +229,31 @@ def test_published_rows_stand_below_scores_of_their_protocol(edit: Line, shown: 
         assert paper["Source"] == "arXiv 2505.11196 \\*" and paper["Seeds"] == "-"
         assert rows[2]["Source"] == "arXiv 2212.09748"
         assert any("not compared with the source" in note for note in table.notes)
+
+
+def test_settings_in_which_trainings_differ_are_named(tmp_path: Path) -> None:
+    write_many(tmp_path / "a", 1, 1, 1, study="first")
+    write_many(tmp_path / "b", 2, 1, 1, study="second")
+    change(tmp_path / "b", "trainings/*/record.jsonl", lambda line: {**line, "precision": "float32"})
+    for path in tmp_path.glob("b/trainings/*/config.json"):
+        info = json.loads(path.read_text())
+        info["config"]["train"] |= {"batch_size": 64, "steps": 7}
+        path.write_text(json.dumps(info))
+    (table,) = scale(Evidence(read([tmp_path / "a", tmp_path / "b"])))
+    which = "(DiT-S/2, LaMamba-Diff-S [second])"
+    assert [note for note in table.notes if note.startswith("Trainings differ")] == [
+        f"Trainings differ in train.batch_size: 256 (LaMamba-Diff-S [first]); 64 {which}.",
+        f"Trainings differ in train.precision: bfloat16 (LaMamba-Diff-S [first]); float32 {which}.",
+    ]
+    alone = scale(Evidence(read([tmp_path / "b"])))[0]
+    assert not any(note.startswith("Trainings differ") for note in alone.notes)
+
+
+def test_hours_name_the_seed_that_they_leave_out(tmp_path: Path) -> None:
+    write_many(tmp_path, 2, 2, 3)
+    (tmp_path / "scale/lamamba_b-s1").resolve().joinpath("record.jsonl").write_text("")
+    (table,) = scale_hours(evidence(tmp_path))
+    assert table.notes[-1].endswith("or they changed it: LaMamba-Diff-B (seed 1).")
+    hours = next(one for one in scaling_of(evidence(tmp_path)) if one.column == FD).curves["hours"]
+    counts = {group: sorted(values) for curve in hours for group, values in curve.values.items()}
+    assert {tuple(seeds) for group, seeds in counts.items() if "lamamba_b" in group} == {(0, 2)} and len(counts) == 4

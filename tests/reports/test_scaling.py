@@ -1,12 +1,15 @@
 """The table and the figure of scaling curves: their data against the law that the records follow."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from lamabench.reports.evidence import Evidence
+from lamabench.reports.moments import hours_of
 from lamabench.reports.runs import read
+from lamabench.reports.scale import scale
 from lamabench.reports.scaling import scaling_of, scaling_table
 from lamabench.reports.scaling_figure import scaling
 from matplotlib.figure import Figure
@@ -65,7 +68,7 @@ def test_the_table_has_the_law_that_the_records_follow(tmp_path: Path) -> None:
         scale = 3e9 * IMAGES / 1e18
         assert float(training["c"]) == pytest.approx(c, rel=1e-5)
         assert float(training["b"]) == pytest.approx(b * scale**c, rel=1e-4)
-        hours = by_name[FD, label, "GPU-hours (H100 80GB HBM3)"]
+        hours = by_name[FD, label, "GPU-hours (H100 80GB HBM3, bfloat16)"]
         assert float(hours["c"]) == pytest.approx(c, rel=1e-5)  # hours are proportional to FLOPs there
     assert "a_low" not in by_name[FD, "DiT", "forward FLOPs (G)"]  # one seed has no interval
 
@@ -131,7 +134,10 @@ def test_the_next_size_is_that_on_record(tmp_path: Path) -> None:
     row = by_name[FD, "DiT", "forward FLOPs (G)"]
     assert float(row["at"]) == pytest.approx((2 * 640_000_000 + 1e6) / 1e9)
     assert float(by_name[FD, "DiT", "parameters (M)"]["at"]) == 8.0
-    assert {against for _, _, against in by_name} == {"forward FLOPs (G)", "parameters (M)"}  # no training on record
+    # No training is on record: no hours, and three forward passes for each of 600 steps of 64 images.
+    training = float(by_name[FD, "DiT", "training FLOPs (1e18)"]["at"])
+    assert training == pytest.approx(3 * 1.281e9 * 38_400 / 1e18)
+    assert {against for _, _, against in by_name if "hours" in against} == set()
     table = scaling_table(evidence_of(tmp_path))
     assert "1.281 (DiT-XL)" in table.markdown() and " by b·C^-c" in table.markdown()
 
@@ -165,10 +171,70 @@ def test_hours_are_of_one_device(tmp_path: Path) -> None:
         lines = [cost(10_000_000 * 4**place), trained() | where | {"processes": 2}, scored(value, metric=FD) | moment]
         write(tmp_path, name, lines, title=f"DiT-{size}", variant={"model": name})
     (hours,) = (row for (_, _, against), row in rows(tmp_path).items() if "hours" in against)
-    assert hours["against"] == "GPU-hours (H100 80GB HBM3)" and hours["sizes"] == "2"
-    assert any("another device: dit_l." in note for note in scaling_table(evidence_of(tmp_path)).notes)
+    assert hours["against"] == "GPU-hours (H100 80GB HBM3, float32)" and hours["sizes"] == "2"
+    assert any(
+        "another device or in another precision: dit_l." in note for note in scaling_table(evidence_of(tmp_path)).notes
+    )
     (one,) = scaling_of(evidence_of(tmp_path))
     assert [one.curves["hours"][0].compute[group] for group in one.curves["hours"][0].groups] == [2.0, 4.0]  # 2 GPUs
+
+
+def test_hours_are_of_one_precision_and_of_the_processes_of_each_stretch(tmp_path: Path) -> None:
+    stretches = [{"processes": 1}, {"processes": 4, "from_seconds": 3600.0}, {"processes": 2, "from_seconds": 7200.0}]
+    for place, size in enumerate(("S", "B", "L")):
+        moment = {"training_seconds": 9000.0, "images_seen": 38_400}
+        early = {"training_seconds": 5400.0, "images_seen": 19_200, "checkpoint_step": 300}
+        more = {"stretches": stretches[: 3 - place], "precision": "bfloat16" if size == "L" else "float32"}
+        name = f"dit_{size.lower()}"
+        scores = [scored(60.0 - 15 * place, metric=FD) | moment, scored(70.0 - 15 * place, metric=FD) | early]
+        write(tmp_path, name, [cost(10_000_000 * 4**place), trained() | more, *scores], title=f"DiT-{size}",
+              variant={"model": name})  # fmt: skip
+    (one,) = scaling_of(evidence_of(tmp_path))
+    (curve,) = one.curves["hours"]
+    # 1 h of 1, 1 h of 4 and half an hour of 2 processes; then 1 h of 1 and an hour and a half of 4
+    assert [curve.compute[group] for group in curve.groups] == [1 + 4 + 1, 1 + 1.5 * 4]
+    assert one.device == "A CPU, float32"
+    assert any("in another precision: dit_l." in note for note in scaling_table(evidence_of(tmp_path)).notes)
+    run = next(run for run in one.equal.rows if run.info["model"] == "dit_s")
+    half = hours_of(run, {"training_seconds": 5400.0})
+    assert half == (1 + 0.5 * 4, "A CPU, float32")
+
+
+def test_samples_that_were_made_in_several_ways_have_no_law(tmp_path: Path) -> None:
+    for place, size in enumerate(("S", "B", "L")):
+        name, score = f"dit_{size.lower()}", made(scored(60.0 - 15 * place, metric=FD), steps=250 if place else 50)
+        write(tmp_path, name, [cost(10_000_000 * 4**place), score], title=f"DiT-{size}", variant={"model": name})
+    why = {row["why"] for row in rows(tmp_path).values()}
+    assert why == {"the samples were made in several ways"}
+
+
+def test_the_table_of_models_and_the_curves_agree_about_the_same_runs(tmp_path: Path) -> None:
+    """A finished training that was scored at other moments than all others holds nobody back."""
+    write_many(tmp_path, 2, 3, 1, noise=0.0)
+    for path in (tmp_path / "scale/lamamba_b-s0").resolve().glob("samples/*/record.jsonl"):
+        lines = [json.loads(text) for text in path.read_text().splitlines()]
+        path.write_text("".join(json.dumps(one | {"images_seen": one["images_seen"] + 256}) + "\n" for one in lines))
+    evidence = evidence_of(tmp_path)
+    (table,) = scale(evidence)
+    curves = {one.column: one for one in scaling_of(evidence)}
+    assert " at 25.6 M images" in table.caption and curves[FD].equal.images == IMAGES
+    means = {
+        group: mean
+        for curve in curves[FD].curves["forward"]
+        for group, values in curve.values.items()
+        for mean in values.values()
+    }
+    assert means == {row["group"]: row[f"{FD}_mean"] for row in table.rows if f"{FD}_mean" in row} and len(means) == 5
+    assert "the largest number at which most runs have one" in " ".join(drawn(tmp_path).get_supxlabel().split())
+
+
+def test_scores_at_unequal_images_have_no_law(tmp_path: Path) -> None:
+    for place, size in enumerate(("S", "B", "L")):
+        name, moment = f"dit_{size.lower()}", {"images_seen": 1000 * (place + 1)}
+        lines = [cost(10_000_000 * 4**place), made(scored(60.0 - 15 * place, metric=FD)) | moment]
+        write(tmp_path, name, lines, title=f"DiT-{size}", variant={"model": name})
+    assert {row["why"] for row in rows(tmp_path).values()} == {"the sizes were not scored at the same number of images"}
+    assert [table.rows for table in scale(evidence_of(tmp_path))] == [[]]
 
 
 def test_a_failed_training_holds_nobody_back_and_is_named(tmp_path: Path) -> None:
@@ -182,7 +248,7 @@ def test_a_failed_training_holds_nobody_back_and_is_named(tmp_path: Path) -> Non
     (one, *_) = scaling_of(evidence_of(tmp_path))
     assert one.equal.images == IMAGES and [run.info["name"] for run in one.equal.left_out] == ["lamamba_b-s0"]
     notes = scaling_table(evidence_of(tmp_path)).notes
-    assert any(note.endswith("Left out, because they failed or are unfinished: lamamba_b-s0.") for note in notes)
+    assert any(note.endswith("no score at that number of images: lamamba_b-s0.") for note in notes)
 
 
 def test_a_number_of_an_unfinished_run_is_marked(tmp_path: Path) -> None:

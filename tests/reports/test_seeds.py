@@ -256,3 +256,13 @@ def test_an_interval_has_a_digit(tmp_path: Path) -> None:
     fill(tmp_path, "a", [12345.1, 12345.2, 12345.18])  # the deviation is 0.0529, t 4.303
     fill(tmp_path, "b", [12345.0, 12345.0, 12345.0])
     assert [row[FD] for row in markdown(table(tmp_path).markdown())] == ["12,345.2 ± 0.1", "**12,345 ± 0**"]
+
+
+def test_a_mean_with_a_run_that_is_not_done_says_so(tmp_path: Path) -> None:
+    for name, values in (("a", [60.0, 62.0, 67.0]), ("b", [50.0, 52.5, 57.0])):
+        fill(tmp_path, name, values)
+    (home,) = {path.resolve() for path in tmp_path.glob("*/b-s1")}
+    (home / "metrics.jsonl").write_text('{"step": 1, "images": 64, "loss": 0.5}\n')
+    (home / "record.jsonl").write_text("")
+    cells = [row[FD] for row in markdown(table(tmp_path).markdown())]
+    assert "unfinished" not in cells[0] and cells[1] == "**53.17 ± 8.81 (1 unfinished)**"

@@ -35,7 +35,7 @@ def test_every_published_row_is_there_as_its_paper_prints_it(tmp_path: Path) -> 
     for entry in expected:
         guidance = entry.get("guidance", "none") + (f", {entry['guidance_scale']}" if "guidance_scale" in entry else "")
         (row,) = (row for row in rows if (row["label"], row["guidance"]) == (entry["model"], guidance))
-        assert row["source"] == entry["source"] and row["origin"] == "paper"
+        assert row["source"] == entry["source"] + " *" * (not entry.get("checked", True)) and row["origin"] == "paper"
         for name in ("fid", "sfid", "is", "precision", "recall"):
             assert row[name] == (str(float(entry[name])) if name in entry else "")
         assert row["printed"] == (str(float(entry["macs_g"])) if "macs_g" in entry else "")
@@ -43,13 +43,16 @@ def test_every_published_row_is_there_as_its_paper_prints_it(tmp_path: Path) -> 
     people = markdown(table.markdown())
     assert people[0] == {
         "Model": "ADM", "From": "paper", "Params (M)": "554", "MACs (G)": "1,120", "Printed (G)": "1,120.0",
-        "What is printed": "MACs", "FID": "10.94", "sFID": "6.020", "IS": "101.0", "Precision": "0.69",
+        "What is printed": "MACs", "FID": "10.94", "sFID": "6.02", "IS": "100.98", "Precision": "0.69",
         "Recall": "0.63", "Guidance": "none", "Source": "arXiv 2105.05233",
     }  # fmt: skip
     assert [row["Guidance"] for row in people[:4]] == ["none"] * 4 and "**" not in table.markdown()
     assert "LaMamba-Diff-XL: its paper prints -57.6 % of DiT-XL/2's Gflops." in table.notes
     assert table.caption.endswith("None of these runs has a FID of that kind.")
-    assert not any("not compared with the source" in note for note in table.notes)
+    assert next(row["FID"] for row in people if row["Model"] == "DiT-XL/2") == "9.62"
+    unchecked = [row["Model"] for row in people if row["Source"].endswith("\\*")]
+    assert unchecked == ["U-ViT-H/2", "DiM-H", "DiS-H/2"]  # their guidance was written from memory
+    assert any("not compared with the source" in note for note in table.notes)
 
 
 def test_scores_of_the_same_metric_stand_between(tmp_path: Path) -> None:
@@ -60,10 +63,10 @@ def test_scores_of_the_same_metric_stand_between(tmp_path: Path) -> None:
     place = next(place for place, row in enumerate(rows) if row["Model"] == "DiT-Mine")
     assert (rows[place - 1]["Model"], rows[place + 1]["Model"]) == ("LDM-4-G", "U-ViT-H/2")  # 3.60 and 2.29
     row = rows[place]
-    assert row["FID"] == "3.000 ± 0.248"  # t(0.975, 2) · 0.1 / √3
+    assert row["FID"] == "3.00 ± 0.25"  # t(0.975, 2) · 0.1 / √3 = 0.248
     assert (row["From"], row["Seeds"], row["Guidance"]) == ("these runs", "3", "classifier-free, 1.5 on 3 channels")
     assert (row["MACs (G)"], row["What is printed"], row["Source"]) == ("0.5000", "MACs, norms", "study demo")
-    assert (row["sFID"], row["IS"], row["Precision"]) == ("5.500 ± 0.000", "240.0 ± 0.0", "0.80 ± 0.00")
+    assert (row["sFID"], row["IS"], row["Precision"]) == ("5.50 ± 0.00", "240.00 ± 0.00", "0.80 ± 0.00")
     assert len(rows) == 15 and "**" not in table.markdown() and table.caption.endswith("and of these runs.")
     assert any(note.startswith("Samples: 50 ddim steps, guidance 1.5 on 3 channels") for note in table.notes)
 
@@ -107,3 +110,23 @@ def test_other_data_have_no_such_table(tmp_path: Path) -> None:
         assert (table.name, table.rows) == (f"state_of_the_art_{side}", [])
     write(tmp_path, "big", [cost()], model={"num_classes": 1000, "input_size": 64})
     assert [len(state_of_the_art(Evidence(read([tmp_path])), side)[0].rows) for side in (256, 512)] == [0, 11]
+
+
+def test_weights_of_different_steps_are_never_averaged(tmp_path: Path) -> None:
+    for seed, (fid, step) in enumerate(((9.0, 600), (9.5, 600), (20.0, 200))):
+        write(tmp_path, f"dit-s{seed}", scores(fid), title="DiT-Mine", seed=seed, step=step, model=MODEL)
+    (table,) = state_of_the_art(Evidence(read([tmp_path])), 256)
+    rows = {row["Model"]: row for row in markdown(table.markdown()) if row["From"] == "these runs"}
+    assert {name: (row["FID"][:5], row["Seeds"]) for name, row in rows.items()} == {
+        "DiT-Mine, step 600": ("9.25 ", "2"), "DiT-Mine, step 200": ("20.00", "1"),
+    }  # fmt: skip
+
+
+def test_a_row_of_a_study_of_guidance_names_its_model(tmp_path: Path) -> None:
+    for guidance in (1.0, 1.5):
+        variant = {"model": "dit_x", "sample.guidance": guidance}
+        way = {"generation": {**WAY, "guidance": guidance}, "generation_protocol": f"g{guidance}"}
+        write(tmp_path, f"dit-{guidance}", scores(3.0, **way), title="DiT-Mine", variant=variant, model=MODEL)
+    (table,) = state_of_the_art(Evidence(read([tmp_path])), 256)
+    labels = [row["label"] for row in table.rows if row["origin"] != "paper"]
+    assert len(set(labels)) == 2 and all(label.startswith("DiT-Mine") for label in labels)
