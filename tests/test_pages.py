@@ -50,16 +50,25 @@ def test_the_list_of_studies_has_their_data_and_seeds() -> None:
             assert study.base["train.steps"] * 256 == 25_600_000 and study.base["model.dropout"] > 0, name
 
 
-def test_speeds_of_the_readme_are_those_of_the_records() -> None:
+@pytest.mark.parametrize(
+    ("page", "heading", "count", "columns"),
+    [
+        ("README.md", "## How fast they are", 8, ["images_per_s", "speed_up", "flops_ratio", "realised"]),
+        (
+            "kernels/README.md", "## One H100", 24,
+            ["batch_size", "images_per_s", "peak_memory_gib", "mfu", "speed_up", "flops_ratio", "realised",
+             "memory_ratio", "memory_batch"],
+        ),
+    ],
+)  # fmt: skip
+def test_speeds_are_those_of_the_records(page: str, heading: str, count: int, columns: list[str]) -> None:
     text = table_text(evidence_of([ROOT / "reports" / "records" / "bench"]), "bench", "csv")
     recorded = [row for row in csv.DictReader(io.StringIO(text)) if row["compile"] != "eager"]
-    rows = rows_below((ROOT / "README.md").read_text(encoding="utf-8"), "## How fast they are")
-    assert len(rows) == 8
+    rows = rows_below((ROOT / page).read_text(encoding="utf-8"), heading)
+    assert len(rows) == count
     for title, pixels, mode, *numbers in rows:
-        (row,) = [
-            row for row in recorded
-            if (row["title"], row["px"], row["mode"]) == (title, pixels.replace(",", ""), mode)
-        ]  # fmt: skip
-        for number, key in zip(numbers, ("images_per_s", "speed_up", "flops_ratio", "realised"), strict=True):
-            digits = len(number.partition(".")[2])
-            assert f"{float(row[key]):,.{digits}f}" == number, (title, pixels, mode, key)
+        here = title, pixels.replace(",", ""), mode
+        (row,) = [row for row in recorded if (row["title"], row["px"], row["mode"]) == here]
+        for number, key in zip(numbers, columns, strict=True):
+            value = float(row[key]) * (100 if key == "mfu" else 1)
+            assert f"{value:,.{len(number.partition('.')[2])}f}" == number, (*here, key)
