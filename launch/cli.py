@@ -21,8 +21,8 @@ EPILOG = """examples
   lamabench models                                       every model, with parameters and MACs
   lamabench cost lamamba_xl dit_xl_2 input_size=64       multiply-adds by part, at 512 px
   lamabench train model=lamamba_nano data=digits train.steps=200 train.batch_size=32
-  lamabench sample runs/train/lamamba_nano-digits-ID sample.count=160 sample.method=ddim sample.steps=25
-  lamabench evaluate runs/train/lamamba_nano-digits-ID sample.count=160 sample.method=ddim sample.steps=25
+  lamabench sample runs/train/lamamba_nano-digits-KEY sample.count=160 sample.method=ddim sample.steps=25
+  lamabench evaluate runs/train/lamamba_nano-digits-KEY sample.count=160 sample.method=ddim sample.steps=25
   lamabench bench dit_nano lamamba_nano bench.batch_size=8
   lamabench bench-kernels lamamba_xl bench.batch_size=64 every backend of the scan, the attention and so on
   lamabench sweep run demo                               three backbones, from training to a report
@@ -58,6 +58,8 @@ QUERY = (
     "unreadable), axes, params, macs, flops (counts), final_loss, scores by name or its first word, changed (a date) "
     "and others, which --json lists. FOLDER: of runs, studies or roots (default: run.root=runs)"
 )
+# They save nothing, so that there is nothing to continue.
+READERS = ("compare", "runs", "studies", "doctor", "models", "cost", "check")
 DATA = "lamabench data check data=folder data.path=images"
 
 
@@ -147,7 +149,7 @@ def parser() -> argparse.ArgumentParser:
     sample = add(
         "sample",
         "draw images from a trained run; other settings add another set of samples to the run",
-        "lamabench sample runs/train/NAME-ID sample.count=160 sample.steps=25 sample.method=ddim --to images.npz",
+        "lamabench sample runs/train/NAME-KEY sample.count=160 sample.steps=25 sample.method=ddim --to images.npz",
         "RUN|key=value",
         f"a run folder, and {settings} of the sections sample, evaluate, backend, run",
     )
@@ -158,7 +160,7 @@ def parser() -> argparse.ArgumentParser:
     evaluate = add(
         "evaluate",
         "score the samples of a run, an .npz or a folder of images against the data",
-        "lamabench evaluate runs/train/NAME-ID\n"
+        "lamabench evaluate runs/train/NAME-KEY\n"
         "  lamabench evaluate edm.npz --as edm --study demo --generation 'sampler=heun,steps=18' data=digits",
         "RUN|FILE.npz|FOLDER|key=value",
         f"a run folder, an .npz with `images` or `arr_0` uint8 [N, H, W, C], or with --as a folder of images, and "
@@ -282,10 +284,8 @@ def _run(args: argparse.Namespace) -> int:
         if not error.name or error.name.startswith("lamabench"):
             raise
         others = "report, compare, runs and studies need only the extra reports"
-        raise InputError(
-            f"{args.command} needs {error.name}: pip install lamabench installs all it needs; {others}"
-        ) from None
-    if args.command in ("report", "compare", "runs", "studies", "doctor", "models", "cost", "check", "data"):
+        raise InputError(f"{args.command} needs {error.name}: install lamabench without --no-deps; {others}") from None
+    if args.command in (*READERS, "report", "data"):
         return module.run(args)
     from ..harness.measure.timing import first_line, out_of_memory
     from .ends import STOPPED
@@ -336,6 +336,7 @@ def _main(argv: Sequence[str] | None) -> int:
         _refuse(top, args.command, rest)
     if rest:  # settings after an option
         args.words += rest
+    reads = args.command in READERS
     try:
         with interrupting():
             code = _run(args)
@@ -358,6 +359,7 @@ def _main(argv: Sequence[str] | None) -> int:
         number = signal.Signals(numbers[0] if numbers else signal.SIGINT)
         word = "interrupted" if number == signal.SIGINT else f"ended by {number.name}"
         with suppress(OSError):  # the terminal was closed
-            next_time = next((one for one in error.args if isinstance(one, str) and one), "the same command continues")
+            texts = [one for one in error.args if isinstance(one, str) and one]
+            next_time = texts[0] if texts else f"the same command {'begins again' if reads else 'continues'}"
             print(f"lamabench {args.command}: {word}; {next_time}", file=sys.stderr)
         return 128 + number

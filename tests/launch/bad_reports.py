@@ -20,7 +20,7 @@ REPORTS = [
     Bad(["runs", "sort=stat"], r"unknown field of runs 'stat' \(did you mean 'state'\?\)"),
     Bad(["runs", "params>many"], r"params>many: 'many' is no number"),
     Bad(["runs", "state=done", "--jsn"], r"unrecognized arguments: --jsn \(did you mean --json\?\)"),
-    Bad(["studies", "nowhere"], "'nowhere' is no folder"),
+    Bad(["studies", "nowhere"], "'nowhere' is no folder; name the root of your runs, such as run.root=FOLDER"),
     Bad(["studies", "empty"], "empty holds no run"),
     Bad(["studies", "state=done"], "studies takes folders and run.root=FOLDER, not state=done"),
     Bad(["report", "nowhere", "--out", "out"], "no such folder: nowhere"),

@@ -7,6 +7,7 @@ import time
 import pytest
 from lamabench.harness import signals
 from lamabench.harness.record import read_lines
+from lamabench.launch import cli
 
 SMALL = ["model=dit_nano", "model.depth=1", "model.hidden_size=16", "model.num_heads=2", "data=digits", "data.size=8",
          "train.batch_size=4", "train.precision=float32", "run.device=cpu", "run.checkpoint_every=100000"]  # fmt: skip
@@ -68,6 +69,17 @@ def test_a_command_that_does_not_save_ends_with_one_line(number, tmp_path, termi
     _, err = command.communicate(timeout=60)
     assert command.returncode == 128 + number and "Traceback" not in err
     assert err.splitlines()[-1] == f"lamabench bench: ended by {number.name}; {CONTINUES}"
+
+
+@pytest.mark.parametrize("command", ["compare", "runs", "studies", "doctor", "models", "cost", "check"])
+def test_a_command_that_only_reads_has_nothing_to_continue(command, monkeypatch, capsys):
+    def interrupt(args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_run", interrupt)
+    words = {"compare": ["runs"]}.get(command, [])
+    assert cli.main([command, *words]) == 130
+    assert capsys.readouterr().err == f"lamabench {command}: interrupted; the same command begins again\n"
 
 
 @pytest.fixture

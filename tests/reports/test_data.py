@@ -134,7 +134,7 @@ def test_reports_need_no_torch(root: Path, tmp_path: Path) -> None:
     answer = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True)
     assert answer.returncode == 0, answer.stderr
     assert (tmp_path / "out" / "summary.csv").is_file() and "dit_xl_2" in answer.stdout
-    assert answer.stderr.splitlines()[-1].startswith("lamabench train: error: train needs torch: pip install lamabench")
+    assert answer.stderr.splitlines()[-1].startswith("lamabench train: error: train needs torch: install lamabench")
 
 
 def declared(name: str) -> list[str]:

@@ -1,0 +1,74 @@
+"""The pages name what there is: links, tables and figures, studies, and speeds as recorded."""
+
+import csv
+import io
+import re
+from pathlib import Path
+
+import pytest
+from lamabench.ablations import study as suite
+from lamabench.reports.contents import FIGURES, TABLES
+from lamabench.reports.report import evidence_of, table_text
+
+ROOT = Path(__file__).parents[1]
+FOLDERS = ("ablations", "baselines", "harness", "kernels", "launch", "models", "reports")
+PAGES = sorted([*ROOT.glob("*.md"), *(page for folder in FOLDERS for page in (ROOT / folder).rglob("*.md"))])
+
+
+def rows_below(text: str, heading: str) -> list[list[str]]:
+    """The cells of the first Markdown table below a heading, without its header."""
+    table = re.search(r"(?:^\|.*\n)+", text[text.index(heading) :], re.MULTILINE)
+    assert table is not None
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table[0].splitlines()[2:]]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_link_leads_to_a_file(page: Path) -> None:
+    targets = re.findall(r"\]\((?!\w+://|#)([^)#\s]+)", page.read_text(encoding="utf-8"))
+    assert [target for target in targets if not (page.parent / target).exists()] == []
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").split()) <= 1500
+
+
+def test_the_gallery_has_every_table_and_figure_in_order() -> None:
+    text = (ROOT / "reports" / "README.md").read_text(encoding="utf-8")
+    assert [name for row in rows_below(text, "## Tables") for name in re.findall(r"`([\w*]+)`", row[0])] == [*TABLES]
+    assert re.findall(r"^\*\*`([\w*]+)`\*\*", text, re.MULTILINE) == [*FIGURES]
+
+
+def test_the_list_of_studies_has_their_data_and_seeds() -> None:
+    words = {"CIFAR-10": "cifar10", "a folder of yours": "folder", "digits": "digits", "none, speed only": "synthetic"}
+    rows = rows_below((ROOT / "launch" / "README.md").read_text(encoding="utf-8"), "## Studies of the suite")
+    assert sorted(row[0].strip("`") for row in rows) == sorted(suite.names())
+    for name, _, data, seeds in rows:
+        study = suite.load(name.strip("`"))
+        assert study.base["data"] == words[data] if "data" in study.base else data == "none, speed only", name
+        assert seeds == (str(len(study.seeds)) if "train" in study.stages else ""), name
+        if words[data] in ("cifar10", "folder"):
+            assert study.base["train.steps"] * 256 == 25_600_000 and study.base["model.dropout"] > 0, name
+
+
+@pytest.mark.parametrize(
+    ("page", "heading", "count", "columns"),
+    [
+        ("README.md", "## How fast they are", 8, ["images_per_s", "speed_up", "flops_ratio", "realised"]),
+        (
+            "kernels/README.md", "## One H100", 24,
+            ["batch_size", "images_per_s", "peak_memory_gib", "mfu", "speed_up", "flops_ratio", "realised",
+             "memory_ratio", "memory_batch"],
+        ),
+    ],
+)  # fmt: skip
+def test_speeds_are_those_of_the_records(page: str, heading: str, count: int, columns: list[str]) -> None:
+    text = table_text(evidence_of([ROOT / "reports" / "records" / "bench"]), "bench", "csv")
+    recorded = [row for row in csv.DictReader(io.StringIO(text)) if row["compile"] != "eager"]
+    rows = rows_below((ROOT / page).read_text(encoding="utf-8"), heading)
+    assert len(rows) == count
+    for title, pixels, mode, *numbers in rows:
+        here = title, pixels.replace(",", ""), mode
+        (row,) = [row for row in recorded if (row["title"], row["px"], row["mode"]) == here]
+        for number, key in zip(numbers, columns, strict=True):
+            value = float(row[key]) * (100 if key == "mfu" else 1)
+            assert f"{value:,.{len(number.partition('.')[2])}f}" == number, (*here, key)
