@@ -1,7 +1,10 @@
 """What the lines of files beside record.jsonl have. RECORDS.md lists the fields of metrics.jsonl."""
 
+import json
 from types import NoneType
-from typing import Any
+from typing import Any, NoReturn
+
+HUGE = 1e100  # no number of a record is so large, so that sums and squares of them are finite
 
 NUMBER = (int, float, NoneType)  # a tuple, because isinstance is slower for a union
 # {field of a line of metrics.jsonl: (types, meaning)}
@@ -30,3 +33,13 @@ LINES: dict[str, dict[str, Any]] = {
     "claims.jsonl": {"start": int, "stop": int, "by": str, "at": float, "seconds": NUMBER},
 }
 EVENTS: dict[str, dict[str, Any]] = {"start": {"restart": int}, "stop": {"signal": str}}
+
+
+def value_of(text: bytes) -> Any:
+    """The value of a text in JSON. Raises ValueError for any other text, also for NaN and Infinity, which Python's own
+    reader accepts and JSON does not have."""
+    return json.loads(text, parse_constant=_refuse)
+
+
+def _refuse(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no number of JSON")

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Union, get_args, get_origin, get_type_hints
 
 from ..kernels.errors import InputError
-from .lines import EVENTS, LINES
+from .lines import EVENTS, HUGE, LINES, value_of
 
 SCHEMA = 2
 # The stage that writes each kind of line, in the order in which the stages run.
@@ -291,8 +291,7 @@ def row(kind: str, **values: Any) -> Row:
 
 
 def read_row(line: Any, where: str) -> Row:
-    """The row of a line of `record.jsonl`. Raises InputError, beginning with `where`, like `row` and for a schema that
-    this version does not know."""
+    """The row of a line of `record.jsonl`. Raises InputError, beginning with `where`, like `row`, or for its schema."""
     if not isinstance(line, dict) or "schema" not in line or "kind" not in line:
         raise InputError(f"{where} is not a record of lamabench")
     values = dict(line)
@@ -378,14 +377,14 @@ def read_lines(path: Path, damaged: bool = False) -> list[dict[str, Any]]:
 def _at_once(texts: list[bytes]) -> list[Any]:
     """The values of several lines, in a third of the time that they take one by one; empty if a line is damaged."""
     with suppress(ValueError, RecursionError):
-        values = json.loads(b"[" + b",".join(texts) + b"]")
+        values = value_of(b"[" + b",".join(texts) + b"]")
         return values if len(values) == len(texts) else []
     return []
 
 
 def _parsed(path: Path, number: int, text: bytes) -> Any:
     try:
-        return json.loads(text)
+        return value_of(text)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} line {number} is not JSON: {error}") from None
 
@@ -394,6 +393,8 @@ def _checked(path: Path, number: int, line: Any) -> dict[str, Any]:
     if not isinstance(line, dict):
         raise InputError(f"{path} line {number} is not a record of lamabench: it is no JSON object")
     needed = LINES.get(path.name, {}) | EVENTS.get(str(line.get("event")), {})
-    if wrong := [name for name, kind in needed.items() if not isinstance(line.get(name), kind)]:
-        raise InputError(f"{path} line {number} is no line of lamabench: its {wrong[0]} is {line.get(wrong[0])!r}")
+    wrong = [name for name, kind in needed.items() if not isinstance(line.get(name), kind)]
+    if wrong := wrong + [name for name, one in line.items() if isinstance(one, (int, float)) and abs(one) > HUGE]:
+        text = f"its {wrong[0]} is {line.get(wrong[0])!r}"[:80]
+        raise InputError(f"{path} line {number} is no line of lamabench: {text}")
     return line

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import tempfile
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from difflib import get_close_matches
@@ -179,7 +180,9 @@ def _write(evidence: Evidence, folder: Path, out: Path) -> None:
             about[f"{table.name}.{', .'.join(ENDINGS.values())}"] = item.about
         shown += tables
     pictures: dict[str, bytes] = {}
-    with matplotlib.rc_context():
+    with matplotlib.rc_context(), warnings.catch_warnings():
+        # A letter that the font lacks is drawn as a box. Nobody can act on that.
+        warnings.filterwarnings("ignore", "Glyph|constrained_layout", UserWarning)
         matplotlib.rcdefaults()  # ignore the user's matplotlibrc
         matplotlib.rcParams.update(STYLE)
         for item_name, item in over(list(FIGURES.items()), "drawing"):

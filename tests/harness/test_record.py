@@ -120,6 +120,10 @@ def test_no_write_creates_the_folder_of_a_run_again(tmp_path):
         ("attempts.jsonl", {"event": "end"}, "line 2 is no line of lamabench: its job is None"),
         ("attempts.jsonl", {"event": 3, "job": "7"}, "line 2 is no line of lamabench: its event is 3"),
         ("attempts.jsonl", {"event": "start", "job": "7"}, "line 2 is no line of lamabench: its restart is None"),
+        ("metrics.jsonl", {"step": 1, "loss": float("nan")}, "line 2 is not JSON: NaN is no number of JSON"),
+        ("record.jsonl", {"parts": {"mlp": float("-inf")}}, "line 2 is not JSON: -Infinity is no number of JSON"),
+        ("record.jsonl", {"value": 1e300}, r"line 2 is no line of lamabench: its value is 1e\+300"),
+        ("record.jsonl", {"flops": -(10**400)}, "line 2 is no line of lamabench: its flops is -1000"),
         ("attempts.jsonl", None, "line 2 is not a record of lamabench: it is no JSON object"),
     ],
 )
