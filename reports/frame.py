@@ -89,7 +89,8 @@ def frame(runs: list[Run]) -> pd.DataFrame:
 
 def write(records: pd.DataFrame, folder: Path) -> list[str]:
     """Write a frame as records.csv and, if pyarrow is installed, as records.parquet. Returns the names of the files."""
-    (folder / "records.csv").write_text(records.to_csv(index=False, lineterminator="\n"), "utf-8", "backslashreplace")
+    text = records.to_csv(index=False, lineterminator="\n")
+    (folder / "records.csv").write_text(text, encoding="utf-8", errors="backslashreplace")
     if find_spec("pyarrow") is None:
         return ["records.csv"]
     # Columns without any value have no type of their own, and a file of bytes that are no text cannot be written.
