@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Union, get_args, get_origin, get_type_hints
 
 from ..kernels.errors import InputError
-from .lines import EVENTS, HUGE, LINES, value_of
+from .lines import EVENTS, HUGE, LINES, check_entries, value_of
 
 SCHEMA = 2
 # The stage that writes each kind of line, in the order in which the stages run.
@@ -277,9 +277,7 @@ def row(kind: str, **values: Any) -> Row:
         if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):
             raise InputError(f"field {name!r} of a {kind} record is {value!r}, of type {type(value).__name__}")
         attributes[attribute] = value
-    for name, part in (attributes.get("parts") or {}).items():
-        if not isinstance(part, dict) or not all(isinstance(part.get(key), int) for key in ("params", "macs", "flops")):
-            raise InputError(f"field 'parts' of a {kind} record lacks params, macs or flops of {name}")
+    check_entries(kind, attributes)
     attributes.setdefault("time", datetime.now(timezone.utc).isoformat(timespec="seconds"))
     result = ROWS[kind](**attributes)
     if result.state not in STATES:

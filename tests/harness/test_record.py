@@ -34,6 +34,14 @@ def test_a_row_survives_the_file(tmp_path):
         ("score", {**SCORE, "value": "3"}, "field 'value' of a score record is '3', of type str"),
         ("score", {**SCORE, "count": True}, "field 'count' of a score record is True, of type bool"),
         ("score", {**SCORE, "protocol": None}, "a score record that is done lacks protocol"),
+        ("score", {**SCORE, "provenance": {"device": 3}}, "field 'provenance' of a score record has device 3"),
+        ("train", {"state": "failed", "stretches": [1]}, "'stretches' or 'moments' of a train record holds something"),
+        ("train", {"state": "failed", "moments": ["1"]}, "'stretches' or 'moments' of a train record holds something"),
+        (
+            "train",
+            {"state": "failed", "stretches": [{"processes": "2"}]},
+            "'stretches' .* has processes '2'",
+        ),
         ("score", {**SCORE, "state": "well"}, "unknown state 'well' of a score record; choices: done, failed"),
     ],
 )

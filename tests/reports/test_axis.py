@@ -129,3 +129,11 @@ def test_a_variant_that_lacks_the_axis_has_none_of_it(tmp_path: Path) -> None:
     (axes,) = figure.axes
     assert [text.get_text() for text in axes.get_yticklabels()] == ["no window", "window 4", "window 8"]
     assert points(axes) == [(20, 0), (23, 1), (21, 2)]
+
+
+def test_a_limit_that_is_infinite_is_a_row(tmp_path: Path) -> None:
+    fill(tmp_path, [{"train.clip": 1.0}, {"train.clip": float("inf")}], [[20.0], [23.0]])
+    (figure,) = figures(tmp_path).values()
+    (axes,) = figure.axes
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["gradient clip 1", "gradient clip inf"]
+    figure.canvas.draw()

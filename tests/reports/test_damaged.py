@@ -16,6 +16,7 @@ from lamabench.reports.runs import read
 from run_folders import cost, samples_of, scored, timed, write
 
 JUNK = [b"", b"{", b"\xff\xfe", b"[]", b"null", b"{}", b'{"a": 1}', b'{"layout": 2, "config": []}']
+JUNK += [b'{"layout": 2, "kind": "x", "key": "k", "config": {"train": {"batch_size": "64"}}}']
 JUNK += [b'{"layout": 2, "config": {"model": 3}, "kind": [], "key": {}}']
 LINES = [b"junk\n", b"[]\n", b"null\n", b"{}\n", b'{"a": 1}\n', b'{"schema": 2, "kind": []}\n', b"\xff\n"]
 LOGS = [b"junk\n", b"[]\n", b"null\n", b'{"step": "x"}\n', b'{"loss": {}}\n']
