@@ -10,10 +10,12 @@ import sys
 import warnings
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 from lamabench.kernels.errors import InputError
 from lamabench.reports import contents
+from lamabench.reports import report as reports
 from lamabench.reports.contents import FIGURES, TABLES
 from lamabench.reports.report import _readme, build, evidence_of, summary_rows, summary_text
 from run_folders import drawn, everything, samples_of, scored, trained, write, write_many
@@ -78,6 +80,23 @@ def test_an_earlier_report_is_replaced(three: Path, report: Path, tmp_path: Path
     files = build([three], out)
     assert {path.name for path in out.iterdir()} == {path.name for path in files} | {"notes.txt"}
     assert not (out / "samples_dit.png").exists() and not (out / "samples.pdf").exists()
+
+
+def test_of_two_reports_at_once_the_last_one_stays(
+    three: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "one", "bare", [])
+    write_files, out = reports._write, tmp_path / "out"
+
+    def slowly(*args: Any) -> None:
+        monkeypatch.setattr(reports, "_write", write_files)
+        write_files(*args)
+        build([three], out)  # another process begins later and ends earlier
+
+    monkeypatch.setattr(reports, "_write", slowly)
+    build([tmp_path / "one"], out)
+    index = json.loads((out / "index.json").read_text())
+    assert index["files"] == sorted(path.name for path in out.iterdir()) and len(index["runs"]) == 1
 
 
 def test_a_foreign_folder_is_refused_and_untouched(three: Path, tmp_path: Path) -> None:
