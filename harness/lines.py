@@ -1,7 +1,12 @@
 """What the lines of files beside record.jsonl have. RECORDS.md lists the fields of metrics.jsonl."""
 
+import json
 from types import NoneType
-from typing import Any
+from typing import Any, NoReturn
+
+from ..kernels.errors import InputError
+
+HUGE = 1e100  # no number of a record is so large, so that sums and squares of them are finite
 
 NUMBER = (int, float, NoneType)  # a tuple, because isinstance is slower for a union
 # {field of a line of metrics.jsonl: (types, meaning)}
@@ -30,3 +35,39 @@ LINES: dict[str, dict[str, Any]] = {
     "claims.jsonl": {"start": int, "stop": int, "by": str, "at": float, "seconds": NUMBER},
 }
 EVENTS: dict[str, dict[str, Any]] = {"start": {"restart": int}, "stop": {"signal": str}}
+# Entries of a provenance and of a stretch of a training.
+TEXT = (str, NoneType)
+ORIGIN = {
+    "commit": TEXT,
+    "device": TEXT,
+    "host": TEXT,
+    "driver": TEXT,
+    "torch": TEXT,
+    "python": TEXT,
+    "lamabench": TEXT,
+}
+ORIGIN |= {"dirty": (bool, NoneType), "processes": (int, NoneType)}
+
+
+def value_of(text: bytes) -> Any:
+    """The value of a text in JSON. Raises ValueError for any other text, also for NaN and Infinity, which Python's own
+    reader accepts and JSON does not have."""
+    return json.loads(text, parse_constant=_refuse)
+
+
+def _refuse(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def check_entries(kind: str, fields: dict[str, Any]) -> None:
+    """Raise InputError if a field of a record that holds a dict or a list lacks entries that are read of it, or has
+    some of another type."""
+    for name, part in (fields.get("parts") or {}).items():
+        if not isinstance(part, dict) or not all(isinstance(part.get(key), int) for key in ("params", "macs", "flops")):
+            raise InputError(f"field 'parts' of a {kind} record lacks params, macs or flops of {name}")
+    stretches, moments = fields.get("stretches") or (), fields.get("moments") or ()
+    if not all(isinstance(one, dict) for one in stretches) or not all(isinstance(one, int) for one in moments):
+        raise InputError(f"field 'stretches' or 'moments' of a {kind} record holds something of another type")
+    for field, origin in [("provenance", fields.get("provenance") or {}), *(("stretches", one) for one in stretches)]:
+        if wrong := [name for name, types in ORIGIN.items() if not isinstance(origin.get(name), types)]:
+            raise InputError(f"field {field!r} of a {kind} record has {wrong[0]} {origin[wrong[0]]!r}"[:200])

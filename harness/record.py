@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Union, get_args, get_origin, get_type_hints
 
 from ..kernels.errors import InputError
-from .lines import EVENTS, LINES
+from .lines import EVENTS, HUGE, LINES, check_entries, value_of
 
 SCHEMA = 2
 # The stage that writes each kind of line, in the order in which the stages run.
@@ -277,9 +277,7 @@ def row(kind: str, **values: Any) -> Row:
         if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):
             raise InputError(f"field {name!r} of a {kind} record is {value!r}, of type {type(value).__name__}")
         attributes[attribute] = value
-    for name, part in (attributes.get("parts") or {}).items():
-        if not isinstance(part, dict) or not all(isinstance(part.get(key), int) for key in ("params", "macs", "flops")):
-            raise InputError(f"field 'parts' of a {kind} record lacks params, macs or flops of {name}")
+    check_entries(kind, attributes)
     attributes.setdefault("time", datetime.now(timezone.utc).isoformat(timespec="seconds"))
     result = ROWS[kind](**attributes)
     if result.state not in STATES:
@@ -291,8 +289,7 @@ def row(kind: str, **values: Any) -> Row:
 
 
 def read_row(line: Any, where: str) -> Row:
-    """The row of a line of `record.jsonl`. Raises InputError, beginning with `where`, like `row` and for a schema that
-    this version does not know."""
+    """The row of a line of `record.jsonl`. Raises InputError, beginning with `where`, like `row`, or for its schema."""
     if not isinstance(line, dict) or "schema" not in line or "kind" not in line:
         raise InputError(f"{where} is not a record of lamabench")
     values = dict(line)
@@ -378,14 +375,14 @@ def read_lines(path: Path, damaged: bool = False) -> list[dict[str, Any]]:
 def _at_once(texts: list[bytes]) -> list[Any]:
     """The values of several lines, in a third of the time that they take one by one; empty if a line is damaged."""
     with suppress(ValueError, RecursionError):
-        values = json.loads(b"[" + b",".join(texts) + b"]")
+        values = value_of(b"[" + b",".join(texts) + b"]")
         return values if len(values) == len(texts) else []
     return []
 
 
 def _parsed(path: Path, number: int, text: bytes) -> Any:
     try:
-        return json.loads(text)
+        return value_of(text)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} line {number} is not JSON: {error}") from None
 
@@ -394,6 +391,8 @@ def _checked(path: Path, number: int, line: Any) -> dict[str, Any]:
     if not isinstance(line, dict):
         raise InputError(f"{path} line {number} is not a record of lamabench: it is no JSON object")
     needed = LINES.get(path.name, {}) | EVENTS.get(str(line.get("event")), {})
-    if wrong := [name for name, kind in needed.items() if not isinstance(line.get(name), kind)]:
-        raise InputError(f"{path} line {number} is no line of lamabench: its {wrong[0]} is {line.get(wrong[0])!r}")
+    wrong = [name for name, kind in needed.items() if not isinstance(line.get(name), kind)]
+    if wrong := wrong + [name for name, one in line.items() if isinstance(one, (int, float)) and abs(one) > HUGE]:
+        text = f"its {wrong[0]} is {line.get(wrong[0])!r}"[:80]
+        raise InputError(f"{path} line {number} is no line of lamabench: {text}")
     return line

@@ -156,7 +156,7 @@ def _about(study: Variants, group: str) -> Line:
     row |= {axis: study.value(group, axis) for axis in study.axes}
     row["n"] = max((count_of(values.get(group, {})) for values in study.values.values()), default=None)
     row |= {key: cost.get(key) for key, *_ in COUNTS}
-    row["macs_ratio"] = cost["macs"] / base["macs"] if cost and base else None
+    row["macs_ratio"] = cost["macs"] / base["macs"] if cost and base and base["macs"] else None
     row["status"] = study.state(group)
     states = {state for state, _ in study.not_done(group).values()}
     row["state"] = "done" if not states else row["status"] if len({row["status"], *states}) == 1 else "incomplete"
@@ -213,7 +213,7 @@ def _speeds(study: Variants, rows: dict[str, Line]) -> tuple[list[Column], list[
         name = f"{first['mode']}_ratio" + "".join(f"_{word}" for word in re.findall(r"\w+", words))
         title = f"{MODES.get(first['mode'], first['mode'])}, ×" + (f" ({words})" if words else "")
         for group, row in rows.items():
-            if line := timed[group].get(cell):
+            if (line := timed[group].get(cell)) and first["images_per_s"]:
                 row[name] = line["images_per_s"] / first["images_per_s"]
                 disturbed = line.get("disturbed") or first.get("disturbed")
                 row[f"{name}_mark"] = " (disturbed)" if disturbed else ""

@@ -76,7 +76,7 @@ def speed(pairs: Iterable[tuple[Pair, Line]]) -> Table:
         )
         largest: dict[tuple[Any, ...], int] = {}
         for *cell, batch in a.keys() & b.keys():
-            largest[tuple(cell)] = max(batch, largest.get(tuple(cell), 0))
+            largest[tuple(cell)] = max(batch, largest.get(tuple(cell), batch))
         common = [(a[(*cell, batch)], b[(*cell, batch)]) for cell, batch in largest.items()]
         for left, right in sorted(common, key=_order):
             row: Line = {**labels, **{name: left.get(name) for name in (*CIRCUMSTANCES, "device")}}

@@ -89,7 +89,8 @@ def frame(runs: list[Run]) -> pd.DataFrame:
 
 def write(records: pd.DataFrame, folder: Path) -> list[str]:
     """Write a frame as records.csv and, if pyarrow is installed, as records.parquet. Returns the names of the files."""
-    (folder / "records.csv").write_text(records.to_csv(index=False, lineterminator="\n"), "utf-8", "backslashreplace")
+    text = records.to_csv(index=False, lineterminator="\n")
+    (folder / "records.csv").write_text(text, encoding="utf-8", errors="backslashreplace")
     if find_spec("pyarrow") is None:
         return ["records.csv"]
     # Columns without any value have no type of their own, and a file of bytes that are no text cannot be written.
@@ -114,4 +115,10 @@ def _row(run: Run, label: str, record: Line, sample: Line | None) -> Line:
         row |= {f"{part}_{name}": count for name, count in counts.items()}
     row |= {f"by_timestep_{time}": loss for time, loss in (record.get("by_timestep") or {}).items()}
     row |= {f"sample_{name}": value for name, value in (sample or {}).items() if name in DRAWN}
-    return row | {name: value for name, value in (record["provenance"] or {}).items() if name in LAST}
+    row |= {name: value for name, value in (record["provenance"] or {}).items() if name in LAST}
+    return {name: _text(value) if isinstance(value, str) else value for name, value in row.items()}
+
+
+def _text(text: str) -> str:
+    """A text that pyarrow takes: an error may name a file whose bytes are not UTF-8."""
+    return text if text.isascii() else text.encode(errors="backslashreplace").decode()

@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from fnmatch import fnmatchcase
+from math import isnan
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,8 @@ def is_query(word: str) -> bool:
 
 def parsed(word: str) -> Query:
     """The condition that a word is. Raises InputError for another word."""
-    if (match := QUERY.fullmatch(word)) is None:
+    match = QUERY.fullmatch(word)
+    if match is None or match["value"].startswith(("=", "<", ">")):  # such as == and =>
         raise InputError(f"{word!r} is no condition: write field=value, field<value, field>value or sort=field")
     return Query(*(match[part].strip() for part in ("field", "sign", "value")))
 
@@ -172,7 +174,7 @@ def _satisfies(value: Any, name: str, query: Query) -> bool:
 
 def _number(text: str) -> float | None:
     try:
-        return float(text)
+        return None if isnan(value := float(text)) else value
     except ValueError:
         return None
 

@@ -148,7 +148,8 @@ def _rendered(
     reasons: dict[str, list[str]] = {}
     for name, reason in absent.items():
         reasons.setdefault(reason, []).append(name)
-    style, *scripts = ((FILES / name).read_text() for name in ("page.css", "sortable.min.js", "page.js"))
+    names = ("page.css", "sortable.min.js", "page.js", "sortable.LICENSE")
+    style, *scripts, licence = ((FILES / name).read_text(encoding="utf-8") for name in names)
     words = {run.info[key] for run in evidence.runs for key in ("family", "study")}
     environment = Environment(
         loader=FileSystemLoader(FILES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -164,7 +165,7 @@ def _rendered(
         scripts=scripts,
         hashes={"style": _hash(style), "scripts": [_hash(script) for script in scripts]},
         sortable=SORTABLE,
-        licence=(FILES / "sortable.LICENSE").read_text(),
+        licence=licence,
     )
 
 

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import tempfile
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from difflib import get_close_matches
@@ -131,7 +132,7 @@ def write(evidence: Evidence, out: Path) -> list[Path]:
     that cannot be read are not shown, and README.md lists them. Raises InputError and leaves `out` untouched if the
     baseline was not measured, or `out` is a file or holds something that is not a report.
     """
-    old = _files_of_report(out)
+    _files_of_report(out)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent))
@@ -139,6 +140,7 @@ def write(evidence: Evidence, out: Path) -> list[Path]:
         raise InputError(f"cannot write a report at {out}: {error.strerror}") from None
     try:
         _write(evidence, temporary, out)
+        old = _files_of_report(out)  # only now, because another report may have been written meanwhile
         out.mkdir(exist_ok=True)
         names = sorted(path.name for path in temporary.iterdir())
         for name in sorted(names, key=lambda name: name == "index.json"):  # the marker last
@@ -179,7 +181,9 @@ def _write(evidence: Evidence, folder: Path, out: Path) -> None:
             about[f"{table.name}.{', .'.join(ENDINGS.values())}"] = item.about
         shown += tables
     pictures: dict[str, bytes] = {}
-    with matplotlib.rc_context():
+    with matplotlib.rc_context(), warnings.catch_warnings():
+        # A letter that the font lacks is drawn as a box. Nobody can act on that.
+        warnings.filterwarnings("ignore", "Glyph|constrained_layout", UserWarning)
         matplotlib.rcdefaults()  # ignore the user's matplotlibrc
         matplotlib.rcParams.update(STYLE)
         for item_name, item in over(list(FIGURES.items()), "drawing"):

@@ -24,6 +24,7 @@ STEP = {"train": "steps", "score": "checkpoint_step"}  # the field that says how
 # Types of entries of config.json and .study.json that may be missing or null.
 LATER = {"labels": "balanced", "timesteps": "even"}
 OPTIONAL = {"variant": dict, "backend": dict, "training": str, "steps": int, "samples": list, "config": dict}
+OPTIONAL |= {"config.train.batch_size": int, "config.train.steps": int, "config.train.precision": str}
 OPTIONAL |= {"studies": list} | {
     f"config.{name}": dict for name in ("model", "data", "encoder", "objective", "train", "sample", "backend")
 }
@@ -250,8 +251,10 @@ def _check(info: Any, where: Path) -> None:
     needed = own if where.name == "config.json" else ("model_folder",)
     if missing := [key for key in (*NAMED, *needed) if not info.get(key)]:
         raise InputError(f"{where} lacks {', '.join(missing)}")
-    config = info.get("config")
-    flat = info | ({f"config.{name}": value for name, value in config.items()} if isinstance(config, dict) else {})
+    flat = dict(info)
+    for section in ("config", "config.train"):
+        if isinstance(entries := flat.get(section), dict):
+            flat |= {f"{section}.{name}": value for name, value in entries.items()}
     types = OPTIONAL | {key: int if key == "step" else str for key in (*NAMED, *needed)}
     if wrong := [key for key, kind in types.items() if not isinstance(flat.get(key), kind | None)]:
         raise InputError(f"{where} was not written by lamabench: {', '.join(wrong)} has another type")

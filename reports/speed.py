@@ -239,7 +239,7 @@ def _at_its_best(members: list[Line]) -> Line:
     shown = bad[-1] if bad and best is None else best or min(members, key=lambda row: row["batch_size"])
     row = {**shown, "oom_batch": min(too_large, default=None)}
     row["checkpointed"] = "yes" if row["checkpointing"] else None
-    row["ms_per_image"] = 1e3 / row["images_per_s"] if best else None
+    row["ms_per_image"] = 1e3 / row["images_per_s"] if best and row["images_per_s"] else None
     row["batch_size"] = row["batch_size"] if best else None
     state = bad[-1] if bad else shown
     row |= {"state": state["state"], "error": state.get("error")}

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from math import inf
+from math import inf, isfinite
 from re import match
 from typing import Any
 
@@ -54,11 +54,12 @@ class Variants:
     @cached_property
     def axes(self) -> dict[str, list[Any]]:
         """{axis: its values} of those axes of the study that have several values, in the study's order."""
-        values: dict[str, list[Any]] = {}
-        for group in self.on_axes:
-            for axis, value in self.members[group][0].info["variant"].items():
-                if axis not in SEEDS and value not in values.setdefault(axis, []):
-                    values[axis].append(value)
+        names = dict.fromkeys(axis for group in self.on_axes for axis in self.members[group][0].info["variant"])
+        values: dict[str, list[Any]] = {axis: [] for axis in names if axis not in SEEDS}
+        for axis, each in values.items():
+            for group in self.on_axes:
+                if (value := self.value(group, axis)) not in each:  # None: the variant lacks the axis
+                    each.append(value)
         return {axis: each for axis, each in values.items() if len(each) > 1}
 
     @cached_property
@@ -158,4 +159,4 @@ def of_study(evidence: Evidence) -> Mapping[str, Variants]:
 
 
 def is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)

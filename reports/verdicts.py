@@ -189,7 +189,7 @@ def _ratios(study: Variants, group: str, rival: str) -> dict[tuple[Any, ...], li
     ordered by size."""
     points: dict[tuple[Any, ...], list[Line]] = {}
     for cell, row in study.timed[group].items():
-        if other := study.timed[rival].get(cell):
+        if (other := study.timed[rival].get(cell)) and other["images_per_s"]:
             saved = other["flops"] / row["flops"] if other.get("flops") and row.get("flops") else None
             point = {"px": row["px"], "ratio": row["images_per_s"] / other["images_per_s"], "flops_ratio": saved}
             point["disturbed"] = bool(row.get("disturbed") or other.get("disturbed"))

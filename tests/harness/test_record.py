@@ -34,6 +34,14 @@ def test_a_row_survives_the_file(tmp_path):
         ("score", {**SCORE, "value": "3"}, "field 'value' of a score record is '3', of type str"),
         ("score", {**SCORE, "count": True}, "field 'count' of a score record is True, of type bool"),
         ("score", {**SCORE, "protocol": None}, "a score record that is done lacks protocol"),
+        ("score", {**SCORE, "provenance": {"device": 3}}, "field 'provenance' of a score record has device 3"),
+        ("train", {"state": "failed", "stretches": [1]}, "'stretches' or 'moments' of a train record holds something"),
+        ("train", {"state": "failed", "moments": ["1"]}, "'stretches' or 'moments' of a train record holds something"),
+        (
+            "train",
+            {"state": "failed", "stretches": [{"processes": "2"}]},
+            "'stretches' .* has processes '2'",
+        ),
         ("score", {**SCORE, "state": "well"}, "unknown state 'well' of a score record; choices: done, failed"),
     ],
 )
@@ -120,6 +128,10 @@ def test_no_write_creates_the_folder_of_a_run_again(tmp_path):
         ("attempts.jsonl", {"event": "end"}, "line 2 is no line of lamabench: its job is None"),
         ("attempts.jsonl", {"event": 3, "job": "7"}, "line 2 is no line of lamabench: its event is 3"),
         ("attempts.jsonl", {"event": "start", "job": "7"}, "line 2 is no line of lamabench: its restart is None"),
+        ("metrics.jsonl", {"step": 1, "loss": float("nan")}, "line 2 is not JSON: NaN is no number of JSON"),
+        ("record.jsonl", {"parts": {"mlp": float("-inf")}}, "line 2 is not JSON: -Infinity is no number of JSON"),
+        ("record.jsonl", {"value": 1e300}, r"line 2 is no line of lamabench: its value is 1e\+300"),
+        ("record.jsonl", {"flops": -(10**400)}, "line 2 is no line of lamabench: its flops is -1000"),
         ("attempts.jsonl", None, "line 2 is not a record of lamabench: it is no JSON object"),
     ],
 )

@@ -121,3 +121,19 @@ def test_without_scores_or_studies_there_is_a_reason(tmp_path: Path) -> None:
     one = tmp_path / "one"
     fill(one, [{"v": 1}], [[1.0]])
     assert axis(Evidence(read([one]))) == "no study with a file has several variants"
+
+
+def test_a_variant_that_lacks_the_axis_has_none_of_it(tmp_path: Path) -> None:
+    fill(tmp_path, [{}, {"model.window_size": 4}, {"model.window_size": 8}], [[20.0], [23.0], [21.0]])
+    (figure,) = figures(tmp_path).values()
+    (axes,) = figure.axes
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["no window", "window 4", "window 8"]
+    assert points(axes) == [(20, 0), (23, 1), (21, 2)]
+
+
+def test_a_limit_that_is_infinite_is_a_row(tmp_path: Path) -> None:
+    fill(tmp_path, [{"train.clip": 1.0}, {"train.clip": float("inf")}], [[20.0], [23.0]])
+    (figure,) = figures(tmp_path).values()
+    (axes,) = figure.axes
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["gradient clip 1", "gradient clip inf"]
+    figure.canvas.draw()

@@ -8,13 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from lamabench.kernels.errors import InputError
+from lamabench.reports.contents import TABLES
 from lamabench.reports.frame import load
 from lamabench.reports.queries import state_of
-from lamabench.reports.report import build, summary_rows, summary_text
+from lamabench.reports.report import build, evidence_of, summary_rows, summary_text, tables_of
 from lamabench.reports.runs import read
-from run_folders import samples_of
+from run_folders import cost, samples_of, scored, timed, write
 
 JUNK = [b"", b"{", b"\xff\xfe", b"[]", b"null", b"{}", b'{"a": 1}', b'{"layout": 2, "config": []}']
+JUNK += [b'{"layout": 2, "kind": "x", "key": "k", "config": {"train": {"batch_size": "64"}}}']
 JUNK += [b'{"layout": 2, "config": {"model": 3}, "kind": [], "key": {}}']
 LINES = [b"junk\n", b"[]\n", b"null\n", b"{}\n", b'{"a": 1}\n', b'{"schema": 2, "kind": []}\n', b"\xff\n"]
 LOGS = [b"junk\n", b"[]\n", b"null\n", b'{"step": "x"}\n', b'{"loss": {}}\n']
@@ -144,3 +146,15 @@ def test_a_link_to_itself_leaves_out_its_run(three: Path) -> None:
     after = states(three)
     assert after["dit"][0] == "unreadable" and str(samples) in after["dit"][1]
     assert {name for name, (state, _) in after.items() if state == "unreadable"} == {"dit"}
+
+
+def test_counts_of_nothing_make_no_ratio(tmp_path: Path) -> None:
+    """A model without products has no MACs, and a speed may be rounded to 0."""
+    for width in (2, 4):
+        lines = [cost(0, 0) | {"flops": 0}, scored(9.0), *(timed(mode, 1.0) for mode in ("forward", "train"))]
+        lines = [one | {"images_per_s": 0.0} if one["kind"] == "speed" else one for one in lines]
+        write(tmp_path, f"w{width}", lines, variant={"w": width}, model={"w": width})
+    evidence = evidence_of([tmp_path])
+    rows = {name: [row for table in tables_of(evidence, name) for row in table.rows] for name in TABLES}
+    assert [row["macs_ratio"] for row in rows["ablation"]] == [None, None]
+    assert {row["ms_per_image"] for row in rows["bench"]} == {None}

@@ -67,6 +67,12 @@ def test_the_newest_row_of_a_key_counts_and_failures_are_rows(tmp_path: Path) ->
     assert frame["images_per_s"].iloc[0] == 10.0 and list(frame["error"].iloc[1:]) == ["full", "no"]
 
 
+def test_an_error_that_names_a_file_whose_bytes_are_not_utf8_is_a_row(tmp_path: Path) -> None:
+    write(tmp_path, "one", [line("cost", "failed", error="no file d\udcff"), swept("train", 9.0)], title="DiT-β")
+    frame = reports.load([tmp_path / "demo"])
+    assert list(frame["error"].dropna()) == ["no file d\\udcff"] and set(frame["title"]) == {"DiT-β"}
+
+
 def test_every_column_is_in_the_docstring_or_in_the_page_of_records(tmp_path: Path) -> None:
     from lamabench.harness import record
 

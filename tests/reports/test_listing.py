@@ -92,6 +92,9 @@ def test_conditions_choose_and_sort(root: Path, words: list[str], expected: list
         ("famliy=dit", r"unknown field of runs 'famliy' \(did you mean 'family'\?\); choices: study, run, model"),
         ("sort=losss", r"unknown field of runs 'losss' \(did you mean 'final_loss'\?\)|unknown field of runs 'losss'"),
         ("fd<few", r"fd<few: 'few' is no number; FD-EffNetLite0-512=PATTERN compares texts"),
+        ("fd<nan", r"fd<nan: 'nan' is no number"),
+        ("seed==0", r"'seed==0' is no condition: write field=value, field<value"),
+        ("fd=>20", r"'fd=>20' is no condition: write field=value, field<value"),
         ("model", r"'model' is no condition: write field=value"),
     ],
 )

@@ -7,14 +7,18 @@ import resource
 import shutil
 import subprocess
 import sys
+import warnings
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 from lamabench.kernels.errors import InputError
+from lamabench.reports import contents
+from lamabench.reports import report as reports
 from lamabench.reports.contents import FIGURES, TABLES
 from lamabench.reports.report import _readme, build, evidence_of, summary_rows, summary_text
-from run_folders import everything, samples_of, scored, write, write_many
+from run_folders import drawn, everything, samples_of, scored, trained, write, write_many
 
 ALL = {*TABLES, *FIGURES} - {"samples_*"}
 
@@ -78,6 +82,23 @@ def test_an_earlier_report_is_replaced(three: Path, report: Path, tmp_path: Path
     assert not (out / "samples_dit.png").exists() and not (out / "samples.pdf").exists()
 
 
+def test_of_two_reports_at_once_the_last_one_stays(
+    three: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "one", "bare", [])
+    write_files, out = reports._write, tmp_path / "out"
+
+    def slowly(*args: Any) -> None:
+        monkeypatch.setattr(reports, "_write", write_files)
+        write_files(*args)
+        build([three], out)  # another process begins later and ends earlier
+
+    monkeypatch.setattr(reports, "_write", slowly)
+    build([tmp_path / "one"], out)
+    index = json.loads((out / "index.json").read_text())
+    assert index["files"] == sorted(path.name for path in out.iterdir()) and len(index["runs"]) == 1
+
+
 def test_a_foreign_folder_is_refused_and_untouched(three: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     for content in ("not json", '{"files": []}', '["kind"]'):
@@ -130,6 +151,24 @@ def test_a_full_disk_is_an_error_of_the_system(three: Path, report: Path, tmp_pa
     assert caught.value.errno == errno.EFBIG and caught.value.filename is None
     assert before == {path.name: path.read_bytes() for path in (tmp_path / "old").iterdir()}
     assert not list(tmp_path.glob(".*"))
+
+
+def test_letters_that_the_font_lacks_are_no_warning(tmp_path: Path) -> None:
+    write(tmp_path / "runs", "one", everything(60.0, 600.0), title="漢字", curve=[1 / k for k in range(1, 31)])
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        build([tmp_path / "runs"], tmp_path / "out")
+    assert not caught and (tmp_path / "out" / "loss.png").is_file()
+
+
+def test_of_many_runs_the_samples_of_the_first_seeds_are_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(contents, "MOST_GRIDS", 3)
+    for width in (2, 4):
+        for seed in (0, 1):
+            write(tmp_path, f"w{width}-s{seed}", [trained(), drawn()], variant={"w": width}, seed=seed, labels=[0, 1])
+    grids = FIGURES["samples_*"].draw(evidence_of([tmp_path]))
+    assert isinstance(grids, dict) and list(grids) == ["samples_w2-s0", "samples_w2-s1", "samples_w4-s0", "samples_*"]
+    assert grids["samples_*"] == "a report draws the samples of 3 runs, and 1 more have some; name fewer runs"
 
 
 def test_terminal_table_fits(three: Path, tmp_path: Path) -> None:
