@@ -10,7 +10,7 @@ from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
 
 from .runs import Line, Run
 from .speed import measurements
-from .style import COLOURS, COLUMN, MARKERS, PAGE, blank, caption, legend_below
+from .style import COLOURS, COLUMN, MARKERS, PAGE, blank, caption, legend
 
 KINDS = {"flops": ("FLOPs", "FLOP/s"), "exponentials": ("Exponentials", "/s")}  # and the unit of their rate
 DISTURBED = "Crosses: something else kept the host busy during the measurement."
@@ -61,7 +61,7 @@ def roofline(runs: list[Run]) -> Figure | str:
     colours = {name: COLOURS[at % len(COLOURS)] for at, name in enumerate(operators)}
     backends = sorted({_backend(point.row) for drawn in panels.values() for point in drawn})
     markers = {name: MARKERS[at % len(MARKERS)] for at, name in enumerate(backends)}
-    figure = blank(PAGE if len(panels) > 1 else COLUMN, 2.7)
+    figure = blank(PAGE if len(panels) > 1 else COLUMN, 2.5)
     for axes, (kind, drawn) in zip(figure.subplots(1, len(panels), squeeze=False).flat, panels.items(), strict=True):
         _roof(axes, drawn, kind)
         _points(axes, drawn, colours, markers)
@@ -75,7 +75,7 @@ def roofline(runs: list[Run]) -> Figure | str:
     }
     for name, marker in markers.items():
         keys[name] = Line2D([], [], color="0.3", linestyle="none", marker=marker, markersize=4.5)
-    legend_below(figure, keys)
+    legend(figure, keys)
     return figure
 
 
@@ -112,7 +112,7 @@ def _roof(axes: Axes, drawn: list[Point], kind: str) -> None:
         axis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(EngFormatter(sep=""))
     axes.xaxis.set_major_formatter("{x:g}")
-    word = EngFormatter(places=1)
+    word = EngFormatter(places=0)
     style: dict[str, Any] = {"textcoords": "offset points", "fontsize": 7, "color": "0.15"}
     axes.annotate(f"{word(most)}{KINDS[kind][1]}", (high, most), (-2, 3), ha="right", **style)
     middle = (low * ridge) ** 0.5

@@ -41,7 +41,7 @@ def test_bubbles_have_the_area_of_their_parameters_and_families_are_joined(tmp_p
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["DiT", "LaMamba-Diff"]
     assert next(text.get_text() for text in axes.get_legend().get_texts()).startswith("parameters: ")
     caption = " ".join(figure.get_supxlabel().split())
-    assert "Means of 2 training seeds." in caption and "25,600,000 images" in caption
+    assert "Means over 2 training seeds with their 95 % intervals." in caption and "25,600,000 images" in caption
     assert figure.get_figwidth() == 3.35
 
 
@@ -129,9 +129,8 @@ def test_pareto_draws_the_front_and_names_its_members(tmp_path: Path) -> None:
     panels: list[Any] = figure.axes
     assert [axes.get_title() for axes in panels] == ["Forward", "Training step"]
     (line,) = (line for line in panels[0].lines if line.get_linestyle() == "--")
-    np.testing.assert_array_equal(line.get_xydata(), [[300.0, 40.0], [900.0, 60.0]])
-    assert line.get_drawstyle() == "steps-pre"
-    assert {text.get_text() for text in panels[0].texts} == {"good", "fast"}
+    np.testing.assert_array_equal(line.get_xydata(), [[300.0, 40.0], [300.0, 60.0], [900.0, 60.0]])
+    assert {text.get_text() for text in panels[0].texts} == {"good", "fast", "beaten", "slow"}
     assert len(panels[0].containers) == 4
     assert "A CPU, float32, batch 16" in figure.get_supxlabel()
 
@@ -191,7 +190,8 @@ def test_held_out_losses_of_the_log_stand_in_for_scores(tmp_path: Path) -> None:
         (3.0, 1100.0, 4, [10, 100, 1000]),
         (3.0, 40.0, 4, [3, 10, 30]),
         (1.2, 9.0, 4, [2, 3, 5]),
-        (12.0, 13.2, 4, [12, 13]),
+        (12.0, 13.2, 4, [12, 12.5, 13]),
+        (4.3, 14.0, 6, [6, 8, 10, 12, 14]),
         (0.057, 0.073, 4, [0.06, 0.065, 0.07]),
         (1e-6, 1e9, 4, [1e-5, 1, 1e5]),
     ],

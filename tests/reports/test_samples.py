@@ -36,7 +36,9 @@ def test_models_are_rows_and_columns_have_equal_noise(tmp_path: Path) -> None:
     assert labels == ["a", "b", "c \N{DOUBLE DAGGER}"]
     assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["0", "1", "2"]
     text = figure.get_supxlabel().replace("\n", " ")
-    assert text.startswith("Seed 0. Images in a column begin with the same noise and class. Real images are not on rec")
+    assert text.startswith(
+        "Seed 0. Images in a column begin with the same noise and class. No real images are on record"
+    )
     assert text.endswith("\N{DOUBLE DAGGER}: other noise, classes or images.")
 
 
