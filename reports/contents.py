@@ -25,6 +25,7 @@ from .speed import bench, kernels
 from .speed_figures import crossover, speed_vs_flops
 from .speed_table import speed
 from .state_of_the_art import state_of_the_art
+from .style import ENTRIES
 from .table import Table
 from .throughput import throughput
 
@@ -49,7 +50,13 @@ def _all_samples(evidence: Evidence) -> Figure | str:
 
 
 def _samples(evidence: Evidence) -> Mapping[str, Figure | str]:
-    return {name: samples(evidence.pictures[run]) for name, run in sample_names(evidence.runs).items()}
+    """The samples of each run or, of more than `ENTRIES`, of the first seed of each model that is not faint."""
+    first: dict[str, Run] = {}
+    for run in sorted(evidence.runs, key=lambda run: run.info.get("seed") or 0):
+        first.setdefault(run.group, run)
+    clear = [run for group, run in first.items() if not evidence.look.faint(group)][:ENTRIES]
+    shown = evidence.runs if len(evidence.runs) <= ENTRIES else clear
+    return {name: samples(evidence.pictures[run]) for name, run in sample_names(evidence.runs).items() if run in shown}
 
 
 def sample_names(runs: list[Run]) -> dict[str, Run]:
@@ -163,5 +170,5 @@ FIGURES: dict[str, FigureItem] = {
         lambda evidence: roofline(evidence.runs), "work per second of operators against work per byte, and the floors"
     ),
     "samples": FigureItem(_all_samples, "samples of all models from equal noise, one row per model, with real images"),
-    "samples_*": FigureItem(_samples, "samples of a run, one row per class"),
+    "samples_*": FigureItem(_samples, f"samples of a run, one row per class; of at most {ENTRIES} runs or models"),
 }
