@@ -201,10 +201,10 @@ def _titles(figure: Figure, axes: Axes, study: Variants, metric: str, along: str
     lines = study.evidence.scores[metric]
     if numeric:
         axes.set_xlabel(axis_noun(along))
-        axes.set_ylabel(title_of_scores(metric, next(iter(lines.values())), 34))
+        axes.set_ylabel(title_of_scores(metric, next(iter(lines.values())), 30))
         axes.margins(y=0.12)
     else:
-        title = title_of_scores(metric, next(iter(lines.values())), 44)
+        title = title_of_scores(metric, next(iter(lines.values())), 50)
         axes.set_xlabel(title, loc="right")
     shown = [mean_of(seeds.values()).n for seeds in study.values[metric].values()]
     words = []

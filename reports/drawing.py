@@ -95,15 +95,15 @@ def place_labels(
         note.set(color=legible(colour))
         notes.append(note)
         size, others = note.get_window_extent(), np.array(boxes)
-        choices: list[tuple[float, float, int, Box]] = []
+        choices: list[tuple[bool, float, int, Box]] = []
         for right, up in _around(radius):
             left, bottom = x + right * pixel - _before(right, size.width), y + up * pixel - _before(up, size.height)
             box = (left, bottom, left + size.width, bottom + size.height)
             outside = size.width * size.height - _shared(box, np.array([axes.bbox.extents]))
             overlap = outside + _shared(box, others)
-            choices.append((overlap + 0.5 * _shared(box, lines), overlap, len(choices), box))
-        _, overlap, best, box = min(choices)
-        if are_long and overlap >= 1:
+            choices.append((overlap >= 1, overlap + 0.5 * _shared(box, lines), len(choices), box))
+        overlaps, _, best, box = min(choices)
+        if are_long and overlaps:
             for each in notes:
                 each.remove()
             return False

@@ -194,6 +194,9 @@ def _label(
         for series in series_of(evidence.overview.rows)
         if len(series.groups) > 1 and any(group in speeds.rows for group in series.groups for speeds in panels.values())
     }
+    joined = {
+        group for series in series_of(evidence.overview.rows) if series.label in families for group in series.groups
+    }
     height = figure.get_figheight()
     if families:
         legend(figure, families)
@@ -206,5 +209,5 @@ def _label(
         drawn.remove()
     figure.set_figheight(height)
     keys = {f"{numbers[group]}  {names[group]}": look.key(group) for group in named}
-    legend(figure, keys, len(every) - len(named))
+    legend(figure, keys | families, len({*every} - {*named} - joined))
     place(numbers)

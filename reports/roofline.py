@@ -112,7 +112,7 @@ def _roof(axes: Axes, drawn: list[Point], kind: str) -> None:
         axis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(EngFormatter(sep=""))
     axes.xaxis.set_major_formatter("{x:g}")
-    word = EngFormatter(places=0)
+    word = EngFormatter(places=1)
     style: dict[str, Any] = {"textcoords": "offset points", "fontsize": 7, "color": "0.15"}
     axes.annotate(f"{word(most)}{KINDS[kind][1]}", (high, most), (-2, 3), ha="right", **style)
     middle = (low * ridge) ** 0.5

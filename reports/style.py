@@ -238,7 +238,7 @@ def wrapped(label: str, width: int) -> str:
 
 def caption(figure: Figure, lines: Sequence[str]) -> None:
     """Small text below a figure, a paragraph a line. The figure grows by its height."""
-    text = "\n".join(wrapped(line, int(17.5 * figure.get_figwidth())) for line in lines if line)
+    text = "\n".join(wrapped(line, int(18.5 * figure.get_figwidth())) for line in lines if line)
     if text:
         figure.supxlabel(text, x=0.01, horizontalalignment="left", fontsize=SMALL, color="0.35")
         figure.set_figheight(figure.get_figheight() + 1.25 * SMALL / 72 * (1 + text.count("\n")))

@@ -1,5 +1,6 @@
 """The figure of a metric against the axis of a study."""
 
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -121,3 +122,14 @@ def test_without_scores_or_studies_there_is_a_reason(tmp_path: Path) -> None:
     one = tmp_path / "one"
     fill(one, [{"v": 1}], [[1.0]])
     assert axis(Evidence(read([one]))) == "no study with a file has several variants"
+
+
+def test_points_of_many_lines_stay_inside_the_axes(tmp_path: Path) -> None:
+    settings = [
+        {"model.window_size": window, "model.scan": scan} for window, scan in product((4, 8, 16), "abcdefghijkl")
+    ]
+    fill(tmp_path, settings, [[float(at)] for at in range(36)])
+    (figure,) = figures(tmp_path).values()
+    (axes,) = figure.axes
+    low, high = axes.get_xlim()
+    assert all(low < x < high for bar in axes.containers for x in bar.lines[0].get_xdata())

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from lamabench.reports import fits
-from lamabench.reports.drawing import few_ticks, round_numbers
+from lamabench.reports.drawing import few_ticks, place_labels, round_numbers
 from lamabench.reports.during import columns_of, during, trajectories
 from lamabench.reports.evidence import Evidence
 from lamabench.reports.pareto import front, pareto, speeds_of
@@ -201,3 +201,21 @@ def test_ticks_are_few_and_round(low: float, high: float, most: int, ticks: list
     few_ticks(axis, low, high, most)
     np.testing.assert_allclose(np.asarray(axis.get_majorticklocs()), ticks)
     assert round_numbers(28e6, 680e6) == [3e7, 1e8, 3e8]
+
+
+def test_labels_avoid_lines_points_and_each_other() -> None:
+    figure = Figure(figsize=(3.35, 2.5))
+    axes: Any = figure.add_subplot()
+    points = [(0.2, 0.5), (0.5, 0.5), (0.8, 0.5)]
+    axes.plot([0.0, 1.0], [0.5, 0.5])
+    axes.set(xlim=(0, 1), ylim=(0, 1))
+    figure.draw_without_rendering()
+    assert place_labels(axes, points, ["one", "two", "three"], ["#0072B2"] * 3, [])
+    boxes = [note.get_window_extent() for note in axes.texts]
+    height = axes.transData.transform((0.5, 0.5))[1]
+    assert all(box.y0 > height or box.y1 < height for box in boxes), "the line crosses no label"
+    assert not any(one.overlaps(other) for at, one in enumerate(boxes) for other in boxes[:at])
+    crowd = [(0.5, 0.5 + 0.001 * at) for at in range(20)]
+    before = len(axes.texts)
+    assert not place_labels(axes, crowd, ["a long name"] * 20, ["#0072B2"] * 20, []) and len(axes.texts) == before
+    assert place_labels(axes, crowd, [str(at) for at in range(20)], ["#0072B2"] * 20, [])
