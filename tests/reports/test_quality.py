@@ -156,7 +156,7 @@ def test_during_shows_means_over_seeds_at_every_moment(tmp_path: Path) -> None:
     assert len(panels) == 6 and figure.get_figwidth() == 6.9
     thick = [line for line in panels[0].lines if line.get_marker() != "None"]
     thin = [line for line in panels[0].lines if line.get_marker() == "None"]
-    assert len(thick) == 2 and len(thin) == 6
+    assert len(thick) == 2 and [len(line.get_xdata()) for line in thin] == [3 * 6] * 2
     scored_runs = columns_of(evidence)[FD]
     values = trajectories(scored_runs, "images")
     dit = [one for run, one in values.items() if run.info["family"] == "dit"]
