@@ -87,7 +87,7 @@ def pareto(evidence: Evidence) -> Figure | str:
     if not panels:
         return "no two models with a score were timed in one setting"
     marked = {run.group for run in equal.rows if is_marked(run)}
-    figure = blank(PAGE if len(panels) > 1 else COLUMN, 2.5)
+    figure = blank(PAGE if len(panels) > 1 else COLUMN, 2.7)
     grid = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     grid[0].set_ylabel(title_of_scores(name, next(iter(equal.rows.values())), 34))
     shown = {group for speeds in panels.values() for group in speeds.rows}
@@ -146,7 +146,7 @@ def _draw(
     for group in members[1:]:  # as fast as the next member, as good as it
         corners += [(corners[-1][0], points[group][1]), points[group]]
     axes.plot(*zip(*corners, strict=True), color="0.35", linewidth=0.9, linestyle="--", zorder=1)
-    axes.margins(0.15, 0.15)
+    axes.margins(0.15, 0.2)
     if max(speed for speed, _ in points.values()) > 4 * min(speed for speed, _ in points.values()):
         axes.set_xscale("log")
         few_ticks(axes.xaxis, *axes.get_xlim(), most=6)
@@ -189,18 +189,17 @@ def _label(
             clear = place_labels(axes, points, labels, colours, bars) and clear
         return clear
 
-    families = {
-        series.label: look.key(middle(series.groups))
+    members_of = {
+        series.label: series.groups
         for series in series_of(evidence.overview.rows)
-        if len(series.groups) > 1 and any(group in speeds.rows for group in series.groups for speeds in panels.values())
+        if len(series.groups) > 1 and {*series.groups} & {*every}
     }
-    joined = {
-        group for series in series_of(evidence.overview.rows) if series.label in families for group in series.groups
-    }
+    families = {label: look.key(middle(groups)) for label, groups in members_of.items()}
+    joined = {group for groups in members_of.values() for group in groups}
     height = figure.get_figheight()
     if families:
         legend(figure, families)
-    if place({group: wrapped(names[group], 26) for group in named}):
+    if place({group: wrapped(names[group], 22) for group in named}):
         return
     for axes in grid:
         for note in list(axes.texts):
@@ -209,5 +208,6 @@ def _label(
         drawn.remove()
     figure.set_figheight(height)
     keys = {f"{numbers[group]}  {names[group]}": look.key(group) for group in named}
-    legend(figure, keys | families, len({*every} - {*named} - joined))
+    keys |= {label: key for label, key in families.items() if not {*members_of[label]} <= {*named}}
+    legend(figure, keys, len({*every} - {*named} - joined))
     place(numbers)
