@@ -12,13 +12,13 @@ from matplotlib.ticker import NullFormatter, NullLocator
 
 from .ablation import plain
 from .differences import Mean, mean_of
+from .drawing import title_of_scores
 from .evidence import Evidence
 from .names import axis_noun, axis_word
-from .queries import better, score_words
-from .style import COLOURS, COLUMN, ENTRIES, FAINT, MARKERS, SMALL, Look, blank, label_ends, legend_below, wrapped
+from .style import COLOURS, COLUMN, ENTRIES, FAINT, MARKERS, SMALL, Look, blank, caption, label_ends, legend
 from .variants import Variants, is_number, of_study
 
-DODGE = 0.014  # of the width of the axes, between lines
+DODGE = 0.014, 0.08  # of the width of the axes: between two lines, and between the first and the last, at most
 ROW = 0.19  # inches: the height of a category
 LETTERS = 46  # of a line of text in one column of a paper
 CLOSEST = 0.06  # of the width of the axes, between the labels of ticks
@@ -51,7 +51,7 @@ def _draw(study: Variants, look: Look) -> Figure | str:
     lines = _lines(study, along)
     styles = _styles(study, look, along, lines)
     count = len(study.axes[along])
-    height = 2.5 if numeric else 0.9 + ROW * count * max(1.0, 0.45 * min(len(lines), ENTRIES))
+    height = 2.2 if numeric else 0.7 + ROW * count * max(1.0, 0.45 * min(len(lines), ENTRIES))
     figure = blank(COLUMN, height)
     axes = figure.add_subplot()
     if numeric:
@@ -73,7 +73,7 @@ def _draw(study: Variants, look: Look) -> Figure | str:
             ends.append((points[-1][0], points[-1][1].value, name, styles[key]["color"]))
     _titles(figure, axes, study, metric, along, bool(numeric))
     if len(lines) > 1 and not (numeric and len(lines) <= ENTRIES and label_ends(axes, ends)):
-        legend_below(figure, keys, max(0, len(lines) - ENTRIES))
+        legend(figure, keys, max(0, len(lines) - ENTRIES))
     return figure
 
 
@@ -160,7 +160,8 @@ def _moved(axes: Axes, x: float, shift: float, numeric: bool, count: int) -> flo
     if not numeric:
         return x + 0.7 * shift / max(count, 2)
     low, high = axes.get_xlim()
-    return x * (high / low) ** (shift * DODGE) if low > 0 else x + shift * DODGE * (high - low)
+    shift *= min(DODGE[0], DODGE[1] / count)
+    return x * (high / low) ** shift if low > 0 else x + shift * (high - low)
 
 
 def _points(
@@ -198,15 +199,15 @@ def _points(
 def _titles(figure: Figure, axes: Axes, study: Variants, metric: str, along: str, numeric: bool) -> None:
     """The titles of both axes, and below them what the marks mean and which variants are not shown."""
     lines = study.evidence.scores[metric]
-    ends = {"min": "lower is better", "max": "higher is better", "": ""}[better(metric)]
     if numeric:
         axes.set_xlabel(axis_noun(along))
-        axes.set_ylabel("\n".join(filter(None, (metric, ends))))
+        axes.set_ylabel(title_of_scores(metric, next(iter(lines.values())), 30))
         axes.margins(y=0.12)
     else:
-        axes.set_xlabel("\n".join(filter(None, (metric, ends))))
+        title = title_of_scores(metric, next(iter(lines.values())), 50)
+        axes.set_xlabel(title, loc="right")
     shown = [mean_of(seeds.values()).n for seeds in study.values[metric].values()]
-    words = [f"{score_words(next(iter(lines.values())))}."]
+    words = []
     if max(shown) > 1:
         low, high = min(shown), max(shown)
         words.append(f"Bars: 95 % intervals over {f'{low} to ' * (low != high)}{high} training seeds.")
@@ -218,4 +219,4 @@ def _titles(figure: Figure, axes: Axes, study: Variants, metric: str, along: str
         words.append(f"No score: {', '.join(names)}{f' and {len(absent) - 4} more' * (len(absent) > 4)}.")
     by_hand = [study.labels[group] for group in study.values[metric] if group not in study.on_axes]
     words += [f"Not on the axis: {', '.join(by_hand[:4])}."] if by_hand else []
-    figure.supxlabel(wrapped(" ".join(words), 58), fontsize=SMALL, color="0.35")
+    caption(figure, [" ".join(words)])

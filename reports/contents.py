@@ -25,6 +25,7 @@ from .speed import bench, kernels
 from .speed_figures import crossover, speed_vs_flops
 from .speed_table import speed
 from .state_of_the_art import state_of_the_art
+from .style import ENTRIES
 from .table import Table
 from .throughput import throughput
 
@@ -173,5 +174,5 @@ FIGURES: dict[str, FigureItem] = {
         lambda evidence: roofline(evidence.runs), "work per second of operators against work per byte, and the floors"
     ),
     "samples": FigureItem(_all_samples, "samples of all models from equal noise, one row per model, with real images"),
-    "samples_*": FigureItem(_samples, "samples of a run, one row per class"),
+    "samples_*": FigureItem(_samples, f"samples of a run, one row per class; of at most {ENTRIES} runs or models"),
 }

@@ -1,14 +1,22 @@
-"""What figures of quality share: ticks of narrow logarithmic axes, and labels beside points."""
+"""What figures share: ticks of logarithmic axes, titles of axes of scores, and labels beside points."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from math import ceil, floor, log10
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
-from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
-from matplotlib.transforms import Bbox
+from numpy.typing import NDArray
+
+from .queries import better, score_words
+from .runs import Line
+from .style import SMALL, legible, wrapped
+
+Box = tuple[float, float, float, float]  # left, bottom, right, top in pixels
+SPACING = 4.0  # pixels between the boxes along a line
 
 # Steps of a decade for ticks, the roundest first.
 ROUND: tuple[tuple[float, ...], ...] = ((1,), (1, 3), (1, 2, 5), (1, 2, 3, 5), (1, 1.5, 2, 3, 4, 5, 7))
@@ -16,22 +24,20 @@ ROUND += tuple(tuple(one / parts for one in range(parts, 10 * parts)) for parts 
 
 
 def few_ticks(axis: Axis, low: float, high: float, most: int = 4) -> None:
-    """At most `most` ticks between the ends of a logarithmic axis, as round as they can be."""
+    """At most `most` ticks between the ends of a logarithmic axis, as round as they can be: in equal steps if the ends
+    differ by a factor of less than 4."""
     decades = range(floor(log10(low)), ceil(log10(high)) + 1)
-    every = [sorted(step * 10.0**k for k in decades for step in steps) for steps in ROUND]
-    every += [[10.0**k for k in decades if k % apart == 0] for apart in (2, 3, 5, 10)]
+    if high < 4 * low:
+        steps = [one * 10.0**k for k in range(floor(log10(high - low)) - 2, decades[-1]) for one in (1, 2, 5)]
+        every = [[step * number for number in range(ceil(low / step), floor(high / step) + 1)] for step in steps]
+    else:
+        every = [sorted(step * 10.0**k for k in decades for step in steps) for steps in ROUND]
+        every += [[10.0**k for k in decades if k % apart == 0] for apart in (2, 3, 5, 10)]
     inside = [[tick for tick in ticks if low <= tick <= high] for ticks in every]
     ticks = max((ticks for ticks in inside if len(ticks) <= most), key=len, default=[low, high])
     axis.set_major_locator(FixedLocator(ticks))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}" if value < 1e6 else f"{value:.0e}"))
     axis.set_minor_locator(NullLocator())
-
-
-def logarithmic_axes(axes: Axes, most: int = 5) -> None:
-    """Both axes logarithmic, with few ticks; draw first, because the ends are those of what is drawn."""
-    axes.set(xscale="log", yscale="log")
-    few_ticks(axes.xaxis, *axes.get_xlim(), most=most)
-    few_ticks(axes.yaxis, *axes.get_ylim(), most=most + 2)
 
 
 def round_numbers(low: float, high: float) -> list[float]:
@@ -47,62 +53,93 @@ def face(is_marked: bool) -> Any:
     return {"markerfacecolor": "white"} if is_marked else {}
 
 
+def title_of_scores(metric: str, row: Line, width: int) -> str:
+    """The title of an axis of scores: the metric, what it compares in lines of `width` letters, and which end is
+    better."""
+    facts = score_words(row) if "count" in row else "of the logs"
+    end = {"min": "; lower is better", "max": "; higher is better", "": ""}[better(metric)]
+    return f"{metric}\n{wrapped(facts + end, width)}"
+
+
 def place_labels(
-    figure: Figure,
     axes: Axes,
     points: list[tuple[float, float]],
     labels: list[str],
+    colours: list[str],
     bars: Sequence[tuple[float, float, float]],
     radii: Sequence[float] | None = None,
 ) -> bool:
-    """Label each point where the text overlaps least with what is already drawn, including bars (x, low, high).
+    """Label each point where the text overlaps least with what is already drawn: points, bars (x, low, high), lines and
+    other labels. The figure must have been drawn, because there is nothing to measure before.
     Points have `radii` in points (by default 4); an empty label is left out.
 
-    Where a long label overlaps something in every place, all labels are removed and the result is False. Short labels
-    (numbers) always stay.
+    If a long label overlaps something but a line in every place, all labels are removed and the result is False. Short
+    labels (numbers) always stay.
     """
-    figure.draw_without_rendering()  # nothing can be measured before there is a layout
-    pixel = figure.dpi / 72
+    pixel = axes.figure.get_figure(root=True).dpi / 72
     sizes = [4.0] * len(points) if radii is None else radii
-    boxes = [
-        Bbox.from_bounds(x - radius * pixel, y - radius * pixel, 2 * radius * pixel, 2 * radius * pixel)
-        for (x, y), radius in zip(axes.transData.transform(points), sizes, strict=True)
+    places = axes.transData.transform(points)
+    boxes: list[Box] = [
+        (x - radius * pixel, y - radius * pixel, x + radius * pixel, y + radius * pixel)
+        for (x, y), radius in zip(places.tolist(), sizes, strict=True)
     ]
     for x, low, high in bars:
         (left, bottom), (_, top) = axes.transData.transform([(x, low), (x, high)])
-        boxes.append(Bbox.from_extents(left - 4, bottom, left + 4, top))
-    notes, clear = [], True
-    for point, label, radius in zip(points, labels, sizes, strict=True):
+        boxes.append((left - 4, bottom, left + 4, top))
+    lines = np.array(_along_lines(axes)).reshape(-1, 4)
+    notes, are_long = [], max(map(len, labels)) > 2
+    for point, (x, y), label, colour, radius in zip(points, places, labels, colours, sizes, strict=True):
         if not label:
             continue
-        far, near = radius + 4, 0.7 * radius + 2
-        around = [(far, 0, "left", "center"), (-far, 0, "right", "center")]
-        around += [(0, far, "center", "bottom"), (0, -far, "center", "top")]
-        around += [
-            (x, y, "left" if x > 0 else "right", "bottom" if y > 0 else "top")
-            for x in (near, -near)
-            for y in (near, -near)
-        ]
-        note = axes.annotate(label, point, (0, 0), textcoords="offset points", fontsize=7, in_layout=False)
-        choices = []
-        for right, up, side, level in around:
-            note.set(position=(right, up), horizontalalignment=side, verticalalignment=level)
-            box = note.get_window_extent()
-            areas = [box.width * box.height - _shared(box, axes.bbox), *(_shared(box, other) for other in boxes)]
-            choices.append((sum(areas), len(choices), box))
-        overlap, best, box = min(choices, key=lambda choice: choice[:2])
-        right, up, side, level = around[best]
-        note.set(position=(right, up), horizontalalignment=side, verticalalignment=level)
+        note = axes.annotate(label, point, (0, 0), textcoords="offset points", fontsize=SMALL, in_layout=False)
+        note.set(color=legible(colour))
         notes.append(note)
+        size, others = note.get_window_extent(), np.array(boxes)
+        choices: list[tuple[bool, float, int, Box]] = []
+        for right, up in _around(radius):
+            left, bottom = x + right * pixel - _before(right, size.width), y + up * pixel - _before(up, size.height)
+            box = (left, bottom, left + size.width, bottom + size.height)
+            outside = size.width * size.height - _shared(box, np.array([axes.bbox.extents]))
+            overlap = outside + _shared(box, others)
+            choices.append((overlap >= 1, overlap + 0.5 * _shared(box, lines), len(choices), box))
+        overlaps, _, best, box = min(choices)
+        if are_long and overlaps:
+            for each in notes:
+                each.remove()
+            return False
+        right, up = _around(radius)[best]
+        side = "left" if right > 0 else "right" if right else "center"
+        level = "bottom" if up > 0 else "top" if up else "center"
+        note.set(position=(right, up), horizontalalignment=side, verticalalignment=level)
         boxes.append(box)
-        clear = clear and overlap < 1
-    if clear or max(map(len, labels)) < 3:
-        return True
-    for note in notes:
-        note.remove()
-    return False
+    return True
 
 
-def _shared(one: Bbox, other: Bbox) -> float:
-    both = Bbox.intersection(one, other)
-    return both.width * both.height if both else 0.0
+def _around(radius: float) -> list[tuple[float, float]]:
+    """The places of a label around a point in points: right, left, above, below and the corners."""
+    far, near = radius + 4, 0.7 * radius + 2
+    return [(far, 0), (-far, 0), (0, far), (0, -far), *((x, y) for x in (near, -near) for y in (near, -near))]
+
+
+def _before(offset: float, size: float) -> float:
+    """How much of the size of a label lies to the left of, or below, its place."""
+    return 0.0 if offset > 0 else size if offset < 0 else size / 2
+
+
+def _along_lines(axes: Axes) -> list[Box]:
+    """Small boxes along the lines of axes."""
+    boxes: list[Box] = []
+    for line in axes.lines:
+        if line.get_linestyle() not in ("None", "none", "", " "):
+            corners = line.get_transform().transform(line.get_xydata())
+            for start, end in pairwise(corners):
+                steps = np.linspace(start, end, 1 + ceil(float(np.hypot(*(end - start))) / SPACING))
+                boxes += [(x - 2, y - 2, x + 2, y + 2) for x, y in steps.tolist()]
+    return boxes
+
+
+def _shared(box: Box, others: NDArray[np.floating]) -> float:
+    """The area that a box shares with others [N, 4], summed."""
+    widths = np.minimum(box[2], others[:, 2]) - np.maximum(box[0], others[:, 0])
+    heights = np.minimum(box[3], others[:, 3]) - np.maximum(box[1], others[:, 1])
+    return float(np.sum(np.maximum(widths, 0) * np.maximum(heights, 0)))

@@ -1,6 +1,7 @@
 """The figure of quality during training: against images seen, training FLOPs and hours."""
 
 from collections.abc import Mapping
+from math import nan
 from statistics import fmean
 from typing import Any, NamedTuple
 
@@ -9,13 +10,12 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
-from .drawing import few_ticks
+from .drawing import few_ticks, title_of_scores
 from .evidence import Evidence
 from .moments import first_column, hours_of, images_of, is_marked, main_device, moments
-from .queries import better, score_words
 from .runs import Line, Run
 from .scaling import hours_words
-from .style import PAGE, SMALL, blank, legend_above, wrapped
+from .style import PAGE, blank, caption, legend
 
 HELDOUT = "held-out loss"  # the metric, as a score's record calls it
 LOGGED = "held-out loss (log)"
@@ -114,7 +114,7 @@ def _draw(evidence: Evidence) -> Figure | None:
     if not measures:
         return None
     look = evidence.look
-    figure = blank(PAGE, 0.35 + 1.85 * len(columns))
+    figure = blank(PAGE, 0.25 + 1.85 * len(columns))
     grid = figure.subplots(len(columns), len(measures), sharex="col", sharey="row", squeeze=False)
     keys: dict[str, Line2D] = {}
     drawn = set()
@@ -134,21 +134,17 @@ def _draw(evidence: Evidence) -> Figure | None:
                 if not look.faint(group):
                     end = " *" if any(is_marked(run) for run in runs) else ""
                     keys[labels[group] + end] = Line2D([], [], **_style(evidence, group))
-        first = next(iter(columns[name].values()))[0]
-        facts = score_words(first) if "count" in first else "of the logs"
-        end = {"min": "lower is better", "max": "higher is better", "": ""}[better(name)]
-        row[0].set_ylabel(f"{name}\n{wrapped(f'{facts}; {end}', 26)}", fontsize=SMALL)
+        row[0].set_ylabel(title_of_scores(name, next(iter(columns[name].values()))[0], 30))
     device = main_device(next(iter(columns.values())))
     titles = {"images": "Images seen", "flops": "FLOPs (1e18) of the training", "hours": hours_words(device)}
     for axes, measure in zip(grid[-1], measures, strict=True):
-        axes.set_xlabel(titles[measure], fontsize=SMALL)
+        axes.set_xlabel(titles[measure])
     for axes in grid.flat:
         _scale(axes)
     text = "Thick: means over training seeds; thin: seeds." if seeds_shown else ""
     text += " *: a run failed or is unfinished." * marked
-    if text:
-        figure.supxlabel(text.strip(), fontsize=SMALL, color="0.35")
-    legend_above(figure, keys, len(drawn) - len(keys))
+    caption(figure, [text.strip()])
+    legend(figure, keys, len(drawn) - len(keys))
     return figure
 
 
@@ -156,8 +152,8 @@ def _draw_group(evidence: Evidence, axes: Axes, group: str, runs: list[Run], pan
     look = evidence.look
     seeds = [panels[run] for run in runs]
     if len(seeds) > 1 and not look.faint(group):
-        for one in seeds:
-            axes.plot(one.at, one.values, color=look.colour(group), linewidth=0.5, alpha=0.5, zorder=1)
+        at, values = ([x for one in seeds for x in (*getattr(one, name), nan)] for name in ("at", "values"))
+        axes.plot(at, values, color=look.colour(group), linewidth=0.5, alpha=0.5, zorder=1)  # one line is fast
     mean = mean_trajectory(seeds)
     axes.plot(mean.at, mean.values, **_style(evidence, group))
 

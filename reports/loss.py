@@ -5,15 +5,17 @@ from collections import Counter
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter
 from numpy.typing import NDArray
 
+from .drawing import few_ticks
 from .names import shared
 from .runs import Line, Run
-from .style import COLUMN, PAGE, Look, blank, caption, label_ends, legend_below, logarithmic
+from .style import COLUMN, PAGE, Look, blank, caption, label_ends, legend
 from .table import Table
 
 HELD_OUT = "held-out loss"  # the metric of scores
@@ -23,8 +25,12 @@ RAW = 6  # the raw values are drawn too if there are no more runs than that
 def running_median(values: NDArray[np.floating], window: int) -> NDArray[np.floating]:
     """The median over a window around each value. The window is narrower but centred at the start, and cut off at the
     end."""
-    halves = [min(window // 2, at) for at in range(len(values))]
-    return np.array([np.median(values[at - half : at + half + 1]) for at, half in enumerate(halves)])
+    half, series = window // 2, pd.Series(values)
+    medians = series.rolling(2 * half + 1, center=True, min_periods=1).median().to_numpy(copy=True)
+    of_first = series.iloc[: 2 * half].expanding().median().to_numpy()  # of the first 1, 2, 3 values
+    for at in range(min(half, len(values))):
+        medians[at] = of_first[min(2 * at, len(values) - 1)]
+    return medians
 
 
 def logged(run: Run, field: str) -> tuple[NDArray[np.int64], NDArray[np.floating]]:
@@ -54,20 +60,26 @@ def loss(runs: list[Run], overview: Table) -> Figure | str:
         values: list[float] = []
         for row in rows if title == "Training loss" else held:
             drawn = _training(axes, row, look, len(rows)) if title == "Training loss" else []
-            drawn = drawn or _held_out(axes, row, look, scores.get(row["run"], {}))
+            drawn = drawn or _held_out(axes, row, look, scores.get(row["run"], {}), len(held))
             ends.setdefault(row["group"], []).append(drawn[-1])
             values += [value for _, value in drawn]
         if 0 < 2 * min(values) < max(values):
             axes.set_yscale("log")
-            logarithmic(axes.yaxis, max(values) / min(values))
+            few_ticks(axes.yaxis, *axes.get_ylim(), most=6)
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.set(xlabel="Images seen in training", ylabel=title)
     text = [shared(runs)] if len({row["title"] for row in overview.rows}) == 1 else []
     if left_out:
         rest = "1 score under another protocol is" if left_out == 1 else f"{left_out} scores under other protocols are"
         text.append(f"Held-out loss: {rest} left out")
-    caption(figure, text)
-    _name(figure, overview, look, ends, len(panels))
+    states = {group: [row["state"] for row in overview.rows if row["group"] == group] for group in ends}
+    counts = {len(each) for each in states.values()}
+    if same := len(counts) == 1 and max(counts) > 1:
+        text.insert(0, f"A line for each of the {max(counts)} training seeds of a model")
+    caption(figure, [". ".join(filter(None, text))])
+    labels = {row["group"]: row["model_label"] for row in overview.rows}
+    names = {group: labels[group] + group_words(states[group], same) for group in ends}
+    _name(figure, names, look, ends, len(panels))
     return figure
 
 
@@ -77,16 +89,21 @@ def _training(axes: Axes, row: Line, look: Look, count: int) -> list[tuple[float
     smooth = running_median(values, max(3, len(values) // 10))
     if count <= RAW:
         axes.plot(images, values, color=look.colour(row["group"]), alpha=0.25, linewidth=0.6)
-    thin: dict[str, Any] = {"linewidth": 0.8} if count > 2 * RAW else {}
-    axes.plot(images, smooth, **look.line(row["group"]) | thin)
+    axes.plot(images, smooth, **_line(look, row["group"], count))
     _end(axes, images[-1], smooth[-1], row, look)
     return list(zip(images.tolist(), smooth.tolist(), strict=True))
 
 
-def _held_out(axes: Axes, row: Line, look: Look, scores: dict[int, float]) -> list[tuple[float, float]]:
-    """Draw the held-out loss of a run: the log as a line, and scores as points."""
+def _line(look: Look, group: str, count: int) -> dict[str, Any]:
+    """How the line of one of `count` runs is drawn: thin if there are many."""
+    style = look.line(group)
+    return style | {"linewidth": 0.8} if count > 2 * RAW and not look.faint(group) else style
+
+
+def _held_out(axes: Axes, row: Line, look: Look, scores: dict[int, float], count: int) -> list[tuple[float, float]]:
+    """Draw the held-out loss of one of `count` runs: the log as a line, and scores as points."""
     images, values = logged(row["run"], "heldout_loss")
-    style = look.line(row["group"])
+    style = _line(look, row["group"], count)
     if len(images):
         axes.plot(images, values, **style)
     if scores:
@@ -127,13 +144,10 @@ def _held_out_scores(runs: list[Run]) -> tuple[dict[Run, dict[int, float]], int]
     return scores, len(rows) - counts[main]
 
 
-def _name(figure: Figure, overview: Table, look: Look, ends: dict[str, list[tuple[float, float]]], panels: int) -> None:
+def _name(
+    figure: Figure, names: dict[str, str], look: Look, ends: dict[str, list[tuple[float, float]]], panels: int
+) -> None:
     """Names at the ends of the lines of a single panel if they fit, or else a legend."""
-    states: dict[str, list[str]] = {}
-    labels = {row["group"]: row["model_label"] for row in overview.rows}
-    for row in overview.rows:
-        states.setdefault(row["group"], []).append(row["state"])
-    names = {group: labels[group] + group_words(states[group]) for group in ends}
     clear = [group for group in names if not look.faint(group)]
     others = len(names) - len(clear)
     points = [(*np.mean(ends[group], axis=0).tolist(), names[group], look.colour(group)) for group in clear]
@@ -141,13 +155,14 @@ def _name(figure: Figure, overview: Table, look: Look, ends: dict[str, list[tupl
         keys: dict[str, Any] = {}
         for group in clear:
             keys[names[group]] = Line2D([], [], **look.line(group), marker=look.marker(group), markersize=4.5)
-        legend_below(figure, keys, others)
+        legend(figure, keys, others)
 
 
-def group_words(states: list[str]) -> str:
-    """What stands behind the name of a group: the number of its runs, and how those ended that are not done."""
+def group_words(states: list[str], same: bool = False) -> str:
+    """What stands behind the name of a group: the number of its runs, unless all groups have the `same`, and how those
+    ended that are not done."""
     bad = Counter(state for state in states if state != "done")
     if len(states) == 1:
         return "".join(f" ({state})" for state in bad)
-    words = [f"{len(states)} seeds", *(f"{count} {state}" for state, count in bad.items())]
-    return f" ({', '.join(words)})"
+    words = [*([] if same else [f"{len(states)} seeds"]), *(f"{count} {state}" for state, count in bad.items())]
+    return f" ({', '.join(words)})" if words else ""

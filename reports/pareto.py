@@ -1,30 +1,26 @@
 """The figure of quality against speed, with the models that no other one beats in both."""
 
-from collections import Counter
 from collections.abc import Hashable, Mapping
 from typing import Any, NamedTuple, TypeVar
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
 from .differences import Mean, by_seed, mean_of
-from .drawing import face, few_ticks, place_labels
+from .drawing import face, few_ticks, place_labels, title_of_scores
 from .evidence import Evidence
 from .moments import at_equal_images, first_column, images_words, is_marked, middle, moments, series_of
 from .protocols import rankable
-from .queries import better, score_words
+from .queries import better
 from .runs import Line, Run
-from .style import COLUMN, FAINT, PAGE, SMALL, Look, blank, legend_above, wrapped
+from .style import COLUMN, FAINT, PAGE, blank, caption, legend, wrapped
 
 Name = TypeVar("Name", bound=Hashable)
 MODES = {"forward": "Forward", "train": "Training step"}
 # Speeds compare where these are equal. Any compile mode may be the fastest of its model.
 SAME = ("precision", "batch_size", "input_size", "checkpointing", "processes")
-
-FRONT: dict[str, Any] = {"alpha": 1.0, "zorder": 3}
-BEHIND: dict[str, Any] = {"alpha": 0.55, "zorder": 2}
+MOST_NAMES = 6  # models that are all named, whether or not they are members of the front
 
 
 class Speeds(NamedTuple):
@@ -91,20 +87,17 @@ def pareto(evidence: Evidence) -> Figure | str:
     if not panels:
         return "no two models with a score were timed in one setting"
     marked = {run.group for run in equal.rows if is_marked(run)}
-    figure = blank(PAGE if len(panels) > 1 else COLUMN, 2.9)
+    figure = blank(PAGE if len(panels) > 1 else COLUMN, 2.7)
     grid = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-    end = {"min": "lower is better", "max": "higher is better"}[better(name)]
-    grid[0].set_ylabel(
-        f"{name}\n{wrapped(f'{score_words(next(iter(equal.rows.values())))}; {end}', 40)}", fontsize=SMALL
-    )
+    grid[0].set_ylabel(title_of_scores(name, next(iter(equal.rows.values())), 34))
+    shown = {group for speeds in panels.values() for group in speeds.rows}
     fronts = {}
     for axes, (mode, speeds) in zip(grid, panels.items(), strict=True):
         points = {group: (row["images_per_s"], means[group].value) for group, row in speeds.rows.items()}
         fronts[mode] = front(points, better(name))
-        _draw(evidence, axes, points, means, speeds, marked, fronts[mode])
+        _draw(evidence, axes, points, means, speeds, marked, fronts[mode], few=len(shown) <= MOST_NAMES)
         axes.set_title(MODES[mode])
-        axes.set_xlabel("images/s", fontsize=SMALL)
-    shown = {group for speeds in panels.values() for group in speeds.rows}
+        axes.set_xlabel("Images/s")
     facts = {
         "Line: the front of the means.": any(len(each) > 1 for each in fronts.values()),
         "Bars: 95 % intervals over training seeds.": any(means[group].half is not None for group in shown),
@@ -116,10 +109,10 @@ def pareto(evidence: Evidence) -> Figure | str:
     for mode, speeds in panels.items():
         settings.setdefault(speeds.setting, []).append(MODES[mode])
     lines = [" ".join([*(text for text, holds in facts.items() if holds), images_words(equal)])]
-    lines += [f"{' and '.join(modes)}: {setting}, each in its fastest mode." for setting, modes in settings.items()]
+    for setting, modes in settings.items():
+        lines.append(f"{' and '.join(modes).capitalize()}: {setting}, each in its fastest mode.")
     lines += [f"The front is no ranking, because {why}."] if (why := rankable(equal.rows, equal.rows)) else []
-    width = int(17.5 * figure.get_figwidth())
-    figure.supxlabel("\n".join(wrapped(line, width) for line in lines), fontsize=SMALL, color="0.35")
+    caption(figure, lines)
     _label(evidence, figure, list(grid), panels, means, fronts)
     return figure
 
@@ -136,32 +129,30 @@ def _draw(
     speeds: Speeds,
     marked: set[str],
     members: list[str],
+    few: bool,
 ) -> None:
     look = evidence.look
     joined = {
         group for series in series_of(evidence.overview.rows) if len(series.groups) > 1 for group in series.groups
     }
     for group, (speed, quality) in points.items():
-        is_named = group in members or group in joined
-        colour, size = look.colour(group) if is_named else FAINT, look.size(group) ** 0.5
+        is_named = few or group in members or group in joined
+        colour, order = look.colour(group) if is_named else FAINT, 3 if group in members else 2
         axes.errorbar(
-            speed, quality, means[group].half, color=colour, marker=look.marker(group), markersize=size, capsize=2,
-            linewidth=1, **face(_is_hollow(group, speeds, marked)), **(FRONT if group in members else BEHIND),
+            speed, quality, means[group].half, color=colour, marker=look.marker(group), zorder=order,
+            markersize=look.size(group) ** 0.5, capsize=2, linewidth=1, **face(_is_hollow(group, speeds, marked)),
         )  # fmt: skip
-    speed, quality = zip(*(points[group] for group in members), strict=True)
-    steps = "steps-pre" if len(members) > 1 else "default"  # as fast as the next member, as good as this one
-    axes.plot(speed, quality, color="0.35", linewidth=0.9, linestyle="--", drawstyle=steps, zorder=1)
-    axes.margins(0.15, 0.15)
+    corners = [points[members[0]]]
+    for group in members[1:]:  # as fast as the next member, as good as it
+        corners += [(corners[-1][0], points[group][1]), points[group]]
+    axes.plot(*zip(*corners, strict=True), color="0.35", linewidth=0.9, linestyle="--", zorder=1)
+    axes.margins(0.15, 0.2)
     if max(speed for speed, _ in points.values()) > 4 * min(speed for speed, _ in points.values()):
         axes.set_xscale("log")
         few_ticks(axes.xaxis, *axes.get_xlim(), most=6)
     else:
         axes.xaxis.set_major_locator(MaxNLocator(4))
         axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.6g}"))
-
-
-def look_key(look: Look, group: str) -> Line2D:
-    return Line2D([], [], color=look.colour(group), marker=look.marker(group), linestyle="")
 
 
 def _label(
@@ -172,43 +163,51 @@ def _label(
     means: Mapping[str, Mean],
     fronts: Mapping[str, list[str]],
 ) -> None:
-    """The names of the members of each front, or numbers with a legend; the others have the colour of their family."""
+    """The names of all models if they are few, or else of the members of each front; numbers with a legend if names do
+    not fit. The others have the colour of their family."""
     look = evidence.look
     names = {row["group"]: row["model_label"] for row in evidence.overview.rows}
     members = list(dict.fromkeys(group for each in fronts.values() for group in each))
-    numbers = {group: str(number) for number, group in enumerate(members, start=1)}
+    every = list(dict.fromkeys(group for speeds in panels.values() for group in speeds.rows))
+    named = every if len(every) <= MOST_NAMES else members
+    numbers = {group: str(number) for number, group in enumerate(named, start=1)}
 
     def place(texts: Mapping[str, str]) -> bool:
+        figure.draw_without_rendering()  # nothing can be measured before there is a layout
         clear = True
         for axes, (mode, speeds) in zip(grid, panels.items(), strict=True):
             groups = list(speeds.rows)
             points = [(speeds.rows[group]["images_per_s"], means[group].value) for group in groups]
-            labels = [texts[group] if group in fronts[mode] else "" for group in groups]
+            shown = fronts[mode] if named is members else named
+            labels = [texts[group] if group in shown else "" for group in groups]
+            colours = [look.colour(group) for group in groups]
             bars = [
                 (at, means[group].low, means[group].high)
                 for (at, _), group in zip(points, groups, strict=True)
                 if means[group].half is not None
             ]
-            clear = place_labels(figure, axes, points, labels, bars) and clear
+            clear = place_labels(axes, points, labels, colours, bars) and clear
         return clear
 
-    families = {
-        series.label: look_key(look, middle(series.groups))
+    members_of = {
+        series.label: series.groups
         for series in series_of(evidence.overview.rows)
-        if len(series.groups) > 1 and any(group in speeds.rows for group in series.groups for speeds in panels.values())
+        if len(series.groups) > 1 and {*series.groups} & {*every}
     }
+    families = {label: look.key(middle(groups)) for label, groups in members_of.items()}
+    joined = {group for groups in members_of.values() for group in groups}
     height = figure.get_figheight()
     if families:
-        legend_above(figure, families)
-    others = Counter(group for speeds in panels.values() for group in speeds.rows if group not in members)
-    if place({group: wrapped(names[group], 22) for group in members}):
+        legend(figure, families)
+    if place({group: wrapped(names[group], 22) for group in named}):
         return
     for axes in grid:
         for note in list(axes.texts):
             note.remove()
-    for legend in list(figure.legends):
-        legend.remove()
+    for drawn in list(figure.legends):
+        drawn.remove()
     figure.set_figheight(height)
-    keys = {f"{numbers[group]}  {names[group]}": look_key(look, group) for group in members}
-    legend_above(figure, keys, len(others))
+    keys = {f"{numbers[group]}  {names[group]}": look.key(group) for group in named}
+    keys |= {label: key for label, key in families.items() if not {*members_of[label]} <= {*named}}
+    legend(figure, keys, len({*every} - {*named} - joined))
     place(numbers)

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from .differences import Mean, count_of, mean_of
-from .drawing import few_ticks, place_labels, round_numbers
+from .drawing import few_ticks, place_labels, round_numbers, title_of_scores
 from .evidence import Evidence
 from .moments import (
     AtEqualImages,
@@ -23,11 +23,10 @@ from .moments import (
     size_word,
 )
 from .protocols import rankable
-from .queries import better, score_words
 from .runs import Line
 from .scale import STEPS_400K, as_in_papers
 from .seeds import over_seeds
-from .style import COLUMN, ENTRIES, FAINT, PAGE, SMALL, Look, blank, legend_above, wrapped
+from .style import COLUMN, ENTRIES, FAINT, PAGE, blank, caption, legend, wrapped
 
 LARGEST = 170.0  # points²: the area of the model with the most parameters
 LEAST = 14.0  # points²: of models that are too small to be seen, or without a count
@@ -60,7 +59,7 @@ def quality_vs_flops(evidence: Evidence) -> Figure | str:
     areas = {group: max(LEAST, LARGEST * (models[group]["params"] or 0) / params[-1]) for group in values if params}
     differ = bool(params) and params[-1] > SIMILAR * params[0]
     areas = areas if differ else dict.fromkeys(values, 30.0)
-    figure = blank(COLUMN if len(values) <= MOST_NARROW else PAGE, 3.0)
+    figure = blank(COLUMN if len(values) <= MOST_NARROW else PAGE, 2.7)
     axes = figure.add_subplot()
     series = [one for one in series_of(evidence.overview.rows) if len(set(one.groups) & set(values)) > 1]
     if printed := published_rows(evidence, name, equal):
@@ -74,20 +73,15 @@ def quality_vs_flops(evidence: Evidence) -> Figure | str:
         if min(numbers) > 0 and max(numbers) > 4 * min(numbers):
             axes.set(**{f"{axis.axis_name}scale": "log"})
             few_ticks(axis, *axis.get_view_interval(), most=6)
-    facts = score_words(next(iter(equal.rows.values())))
-    end = {"min": "; lower is better", "max": "; higher is better", "": ""}[better(name)]
-    axes.set_xlabel("FLOPs (G) of one forward pass of one image", fontsize=SMALL)
-    axes.set_ylabel(f"{name}\n{wrapped(facts + end, 36)}", fontsize=SMALL)
+    axes.set_xlabel("FLOPs (G) of one forward pass of one image")
+    axes.set_ylabel(title_of_scores(name, next(iter(equal.rows.values())), 36))
     several = {count_of(seeds) for seeds in values.values()}
-    caption = [f"Means of {max(several)} training seeds."] if several == {max(several)} and max(several) > 1 else []
-    caption += ["Bars: 95 % intervals of means over training seeds."] if max(several) > 1 else []
-    caption += ["Hollow: a run failed or is unfinished."] if marked & set(values) else []
-    caption += ["Grey: published rows, at twice the multiply-adds that they print."] if printed else []
-    lines = [" ".join([*caption, images_words(equal)])]
-    lines += [f"No best: {why}."] if (why := rankable(equal.rows, equal.rows)) and len(values) > 1 else []
-    figure.supxlabel(
-        "\n".join(wrapped(line, int(17 * figure.get_figwidth())) for line in lines), fontsize=SMALL, color="0.35"
-    )
+    seeds = f"{max(several)} training seeds" if len(several) == 1 else "training seeds"
+    facts = [f"Means over {seeds} with their 95 % intervals."] if max(several) > 1 else []
+    facts += ["Hollow: a run failed or is unfinished."] if marked & set(values) else []
+    facts += ["Grey: published rows, at twice the multiply-adds that they print."] if printed else []
+    why = rankable(equal.rows, equal.rows) if len(values) > 1 else ""
+    caption(figure, [" ".join([*facts, images_words(equal)]), f"No best: {why}." if why else ""])
     if differ:
         _legend_of_areas(axes, params)
     _label(evidence, figure, axes, values, means, models, areas, series)
@@ -125,16 +119,8 @@ def _draw(
         faint = look.faint(group) and not _are_families(series, means)
         colour, hollow = FAINT if faint else look.colour(group), group in marked
         at = models[group]["flops"] / 1e9
-        axes.errorbar(
-            at,
-            mean.value,
-            mean.half,
-            color=colour,
-            linestyle="none",
-            capsize=2,
-            linewidth=1,
-            zorder=1.8 if faint else 2,
-        )
+        bar: dict[str, Any] = {"color": colour, "linestyle": "none", "linewidth": 1, "zorder": 1.8 if faint else 2}
+        axes.errorbar(at, mean.value, mean.half, capsize=2, **bar)
         marker = look.marker(group)
         faces: dict[str, Any] = {"facecolor": "white" if hollow else colour, "edgecolor": colour if hollow else "white"}
         axes.scatter(
@@ -165,34 +151,36 @@ def _label(
         group: f" ({counts[group]}\N{NO-BREAK SPACE}seeds)" if apart and counts[group] > 1 else "" for group in groups
     }
     names = {group: models[group]["model_label"] + seeds[group] for group in groups}
-    full = [wrapped(names[group], 24) for group in groups]
-    if not series and len(groups) <= MOST_NAMES and place_labels(figure, axes, points, full, bars, radii):
+
+    def place(texts: Mapping[str, str]) -> bool:
+        labels, colours = [texts.get(group, "") for group in groups], [look.colour(group) for group in groups]
+        figure.draw_without_rendering()  # nothing can be measured before there is a layout
+        return place_labels(axes, points, labels, colours, bars, radii)
+
+    full = {group: wrapped(names[group], 24) for group in groups}
+    if not series and len(groups) <= MOST_NAMES and place(full):
         return
     sizes = {
         group: size_word(models[group]["title"], one.label.split(",")[0]) for one in series for group in one.groups
     }
     if _are_families(series, groups):
         height = figure.get_figheight()
-        legend_above(figure, {one.label: _key(look, middle(one.groups)) for one in series})
-        if place_labels(figure, axes, points, [sizes[group] for group in groups], bars, radii):
+        legend(figure, {one.label: look.key(middle(one.groups)) for one in series})
+        if place(sizes):
             return
         figure.legends[-1].remove()
         figure.set_figheight(height)
     shown = [group for group in groups if not look.faint(group)]
     numbered = {group: str(number) for number, group in enumerate(shown, start=1)}
-    keys = {f"{numbered[group]}  {names[group]}": _key(look, group) for group in shown}
-    legend_above(figure, keys, len(groups) - len(shown))
-    place_labels(figure, axes, points, [numbered.get(group, "") for group in groups], bars, radii)
+    keys = {f"{numbered[group]}  {names[group]}": look.key(group) for group in shown}
+    legend(figure, keys, len(groups) - len(shown))
+    place(numbered)
 
 
 def _are_families(series: list[Series], groups: Collection[str]) -> bool:
     """Whether a legend of families tells all models apart, beside their sizes."""
     joined = {group for one in series for group in one.groups}
     return len(series) <= ENTRIES and all(group in joined for group in groups)
-
-
-def _key(look: Look, group: str) -> Line2D:
-    return Line2D([], [], color=look.colour(group), marker=look.marker(group), linestyle="")
 
 
 def _legend_of_areas(axes: Axes, params: list[float]) -> None:

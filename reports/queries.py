@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from ..harness.record import STAGE_OF
+from .names import value_word
 from .runs import Line, Run
 
 # The first word of a metric's name says whether lower or higher is better.
@@ -142,9 +143,9 @@ def scores(runs: list[Run]) -> dict[str, dict[Run, Line]]:
 
 def score_words(row: Line) -> str:
     """What a score compared: "512 samples against 1797 digits", or "512 samples" if the metric has no reference."""
-    against = " ".join(str(row[key]) for key in ("reference_count", "reference") if row.get(key))
+    against = " ".join(value_word(row[key]) for key in ("reference_count", "reference") if row.get(key))
     what = "samples" if row.get("samples") else "images"
-    return f"{row['count']} {what}" + (f" against {against}" if against else "")
+    return f"{value_word(row['count'])} {what}" + (f" against {against}" if against else "")
 
 
 def words_of(backends: Line | None) -> str:

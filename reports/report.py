@@ -12,6 +12,8 @@ from difflib import get_close_matches
 from pathlib import Path
 
 import matplotlib
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_pdf import FigureCanvasPdf
 from matplotlib.figure import Figure
 
 from ..kernels.errors import InputError
@@ -210,14 +212,14 @@ def _write_text(path: Path, text: str) -> None:
 
 def _write_figure(figure: Figure, path: Path) -> bytes:
     """Write a figure as PNG and as PDF, and return the PNG."""
-    files = {}
-    no_dates = {"CreationDate": None, "Creator": None, "Producer": None}
-    for kind, metadata in (("png", {"Software": None}), ("pdf", no_dates)):
-        buffer = io.BytesIO()  # on a full disk, Matplotlib's PDF would hide the error
-        figure.savefig(buffer, format=kind, dpi=150 if kind == "png" else "figure", metadata=metadata)
-        files[kind] = buffer.getvalue()
-        path.with_name(f"{path.name}.{kind}").write_bytes(files[kind])
-    return files["png"]
+    png, pdf = io.BytesIO(), io.BytesIO()  # on a full disk, Matplotlib's PDF would hide the error
+    figure.set_dpi(150)
+    FigureCanvasAgg(figure).print_png(png, metadata={"Software": None})  # `savefig` would draw twice
+    figure.set_layout_engine("none")  # the PDF has the layout of the PNG
+    FigureCanvasPdf(figure).print_pdf(pdf, metadata={"CreationDate": None, "Creator": None, "Producer": None})
+    for kind, buffer in (("png", png), ("pdf", pdf)):
+        path.with_name(f"{path.name}.{kind}").write_bytes(buffer.getvalue())
+    return png.getvalue()
 
 
 def _readme(evidence: Evidence, about: dict[str, str], absent: dict[str, str]) -> str:

@@ -10,7 +10,7 @@ from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
 
 from .runs import Line, Run
 from .speed import measurements
-from .style import COLOURS, COLUMN, MARKERS, PAGE, blank, caption, legend_below
+from .style import COLOURS, COLUMN, MARKERS, PAGE, blank, caption, legend
 
 KINDS = {"flops": ("FLOPs", "FLOP/s"), "exponentials": ("Exponentials", "/s")}  # and the unit of their rate
 DISTURBED = "Crosses: something else kept the host busy during the measurement."
@@ -61,7 +61,7 @@ def roofline(runs: list[Run]) -> Figure | str:
     colours = {name: COLOURS[at % len(COLOURS)] for at, name in enumerate(operators)}
     backends = sorted({_backend(point.row) for drawn in panels.values() for point in drawn})
     markers = {name: MARKERS[at % len(MARKERS)] for at, name in enumerate(backends)}
-    figure = blank(PAGE if len(panels) > 1 else COLUMN, 2.7)
+    figure = blank(PAGE if len(panels) > 1 else COLUMN, 2.5)
     for axes, (kind, drawn) in zip(figure.subplots(1, len(panels), squeeze=False).flat, panels.items(), strict=True):
         _roof(axes, drawn, kind)
         _points(axes, drawn, colours, markers)
@@ -75,7 +75,7 @@ def roofline(runs: list[Run]) -> Figure | str:
     }
     for name, marker in markers.items():
         keys[name] = Line2D([], [], color="0.3", linestyle="none", marker=marker, markersize=4.5)
-    legend_below(figure, keys)
+    legend(figure, keys)
     return figure
 
 

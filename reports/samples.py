@@ -179,7 +179,7 @@ def all_samples(
     if real := _real_strip(lead, [run for _, run, _ in shown]):
         labels, strips = ["Real images", *labels], [*real, *strips]
     else:
-        notes.append("Real images are not on record: a training of this version keeps some.")
+        notes.append("No real images are on record; new trainings keep some.")
     if len(labels) < 2:
         return "one model has samples, and no real images are on record; its own figure shows them"
     if any(picture.noise != noise for *_, picture in shown):

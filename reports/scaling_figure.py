@@ -8,12 +8,11 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from .differences import mean_of
-from .drawing import face, few_ticks
+from .drawing import face, few_ticks, title_of_scores
 from .evidence import Evidence
 from .fits import Check, Fit
 from .moments import middle, size_word
 from .protocols import rankable
-from .queries import score_words
 from .scaling import (
     MEASURES,
     Curve,
@@ -25,7 +24,7 @@ from .scaling import (
     scaling_of,
     target_words,
 )
-from .style import PAGE, SMALL, blank, legend_above, wrapped
+from .style import PAGE, blank, caption, legend, wrapped
 from .table import style_of
 
 
@@ -41,9 +40,7 @@ def scaling(evidence: Evidence) -> Figure | str | Mapping[str, Figure | str]:
 
 def _draw(evidence: Evidence, one: Scaling) -> Figure:
     titles = {row["group"]: row["title"] for row in evidence.overview.rows}
-    text = [wrapped(text, 124) for text in captions(one, titles)]
-    lines = sum(1 + each.count("\n") for each in text)
-    figure = blank(PAGE, 2.5 + 0.125 * lines)
+    figure = blank(PAGE, 2.5)
     panels = figure.subplots(1, len(one.curves), sharey=True, squeeze=False)[0]
     keys: dict[str, Line2D] = {}
     for axes, (name, curves) in zip(panels, one.curves.items(), strict=True):
@@ -51,12 +48,12 @@ def _draw(evidence: Evidence, one: Scaling) -> Figure:
         for curve in curves:
             keys |= _draw_curve(evidence, axes, curve)
         few_ticks(axes.xaxis, *axes.get_xlim())
-        axes.set_xlabel(wrapped(MEASURES[name].axis.format(hours_words(one.device)), 24), fontsize=SMALL)
+        axes.set_xlabel(wrapped(MEASURES[name].axis.format(hours_words(one.device)), 24))
     few_ticks(panels[0].yaxis, *panels[0].get_ylim(), most=7)
     first = next(iter(one.equal.rows.values()))
-    panels[0].set_ylabel(f"{one.column}\n{wrapped(score_words(first), 34)}", fontsize=SMALL)
-    legend_above(figure, keys)
-    figure.supxlabel("\n".join(text), fontsize=SMALL, color="0.25", x=0.01, horizontalalignment="left")
+    panels[0].set_ylabel(title_of_scores(one.column, first, 34))
+    caption(figure, captions(one, titles))
+    legend(figure, keys)
     return figure
 
 

@@ -6,15 +6,16 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+from matplotlib.ticker import NullLocator
 
+from .drawing import few_ticks
 from .runs import Line, Run
 from .speed import MODES, baseline_of, crossings, fastest, measurements, turns
-from .style import COLUMN, PAGE, Look, blank, caption, legend_below, logarithmic
+from .style import COLUMN, PAGE, Look, blank, caption, legend
 from .table import Table
 
 DISTURBED = "Empty markers: something else kept the host busy during the measurement"
-MOST = 6  # sentences about crossings below the figure
+MOST = 4  # sentences about crossings below the figure
 
 
 def _main_setting(measured: list[Line]) -> tuple[list[Line], str]:
@@ -51,10 +52,9 @@ def speed_vs_flops(runs: list[Run], baseline: str | None = None) -> Figure | str
         return "no model was timed with its cost"
     measured, setting = _main_setting(measured)
     modes, name, look = _panels(measured), baseline_of(measured, baseline), _look(measured)
-    figure = blank(COLUMN if len(modes) == 1 else PAGE, 2.7)
+    figure = blank(COLUMN if len(modes) == 1 else PAGE, 2.5)
     keys: dict[str, Any] = {}
-    of_baseline: dict[str, Any] = {}
-    disturbed = False
+    reach, disturbed = "", False
     for axes, mode in zip(figure.subplots(1, len(modes), squeeze=False).flat, modes, strict=True):
         lines = [[row for px in sorted(sizes) if (row := fastest(sizes[px]))] for sizes in _lines(measured, mode)]
         for best in filter(None, lines):
@@ -69,16 +69,16 @@ def speed_vs_flops(runs: list[Run], baseline: str | None = None) -> Figure | str
             _join_sizes(axes, every, look)
         _logarithmic(axes, "x", [row["flops"] / 1e9 for row in every])
         _logarithmic(axes, "y", [row["images_per_s"] for row in every])
-        rates = [row["images_per_s"] * row["flops"] / 1e9 for row in every if row["model"] == name]
+        rates = {row["images_per_s"] * row["flops"] / 1e9: row["label"] for row in every if row["model"] == name}
         if rates:
             ends = axes.get_xlim()
-            of_baseline["as many FLOPs/s as the baseline's most"] = axes.plot(
-                ends, [max(rates) / end for end in ends], ":", color="0.5", linewidth=1, scalex=False, scaley=False
-            )[0]
+            same: dict[str, Any] = {"color": "0.5", "linewidth": 1, "scalex": False, "scaley": False}
+            axes.plot(ends, [max(rates) / end for end in ends], ":", **same)
+            reach = f"Dotted: as many FLOPs per second as {rates[max(rates)]} reaches at most"
         axes.set(title=MODES[mode], xlabel="FLOPs (G) of one forward pass of one image")
         axes.set_ylabel("Images/s at the best batch")
-    caption(figure, [setting, *([DISTURBED] if disturbed else [])])
-    legend_below(figure, of_baseline | keys, _others(look, measured))
+    caption(figure, [". ".join(filter(None, [setting, reach])), *([DISTURBED] if disturbed else [])])
+    legend(figure, keys, _others(look, measured))
     return figure
 
 
@@ -94,7 +94,7 @@ def crossover(runs: list[Run], baseline: str | None = None) -> Figure | str:
     measured, setting = _main_setting(measured)
     modes, look = _panels(measured), _look(measured)
     memory = any(row.get("peak_memory_gib") for row in measured)
-    figure = blank(COLUMN if len(modes) == 1 else PAGE, 2.4 * (1 + memory))
+    figure = blank(COLUMN if len(modes) == 1 else PAGE, 2.1 * (1 + memory))
     grid = figure.subplots(1 + memory, len(modes), squeeze=False)
     sides = sorted({row["px"] for row in measured})
     for axes in grid.flat:
@@ -136,10 +136,10 @@ def crossover(runs: list[Run], baseline: str | None = None) -> Figure | str:
                 grid[1, column].set_xticks(
                     sides, [f"{px}\n×{batches[px]}" if px in batches else str(px) for px in sides]
                 )
-    sentences = crossings(measured, name)
-    more = [f"{len(sentences) - MOST} more crossings: below bench.md"] if len(sentences) > MOST else []
+    sentences = sorted(crossings(measured, name), key=lambda text: "no crossing" in text)
+    more = [f"{len(sentences) - MOST} more: below bench.md"] if len(sentences) > MOST else []
     caption(figure, [*sentences[:MOST], *more, setting, *([DISTURBED] if disturbed else [])])
-    legend_below(figure, keys, _others(look, measured))
+    legend(figure, keys, _others(look, measured))
     return figure
 
 
@@ -218,12 +218,7 @@ def _draw(axes: Axes, values: dict[int, float], absent: list[int], height: float
 
 def _logarithmic(axes: Axes, side: Literal["x", "y"], values: list[float]) -> None:
     """A logarithmic axis around the values, with so few ticks that they are legible."""
-    low, high = min(values), max(values)
-    axes.set(**{f"{side}scale": "log", f"{side}lim": (low / 1.5, high * 1.5)})
-    axis = axes.xaxis if side == "x" else axes.yaxis
-    if high < 100 * low:
-        logarithmic(axis, high / low)
-    else:
-        axis.set_major_locator(LogLocator())
-        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.15g}"))
-        axis.set_minor_locator(NullLocator())
+    margin = max(1.15, (max(values) / min(values)) ** 0.07)
+    low, high = min(values) / margin, max(values) * margin
+    axes.set(**{f"{side}scale": "log", f"{side}lim": (low, high)})
+    few_ticks(axes.xaxis if side == "x" else axes.yaxis, low, high, most=6)

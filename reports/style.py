@@ -1,4 +1,4 @@
-"""What all figures share: sizes, colours, markers, dashes, legends, labels at the ends of lines, and axes."""
+"""What all figures share: sizes, colours, markers, dashes, captions, legends, and labels at the ends of lines."""
 
 import re
 import textwrap
@@ -8,12 +8,10 @@ from typing import Any, Literal
 
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from .names import axis_values, words
 from .queries import better
@@ -33,10 +31,10 @@ LIGHTEST, DARKEST = 68.0, 26.0  # CIE L* of the smallest and the largest size of
 AREAS = (14.0, 62.0)  # points²: of the markers of the smallest and the largest model
 STYLE: dict[Any, Any] = {
     "font.size": 8.0, "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True, "axes.grid": True,
-    "axes.titlesize": 8.0, "xtick.labelsize": SMALL, "ytick.labelsize": SMALL, "grid.color": "0.9",
-    "grid.linewidth": 0.6, "legend.frameon": False, "legend.fontsize": SMALL, "legend.handlelength": 1.8,
-    "legend.columnspacing": 1.2, "lines.linewidth": 1.4, "lines.markersize": 4.5, "pdf.fonttype": 42,
-    "figure.constrained_layout.h_pad": 0.05, "figure.constrained_layout.w_pad": 0.05,
+    "axes.titlesize": 8.0, "axes.labelsize": SMALL, "xtick.labelsize": SMALL, "ytick.labelsize": SMALL,
+    "grid.color": "0.9", "grid.linewidth": 0.6, "legend.frameon": False, "legend.fontsize": SMALL,
+    "legend.handlelength": 1.8, "legend.columnspacing": 1.2, "lines.linewidth": 1.4, "lines.markersize": 4.5,
+    "pdf.fonttype": 42, "figure.constrained_layout.h_pad": 0.05, "figure.constrained_layout.w_pad": 0.05,
 }  # fmt: skip
 
 
@@ -119,6 +117,10 @@ class Look:
         if self.faint(group):
             return {"color": FAINT, "linestyle": "-", "linewidth": 0.7, "zorder": 1.5}
         return {"color": self.colour(group), "linestyle": self.dash(group), "zorder": 2}
+
+    def key(self, group: str) -> Line2D:
+        """The marker of a group for a legend."""
+        return Line2D([], [], color=self.colour(group), marker=self.marker(group), linestyle="")
 
     def points(self, group: str) -> dict[str, Any]:
         """The same with markers."""
@@ -214,6 +216,11 @@ def _shade(colour: str, target: float) -> str:
     return to_hex(_mix(own, end, low))
 
 
+def legible(colour: str) -> str:
+    """A colour for text: the same, but dark enough on white."""
+    return _shade(colour, min(lightness(colour), 50.0))
+
+
 def _mix(colour: tuple[float, float, float], end: float, share: float) -> tuple[float, float, float]:
     red, green, blue = ((1 - share) * part + share * end for part in colour)
     return red, green, blue
@@ -230,28 +237,19 @@ def wrapped(label: str, width: int) -> str:
 
 
 def caption(figure: Figure, lines: Sequence[str]) -> None:
-    """Small text below a figure. It is written before the legend, which then stands above the axes."""
-    text = "\n".join(wrapped(line, int(18 * figure.get_figwidth())) for line in lines if line)
+    """Small text below a figure, a paragraph a line. The figure grows by its height."""
+    text = "\n".join(wrapped(line, int(18.5 * figure.get_figwidth())) for line in lines if line)
     if text:
-        figure.supxlabel(text, fontsize=SMALL, color="0.35")
+        figure.supxlabel(text, x=0.01, horizontalalignment="left", fontsize=SMALL, color="0.35")
+        figure.set_figheight(figure.get_figheight() + 1.25 * SMALL / 72 * (1 + text.count("\n")))
 
 
-def legend_below(figure: Figure, keys: Mapping[str, Artist], others: int = 0) -> None:
-    """A legend below the axes, or above them if the figure has a caption, with as many columns as fit. The figure grows
-    by the height of the legend.
+def legend(figure: Figure, keys: Mapping[str, Artist], others: int = 0) -> None:
+    """A legend above the axes, with as many columns as fit. The figure grows by its height.
 
     `others` is the number of groups without an entry, which are drawn faintly. Of more than `ENTRIES` entries, the last
     ones are counted as others too.
     """
-    _legend(figure, keys, others, "outside upper center" if figure.get_supxlabel() else "outside lower center")
-
-
-def legend_above(figure: Figure, keys: Mapping[str, Artist], others: int = 0) -> None:
-    """The same above the axes."""
-    _legend(figure, keys, others, "outside upper center")
-
-
-def _legend(figure: Figure, keys: Mapping[str, Artist], others: int, place: Any) -> None:
     most = ENTRIES if len(keys) + bool(others) <= ENTRIES else ENTRIES - 1
     shown = dict(list(keys.items())[:most])
     if others := others + len(keys) - len(shown):
@@ -260,12 +258,12 @@ def _legend(figure: Figure, keys: Mapping[str, Artist], others: int, place: Any)
     width, height = figure.get_size_inches() * figure.dpi
     labels = [wrapped(label, int(14 * figure.get_figwidth())) for label in shown]
     for columns in range(min(len(labels), 6), 0, -1):
-        legend = figure.legend(list(shown.values()), labels, loc=place, ncols=columns)
-        box = legend.get_window_extent()
+        drawn = figure.legend(list(shown.values()), labels, loc="outside upper center", ncols=columns)
+        box = drawn.get_window_extent()
         if box.width <= 0.97 * width or columns == 1:
             figure.set_figheight((height + box.height) / figure.dpi)
             return
-        legend.remove()
+        drawn.remove()
 
 
 def label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> bool:
@@ -288,7 +286,7 @@ def label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> boo
         x, y, text, colour = ends[at]
         offset = ((right - places[at][0]) / pixel + 6, (height - places[at][1]) / pixel)
         note = axes.annotate(text, (x, y), offset, textcoords="offset points", va="center", fontsize=SMALL)
-        note.set(color=_shade(colour, min(lightness(colour), 50.0)), annotation_clip=False)
+        note.set(color=legible(colour), annotation_clip=False)
         notes.append(note)
     if max(note.get_window_extent().width for note in notes) <= 0.4 * figure.bbox.width:
         return True
@@ -314,11 +312,3 @@ def _low(cluster: list[float], gap: float) -> float:
 
 def _high(cluster: list[float], gap: float) -> float:
     return sum(cluster) / len(cluster) + (len(cluster) - 1) * gap / 2
-
-
-def logarithmic(axis: Axis, span: float) -> None:
-    """Ticks such as 0.2 and 30 for a logarithmic axis whose ends differ by a factor `span`."""
-    many = (1, 1.5, 2, 3, 4, 5, 7) if span > 3 else (1, 1.2, 1.4, 1.6, 1.8, 2, 2.5, 3, 3.5, 4, 5, 6, 7, 8, 9)
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if span > 8 else many))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axis.set_minor_locator(NullLocator())

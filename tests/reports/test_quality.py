@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from lamabench.reports import fits
-from lamabench.reports.drawing import few_ticks, round_numbers
+from lamabench.reports.drawing import few_ticks, place_labels, round_numbers
 from lamabench.reports.during import columns_of, during, trajectories
 from lamabench.reports.evidence import Evidence
 from lamabench.reports.pareto import front, pareto, speeds_of
@@ -41,7 +41,7 @@ def test_bubbles_have_the_area_of_their_parameters_and_families_are_joined(tmp_p
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["DiT", "LaMamba-Diff"]
     assert next(text.get_text() for text in axes.get_legend().get_texts()).startswith("parameters: ")
     caption = " ".join(figure.get_supxlabel().split())
-    assert "Means of 2 training seeds." in caption and "25,600,000 images" in caption
+    assert "Means over 2 training seeds with their 95 % intervals." in caption and "25,600,000 images" in caption
     assert figure.get_figwidth() == 3.35
 
 
@@ -129,9 +129,8 @@ def test_pareto_draws_the_front_and_names_its_members(tmp_path: Path) -> None:
     panels: list[Any] = figure.axes
     assert [axes.get_title() for axes in panels] == ["Forward", "Training step"]
     (line,) = (line for line in panels[0].lines if line.get_linestyle() == "--")
-    np.testing.assert_array_equal(line.get_xydata(), [[300.0, 40.0], [900.0, 60.0]])
-    assert line.get_drawstyle() == "steps-pre"
-    assert {text.get_text() for text in panels[0].texts} == {"good", "fast"}
+    np.testing.assert_array_equal(line.get_xydata(), [[300.0, 40.0], [300.0, 60.0], [900.0, 60.0]])
+    assert {text.get_text() for text in panels[0].texts} == {"good", "fast", "beaten", "slow"}
     assert len(panels[0].containers) == 4
     assert "A CPU, float32, batch 16" in figure.get_supxlabel()
 
@@ -157,7 +156,7 @@ def test_during_shows_means_over_seeds_at_every_moment(tmp_path: Path) -> None:
     assert len(panels) == 6 and figure.get_figwidth() == 6.9
     thick = [line for line in panels[0].lines if line.get_marker() != "None"]
     thin = [line for line in panels[0].lines if line.get_marker() == "None"]
-    assert len(thick) == 2 and len(thin) == 6
+    assert len(thick) == 2 and [len(line.get_xdata()) for line in thin] == [3 * 6] * 2
     scored_runs = columns_of(evidence)[FD]
     values = trajectories(scored_runs, "images")
     dit = [one for run, one in values.items() if run.info["family"] == "dit"]
@@ -191,7 +190,8 @@ def test_held_out_losses_of_the_log_stand_in_for_scores(tmp_path: Path) -> None:
         (3.0, 1100.0, 4, [10, 100, 1000]),
         (3.0, 40.0, 4, [3, 10, 30]),
         (1.2, 9.0, 4, [2, 3, 5]),
-        (12.0, 13.2, 4, [12, 13]),
+        (12.0, 13.2, 4, [12, 12.5, 13]),
+        (4.3, 14.0, 6, [6, 8, 10, 12, 14]),
         (0.057, 0.073, 4, [0.06, 0.065, 0.07]),
         (1e-6, 1e9, 4, [1e-5, 1, 1e5]),
     ],
@@ -201,3 +201,21 @@ def test_ticks_are_few_and_round(low: float, high: float, most: int, ticks: list
     few_ticks(axis, low, high, most)
     np.testing.assert_allclose(np.asarray(axis.get_majorticklocs()), ticks)
     assert round_numbers(28e6, 680e6) == [3e7, 1e8, 3e8]
+
+
+def test_labels_avoid_lines_points_and_each_other() -> None:
+    figure = Figure(figsize=(3.35, 2.5))
+    axes: Any = figure.add_subplot()
+    points = [(0.2, 0.5), (0.5, 0.5), (0.8, 0.5)]
+    axes.plot([0.0, 1.0], [0.5, 0.5])
+    axes.set(xlim=(0, 1), ylim=(0, 1))
+    figure.draw_without_rendering()
+    assert place_labels(axes, points, ["one", "two", "three"], ["#0072B2"] * 3, [])
+    boxes = [note.get_window_extent() for note in axes.texts]
+    height = axes.transData.transform((0.5, 0.5))[1]
+    assert all(box.y0 > height or box.y1 < height for box in boxes), "the line crosses no label"
+    assert not any(one.overlaps(other) for at, one in enumerate(boxes) for other in boxes[:at])
+    crowd = [(0.5, 0.5 + 0.001 * at) for at in range(20)]
+    before = len(axes.texts)
+    assert not place_labels(axes, crowd, ["a long name"] * 20, ["#0072B2"] * 20, []) and len(axes.texts) == before
+    assert place_labels(axes, crowd, [str(at) for at in range(20)], ["#0072B2"] * 20, [])

@@ -7,6 +7,7 @@ import numpy as np
 from lamabench.reports.contents import FIGURES
 from lamabench.reports.evidence import Evidence
 from lamabench.reports.runs import read
+from lamabench.reports.style import ENTRIES
 from matplotlib.figure import Figure
 from run_folders import samples_of, write
 
@@ -36,7 +37,9 @@ def test_models_are_rows_and_columns_have_equal_noise(tmp_path: Path) -> None:
     assert labels == ["a", "b", "c \N{DOUBLE DAGGER}"]
     assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["0", "1", "2"]
     text = figure.get_supxlabel().replace("\n", " ")
-    assert text.startswith("Seed 0. Images in a column begin with the same noise and class. Real images are not on rec")
+    assert text.startswith(
+        "Seed 0. Images in a column begin with the same noise and class. No real images are on record"
+    )
     assert text.endswith("\N{DOUBLE DAGGER}: other noise, classes or images.")
 
 
@@ -73,3 +76,11 @@ def test_of_many_models_no_more_than_a_legend_has_are_shown(tmp_path: Path) -> N
 def test_there_is_no_figure_without_samples(tmp_path: Path) -> None:
     write(tmp_path, "a", [])
     assert FIGURES["samples"].draw(Evidence(read([tmp_path]))) == "no run has samples"
+
+
+def test_of_many_runs_the_first_seed_of_each_model_has_a_grid(tmp_path: Path) -> None:
+    for at in range(15):
+        for seed in (1, 0):
+            write(tmp_path, f"v{at}-s{seed}", [], variant={"variant": f"v{at}"}, seed=seed, labels=[0, 1])
+    figures: Any = FIGURES["samples_*"].draw(Evidence(read([tmp_path])))
+    assert 0 < len(figures) <= ENTRIES and all(name.endswith("-s0") for name in figures)

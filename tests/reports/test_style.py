@@ -17,7 +17,7 @@ from lamabench.reports.style import (
     Look,
     blank,
     label_ends,
-    legend_below,
+    legend,
     lightness,
     shades,
 )
@@ -145,20 +145,20 @@ def entries(count: int, length: int = 12) -> dict[str, Any]:
 def test_a_legend_is_neither_cut_off_nor_taller_than_the_plot(width: float, count: int, length: int) -> None:
     figure = blank(width, 2.4)
     axes = figure.add_subplot()
-    legend_below(figure, entries(count, length))
+    legend(figure, entries(count, length))
     figure.draw_without_rendering()
-    (legend,) = figure.legends
-    box, plot = legend.get_window_extent(), axes.get_window_extent()
-    assert figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 and figure.bbox.y0 <= box.y0
-    assert box.height < plot.height and box.y1 <= plot.y0
-    texts = [text.get_text() for text in legend.get_texts()]
+    (drawn,) = figure.legends
+    box, plot = drawn.get_window_extent(), axes.get_window_extent()
+    assert figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 and box.y1 <= figure.bbox.y1
+    assert box.height < plot.height and box.y0 >= plot.y1
+    texts = [text.get_text() for text in drawn.get_texts()]
     assert len(texts) == min(count, ENTRIES)
     assert texts[-1] == "29 others" if count == 40 else "others" not in texts[-1]
 
 
 def test_a_legend_counts_what_is_drawn_faintly() -> None:
     figure = blank(COLUMN, 2.4)
-    legend_below(figure, entries(11), 29)
+    legend(figure, entries(11), 29)
     assert [text.get_text() for text in figure.legends[0].get_texts()][-2:] == [f"{10:012d}", "29 others"]
 
 
