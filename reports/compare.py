@@ -10,7 +10,7 @@ from typing import NamedTuple
 from ..harness.run import STUDY
 from ..kernels.errors import InputError, unknown
 from .contrast import configuration, cost, speed
-from .differences import NO_SEED, by_seed, count_of, difference, mean_of, with_interval
+from .differences import by_seed, count_of, difference, mean_of, seed_of, with_interval
 from .names import labels
 from .protocols import STEPS, UNKNOWN, by_design, generation_of, notes, rankable, words_of_protocol
 from .queries import better, scores, state_of
@@ -165,7 +165,7 @@ def _row(metric: str, a: Mapping[Run, Line], b: Mapping[Run, Line]) -> Line:
     first = next(iter(a.values()))
     values = []
     for side in (a, b):
-        seeds = [(NO_SEED if run.info.get("seed") is None else run.info["seed"], run) for run in side]
+        seeds = [(seed_of(run), run) for run in side]
         values.append(by_seed((seed, side[run]["value"]) for seed, run in seeds))
     means = [mean_of(numbers.values()) for numbers in values]
     result = difference(values[1], values[0], better(metric))

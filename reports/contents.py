@@ -29,8 +29,6 @@ from .style import ENTRIES
 from .table import Table
 from .throughput import throughput
 
-MOST_GRIDS = 24  # each takes a fifth of a second
-
 
 class TableItem(NamedTuple):
     """A table or, for each study, one: what it is, and why it is missing if it has no rows."""
@@ -52,12 +50,12 @@ def _all_samples(evidence: Evidence) -> Figure | str:
 
 
 def _samples(evidence: Evidence) -> Mapping[str, Figure | str]:
-    """A grid for each run with samples, or a reason; of more than `MOST_GRIDS`, for those of the first seeds."""
+    """A grid for each run with samples, or a reason; of more than `ENTRIES`, for those of the first seeds."""
     names = sample_names(evidence.runs)
     grids = {name: evidence.pictures[run] for name, run in names.items()}
     present = [name for name, grid in grids.items() if not isinstance(grid, str)]
-    left = sorted(present, key=lambda name: names[name].info.get("seed") or 0)[MOST_GRIDS:]
-    more = f"a report draws the samples of {MOST_GRIDS} runs, and {len(left)} more have some; name fewer runs"
+    left = sorted(present, key=lambda name: names[name].info.get("seed") or 0)[ENTRIES:]
+    more = f"a report draws the samples of {ENTRIES} runs, and {len(left)} more have some; name fewer runs"
     return {name: samples(grid) for name, grid in grids.items() if name not in left} | (
         {"samples_*": more} if left else {}
     )

@@ -11,6 +11,7 @@ from statistics import fmean, stdev
 
 from scipy.special import stdtrit
 
+from .runs import Run
 from .table import style_of
 
 LEVEL = 0.95
@@ -57,6 +58,11 @@ def mean_of(values: Iterable[float]) -> Mean:
     n = len(numbers)
     half = float(stdtrit(n - 1, (1 + LEVEL) / 2)) * stdev(numbers) / sqrt(n) if n > 1 else None
     return Mean(fmean(numbers), half, n)
+
+
+def seed_of(run: Run) -> int:
+    """The training seed of a run; `NO_SEED` if no training on record made its samples."""
+    return NO_SEED if run.info.get("seed") is None else run.info["seed"]
 
 
 def count_of(values: Mapping[int, float]) -> int:

@@ -10,9 +10,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
+from .differences import seed_of
 from .drawing import few_ticks, title_of_scores
 from .evidence import Evidence
-from .moments import first_column, hours_of, images_of, is_marked, main_device, moments
+from .moments import first_column, flops_of, hours_of, images_of, is_marked, main_device, moments
 from .runs import Line, Run
 from .scaling import hours_words
 from .style import PAGE, blank, caption, legend
@@ -71,7 +72,7 @@ def trajectories(scored: Mapping[Run, list[Line]], measure: str) -> dict[Run, Tr
             images, hours = images_of(run, row), hours_of(run, row)
             at = {
                 "images": images,
-                "flops": row["training_flops"] / 1e18 if row.get("training_flops") else None,
+                "flops": flops / 1e18 if (flops := flops_of(run, row)) else None,
                 "hours": hours[0] if hours and hours[1] == device else None,
             }[measure]
             if images and at:
@@ -127,7 +128,7 @@ def _draw(evidence: Evidence) -> Figure | None:
                 by_group.setdefault(run.group, []).append(run)
             for group in (group for group in labels if group in by_group):
                 runs = by_group[group]
-                seeds_shown |= len(runs) > 1
+                seeds_shown |= len({seed_of(run) for run in runs}) > 1
                 marked |= any(map(is_marked, runs))
                 _draw_group(evidence, axes, group, runs, panels[measure])
                 drawn.add(group)
@@ -150,7 +151,10 @@ def _draw(evidence: Evidence) -> Figure | None:
 
 def _draw_group(evidence: Evidence, axes: Axes, group: str, runs: list[Run], panels: Mapping[Run, Trajectory]) -> None:
     look = evidence.look
-    seeds = [panels[run] for run in runs]
+    folders: dict[int, list[Trajectory]] = {}
+    for run in runs:
+        folders.setdefault(seed_of(run), []).append(panels[run])
+    seeds = [mean_trajectory(each) for each in folders.values()]  # two folders of one seed are one seed
     if len(seeds) > 1 and not look.faint(group):
         at, values = ([x for one in seeds for x in (*getattr(one, name), nan)] for name in ("at", "values"))
         axes.plot(at, values, color=look.colour(group), linewidth=0.5, alpha=0.5, zorder=1)  # one line is fast

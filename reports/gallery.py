@@ -22,7 +22,7 @@ def fill(text: str, reports: list[Path], pictures: Path) -> str:
     """A page with what its marks name, from the folders of several reports. Pictures are copied into `pictures`."""
     absent: dict[str, str] = {}
     for report in reversed(reports):
-        absent |= json.loads((report / "index.json").read_text())["absent"]
+        absent |= json.loads((report / "index.json").read_text(encoding="utf-8"))["absent"]
 
     def filling(match: re.Match[str]) -> str:
         mark, kind, name = match.groups()
@@ -34,11 +34,12 @@ def fill(text: str, reports: list[Path], pictures: Path) -> str:
         if not files:
             content = f"*No committed record shows it: {absent[name]}.*"
         elif kind == "table":
-            content = _shortened(files[0].read_text().split("\n\n")[0])
+            content = _shortened(files[0].read_text(encoding="utf-8").split("\n\n")[0])
         else:
             pictures.mkdir(exist_ok=True)
-            (pictures / f"{name}.png").write_bytes(files[0].read_bytes())
-            content = f"![{name}]({pictures.name}/{name}.png)"
+            file = name.replace("*", "run") + ".png"
+            (pictures / file).write_bytes(files[0].read_bytes())
+            content = f"![{name}]({pictures.name}/{file})"
         return f"{mark}\n{content}\n\n<!-- end -->\n"
 
     return MARK.sub(filling, text)
@@ -56,7 +57,7 @@ def main() -> None:
         for report in reports:
             build([HERE / "records" / report.name], report)
         page = HERE / "README.md"
-        page.write_text(fill(page.read_text(), reports, HERE / "gallery"))
+        page.write_text(fill(page.read_text(encoding="utf-8"), reports, HERE / "gallery"), encoding="utf-8")
 
 
 if __name__ == "__main__":

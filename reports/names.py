@@ -2,7 +2,10 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from typing import Any
+
+import yaml
 
 from .runs import SEEDS, Run
 
@@ -80,6 +83,7 @@ def axis_word(axis: str, value: Any) -> str:
     """The value of one axis in words: "window 8", "no shift", "lr 4e-3"; "" for a seed or a model."""
     if axis in (*SEEDS, "model"):
         return ""
+    value = _plain(value)
     text = value_word(value)
     if (special := SPECIAL.get((axis, str(value) if value is None or isinstance(value, bool) else text))) is not None:
         return special
@@ -100,6 +104,7 @@ def axis_noun(axis: str) -> str:
 
 def value_word(value: Any) -> str:
     """A value alone, in words: 5e-05 is "5e-5", 400_000 "400K", ["conv", "window"] "conv + window"."""
+    value = _plain(value)
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int | float):
@@ -132,6 +137,15 @@ def axis_values(run: Run) -> Mapping[str, Any]:
     values = run.info.get("variant") or {}
     hidden = ("model", *SEEDS)
     return {axis: value for axis, value in values.items() if axis not in hidden and value != run.info["model"]}
+
+
+def _plain(value: Any) -> Any:
+    """An axis value as data: an earlier version recorded lists and truths as the text of an override, such as
+    "[ssm,window]"."""
+    if isinstance(value, str) and (value.startswith("[") or value in ("true", "false")):
+        with suppress(yaml.YAMLError):
+            return yaml.safe_load(value)
+    return value
 
 
 def _first(runs: list[Run]) -> dict[str, Run]:

@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
-from .differences import Mean, by_seed, mean_of
+from .differences import Mean, by_seed, mean_of, seed_of
 from .drawing import face, few_ticks, place_labels, title_of_scores
 from .evidence import Evidence
 from .moments import at_equal_images, first_column, images_words, is_marked, middle, moments, series_of
@@ -80,7 +80,7 @@ def pareto(evidence: Evidence) -> Figure | str:
     equal = at_equal_images(columns[name])
     values: dict[str, list[tuple[int, float]]] = {}
     for run, row in equal.rows.items():
-        values.setdefault(run.group, []).append((run.info.get("seed") or 0, row["value"]))
+        values.setdefault(run.group, []).append((seed_of(run), row["value"]))
     means = {group: mean_of(by_seed(pairs).values()) for group, pairs in values.items()}
     panels = {mode: speeds for mode in MODES if (speeds := speeds_of(evidence.runs, set(means), mode))}
     panels = {mode: speeds for mode, speeds in panels.items() if len(speeds.rows) > 1}

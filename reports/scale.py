@@ -7,7 +7,7 @@ from statistics import fmean
 from typing import NamedTuple
 
 from .budgets import Comparison, Moment, at_amount, by_machine, comparisons, equal_budgets, rising
-from .differences import NO_SEED, by_seed, count_of, mean_of
+from .differences import by_seed, count_of, mean_of, seed_of
 from .evidence import Evidence
 from .moments import equal_images, is_unfinished, machine_of
 from .names import labels
@@ -171,7 +171,7 @@ def _fill(rows: Mapping[str, Line], column: str, cell: Cell, way: str) -> str:
     for group, row in rows.items():
         own = {run: moment for run, moment in cell.moments.items() if run.group == group}
         if own:
-            seeds = [NO_SEED if run.info.get("seed") is None else run.info["seed"] for run in own]
+            seeds = [seed_of(run) for run in own]
             values[group] = by_seed(zip(seeds, (moment.row["value"] for moment in own.values()), strict=True))
             mean = mean_of(values[group].values())
             row |= {f"{column}_mean": mean.value, f"{column}_ci95": mean.half, f"{column}_n": count_of(values[group])}

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import NamedTuple
 
-from .differences import NO_SEED, by_seed, count_of
+from .differences import by_seed, count_of, seed_of
 from .evidence import Evidence
 from .fits import Check, Fit, check, fit
 from .moments import (
@@ -130,7 +130,7 @@ def _curve(
         scores = [(run, row, measure(run, row)) for run, row in equal.rows.items() if run.group == group]
         if costs := [cost for *_, cost in scores if cost]:  # a seed without it has no place there
             compute[group] = fmean(costs) / unit
-            values[group] = by_seed((_seed(run), row["value"]) for run, row, cost in scores if cost)
+            values[group] = by_seed((seed_of(run), row["value"]) for run, row, cost in scores if cost)
             ways |= {generation_of(row) for _, row, cost in scores if cost} - {""}
             marked |= {group} if any(is_marked(run) for run, _, cost in scores if cost) else set()
     if not compute:
@@ -143,10 +143,6 @@ def _curve(
         why = "the samples were made in several ways" if len(ways) > 1 else why
     law, tested = why or fit(points), why or check(points)
     return Curve(series, groups, compute, values, law, tested, marked, _further(series, groups, compute, rows, name))
-
-
-def _seed(run: Run) -> int:
-    return NO_SEED if run.info.get("seed") is None else run.info["seed"]
 
 
 def _further(

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from ..harness.scoring.protocol import words
-from .differences import NO_SEED, by_seed, count_of, mean_of
+from .differences import by_seed, count_of, mean_of, seed_of
 from .evidence import Evidence
 from .names import labels
 from .protocols import UNKNOWN, generation_of, notes
@@ -149,7 +149,7 @@ def _of_runs(lines: dict[Run, Line], label: str) -> Line:
     result["mark"] = BAD if any(state_of(run)[0] != "done" for run in lines) else ""
     for key, metric in METRICS.items():
         pairs = [
-            (NO_SEED if run.info.get("seed") is None else run.info["seed"], row["value"])
+            (seed_of(run), row["value"])
             for run, fid in lines.items()
             for row in run.rows
             if _is_of_same_samples(row, fid, metric)

@@ -4,6 +4,7 @@ import re
 import textwrap
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from html import escape
 from math import floor, log10
 
@@ -155,10 +156,9 @@ class Table:
             omitted.append(last.title or "")
         below = [*notes, *([BEST] if any(row.get(column.bold) for row in self.rows for column in columns) else [])]
         below += self.notes + ([f"Columns omitted to fit the terminal: {', '.join(omitted)}"] if omitted else [])
-        return "\n".join([
-            text,
-            *(textwrap.fill(note, WIDTH, subsequent_indent="  ", break_on_hyphens=False) for note in below),
-        ])  # fmt: skip
+        whole = {"break_long_words": False, "break_on_hyphens": False}  # a path can be copied
+        wrap = partial(textwrap.fill, width=WIDTH, subsequent_indent="  ", **whole)
+        return "\n".join([text, *map(wrap, below)])
 
     def _frame(self, shown: list[Column], escaped: Callable[[str], str], bold: str) -> pd.DataFrame:
         cells = []

@@ -45,6 +45,10 @@ WORDS = [
     ("sample.clip", False, "no clipping"),
     ("backend.selective_scan", "triton", "selective scan triton"),
     ("model.my_new_field", 3, "my new field 3"),
+    ("model.mixers", "[ssm,window]", "ssm + window"),  # as earlier versions recorded it
+    ("model.mixers", "[]", "no mixers"),
+    ("model.parallel", "true", "parallel"),
+    ("model.scan", "[not a list", "[not a list scan"),
     ("seed", 1, ""),
     ("sample.seed", 1, ""),
     ("model", "dit_s_2", ""),

@@ -162,7 +162,7 @@ def test_letters_that_the_font_lacks_are_no_warning(tmp_path: Path) -> None:
 
 
 def test_of_many_runs_the_samples_of_the_first_seeds_are_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(contents, "MOST_GRIDS", 3)
+    monkeypatch.setattr(contents, "ENTRIES", 3)
     for width in (2, 4):
         for seed in (0, 1):
             write(tmp_path, f"w{width}-s{seed}", [trained(), drawn()], variant={"w": width}, seed=seed, labels=[0, 1])

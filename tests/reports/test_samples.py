@@ -78,9 +78,10 @@ def test_there_is_no_figure_without_samples(tmp_path: Path) -> None:
     assert FIGURES["samples"].draw(Evidence(read([tmp_path]))) == "no run has samples"
 
 
-def test_of_many_runs_the_first_seed_of_each_model_has_a_grid(tmp_path: Path) -> None:
+def test_of_many_runs_the_first_seed_of_models_has_a_grid(tmp_path: Path) -> None:
     for at in range(15):
         for seed in (1, 0):
             write(tmp_path, f"v{at}-s{seed}", [], variant={"variant": f"v{at}"}, seed=seed, labels=[0, 1])
     figures: Any = FIGURES["samples_*"].draw(Evidence(read([tmp_path])))
-    assert 0 < len(figures) <= ENTRIES and all(name.endswith("-s0") for name in figures)
+    drawn = [name for name, figure in figures.items() if not isinstance(figure, str)]
+    assert len(drawn) == ENTRIES and all(name.endswith("-s0") for name in drawn)
