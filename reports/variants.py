@@ -140,9 +140,10 @@ class Variants:
         """{group: {circumstances: its fastest measurement over batches and compile modes}}, as in the table `bench`."""
         result: dict[str, dict[tuple[Any, ...], Line]] = {}
         for group, runs in self.members.items():
-            rows = measurements(runs)
-            cells = {cell: fastest(row for row in rows if cell_of(row) == cell) for cell in map(cell_of, rows)}
-            result[group] = {cell: row for cell, row in cells.items() if row}
+            cells: dict[tuple[Any, ...], list[Line]] = {}
+            for row in measurements(runs):
+                cells.setdefault(cell_of(row), []).append(row)
+            result[group] = {cell: row for cell, rows in cells.items() if (row := fastest(rows))}
         return result
 
     @cached_property
