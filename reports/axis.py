@@ -20,7 +20,6 @@ from .variants import Variants, is_number, of_study
 
 DODGE = 0.014, 0.08  # of the width of the axes: between two lines, and between the first and the last, at most
 ROW = 0.19  # inches: the height of a category
-LETTERS = 46  # of a line of text in one column of a paper
 CLOSEST = 0.06  # of the width of the axes, between the labels of ticks
 Lines = dict[tuple[str, ...], list[str]]  # {values of the other axes: groups}
 
