@@ -122,9 +122,9 @@ def test_scores_of_a_name_are_by_the_same_weights(place, command, monkeypatch):
     line["evaluation"] = {"weights": sha256(place / "mine.pth")}
     monkeypatch.setattr(foreign, "evaluate", lambda *_, **__: iter([line]))
     inception = [*DATA, *SCORE, "evaluate.features=inception_v3"]
-    words = ["theirs.npz", "--as", "weighed", *inception]
+    words = ["theirs.npz", "--as", "weighed", *inception, "run.root=apart"]
     rows_of(command, *words, "evaluate.features_path=mine.pth")
-    (folder,) = (place / "runs" / "foreign").glob("weighed-*")
+    (folder,) = (place / "apart" / "foreign").glob("weighed-*")
     before = (folder / "record.jsonl").read_bytes()
     code, out, err = command("evaluate", *words, "evaluate.features_path=other.pth")
     assert (code, out) == (2, "") and err.count("\n") == 1

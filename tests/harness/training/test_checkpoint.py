@@ -7,6 +7,7 @@ import resource
 import stat
 from dataclasses import field, make_dataclass, replace
 
+import numpy as np
 import pytest
 import torch
 from lamabench.harness.training import checkpoint, storage
@@ -121,7 +122,9 @@ def test_files_contain_no_pickle(tmp_path):
         head = path.read_bytes()
         length = int.from_bytes(head[:8], "little")
         assert "lamabench" in json.loads(head[8 : 8 + length])["__metadata__"]
-    assert {p.suffix for p in folder.rglob("*") if p.is_file()} == {".jsonl", ".safetensors"}
+    assert {p.suffix for p in folder.rglob("*") if p.is_file()} == {".jsonl", ".npz", ".safetensors"}
+    with np.load(folder / "real.npz", allow_pickle=False) as few:
+        assert few["images"].dtype == np.uint8 and few["labels"].dtype == np.int64
 
 
 @pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o027, 0o640), (0o077, 0o600)])
