@@ -16,7 +16,7 @@ from .evidence import Evidence
 from .moments import first_column, flops_of, hours_of, images_of, is_marked, main_device, moments
 from .runs import Line, Run
 from .scaling import hours_words
-from .style import PAGE, blank, caption, legend
+from .style import PAGE, blank, caption, legend, wrapped
 
 HELDOUT = "held-out loss"  # the metric, as a score's record calls it
 LOGGED = "held-out loss (log)"
@@ -139,7 +139,7 @@ def _draw(evidence: Evidence) -> Figure | None:
     device = main_device(next(iter(columns.values())))
     titles = {"images": "Images seen", "flops": "FLOPs (1e18) of the training", "hours": hours_words(device)}
     for axes, measure in zip(grid[-1], measures, strict=True):
-        axes.set_xlabel(titles[measure])
+        axes.set_xlabel(wrapped(titles[measure], 24))
     for axes in grid.flat:
         _scale(axes)
     text = "Thick: means over training seeds; thin: seeds." if seeds_shown else ""
