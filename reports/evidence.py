@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 from ..kernels.errors import InputError
 from .published import Published
@@ -14,6 +15,9 @@ from .seeds import seeds
 from .style import Look
 from .summary import summary
 from .table import Table
+
+if TYPE_CHECKING:
+    from .variants import Variants
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +61,13 @@ class Evidence:
         if len(names) == 1:  # nothing is computed twice
             return dict.fromkeys(names, self)
         return {name: replace(self, runs=[run for run in self.runs if run.info["study"] == name]) for name in names}
+
+    @cached_property
+    def variants(self) -> "Variants":
+        """The variants of one study, if these are its runs alone."""
+        from .variants import Variants  # computed from Evidence itself
+
+        return Variants(self)
 
     @cached_property
     def pictures(self) -> dict[Run, Mosaic | str]:

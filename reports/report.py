@@ -26,7 +26,7 @@ from .page import page
 from .progress import over
 from .published import read as published_rows
 from .queries import setting_words, timings
-from .runs import Line, read
+from .runs import read
 from .speed import MODES
 from .style import STYLE
 from .summary import TIMED
@@ -60,16 +60,6 @@ def evidence_of(
     """
     rows = published_rows(published)
     return Evidence(read(paths), baseline, say, rows)
-
-
-def summary_rows(paths: list[Path]) -> list[Line]:
-    """The summary table as plain data, with the keys of its csv. Raises InputError where the folders hold no runs."""
-    return evidence_of(paths).overview.records()
-
-
-def summary_text(paths: list[Path], baseline: str | None = None) -> str:
-    """`overview_text` of the runs at or below folders."""
-    return overview_text(evidence_of(paths, baseline))
 
 
 def overview_text(evidence: Evidence) -> str:

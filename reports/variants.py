@@ -155,7 +155,7 @@ class Variants:
 
 def of_study(evidence: Evidence) -> Mapping[str, Variants]:
     """{study: its variants} of all studies with a file and several variants."""
-    studies = {name: Variants(each) for name, each in evidence.studies.items()}
+    studies = {name: each.variants for name, each in evidence.studies.items()}
     return {name: study for name, study in studies.items() if study.base and len(study.members) > 1}
 
 

@@ -27,7 +27,7 @@ def sentences(evidence: Evidence) -> list[str]:
     interval, fewer than three seeds in common, samples made in several ways, or weights of different steps. Empty if
     nothing is on record.
     """
-    study = Variants(evidence)
+    study = evidence.variants
     text = []
     for metric in study.values:
         text += _against_base(study, metric)
@@ -38,7 +38,7 @@ def sentences(evidence: Evidence) -> list[str]:
 
 def headline(evidence: Evidence) -> str:
     """The sentence that says most about one study, computed from its first metric or else from its speed."""
-    study = Variants(evidence)
+    study = evidence.variants
     if not study.values:
         return next(iter(_speeds(study)), "No scores yet." if study.base else "No scores.")
     metric = next(iter(study.values))

@@ -82,7 +82,8 @@ def _settings(args: argparse.Namespace, study: Study, words: list[str]) -> list[
 
 
 def _run(sweep: Sweep) -> int:
-    from ...reports.report import build, summary_text  # pandas and matplotlib, which only this action needs
+    # pandas and matplotlib, which only this action needs
+    from ...reports.report import evidence_of, overview_text, write
 
     if sweep.cluster is not None and cluster.load(sweep.cluster).kind != "local":
         raise InputError(f"sweep run works on this machine; to queue on cluster {sweep.cluster}, use sweep submit")
@@ -91,11 +92,12 @@ def _run(sweep: Sweep) -> int:
     folder = plan.write(sweep.study, sweep.whole)
     done = local.run_local(plan.pieces(runs), sweep.args.parallel) and len(runs) == len(sweep.runs)
     out = folder / "report"
-    build([folder], out, say=partial(print, file=sys.stderr))
+    evidence = evidence_of([folder], say=partial(print, file=sys.stderr))
+    write(evidence, out)
     if sweep.args.json:
         show(plan.rows(sweep.runs), COLUMNS, True)
     else:
-        print(summary_text([folder]))
+        print(overview_text(evidence))
         print(f"\ntables and figures: {out}")
     return 0 if done else 1
 

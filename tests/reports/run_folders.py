@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from lamabench.harness.record import append, row
 from lamabench.harness.run import LAYOUT, STUDY, create, write_study
+from lamabench.reports.report import evidence_of, overview_text
 
 Line = dict[str, Any]
 WHERE = {
@@ -310,3 +311,13 @@ def _put(folder: Path, info: Line, lines: list[Line]) -> None:
         )
         texts.append(json.dumps(row(**{"key": key, **values, "provenance": H100}).as_dict()) + "\n")
     (folder / "record.jsonl").write_text("".join(texts))
+
+
+def summary_rows(paths: list[Path]) -> list[Line]:
+    """The rows of the summary of what lies at or below folders, with the keys of its csv."""
+    return evidence_of(paths).overview.records()
+
+
+def summary_text(paths: list[Path], baseline: str | None = None) -> str:
+    """What `lamabench report` prints of what lies at or below folders."""
+    return overview_text(evidence_of(paths, baseline))

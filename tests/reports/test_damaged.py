@@ -11,9 +11,9 @@ from lamabench.kernels.errors import InputError
 from lamabench.reports.contents import TABLES
 from lamabench.reports.frame import load
 from lamabench.reports.queries import state_of
-from lamabench.reports.report import build, evidence_of, summary_rows, summary_text, tables_of
+from lamabench.reports.report import build, evidence_of, tables_of
 from lamabench.reports.runs import read
-from run_folders import cost, samples_of, scored, timed, write
+from run_folders import cost, samples_of, scored, summary_rows, summary_text, timed, write
 
 JUNK = [b"", b"{", b"\xff\xfe", b"[]", b"null", b"{}", b'{"a": 1}', b'{"layout": 2, "config": []}']
 JUNK += [b'{"layout": 2, "kind": "x", "key": "k", "config": {"train": {"batch_size": "64"}}}']

@@ -17,8 +17,8 @@ from lamabench.kernels.errors import InputError
 from lamabench.reports import contents
 from lamabench.reports import report as reports
 from lamabench.reports.contents import FIGURES, TABLES
-from lamabench.reports.report import _readme, build, evidence_of, summary_rows, summary_text
-from run_folders import drawn, everything, samples_of, scored, trained, write, write_many
+from lamabench.reports.report import _readme, build, evidence_of
+from run_folders import drawn, everything, samples_of, scored, summary_rows, summary_text, trained, write, write_many
 
 ALL = {*TABLES, *FIGURES} - {"samples_*"}
 
@@ -189,8 +189,9 @@ def test_terminal_table_fits(three: Path, tmp_path: Path) -> None:
 def test_no_torch(tmp_path: Path) -> None:
     run = write(tmp_path / "runs", "dit", everything(60.0, 600.0), curve=[1.0, 0.5], labels=[0, 1])
     code = (
-        "import sys; from pathlib import Path; from lamabench.reports.report import build, summary_text\n"
-        f"build([Path({str(run)!r})], Path({str(tmp_path / 'out')!r})); summary_text([Path({str(run)!r})])\n"
+        "import sys; from pathlib import Path; from lamabench.reports.report import build, evidence_of, overview_text\n"
+        f"paths, out = [Path({str(run)!r})], Path({str(tmp_path / 'out')!r})\n"
+        "build(paths, out); overview_text(evidence_of(paths))\n"
         "assert 'torch' not in sys.modules, 'torch was imported'"
     )
     process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)

@@ -7,9 +7,8 @@ import pytest
 from lamabench.harness.run import create, write_study
 from lamabench.kernels.errors import InputError
 from lamabench.reports.queries import state_of, timings
-from lamabench.reports.report import summary_rows
 from lamabench.reports.runs import Run, read
-from run_folders import cost, drawn, everything, line, scored, swept, trained, write
+from run_folders import cost, drawn, everything, line, scored, summary_rows, swept, trained, write
 
 
 def names(runs: list[Run]) -> list[tuple[str, str]]:

@@ -8,12 +8,25 @@ from typing import Any
 import pytest
 from lamabench.reports.evidence import Evidence
 from lamabench.reports.quality import quality_vs_flops
-from lamabench.reports.report import build, summary_rows, summary_text
+from lamabench.reports.report import build
 from lamabench.reports.runs import read
 from lamabench.reports.seeds import base_groups, seeds
 from lamabench.reports.summary import summary
 from lamabench.reports.table import Table
-from run_folders import Line, cost, drawn, made, markdown, parsed, put, scored, trained, write
+from run_folders import (
+    Line,
+    cost,
+    drawn,
+    made,
+    markdown,
+    parsed,
+    put,
+    scored,
+    summary_rows,
+    summary_text,
+    trained,
+    write,
+)
 
 FD = "FD-EffNetLite0-512"
 

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from lamabench.kernels.errors import InputError
 from lamabench.reports.queries import state_of
-from lamabench.reports.report import build, summary_rows, summary_text
+from lamabench.reports.report import build
 from lamabench.reports.runs import read
 from lamabench.reports.speed import bench, crossing, kernels
 from lamabench.reports.speed_figures import crossover, speed_vs_flops
 from lamabench.reports.speed_table import speed
-from run_folders import H100, Line, line, markdown, parsed, swept, timed, write
+from run_folders import H100, Line, line, markdown, parsed, summary_rows, summary_text, swept, timed, write
 
 
 def write_sweep(root: Path) -> Path:

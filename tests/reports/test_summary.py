@@ -7,10 +7,9 @@ from pathlib import Path
 import pytest
 from lamabench.reports.costs import costs
 from lamabench.reports.origins import origins
-from lamabench.reports.report import summary_rows
 from lamabench.reports.runs import read
 from lamabench.reports.summary import summary
-from run_folders import WHERE, cost, drawn, markdown, parsed, scored, timed, trained, write
+from run_folders import WHERE, cost, drawn, markdown, parsed, scored, summary_rows, timed, trained, write
 
 
 def test_summary_cell_by_cell(three: Path, report: Path) -> None:
