@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..kernels.errors import InputError
+from .disk import access
 from .progress import Progress
-from .record import access
 from .shards import Samples
 
 BATCH = 64  # images

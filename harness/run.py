@@ -26,7 +26,8 @@ from types import NoneType
 from typing import IO, TYPE_CHECKING, Any
 
 from ..kernels.errors import InputError
-from .record import Row, access, read_lines, read_records, write_atomically
+from .disk import access, read_lines, write_atomically
+from .record import Row, read_records
 
 if TYPE_CHECKING:
     import numpy as np

@@ -29,7 +29,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..kernels.errors import InputError
-from .record import access, append, read_lines, read_records, write_atomically
+from .disk import access, append, read_lines, write_atomically
+from .record import read_records
 from .run import Busy, is_held, locked, plain_name
 
 CLAIMS_S = 60.0  # how long a process waits for the claims of another, which takes milliseconds

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..harness.record import write_atomically
+from ..harness.disk import write_atomically
 from ..harness.shards import Samples
 
 SIDE = 8  # the most images in a row and in a column

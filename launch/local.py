@@ -16,8 +16,8 @@ import torch
 from submitit.local.local import LocalJob, start_controller
 
 from ..harness.device import pick_device
+from ..harness.disk import write_atomically
 from ..harness.progress import clock, describe
-from ..harness.record import write_atomically
 from ..harness.run import is_locked
 from ..harness.stages import problem
 from ..kernels.errors import InputError

@@ -24,7 +24,8 @@ from ..harness.record import read_records
 from ..harness.scoring.counts import shortage
 from ..harness.sections import HELDOUT, DataConfig
 from ..harness.shards import features_of
-from ..harness.stages import Task, missing, missing_metrics
+from ..harness.stages import missing, missing_metrics
+from ..harness.tasks import Task
 from ..harness.training import checkpoint
 from ..harness.training.checkpoint import KEEP, moments
 from ..harness.training.ema import fit_of

@@ -22,19 +22,8 @@ from ..harness.progress import read as read_progress
 from ..harness.record import STAGE_OF, Row, newest, read_records
 from ..harness.run import check_study, is_locked, read_info, write_study
 from ..harness.sections import RunConfig
-from ..harness.stages import (
-    Task,
-    lost,
-    merged,
-    missing,
-    missing_metrics,
-    needs_samples,
-    only,
-    plan_key,
-    problem,
-    ready,
-    tasks,
-)
+from ..harness.stages import lost, missing, missing_metrics, needs_samples, plan_key, problem, ready
+from ..harness.tasks import Task, merged, only, tasks
 from ..harness.training.loggers import check_loggers
 from ..kernels.errors import InputError, unknown
 from ..models import plugins, registry

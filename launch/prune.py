@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..harness.disk import read_lines
 from ..harness.moments import reached
-from ..harness.record import read_lines, read_records
+from ..harness.record import read_records
 from ..harness.run import STUDY, is_locked, read_study
 from ..harness.training import storage
 from .plan import Planned

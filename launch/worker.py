@@ -49,19 +49,21 @@ def prepare(task: dict[str, Any]) -> Path:
     """The folder of a task, created if it does not exist; attempts.jsonl lies in it. Plug-ins, which register families
     or mixers of their own, are imported first."""
     from ..harness import stages
+    from ..harness.tasks import Task
 
     if task.get("plugins"):
         from ..models import plugins
 
         plugins.load(task["plugins"])
-    return stages.prepare(stages.Task.from_dict(task["task"]))
+    return stages.prepare(Task.from_dict(task["task"]))
 
 
 def do(task: dict[str, Any], progress: "Progress") -> None:
     """Do what is missing of a task. Raises Busy if another process works on it, Stopped if a signal came."""
     from ..harness import stages
+    from ..harness.tasks import Task
 
-    wanted = stages.Task.from_dict(task["task"])
+    wanted = Task.from_dict(task["task"])
     if (text := stages.start_problem(wanted)) is not None:
         raise InputError(f"not started: {text}; sweep retry queues both again")
     stages.execute(wanted, progress)
@@ -70,8 +72,9 @@ def do(task: dict[str, Any], progress: "Progress") -> None:
 def unfinished(task: dict[str, Any]) -> bool:
     """Whether something of a task is left to do."""
     from ..harness import stages
+    from ..harness.tasks import Task
 
-    return bool(stages.missing(stages.Task.from_dict(task["task"])))
+    return bool(stages.missing(Task.from_dict(task["task"])))
 
 
 def environment() -> dict[str, str]:
@@ -130,7 +133,7 @@ def one_line(error: BaseException) -> str:
 
 def read_attempts(folder: Path, job: str) -> list[dict[str, Any]]:
     """The lines of a job in attempts.jsonl of a run, oldest first. Raises InputError, one line, for a damaged file."""
-    from ..harness.record import read_lines
+    from ..harness.disk import read_lines
 
     return [line for line in read_lines(folder / "attempts.jsonl") if line["job"] == job]
 
@@ -143,7 +146,7 @@ class Attempt:
         self.ending = threading.Lock()  # never released: the second thread waits for the end of the process
 
     def note(self, event: str, **fields: Any) -> None:
-        from ..harness.record import append
+        from ..harness.disk import append
 
         now = datetime.now(timezone.utc).isoformat(timespec="seconds")
         append(self.path, {"event": event, "job": job_key(), "time": now, **fields})
@@ -283,8 +286,8 @@ def _attempt(path: Path, index: int, manifest: dict[str, Any], met: bool) -> int
     if (text := other_code(manifest.get("code", {}), task.get("plugins", ()))) is not None:
         say(f"{OTHER_CODE_LINE}: {text}")
         return OTHER_CODE
+    from ..harness.disk import read_lines
     from ..harness.provenance import code
-    from ..harness.record import read_lines
 
     folder = prepare(task)
     attempt = Attempt(folder)

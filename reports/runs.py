@@ -9,7 +9,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ..harness.record import read_lines, read_records
+from ..harness.disk import read_lines
+from ..harness.record import read_records
 from ..harness.run import STUDY, read_info, read_study
 from ..harness.run import Run as Folder
 from ..kernels.errors import InputError

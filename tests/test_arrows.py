@@ -23,6 +23,7 @@ ARROWS: dict[str, set[str]] = {
     "launch": {"harness", "ablations", "reports", "models", "kernels"},
     "reports": {
         "harness.grid",
+        "harness.disk",
         "harness.record",
         "harness.run",
         "harness.scoring.protocol",

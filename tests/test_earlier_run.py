@@ -19,7 +19,8 @@ import lamabench.reports as reports
 import numpy as np
 import pytest
 import torch
-from lamabench.harness.record import read_lines, read_records
+from lamabench.harness.disk import read_lines
+from lamabench.harness.record import read_records
 from lamabench.harness.shards import images_of, open_samples
 from lamabench.launch.cli import main
 

@@ -26,7 +26,7 @@ from PIL import Image
 
 from ...kernels.errors import InputError
 from ...kernels.nvrtc import cache_folder
-from ..record import write_atomically
+from ..disk import write_atomically
 
 # What Pillow raises for bad files.
 UNREADABLE = (

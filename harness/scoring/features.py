@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from .. import signals
-from ..record import access, write_atomically
+from ..disk import access, write_atomically
 from ..run import Busy, locked
 from ..sections import EvaluateConfig
 from ..shards import Samples

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from ..record import access, write_atomically
+from ..disk import access, write_atomically
 from .counts import OF_MOMENTS, shortage
 from .features import Extractor, alone, prepare_cache
 from .reference import Reference, short_hash

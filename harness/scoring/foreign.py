@@ -22,10 +22,11 @@ from ..config import Config
 from ..data import files
 from ..data.folder import HIDDEN, SUFFIXES, everything
 from ..device import pick_device
+from ..disk import access, append, write_atomically
 from ..keys import foreign_folder, score_key
 from ..progress import Progress
 from ..provenance import provenance
-from ..record import Row, ScoreRow, access, append, newest, read_records, row, write_atomically
+from ..record import Row, ScoreRow, newest, read_records, row
 from ..run import LAYOUT, STUDY, locked, plain_name, read_info
 from ..shards import Samples, open_samples
 from .networks import check_weights

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...kernels.errors import InputError
-from ..record import write_atomically
+from ..disk import write_atomically
 from ..run import read_json
 from ..shards import FEATURES, Samples, Shards, open_samples
 

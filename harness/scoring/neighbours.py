@@ -18,9 +18,9 @@ from ..config import Config
 from ..data.images import ImageData, load_held_out
 from ..data.items import epoch_order
 from ..device import pick_device
+from ..disk import write_atomically
 from ..grid import paste
 from ..progress import Progress
-from ..record import write_atomically
 from ..sections import EvaluateConfig
 from .features import Extractor, prepare_cache
 from .networks import network_of

@@ -24,7 +24,8 @@ from ..data.files import Say, npz_headers
 from ..data.images import load
 from ..data.items import epoch_order
 from ..data.splits import held_out
-from ..record import Row, access, write_atomically
+from ..disk import access, write_atomically
+from ..record import Row
 from ..sections import DataConfig
 from .counts import OF_MOMENTS, WITHOUT_REFERENCE
 from .features import Extractor, Features, alone, prepare_cache, read_cache, write_cache

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from ...kernels.errors import InputError
 from ..data.files import npz_headers, read_npz, sha256
-from ..record import access, write_atomically
+from ..disk import access, write_atomically
 from .features import Extractor
 from .networks import NETWORKS, Network
 from .statistics import Moments

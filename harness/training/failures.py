@@ -14,7 +14,7 @@ from statistics import median
 from typing import Any
 
 from ..config import Config, micro_batch
-from ..record import write_atomically
+from ..disk import write_atomically
 from .checkpoint import files
 from .folder import Position
 from .storage import link, step_of

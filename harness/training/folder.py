@@ -8,7 +8,7 @@ from typing import Any
 from ...models import registry
 from .. import parallel
 from ..config import Config, micro_batch
-from ..record import append
+from ..disk import append
 from .checkpoint import Checkpoint, Weights, check_model, keep, kept_origin, moments, save
 from .sharding import gathered
 from .step import TrainStep

@@ -11,9 +11,9 @@ from ...models.registry import Backbone
 from ..config import Config
 from ..data.images import ImageData
 from ..device import is_cuda
+from ..disk import read_lines, write_lines
 from ..keys import config_to_dict
 from ..measure.gpus import peak_flops
-from ..record import read_lines, write_lines
 from ..run import read_info
 from .failures import Failures
 from .folder import Position, TrainingFolder

@@ -11,9 +11,9 @@ from PIL import Image
 from ...models.registry import Backbone
 from ..config import Config
 from ..data.images import ImageData
+from ..disk import write_atomically
 from ..grid import CLASSES, REAL, paste
 from ..keys import sample_seed
-from ..record import write_atomically
 
 FOLDER = "previews"
 SIDE = 4  # images in a row and in a column

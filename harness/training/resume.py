@@ -10,8 +10,8 @@ from ...models import registry
 from ..config import Config, averages
 from ..device import device_type
 from ..diffusion.objective import objective
+from ..disk import read_lines
 from ..provenance import provenance
-from ..record import read_lines
 from .checkpoint import (
     Checkpoint,
     averages_of,

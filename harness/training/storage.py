@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ...kernels.errors import InputError
 from .. import parallel
-from ..record import access
+from ..disk import access
 
 _NAME = re.compile(r"step-(\d{8})(\.safetensors)?")
 _SHARD = re.compile(r"shard-(\d+)-of-(\d+)\.safetensors")

@@ -18,7 +18,8 @@ from ...harness.provenance import provenance
 from ...harness.record import newest, read_records
 from ...harness.run import locked, write_study
 from ...harness.sections import DataConfig
-from ...harness.stages import Task, prepare, tasks, write
+from ...harness.stages import prepare, write
+from ...harness.tasks import Task, tasks
 from ...kernels.errors import InputError
 from ...models.registry import presets
 from ..compose import compose, model_config

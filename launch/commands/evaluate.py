@@ -7,14 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from ...harness.config import Config
+from ...harness.disk import write_lines
 from ...harness.keys import config_from_dict, score_key
 from ...harness.progress import Progress
-from ...harness.record import newest, read_records, write_lines
+from ...harness.record import newest, read_records
 from ...harness.run import is_locked, locked
 from ...harness.scoring.protocol import UNKNOWN, fields_of, generation_of, stated, words
 from ...harness.sections import HELDOUT
 from ...harness.shards import features_of, set_of
-from ...harness.stages import Task, execute, missing, missing_metrics, only, prepare
+from ...harness.stages import execute, missing, missing_metrics, prepare
+from ...harness.tasks import Task, only
 from ...kernels.errors import InputError
 from ...reports.queries import SAMPLING, score_words
 from ..compose import compose

@@ -7,7 +7,8 @@ from ...harness.data.images import load
 from ...harness.progress import Progress
 from ...harness.record import read_records
 from ...harness.shards import images_of, open_samples
-from ...harness.stages import Task, missing
+from ...harness.stages import missing
+from ...harness.tasks import Task
 from ...harness.training.checkpoint import check_data
 from ...kernels.errors import InputError
 from ..output import command, show

@@ -18,7 +18,8 @@ from ...harness.run import ABOUT, create, locked, plain_name, read_info, weights
 from ...harness.sampling import labels_of
 from ...harness.scoring.kept import open_set
 from ...harness.shards import images_of, labels_at, open_samples, set_of
-from ...harness.stages import Task, execute, missing, tasks, write
+from ...harness.stages import execute, missing, write
+from ...harness.tasks import Task, tasks
 from ...harness.training.checkpoint import load_weights, moments
 from ...kernels.errors import InputError
 from ...models import plugins, registry

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from ...ablations.study import Study, load
+from ...harness.disk import write_lines
 from ...harness.measure.speed import stored
-from ...harness.record import STAGE_OF, Row, newest, read_records, write_lines
+from ...harness.record import STAGE_OF, Row, newest, read_records
 from ...harness.run import STUDY, check_study, read_study
-from ...harness.stages import Task
+from ...harness.tasks import Task
 from ...kernels.errors import InputError
 from ...models import registry
 from .. import local, notes, plan, prune

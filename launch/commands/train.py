@@ -17,7 +17,8 @@ from ...harness.moments import kept_steps, not_kept
 from ...harness.parallel import own_device, size
 from ...harness.progress import Progress, clock
 from ...harness.run import read_info, read_run, write_study
-from ...harness.stages import Task, execute, lost, missing, problem, tasks
+from ...harness.stages import execute, lost, missing, problem
+from ...harness.tasks import Task, tasks
 from ...harness.training.resume import unreached
 from ...kernels.errors import InputError
 from ...models import registry

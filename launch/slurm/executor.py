@@ -19,7 +19,7 @@ import submitit
 from submitit.core.utils import DelayedSubmission
 from submitit.slurm import slurm
 
-from ...harness.record import write_atomically
+from ...harness.disk import write_atomically
 from ...kernels.errors import InputError
 from ..worker import OTHER_CODE, OTHER_CODE_LINE, SETUP_FAILED, SETUP_LINE
 from . import client

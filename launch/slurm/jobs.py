@@ -11,7 +11,8 @@ from typing import Any
 
 from ...harness.data.files import sha256
 from ...harness.sections import HELDOUT
-from ...harness.stages import Task, merged, only, problem, start_problem
+from ...harness.stages import problem, start_problem
+from ...harness.tasks import Task, merged, only
 from ..plan import Piece
 from .cluster import ClusterConfig
 from .manifest import Draft

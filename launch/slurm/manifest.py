@@ -23,9 +23,9 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from ...harness.record import write_atomically
+from ...harness.disk import write_atomically
 from ...harness.run import read_json
-from ...harness.stages import Task
+from ...harness.tasks import Task
 from ...kernels.errors import InputError
 from ..worker import work
 from . import client

@@ -11,8 +11,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from ...harness.disk import write_atomically
 from ...harness.provenance import CODE, ROOT, SNAPSHOT, SUFFIXES, code, code_sha256
-from ...harness.record import write_atomically
 from ...kernels.errors import InputError
 from ...models import plugins
 from ..plan import Piece

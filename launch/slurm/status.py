@@ -11,7 +11,8 @@ from ...harness.parallel import GONE
 from ...harness.progress import describe
 from ...harness.record import read_records
 from ...harness.run import is_locked
-from ...harness.stages import Task, merged, missing
+from ...harness.stages import missing
+from ...harness.tasks import Task, merged
 from ...kernels.errors import InputError
 from .. import plan
 from ..plan import Planned, failure
@@ -32,8 +33,7 @@ LAST_WORDS = {
 # What srun writes of a process that ended badly: its number, or those of several, and how.
 ENDED = re.compile(r"srun: error: .*: tasks? (\d+).*?: (.+)")
 KILLED = "killed (signal 9), perhaps for its memory: cluster.mem_gb=N gives it more"
-# Lines that srun writes after the line with the reason.
-SRUN_AFTER = re.compile(r"srun: (Force Terminated|error: .*: Exited with exit code)")
+SRUN_AFTER = re.compile(r"srun: (Force Terminated|error: .*: Exited with exit code)")  # lines after the reason
 ENDS = {
     "TIMEOUT": ("timeout", "the time limit; sweep retry continues it, cluster.time_min=N gives it more"),
     "DEADLINE": ("timeout", "the deadline passed"),

@@ -15,7 +15,7 @@ from typing import Any
 
 from ...ablations.study import Study
 from ...harness.run import Busy, locked
-from ...harness.stages import Task
+from ...harness.tasks import Task
 from ...kernels.errors import InputError
 from .. import plan
 from ..output import number

@@ -13,7 +13,8 @@ from lamabench.ablations.study import STAGES as STUDY_STAGES
 from lamabench.ablations.study import Study, literal, load, names
 from lamabench.harness.keys import config_to_dict
 from lamabench.harness.progress import Progress
-from lamabench.harness.stages import STAGES, execute
+from lamabench.harness.stages import execute
+from lamabench.harness.tasks import STAGES
 from lamabench.kernels.errors import InputError
 from lamabench.launch.compose import compose, model_config
 from lamabench.launch.plan import pieces, plan

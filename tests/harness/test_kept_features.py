@@ -11,8 +11,9 @@ import torch
 from lamabench.baselines.dit import DiTConfig
 from lamabench.harness import sampling, shards, signals
 from lamabench.harness.config import Config
+from lamabench.harness.disk import append
 from lamabench.harness.progress import Progress
-from lamabench.harness.record import append, read_records
+from lamabench.harness.record import read_records
 from lamabench.harness.sampling import generate
 from lamabench.harness.scoring.features import Extractor
 from lamabench.harness.scoring.kept import FeatureSet, open_set
@@ -20,7 +21,8 @@ from lamabench.harness.scoring.networks import network_of
 from lamabench.harness.scoring.score import Unscored, score
 from lamabench.harness.sections import DataConfig, EvaluateConfig, RunConfig, SampleConfig, TrainConfig
 from lamabench.harness.shards import Shards, images_of, labels_at, set_of
-from lamabench.harness.stages import execute, merged, missing, tasks
+from lamabench.harness.stages import execute, missing
+from lamabench.harness.tasks import merged, tasks
 from lamabench.harness.training.loop import train
 from lamabench.kernels.errors import InputError
 

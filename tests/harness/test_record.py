@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 from lamabench.harness import record, record_page
-from lamabench.harness.record import append, read_lines, read_records, row, write_atomically
+from lamabench.harness.disk import append, read_lines, write_atomically
+from lamabench.harness.record import read_records, row
 from lamabench.kernels.errors import InputError
 
 SCORE = {"key": "a" * 12, "metric": "FD", "value": 3.0, "count": 10, "protocol": "12345678"}

@@ -15,13 +15,15 @@ import pytest
 import torch
 from lamabench.baselines.dit import DiTConfig
 from lamabench.harness.config import Config
+from lamabench.harness.disk import read_lines
 from lamabench.harness.progress import Progress
-from lamabench.harness.record import read_lines, read_records
+from lamabench.harness.record import read_records
 from lamabench.harness.run import Busy, is_locked
 from lamabench.harness.sampling import Sampler, generate
 from lamabench.harness.sections import DataConfig, RunConfig, SampleConfig, TrainConfig
 from lamabench.harness.shards import Shards, busy_seconds, first_gap, images_of, joined, labels_at, open_samples
-from lamabench.harness.stages import execute, missing, tasks
+from lamabench.harness.stages import execute, missing
+from lamabench.harness.tasks import tasks
 from lamabench.harness.training.loop import train
 from lamabench.kernels.errors import InputError
 
@@ -33,7 +35,8 @@ import json, sys, time, torch
 torch.set_num_threads(1)
 from lamabench.harness import sampling
 from lamabench.harness.progress import Progress
-from lamabench.harness.stages import Task, execute
+from lamabench.harness.stages import execute
+from lamabench.harness.tasks import Task
 draw = sampling.Sampler.draw
 def slowly(self, indices):
     print(indices.start, indices.stop, flush=True)

@@ -11,12 +11,14 @@ from fvcore.nn import FlopCountAnalysis
 from lamabench.baselines.dit import DiTConfig
 from lamabench.harness import stages
 from lamabench.harness.config import Config
+from lamabench.harness.moments import asked_moments, sampled_moments
 from lamabench.harness.progress import Progress
 from lamabench.harness.record import read_records
 from lamabench.harness.run import Busy, locked, open_run
 from lamabench.harness.sections import BenchConfig, DataConfig, EvaluateConfig, RunConfig, SampleConfig, TrainConfig
 from lamabench.harness.shards import open_samples
-from lamabench.harness.stages import Task, execute, merged, missing, tasks
+from lamabench.harness.stages import execute, missing
+from lamabench.harness.tasks import STAGES, Task, merged, tasks
 from lamabench.harness.training.checkpoint import moments
 from lamabench.kernels.errors import InputError
 from lamabench.models.registry import build
@@ -57,7 +59,7 @@ def change(config, section, **values):
     return replace(config, **{section: replace(getattr(config, section), **values)})
 
 
-def do(config, wanted=stages.STAGES):
+def do(config, wanted=STAGES):
     """Do what a configuration requests. Returns the stages that were missing before, by kind of folder."""
     stages_by_kind = {}
     for task in tasks(config, ABOUT, wanted):
@@ -86,7 +88,7 @@ def kinds(folder):
 
 
 def test_every_stage_once(config, scored):
-    wanted = tasks(config, ABOUT, stages.STAGES)
+    wanted = tasks(config, ABOUT, STAGES)
     assert [task.kind for task in wanted] == ["model", "training", "samples"]
     assert do(config) == {"model": ["cost", "bench"], "training": ["train"], "samples": ["sample", "evaluate"]}
     model, training, samples = (task.path for task in wanted)
@@ -104,7 +106,7 @@ def test_every_stage_once(config, scored):
 
 
 def test_a_task_is_plain_data(config):
-    for task in tasks(config, ABOUT, stages.STAGES):
+    for task in tasks(config, ABOUT, STAGES):
         assert Task.from_dict(json.loads(json.dumps(asdict(task)))) == task
     with pytest.raises(InputError, match=r"unknown stage 'tarin' .*did you mean 'train'"):
         tasks(config, ABOUT, ["tarin"])
@@ -168,8 +170,8 @@ def test_moments_are_kept_and_sampled(config, scored):
 def test_asked_moments(config, snapshots, at, steps):
     """With 4 images per step, every 12 images means every 3 steps."""
     config = change(change(config, "train", snapshots=snapshots, steps=10), "sample", at=at)
-    assert stages.asked_moments(config) == steps
-    assert stages.sampled_moments(config) == {"last": [10], "all": steps}.get(at if isinstance(at, str) else "", at)
+    assert asked_moments(config) == steps
+    assert sampled_moments(config) == {"last": [10], "all": steps}.get(at if isinstance(at, str) else "", at)
 
 
 def test_a_moment_beyond_the_end_is_one_line(config):
@@ -240,7 +242,7 @@ def test_variants_share_what_they_have_in_common(config):
         change(config, "sample", guidance=2.0),
         change(config, "bench", batch_size=3),
     ]
-    merged_tasks = merged(task for one in several for task in tasks(one, ABOUT, stages.STAGES))
+    merged_tasks = merged(task for one in several for task in tasks(one, ABOUT, STAGES))
     assert [task.kind for task in merged_tasks] == ["model", "training", "samples", "samples", "samples"]
     assert merged_tasks[1].moments == (4, 8) and merged_tasks[1].config["train"]["steps"] == 8
     assert len(merged_tasks[0].plans) == 2 and {task.step for task in merged_tasks[2:]} == {4, 8}

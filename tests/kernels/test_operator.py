@@ -12,8 +12,8 @@ from lamabench.baselines.adm import ADMConfig
 from lamabench.baselines.dit import DiTConfig
 from lamabench.harness.config import Config
 from lamabench.harness.device import compiled, exact_float32
+from lamabench.harness.disk import read_lines
 from lamabench.harness.progress import Progress
-from lamabench.harness.record import read_lines
 from lamabench.harness.sections import BackendConfig, DataConfig, RunConfig, TrainConfig
 from lamabench.harness.training.loop import train
 from lamabench.kernels import OPERATORS

@@ -9,8 +9,9 @@ from contextlib import suppress
 import pytest
 from lamabench.ablations.study import Study
 from lamabench.harness import stages
+from lamabench.harness.disk import append
 from lamabench.harness.keys import config_from_dict, score_key, speed_key
-from lamabench.harness.record import append, row
+from lamabench.harness.record import row
 from lamabench.harness.sections import BenchConfig
 from processes import starting
 

@@ -9,7 +9,7 @@ import sys
 import time
 from contextlib import contextmanager, suppress
 
-from lamabench.harness.record import read_lines
+from lamabench.harness.disk import read_lines
 from lamabench.harness.training.storage import read
 
 STEPS = 80

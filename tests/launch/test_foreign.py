@@ -6,9 +6,10 @@ import lamabench.reports as reports
 import numpy as np
 import pytest
 from lamabench.ablations.study import load, names
+from lamabench.harness.disk import write_lines
 from lamabench.harness.keys import config_of
 from lamabench.harness.progress import Progress
-from lamabench.harness.record import read_records, write_lines
+from lamabench.harness.record import read_records
 from lamabench.harness.run import read_info
 from lamabench.harness.scoring import foreign
 from lamabench.harness.scoring.networks import sha256

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 from lamabench.ablations.study import Study, load
+from lamabench.harness.disk import append
 from lamabench.harness.keys import model_key
-from lamabench.harness.record import append, row
+from lamabench.harness.record import row
 from lamabench.harness.run import create, read_run
 from lamabench.kernels.errors import InputError
 from lamabench.launch import gpu_hours, set_hours

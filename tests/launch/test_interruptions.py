@@ -6,7 +6,7 @@ import time
 
 import pytest
 from lamabench.harness import signals
-from lamabench.harness.record import read_lines
+from lamabench.harness.disk import read_lines
 from lamabench.launch import cli
 
 SMALL = ["model=dit_nano", "model.depth=1", "model.hidden_size=16", "model.num_heads=2", "data=digits", "data.size=8",

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import yaml
 from lamabench.ablations.study import Study
-from lamabench.harness.record import read_lines
+from lamabench.harness.disk import read_lines
 from lamabench.kernels.errors import InputError
 from lamabench.launch import local
 from lamabench.launch.cli import main

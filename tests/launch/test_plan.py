@@ -334,7 +334,7 @@ def test_a_damaged_file_is_a_state_and_not_an_error(study, finish, tmp_path):
 
 
 def test_tasks_are_plain_data_that_a_manifest_can_hold(study):
-    from lamabench.harness.stages import Task
+    from lamabench.harness.tasks import Task
     from lamabench.launch.slurm.jobs import entry
 
     for piece in pieces(plan(study(run__root="relative"))):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from lamabench.harness.record import read_lines
+from lamabench.harness.disk import read_lines
 from lamabench.harness.run import read_run
 
 pytestmark = [

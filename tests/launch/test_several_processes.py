@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from lamabench.harness.record import read_lines
+from lamabench.harness.disk import read_lines
 from lamabench.harness.run import read_run
 from lamabench.harness.shards import open_samples
 from processes import MODEL, SMALL, STEPS, losses, same, saved, training

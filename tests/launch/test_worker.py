@@ -16,8 +16,8 @@ import pytest
 import submitit
 from lamabench.ablations.study import Study
 from lamabench.harness import provenance, signals
+from lamabench.harness.disk import read_lines
 from lamabench.harness.progress import Progress
-from lamabench.harness.record import read_lines
 from lamabench.harness.run import read_run
 from lamabench.harness.shards import joined
 from lamabench.kernels.errors import InputError
@@ -231,7 +231,8 @@ import json, sys
 from lamabench.harness import provenance, signals
 signals.listen()
 from lamabench.harness.progress import Progress
-from lamabench.harness.stages import Task, execute
+from lamabench.harness.stages import execute
+from lamabench.harness.tasks import Task
 print("ready", flush=True)
 try:
     for task in map(Task.from_dict, json.loads(sys.argv[1])):

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from lamabench.harness.record import append, row
+from lamabench.harness.disk import append
+from lamabench.harness.record import row
 from lamabench.harness.run import LAYOUT, STUDY, create, write_study
 from lamabench.reports.report import evidence_of, overview_text
 

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 import pytest
-from lamabench.harness.record import append
+from lamabench.harness.disk import append
 from lamabench.launch.cli import main
 from lamabench.launch.commands import report as command
 from run_folders import cost, markdown, parsed, trained, write

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import yaml
-from lamabench.harness.record import read_lines
+from lamabench.harness.disk import read_lines
 from lamabench.harness.run import read_run
 from lamabench.launch.cli import main
 from safetensors.torch import load_file

@@ -5,7 +5,7 @@ import signal
 import time
 
 import pytest
-from lamabench.harness.record import read_lines
+from lamabench.harness.disk import read_lines
 from studies import PLUGIN, SLOW, SLURM, pids, progress, run_folder, same, trained_once, trains, write
 
 STEPS = 300

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 from lamabench.ablations.study import load
+from lamabench.harness.disk import read_lines
 from lamabench.harness.progress import Progress
-from lamabench.harness.record import read_lines
 from lamabench.harness.stages import execute
 from lamabench.launch.plan import pieces, plan
 from studies import SLURM, same, trained_once, write

@@ -5,7 +5,7 @@ import re
 import signal
 
 import pytest
-from lamabench.harness.record import read_lines
+from lamabench.harness.disk import read_lines
 from studies import BASE, SLURM, done, pids, tasks, write
 
 pytestmark = pytest.mark.slurm

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from lamabench.harness.record import read_lines
+from lamabench.harness.disk import read_lines
 from studies import (
     BASE,
     COMMAND,

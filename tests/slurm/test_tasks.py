@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from lamabench.harness.disk import read_lines
 from lamabench.harness.keys import config_from_dict
 from lamabench.harness.progress import Progress
-from lamabench.harness.record import read_lines
 from lamabench.harness.run import read_run
 from lamabench.harness.sampling import generate
 from lamabench.harness.shards import Shards

@@ -6,13 +6,14 @@ from dataclasses import replace
 
 import pytest
 from lamabench.ablations.study import load
+from lamabench.harness.disk import read_lines
 from lamabench.harness.measure import models, operators, timing
 from lamabench.harness.measure.models import WrongOutput
 from lamabench.harness.progress import Progress
-from lamabench.harness.record import read_lines
 from lamabench.harness.run import read_run
 from lamabench.harness.sections import RunConfig
-from lamabench.harness.stages import execute, missing, tasks
+from lamabench.harness.stages import execute, missing
+from lamabench.harness.tasks import tasks
 from lamabench.launch.cli import main
 from lamabench.launch.plan import plan
 from lamabench.reports.report import build as build_report

@@ -8,10 +8,10 @@ import pytest
 import torch
 from lamabench.baselines.dit import DiTConfig
 from lamabench.harness.config import Config
+from lamabench.harness.disk import read_lines
 from lamabench.harness.measure import check, models
 from lamabench.harness.measure.calls import Call, results
 from lamabench.harness.measure.check import SMALL, Held, WrongOutput, check_operators, fill_free_memory
-from lamabench.harness.record import read_lines
 from lamabench.harness.sections import BenchConfig, DataConfig, RunConfig
 from lamabench.kernels import OPERATORS
 from lamabench.kernels.attention import PlainAttention, sdpa

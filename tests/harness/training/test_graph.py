@@ -14,7 +14,8 @@ from lamabench.harness.progress import Progress
 from lamabench.harness.record import read_records
 from lamabench.harness.sections import RunConfig
 from lamabench.harness.signals import Stopped
-from lamabench.harness.stages import execute, tasks
+from lamabench.harness.stages import execute
+from lamabench.harness.tasks import tasks
 from lamabench.harness.training import loop
 from lamabench.harness.training.checkpoint import files, load
 from lamabench.harness.training.graph import WARM_UP, NotCaptured, WholeStep

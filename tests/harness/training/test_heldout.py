@@ -14,8 +14,9 @@ from lamabench.harness.config import check_fit
 from lamabench.harness.data.images import load, load_held_out
 from lamabench.harness.data.splits import held_out
 from lamabench.harness.diffusion.gaussian import DDPM
+from lamabench.harness.disk import read_lines
 from lamabench.harness.keys import score_key
-from lamabench.harness.record import read_lines, read_records
+from lamabench.harness.record import read_records
 from lamabench.harness.scoring.heldout import TIMES, heldout_losses, mean
 from lamabench.harness.scoring.reference import reference_of
 from lamabench.harness.training.loop import initial_model

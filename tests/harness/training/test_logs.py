@@ -10,9 +10,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from lamabench.harness.disk import read_lines
 from lamabench.harness.keys import config_to_dict
 from lamabench.harness.random import Stream, generator
-from lamabench.harness.record import read_lines
 from lamabench.harness.run import create
 from lamabench.harness.training import loggers
 from lamabench.harness.training.checkpoint import files, load, save

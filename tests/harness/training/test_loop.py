@@ -12,8 +12,8 @@ import pytest
 import torch
 from lamabench.harness.data.images import load
 from lamabench.harness.data.items import epoch_order
+from lamabench.harness.disk import read_lines
 from lamabench.harness.progress import Progress
-from lamabench.harness.record import read_lines
 from lamabench.harness.sections import BackendConfig, RunConfig
 from lamabench.harness.training import checkpoint, loop
 from lamabench.harness.training.loop import initial_model, train

@@ -5,9 +5,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from lamabench.harness.disk import append
 from lamabench.harness.measure.cost import cost
 from lamabench.harness.progress import Progress
-from lamabench.harness.record import append, row
+from lamabench.harness.record import row
 from lamabench.harness.sections import BackendConfig
 from lamabench.harness.training import checkpoint, resume
 from lamabench.harness.training.loop import train

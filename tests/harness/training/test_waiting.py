@@ -5,8 +5,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+from lamabench.harness.disk import read_lines
 from lamabench.harness.progress import Progress
-from lamabench.harness.record import read_lines, row
+from lamabench.harness.record import row
 from lamabench.harness.training import checkpoint, loop
 from lamabench.harness.training.loop import train
 from lamabench.harness.training.waiting import Waiting

@@ -8,8 +8,8 @@ import pytest
 import torch
 from lamabench.baselines.dit import DiTConfig
 from lamabench.harness.config import Config
+from lamabench.harness.disk import append, read_lines
 from lamabench.harness.progress import Progress
-from lamabench.harness.record import append, read_lines
 from lamabench.harness.sections import DataConfig, RunConfig, TrainConfig
 from lamabench.harness.training.checkpoint import files, load
 from lamabench.harness.training.loop import train

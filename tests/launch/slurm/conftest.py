@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from lamabench.harness.stages import Task
+from lamabench.harness.tasks import Task
 from lamabench.launch.cli import main
 from lamabench.launch.slurm import manifest
 

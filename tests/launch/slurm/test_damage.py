@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from lamabench.harness.record import append
+from lamabench.harness.disk import append
 from lamabench.harness.stages import prepare
 from lamabench.kernels.errors import InputError
 from lamabench.launch import worker

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 from lamabench.ablations.study import Setting, Study
 from lamabench.harness.scoring import networks
-from lamabench.harness.stages import Task
+from lamabench.harness.tasks import Task
 from lamabench.launch.cli import main
 from lamabench.launch.plan import keys_of, pieces, plan
 from lamabench.launch.slurm.cluster import ClusterConfig, load

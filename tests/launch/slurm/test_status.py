@@ -7,7 +7,7 @@ import pytest
 import yaml
 from lamabench.ablations.study import Study
 from lamabench.harness import stages
-from lamabench.harness.record import append, read_lines
+from lamabench.harness.disk import append, read_lines
 from lamabench.harness.run import locked
 from lamabench.launch import plan as plans
 from lamabench.launch.cli import main

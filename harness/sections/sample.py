@@ -1,0 +1,68 @@
+"""The section `sample`: how images are drawn."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from ...kernels.errors import InputError, unknown
+from ..checks import check_positive, check_precision, check_seed, check_steps, check_weights
+from ..diffusion.samplers import SAMPLERS, TIMESTEPS
+from .compiling import check_compile
+from .limits import MOST_AT_ONCE, MOST_SAMPLES
+
+LABELS = ("balanced", "random", "cyclic")
+KEEP = ("images", "features")  # of samples
+
+
+@dataclass
+class SampleConfig:
+    """How images are drawn. The default is the papers' protocol: 250 ancestral steps without guidance."""
+
+    count: int = 50_000
+    method: str = "ancestral"  # or ddim: of diffusion/samplers.py
+    steps: int = 250
+    guidance: float = 1.0  # 1: none
+    guidance_channels: int | None = None  # how many of the first channels are guided; null: all
+    clip: bool = False  # clamp predicted images to [-1, 1], as ADM does for pixels; latents have no bounds
+    precision: str = "float32"
+    compile: str = "eager"  # or compile, reduce-overhead, max-autotune: faster, with different rounding
+    batch_size: int = 64
+    at: Any = "last"  # or all (every kept moment), or a list of steps
+    # Or live: not averaged; ema@DECAY: of train.ema_decays; power@WIDTH: of any relative width, by train.ema_powers.
+    weights: str = "ema"
+    seed: int | None = None  # of the noise; null: the training's
+    # The class of each image. balanced: index modulo classes or, of fewer images than classes, evenly over all classes.
+    # random: drawn for each image, as in the papers of DiT and ADM. cyclic: index modulo classes, however few images.
+    labels: str = field(default="balanced", metadata={"since": "balanced"})
+    # Which of an objective's timesteps are steps. even: from the first to the last. ddim: 0, 40, … 960 for 25 of 1000.
+    timesteps: str = field(default="even", metadata={"since": "even"})
+    # Or features: of the network evaluate.features, by which the set is scored, and no images. In no key.
+    keep: str = "images"
+
+    def __post_init__(self) -> None:
+        check_positive("sample", {"count": self.count}, MOST_SAMPLES)
+        check_positive("sample", {"batch_size": self.batch_size}, MOST_AT_ONCE)
+        check_positive("sample", {"steps": self.steps})
+        if not math.isfinite(self.guidance):
+            raise InputError(f"sample.guidance must be finite, not {self.guidance}; 1 is no guidance")
+        self.weights = check_weights("sample.weights", self.weights)
+        if self.at not in ("last", "all"):
+            self.at = check_steps("sample.at", self.at, words=("last", "all"))
+            if not self.at:
+                raise InputError("sample.at is empty: give last, all, or a list of steps")
+        if self.seed is not None:
+            check_seed("sample.seed", self.seed)
+        if self.method not in SAMPLERS:
+            raise unknown("sample.method", self.method, SAMPLERS)
+        if self.labels not in LABELS:
+            raise unknown("sample.labels", self.labels, LABELS)
+        if self.timesteps not in TIMESTEPS:
+            raise unknown("sample.timesteps", self.timesteps, TIMESTEPS)
+        if self.keep not in KEEP:
+            raise unknown("sample.keep", self.keep, KEEP)
+        check_precision("sample.precision", self.precision)
+        check_compile("sample.compile", self.compile)
+        if self.guidance_channels is not None and self.guidance_channels < 1:
+            raise InputError(
+                f"sample.guidance_channels must be 1 or more, or null for all, not {self.guidance_channels}"
+            )

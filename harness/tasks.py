@@ -1,0 +1,116 @@
+"""Tasks: what one folder is asked for, and how a configuration becomes tasks. `stages.py` does them.
+
+Cost and speed belong to a model, once for all seeds. A training keeps the weights of some moments (steps). Samples
+belong to one moment and include their scores.
+"""
+
+from collections.abc import Container, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ..kernels.errors import unknown
+from .config import Config
+from .keys import config_to_dict, model_folder, model_key, samples_key, training_folder, training_key
+from .moments import asked_moments, sampled_moments
+
+STAGES = ("cost", "train", "sample", "evaluate", "bench")  # in the order in which they run
+KINDS = {"cost": "model", "bench": "model", "train": "training", "sample": "samples", "evaluate": "samples"}
+
+
+@dataclass(frozen=True)
+class Task:
+    """What one folder is asked for: plain data, so that a manifest can hold it.
+
+    kind      model, training or samples, and its `key`
+    about     what config.json says beside the configuration: study, name, variant, seed, model, family, title
+    config    the whole configuration; for a training, with the largest `train.steps` that was asked for
+    stages    the stages that are asked for, out of `STAGES`
+    moments   of a training: the steps whose weights are kept
+    training, step, metrics   of samples: where their weights lie, and the scores that are asked for
+    plans     of a model: sections `bench`, each with its `backend`
+    reference of samples in a job: the SHA-256 of the file `evaluate.reference` when it was queued; empty: any
+    """
+
+    kind: str
+    key: str
+    folder: str
+    about: dict[str, Any]
+    config: dict[str, Any]
+    stages: tuple[str, ...]
+    moments: tuple[int, ...] = ()
+    training: str = ""
+    step: int = 0
+    metrics: tuple[str, ...] = ()
+    plans: tuple[dict[str, Any], ...] = ()
+    reference: str = ""
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> "Task":
+        """The task from the plain data that `asdict` gives."""
+        lists: dict[str, Any] = {name: tuple(data[name]) for name in ("stages", "moments", "metrics", "plans")}
+        return cls(**{**data, **lists})
+
+    @property
+    def path(self) -> Path:
+        return Path(self.folder)
+
+
+def tasks(config: Config, about: dict[str, Any], stages: Sequence[str], training: Path | None = None) -> list[Task]:
+    """What a configuration asks for: one task for each folder, in the order in which they can be done.
+
+    `training` is the folder of a training that already exists in another root.
+    """
+    for stage in stages:
+        if stage not in STAGES:
+            raise unknown("stage", stage, STAGES)
+    root, plain, result = Path(config.run.root), config_to_dict(config), []
+
+    def of(kind: str) -> tuple[str, ...]:
+        return tuple(stage for stage in STAGES if stage in stages and KINDS[stage] == kind)
+
+    if of("model"):
+        plan = {"bench": plain["bench"], "backend": plain["backend"]}
+        folder, key = str(model_folder(root, config.model)), model_key(config.model)
+        plans = (plan,) if "bench" in stages else ()
+        result.append(Task("model", key, folder, about, plain, of("model"), plans=plans))
+    home = training_folder(root, config)
+    if of("training"):
+        moments = tuple(asked_moments(config))
+        result.append(Task("training", training_key(config), str(home), about, plain, of("training"), moments))
+    metrics = tuple(dict.fromkeys(config.evaluate.metrics)) if "evaluate" in stages else ()
+    for step in sampled_moments(config) if of("samples") else ():
+        key = samples_key(config, step)
+        where = {"training": str(training or home), "step": step, "metrics": metrics}
+        result.append(Task("samples", key, str(home / "samples" / key), about, plain, of("samples"), **where))
+    return result
+
+
+def merged(several: Iterable[Task]) -> list[Task]:
+    """The tasks of several configurations, one for each folder, with everything that any of them asks for. Tasks keep
+    the order in which they first appear."""
+    known: dict[tuple[str, str], Task] = {}
+    for task in several:
+        other = known.get((task.kind, task.key), task)
+        config = max((other, task), key=lambda one: one.config["train"]["steps"]).config
+        if any(one.config["sample"].get("keep") != "features" for one in (other, task)):
+            config = config | {"sample": {**config["sample"], "keep": "images"}}
+        plans = (*other.plans, *task.plans)
+        unions = {
+            "stages": tuple(stage for stage in STAGES if stage in (*other.stages, *task.stages)),
+            "moments": tuple(sorted({*other.moments, *task.moments})),
+            "metrics": tuple(dict.fromkeys((*other.metrics, *task.metrics))),
+            "plans": tuple(plan for n, plan in enumerate(plans) if plan not in plans[:n]),
+        }
+        known[task.kind, task.key] = replace(other, config=config, **unions)
+    return list(known.values())
+
+
+def only(task: Task, stages: Container[str]) -> Task:
+    """A task without its other stages, and without what only these need."""
+    return replace(
+        task,
+        stages=tuple(stage for stage in task.stages if stage in stages),
+        metrics=task.metrics if "evaluate" in stages else (),
+        plans=task.plans if "bench" in stages else (),
+    )
