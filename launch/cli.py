@@ -121,7 +121,7 @@ def parser() -> argparse.ArgumentParser:
         "count parameters, MACs and FLOPs by part, and the sum that the model's paper would print",
         "lamabench cost lamamba_xl dit_xl_2 input_size=64",
         "MODEL|key=value",
-        "models, and fields of their configuration, such as input_size=64 or window_size=4",
+        "models, fields of their configuration, such as input_size=64 or window_size=4, and objective.kind=flow",
     )
     help_text = "add what fvcore counts, as papers do, and what it skips; it runs the network, for up to a minute"
     cost.add_argument("--fvcore", action="store_true", help=help_text)
@@ -191,7 +191,7 @@ def parser() -> argparse.ArgumentParser:
         "lamabench bench lamamba_xl dit_xl_2 bench.batch_size=auto bench.compile=[eager,compile] "
         "bench.input_sizes=[32,64]",
         "MODEL|key=value",
-        "models, fields of their configuration, and settings of the sections bench, backend, run",
+        "models, fields of their configuration, and settings of the sections bench, backend, objective, run",
     )
     operators = add(
         "bench-kernels",

@@ -24,6 +24,7 @@ from ...kernels.errors import InputError
 from ...models import registry
 from ..compose import compose
 from ..output import command, number
+from ..set_hours import passes
 
 LATE = 0.05
 STUDY = "train"  # the study to which single commands belong
@@ -68,8 +69,9 @@ def run(args: argparse.Namespace) -> int:
 
     speed = (done or rows[-1])["images_per_s"]
     print(f"next: {command('sample', folder, *fitting(speed))}")
-    whole = config.sample.count * config.sample.steps / (3 * speed)
-    print(f"(without settings: {config.sample.count:,} images of {config.sample.steps} steps, about {clock(whole)})")
+    sample = config.sample
+    whole = sample.count * passes(sample.method, sample.steps, sample.guidance) / (3 * speed)
+    print(f"(without settings: {sample.count:,} images of {sample.steps} steps, about {clock(whole)})")
     return 0
 
 
