@@ -8,6 +8,7 @@ from lamabench.harness.record import read_records
 from lamabench.harness.run import open_run
 from lamabench.launch.cli import main
 from lamabench.launch.compose import compose
+from lamabench.models.registry import preset
 
 SMALL = """
 model=dit_nano model.depth=1 model.hidden_size=16 model.num_heads=2 data=digits data.size=8 data.split=most
@@ -50,3 +51,18 @@ def test_the_head_and_the_sampler_follow_from_the_objective():
         config, _ = compose([*DIGITS, f"objective.kind={kind}"])
         assert (config.model.out_channels, config.sample.method) == (channels, method)
     assert compose([*DIGITS, "objective.kind=flow", "sample.method=heun"])[0].sample.method == "heun"
+
+
+def test_cost_has_the_head_of_the_objective(capsys):
+    """DiT's head is a Linear from the width to p² · channels values a token: of 1 channel instead of 2."""
+
+    def row(*words: str):
+        assert main(["cost", "dit_nano", *words, "--json"]) == 0
+        return json.loads(capsys.readouterr().out)[0]
+
+    ddpm, v, flow = (row(f"objective.kind={kind}") for kind in ("ddpm", "v", "flow"))
+    config = preset("dit_nano").config
+    values, tokens = config.patch_size**2 * config.in_channels, (config.input_size // config.patch_size) ** 2
+    assert v == flow and ddpm == row()
+    assert ddpm["params"] - v["params"] == values * (config.hidden_size + 1)
+    assert ddpm["macs"] - v["macs"] == tokens * values * config.hidden_size
