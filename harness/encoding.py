@@ -122,6 +122,7 @@ def encode(
         _compare(target, asdict(index), request)
         lost = [shard.file for shard in index.shards if not is_whole(target / shard.file, index, shard.images)]
         if not lost:
+            _clean(target)
             return index
         progress.say(f"encode: missing or incomplete, and written again: {few(lost)}")
     elif (target / WORK / REQUEST).is_file():
@@ -284,7 +285,10 @@ def _work_off(
             return
         if part is None:
             if complete:
+                if waiting:
+                    progress.update("encode", claims.count, claims.count)
                 return
+            progress.update("encode", claims.drawn, claims.count)
             if not waiting:
                 progress.say(f"encode: waiting for {claims.count - claims.drawn} images that other processes encode")
             waiting = True
@@ -352,7 +356,12 @@ def _finish(target: Path, wanted: Index) -> Index:
     claims = ShardClaims(target / WORK, wanted.images, "")
     index = replace(wanted, shards=claims.shards())
     write_index(target, index)
+    _clean(target)
+    return read_index(target)
+
+
+def _clean(target: Path) -> None:
+    """Delete what a complete cache does not need."""
     for file in target.glob(".*.tmp"):
         file.unlink(missing_ok=True)
     shutil.rmtree(target / WORK, ignore_errors=True)
-    return read_index(target)
