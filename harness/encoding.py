@@ -8,6 +8,7 @@ processes change no byte. index.json is written last.
 """
 
 import json
+import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -161,8 +162,16 @@ def check_target(target: Path) -> None:
         if target.exists() and not target.is_dir():
             raise InputError(f"--to {target} is a file; give a folder")
         names = {path.name for path in target.iterdir()} if target.exists() else set()
+        place = _place(target)
     if names - {TEST} and not names & {INDEX, WORK}:
         raise InputError(f"--to {target} has other files ({min(names)}) and no cache of latents: give an empty folder")
+    if not place.is_dir() or not os.access(place, os.W_OK):
+        raise InputError(f"cannot write --to {target}: {place} is not a folder that can be written")
+
+
+def _place(target: Path) -> Path:
+    """The nearest path above or at `target` that exists."""
+    return next(path for path in (target.absolute(), *target.absolute().parents) if path.exists())
 
 
 def index_of(settings: DataConfig, data: ImageData, network: Autoencoder, source: str, dtype: str) -> Index:
@@ -229,8 +238,7 @@ def _check_room(target: Path, index: Index) -> None:
     """Raise InputError if the disk has no room for the shards that are missing, and one more."""
     shards = sum(file.stat().st_size for file in target.glob("*.safetensors"))
     needed = (index.images + SHARD) * image_bytes(index) - shards
-    place = next(path for path in (target.absolute(), *target.absolute().parents) if path.exists())
-    if needed > (free := shutil.disk_usage(place).free):
+    if needed > (free := shutil.disk_usage(_place(target)).free):
         half = "; --dtype float16 takes half" if index.dtype == "float32" else ""
         raise InputError(
             f"{target} needs {needed / 2**30:,.3g} GiB more, but its disk has {free / 2**30:,.3g} GiB free{half}"
