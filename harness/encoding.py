@@ -11,11 +11,13 @@ import json
 import os
 import shutil
 import time
+from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +53,8 @@ from .run import locked, read_json
 from .sections import DataConfig
 from .shards import CLAIMS_S, Claims, joined
 
-SHARD = 512  # images of a shard: 64 MiB of latents 4 × 32 × 32 in float32
+SHARD = 512  # images of a shard, at most
+SHARD_BYTES = 2**26  # of a shard, at most: its process holds a few of that size in memory
 WORK, REQUEST = ".encoding", "request.json"
 WAIT_S = 0.5  # between two looks at what other processes encode
 READERS = 8  # threads that decode images, at most
@@ -234,10 +237,15 @@ def image_bytes(index: Index) -> int:
     return values * DTYPES[index.dtype][1].itemsize + 8  # and its label
 
 
+def shard_images(index: Index) -> int:
+    """The number of images of each shard but the last. It depends on nothing else, so that shards are the same."""
+    return min(SHARD, max(1, SHARD_BYTES // image_bytes(index)))
+
+
 def _check_room(target: Path, index: Index) -> None:
     """Raise InputError if the disk has no room for the shards that are missing, and one more."""
     shards = sum(file.stat().st_size for file in target.glob("*.safetensors"))
-    needed = (index.images + SHARD) * image_bytes(index) - shards
+    needed = (index.images + shard_images(index)) * image_bytes(index) - shards
     if needed > (free := shutil.disk_usage(_place(target)).free):
         half = "; --dtype float16 takes half" if index.dtype == "float32" else ""
         raise InputError(
@@ -285,7 +293,7 @@ def _work_off(
         parallel.heed()
         begin = time.time()
         try:
-            part = claims.take(SHARD)
+            part = claims.take(shard_images(claims.index))
             complete = part is None and claims.complete()
         except FileNotFoundError:  # another command has completed the cache
             if not (claims.folder.parent / INDEX).is_file():
@@ -325,11 +333,11 @@ def batches(
 ) -> Iterator[dict[str, Tensor]]:
     """The latents of the images `part`, a batch at a time, by `latents.tensor_names`, float32 [n, c, s, s] on the CPU.
     Images are decoded by the threads of `pool` while others are encoded."""
-    pending = [pool.submit(data.image, i) for i in part]
-    count = max(1, autoencoder.PIXELS // data.size**2)
-    for start in range(0, len(part), count):
-        pixels = torch.stack([future.result() for future in pending[start : start + count]])
-        pending[start : start + count] = [None] * len(pixels)  # type: ignore[list-item]  # frees the images
+    count, rest = max(1, autoencoder.PIXELS // data.size**2), iter(part)
+    pending = deque(pool.submit(data.image, i) for i in islice(rest, 2 * count + READERS))
+    while pending:
+        pixels = torch.stack([pending.popleft().result() for _ in range(min(count, len(pending)))])
+        pending.extend(pool.submit(data.image, i) for i in islice(rest, count))
         values: dict[str, Tensor] = {}
         for end, batch in (("", pixels), *((("_mirrored", pixels.flip(-1)),) if mirrored else ())):
             mean, logvar = network.encode(batch)
