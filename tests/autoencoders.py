@@ -7,7 +7,7 @@ import torch
 
 def save_kl(folder: Path, *, seed: int = 0, channels: int = 4, in_channels: int = 3, **settings):
     """An AutoencoderKL of factor 4 with weights of order 1, so that means, variances and images vary."""
-    from diffusers import AutoencoderKL
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
     torch.manual_seed(seed)
     net = AutoencoderKL(
@@ -27,7 +27,7 @@ def save_kl(folder: Path, *, seed: int = 0, channels: int = 4, in_channels: int 
 
 def save_tiny(folder: Path, *, seed: int = 0, in_channels: int = 3, **settings):
     """An AutoencoderTiny of factor 4."""
-    from diffusers import AutoencoderTiny
+    from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
 
     torch.manual_seed(seed)
     net = AutoencoderTiny(

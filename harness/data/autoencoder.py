@@ -188,6 +188,7 @@ def _network(kind: str, folder: Path, source: str) -> Any:
                 str(folder),
                 local_files_only=True,
                 use_safetensors=True,
+                torch_dtype=torch.float32,
                 low_cpu_mem_usage=False,  # which needs accelerate
                 output_loading_info=True,
             )
@@ -204,7 +205,7 @@ def _network(kind: str, folder: Path, source: str) -> Any:
         raise InputError(
             f"autoencoder {source} takes {net.config.in_channels} channels and returns {net.config.out_channels}"
         )
-    return net.to(torch.float32).requires_grad_(False).eval()
+    return net.requires_grad_(False).eval()
 
 
 @contextmanager

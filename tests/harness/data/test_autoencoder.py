@@ -157,9 +157,9 @@ def test_without_diffusers_the_extra_is_named(tmp_path, monkeypatch):
 def test_images_that_do_not_fit(tmp_path):
     save_kl(tmp_path)
     ours = load(str(tmp_path))
-    with pytest.raises(InputError, match="data.channels is 1, but .* 3: set data.channels=3"):
+    with pytest.raises(InputError, match=r"data.channels is 1, but .* 3: set data.channels=3"):
         ours.encode(images(channels=1))
-    with pytest.raises(InputError, match="data.size 18 is not divisible by 4, .* 16 and 20"):
+    with pytest.raises(InputError, match=r"data.size 18 is not divisible by 4, .* 16 and 20"):
         ours.check(3, 18)
     with pytest.raises(FloatingPointError):
         ours.decode(torch.full((1, 4, 4, 4), float("nan")))
