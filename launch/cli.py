@@ -12,7 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import NoReturn
 
-from ..harness.parallel import Lost, everywhere
+from ..harness.parallel import Lost, everywhere, leave
 from ..harness.signals import interrupting
 from ..kernels.errors import InputError
 from . import streams
@@ -330,7 +330,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Of several processes (torchrun), the first one runs it, and the others help it to train and to sample."""
     streams.prepare()
     try:
-        return everywhere(lambda: _main(argv)) or 0
+        return leave(everywhere(lambda: _main(argv)) or 0)
     except (InputError, Lost) as error:  # of the environment, or of a process that did not come
         print(f"lamabench: error: {error}", file=sys.stderr)
         return 2 if isinstance(error, InputError) else 1
