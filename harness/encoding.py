@@ -50,9 +50,9 @@ from .latent_shards import (
     shard_images,
 )
 from .progress import Progress, Quiet
-from .run import read_json
+from .run import locked, read_json
 from .sections import DataConfig
-from .shards import joined
+from .shards import CLAIMS_S, joined
 
 WAIT_S = 0.5  # between two looks at what other processes encode
 DTYPE = "float32"
@@ -72,9 +72,8 @@ def encode(
     The cache has latents of mirrored images if `config.data.flip` is set. Continues an encoding that was stopped or
     killed, and writes shards again that are missing or incomplete and, with `verify`, those of a complete cache that
     have another checksum. Other processes of the run encode too (`join`), as does the same command on another machine.
-    Raises InputError, before anything is written, for data and an autoencoder
-    that do not fit, for a folder with a cache of something else, and for too little room on the disk; Stopped after the
-    batch in which a signal came.
+    Raises InputError, before anything is written, for data and an autoencoder that do not fit, for a folder with a
+    cache of something else, and for too little room on the disk; Stopped after the batch in which a signal came.
     """
     if dtype not in DTYPES:
         raise unknown("--dtype", dtype, DTYPES)
@@ -164,7 +163,7 @@ def _work(target: Path, data: ImageData, network: Autoencoder, device: str, prog
 def _work_off(
     claims: ShardClaims, data: ImageData, network: Autoencoder, pool: ThreadPoolExecutor, progress: Progress
 ) -> None:
-    waiting, first = False, True
+    waiting = False
     while True:
         parallel.heed()
         begin = time.time()
@@ -186,22 +185,33 @@ def _work_off(
             waiting = True
             time.sleep(WAIT_S)
             continue
-        pieces: dict[str, list[Tensor]] = {}
-        done = claims.drawn
-        for latents in batches(data, part, network, pool, claims.index.mirrored):
-            if first:
-                first = say_rounding(latents, claims.index.dtype, progress)
-            for name, tensor in latents.items():
-                pieces.setdefault(name, []).append(tensor.to(DTYPES[claims.index.dtype][1]))
-            done += len(latents["mean"])
-            progress.update("encode", done, claims.count)
-            parallel.heed()
-        tensors = {name: torch.cat(parts) for name, parts in pieces.items()}
-        if bad := [name for name, tensor in tensors.items() if not tensor.isfinite().all()]:
-            raise InputError(
-                f"{bad[0]} of images {part.start} to {part.stop - 1} is not finite in {claims.index.dtype}"
-            )
-        claims.save(part, tensors, data.labels[part.start : part.stop], begin)
+        claims.save(
+            part, _encoded(claims, part, data, network, pool, progress), data.labels[part.start : part.stop], begin
+        )
+
+
+def _encoded(
+    claims: ShardClaims,
+    part: range,
+    data: ImageData,
+    network: Autoencoder,
+    pool: ThreadPoolExecutor,
+    progress: Progress,
+) -> dict[str, Tensor]:
+    """The tensors of a shard, in the type of the cache."""
+    index, done, pieces = claims.index, claims.drawn, dict[str, list[Tensor]]()
+    for latents in batches(data, part, network, pool, index.mirrored):
+        if not pieces and part.start == 0:
+            say_rounding(latents, index.dtype, progress)
+        for name, tensor in latents.items():
+            pieces.setdefault(name, []).append(tensor.to(DTYPES[index.dtype][1]))
+        done += len(latents["mean"])
+        progress.update("encode", done, claims.count)
+        parallel.heed()
+    tensors = {name: torch.cat(parts) for name, parts in pieces.items()}
+    if bad := [name for name, tensor in tensors.items() if not tensor.isfinite().all()]:
+        raise InputError(f"{bad[0]} of images {part.start} to {part.stop - 1} is not finite in {index.dtype}")
+    return tensors
 
 
 def batches(
@@ -229,8 +239,8 @@ def rounding(mean: Tensor, logvar: Tensor, dtype: str) -> tuple[float, float]:
     return float(error), float(logvar.double().exp().mean().sqrt())
 
 
-def say_rounding(latents: dict[str, Tensor], dtype: str, progress: Progress) -> bool:
-    """Say how float16 rounds the first batch of a process, if it does so by more than the posterior's noise."""
+def say_rounding(latents: dict[str, Tensor], dtype: str, progress: Progress) -> None:
+    """Say how float16 rounds the means of a batch, if it does so by more than the posterior's noise."""
     if dtype == "float16" and "logvar" in latents:
         error, noise = rounding(latents["mean"], latents["logvar"], dtype)
         if error > noise:
@@ -238,15 +248,13 @@ def say_rounding(latents: dict[str, Tensor], dtype: str, progress: Progress) -> 
                 f"encode: float16 rounds the means by {error:.2g} (root mean square), more than the posterior's noise "
                 f"of {noise:.2g}; --dtype float32 does not"
             )
-    return False
 
 
 def _finish(target: Path, wanted: Index) -> Index:
     """Write the index of a cache whose shards are all there, and delete what it does not need."""
-    if (target / INDEX).is_file():  # by another command
-        return read_index(target)
-    claims = ShardClaims(target / WORK, wanted.images, "")
-    index = replace(wanted, shards=claims.shards())
-    write_index(target, index)
-    clean(target)
+    with suppress(FileNotFoundError), locked(target / WORK, CLAIMS_S):  # another command may have done it
+        if not (target / INDEX).is_file():
+            shards = ShardClaims(target / WORK, wanted.images, "").shards()
+            write_index(target, replace(wanted, shards=shards))
+            clean(target)
     return read_index(target)
