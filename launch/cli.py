@@ -153,6 +153,8 @@ def parser() -> argparse.ArgumentParser:
     encode.add_argument("--dtype", choices=("float32", "float16"), default="float32", help=help_text)
     help_text = "fetch the autoencoder from the Hugging Face hub if it is not in its cache"
     encode.add_argument("--download", action="store_true", help=help_text)
+    help_text = "of a complete cache: read every shard, and write those again whose checksum is another one"
+    encode.add_argument("--verify", action="store_true", help=help_text)
     train = add(
         "train",
         "train one model, or continue its training",
