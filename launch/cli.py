@@ -135,14 +135,34 @@ def parser() -> argparse.ArgumentParser:
     data = add("data", "check a set of images: count, decode and name what cannot be read", DATA)
     data.add_argument("action", choices=("check",), help="check decodes every image once; the next check is quick")
     data.add_argument("words", nargs="*", metavar="key=value", help="data=NAME, data.path=… and other settings of data")
+    encode = add(
+        "encode",
+        "encode a set of images by an autoencoder, once, into a cache of latents that trainings read",
+        "lamabench encode data=folder data.path=imagenet/train data.size=256 encoder=stabilityai/sd-vae-ft-ema --to "
+        "latents\n"
+        "  torchrun --standalone --nproc-per-node 8 --no-python lamabench encode …    on eight GPUs",
+        "key=value",
+        "data=NAME, encoder=FOLDER or OWNER/NAME of the hub, and settings of the sections data and run; with "
+        "data.flip, mirrored images are encoded too",
+    )
+    encode.add_argument("--to", type=_path, metavar="FOLDER", help="the folder of the cache")
+    help_text = (
+        "the type of the latents on disk (default: float32; float16 takes half, and rounds by more than the narrow "
+        "posteriors of published autoencoders vary)"
+    )
+    encode.add_argument("--dtype", choices=("float32", "float16"), default="float32", help=help_text)
+    help_text = "fetch the autoencoder from the Hugging Face hub if it is not in its cache"
+    encode.add_argument("--download", action="store_true", help=help_text)
+    help_text = "of a complete cache: read every shard, and write those again whose checksum is another one"
+    encode.add_argument("--verify", action="store_true", help=help_text)
     train = add(
         "train",
         "train one model, or continue its training",
         "lamabench train model=lamamba_nano data=digits train.steps=200\n"
         "  torchrun --standalone --nproc-per-node 4 --no-python lamabench train model=dit_s_2 …    on four GPUs",
         "key=value",
-        "model=NAME, data=NAME, seed=N, and settings of the sections model, data, encoder, objective, train, backend, "
-        "run",
+        "model=NAME, data=NAME or encoder=FOLDER (latents of lamabench encode, which name their data), seed=N, and "
+        "settings of the sections model, data, encoder, objective, train, backend, run",
     )
     train.set_defaults(parser=train)
     train.add_argument("--defaults", action="store_true", help="print every setting with its value, and train nothing")
@@ -260,6 +280,7 @@ def parser() -> argparse.ArgumentParser:
         cost,
         check,
         data,
+        encode,
         evaluate,
         reference,
         bench,

@@ -11,7 +11,6 @@ different objectives do not compare; they have different protocols.
 import math
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext, suppress
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -22,12 +21,12 @@ from ...kernels.errors import InputError
 from ...models.registry import Backbone, build, select_backends
 from .. import parallel, signals
 from ..config import Config
-from ..data.encoder import encoder
-from ..data.images import ImageData, load, load_held_out
+from ..data.encoder import DataSet, encoder, load, load_held_out
 from ..data.items import epoch_order
 from ..device import autocast, device_type, exact_float32, pick_device
 from ..diffusion.guidance import Net
 from ..diffusion.objective import Objective, objective
+from ..keys import encoder_facts
 from ..measure.cost import cost
 from ..progress import Progress
 from ..random import Generators, Stream
@@ -53,7 +52,7 @@ def times_at_once(side: int) -> int:
 def heldout_losses(
     net: Net,
     goal: Objective,
-    images: ImageData,
+    images: DataSet,
     config: Config,
     device: str,
     *,
@@ -78,7 +77,7 @@ def heldout_losses(
     with parallel.agreeing() if together else nullcontext(), stopped:
         for start in starts[parallel.rank() :: parallel.size()] if together else starts:
             part = chosen[start : start + size]
-            clean, labels = encoding.encode(images.images_at(part)), torch.from_numpy(images.labels[part])
+            clean, labels = encoding.inputs(images, part, part.tolist(), SEED), torch.from_numpy(images.labels[part])
             drawn, row = np.empty((TIMES, *clean.shape), dtype=np.float32), []
             for number in range(TIMES):
                 for place, image in enumerate(part.tolist()):
@@ -109,7 +108,7 @@ def mean(losses: Mapping[float, float]) -> float:
 
 
 def of_training(
-    step: "TrainStep", images: ImageData | None, config: Config, device: str, sharded: bool
+    step: "TrainStep", images: DataSet | None, config: Config, device: str, sharded: bool
 ) -> dict[str, float | None]:
     """The loss of a training's averaged weights as fields of a line of metrics: `heldout_loss`, the mean, and
     `heldout_loss_1` … of each timestep; None for what is not finite. All processes call this and share the work. If
@@ -139,9 +138,9 @@ def score_weights(training: Path, config: Config, step: int, progress: Progress)
 
     exact_float32()
     device, kind = pick_device(config.run.device), config.sample.weights
-    data = load(config.data, progress.say)
+    data = load(config, progress.say)
     check_data(training, data.fingerprint)
-    images = load_held_out(config.data, data.class_names, progress.say)
+    images = load_held_out(config, data.class_names, progress.say)
     weights = load_weights(training, step, kind, config.model)
     net = build(config.model)
     net.load_state_dict(weights.tensors)
@@ -166,7 +165,7 @@ def score_weights(training: Path, config: Config, step: int, progress: Progress)
         "seed": SEED,
         "weights": kind,
         "precision": config.train.precision,
-        "encoder": asdict(config.encoder),
+        "encoder": encoder_facts(config.encoder),
         "classes": config.data.num_classes,
         "images": [images.size, images.size, images.channels],  # of a folder, the fingerprint is of the files
         "count": count,
