@@ -10,9 +10,11 @@ import numpy as np
 
 from ..sections import DataConfig
 from . import files
+from .arrays import ArrayData
 from .files import Damage, Entry, Say, few, line_of
 from .folder import listing
-from .images import IN_MEMORY, ArrayData, check_request, data_path, empty_classes
+from .image_data import data_path, empty_classes
+from .images import IN_MEMORY, check_request
 
 Size = tuple[int, int]  # width and height in pixels
 

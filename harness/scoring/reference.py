@@ -20,7 +20,8 @@ from torch.utils.data import Subset
 
 from ...kernels.errors import InputError
 from ..config import Config
-from ..data.files import Say, npz_headers
+from ..data.archive import npz_headers
+from ..data.files import Say
 from ..data.images import load
 from ..data.items import epoch_order
 from ..data.splits import held_out
