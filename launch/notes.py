@@ -154,7 +154,7 @@ def _reads(piece: Piece) -> bool:
 
 def _content(config: DataConfig, read: bool) -> Content:
     try:
-        if config.kind == "folder" and not read:
+        if config.kind in images.ON_DEMAND and not read:
             count, fingerprint = images.glance(config)
             reason = "" if fingerprint else f"{config.path} was not read yet, or changed since"
             return Content(fingerprint, count, reason)

@@ -105,16 +105,20 @@ def entries(root: Path, files: Sequence[Path], say: Say | None = None) -> list[E
 
 def whole(rows: Sequence[Entry | Damage]) -> list[Entry]:
     """The entries of a set without damage. Raises InputError that names the first damaged files and counts all."""
-    damaged = [entry for entry in rows if isinstance(entry, Damage)]
-    if len(damaged) == 1:
-        raise unreadable(*damaged[0])
-    if damaged:
-        texts = [f"{line_of(file)}: {reason}" for file, reason in damaged[:FEW]]
-        raise InputError(
-            f"{len(damaged):,} of {len(rows):,} images are unreadable ({few(texts, len(damaged), '; ')}); "
-            "lamabench data check names them all"
-        )
+    if damaged := [entry for entry in rows if isinstance(entry, Damage)]:
+        raise damage_error(damaged, len(rows))
     return [entry for entry in rows if isinstance(entry, Entry)]
+
+
+def damage_error(damaged: Sequence[Damage], images: int) -> InputError:
+    """The error, one line, of a set with damaged images."""
+    if len(damaged) == 1:
+        return unreadable(*damaged[0])
+    texts = [f"{line_of(file)}: {reason}" for file, reason in damaged[:FEW]]
+    return InputError(
+        f"{len(damaged):,} of {images:,} images are unreadable ({few(texts, len(damaged), '; ')}); "
+        "lamabench data check names them all"
+    )
 
 
 def known_fingerprint(root: Path, files: Sequence[Path]) -> str | None:

@@ -6,13 +6,14 @@ from typing import NamedTuple
 
 from ...kernels.errors import InputError, unknown
 from ..sections import DataConfig
-from . import cifar10, files
+from . import cifar10, files, huggingface, webdataset
 from .arrays import ArrayData, Arrays
 from .digits import digits
 from .files import Say
 from .folder import FolderData, listed
 from .image_data import ImageData, check_labels, no_path
 from .npz import npz
+from .packed import check_labelled, fingerprint_of
 from .splits import held_out, splits_of
 from .synthetic import synthetic
 
@@ -30,7 +31,12 @@ IN_MEMORY: dict[str, Callable[[DataConfig], Arrays]] = {
     "cifar10": _cifar10,
     "synthetic": synthetic,
 }
-KINDS = ("digits", "npz", "folder", "cifar10", "synthetic")
+ON_DEMAND: dict[str, Callable[[DataConfig, Say | None], ImageData]] = {
+    "folder": FolderData,
+    "webdataset": webdataset.WebData,
+    "hf": huggingface.HuggingFaceData,
+}
+KINDS = ("digits", "npz", "folder", "cifar10", "synthetic", "webdataset", "hf")
 
 
 def check_request(config: DataConfig) -> None:
@@ -49,7 +55,9 @@ def load(config: DataConfig, say: Say | None = None) -> ImageData:
     Raises InputError, in one line, for an invalid kind, split, path, file, or number of classes or channels.
     """
     check_request(config)
-    return FolderData(config, say) if config.kind == "folder" else ArrayData(config, *IN_MEMORY[config.kind](config))
+    if config.kind in ON_DEMAND:
+        return ON_DEMAND[config.kind](config, say)
+    return ArrayData(config, *IN_MEMORY[config.kind](config))
 
 
 def load_held_out(config: DataConfig, class_names: list[str], say: Say | None = None) -> ImageData:
@@ -65,16 +73,24 @@ def load_held_out(config: DataConfig, class_names: list[str], say: Say | None = 
 
 
 class Glance(NamedTuple):
-    """What is known of a folder without reading its images: their number, and the fingerprint of the set, None if files
-    are new or changed since they were last read."""
+    """What is known of a set of files without reading its images: their number, None if only reading tells it, and the
+    fingerprint of the set, None if files are new or changed since they were last read."""
 
-    images: int
+    images: int | None
     fingerprint: str | None
 
 
 def glance(config: DataConfig) -> Glance:
-    """Look at a folder of images and read none of them. Raises InputError like `load`, but not for damaged images."""
+    """Look at a set of one of the kinds `ON_DEMAND` and read none of its images. Raises InputError like `load`, but not
+    for damaged images, nor for what is wrong in shards that nobody has read."""
     check_request(config)
-    root, content, labels, names = listed(config)
-    check_labels(config, labels, names)
-    return Glance(len(labels), files.known_fingerprint(root, content.files))
+    if config.kind == "folder":
+        root, content, labels, names = listed(config)
+        check_labels(config, labels, names)
+        return Glance(len(labels), files.known_fingerprint(root, content.files))
+    known = webdataset.known_contents if config.kind == "webdataset" else huggingface.known_contents
+    if (packed := known(config)) is None:
+        return Glance(None, None)
+    check_labelled(config, packed)
+    check_labels(config, packed.labels, packed.class_names)
+    return Glance(len(packed.labels), packed.facts and fingerprint_of(packed.facts, packed.labels))
