@@ -64,7 +64,7 @@ def library() -> Any:
 # Where a split is
 
 
-def sources(config: DataConfig, say: Say | None = None) -> Iterator[Source]:
+def sources(config: DataConfig) -> Iterator[Source]:
     """What `data.split` of `data.path` may be, the best first: of test splits, there may be `test` and `validation`.
     Raises InputError if there is none."""
     root = data_path(replace(config, split="train"))
@@ -76,12 +76,12 @@ def sources(config: DataConfig, say: Say | None = None) -> Iterator[Source]:
     if config.split == "test" and not (tables := of_split([*_parquet(root)], "test")):
         root = beside(config)
     elif not (root / "state.json").exists() and (tables := of_split([*_parquet(root)], config.split)):
-        yield from (_tables(root, group, say) for group in tables)
+        yield from (_tables(root, group) for group in tables)
         return
     if (root / "state.json").exists():
         yield _saved(root)
     elif tables := of_split([*_parquet(root)], "train"):
-        yield _tables(root, tables[0], say)
+        yield _tables(root, tables[0])
     else:
         raise InputError(
             f"{line_of(root)} is no data set of Hugging Face: expected a folder that save_to_disk wrote "
@@ -115,7 +115,7 @@ def _saved(folder: Path) -> Source:
     return Source(folder, files, rows.features, len(rows), rows.data.column, lambda: rows)
 
 
-def _tables(root: Path, names: Sequence[str], say: Say | None) -> Source:
+def _tables(root: Path, names: Sequence[str]) -> Source:
     """A split in parquet files. They are converted when their rows are needed."""
     datasets = library()
     import pyarrow
@@ -131,11 +131,8 @@ def _tables(root: Path, names: Sequence[str], say: Say | None) -> Source:
         datasets.disable_progress_bars()
         try:
             paths = [glob.escape(str(file.resolve())) for file in files]
-            builder = datasets.load_dataset_builder("parquet", data_files={"train": paths})
-            if say is not None and not os.path.exists(builder.cache_dir):
-                say(f"the library datasets converts {line_of(root)} for its cache {builder.cache_dir}")
-            builder.download_and_prepare()
-            return builder.as_dataset(split="train", in_memory=False)
+            # Not load_dataset, which reports to the network that it was called.
+            return datasets.Dataset.from_parquet(paths, keep_in_memory=False)
         finally:
             if shown:
                 datasets.enable_progress_bars()
@@ -206,10 +203,10 @@ def _labels(source: Source, columns: Columns) -> Labels:
     return np.maximum(column.astype(np.int64), NO_LABEL)
 
 
-def _chosen(config: DataConfig, say: Say | None = None) -> tuple[Source, Columns, Labels]:
+def _chosen(config: DataConfig) -> tuple[Source, Columns, Labels]:
     """The split, its columns and its labels. Of several that it may be, the first that has labels."""
     candidates = []
-    for source in sources(config, say):
+    for source in sources(config):
         columns = columns_of(config, source)
         candidates.append((source, columns, _labels(source, columns)))
         if (candidates[-1][2] != NO_LABEL).any():
@@ -222,7 +219,7 @@ class HuggingFaceData(PackedData):
     processes that load data share."""
 
     def __init__(self, config: DataConfig, say: Say | None = None) -> None:
-        source, columns, labels = _chosen(config, say)
+        source, columns, labels = _chosen(config)
         super().__init__(config, _packed(source, columns, labels, say))
         self.rows, self.column, self.root = source.rows(), columns.images, source.place
 
@@ -235,7 +232,7 @@ class HuggingFaceData(PackedData):
 
 def contents(config: DataConfig, say: Say | None = None) -> Packed:
     """A set as it is. Only rows of new and changed files are read. Raises InputError for a set that cannot be read."""
-    return _packed(*_chosen(config, say), say)
+    return _packed(*_chosen(config), say)
 
 
 def known_contents(config: DataConfig) -> Packed:
@@ -256,6 +253,8 @@ def _packed(source: Source, columns: Columns, labels: Labels, say: Say | None, r
         if (known := cached(place, stamps)) is not None:
             parts.append(known["facts"])
         elif read:
+            if say is not None and source.files[0].suffix == ".parquet" and not parts:
+                say(f"the library datasets converts {line_of(source.place)} for its cache, which has random access")
             facts, more = _read(source, columns.images, start, min(BLOCK, source.length - start), tell)
             if not more:
                 keep(place, stamps, facts)

@@ -78,5 +78,8 @@ def _names(config: DataConfig) -> tuple[str, ...]:
 def _not_beside(config: DataConfig) -> InputError:
     suffix = Path(config.path or "").suffix
     names = " or ".join(f"{name}{suffix}" for name in _names(config))
-    return InputError(f"the test split of data {config.kind!r} is {names} beside data.path=…/train{suffix}, and "
-                      f"{config.path} has none")  # fmt: skip
+    within = "" if config.kind in ("folder", "npz") else "in names of it, or "
+    return InputError(
+        f"the test split of data {config.kind!r} is {names} {within}beside data.path=…/train{suffix}, and "
+        f"{config.path} has none"
+    )

@@ -26,10 +26,10 @@ class Summary:
     """A set of images.
 
     `images` counts all of them, and `classes` those of each class. `empty` names classes without an image, the first
-    few of `empty_count`. `unlabelled` counts the images without a label, and is 0 if no image has one. `sizes` and
-    `modes` count the images that could be decoded. `left_out` lists the paths that are no part of the set, by reason.
-    `links` counts the links that were followed. `unreadable` says what is wrong with each damaged file. A set with
-    damaged files has no `fingerprint`. Paths are below the folder of the set.
+    few of `empty_count`. `unlabelled` names images without a label, the first few of `unlabelled_count`, unless no
+    image has one. `sizes` and `modes` count the images that could be decoded. `left_out` lists the paths that are no
+    part of the set, by reason. `links` counts the links that were followed. `unreadable` says what is wrong with each
+    damaged file. A set with damaged files has no `fingerprint`. Paths are below the folder of the set.
     """
 
     images: int
@@ -42,7 +42,8 @@ class Summary:
     left_out: dict[str, list[str]] = field(default_factory=dict)
     links: int = 0
     unreadable: dict[str, str] = field(default_factory=dict)
-    unlabelled: int = 0
+    unlabelled: list[str] = field(default_factory=list)
+    unlabelled_count: int = 0
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON. A size is the text `WIDTHxHEIGHT`."""
@@ -56,7 +57,8 @@ class Summary:
         if self.empty:
             problems.append(f"classes without an image: {few(self.empty, self.empty_count)}")
         if self.unlabelled:
-            problems.append(f"{self.unlabelled:,} of {self.images:,} images have no label")
+            texts = few(self.unlabelled, self.unlabelled_count)
+            problems.append(f"{self.unlabelled_count:,} of {self.images:,} images have no label ({texts})")
         if self.images < 2:
             problems.append(f"too few images: {self.images}, at least 2 are needed")
         return "; ".join(problems)
@@ -122,7 +124,8 @@ def _of_packed(config: DataConfig, packed: Packed) -> Summary:
         empty=[_name(label, names) for label in empty],
         empty_count=count,
         left_out=packed.left_out,
-        unlabelled=0 if none_labelled else packed.unlabelled,
+        unlabelled=[] if none_labelled else packed.examples,
+        unlabelled_count=0 if none_labelled else packed.unlabelled,
         unreadable={line_of(Path(os.path.relpath(file, root))): reason for file, reason in packed.damaged},
     )
 

@@ -37,7 +37,7 @@ from .packed import (
     seldom,
     stamps_of,
 )
-from .splits import beside, of_split
+from .splits import TEST_WORDS, beside, of_split
 
 LABEL_KEYS = ("label", "cls", "class")
 HINT = f"a label is KEY.cls or one of {', '.join(LABEL_KEYS)} in KEY.json, a whole number from 0 or a name"
@@ -97,12 +97,12 @@ def _of_split(shards: Sequence[Path], split: str) -> list[Path]:
 def _siblings(config: DataConfig, shards: Sequence[Path]) -> list[Path]:
     """The shards of the test split beside those of the training, which have `train` in their names."""
     first = min(shards, key=_natural)
-    stem = first.name.lower().partition("train")[0]
+    stem, word, _ = first.name.lower().partition("train")
     beside_it = [shard for shard in _tars(first.parent) if shard.name.lower().startswith(stem)]
-    if "train" not in first.name.lower() or not (test := _of_split(beside_it, "test")):
+    if not word or not (test := _of_split(beside_it, "test")):
         raise InputError(
-            f"the test split of data {config.kind!r} is {stem}test-….tar, val or validation beside shards "
-            f"{stem}train-….tar, and {config.path} has none"
+            f"the test split of data {config.kind!r} is shards with {', '.join(TEST_WORDS)} in place of train in their "
+            f"names, and {config.path} has none beside it"
         )
     return test
 
@@ -273,7 +273,7 @@ def classes_of(texts: Sequence[str]) -> tuple[Labels, list[str]]:
     An empty text is `NO_LABEL`. Without any text, all labels are 0."""
     present = {*texts} - {""}
     if not present:
-        return np.zeros(len(texts), dtype=np.int64), ["0"]
+        return np.zeros(len(texts), dtype=np.int64), ["0"][: len(texts)]
     if all(re.fullmatch(r"[0-9]{1,18}", text) for text in present):
         numbers = {text: int(text) for text in present}
         names = [str(i) for i in range(len({*numbers.values()}))]
