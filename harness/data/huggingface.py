@@ -67,6 +67,11 @@ def library() -> Any:
 def sources(config: DataConfig) -> Iterator[Source]:
     """What `data.split` of `data.path` may be, the best first: of test splits, there may be `test` and `validation`.
     Raises InputError if there is none."""
+    if config.path is not None and not os.path.exists(config.path):
+        raise InputError(
+            f"data.path {config.path} does not exist; data 'hf' reads a folder on disk (save_to_disk writes one) "
+            "and downloads nothing"
+        )
     root = data_path(replace(config, split="train"))
     if not root.is_dir():
         raise InputError(f"data.path {line_of(root)} is not a folder")
