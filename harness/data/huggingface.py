@@ -34,6 +34,7 @@ from .packed import (
 )
 from .splits import TEST_WORDS, beside, of_split
 
+SAVED = "state.json"  # in the folder of a Dataset
 BLOCK = 2**14  # rows whose facts are one file of the cache
 HINT = "labels are a column of type ClassLabel: cast one and save the data set again"
 
@@ -78,19 +79,20 @@ def sources(config: DataConfig) -> Iterator[Source]:
     if (root / "dataset_dict.json").exists():
         yield from (_saved(root / name) for name in _named(root, config.split))
         return
-    if config.split == "test" and not (tables := of_split([*_parquet(root)], "test")):
-        root = beside(config)
-    elif not (root / "state.json").exists() and (tables := of_split([*_parquet(root)], config.split)):
-        yield from (_tables(root, group) for group in tables)
+    if groups := of_split(_parquet(root), config.split):
+        yield from (_tables(root, group) for group in groups)
         return
-    if (root / "state.json").exists():
+    if config.split == "test":
+        root = beside(config)
+        groups = of_split(_parquet(root), "train")
+    if (root / SAVED).exists():
         yield _saved(root)
-    elif tables := of_split([*_parquet(root)], "train"):
-        yield _tables(root, tables[0])
+    elif groups:
+        yield _tables(root, groups[0])
     else:
         raise InputError(
             f"{line_of(root)} is no data set of Hugging Face: expected a folder that save_to_disk wrote "
-            "(dataset_dict.json or state.json), or one with .parquet files"
+            f"(dataset_dict.json or {SAVED}), or one with .parquet files"
         )
 
 
@@ -108,8 +110,8 @@ def _text(file: Path) -> str:
 
 
 def _parquet(root: Path) -> list[str]:
-    """The paths below `root` of the parquet files in it, sorted. Hidden ones are left out."""
-    paths = sorted(file.relative_to(root) for file in root.rglob("*.parquet"))
+    """The paths below `root` of the parquet files in it, sorted, without hidden ones. None if `root` was saved."""
+    paths = [] if (root / SAVED).exists() else sorted(file.relative_to(root) for file in root.rglob("*.parquet"))
     return [path.as_posix() for path in paths if not any(part.startswith(".") for part in path.parts)]
 
 
@@ -127,6 +129,10 @@ def _tables(root: Path, names: Sequence[str]) -> Source:
     from pyarrow import parquet
 
     files = [root / name for name in names]
+    if len(folders := {*(line_of(file.parent) for file in files)}) > 1:
+        raise InputError(
+            f"parquet files of one split are in {few(sorted(folders))}: data.path must name one of these sets"
+        )
 
     def column(name: str) -> Any:
         return pyarrow.concat_tables([parquet.read_table(file, columns=[name]) for file in files]).column(name)
@@ -227,9 +233,15 @@ class HuggingFaceData(PackedData):
         source, columns, labels = _chosen(config)
         super().__init__(config, _packed(source, columns, labels, say))
         self.rows, self.column, self.root = source.rows(), columns.images, source.place
+        self.cells: Any = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"cells": None}  # which would take all images along; of `rows`, only names of files go
 
     def content(self, i: int) -> tuple[bytes, bool]:
-        return _content(self.rows, self.column, i), True
+        if self.cells is None:
+            self.cells = self.rows.data.column(self.column)  # takes longer than to read an image
+        return _content(self.cells, i), True
 
     def place(self, i: int) -> Path:
         return _row(self.root, i)
@@ -275,9 +287,9 @@ def _packed(source: Source, columns: Columns, labels: Labels, say: Say | None, r
 
 
 def _read(source: Source, column: str, start: int, count: int, say: Say) -> tuple[Facts, list[Damage]]:
-    rows = _guarded(source.place, source.rows)
+    cells = _guarded(source.place, lambda: source.rows().data.column(column))
     return examine(
-        lambda i: _content(rows, column, start + i),
+        lambda i: _content(cells, start + i),
         count,
         lambda i: _row(source.place, start + i),
         lambda done: say(f"reading {start + done:,} of {source.length:,} images of {line_of(source.place)}"),
@@ -288,9 +300,9 @@ def _row(place: Path, i: int) -> Path:
     return place / f"row {i}"
 
 
-def _content(rows: Any, column: str, i: int) -> bytes:
-    """The bytes of the image in a row. Raises ValueError if it is not in the data set."""
-    content = (rows.data.column(column)[i].as_py() or {}).get("bytes")
+def _content(cells: Any, i: int) -> bytes:
+    """The bytes of the image in cell i of a column. Raises ValueError if it is not in the data set."""
+    content = (cells[i].as_py() or {}).get("bytes")
     if content is None:
         raise ValueError("the data set has no bytes of it, only a path or nothing; save_to_disk embeds images")
     return content

@@ -83,6 +83,9 @@ def test_splits_of_parquet_files(place):
     odd = config("odd [a]*/.cache/x")
     assert load(odd).fingerprint == train.fingerprint and load(held_out(odd)).fingerprint == test.fingerprint
     assert load(held_out(config("odd [a]*/.cache/x/train"))).fingerprint == test.fingerprint
+    for name in ("one", "two"):
+        sets.write_parquet(place / "several" / name / "train", part=PNGS)
+    refused(r"parquet files of one split are in several/one/train, several/two/train: data\.path", config("several"))
     sets.write_parquet(place / "bare", part=PNGS)
     refused(
         r"the test split of data 'hf' is test or val or validation in names of it, or beside",
