@@ -97,11 +97,15 @@ def dataset(images: Sequence[Picture], names: Sequence[str] = ("class0", "class1
 def write_saved(root: Path, **splits: Sequence[Picture]) -> Path:
     import datasets
 
+    datasets.disable_progress_bars()
     datasets.DatasetDict({name: dataset(images) for name, images in splits.items()}).save_to_disk(root)
     return long_ago(root)
 
 
 def write_parquet(root: Path, **splits: Sequence[Picture]) -> Path:
+    import datasets
+
+    datasets.disable_progress_bars()
     root.mkdir(parents=True)
     for name, images in splits.items():
         dataset(images).to_parquet(root / f"{name}-00000-of-00001.parquet")
