@@ -288,7 +288,7 @@ def open_samples(path: Path) -> Samples:
     """
     if path.is_dir():
         return Shards(path)
-    from .data.files import npz_rows
+    from .data.archive import npz_rows
 
     if not path.exists():
         raise InputError(f"no samples: {path} does not exist; draw them first (lamabench sample …)")
@@ -304,7 +304,7 @@ def labels_at(path: Path) -> NDArray[np.int64]:
     """The labels of the images at `path`, as `images_of` gives it. Raises InputError if there are none."""
     if path.is_dir():
         return _read(path / "labels.npy")
-    from .data.files import read_npz
+    from .data.archive import read_npz
 
     labels = read_npz(path, ("labels",)).get("labels")
     if labels is None:

@@ -180,7 +180,7 @@ def _content(config: DataConfig | Cache, read: bool) -> Content:
             latents = coder.load(config.data)
             latents = coder.load_held_out(config.data, latents.class_names) if config.test else latents
             return Content(latents.fingerprint, len(latents))
-        if config.kind == "folder" and not read:
+        if config.kind in images.ON_DEMAND and not read:
             count, fingerprint = images.glance(config)
             reason = "" if fingerprint else f"{config.path} was not read yet, or changed since"
             return Content(fingerprint, count, reason)

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...kernels.errors import InputError
-from .files import check_memory, line_of
+from .archive import check_memory
+from .files import line_of
 
 FOLDER = "cifar-10-batches-py"
 BATCHES = {"train": [f"data_batch_{i}" for i in range(1, 6)], "test": ["test_batch"]}

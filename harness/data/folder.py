@@ -1,12 +1,19 @@
-"""What a folder of images contains, by class, and what in it is left out."""
+"""Images in a folder: what it contains, by class, what in it is left out, and the set that it is."""
 
+import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+from torch import Tensor
+
 from ...kernels.errors import InputError
-from .files import few, line_of
+from ..sections import DataConfig
+from . import files
+from .files import UNREADABLE, Say, changed, few, line_of, unreadable
+from .image_data import ImageData, Labels, data_path, fitted
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 # Why a path is left out.
@@ -133,3 +140,43 @@ def check_classes(content: Listing) -> None:
     if empty := content.without_images():
         verb = "contains" if len(empty) == 1 else "contain"
         raise InputError(f"{few([*map(line_of, empty)])} {verb} no image; supported are {', '.join(SUFFIXES)}")
+
+
+class FolderData(ImageData):
+    """Images in files, decoded on demand. Every new or changed file is decoded at the start too, so that a damaged file
+    is an error before training and not in the middle of it."""
+
+    def __init__(self, config: DataConfig, say: Say | None = None) -> None:
+        root, content, labels, names = listed(config)
+        super().__init__(config, labels, names)
+        self.files = content.files
+        entries = files.whole(files.entries(root, self.files, say))
+        self.fingerprint = files.fingerprint_of(root, self.files, entries)
+        # Arrays, because the processes that load data share their memory.
+        self.stamps = np.array([(entry.size, entry.time) for entry in entries], dtype=np.int64)
+        self.digests = np.frombuffer(b"".join(entry.digest for entry in entries), dtype=np.uint8).reshape(-1, 32)
+        content.left_out.pop(HIDDEN, None)
+        if text := content.omissions(root):
+            self.omissions = f"{line_of(root)}: left out are {text}; lamabench data check says more"
+
+    def image(self, i: int) -> Tensor:
+        file = self.files[i]
+        try:
+            image, status, content = files.read_image(file)
+            image = fitted(image, self.channels, self.size)
+        except UNREADABLE as error:
+            raise unreadable(file, error) from None
+        same = (status.st_size, status.st_mtime_ns) == tuple(self.stamps[i])
+        if not same and hashlib.sha256(content).digest() != self.digests[i].tobytes():
+            raise changed(file)
+        return image
+
+
+def listed(config: DataConfig) -> tuple[Path, Listing, Labels, list[str]]:
+    """The folder of a set, what it contains, the label of each image and the names of the classes. Reads no image."""
+    root = data_path(config)
+    content = listing(root)
+    check_classes(content)
+    labels = np.repeat(np.arange(len(content.classes)), [len(group) for group in content.classes.values()])
+    names = ["0"] if list(content.classes) == [root] else [folder.name for folder in content.classes]
+    return root, content, labels, names

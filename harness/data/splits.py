@@ -4,8 +4,12 @@ digits          train (all 1,797 images), or most (seven of eight) and test (eve
 cifar10         train (50,000) and test (10,000)
 synthetic       train, and as many other images of the same classes as test
 folder, npz     train is data.path; test is the folder or file `test`, or else `val`, beside a data.path `train`
+webdataset      shards with `train`, and with `test` (or else `val`, `validation`), in their names; or as of folder
+hf              `train` and `test` (or else `val`, `validation`) of a DatasetDict or in names of files; or as of folder
 """
 
+import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +18,8 @@ from ..sections import DataConfig
 
 SPLITS = {"digits": ("train", "most", "test")}  # of every other kind: train and test
 TEST_NAMES = ("test", "val")
+TEST_WORDS = ("test", "val", "validation")
+_WORD = re.compile(r"(?:^|[^a-z])(train|test|val|validation)(?![a-z])")
 EIGHTH = 8  # of the digits, images 0, 8, 16 … are the test split
 
 
@@ -39,18 +45,41 @@ def held_out(config: DataConfig) -> DataConfig:
     return replace(config, split="test")
 
 
+def of_split(names: Sequence[str], split: str) -> list[list[str]]:
+    """Those of `names` that belong to `split`, by a word in them: groups, the best first, none if there are none.
+
+    Of train are the names with `train`, such as `x-train-0001.tar`, or else those without a word, or else all. Of test
+    are those with `test`, with `val` or with `validation`, unless train has all.
+    """
+    words = [match[1] if (match := _WORD.search(name.lower())) else "" for name in names]
+    learned = next((word for word in ("train", "") if word in words), None)
+    if split == "train":
+        wanted = [words if learned is None else [learned]]
+    else:
+        wanted = [[word] for word in TEST_WORDS if learned is not None]
+    groups = [[name for name, word in zip(names, words, strict=True) if word in some] for some in wanted]
+    return [group for group in groups if group]
+
+
 def beside(config: DataConfig) -> Path:
-    """The path of the test split of a folder or an .npz file. Raises InputError if there is none."""
+    """The path of a test split that lies beside the training's. Raises InputError if there is none."""
     path = Path(config.path or "")
-    others = [path.with_name(f"{name}{path.suffix}") for name in TEST_NAMES]
+    others = [path.with_name(f"{name}{path.suffix}") for name in _names(config)]
     there = [other for other in others if other.exists()]
     if path.stem != "train" or not there:
         raise _not_beside(config)
     return there[0]
 
 
+def _names(config: DataConfig) -> tuple[str, ...]:
+    return TEST_NAMES if config.kind in ("folder", "npz") else TEST_WORDS
+
+
 def _not_beside(config: DataConfig) -> InputError:
     suffix = Path(config.path or "").suffix
-    names = " or ".join(f"{name}{suffix}" for name in TEST_NAMES)
-    return InputError(f"the test split of data {config.kind!r} is {names} beside data.path=…/train{suffix}, and "
-                      f"{config.path} has none")  # fmt: skip
+    names = " or ".join(f"{name}{suffix}" for name in _names(config))
+    within = "" if config.kind in ("folder", "npz") else "in names of it, or "
+    return InputError(
+        f"the test split of data {config.kind!r} is {names} {within}beside data.path=…/train{suffix}, and "
+        f"{config.path} has none"
+    )

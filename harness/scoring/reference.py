@@ -20,8 +20,9 @@ from torch.utils.data import Subset
 
 from ...kernels.errors import InputError
 from ..config import Config
+from ..data.archive import npz_headers
 from ..data.encoder import load_images
-from ..data.files import Say, npz_headers
+from ..data.files import Say
 from ..data.images import load
 from ..data.items import epoch_order
 from ..data.splits import held_out

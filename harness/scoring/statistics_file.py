@@ -22,7 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...kernels.errors import InputError
-from ..data.files import npz_headers, read_npz, sha256
+from ..data.archive import npz_headers, read_npz
+from ..data.files import sha256
 from ..disk import access, write_atomically
 from .features import Extractor
 from .networks import NETWORKS, Network

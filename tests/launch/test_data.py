@@ -2,10 +2,12 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from image_sets import Picture, write_saved, write_shards
 from lamabench.launch.cli import main
 from PIL import Image
 
@@ -122,6 +124,40 @@ def test_other_kinds(capsys, tmp_path):
     assert check(capsys, "data=synthetic", "data.num_classes=3")[1].startswith("synthetic: 320 images in 3 classes")
 
 
+@pytest.mark.parametrize("kind", ["webdataset", "hf"])
+def test_shards_and_data_sets_of_hugging_face(capsys, root, tmp_path, kind):
+    """Their check, and a training that a torn image stops before it writes, and that goes on afterwards."""
+    images = [Picture(file.read_bytes(), "png", i // 4) for i, file in enumerate(sorted(root.rglob("*.png")))]
+
+    def write(pictures: list[Picture]) -> Path:
+        shutil.rmtree("set")
+        return write_shards(root, pictures) if kind == "webdataset" else write_saved(root, train=pictures)
+
+    write(images)
+    words = [f"data={kind}", "data.path=set", "data.num_classes=2"]
+    code, out, err = check(capsys, *words)
+    names = ("0", "1") if kind == "webdataset" else ("class0", "class1")
+    assert (code, err) == (0, "") and out.splitlines()[0].startswith("set: 8 images in 2 classes, fingerprint ")
+    assert out.splitlines()[1:] == [
+        *(f"classes: {names[0]} 4, {names[1]} 4", "sizes: 8 x 9 to 8 x 15 pixels, 5 different", "modes: L 4, RGB 4")
+    ]
+    assert json.loads(check(capsys, *words, "--json")[1])["sizes"]["12x8"] == 4
+    train = [word for word in TRAIN if word != "data=folder"] + words
+    torn = [*images[:6], images[6]._replace(content=images[6].content[:80]), images[7]]
+    place = "set/train-0002.tar/0006.png" if kind == "webdataset" else "set/train/row 6"
+    write(torn)
+    code, out, err = run(capsys, *train)
+    assert code == 2 and err == f"lamabench train: error: unreadable image {place}: image file is truncated\n"
+    assert not (tmp_path / "runs").exists()
+    write(images)
+    assert run(capsys, *train)[0] == 0
+    code, _, err = run(capsys, *train, "train.steps=4")
+    assert code == 0 and "continuing at step 2 of 4" in err
+    write([images[1], *images[1:]])
+    code, _, err = run(capsys, *train, "train.steps=6")
+    assert code == 2 and "was trained on other data" in err and err.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -133,6 +169,9 @@ def test_other_kinds(capsys, tmp_path):
         (["data=folder", "data.path=cache"], "too few images: 0, at least 2"),
         (["data=folders", "data.path=set"], "unknown data 'folders'"),
         (["data=npz", "data.path=set/a/1.png"], "is not a readable .npz file"),
+        (["data=webdataset", "data.path=set"], "data.path set contains no shard of WebDataset (.tar)"),
+        (["data=hf", "data.path=set"], "set is no data set of Hugging Face: expected"),
+        (["data=hf", "data.path=set", "data.split=val"], "unknown data.split of 'hf' 'val'"),
         (["data=cifar10", "data.path=set"], "unpack https://www.cs.toronto.edu"),
         (["data=digits", "data.size=100000"], "data.size must be at most 16,384, not 100000"),
         (["data=digits", "data.size=16384"], "GiB of memory, but this machine has"),

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import pytest
 import torch
+from image_sets import picture, write_shards
 from lamabench.ablations.study import load, names
 from lamabench.harness.config import Config
 from lamabench.harness.keys import training_key
@@ -136,6 +137,23 @@ def test_a_folder_that_was_not_read_yet_is_read_before_a_run_and_not_before_a_su
     assert lines_of(runs) == unread
     notes.check(runs, here=True)
     assert lines_of(runs) == []
+
+
+def test_shards_that_were_not_read_yet(study, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    shard = write_shards(tmp_path / "set", [picture(i, i % 2) for i in range(4)], shards=1) / "train-0000.tar"
+    settings = {"data": "webdataset", "data__path": str(tmp_path / "set"), "data__num_classes": 2}
+    runs = plan(study(stages=["train"], **settings))
+    notes.check(runs, here=False)
+    assert lines_of(runs) == [f"data not checked: {tmp_path / 'set'} was not read yet, or changed since"]
+    notes.check(runs, here=True)
+    assert lines_of(runs) == []
+    wrong = plan(study(stages=["train"], **{**settings, "data__num_classes": 3}))
+    with pytest.raises(InputError, match=r"^dit_nano: data\.num_classes is 3, but .* has 2 classes"):
+        notes.check(wrong, here=False)
+    shard.write_bytes(shard.read_bytes()[:3000])
+    with pytest.raises(InputError, match=r"^dit_nano: .*train-0000\.tar is not a whole tar file"):
+        notes.check(runs, here=True)
 
 
 def test_scores_that_cannot_be_computed_are_told_before_training(study, finish, tmp_path):
