@@ -37,8 +37,8 @@ def ssd(
 
     # Autocast would lower float32 products to bfloat16. It does not know the device "meta".
     with torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False):
-        delta = softplus(dt.to(dtype) + dt_bias.to(dtype))  # [B, L, K, H]
-        delta = chunks(along(delta.transpose(1, 2), order))  # [B, K, Z, Q, H]
+        delta = softplus(along(dt.to(dtype).transpose(1, 2), order) + dt_bias.to(dtype)[:, None])
+        delta = chunks(delta)  # [B, K, Z, Q, H]
         u = chunks(along(x[:, None].expand(-1, paths, -1, -1), order)).unflatten(-1, (heads, -1))
         b, c = (chunks(along(v.to(x.dtype).transpose(1, 2), order)) for v in (b, c))  # [B, K, Z, Q, N]
         # Decays as sums of exponents from the start of a chunk. Their differences are short sums of long ones.
