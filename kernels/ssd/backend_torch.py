@@ -26,7 +26,7 @@ def ssd(
     """See `lamabench.kernels.ssd.ssd`."""
     length, channels = x.shape[1:]
     paths, heads = a.shape
-    dtype = torch.promote_types(x.dtype, torch.float32)
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     size = min(CHUNK, length)
     count = -(-length // size)
 
