@@ -72,6 +72,7 @@ TRAIN = [
     ),
     Bad(train("encoder.kind=vae"), "'vae'"),
     Bad(train("backend.selective_scan=pallas"), "unknown selective_scan backend 'pallas'"),
+    Bad(train("backend.ssd=fla"), "unknown ssd backend 'fla'; choices: auto, torch, mamba_ssm, reference"),
     Bad(train("backend.nope=x"), "unknown key in backend 'nope'"),
     Bad(train("run.device=tpu"), r"unknown run\.device 'tpu'.*; choices: auto, cpu"),
     Bad(train("run.device="), r"run\.device"),
