@@ -99,12 +99,13 @@ class FvcoreCount:
 SILENT_OPERATORS = frozenset(
     """
     _safe_softmax _softmax _to_copy _unsafe_view add addcmul alias arange avg_pool2d cat clone constant_pad_nd copy_
-    cos detach div embedding empty exp expand full gelu index mul neg permute pow relu repeat reshape roll rsub
-    select sigmoid silu sin slice split split_with_sizes sqrt squeeze stack sub sum t tanh transpose unbind unsafe_split
-    unsqueeze upsample_nearest2d view zeros
+    cos cumsum detach div embedding empty exp expand full gather gelu index masked_fill mul neg ones permute pow relu
+    repeat reshape roll rsub select sigmoid silu sin slice softplus split split_with_sizes sqrt squeeze stack sub sum t
+    tanh transpose triu unbind unsafe_split unsqueeze upsample_nearest2d view zeros
     """.split()
 )
-COMPOSITE = frozenset({"chunk", "flatten", "pad", "unflatten"})  # of such operators, in a trace by torch.jit
+# Of such operators, in a trace by torch.jit.
+COMPOSITE = frozenset({"chunk", "expand_as", "flatten", "pad", "repeat_interleave", "unflatten"})
 
 
 def cost(config: Any) -> Cost:

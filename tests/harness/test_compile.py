@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from torch._dynamo import lookup_backend
 
 BLOCK = LaMambaConfig(
-    input_size=4, in_channels=1, num_classes=3, dim=8, depths=[2], num_heads=2, window_size=2, d_state=2,
-    layout="isotropic", mixers=["ssm", "window", "global", "conv"],
+    input_size=4, in_channels=1, num_classes=3, dim=8, depths=[1, 1], num_heads=2, window_size=2, d_state=2,
+    layout="isotropic",
+    mixers=[["ssm", "window", "global", "conv"], ["window", {"kind": "ssd", "d_state": 3, "head_dim": 4}]],
 )  # fmt: skip
 CONFIGS: dict[str, Any] = {
     "lamamba": BLOCK,

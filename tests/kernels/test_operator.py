@@ -118,11 +118,13 @@ def losses(folder: Path, model: Any, device: str, steps: int, backends: dict[str
 
 
 TINY = LaMambaConfig(
-    input_size=8, in_channels=1, num_classes=10, dim=8, depths=[2], num_heads=2, window_size=2, d_state=2,
-    patch_size=2, layout="isotropic", mixers=["ssm", "window", "global"],
+    input_size=8, in_channels=1, num_classes=10, dim=8, depths=[1, 1], num_heads=2, window_size=2, d_state=2,
+    patch_size=2, layout="isotropic", mixers=[["ssm", "window"], ["ssd", "global"]],
 )  # fmt: skip
 # Two blocks, because the reference scan goes token by token and takes long on a GPU.
-NANO = replace(preset("lamamba_nano").config, layout="isotropic", depths=[2], mixers=["ssm", "window", "global"])
+NANO = replace(
+    preset("lamamba_nano").config, layout="isotropic", depths=[1, 1], mixers=[["ssm", "window"], ["ssd", "global"]]
+)
 REFERENCE = dict.fromkeys(OPERATORS, "reference")
 # The largest relative difference of a mean loss from the reference backends. On a CPU, plain torch is 5e-7 off within
 # 200 steps in float32, and 1e-3 in bfloat16.

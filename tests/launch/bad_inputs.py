@@ -76,6 +76,7 @@ TRAIN = [
     Bad(train("encoder.scale=2"), "encoder.scale is a setting of latents, and encoder.kind is pixels: encoder=FOLDER"),
     Bad(train("encoder.kind=latents"), "encoder.identity of latents is not set: encoder=FOLDER takes it"),
     Bad(train("backend.selective_scan=pallas"), "unknown selective_scan backend 'pallas'"),
+    Bad(train("backend.ssd=fla"), "unknown ssd backend 'fla'; choices: auto, torch, mamba_ssm, reference"),
     Bad(train("backend.nope=x"), "unknown key in backend 'nope'"),
     Bad(train("run.device=tpu"), r"unknown run\.device 'tpu'.*; choices: auto, cpu"),
     Bad(train("run.device="), r"run\.device"),

@@ -75,12 +75,13 @@ def test_other_networks_have_other_descriptions(change):
 
 
 def test_the_description_is_complete_and_plain():
-    plain = describe(replace(TINY, mixers=["ssm", {"kind": "window", "size": 4}, "global", "conv"]))
+    plain = describe(replace(TINY, mixers=["ssm", {"kind": "window", "size": 4}, "global", "conv", "ssd"]))
     assert plain["mixers"] == [
         {"kind": "ssm", "d_state": 2, "scan": "continuous", "ssm_ratio": 2, "conv_bias": False},
         {"kind": "window", "size": 4, "num_heads": 2, "shift": True, "relative_bias": True},
         {"kind": "global", "num_heads": 2},
         {"kind": "conv"},
+        {"kind": "ssd", "d_state": 64, "head_dim": 64, "scan": "continuous", "ssm_ratio": 2, "conv_bias": False},
     ]
     assert plain["family"] == "lamamba" and plain["out_channels"] == 4
     composed = {f.name for f in fields(LaMambaConfig)}
@@ -127,8 +128,8 @@ def test_a_window_must_divide_only_the_grids_of_its_stages():
 
 
 BAD = [
-    (["ssm", "mamba"], "unknown mixer 'mamba'; choices: ssm, window, global, conv, none"),
-    ([{"kind": "windw"}], r"unknown mixer 'windw' \(did you mean 'window'\?\); choices: ssm"),
+    (["ssm", "mamba"], "unknown mixer 'mamba'; choices: window, global, conv, ssm, ssd, none"),
+    ([{"kind": "windw"}], r"unknown mixer 'windw' \(did you mean 'window'\?\); choices: window"),
     ([{"kind": "window", "sizes": 4}], r"unknown setting of mixer window 'sizes' \(did you mean 'size'.*num_heads"),
     ([{"kind": "window", "size": "4"}], "size of mixer window must be of type int, not '4'"),
     ([{"kind": "window", "size": True}], "size of mixer window must be of type int, not True"),
@@ -137,7 +138,12 @@ BAD = [
     ([{"kind": "ssm", "d_state": 0}], "d_state must be 1 or more, not 0"),
     ([{"kind": "window", "size": 3}], r"window_size 3 does not divide the 8 × 8 grid.*choices: \[1, 2, 4, 8\]"),
     ([{"kind": "global", "num_heads": 3}], r"num_heads 3 does not divide dim 8; choices: \[1, 2, 4, 8\]"),
-    ([{"size": 4}], "a mixer must be a kind or a mapping with a kind, not .*kinds: ssm, window"),
+    ([{"kind": "ssd", "d_state": 0}], "d_state must be 1 or more, not 0"),
+    ([{"kind": "ssd", "head_dim": 0}], "head_dim must be 1 or more, not 0"),
+    ([{"kind": "ssd", "scan": "snake"}], "unknown scan 'snake'; choices: continuous"),
+    ([{"kind": "conv", "kernel": 8}], "kernel must be odd and 1 or more, not 8"),
+    ([{"kind": "conv", "kernel": -1}], "kernel must be odd and 1 or more, not -1"),
+    ([{"size": 4}], "a mixer must be a kind or a mapping with a kind, not .*kinds: window, global"),
     ([None], "a mixer must be a kind.*not None"),
     ([{"kind": "none", "size": 4}], "unknown setting of mixer none 'size'"),
     (["ssm", ["window"]], "mixers must be a list of mixers, or a list for each stage, not"),

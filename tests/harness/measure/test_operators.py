@@ -24,6 +24,8 @@ def tensors(**shapes):
 CALLS = {
     # B 2, L 9, E 5, K 4, r 3, N 7: 2·9·4·5 = 360 step sizes of 3 multiply-adds; 8 exponentials each
     "selective_scan": (tensors(x=(2, 9, 5), dt=(2, 9, 4, 3), b=(2, 9, 4, 7)), 1080, 2880),
+    # B 2, L 9 (one chunk), K 4, H 3, P 2, N 7: 2·4·9·9 pairs of 7 + 6 multiply-adds; 2·9·4·3 step sizes with 2 each
+    "ssd": (tensors(x=(2, 9, 6), dt=(2, 9, 4, 3), b=(2, 9, 4, 7)), 8424, 432),
     # 2·8·8 = 128 tokens meet 16 keys in 3 heads of 2 channels: 2·128·16·6 multiply-adds, 128·16·3 scores
     "window_attention": ({**tensors(qkv=(2, 8, 8, 18)), "heads": 3, "window": 4}, 24576, 6144),
     # 2·3 heads, 5 queries, 7 keys, width 4
