@@ -4,6 +4,7 @@ A sampler is a function and a line in `SAMPLERS`. `denoiser(x, i)` is the estima
 i, and `denoiser.path` has the levels of both.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from ...kernels.errors import InputError, unknown
 from ..random import Stream, generator
-from .guidance import Net, guided
+from .guidance import Guided, Interval, Net, guided
 from .objective import Objective
 from .path import Denoised, Path
 
@@ -34,17 +35,19 @@ def index_noise(seed: int, indices: Sequence[int], shape: Sequence[int], draws: 
 
 
 class Denoiser:
-    """A network on a path: `denoiser(x, i)` is its estimate for the images x [B, C, H, W] at step i.
+    """A guided network on a path: `denoiser(x, i)` is its estimate for the images x [B, C, H, W] at step i.
 
     `clip` clamps every estimated image to [-1, 1], as ADM does for pixels. Latents have no such bounds.
     """
 
-    def __init__(self, net: Net, y: Tensor, path: Path, clip: bool = False) -> None:
+    def __init__(self, net: Guided, y: Tensor, path: Path, clip: bool = False) -> None:
         self.net, self.y, self.path, self.clip = net, y, path, clip
 
     def __call__(self, x: Tensor, i: int) -> Denoised:
         t = torch.full((len(x),), self.path.times[i], dtype=torch.float32, device=x.device)
-        estimate = self.path.denoised(self.net(x, t, self.y).float(), x, i)
+        signal, noise = self.path.levels(i)
+        sigma = noise / signal if signal else math.inf
+        estimate = self.path.denoised(self.net(x, t, self.y, sigma).float(), x, i)
         return self.path.clipped(estimate, x, i) if self.clip else estimate
 
 
@@ -112,6 +115,22 @@ def path_of(objective: Objective, method: str, steps: int, timesteps: str = "eve
 
 
 @torch.no_grad()
+def ratios(objective: Objective, method: str, steps: int, timesteps: str = "even") -> list[float]:
+    """The noise-to-signal ratio at each call of the network that sampling takes, in order: the sampler itself says it,
+    on a batch of no images. Raises InputError as `path_of` does."""
+    seen: list[float] = []
+
+    def net(x: Tensor, t: Tensor, y: Tensor, sigma: float) -> Tensor:
+        seen.append(sigma)
+        return torch.zeros(0, objective.out_channels(1), 1, 1)
+
+    none = torch.zeros(0, 1, 1, 1)
+    denoiser = Denoiser(net, torch.zeros(0, dtype=torch.int64), path_of(objective, method, steps, timesteps))
+    SAMPLERS[method].run(denoiser, none, lambda _: none, lambda done, steps: None)
+    return seen
+
+
+@torch.no_grad()
 def sample(
     net: Net,
     x_T: Tensor,
@@ -123,6 +142,8 @@ def sample(
     timesteps: str = "even",
     guidance: float = 1.0,
     guidance_channels: int | None = None,
+    guidance_interval: Interval | None = None,
+    guide: Net | None = None,
     null_class: int | None = None,
     clip: bool = False,
     noise: Noise | None = None,
@@ -131,17 +152,16 @@ def sample(
     """Images x_0 [B, C, H, W] float32 from noise x_T [B, C, H, W] and labels y [B].
 
     Sampling takes `steps` steps on the path of `objective` (DDPM: 2 to 1000 of its timesteps, spaced as `timesteps`
-    says; the network gets the original timesteps). `guided` explains `guidance`, `guidance_channels` and `null_class`,
-    `Denoiser` explains `clip`. `noise(i)` gives the noise [B, C, H, W] of step i = 0, 1, … in order (ancestral only;
+    says; the network gets the original timesteps). `guided` explains `guidance`, `guidance_channels`,
+    `guidance_interval`, `guide` and `null_class`, `Denoiser` explains `clip`. `noise(i)` gives the noise [B, C, H, W] of step i = 0, 1, … in order (ancestral only;
     the last step has none). `progress(done, steps)` is called after each step. The caller chooses device, autocast and
     eval mode.
-    Raises InputError, before the network runs, for an unknown method, steps out of range, guidance without a null
-    class, or more guidance channels than the image has.
+    Raises InputError, before the network runs, for an unknown method, steps out of range, guidance with neither a null
+    class nor a guide, or more guidance channels than the image has.
     """
     path = path_of(objective, method, steps, timesteps)
     if noise is None and SAMPLERS[method].draws:
         raise InputError(f"sample.method {method} needs noise for its steps")
-    image_channels = x_T.shape[1]
-    net = guided(net, guidance, image_channels=image_channels, channels=guidance_channels, null_class=null_class)
-    denoiser = Denoiser(net, y, path, clip)
+    settings = {"channels": guidance_channels, "interval": guidance_interval, "null_class": null_class, "guide": guide}
+    denoiser = Denoiser(guided(net, guidance, image_channels=x_T.shape[1], **settings), y, path, clip)
     return SAMPLERS[method].run(denoiser, x_T.float(), noise or _never, progress or (lambda done, steps: None))
