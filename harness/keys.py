@@ -95,9 +95,9 @@ def label_rule(config: Config) -> str:
 
 def samples_key(config: Config, step: int) -> str:
     """The key of samples: the weights (training, step, ema or live), `sample` without its batch size and what is kept,
-    and the seed. Of the labels it has their rule, unless that is cyclic."""
+    and the seed. Of the labels it has their rule, unless that is cyclic; of a guide its key, step and weights."""
     sample = declared(config.sample)
-    for name in ("batch_size", "at", "weights", "seed", "labels", "keep"):
+    for name in ("batch_size", "at", "weights", "seed", "labels", "keep", "guide"):
         sample.pop(name, None)
     if (rule := label_rule(config)) != "cyclic":
         sample["labels"] = rule

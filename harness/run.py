@@ -364,7 +364,7 @@ class OpenRun:
         """
         from .sampling import draw
 
-        settings = replace(self.config.sample, method=method, steps=steps, guidance=guidance)
+        settings = replace(self.config.sample, method=method, steps=steps, guidance=guidance, guide=None)
         return draw(self.model(weights, at), replace(self.config, sample=settings), labels, seed)
 
 

@@ -153,9 +153,9 @@ def sample(
 
     Sampling takes `steps` steps on the path of `objective` (DDPM: 2 to 1000 of its timesteps, spaced as `timesteps`
     says; the network gets the original timesteps). `guided` explains `guidance`, `guidance_channels`,
-    `guidance_interval`, `guide` and `null_class`, `Denoiser` explains `clip`. `noise(i)` gives the noise [B, C, H, W] of step i = 0, 1, … in order (ancestral only;
-    the last step has none). `progress(done, steps)` is called after each step. The caller chooses device, autocast and
-    eval mode.
+    `guidance_interval`, `guide` and `null_class`, `Denoiser` explains `clip`. `noise(i)` gives the noise [B, C, H, W]
+    of step i = 0, 1, … in order (ancestral only; the last step has none). `progress(done, steps)` is called after each
+    step. The caller chooses device, autocast and eval mode.
     Raises InputError, before the network runs, for an unknown method, steps out of range, guidance with neither a null
     class nor a guide, or more guidance channels than the image has.
     """

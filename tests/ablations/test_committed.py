@@ -5,12 +5,12 @@ from functools import cache
 
 import pytest
 from lamabench.ablations.study import load, names
+from lamabench.harness.guide import passes
 from lamabench.harness.keys import config_from_dict, model_key
 from lamabench.harness.measure.cost import Cost, cost
 from lamabench.launch import gpu_hours
 from lamabench.launch.cli import main
 from lamabench.launch.plan import pieces, plan
-from lamabench.launch.set_hours import passes
 
 QUALITY = [name for name in names() if name not in ("crossover", "demo")]
 LIKE = {"size": ("params", "macs"), "macs": ("macs",), "parameters": ("params",), "flops": ("flops",)}
@@ -41,7 +41,7 @@ def budget(name):
             training += 3 * cost_of(config.model).flops * config.train.steps * config.train.batch_size
         elif piece.task.kind == "samples":
             sets += 1
-            each = config.sample.count * passes(config.sample.steps, config.sample.guidance)
+            each = config.sample.count * sum(passes(config))
             sampling += cost_of(config.model).flops * each
     (seen,) = images
     trainings = sum(piece.task.kind == "training" for piece in pieces(runs))
