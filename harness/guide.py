@@ -22,6 +22,8 @@ from .moments import kept_steps, not_kept, sampled_moments, step_of
 from .run import read_info, weights_home
 from .training.checkpoint import load_weights
 
+PLACES = ("path", "decoder")  # fields of the section encoder that say where something lies
+
 
 @dataclass(frozen=True)
 class Guide:
@@ -108,7 +110,7 @@ def open_guide(config: Config) -> Guide:
 def _check_same(folder: Path, config: Config, other: Config) -> None:
     for section in ("objective", "encoder"):
         here, there = declared(getattr(config, section)), declared(getattr(other, section))
-        for name in sorted(here.keys() | there.keys()):
+        for name in sorted((here.keys() | there.keys()) - {*PLACES}):
             if here.get(name) != there.get(name):
                 values = f"{section}.{name} {there.get(name)}, and the model {here.get(name)}"
                 raise InputError(f"sample.guide {folder} has {values}: both must have learned the same")

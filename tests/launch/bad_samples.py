@@ -21,6 +21,20 @@ SAMPLES = [
     ),
     Bad(["sample", "{run}", "sample.timesteps=ddim", "sample.steps=1"], "no k gives sample.steps 1; nearest: 2"),
     Bad(["evaluate", "{run}", "--to", "x.npz"], "unrecognized arguments"),
+    Bad(["sample", "{run}", "sample.guidance_interval=3"], r"guidance_interval must be \[low, high\], .* not 3"),
+    Bad(["sample", "{run}", "sample.guidance_interval=[1,2,3]"], r"guidance_interval must be \[low, high\]"),
+    Bad(["sample", "{run}", "sample.guidance_interval=[null,3]"], r"guidance_interval must be \[low, high\]"),
+    Bad(["sample", "{run}", "sample.guidance_interval=[0,inf]"], r"guidance_interval must be .* or \[0.28, null\]"),
+    Bad(["sample", "{run}", "sample.guidance_interval=[a,b]"], r"guidance_interval must be \[low, high\]"),
+    Bad(["sample", "{run}", "sample.guidance_interval=[3,2]"], "guidance_interval must be .* the smaller one first"),
+    Bad(["sample", "{run}", "sample.guidance_interval=[-1,2]"], "guidance_interval must be two numbers of at least 0"),
+    Bad(
+        ["sample", "{run}", "sample.guide=nowhere", "sample.guidance=2"], "sample.guide: .*nowhere is not a run folder"
+    ),
+    Bad(["sample", "{run}", "sample.guide={run}", "sample.guidance=2"], "has the weights that are sampled.*guide_at=N"),
+    Bad(["sample", "{run}", "sample.guide={run}", "sample.guide_at=7"], "sample.guide .*: step 7 was not kept"),
+    Bad(["sample", "{run}", "sample.guide_at=soon"], "sample.guide_at must be last or a step above 0, not 'soon'"),
+    Bad(["sample", "{run}", "sample.guide_weights=best"], "unknown sample.guide_weights 'best'"),
 ]
 
 THEIRS = ["--as", "edm", "data=digits", "data.size=8", "run.device=cpu"]
