@@ -185,6 +185,16 @@ def parser() -> argparse.ArgumentParser:
     )
     help_text = "write the moments (mu, sigma …) to a file that evaluate.reference takes"
     reference.add_argument("--out", type=_path, metavar="FILE.npz", help=help_text)
+    export = add(
+        "export",
+        "write a trained run as a folder for other people: weights, config.json and a model card with scores",
+        "lamabench export runs/train/NAME-KEY --to my-model\n"
+        "  lamabench export runs/train/NAME-KEY --to hf:owner/name    needs huggingface-hub and its login",
+        "RUN|key=value",
+        "a run folder; sample.at=[STEP] and sample.weights=NAME choose other weights than the last averaged ones",
+    )
+    help_text = "the folder to write, or hf:owner/name: a repository of the Hugging Face hub, private if it is new"
+    export.add_argument("--to", metavar="FOLDER|hf:OWNER/NAME", help=help_text)
     bench = add(
         "bench",
         "measure throughput and peak memory of forward passes and training steps, after checking outputs and gradients",

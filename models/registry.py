@@ -238,11 +238,14 @@ def describe(config: Any) -> dict[str, Any]:
 def create_model(name: str, *, pretrained: Any = None, **settings: Any) -> Backbone:
     """The backbone of a preset with changed fields of its configuration: create_model("lamamba_s", d_state=4).
 
-    Weights are drawn from torch's global generator. Raises InputError for an unknown name or field, and for a value of
-    a wrong type or size.
+    `pretrained` is a folder of `lamabench export`, or `hf:owner/name`, which is downloaded (exported.py). Without it,
+    weights are drawn from torch's global generator. Raises InputError for an unknown name or field, for a value of a
+    wrong type or size, and for weights that do not fit.
     """
     if pretrained is not None:
-        raise InputError("create_model cannot load pretrained weights yet: pretrained must be None")
+        from .exported import load_exported
+
+        return load_exported(pretrained, name, settings)
     config = preset(name).config
     names = [f.name for f in fields(config)]
     for setting in settings:

@@ -56,8 +56,8 @@ class SampleConfig:
         self.weights = check_weights("sample.weights", self.weights)
         self.guide_weights = check_weights("sample.guide_weights", self.guide_weights)
         self.guidance_interval = check_interval("sample.guidance_interval", self.guidance_interval)
-        if self.guide_at != "last" and not (type(self.guide_at) is int and self.guide_at > 0):
-            raise InputError(f"sample.guide_at must be last or a step above 0, not {self.guide_at!r}")
+        if self.guide_at != "last" and not (type(self.guide_at) is int and self.guide_at >= 0):
+            raise InputError(f"sample.guide_at must be last or a step, not {self.guide_at!r}")
         if self.at not in ("last", "all"):
             self.at = check_steps("sample.at", self.at, words=("last", "all"))
             if not self.at:
