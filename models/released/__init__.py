@@ -14,10 +14,10 @@ from ...kernels.errors import InputError, unknown
 from .. import registry
 from ..fields import typed
 from ..registry import Backbone
-from . import dit, files
+from . import diffusers_dit, dit, files, guided_diffusion, lamamba
 from .files import Source
 
-SOURCES: tuple[ModuleType, ...] = (dit,)
+SOURCES: tuple[ModuleType, ...] = (dit, guided_diffusion, lamamba, diffusers_dit)
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,19 @@ def load(
     config = configuration(source, module, preset, settings or {})
     family = registry.family_of(config)
     home = importlib.import_module(family.net_type.__module__)
-    net = home.from_reference(module.state(source), config)
+    state = module.state(source)
+    try:
+        net = home.from_reference(state, config)
+    except InputError as error:
+        raise InputError(f"{path}: {error}; {_cure(str(error))}") from None
     return Released(net, module.TITLE, source.weights, module.notes(source), source.settings_path)
+
+
+def _cure(fault: str) -> str:
+    """The likely cure of a fault that `registry.load_reference` names."""
+    if "unexpected" in fault:
+        return "the code that wrote it has parts that this model lacks, so that it is of another model or version"
+    return "the file is incomplete" if "missing" in fault else "it is of a model of other sizes"
 
 
 def source_of(source: Source) -> ModuleType:
@@ -75,12 +86,12 @@ def configuration(source: Source, module: ModuleType, preset: str | None, settin
     known = module.known(source)
     if preset is None:
         told = _recognised(family, module, known, settings)
-        config = family.config_type(**_without_twice(told | known) | settings)
-        if missing := [name for name in module.TOLD if name not in told and name not in settings]:
+        if missing := [name for name in module.TOLD if name not in told | known | settings]:
             raise InputError(
-                f"{source.path} does not tell {' and '.join(missing)}, and its sizes are those of no preset: give "
-                f"model=NAME, or {' '.join(f'model.{name}=…' for name in missing)}"
+                f"{source.path} does not tell {' and '.join(missing)} ({module.HINT}): give model=NAME, or "
+                f"{' '.join(f'model.{name}=…' for name in missing)}"
             )
+        config = family.config_type(**_without_twice(told | known) | settings)
     else:
         entry = registry.preset(preset)
         if type(entry.config) is not family.config_type:
@@ -96,7 +107,7 @@ def _recognised(
     """The fields `module.TOLD` of the first preset that agrees with a file in `module.SAME`."""
     whole = known | settings
     for entry in family.presets.values():
-        if all(getattr(entry.config, name) == whole.get(name) for name in module.SAME):
+        if module.SAME and all(getattr(entry.config, name) == whole.get(name) for name in module.SAME):
             return {name: getattr(entry.config, name) for name in module.TOLD}
     return {}
 

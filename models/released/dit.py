@@ -12,6 +12,7 @@ TITLE = "DiT"
 FAMILY = "dit"
 TOLD = ("num_heads",)  # what no tensor tells
 SAME = ("hidden_size", "depth")  # by which a preset is recognised
+HINT = "DiT's have heads that are 64 or 72 wide"
 
 
 def fits(source: Source) -> bool:

@@ -6,6 +6,7 @@ import json
 import pickle
 import re
 import zipfile
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,12 +26,15 @@ WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 INDEX = "diffusion_pytorch_model.safetensors.index.json"
 
 
-class Settings(dict[str, Any]):
-    """Stands for the classes in which training scripts keep their settings (argparse's and yacs'). It has their data
-    and none of their methods."""
+class Settings:
+    """Stands for yacs' class of settings, which need not be installed: its data become a dictionary (ordered, because
+    torch fills only that one)."""
+
+    def __new__(cls) -> OrderedDict[str, Any]:  # type: ignore[misc]
+        return OrderedDict()
 
 
-# Their names in a pickle. yacs need not be installed.
+# Classes in which training scripts keep their settings. Neither runs code.
 HARMLESS = [(Settings, "yacs.config.CfgNode"), argparse.Namespace]
 
 
