@@ -16,6 +16,7 @@ from .sections import (
     EncoderConfig,
     EvaluateConfig,
     ObjectiveConfig,
+    ReleasedConfig,
     RunConfig,
     SampleConfig,
     TrainConfig,
@@ -36,6 +37,7 @@ class Config:
     bench: BenchConfig = field(default_factory=BenchConfig)
     backend: Any = field(default_factory=BackendConfig)
     run: RunConfig = field(default_factory=RunConfig)
+    released: ReleasedConfig = field(default_factory=ReleasedConfig)
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -52,6 +54,7 @@ SECTIONS: dict[str, type] = {
     "bench": BenchConfig,
     "backend": BackendConfig,
     "run": RunConfig,
+    "released": ReleasedConfig,
 }
 
 

@@ -30,9 +30,9 @@ from .diffusion.guidance import Net
 from .diffusion.objective import objective
 from .diffusion.samplers import draws, index_noise, sample
 from .keys import config_from_dict, config_to_dict, label_rule, sample_seed
-from .measure.cost import cost
 from .progress import Progress, Quiet
 from .random import Stream, generator
+from .released import training_facts
 from .run import Busy, is_held
 from .scoring.kept import describe as describe_features
 from .shards import FIRST, Claims, joined, write_array, write_first
@@ -114,9 +114,7 @@ def draw_shards(out: Path, training: Path, config: Config, step: int, progress: 
         "checkpoint_step": step,
         "weights": settings.weights,
         "weights_error": weights.error,
-        "images_seen": step * config.train.batch_size,
-        "training_flops": 3 * cost(config.model).flops * step * config.train.batch_size,
-        "training_seconds": round(weights.seconds, 3),
+        **training_facts(config, step, weights.seconds),
         "precision": settings.precision,
         "compile": settings.compile,
         "batch_size": settings.batch_size,

@@ -31,7 +31,8 @@ from ..harness.diffusion.objective import objective
 from ..harness.sections import DataConfig
 from ..kernels.errors import InputError, unknown
 from ..models import plugins
-from ..models.registry import out_channels, preset, presets, revision
+from ..models.registry import out_channels, presets, revision
+from .named import named
 
 GROUPS = ("model", "data", "recipe")
 Groups = tuple[str | None, ...]  # the choice of each, None for the default
@@ -131,6 +132,8 @@ def compose(overrides: Sequence[Override]) -> tuple[Config, dict[str, str]]:
         settings = [one for name in (by_section if tied else sources) for one in by_section.get(name, ())]
         with _one_line():
             sections[field.name] = pickle.loads(_section(field.name, groups, tuple(settings)))
+    if any(vars(sections["released"]).values()):
+        raise InputError("released.name and released.tensors are no settings: lamabench convert writes them")
     model, goal = sections["model"], objective(sections["objective"])
     if (channels := goal.out_channels(model.in_channels)) != out_channels(model) and model.out_channels is None:
         # The channels of the head follow from the objective, as the shape of the model follows from the data.
@@ -327,12 +330,13 @@ def override(config: Config, overrides: Sequence[str]) -> Config:
 
 
 def model_config(name: str, overrides: Sequence[str]) -> Any:
-    """The configuration of a preset after overrides of its fields (`input_size=64` or `model.input_size=64`).
+    """The configuration of a preset, or of a run's model, after overrides of its fields (`input_size=64` or
+    `model.input_size=64`).
 
     Raises InputError as `compose` does.
     """
     words = [word.removeprefix("model.") for word in load_plugins(overrides)]
-    node = OmegaConf.structured(preset(name).config)
+    node = OmegaConf.structured(named(name).config)
     apply(node, words)
     with _one_line():
         return OmegaConf.to_object(node)

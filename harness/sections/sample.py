@@ -47,7 +47,7 @@ class SampleConfig:
             raise InputError(f"sample.guidance must be finite, not {self.guidance}; 1 is no guidance")
         self.weights = check_weights("sample.weights", self.weights)
         if self.at not in ("last", "all"):
-            self.at = check_steps("sample.at", self.at, words=("last", "all"))
+            self.at = check_steps("sample.at", self.at, words=("last", "all"), least=0)
             if not self.at:
                 raise InputError("sample.at is empty: give last, all, or a list of steps")
         if self.seed is not None:

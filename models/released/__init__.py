@@ -84,6 +84,8 @@ def configuration(source: Source, module: ModuleType, preset: str | None, settin
             raise unknown(f"field of {what}", name, names)
     settings = typed(what, family.config_type, settings)
     known = module.known(source)
+    if settings.get("null_class", preset is not None and getattr(registry.preset(preset).config, "null_class", False)):
+        known["num_classes"] -= 1  # the last label is that of no class
     if preset is None:
         told = _recognised(family, module, known, settings)
         if missing := [name for name in module.TOLD if name not in told | known | settings]:
