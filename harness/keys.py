@@ -15,7 +15,7 @@ from ..models import registry
 from ..models.fields import declared, typed
 from .config import SECTIONS, Config
 from .run import plain_name
-from .sections import HELDOUT
+from .sections import HELDOUT, EncoderConfig
 
 SEEDED = ("kid", "isc")  # metrics that draw subsets
 
@@ -76,8 +76,13 @@ def training_key(config: Config) -> str:
     for section, names in ((data, ("path",)), (train, ("steps", "snapshots"))):
         for name in names:
             section.pop(name, None)
-    parts = [declared(section) for section in (config.encoder, config.objective, config.backend)]
+    parts = [encoder_facts(config.encoder), *(declared(section) for section in (config.objective, config.backend))]
     return digest("training", registry.describe(config.model), data, *parts, train, config.seed)
+
+
+def encoder_facts(encoder: EncoderConfig) -> dict[str, Any]:
+    """The section `encoder` without its paths: what determines what the network sees."""
+    return {name: value for name, value in declared(encoder).items() if name not in ("path", "decoder")}
 
 
 def sample_seed(config: Config) -> int:
@@ -106,7 +111,7 @@ def samples_key(config: Config, step: int) -> str:
         sample["labels"] = rule
     weights = [training_key(config), step, config.sample.weights]
     if config.released.tensors:  # a training's key has these sections
-        weights += [declared(section) for section in (config.encoder, config.objective, config.backend)]
+        weights += [encoder_facts(config.encoder), declared(config.objective), declared(config.backend)]
     return digest("samples", weights, sample, sample_seed(config))
 
 

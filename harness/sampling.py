@@ -29,7 +29,7 @@ from .device import autocast, compiled, device_type, exact_float32, pick_device,
 from .diffusion.guidance import Net
 from .diffusion.objective import objective
 from .diffusion.samplers import draws, index_noise, sample
-from .keys import config_from_dict, config_to_dict, label_rule, sample_seed
+from .keys import config_from_dict, config_to_dict, encoder_facts, label_rule, sample_seed
 from .progress import Progress, Quiet
 from .random import Stream, generator
 from .released import training_facts
@@ -141,6 +141,7 @@ def _draw(out: Path, training: Path, config: Config, step: int, progress: Progre
     with parallel.agreeing():
         exact_float32()
         device = parallel.own_device(pick_device(config.run.device))
+        encoder(config.encoder).check_decoder(device)
         weights = load_weights(training, step, settings.weights, config.model)
         sampler = Sampler(config, weights.tensors, device)
         key = sampler.key(weights.tensors)
@@ -231,7 +232,7 @@ class Sampler:
             "labels": label_rule(config),
             "seed": sample_seed(config),
             "model": describe(config.model),
-            "encoder": vars(config.encoder),
+            "encoder": encoder_facts(config.encoder),
         }
         facts |= {"objective": vars(config.objective), "backend": self.backend, "device": device_type(self.device)}
         digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())

@@ -148,6 +148,24 @@ def parser() -> argparse.ArgumentParser:
     convert.add_argument("--config", type=_path, metavar="YAML", help=help_text)
     help_text = "the name of the run, which lies in run.root/weights/NAME-KEY (default: that of the file)"
     convert.add_argument("--to", metavar="NAME", help=help_text)
+    encode = add(
+        "encode",
+        "encode a set of images by an autoencoder, once, into a cache of latents that trainings read",
+        "lamabench encode data=folder data.path=imagenet/train data.size=256 encoder=stabilityai/sd-vae-ft-ema --to "
+        "latents\n"
+        "  torchrun --standalone --nproc-per-node 8 --no-python lamabench encode …    on eight GPUs",
+        "key=value",
+        "data=NAME, encoder=FOLDER or OWNER/NAME of the hub, and settings of the sections data and run; with "
+        "data.flip, mirrored images are encoded too",
+    )
+    encode.add_argument("--to", type=_path, metavar="FOLDER", help="the folder of the cache")
+    help_text = (
+        "the type of the latents on disk (default: float32; float16 takes half, and rounds by more than the narrow "
+        "posteriors of published autoencoders vary)"
+    )
+    encode.add_argument("--dtype", choices=("float32", "float16"), default="float32", help=help_text)
+    help_text = "fetch the autoencoder from the Hugging Face hub if it is not in its cache"
+    encode.add_argument("--download", action="store_true", help=help_text)
     train = add(
         "train",
         "train one model, or continue its training",
@@ -274,6 +292,7 @@ def parser() -> argparse.ArgumentParser:
         check,
         data,
         convert,
+        encode,
         evaluate,
         reference,
         bench,

@@ -6,21 +6,28 @@ from typing import Any
 
 from ..harness.config import Config
 from ..harness.sections import DataConfig
-from ..kernels.errors import InputError, unknown
+from ..kernels.errors import InputError
 from ..models import registry
-from .compose import choices, compose, override, text_of
+from .compose import compose, override
 
 SECTIONS = ("data", "encoder", "objective")  # that samples of released weights may set too: no training used others
 
+PLACEHOLDER = ("model=dit_nano", "model.patch_size=1")  # a model that fits data and latents of any size
+
 
 def settled(config: Config, overrides: Sequence[str]) -> Config:
-    """`compose.override`, in which `data=NAME` chooses a set too. Raises InputError as `compose` does."""
-    names = [word for word in overrides if word.startswith("data=")]
-    if names:
-        if (name := text_of(names[-1])) not in choices("data"):
-            raise unknown("data", name, choices("data"))
-        config = replace(config, data=compose([names[-1]])[0].data)
-    return override(config, [word for word in overrides if word not in names])
+    """`compose.override`, in which `data=NAME` and `encoder=FOLDER` choose a set and a cache of latents too, as they do
+    for a training. Raises InputError as `compose` does."""
+    keys = {word: word.partition("=")[0] for word in overrides}
+    of = {name: [word for word, key in keys.items() if key.split(".")[0] == name] for name in ("data", "encoder")}
+    chosen = {key for key in keys.values() if key in ("data", "encoder", "encoder.path")}
+    if not chosen:
+        return override(config, overrides)
+    sections, _ = compose([*PLACEHOLDER, *of["data"], *of["encoder"]])
+    new = {"encoder": sections.encoder} if chosen - {"data"} else {}
+    new |= {"data": sections.data} if "data" in chosen or sections.encoder.kind != "pixels" else {}
+    done = [word for name in new for word in of[name]]
+    return override(replace(config, **new), [word for word in overrides if word not in done])
 
 
 def is_latent(config: Config) -> bool:

@@ -55,8 +55,13 @@ def generation(config: Mapping[str, Any], row: Mapping[str, Any]) -> Generation:
         "labels": labels if classes > 1 else "none",
         "weights": row.get("weights"),
         "precision": row.get("precision"),
-        "encoder": config.get("encoder", {}).get("kind", "pixels"),
+        "encoder": encoder_name(config.get("encoder", {})),
     }
+
+
+def encoder_name(section: Mapping[str, Any]) -> str:
+    """The name of an encoder, given its section of a configuration: `pixels`, or `latents IDENTITY`."""
+    return " ".join(str(section[name]) for name in ("kind", "identity") if section.get(name)) or "pixels"
 
 
 def generation_of(folder: Path) -> Generation | None:

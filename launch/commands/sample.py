@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ...harness import signals
 from ...harness.config import Config, check_fit
+from ...harness.data.encoder import encoder
 from ...harness.device import pick_device
 from ...harness.export import check_target, export, names
 from ...harness.keys import config_from_dict, config_of, training_folder
@@ -32,6 +33,7 @@ from .train import STUDY, note
 
 COUNTS = (160, 1000, 10_000)  # of images, for a first look
 FIRST_LOOK_S = 120.0
+PLACES = ("data.path=", "encoder.path=", "encoder.decoder=")  # may be others on another machine
 
 
 def run(args: argparse.Namespace) -> int:
@@ -41,6 +43,9 @@ def run(args: argparse.Namespace) -> int:
     def check(task: Task) -> None:
         checked.append(task)
         check_weights(task)
+        if "sample" in missing(task):
+            settings = config_from_dict(task.config)
+            encoder(settings.encoder).check_decoder(pick_device(settings.run.device))
         if task.config["sample"]["keep"] == "features" and "sample" in missing(task):
             from ...harness.scoring.networks import find_weights
 
@@ -143,15 +148,15 @@ def asked_of(
         noun = "set of other people's samples" if kind == "foreign" else kind
         raise InputError(f"{path} is the folder of a {noun}; name that of a training, such as runs/train/NAME")
     info = read_info(path, ABOUT)
-    config = config_of(path, info)
-    released = bool(config.released.tensors)
+    released = bool((info["config"].get("released") or {}).get("tensors"))
     sections = [*sections, *(RELEASED if released else ())]
     for word, text in zip(words, overrides, strict=True):
-        if word not in sections:
+        if word not in sections and not text.startswith(PLACES):
             raise InputError(f"{text!r} would make another training of it; sections to set here: {', '.join(sections)}")
     plugins.load_recorded(info.get("plugins", ()), lambda text: print(text, file=sys.stderr))
     home = path.resolve()
     given = any(text.startswith("run.root=") for text in overrides)
+    config = config_of(path, info)
     config = settled(config, overrides) if released else override(config, overrides)
     if not given:
         root = home.parent.parent if os.access(home, os.W_OK) else Path("runs").resolve()

@@ -26,6 +26,7 @@ from ..compose import compose
 from ..output import command, number
 
 LATE = 0.05
+PLACES = ("run.", "data=", "data.path=", "encoder=", "encoder.path=", "encoder.decoder=")  # where things lie
 STUDY = "train"  # the study to which single commands belong
 
 
@@ -95,7 +96,7 @@ def describe(
 
 def values_of(words: Sequence[str]) -> dict[str, str]:
     """The settings that overrides vary, for names in tables."""
-    return dict(word.split("=", 1) for word in words if not word.startswith(("run.", "data=", "data.path=")))
+    return dict(word.split("=", 1) for word in words if not word.startswith(PLACES))
 
 
 def note(config: Config, about: dict[str, Any], wanted: Sequence[Task], training: Path | None = None) -> Path:
@@ -135,7 +136,8 @@ def check_ready(config: Config, folder: Path) -> None:
     fit the data, data that do not exist or differ from those it was trained on, or a backend that cannot run."""
     import torch
 
-    from ...harness.data.images import check_request, load, load_held_out
+    from ...harness.data.encoder import encoder, load, load_held_out
+    from ...harness.data.images import check_request
     from ...harness.data.items import check_noise
     from ...harness.training.checkpoint import check_data
     from ...harness.training.loggers import check_loggers
@@ -150,7 +152,9 @@ def check_ready(config: Config, folder: Path) -> None:
     with torch.device("meta"):
         net = registry.build(config.model)
     registry.select_backends(net, vars(config.backend), device_type(device))
-    data = load(config.data, Progress().say)
+    data = load(config, Progress().say)
     check_data(folder, data.fingerprint)
     if config.run.heldout_every:
-        load_held_out(config.data, data.class_names, Progress().say)
+        load_held_out(config, data.class_names, Progress().say)
+    if config.run.preview_every:
+        encoder(config.encoder).check_decoder(device)
