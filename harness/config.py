@@ -16,6 +16,7 @@ from .sections import (
     EncoderConfig,
     EvaluateConfig,
     ObjectiveConfig,
+    ReleasedConfig,
     RunConfig,
     SampleConfig,
     TrainConfig,
@@ -36,6 +37,7 @@ class Config:
     bench: BenchConfig = field(default_factory=BenchConfig)
     backend: Any = field(default_factory=BackendConfig)
     run: RunConfig = field(default_factory=RunConfig)
+    released: ReleasedConfig = field(default_factory=ReleasedConfig)
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -52,6 +54,7 @@ SECTIONS: dict[str, type] = {
     "bench": BenchConfig,
     "backend": BackendConfig,
     "run": RunConfig,
+    "released": ReleasedConfig,
 }
 
 
@@ -78,10 +81,10 @@ def check_fit(config: Config) -> None:
     """Check that the sections of a configuration fit together.
 
     Raises InputError where the model does not fit the encoded data or the objective, where the sampler does not fit the
-    objective, where it takes an average of weights that the training does not keep, where label dropout or guidance
-    needs a null class that the model lacks, where guidance without a guide needs classes, where a test split is needed
-    that the data do not have, where more channels are guided than the model has, or where CUDA graphs are combined with
-    micro-batches or shards.
+    objective, where latents would be clamped, where it takes an average of weights that the training does not keep,
+    where label dropout or guidance needs a null class that the model lacks, where guidance without a guide needs
+    classes, where a test split is needed that the data do not have, where more channels are guided than the model has,
+    or where CUDA graphs are combined with micro-batches or shards.
     """
     from .data.encoder import encoder
     from .data.splits import held_out
@@ -89,14 +92,23 @@ def check_fit(config: Config) -> None:
 
     model, data, settings = config.model, config.data, config.sample
     channels, side = encoder(config.encoder).shape(data)
-    shape = {"input_size": ("size", side), "in_channels": ("channels", channels), "num_classes": ("num_classes", None)}
+    pixels = config.encoder.kind == "pixels"
+    shape = {
+        "input_size": ("data.size" if pixels else "encoder.side", side),
+        "in_channels": ("data.channels" if pixels else "encoder.channels", channels),
+        "num_classes": ("data.num_classes", data.num_classes),
+    }
     for name, (source, value) in shape.items():
-        value = getattr(data, source) if value is None else value
         if getattr(model, name) != value:
+            cure = f"set {source}" if source.startswith("data.") else f"leave out model.{name}"
             raise InputError(
-                f"model.{name} {getattr(model, name)} does not fit data.{source} {value}: "
-                f"set data.{source}, and the model takes its value"
+                f"model.{name} {getattr(model, name)} does not fit {source} {value}: {cure}, and the model takes "
+                "its value"
             )
+    if settings.clip and not pixels:
+        raise InputError(
+            "sample.clip=true clamps predicted images to [-1, 1], but latents have no bounds: sample.clip=false"
+        )
     if needs_test_split(config):
         held_out(data)
     goal = objective(config.objective)

@@ -16,13 +16,11 @@ from .config import Config
 from .diffusion.guidance import applies
 from .diffusion.objective import objective
 from .diffusion.samplers import ratios
-from .keys import config_of, training_key
+from .keys import config_of, encoder_facts, training_key
 from .measure.cost import cost
 from .moments import kept_steps, not_kept, sampled_moments, step_of
 from .run import read_info, weights_home
 from .training.checkpoint import load_weights
-
-PLACES = ("path", "decoder")  # fields of the section encoder that say where something lies
 
 
 @dataclass(frozen=True)
@@ -108,9 +106,9 @@ def open_guide(config: Config) -> Guide:
 
 
 def _check_same(folder: Path, config: Config, other: Config) -> None:
-    for section in ("objective", "encoder"):
-        here, there = declared(getattr(config, section)), declared(getattr(other, section))
-        for name in sorted((here.keys() | there.keys()) - {*PLACES}):
+    for section, facts in (("objective", declared), ("encoder", encoder_facts)):
+        here, there = facts(getattr(config, section)), facts(getattr(other, section))
+        for name in sorted(here.keys() | there.keys()):
             if here.get(name) != there.get(name):
                 values = f"{section}.{name} {there.get(name)}, and the model {here.get(name)}"
                 raise InputError(f"sample.guide {folder} has {values}: both must have learned the same")

@@ -15,7 +15,7 @@ from ..models import registry
 from ..models.fields import declared, typed
 from .config import SECTIONS, Config
 from .run import plain_name
-from .sections import HELDOUT
+from .sections import HELDOUT, EncoderConfig
 
 SEEDED = ("kid", "isc")  # metrics that draw subsets
 
@@ -68,13 +68,21 @@ def model_key(model: Any) -> str:
 
 def training_key(config: Config) -> str:
     """The key of a training: model, data as declared, encoder, objective, backends as asked for, seed, and `train`
-    without `steps` and `snapshots`, because a longer training continues a shorter one."""
+    without `steps` and `snapshots`, because a longer training continues a shorter one. That of released weights has the
+    model and their tensors alone."""
+    if config.released.tensors:
+        return digest("weights", registry.describe(config.model), config.released.tensors)
     data, train = declared(config.data), declared(config.train)
     for section, names in ((data, ("path",)), (train, ("steps", "snapshots"))):
         for name in names:
             section.pop(name, None)
-    parts = [declared(section) for section in (config.encoder, config.objective, config.backend)]
+    parts = [encoder_facts(config.encoder), *(declared(section) for section in (config.objective, config.backend))]
     return digest("training", registry.describe(config.model), data, *parts, train, config.seed)
+
+
+def encoder_facts(encoder: EncoderConfig) -> dict[str, Any]:
+    """The section `encoder` without its paths: what determines what the network sees."""
+    return {name: value for name, value in declared(encoder).items() if name not in ("path", "decoder")}
 
 
 def sample_seed(config: Config) -> int:
@@ -101,7 +109,10 @@ def samples_key(config: Config, step: int) -> str:
         sample.pop(name, None)
     if (rule := label_rule(config)) != "cyclic":
         sample["labels"] = rule
-    return digest("samples", [training_key(config), step, config.sample.weights], sample, sample_seed(config))
+    weights = [training_key(config), step, config.sample.weights]
+    if config.released.tensors:  # a training's key has these sections
+        weights += [encoder_facts(config.encoder), declared(config.objective), declared(config.backend)]
+    return digest("samples", weights, sample, sample_seed(config))
 
 
 def score_key(config: Config, samples: str, metric: str) -> str:
@@ -163,6 +174,8 @@ def foreign_folder(root: Path, name: str, samples: str) -> Path:
 
 
 def training_folder(root: Path, config: Config) -> Path:
-    """ROOT/trainings/FAMILY-DATA-KEY."""
+    """ROOT/trainings/FAMILY-DATA-KEY, or ROOT/weights/NAME-KEY of released weights."""
+    if config.released.tensors:
+        return root / "weights" / f"{plain_name(config.released.name)}-{training_key(config)}"
     data = plain_name(config.data.name or config.data.kind)
     return root / "trainings" / f"{registry.family_of(config.model).name}-{data}-{training_key(config)}"

@@ -132,7 +132,7 @@ def _send(message: dict[str, Any]) -> None:
 
 
 # Where the function `join` of each kind of work is.
-JOIN = {"train": ".training.loop", "sample": ".sampling", "bench": ".measure.models"}
+JOIN = {"train": ".training.loop", "sample": ".sampling", "bench": ".measure.models", "encode": ".encoding"}
 
 
 def call(work: str, **values: Any) -> None:

@@ -16,6 +16,7 @@ class Stream(IntEnum):
     DROPOUT = 4  # seeds of dropout in a step of one of several processes; index: RANKS · step + rank
     LABEL = 5  # the class of one sampled image, with sample.labels=random; index: the image
     HELD_OUT = 6  # the noise of one image of the test split; index: timesteps · image + timestep (scoring/heldout.py)
+    POSTERIOR = 7  # the latent of one training image, from its posterior; index: as TRAIN
 
 
 RANKS = 2**20  # more than a training has processes

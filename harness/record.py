@@ -17,8 +17,8 @@ from .lines import check_entries
 
 SCHEMA = 2
 # The stage that writes each kind of line, in the order in which the stages run.
-STAGE_OF = {"cost": "cost", "train": "train", "sample": "sample", "score": "evaluate", "speed": "bench"}
-STAGE_OF |= {"operator_speed": "bench"}
+STAGE_OF = {"convert": "convert", "cost": "cost", "train": "train", "sample": "sample", "score": "evaluate"}
+STAGE_OF |= {"speed": "bench", "operator_speed": "bench"}
 STATES = ("done", "failed", "oom", "diverged", "wrong")
 
 
@@ -47,6 +47,20 @@ class Row:
     def flat(self) -> dict[str, Any]:
         """Every field by its name in the file, including null ones, and `kind`."""
         return {"kind": self.kind} | {field_name(f): getattr(self, f.name) for f in fields(self)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertRow(Row):
+    """Released weights that were converted."""
+
+    kind = "convert"
+    needed = ("source", "file", "sha256", "tensors")
+    source: str | None = about("whose weights: DiT, guided-diffusion, LaMamba-Diff or diffusers' DiT")
+    file: str | None = about("name of the file or folder")
+    sha256: str | None = about("SHA-256 of the file; of a folder, of the names and contents of its files")
+    tensors: str | None = about("SHA-256 of the tensors as they are here: names, shapes, types, bytes")
+    weights: str | None = about("ema (averaged, of a training file) or model (a bare state dict)")
+    notes: list[str] | None = about("what must be known of them")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,7 +240,7 @@ class OperatorSpeedRow(_Timed):
 
 
 ROWS: dict[str, type[Row]] = {
-    row.kind: row for row in (CostRow, TrainRow, SampleRow, ScoreRow, SpeedRow, OperatorSpeedRow)
+    row.kind: row for row in (ConvertRow, CostRow, TrainRow, SampleRow, ScoreRow, SpeedRow, OperatorSpeedRow)
 }
 
 

@@ -38,7 +38,7 @@ from .run import read_info, weights_home
 from .training.checkpoint import Weights, load_weights
 
 # Sections of the configuration that a reader of the weights needs, and fields that say where something lies here.
-SECTIONS = ("model", "data", "encoder", "objective", "train", "sample", "seed")
+SECTIONS = ("model", "data", "encoder", "objective", "train", "sample", "seed", "released")
 PLACES = {"data": ("path",), "encoder": ("path", "decoder")}
 GUIDE = ("guide", "guide_at", "guide_weights", "guide_key")
 Card = Callable[[dict[str, Any]], str]

@@ -30,10 +30,10 @@ from .diffusion.guidance import Net
 from .diffusion.objective import objective
 from .diffusion.samplers import draws, index_noise, sample
 from .guide import Guide, flops, guides, open_guide, passes
-from .keys import config_from_dict, config_to_dict, label_rule, sample_seed
-from .measure.cost import cost
+from .keys import config_from_dict, config_to_dict, encoder_facts, label_rule, sample_seed
 from .progress import Progress, Quiet
 from .random import Stream, generator
+from .released import training_facts
 from .run import Busy, is_held
 from .scoring.kept import describe as describe_features
 from .scoring.protocol import interval_words
@@ -123,9 +123,7 @@ def draw_shards(out: Path, training: Path, config: Config, step: int, progress: 
         "checkpoint_step": step,
         "weights": settings.weights,
         "weights_error": weights.error,
-        "images_seen": step * config.train.batch_size,
-        "training_flops": 3 * cost(config.model).flops * step * config.train.batch_size,
-        "training_seconds": round(weights.seconds, 3),
+        **training_facts(config, step, weights.seconds),
         "precision": settings.precision,
         "compile": settings.compile,
         "batch_size": settings.batch_size,
@@ -152,6 +150,7 @@ def _draw(out: Path, training: Path, config: Config, step: int, progress: Progre
     with parallel.agreeing():
         exact_float32()
         device = parallel.own_device(pick_device(config.run.device))
+        encoder(config.encoder).check_decoder(device)
         weights = load_weights(training, step, settings.weights, config.model)
         sampler = Sampler(config, weights.tensors, device)
         key = sampler.key(weights.tensors)
@@ -241,7 +240,7 @@ class Sampler:
             "labels": label_rule(config),
             "seed": sample_seed(config),
             "model": describe(config.model),
-            "encoder": vars(config.encoder),
+            "encoder": encoder_facts(config.encoder),
         }
         facts |= {"objective": vars(config.objective), "backend": self.backend, "device": device_type(self.device)}
         digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())

@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 from zipfile import BadZipFile
 
 import numpy as np
@@ -124,7 +124,7 @@ class Claims:
     def _file(self, start: int, stop: int) -> Path:
         return self.folder / f"{start:08d}-{stop:08d}.npy"
 
-    def _note(self, start: int, stop: int, by: str, at: float, **more: float) -> None:
+    def _note(self, start: int, stop: int, by: str, at: float, **more: Any) -> None:
         append(self.folder / "claims.jsonl", {"start": start, "stop": stop, "by": by, "at": at, **more})
 
     def _taken(self) -> dict[tuple[int, int], Line]:
@@ -146,9 +146,13 @@ class Claims:
         return taken
 
 
+AnyClaims = TypeVar("AnyClaims", bound=Claims)
+
+
 @contextmanager
-def joined(folder: Path, count: int) -> Iterator[Claims]:
+def joined(folder: Path, count: int, kind: type[AnyClaims] = Claims) -> Iterator[AnyClaims]:
     """Take part in the drawing of a set of `count` images into `folder`, shards/KEY. The folder above must exist.
+    Yields claims of the class `kind`.
 
     Raises Busy if a process draws the same set with other weights or settings, such as on another kind of device.
     """
@@ -164,7 +168,7 @@ def joined(folder: Path, count: int) -> Iterator[Claims]:
                         f"{folder.parent.parent} is being worked on by {other.stem}, on another kind of device or with "
                         "other backends or another sample.keep, and one set does not mix them"
                     )
-            yield Claims(folder, count, process)
+            yield kind(folder, count, process)
         finally:
             lock.unlink(missing_ok=True)
 

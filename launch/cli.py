@@ -121,7 +121,7 @@ def parser() -> argparse.ArgumentParser:
         "count parameters, MACs and FLOPs by part, and the sum that the model's paper would print",
         "lamabench cost lamamba_xl dit_xl_2 input_size=64",
         "MODEL|key=value",
-        "models, and fields of their configuration, such as input_size=64 or window_size=4",
+        "models or runs, and fields of their configuration, such as input_size=64 or window_size=4",
     )
     help_text = "add what fvcore counts, as papers do, and what it skips; it runs the network, for up to a minute"
     cost.add_argument("--fvcore", action="store_true", help=help_text)
@@ -135,6 +135,37 @@ def parser() -> argparse.ArgumentParser:
     data = add("data", "check a set of images: count, decode and name what cannot be read", DATA)
     data.add_argument("action", choices=("check",), help="check decodes every image once; the next check is quick")
     data.add_argument("words", nargs="*", metavar="key=value", help="data=NAME, data.path=… and other settings of data")
+    convert = add(
+        "convert",
+        "make a run of released weights: DiT's, guided-diffusion's, LaMamba-Diff's, or a DiT of diffusers",
+        "lamabench convert DiT-XL-2-256x256.pt --to DiT-XL-2-256\n"
+        "  lamabench convert 0400000.pt --config LaMamba-Diff-XL.yaml\n"
+        "  lamabench convert FOLDER-of-diffusers encoder=CACHE",
+        "FILE|FOLDER|key=value",
+        "the weights, model=NAME or model.FIELD=… for what they do not tell, and settings of data, encoder, run …",
+    )
+    help_text = "the YAML file of their training (LaMamba-Diff); without it, the only one beside the weights"
+    convert.add_argument("--config", type=_path, metavar="YAML", help=help_text)
+    help_text = "the name of the run, which lies in run.root/weights/NAME-KEY (default: that of the file)"
+    convert.add_argument("--to", metavar="NAME", help=help_text)
+    encode = add(
+        "encode",
+        "encode a set of images by an autoencoder, once, into a cache of latents that trainings read",
+        "lamabench encode data=folder data.path=imagenet/train data.size=256 encoder=stabilityai/sd-vae-ft-ema --to "
+        "latents\n"
+        "  torchrun --standalone --nproc-per-node 8 --no-python lamabench encode …    on eight GPUs",
+        "key=value",
+        "data=NAME, encoder=FOLDER or OWNER/NAME of the hub, and settings of the sections data and run; with "
+        "data.flip, mirrored images are encoded too",
+    )
+    encode.add_argument("--to", type=_path, metavar="FOLDER", help="the folder of the cache")
+    help_text = (
+        "the type of the latents on disk (default: float32; float16 takes half, and rounds by more than the narrow "
+        "posteriors of published autoencoders vary)"
+    )
+    encode.add_argument("--dtype", choices=("float32", "float16"), default="float32", help=help_text)
+    help_text = "fetch the autoencoder from the Hugging Face hub if it is not in its cache"
+    encode.add_argument("--download", action="store_true", help=help_text)
     train = add(
         "train",
         "train one model, or continue its training",
@@ -201,14 +232,14 @@ def parser() -> argparse.ArgumentParser:
         "lamabench bench lamamba_xl dit_xl_2 bench.batch_size=auto bench.compile=[eager,compile] "
         "bench.input_sizes=[32,64]",
         "MODEL|key=value",
-        "models, fields of their configuration, and settings of the sections bench, backend, run",
+        "models or runs, fields of their configuration, and settings of the sections bench, backend, run",
     )
     operators = add(
         "bench-kernels",
         "measure every backend of the operators that models call, at the models' shapes, after checking every gradient",
         "lamabench bench-kernels lamamba_xl bench.batch_size=64",
         "MODEL|key=value",
-        "models, fields of their configuration, and settings of the sections bench, run",
+        "models or runs, fields of their configuration, and settings of the sections bench, run",
     )
     bench.add_argument("--again", action="store_true", help="repeat measurements that are on record")
     sweep = add("sweep", "run a study on this machine or on SLURM", SWEEP)
@@ -270,6 +301,8 @@ def parser() -> argparse.ArgumentParser:
         cost,
         check,
         data,
+        convert,
+        encode,
         evaluate,
         reference,
         bench,

@@ -10,8 +10,9 @@ import pickle
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from functools import cache, lru_cache
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from hydra import compose as hydra_compose
@@ -27,15 +28,18 @@ from omegaconf.errors import OmegaConfBaseException
 from ..ablations.study import Setting
 from ..ablations.yaml_file import is_text
 from ..harness.config import Config
+from ..harness.data.latents import Index, check_declared, check_encoder, read_index
 from ..harness.diffusion.objective import objective
-from ..harness.sections import DataConfig
+from ..harness.sections import DataConfig, EncoderConfig
 from ..kernels.errors import InputError, unknown
 from ..models import plugins
-from ..models.registry import out_channels, preset, presets, revision
+from ..models.registry import out_channels, presets, revision
+from .named import named
 
 GROUPS = ("model", "data", "recipe")
 Groups = tuple[str | None, ...]  # the choice of each, None for the default
-PATHS = ("run.root", "data.path", "evaluate.features_path", "evaluate.reference")  # where `~` is the home folder
+# Settings in which `~` is the home folder.
+PATHS = ("run.root", "data.path", "encoder.path", "encoder.decoder", "evaluate.features_path", "evaluate.reference")
 Override = str | Setting
 Word = TypeVar("Word", bound=Override)
 
@@ -112,7 +116,7 @@ def compose(overrides: Sequence[Override]) -> tuple[Config, dict[str, str]]:
     Plug-ins are imported first. Raises InputError, one line, for an unknown key or choice and for a value of the wrong
     type or out of range.
     """
-    overrides = load_plugins(overrides)
+    overrides, cache = encoded(load_plugins(overrides))
     choice_of = {_key(word): str(_choice(word)) for word in overrides if _key(word) in GROUPS}
     for group, choice in choice_of.items():
         if choice not in choices(group):
@@ -131,6 +135,8 @@ def compose(overrides: Sequence[Override]) -> tuple[Config, dict[str, str]]:
         settings = [one for name in (by_section if tied else sources) for one in by_section.get(name, ())]
         with _one_line():
             sections[field.name] = pickle.loads(_section(field.name, groups, tuple(settings)))
+    if any(vars(sections["released"]).values()):
+        raise InputError("released.name and released.tensors are no settings: lamabench convert writes them")
     model, goal = sections["model"], objective(sections["objective"])
     if (channels := goal.out_channels(model.in_channels)) != out_channels(model) and model.out_channels is None:
         # The channels of the head follow from the objective, as the shape of the model follows from the data.
@@ -142,7 +148,42 @@ def compose(overrides: Sequence[Override]) -> tuple[Config, dict[str, str]]:
             f"model {chosen['model']} is trained with the {needed} noise schedule, not {schedule}: "
             f"set objective.schedule={needed}"
         )
+    if cache is not None:
+        check_encoder(*cache, sections["encoder"])
+        check_declared(*cache, sections["data"])
     return Config(**sections), chosen
+
+
+def encoded(overrides: Sequence[Override]) -> tuple[list[Override], tuple[Path, Index] | None]:
+    """Overrides in which the last `encoder=FOLDER` (or `encoder.path=FOLDER`) became settings from the index of that
+    cache of latents, before all others: those of the encoder, of the data, and the shape of the model. Returns also the
+    folder and its index; None for `encoder=pixels` and without an encoder.
+
+    Raises InputError for a folder that is no cache, and if `data=` names another kind of data.
+    """
+    words = [word for word in overrides if _key(word) in ("encoder", "encoder.path")]
+    others = [word for word in overrides if word not in words]
+    value = _choice(words[-1]) if words else None
+    if not words or value in ("pixels", None):
+        return others, None
+    folder = Path(os.path.abspath(os.path.expanduser(str(value))))
+    if not folder.is_dir():
+        raise unknown("encoder", value, ("pixels", "the folder of a cache, which lamabench encode writes"))
+    index = read_index(folder)
+    facts = {**asdict(index.encoder), "kind": "latents", "path": str(folder)}
+    of_data = {one.name: one.metadata["since"] for one in fields(DataConfig) if "since" in one.metadata} | index.data
+    of_data |= {"path": index.path}
+    kind = of_data.pop("kind")
+    kinds = [str(_choice(word)) for word in others if _key(word) == "data"]
+    if kinds and kinds[-1] in choices("data") and (other := _base((None, kinds[-1], None)).node.data.kind) != kind:
+        raise InputError(
+            f"data={kinds[-1]} is of kind {other!r}, but the latents in {folder} are of {kind!r}: data={kind}, or "
+            "leave it out"
+        )
+    settings = [Setting(f"data.{name}", value) for name, value in of_data.items()]
+    settings += [Setting(f"encoder.{one.name}", facts[one.name]) for one in fields(EncoderConfig) if one.name in facts]
+    settings += [Setting("model.input_size", facts["side"]), Setting("model.in_channels", facts["channels"])]
+    return [*([] if kinds else [Setting("data", kind)]), *settings, *others], (folder, index)
 
 
 @contextmanager
@@ -327,12 +368,13 @@ def override(config: Config, overrides: Sequence[str]) -> Config:
 
 
 def model_config(name: str, overrides: Sequence[str]) -> Any:
-    """The configuration of a preset after overrides of its fields (`input_size=64` or `model.input_size=64`).
+    """The configuration of a preset, or of a run's model, after overrides of its fields (`input_size=64` or
+    `model.input_size=64`).
 
     Raises InputError as `compose` does.
     """
     words = [word.removeprefix("model.") for word in load_plugins(overrides)]
-    node = OmegaConf.structured(preset(name).config)
+    node = OmegaConf.structured(named(name).config)
     apply(node, words)
     with _one_line():
         return OmegaConf.to_object(node)

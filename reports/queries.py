@@ -71,7 +71,7 @@ def state_of(run: Run) -> tuple[str, str]:
     if run.metrics and not run.last("train"):
         return "unfinished", ""
     # The cost and speed of its model may come from another study.
-    own = [row for row in run.rows if row["kind"] in ("train", "sample", "score")]
+    own = [row for row in run.rows if row["kind"] in ("convert", "train", "sample", "score")]
     begun = own if run.info.get("trains") and not run.metrics else run.rows
     return ("done" if begun else "not started"), ""
 

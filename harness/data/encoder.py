@@ -1,14 +1,31 @@
-"""Encoders: what the network sees of an image. The data stay images, because reports and scores need images."""
+"""Encoders: what the network sees of the images of a set, and how images come of what it draws.
 
-from typing import TYPE_CHECKING, Protocol
+`Pixels` reads images. `Latents` reads a cache (latents.py), so that a training needs neither images nor autoencoder,
+and decodes with the autoencoder of the cache. Samples are stored as images, because reports and scores need images.
+"""
 
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from ...kernels.errors import unknown
+from ...kernels.errors import InputError, unknown
+from .latents import TEST, LatentData, posterior_noise, read_index
+from .splits import held_out
 
 if TYPE_CHECKING:
-    from ..sections import EncoderConfig
+    from ..config import Config
+    from ..sections import DataConfig, EncoderConfig
+    from .files import Say
+
+Indices = NDArray[np.int64]
+Flags = NDArray[np.bool_]
 
 
 class Shape(Protocol):
@@ -20,19 +37,53 @@ class Shape(Protocol):
     def size(self) -> int: ...
 
 
+class DataSet(Protocol):
+    """What is learned from: labels and names of classes, and the `fingerprint` of its images. `ImageData` says more."""
+
+    labels: NDArray[np.int64]
+    num_classes: int
+    class_names: list[str]
+    size: int
+    channels: int
+    fingerprint: str
+    omissions: str
+
+    def __len__(self) -> int: ...
+
+
 class Encoder(Protocol):
-    """Converts images to what the network sees, and back. Leading dimensions of a tensor stay as they are."""
+    """Gives what the network sees of images, float32 [B, *shape], and makes images of it."""
 
     def shape(self, data: Shape) -> tuple[int, int]:
         """(channels, side) of what the network sees of such images. Raises InputError where they do not fit."""
         ...
 
-    def encode(self, images: Tensor) -> Tensor:
-        """Images uint8 [..., C, S, S] -> what the network sees, float32 [..., *shape]."""
+    def load(self, data: "DataConfig", say: "Say | None" = None) -> DataSet:
+        """The set that a training reads. Raises InputError for one that is missing, damaged, or another one."""
+        ...
+
+    def load_held_out(self, data: "DataConfig", class_names: list[str], say: "Say | None" = None) -> DataSet:
+        """The test split that belongs to the training data of `data`, whose classes are `class_names`. Raises
+        InputError if there is none, and like `load`."""
+        ...
+
+    def inputs(
+        self, data: Any, indices: Indices, items: Sequence[int], seed: int, mirrored: Flags | None = None
+    ) -> Tensor:
+        """What the network sees of some images of a set that `load` returned, of their mirror image where `mirrored`.
+        What is random about it follows from `seed` and the numbers `items`, one for each image."""
+        ...
+
+    def pictures(self, data: Any, indices: Indices, device: str) -> Tensor:
+        """Some images of a set as a figure shows them, uint8 [B, C, S, S] on any device."""
+        ...
+
+    def check_decoder(self, device: str) -> None:
+        """Raise InputError if images cannot be decoded on this machine."""
         ...
 
     def decode(self, x: Tensor) -> Tensor:
-        """What the network sees, [..., *shape] -> images uint8 [..., C, S, S].
+        """What the network sees, [B, *shape] -> images uint8 [B, C, S, S] on the same device.
 
         Raises FloatingPointError for NaN or infinity.
         """
@@ -45,11 +96,110 @@ class Pixels:
     def shape(self, data: Shape) -> tuple[int, int]:
         return data.channels, data.size
 
-    def encode(self, images: Tensor) -> Tensor:
+    def load(self, data: "DataConfig", say: "Say | None" = None) -> DataSet:
+        from .images import load
+
+        return load(data, say)
+
+    def load_held_out(self, data: "DataConfig", class_names: list[str], say: "Say | None" = None) -> DataSet:
+        from .images import load_held_out
+
+        return load_held_out(data, class_names, say)
+
+    def inputs(
+        self, data: Any, indices: Indices, items: Sequence[int], seed: int, mirrored: Flags | None = None
+    ) -> Tensor:
+        images = data.images_at(indices)
+        if mirrored is not None:
+            flipped = torch.from_numpy(mirrored)
+            images[flipped] = images[flipped].flip(-1)
         return to_model_range(images)
+
+    def pictures(self, data: Any, indices: Indices, device: str) -> Tensor:
+        return data.images_at(indices)
+
+    def check_decoder(self, device: str) -> None:
+        pass
 
     def decode(self, x: Tensor) -> Tensor:
         return to_uint8(x)
+
+
+class Latents:
+    """Latents of an autoencoder: samples of the posterior N(mean, exp(logvar)) of each image, shifted and scaled
+    (Rombach et al., arXiv 2112.10752, section 3.3 and appendix G)."""
+
+    def __init__(self, settings: "EncoderConfig") -> None:
+        self.settings = settings
+
+    def shape(self, data: Shape) -> tuple[int, int]:
+        assert self.settings.channels is not None and self.settings.side is not None
+        return self.settings.channels, self.settings.side
+
+    def load(self, data: "DataConfig", say: "Say | None" = None) -> LatentData:
+        return LatentData(self._folder(), self.settings, data)
+
+    def load_held_out(self, data: "DataConfig", class_names: list[str], say: "Say | None" = None) -> LatentData:
+        folder = self._folder() / TEST
+        if not folder.exists():
+            raise InputError(
+                f"there are no latents of the test split: {folder} does not exist (lamabench encode … data.split=test "
+                f"--to {folder})"
+            )
+        cache = LatentData(folder, self.settings, replace(held_out(data), flip=False))
+        if cache.class_names != class_names:
+            raise InputError(f"the test split in {folder} has other classes than the training data")
+        return cache
+
+    def inputs(
+        self, data: Any, indices: Indices, items: Sequence[int], seed: int, mirrored: Flags | None = None
+    ) -> Tensor:
+        x = data.rows("mean", indices, mirrored)
+        if data.index.logvar:
+            deviation = data.rows("logvar", indices, mirrored).mul_(0.5).exp_()
+            x.addcmul_(deviation, posterior_noise(seed, items, x[0].numel()).reshape(x.shape))
+        return self._scaled(x)
+
+    def pictures(self, data: Any, indices: Indices, device: str) -> Tensor:
+        """The means, decoded: what the autoencoder keeps of the images, and the best that a network can draw."""
+        return self.decode(self._scaled(data.rows("mean", indices)).to(device))
+
+    def check_decoder(self, device: str) -> None:
+        self._decoder(device)
+
+    def decode(self, x: Tensor) -> Tensor:
+        return self._decoder(str(x.device)).decode(x)
+
+    def _scaled(self, x: Tensor) -> Tensor:
+        shift, scale = self.settings.shift, self.settings.scale
+        assert shift is not None and scale is not None
+        return x.sub_(shift).mul_(scale)
+
+    def _folder(self) -> Path:
+        if self.settings.path is None:
+            raise InputError("encoder.path is not set; encoder=FOLDER names the cache of lamabench encode")
+        return Path(self.settings.path)
+
+    def _decoder(self, device: str) -> Any:
+        settings = self.settings
+        source = settings.decoder or read_index(self._folder()).encoder.source
+        decoder = _autoencoder(source, device)
+        actual = {name: getattr(decoder, name) for name in ("identity", "scale", "shift")}
+        expected = {name: getattr(settings, name) for name in actual}
+        for name, value in expected.items():
+            if actual[name] != value:
+                raise InputError(
+                    f"{source} is not the autoencoder of the latents: its {name} is {actual[name]}, not {value}; "
+                    "encoder.decoder=SOURCE names another one"
+                )
+        return decoder
+
+
+@lru_cache(maxsize=2)
+def _autoencoder(source: str, device: str) -> Any:
+    from .autoencoder import load
+
+    return load(source, device)
 
 
 def to_model_range(images: Tensor) -> Tensor:
@@ -64,11 +214,21 @@ def to_uint8(images: Tensor) -> Tensor:
     return ((images.float() + 1) * 127.5).clamp(0, 255).round().to(torch.uint8)
 
 
-KINDS: dict[str, type[Encoder]] = {"pixels": Pixels}
+KINDS: dict[str, Any] = {"pixels": lambda _: Pixels(), "latents": Latents}
 
 
 def encoder(settings: "EncoderConfig") -> Encoder:
     """The encoder that a configuration names. Raises InputError for an unknown kind."""
     if settings.kind not in KINDS:
         raise unknown("encoder.kind", settings.kind, KINDS)
-    return KINDS[settings.kind]()
+    return KINDS[settings.kind](settings)
+
+
+def load(config: "Config", say: "Say | None" = None) -> DataSet:
+    """The set that a training of a configuration reads, by its encoder (`Encoder.load`)."""
+    return encoder(config.encoder).load(config.data, say)
+
+
+def load_held_out(config: "Config", class_names: list[str], say: "Say | None" = None) -> DataSet:
+    """The test split that belongs to it (`Encoder.load_held_out`)."""
+    return encoder(config.encoder).load_held_out(config.data, class_names, say)

@@ -17,8 +17,7 @@ from ..config import Config
 from ..device import device_type, is_cuda
 from ..random import Generators, Stream, generator
 from ..sections import TrainConfig
-from .encoder import Encoder, Pixels, encoder
-from .images import ImageData
+from .encoder import DataSet, Encoder, Pixels, encoder
 from .workers import PREFETCH, start, workers
 
 _INPUT_ERROR = f"{InputError.__module__}.{InputError.__qualname__}"
@@ -43,12 +42,13 @@ class TrainItems(Dataset[dict[str, Tensor]]):
     Item i is `x0` float32 [C, S, S] from the encoder, `y` int64 (`null_class` where the label is dropped), `t` float32
     from `objective.draw_t`, and `noise` float32 [C, S, S]. It depends only on the seed and on i, so a DataLoader takes
     `sampler=range(start, stop)` and any number of workers. A label is dropped with probability `class_dropout`. With
-    `flip`, half of the images are flipped. A DataLoader gets whole batches with `collate_fn=whole`.
+    `flip`, half of the images are flipped. Of latents, `x0` is a sample of the posterior of the image or of its mirror
+    image. A DataLoader gets whole batches with `collate_fn=whole`.
     """
 
     def __init__(
         self,
-        data: ImageData,
+        data: DataSet,
         objective: Timesteps,
         *,
         seed: int,
@@ -77,7 +77,7 @@ class TrainItems(Dataset[dict[str, Tensor]]):
     def __getitems__(self, indices: Sequence[int]) -> dict[str, Tensor]:
         """A batch of items: every tensor of an item with one more dimension, the first."""
         sources = np.array([self._source(i) for i in indices])
-        images, labels = self.data.images_at(sources), self.data.labels[sources]
+        labels = self.data.labels[sources]
         channels, side = self.encoder.shape(self.data)
         drawn = np.empty((len(indices), 3))
         noise = np.empty((len(indices), channels, side, side), dtype=np.float32) if self.noise else None
@@ -87,13 +87,10 @@ class TrainItems(Dataset[dict[str, Tensor]]):
             if noise is not None:
                 rng.standard_normal(dtype=np.float32, out=noise[row])
         t, drop, flip = drawn.T
-        if self.flip:
-            flipped = torch.from_numpy(flip < 0.5)
-            images[flipped] = images[flipped].flip(-1)
         if self.null_class is not None and self.data.num_classes > 0:
             labels[drop < self.class_dropout] = self.null_class
         return {
-            "x0": self.encoder.encode(images),
+            "x0": self.encoder.inputs(self.data, sources, indices, self.seed, flip < 0.5 if self.flip else None),
             "y": torch.from_numpy(labels),
             "t": torch.from_numpy(t.astype(np.float32)),
         } | ({"index": torch.tensor(indices)} if noise is None else {"noise": torch.from_numpy(noise)})
@@ -120,7 +117,7 @@ def check_noise(settings: TrainConfig, device: str) -> None:
 
 
 def batches(
-    data: ImageData, goal: Timesteps, config: Config, null_class: int | None, step: int, device: str
+    data: DataSet, goal: Timesteps, config: Config, null_class: int | None, step: int, device: str
 ) -> Iterator[dict[str, Tensor]]:
     """The batches of all steps after `step`, of which each of several processes has an equal part: process r of n has
     the r-th n-th. Noise that is drawn on the GPU is there already, and the rest is on the CPU. InputError in a worker

@@ -21,15 +21,15 @@ from ...kernels.errors import InputError
 from ...models.registry import Backbone, build, select_backends
 from .. import parallel, signals
 from ..config import Config
-from ..data.encoder import encoder
-from ..data.images import ImageData, load, load_held_out
+from ..data.encoder import DataSet, encoder, load, load_held_out
 from ..data.items import epoch_order
 from ..device import autocast, device_type, exact_float32, pick_device
 from ..diffusion.guidance import Net
 from ..diffusion.objective import Objective, objective
-from ..measure.cost import cost
+from ..keys import encoder_facts
 from ..progress import Progress
 from ..random import Generators, Stream
+from ..released import training_facts
 from ..training.checkpoint import check_data, load_weights
 from ..training.sharding import assembled
 from .sampling_error import of_values
@@ -46,7 +46,7 @@ SEED = 0  # of the noise and of the choice of images
 def heldout_losses(
     net: Net,
     goal: Objective,
-    images: ImageData,
+    images: DataSet,
     config: Config,
     device: str,
     *,
@@ -71,7 +71,7 @@ def heldout_losses(
     with parallel.agreeing() if together else nullcontext(), stopped:
         for start in starts[parallel.rank() :: parallel.size()] if together else starts:
             part = chosen[start : start + size]
-            x0, y = encoding.encode(images.images_at(part)), torch.from_numpy(images.labels[part]).to(device)
+            x0, y = encoding.inputs(images, part, part.tolist(), SEED), torch.from_numpy(images.labels[part]).to(device)
             drawn = np.empty(x0.shape, dtype=np.float32)
             x0, row = x0.to(device), []
             for number, time in enumerate(times):
@@ -101,7 +101,7 @@ def mean(losses: Mapping[float, float]) -> float:
 
 
 def of_training(
-    step: "TrainStep", images: ImageData | None, config: Config, device: str, sharded: bool
+    step: "TrainStep", images: DataSet | None, config: Config, device: str, sharded: bool
 ) -> dict[str, float | None]:
     """The loss of a training's averaged weights as fields of a line of metrics: `heldout_loss`, the mean, and
     `heldout_loss_1` … of each timestep; None for what is not finite. All processes call this and share the work. If
@@ -131,9 +131,9 @@ def score_weights(training: Path, config: Config, step: int, progress: Progress)
 
     exact_float32()
     device, kind = pick_device(config.run.device), config.sample.weights
-    data = load(config.data, progress.say)
+    data = load(config, progress.say)
     check_data(training, data.fingerprint)
-    images = load_held_out(config.data, data.class_names, progress.say)
+    images = load_held_out(config, data.class_names, progress.say)
     weights = load_weights(training, step, kind, config.model)
     net = build(config.model)
     net.load_state_dict(weights.tensors)
@@ -157,13 +157,12 @@ def score_weights(training: Path, config: Config, step: int, progress: Progress)
         "seed": SEED,
         "weights": kind,
         "precision": config.train.precision,
-        "encoder": asdict(config.encoder),
+        "encoder": encoder_facts(config.encoder),
         "classes": config.data.num_classes,
         "images": [images.size, images.size, images.channels],  # of a folder, the fingerprint is of the files
         "count": count,
         "reference": {"name": images_name(config), "fingerprint": images.fingerprint},
     }
-    images_seen = step * config.train.batch_size
     return {
         "metric": NAME,
         "value": mean(losses),
@@ -177,9 +176,7 @@ def score_weights(training: Path, config: Config, step: int, progress: Progress)
         "checkpoint_step": step,
         "weights": kind,
         "weights_error": weights.error,
-        "images_seen": images_seen,
-        "training_flops": 3 * cost(config.model).flops * images_seen,
-        "training_seconds": round(weights.seconds, 3),
+        **training_facts(config, step, weights.seconds),
     }
 
 

@@ -63,7 +63,7 @@ def generation(config: Mapping[str, Any], row: Mapping[str, Any]) -> Generation:
         "labels": labels if classes > 1 else "none",
         "weights": row.get("weights"),
         "precision": row.get("precision"),
-        "encoder": config.get("encoder", {}).get("kind", "pixels"),
+        "encoder": encoder_name(config.get("encoder", {})),
     }
 
 
@@ -78,6 +78,11 @@ def is_empty(interval: str) -> bool:
     """Whether `interval_words` names an interval (low, high] that contains nothing."""
     low, _, high = interval.partition(" to ")
     return low == high
+
+
+def encoder_name(section: Mapping[str, Any]) -> str:
+    """The name of an encoder, given its section of a configuration: `pixels`, or `latents IDENTITY`."""
+    return " ".join(str(section[name]) for name in ("kind", "identity") if section.get(name)) or "pixels"
 
 
 def generation_of(folder: Path) -> Generation | None:

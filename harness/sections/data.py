@@ -1,6 +1,6 @@
 """The section `data`: the images, and the section `encoder`: what the network sees of them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 
 from ...kernels.errors import InputError
 from ..checks import check_positive
@@ -37,6 +37,27 @@ class DataConfig:
 
 @dataclass
 class EncoderConfig:
-    """What the network sees of an image. `pixels` is the image itself, in [-1, 1]."""
+    """What the network sees of an image. `pixels` is the image itself, in [-1, 1]. `latents` are read from a cache, the
+    folder `path`, and samples are decoded. On a command line `encoder=FOLDER` sets all of it from the cache's index.
 
-    kind: str = "pixels"  # of data/encoder.py
+    Keys contain neither `path` nor `decoder`, because `identity` stands for what they contain.
+    """
+
+    kind: str = "pixels"  # or latents: of data/encoder.py
+    path: str | None = field(default=None, metadata={"since": None})  # of the cache that lamabench encode wrote
+    # The autoencoder that decodes: a folder, or an id of the Hugging Face hub. null: the one that the cache names.
+    decoder: str | None = field(default=None, metadata={"since": None})
+    identity: str | None = field(default=None, metadata={"since": None})  # of the autoencoder, 12 hex digits
+    scale: float | None = field(default=None, metadata={"since": None})  # the network sees (latent - shift) · scale
+    shift: float | None = field(default=None, metadata={"since": None})
+    channels: int | None = field(default=None, metadata={"since": None})  # of a latent
+    side: int | None = field(default=None, metadata={"since": None})
+
+    def __post_init__(self) -> None:
+        values = {one.name: getattr(self, one.name) for one in fields(self) if one.name != "kind"}
+        given = [name for name, value in values.items() if value is not None]
+        if self.kind == "pixels" and given:
+            raise InputError(f"encoder.{given[0]} is a setting of latents, and encoder.kind is pixels: encoder=FOLDER")
+        lacking = [name for name in values if name not in ("path", "decoder", *given)]
+        if self.kind == "latents" and lacking:
+            raise InputError(f"encoder.{lacking[0]} of latents is not set: encoder=FOLDER takes it from the cache")

@@ -59,7 +59,7 @@ class SampleConfig:
         if self.guide_at != "last" and not (type(self.guide_at) is int and self.guide_at >= 0):
             raise InputError(f"sample.guide_at must be last or a step, not {self.guide_at!r}")
         if self.at not in ("last", "all"):
-            self.at = check_steps("sample.at", self.at, words=("last", "all"))
+            self.at = check_steps("sample.at", self.at, words=("last", "all"), least=0)
             if not self.at:
                 raise InputError("sample.at is empty: give last, all, or a list of steps")
         if self.seed is not None:

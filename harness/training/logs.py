@@ -9,7 +9,7 @@ import torch
 from ...kernels.errors import InputError
 from ...models.registry import Backbone
 from ..config import Config
-from ..data.images import ImageData
+from ..data.encoder import DataSet, encoder
 from ..device import is_cuda
 from ..disk import read_lines, write_lines
 from ..keys import config_to_dict
@@ -64,7 +64,7 @@ class Log:
         self,
         files: TrainingFolder,
         config: Config,
-        data: ImageData,
+        data: DataSet,
         at: Position,
         *,
         macs: int,
@@ -76,8 +76,11 @@ class Log:
         lines = read_lines(folder / "metrics.jsonl")
         kept = [line for line in lines if line["step"] <= at.window_start]
         write_lines(folder / "metrics.jsonl", kept)
-        with suppress(InputError, OSError):  # the training itself says what is wrong with the data or the disk
-            write_real(folder, data)
+        with suppress(OSError):  # the training itself says what is wrong with the data or the disk
+            try:
+                write_real(folder, data, encoder(config.encoder), step.device)
+            except InputError as error:
+                say(f"no real images beside the samples of this training: {error}")
         study = None
         with suppress(InputError):  # a folder without config.json
             study = read_info(folder).get("study")

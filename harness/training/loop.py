@@ -14,7 +14,7 @@ from .. import parallel, signals
 from ..caches import keep_compiled
 from ..checks import check_batch
 from ..config import Config, check_fit, micro_batch
-from ..data.images import ImageData, load, load_held_out
+from ..data.encoder import DataSet, load, load_held_out
 from ..data.items import batches, check_noise
 from ..device import WHOLE_STEP, compiled, device_type, exact_float32, pick_device, training_mode
 from ..diffusion.objective import objective
@@ -55,7 +55,7 @@ def train(folder: Path, config: Config, progress: Progress, moments: Sequence[in
     if not missing(folder, asked):
         return record(folder, config, price.flops)
     check_noise(config.train, device)
-    data = load(config.data, progress.say)
+    data = load(config, progress.say)
     saved = continue_from(folder, config, asked, data.fingerprint, progress.say)
     if not missing(folder, asked):
         return record(folder, config, price.flops)
@@ -84,7 +84,7 @@ def join(
             exact_float32()
             device = parallel.own_device(pick_device(here.run.device))
             keep_compiled(here.run.root, device)
-            data = load(here.data, Quiet().say)
+            data = load(here, Quiet().say)
             before = load_checkpoint(Path(saved), tensors=not _sharded(here)) if saved else None
         except Exception as error:
             parallel.check(error)
@@ -97,7 +97,7 @@ def _train(
     config: Config,
     asked: Collection[int],
     device: str,
-    data: ImageData,
+    data: DataSet,
     saved: Checkpoint | None,
     progress: Progress,
     macs: int = 0,
@@ -106,7 +106,7 @@ def _train(
     before = saved.stretches if saved else []
     with parallel.agreeing():
         net = initial_model(config)
-        test = load_held_out(config.data, data.class_names, progress.say) if config.run.heldout_every else None
+        test = load_held_out(config, data.class_names, progress.say) if config.run.heldout_every else None
         backend = select_backends(net, backends_to_ask(config, before, device, progress.say), device_type(device))
     origin = provenance(device)
     code = {key: origin[key] for key in ("torch", "commit", "dirty")}

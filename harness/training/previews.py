@@ -10,7 +10,7 @@ from PIL import Image
 
 from ...models.registry import Backbone
 from ..config import Config
-from ..data.images import ImageData
+from ..data.encoder import DataSet, Encoder, Pixels
 from ..disk import write_atomically
 from ..grid import CLASSES, REAL, paste
 from ..keys import sample_seed
@@ -44,16 +44,17 @@ def write_preview(training: Path, step: int, net: Backbone, config: Config) -> P
     return path
 
 
-def write_real(training: Path, data: ImageData) -> None:
+def write_real(training: Path, data: DataSet, coder: Encoder | None = None, device: str = "cpu") -> None:
     """Write real.npz of a training folder, for figures that show samples: the first image of each of the first classes
-    or, if there is one class, the first images, as `images` uint8 [N, S, S, C] and `labels` int64 [N]."""
+    or, if there is one class, the first images, as `images` uint8 [N, S, S, C] and `labels` int64 [N]. Latents are
+    decoded on the device. Raises InputError if that cannot be done here."""
     path = training / REAL
     if path.exists():
         return
     classes = np.unique(data.labels)[:CLASSES]
     indices = np.array([np.argmax(data.labels == label) for label in classes])
     indices = indices if len(classes) > 1 else np.arange(min(len(data), CLASSES))
-    images = data.images_at(indices).permute(0, 2, 3, 1).numpy()
+    images = (coder or Pixels()).pictures(data, indices, device).permute(0, 2, 3, 1).cpu().numpy()
     buffer = BytesIO()
     np.savez_compressed(buffer, images=images, labels=data.labels[indices])
     training.mkdir(parents=True, exist_ok=True)

@@ -20,7 +20,7 @@ from ...kernels.errors import InputError
 from ...models import plugins
 from ...models.registry import select_backends
 from ..config import Config
-from ..data.images import load as load_data
+from ..data.encoder import load as load_data
 from ..data.items import batches, epoch_order
 from ..device import device_type, exact_float32, pick_device
 from ..diffusion.objective import Objective, objective
@@ -49,7 +49,7 @@ def replay(snapshot: Path, device: str = "auto") -> Iterator[dict[str, Any]]:
     config = config_of(folder, info)
     exact_float32()
     device, start = pick_device(device), facts["checkpoint"]
-    data = load_data(config.data, lambda text: print(text, file=sys.stderr))
+    data = load_data(config, lambda text: print(text, file=sys.stderr))
     check_data(folder, data.fingerprint)
     net = initial_model(config).to(device).train()
     select_backends(net, facts["stretch"]["backend"], device_type(device))

@@ -23,6 +23,7 @@ from ...harness.tasks import Task, tasks
 from ...kernels.errors import InputError
 from ...models.registry import presets
 from ..compose import compose, model_config
+from ..named import named
 from ..output import command, show, split_arguments
 from .train import describe
 
@@ -97,8 +98,11 @@ def asked_of(args: argparse.Namespace, study: str) -> list[tuple[Config, Task]]:
     variant = dict(text.split("=", 1) for text in overrides if not text.startswith(("bench.", "run.")))
     pairs = []
     for name in names:
+        model = named(name)
         config = replace(base, model=model_config(name, fields), data=DataConfig())
-        about = describe(config, study, name, name, variant)
+        if model.root is not None and not any(text.startswith("run.root=") for text in overrides):
+            config = replace(config, run=replace(base.run, root=str(model.root)))
+        about = describe(config, study, model.model, model.model, variant, model.title)
         task = tasks(config, about, ["bench"])[0]
         pairs.append((config, replace(task, config=config_to_dict(config))))
     return pairs

@@ -7,6 +7,7 @@ from ...harness.measure.cost import PARTS, cost, fvcore_count
 from ...kernels.errors import InputError
 from ...models.registry import presets
 from ..compose import model_config
+from ..named import named
 from ..output import show, split_arguments
 
 
@@ -30,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
     if not names:
         raise InputError(f"cost needs a model; choices: {', '.join(presets())}")
     configs = [(name, model_config(name, overrides)) for name in names]
-    rows = [cost_row(name, presets()[name].title, config) for name, config in configs]
+    rows = [cost_row(name, named(name).title, config) for name, config in configs]
     if args.fvcore:
         for row, (_, config) in zip(rows, configs, strict=True):
             count = fvcore_count(config)

@@ -194,15 +194,15 @@ def sampled_metrics(task: Task) -> list[str]:
 
 def check_heldout(task: Task) -> None:
     """Raise InputError if a held-out loss is asked for whose weights or test split are not there."""
-    from ...harness.data.images import load, load_held_out
+    from ...harness.data.encoder import load, load_held_out
     from ...harness.training.checkpoint import check_data, load_weights
 
     if missing_metrics(task):
         config, training = config_from_dict(task.config), Path(task.training)
         load_weights(training, task.step, config.sample.weights, config.model, tensors=False)
-        data = load(config.data)
+        data = load(config)
         check_data(training, data.fingerprint)
-        load_held_out(config.data, data.class_names)
+        load_held_out(config, data.class_names)
 
 
 def adopt(task: Task, other: Path) -> None:

@@ -26,13 +26,15 @@ from ..compose import compose
 from ..output import command, number
 
 LATE = 0.05
+PLACES = ("run.", "data=", "data.path=", "encoder=", "encoder.path=", "encoder.decoder=")  # where things lie
 STUDY = "train"  # the study to which single commands belong
 
 
 def run(args: argparse.Namespace) -> int:
     if args.defaults:
         config, _ = compose(args.words)
-        print(yaml.safe_dump(config_to_dict(config), sort_keys=False), end="")
+        settings = {name: value for name, value in config_to_dict(config).items() if name != "released"}
+        print(yaml.safe_dump(settings, sort_keys=False), end="")
         return 0
     if not args.words:
         args.parser.print_help()
@@ -83,15 +85,18 @@ def late(row: dict[str, Any], config: Config) -> str:
     return f"the GPU waited for data {share:.0%} of the time: run.workers=N sets how many processes load them{other}"
 
 
-def describe(config: Config, study: str, name: str, model: str, variant: dict[str, Any]) -> dict[str, Any]:
-    """The entries of a folder's config.json beside its configuration."""
+def describe(
+    config: Config, study: str, name: str, model: str, variant: dict[str, Any], title: str | None = None
+) -> dict[str, Any]:
+    """The entries of a folder's config.json beside its configuration. `title` is that of the preset `model` if none is
+    given."""
     about = {"study": study, "name": name, "variant": variant, "seed": config.seed, "model": model}
-    return about | {"family": registry.family_of(config.model).name, "title": registry.preset(model).title}
+    return about | {"family": registry.family_of(config.model).name, "title": title or registry.preset(model).title}
 
 
 def values_of(words: Sequence[str]) -> dict[str, str]:
     """The settings that overrides vary, for names in tables."""
-    return dict(word.split("=", 1) for word in words if not word.startswith(("run.", "data=", "data.path=")))
+    return dict(word.split("=", 1) for word in words if not word.startswith(PLACES))
 
 
 def note(config: Config, about: dict[str, Any], wanted: Sequence[Task], training: Path | None = None) -> Path:
@@ -99,10 +104,11 @@ def note(config: Config, about: dict[str, Any], wanted: Sequence[Task], training
     training. The name of the link ends in the training's key."""
     root = Path(config.run.root)
     home = training_folder(root, config)
-    name = f"{about['name']}-{home.name.rsplit('-', 1)[1]}"
+    released = config.released.name
+    name = f"{released or about['name']}-{home.name.rsplit('-', 1)[1]}"
     samples = [str(task.path.relative_to(root)) for task in wanted if task.kind == "samples"]
     entry = {**about, "name": name, "training": str(home.relative_to(root)), "samples": samples}
-    entry |= {"steps": config.train.steps, "backend": asked(config.backend) or {}}
+    entry |= {"steps": None if released else config.train.steps, "backend": asked(config.backend) or {}}
     entry["model_folder"] = str(model_folder(root, config.model).relative_to(root))
     try:
         return write_study(root, STUDY, None, [entry], add=True) / name
@@ -130,7 +136,8 @@ def check_ready(config: Config, folder: Path) -> None:
     fit the data, data that do not exist or differ from those it was trained on, or a backend that cannot run."""
     import torch
 
-    from ...harness.data.images import check_request, load, load_held_out
+    from ...harness.data.encoder import encoder, load, load_held_out
+    from ...harness.data.images import check_request
     from ...harness.data.items import check_noise
     from ...harness.training.checkpoint import check_data
     from ...harness.training.loggers import check_loggers
@@ -145,7 +152,9 @@ def check_ready(config: Config, folder: Path) -> None:
     with torch.device("meta"):
         net = registry.build(config.model)
     registry.select_backends(net, vars(config.backend), device_type(device))
-    data = load(config.data, Progress().say)
+    data = load(config, Progress().say)
     check_data(folder, data.fingerprint)
     if config.run.heldout_every:
-        load_held_out(config.data, data.class_names, Progress().say)
+        load_held_out(config, data.class_names, Progress().say)
+    if config.run.preview_every:
+        encoder(config.encoder).check_decoder(device)

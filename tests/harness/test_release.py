@@ -70,11 +70,14 @@ SCORE = {
 def trained(tmp_path_factory):
     """The folder of a training with samples, a score of the exported weights and one of others."""
     root = tmp_path_factory.mktemp("root")
-    for task in tasks(make(root), ABOUT, ["train", "sample"]):
+    training, samples = tasks(make(root), ABOUT, ["train", "sample"])
+    for task in (training, samples):
         execute(task, Progress())
-    append(task.path / "record.jsonl", row("score", key="a", **SCORE).as_dict())
-    append(task.path / "record.jsonl", row("score", key="b", **SCORE | {"checkpoint_step": 2, "value": 99.0}).as_dict())
-    return task.path.parent.parent
+    append(samples.path / "record.jsonl", row("score", key="a", **SCORE).as_dict())
+    append(
+        samples.path / "record.jsonl", row("score", key="b", **SCORE | {"checkpoint_step": 2, "value": 99.0}).as_dict()
+    )
+    return training.path
 
 
 def text_of(export, source="here"):

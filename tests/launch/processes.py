@@ -39,6 +39,8 @@ for line in sys.stdin:
         codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in request["wait"]]
         print(json.dumps(codes), flush=True)
         continue
+    if request["words"][0] == "encode":
+        import diffusers.models.autoencoders.autoencoder_kl
     pids = []
     for rank, environment in enumerate(request["environments"]):
         if not (pid := os.fork()):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from lamabench.harness.data import cifar10
+from lamabench.harness.data.encoder import Pixels
 from lamabench.harness.data.images import ImageData, load
 from lamabench.harness.data.items import TrainItems, epoch_order, whole
 from lamabench.harness.random import Stream, generator
@@ -171,15 +172,14 @@ def test_a_custom_objective_and_a_custom_encoder(small):
         def draw_t(self, rng: np.random.Generator) -> float:
             return rng.random()
 
-    class Halves:
+    class Halves(Pixels):
         def shape(self, data):
             return 2 * data.channels, data.size
 
-        def encode(self, images):
+        def inputs(self, data, indices, items, seed, mirrored=None):
+            images = data.images_at(indices)
+            assert (items, seed, mirrored) == ([3], 5, None)
             return torch.cat([images // 16, images % 16], dim=-3).float()
-
-        def decode(self, x):
-            raise NotImplementedError
 
     options = {"seed": 5, "flip": False, "class_dropout": 0.0, "null_class": None}
     item = TrainItems(small, Uniform(), **options, encoder=Halves())[3]
