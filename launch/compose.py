@@ -27,8 +27,8 @@ from omegaconf.errors import OmegaConfBaseException
 from ..ablations.study import Setting
 from ..ablations.yaml_file import is_text
 from ..harness.config import Config
-from ..harness.diffusion.objective import objective
-from ..harness.sections import DataConfig
+from ..harness.diffusion.objective import READERS, objective
+from ..harness.sections import DataConfig, ObjectiveConfig
 from ..kernels.errors import InputError, unknown
 from ..models import plugins
 from ..models.registry import out_channels, preset, presets, revision
@@ -131,18 +131,24 @@ def compose(overrides: Sequence[Override]) -> tuple[Config, dict[str, str]]:
         settings = [one for name in (by_section if tied else sources) for one in by_section.get(name, ())]
         with _one_line():
             sections[field.name] = pickle.loads(_section(field.name, groups, tuple(settings)))
-    model, goal = sections["model"], objective(sections["objective"])
-    if (channels := goal.out_channels(model.in_channels)) != out_channels(model) and model.out_channels is None:
-        # The channels of the head follow from the objective, as the shape of the model follows from the data.
-        sections["model"] = replace(model, out_channels=channels)
+    sections["model"] = with_head(sections["model"], sections["objective"])
     chosen = dict(_base(groups).choices)
     needed, schedule = presets()[chosen["model"]].schedule, sections["objective"].schedule
-    if needed not in (None, schedule):
+    if needed not in (None, schedule) and sections["objective"].kind in READERS["schedule"]:
         raise InputError(
             f"model {chosen['model']} is trained with the {needed} noise schedule, not {schedule}: "
             f"set objective.schedule={needed}"
         )
     return Config(**sections), chosen
+
+
+def with_head(model: Any, settings: ObjectiveConfig) -> Any:
+    """The model with the channels of the head that the objective needs, unless it names them itself. Raises InputError
+    as `objective` does."""
+    channels = objective(settings).out_channels(model.in_channels)
+    if model.out_channels is not None or channels == out_channels(model):
+        return model
+    return replace(model, out_channels=channels)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from ..harness.config import Config
+from ..harness.diffusion.samplers import evaluations
 from ..harness.keys import config_from_dict
 from ..harness.record import read_records
 from ..harness.run import read_info
@@ -90,13 +91,13 @@ def sample_speeds(root: Path, family: str) -> Iterator[Line]:
             continue
         for row in (one.flat() for one in rows if one.kind == "sample" and one.state == "done"):
             if seconds := row["process_seconds"] or row["seconds"]:
-                speed = row["count"] * passes(row["steps"], row["guidance"]) / seconds
+                speed = row["count"] * passes(row["method"], row["steps"], row["guidance"]) / seconds
                 yield {**row, "model": model, "images_per_s": speed, "input_size": model.input_size}
 
 
-def passes(steps: int, guidance: float) -> int:
-    """The passes of the network for one image: a step takes two with guidance."""
-    return steps * (1 if guidance == 1 else 2)
+def passes(method: str, steps: int, guidance: float) -> int:
+    """The passes of the network for one image: the sampler's, twice with guidance."""
+    return evaluations(method, steps) * (1 if guidance == 1 else 2)
 
 
 def sampling_hours(config: Config, earlier: Sequence[Line], forward: Sequence[Line], name: str) -> Hours:
@@ -104,7 +105,7 @@ def sampling_hours(config: Config, earlier: Sequence[Line], forward: Sequence[Li
     model, precision and compile mode, or on a device without one, from its fastest forward pass. `name` stands for the
     model in the text."""
     settings = config.sample
-    needed = settings.count * passes(settings.steps, settings.guidance)
+    needed = settings.count * passes(settings.method, settings.steps, settings.guidance)
 
     def same(row: Line) -> bool:
         how = (row["precision"], row["compile"]) == (settings.precision, settings.compile)

@@ -4,7 +4,8 @@ text-to-image benchmark measures how far a training is. It needs weights and no 
 An image is corrupted at each of eight fixed timesteps with noise that follows from its index and the timestep alone,
 the same for every training. The error is the objective's `error`, a mean over elements: of DDPM, the mean square error
 of the predicted noise, without the variational term. A network that predicts 0 has a loss of 1 there, the variance of
-the noise.
+the noise. Of v-prediction and flow matching it is the mean square error of v and of the velocity, so that losses of
+different objectives do not compare; they have different protocols.
 """
 
 import math

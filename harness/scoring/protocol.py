@@ -2,7 +2,7 @@
 
 `generation` has these fields, of which null does not count:
 
-    objective, schedule   what the network learned, and the noise schedule
+    objective, schedule   what the network learned (ddpm, v or flow), and the noise schedule; null: flow has none
     sampler, steps, timesteps   the method, its number of steps, and which timesteps they are
     guidance, guidance_channels   the scale (1: none), and how many of the first channels it guides; null: all
     clip                  whether predicted images were clamped to [-1, 1]
@@ -32,20 +32,22 @@ FIELDS: dict[str, type] = {
     "guidance_channels": int, "clip": bool, "labels": str, "weights": str, "precision": str, "encoder": str,
 }  # fmt: skip
 
+OBJECTIVES = {"v": "v-prediction", "flow": "flow matching"}  # in words
+
 
 def generation(config: Mapping[str, Any], row: Mapping[str, Any]) -> Generation:
     """How a set of samples was drawn: from its record `row` (of kind `sample`), and from the configuration in its
     config.json what a record does not have. Settings without an effect are left out, so that sets that were drawn alike
     have equal protocols."""
-    model, guidance = config["model"], float(row["guidance"])
+    model, guidance, goal = config["model"], float(row["guidance"]), config.get("objective", {})
     classes, channels = model.get("num_classes") or 0, row.get("guidance_channels")
     all_guided = guidance == 1 or channels is None or channels >= model.get("in_channels", math.inf)
     labels = row.get("labels") or "cyclic"  # the only rule of earlier versions
     if labels == "spread" or (labels == "cyclic" and row["count"] >= classes):
         labels = "balanced"
     return {
-        "objective": config.get("objective", {}).get("kind", "ddpm"),
-        "schedule": config.get("objective", {}).get("schedule", "linear"),
+        "objective": goal.get("kind", "ddpm"),
+        "schedule": None if goal.get("kind") == "flow" else goal.get("schedule", "linear"),
         "sampler": row["method"],
         "steps": row["steps"],
         "timesteps": row.get("timesteps") or "even",
@@ -90,7 +92,7 @@ def words(drawn: Mapping[str, Any] | None) -> str:
     sampler, steps, guided = given["sampler"], given["steps"], given["guidance_channels"]
     scale = None if given["guidance"] is None else f"guidance {str(given['guidance']).removesuffix('.0')}"
     texts = [
-        None if given["objective"] == "ddpm" else given["objective"],
+        None if given["objective"] == "ddpm" else OBJECTIVES.get(given["objective"], given["objective"]),
         None if given["schedule"] in (None, "linear") else f"{given['schedule']} schedule",
         " ".join(str(one) for one in (steps, sampler, steps and ("step" if steps == 1 else "steps")) if one),
         None if given["timesteps"] in (None, "even") else f"timesteps as {given['timesteps']}",

@@ -22,7 +22,7 @@ from ...harness.stages import prepare, write
 from ...harness.tasks import Task, tasks
 from ...kernels.errors import InputError
 from ...models.registry import presets
-from ..compose import compose, model_config
+from ..compose import compose, model_config, with_head
 from ..output import command, show, split_arguments
 from .train import describe
 
@@ -91,13 +91,14 @@ def asked_of(args: argparse.Namespace, study: str) -> list[tuple[Config, Task]]:
     names, overrides = split_arguments(args.words)
     if not names:
         raise InputError(f"{args.command} needs a model; choices: {', '.join(presets())}")
-    sections = ("bench.", "backend.", "run.")
+    sections = ("bench.", "backend.", "objective.", "run.")
     base, _ = compose([text for text in overrides if text.startswith(sections)])
     fields = [text for text in overrides if not text.startswith(sections)]
     variant = dict(text.split("=", 1) for text in overrides if not text.startswith(("bench.", "run.")))
     pairs = []
     for name in names:
-        config = replace(base, model=model_config(name, fields), data=DataConfig())
+        model = with_head(model_config(name, fields), base.objective)
+        config = replace(base, model=model, data=DataConfig())
         about = describe(config, study, name, name, variant)
         task = tasks(config, about, ["bench"])[0]
         pairs.append((config, replace(task, config=config_to_dict(config))))
