@@ -25,8 +25,8 @@ from .sections import (
 
 @dataclass
 class Config:
-    """The whole configuration of a run. `model` is the configuration of a registered family. `sample.method=auto` becomes
-    the sampler of the objective."""
+    """The whole configuration of a run. `model` is the configuration of a registered family. A `sample.method` of auto
+    becomes the sampler of the objective."""
 
     model: Any
     data: DataConfig

@@ -201,10 +201,10 @@ def sample(
     """Images x_0 [B, C, H, W] float32 from noise x_T [B, C, H, W] and labels y [B].
 
     Sampling takes `steps` steps on the path of `objective` (of a chain 2 to 1000 of its timesteps, spaced as
-    `timesteps` says, and the network gets the original timesteps; of flow any number of equal steps). `guided` explains `guidance`, `guidance_channels` and `null_class`,
-    `Denoiser` explains `clip`. `noise(i)` gives the noise [B, C, H, W] of step i = 0, 1, … in order (ancestral only;
-    the last step has none). `progress(done, steps)` is called after each step. The caller chooses device, autocast and
-    eval mode.
+    `timesteps` says, and the network gets the original timesteps; of flow any number of equal steps). `guided` explains
+    `guidance`, `guidance_channels` and `null_class`, `Denoiser` explains `clip`. `noise(i)` gives the noise
+    [B, C, H, W] of step i = 0, 1, … in order (ancestral only; the last step has none). `progress(done, steps)` is
+    called after each step. The caller chooses device, autocast and eval mode.
     Raises InputError, before the network runs, for an unknown method, steps out of range, guidance without a null
     class, or more guidance channels than the image has.
     """

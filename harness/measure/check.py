@@ -36,9 +36,10 @@ class WrongOutput(RuntimeError):
 class Reference:
     """The results of the reference backends for one image in float32, on the CPU, so that they take no GPU memory.
 
-    `t` is in the middle of the objective's range, from 0 to `span`. `output` is [channels of the head, S, S]. `gradients` are those of the sum of `output` times `weights`, one for each
-    trained parameter. `plain_output` and `plain_gradients` are the relative RMS errors of the same backends in the
-    measured precision. `backends` names the backends by operator.
+    `t` is in the middle of the objective's range, 0 to `span`. `output` is [channels of the head, S, S]. `gradients`
+    are those of the sum of `output` times `weights`, one for each trained parameter. `plain_output` and
+    `plain_gradients` are the relative RMS errors of the same backends in the measured precision. `backends` names the
+    backends by operator.
     """
 
     image: Tensor

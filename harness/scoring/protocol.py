@@ -32,7 +32,7 @@ FIELDS: dict[str, type] = {
     "guidance_channels": int, "clip": bool, "labels": str, "weights": str, "precision": str, "encoder": str,
 }  # fmt: skip
 
-OBJECTIVES = {"v": "v-prediction", "flow": "flow matching"}  # in words
+OBJECTIVES = {"ddpm": None, "v": "v-prediction", "flow": "flow matching"}  # in words
 
 
 def generation(config: Mapping[str, Any], row: Mapping[str, Any]) -> Generation:
@@ -92,7 +92,7 @@ def words(drawn: Mapping[str, Any] | None) -> str:
     sampler, steps, guided = given["sampler"], given["steps"], given["guidance_channels"]
     scale = None if given["guidance"] is None else f"guidance {str(given['guidance']).removesuffix('.0')}"
     texts = [
-        None if given["objective"] == "ddpm" else OBJECTIVES.get(given["objective"], given["objective"]),
+        OBJECTIVES.get(str(given["objective"]), given["objective"]),
         None if given["schedule"] in (None, "linear") else f"{given['schedule']} schedule",
         " ".join(str(one) for one in (steps, sampler, steps and ("step" if steps == 1 else "steps")) if one),
         None if given["timesteps"] in (None, "even") else f"timesteps as {given['timesteps']}",

@@ -21,8 +21,8 @@ STEPS = 20  # of DPM-Solver++ (2M), at most
 
 
 def preview_settings(config: Config) -> Config:
-    """`sample` of a configuration, but with DPM-Solver++ (2M), at most `STEPS` steps and SIDE × SIDE images of evenly spread
-    classes."""
+    """`sample` of a configuration, but with DPM-Solver++ (2M), at most `STEPS` steps and SIDE × SIDE images of evenly
+    spread classes."""
     steps = min(config.sample.steps, STEPS)
     fixed = {"count": SIDE**2, "method": "dpmpp_2m", "timesteps": "even", "labels": "balanced", "weights": "ema"}
     return replace(config, sample=replace(config.sample, steps=steps, **fixed))
