@@ -152,7 +152,8 @@ def score_weights(training: Path, config: Config, step: int, progress: Progress)
     count = min(config.evaluate.heldout_count, len(images))
     evaluation = {
         "metric": NAME,
-        "objective": asdict(config.objective),
+        # Not the distribution of t in training, because t is fixed here.
+        "objective": {"kind": config.objective.kind, "schedule": config.objective.schedule},
         "error": goal.error,
         "timesteps": list(losses),
         "seed": SEED,

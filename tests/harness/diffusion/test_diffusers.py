@@ -79,7 +79,11 @@ def test_ddim(kind, steps):
 def test_ancestral_sampling_of_v():
     """Its variance is that of the posterior, `fixed_small` there."""
     scheduler = DDPMScheduler(
-        **CHAIN, prediction_type="v_prediction", variance_type="fixed_small", clip_sample=False, timestep_spacing="leading"
+        **CHAIN,
+        prediction_type="v_prediction",
+        variance_type="fixed_small",
+        clip_sample=False,
+        timestep_spacing="leading",
     )
     scheduler.set_timesteps(20)
     draw, again = torch.Generator().manual_seed(5), torch.Generator().manual_seed(5)
