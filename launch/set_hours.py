@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from ..harness.config import Config
-from ..harness.diffusion.samplers import evaluations
+from ..harness.diffusion.samplers import SAMPLERS, evaluations
 from ..harness.keys import config_from_dict
 from ..harness.record import read_records
 from ..harness.run import read_info
@@ -90,7 +90,7 @@ def sample_speeds(root: Path, family: str) -> Iterator[Line]:
         except (InputError, OSError, KeyError, TypeError):
             continue
         for row in (one.flat() for one in rows if one.kind == "sample" and one.state == "done"):
-            if seconds := row["process_seconds"] or row["seconds"]:
+            if (seconds := row["process_seconds"] or row["seconds"]) and row["method"] in SAMPLERS:
                 speed = row["count"] * passes(row["method"], row["steps"], row["guidance"]) / seconds
                 yield {**row, "model": model, "images_per_s": speed, "input_size": model.input_size}
 

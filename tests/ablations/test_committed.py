@@ -41,7 +41,7 @@ def budget(name):
             training += 3 * cost_of(config.model).flops * config.train.steps * config.train.batch_size
         elif piece.task.kind == "samples":
             sets += 1
-            each = config.sample.count * passes(config.sample.steps, config.sample.guidance)
+            each = config.sample.count * passes(config.sample.method, config.sample.steps, config.sample.guidance)
             sampling += cost_of(config.model).flops * each
     (seen,) = images
     trainings = sum(piece.task.kind == "training" for piece in pieces(runs))

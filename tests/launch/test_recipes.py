@@ -17,11 +17,12 @@ PIXELS = ["data=synthetic", "data.size=64", "data.num_classes=1000"]
 PAPERS = {
     "dit": {"steps": 400_000, "batch_size": 256, "lr": 1e-4, "weight_decay": 0.0, "class_dropout": 0.1},
     "lamamba": {"steps": 400_000, "batch_size": 256, "lr": 1e-4, "weight_decay": 0.01, "class_dropout": 0.1},
+    "sit": {"steps": 400_000, "batch_size": 256, "lr": 1e-4, "weight_decay": 0.0, "class_dropout": 0.1},
     "adm": {"steps": 1_980_000, "batch_size": 256, "lr": 1e-4, "weight_decay": 0.0, "class_dropout": 0.0},
     "adm_64": {"steps": 540_000, "batch_size": 2048, "lr": 3e-4, "weight_decay": 0.0, "class_dropout": 0.0},
 }
-SAMPLING = {"dit": (3, False), "lamamba": (None, False), "adm": (None, True), "adm_64": (None, True)}
-MODELS = {"dit": "dit_s_2", "lamamba": "lamamba_s", "adm": "unet_s", "adm_64": "adm_64"}
+SAMPLING = {"dit": (3, False), "sit": (3, False), "lamamba": (None, False), "adm": (None, True), "adm_64": (None, True)}
+MODELS = {"dit": "dit_s_2", "sit": "dit_s_2", "lamamba": "lamamba_s", "adm": "unet_s", "adm_64": "adm_64"}
 
 
 @pytest.mark.parametrize("name", PAPERS)
@@ -29,7 +30,11 @@ def test_a_recipe_has_the_values_of_its_paper(name):
     config, chosen = compose([*(PIXELS if name == "adm_64" else LATENTS), f"recipe={name}", f"model={MODELS[name]}"])
     check_fit(config)
     assert config.train == TrainConfig(**PAPERS[name])
-    assert (config.sample.method, config.sample.steps, config.sample.guidance) == ("ancestral", 250, 1.0)
+    method, steps = ("heun", 125) if name == "sit" else ("ancestral", 250)
+    assert (config.sample.method, config.sample.steps, config.sample.guidance) == (method, steps, 1.0)
+    assert config.sample.labels == ("balanced" if name == "lamamba" else "random")
+    assert config.objective.kind == ("flow" if name == "sit" else "ddpm")
+    assert config.model.out_channels == (4 if name == "sit" else None)
     assert (config.sample.guidance_channels, config.sample.clip) == SAMPLING[name]
     assert config.objective.schedule == ("cosine" if name == "adm_64" else "linear")
     assert config.model.dropout == (0.1 if name == "adm_64" else 0.0)
