@@ -16,6 +16,7 @@ import yaml
 from lamabench.harness.run import open_run, read_run, read_study
 from lamabench.harness.shards import images_of, open_samples
 from lamabench.launch.cli import main
+from lamabench.models.registry import preset
 from PIL import Image
 
 QUICK = [
@@ -64,6 +65,21 @@ def test_cost_json(capsys):
     assert 100 * (lamamba["paper_gflops"] / dit["paper_gflops"] - 1) == pytest.approx(-61.6, abs=0.2)
     assert list(lamamba["parts"]) == ["ssm", "scan", "attention", "mlp", "conditioning", "rest"]
     assert lamamba["flops"] > 2 * lamamba["macs"]
+
+
+def test_cost_has_the_head_of_the_objective(capsys):
+    """DiT's head is a Linear from the width to p² · channels values a token: of 1 channel instead of 2."""
+    rows = {}
+    for kind in ("ddpm", "v", "flow"):
+        code, out, _ = run(capsys, "cost", "dit_nano", f"objective.kind={kind}", "--json")
+        (rows[kind],) = json.loads(out)
+        assert code == 0
+    config = preset("dit_nano").config
+    values, tokens = config.patch_size**2 * config.in_channels, (config.input_size // config.patch_size) ** 2
+    assert rows["v"] == rows["flow"]
+    assert rows["ddpm"]["params"] - rows["v"]["params"] == values * (config.hidden_size + 1)
+    assert rows["ddpm"]["macs"] - rows["v"]["macs"] == tokens * values * config.hidden_size
+    assert rows["ddpm"] == json.loads(run(capsys, "cost", "dit_nano", "--json")[1])[0]
 
 
 def test_cost_table(capsys):

@@ -68,6 +68,9 @@ def test_a_preset_refuses_another_schedule():
         with pytest.raises(InputError, match=r"model adm_64 is trained with the cosine noise schedule, not linear"):
             compose([*PIXELS, "model=adm_64", *words])
     assert compose([*PIXELS, "model=adm_64", "objective.schedule=cosine"])[0].model.dropout == 0.0
+    with pytest.raises(InputError, match=r"cosine noise schedule, not linear"):
+        compose([*PIXELS, "model=adm_64", "objective.kind=v"])
+    check_fit(compose([*PIXELS, "model=adm_64", "objective.kind=flow", "train.class_dropout=0"])[0])  # has no schedule
 
 
 def test_a_study_takes_recipes(tmp_path: Path):
