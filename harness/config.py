@@ -1,12 +1,13 @@
 """The typed configuration of a run. Hydra composes it, and keys.py hashes what each stage reads of it."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..kernels.errors import InputError, unknown
 from ..models.registry import out_channels
 from .checks import WEIGHTS, average_name, check_seed, power_name
-from .diffusion.samplers import path_of
+from .diffusion.objective import objective
+from .diffusion.samplers import AUTO, path_of
 from .sections import (
     CUDA_GRAPHS,
     HELDOUT,
@@ -25,7 +26,8 @@ from .sections import (
 
 @dataclass
 class Config:
-    """The whole configuration of a run. `model` is the configuration of a registered family."""
+    """The whole configuration of a run. `model` is the configuration of a registered family. A `sample.method` of auto
+    becomes the sampler of the objective."""
 
     model: Any
     data: DataConfig
@@ -42,6 +44,8 @@ class Config:
 
     def __post_init__(self) -> None:
         check_seed("seed", self.seed)
+        if self.sample.method == AUTO:
+            self.sample = replace(self.sample, method=objective(self.objective).sampler)
 
 
 SECTIONS: dict[str, type] = {
@@ -88,7 +92,6 @@ def check_fit(config: Config) -> None:
     """
     from .data.encoder import encoder
     from .data.splits import held_out
-    from .diffusion.objective import objective
 
     model, data, settings = config.model, config.data, config.sample
     channels, side = encoder(config.encoder).shape(data)

@@ -105,8 +105,13 @@ def open_guide(config: Config) -> Guide:
     return Guide(weights_home(folder, info), other, info["key"], text)
 
 
+def _learned(settings: Any) -> dict[str, Any]:
+    """The section `objective` without the distribution of t in training, which the prediction does not depend on."""
+    return {name: value for name, value in declared(settings).items() if name != "times"}
+
+
 def _check_same(folder: Path, config: Config, other: Config) -> None:
-    for section, facts in (("objective", declared), ("encoder", encoder_facts)):
+    for section, facts in (("objective", _learned), ("encoder", encoder_facts)):
         here, there = facts(getattr(config, section)), facts(getattr(other, section))
         for name in sorted(here.keys() | there.keys()):
             if here.get(name) != there.get(name):

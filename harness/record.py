@@ -124,7 +124,7 @@ class SampleRow(_OfWeights):
     kind = "sample"
     needed = ("count", "method", "steps", "guidance")
     count: int | None = about("images")
-    method: str | None = about("ancestral or ddim")
+    method: str | None = about("ancestral, ddim, euler, heun or dpmpp_2m")
     steps: int | None = about("steps of the sampler")
     guidance: float | None = about("scale of guidance; 1: none")
     guidance_channels: int | None = about("number of first channels that are guided; null: all")

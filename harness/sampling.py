@@ -242,7 +242,9 @@ class Sampler:
             "model": describe(config.model),
             "encoder": encoder_facts(config.encoder),
         }
-        facts |= {"objective": vars(config.objective), "backend": self.backend, "device": device_type(self.device)}
+        # Not the distribution of t in training, which is in the weights.
+        facts |= {"objective": {"kind": config.objective.kind, "schedule": config.objective.schedule}}
+        facts |= {"backend": self.backend, "device": device_type(self.device)}
         digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
         for name in sorted(tensors):
             digest.update(name.encode())

@@ -29,12 +29,12 @@ from ..ablations.study import Setting
 from ..ablations.yaml_file import is_text
 from ..harness.config import Config
 from ..harness.data.latents import Index, check_declared, check_encoder, read_index
-from ..harness.diffusion.objective import objective
+from ..harness.diffusion.objective import READERS
 from ..harness.sections import DataConfig, EncoderConfig
 from ..kernels.errors import InputError, unknown
 from ..models import plugins
-from ..models.registry import out_channels, presets, revision
-from .named import named
+from ..models.registry import presets, revision
+from .named import named, with_head
 
 GROUPS = ("model", "data", "recipe")
 Groups = tuple[str | None, ...]  # the choice of each, None for the default
@@ -137,13 +137,10 @@ def compose(overrides: Sequence[Override]) -> tuple[Config, dict[str, str]]:
             sections[field.name] = pickle.loads(_section(field.name, groups, tuple(settings)))
     if any(vars(sections["released"]).values()):
         raise InputError("released.name and released.tensors are no settings: lamabench convert writes them")
-    model, goal = sections["model"], objective(sections["objective"])
-    if (channels := goal.out_channels(model.in_channels)) != out_channels(model) and model.out_channels is None:
-        # The channels of the head follow from the objective, as the shape of the model follows from the data.
-        sections["model"] = replace(model, out_channels=channels)
+    sections["model"] = with_head(sections["model"], sections["objective"])
     chosen = dict(_base(groups).choices)
     needed, schedule = presets()[chosen["model"]].schedule, sections["objective"].schedule
-    if needed not in (None, schedule):
+    if needed not in (None, schedule) and sections["objective"].kind in READERS["schedule"]:
         raise InputError(
             f"model {chosen['model']} is trained with the {needed} noise schedule, not {schedule}: "
             f"set objective.schedule={needed}"

@@ -1,9 +1,12 @@
 """Models that a command names: a preset, or the model of a run."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..harness.diffusion.objective import objective
 from ..harness.run import ABOUT, read_info
+from ..harness.sections import ObjectiveConfig
 from ..models import plugins, registry
 
 
@@ -25,3 +28,12 @@ def named(name: str) -> Named:
     info = read_info(folder, ABOUT)
     plugins.load_recorded(info.get("plugins", ()))
     return Named(info["model"], info["title"], registry.from_dict(info["config"]["model"]), folder.resolve().parents[1])
+
+
+def with_head(model: Any, settings: ObjectiveConfig) -> Any:
+    """The model with the channels of the head that the objective needs, unless it names them itself. Raises InputError
+    as `objective` does."""
+    channels = objective(settings).out_channels(model.in_channels)
+    if model.out_channels is not None or channels == registry.out_channels(model):
+        return model
+    return replace(model, out_channels=channels)

@@ -242,12 +242,14 @@ def _remarks(pairs: list[tuple[list[Run], list[Run]]], rows: list[Line]) -> list
 
 
 def _random_settings(one: Run, two: Run) -> list[str]:
-    """The settings in which two runs differ and on which data order and noise depend."""
+    """The settings in which two runs differ and on which data order, t and noise depend. The objectives ddpm and v draw
+    the same numbers."""
     differing = []
-    for section, names in (("data", None), ("train", ("noise",))):
+    for section, names in (("data", None), ("train", ("noise",)), ("objective", ("kind", "times"))):
         a, b = (run.info["config"].get(section) or {} for run in (one, two))
         common = [name for name in a if name in b and name != "path" and (names is None or name in names)]
-        differing += [f"{section}.{name}" for name in common if a[name] != b[name]]
+        apart = [name for name in common if a[name] != b[name] and {str(a[name]), str(b[name])} != {"ddpm", "v"}]
+        differing += [f"{section}.{name}" for name in apart]
     return differing
 
 

@@ -15,7 +15,7 @@ WORDS = {
     "data": "{}", "data.kind": "{}", "data.name": "{}", "data.size": "{} px", "data.channels": "{} channels",
     "data.num_classes": "{} classes", "data.flip": "flips {}", "data.split": "{} split",
     "encoder": "{}", "encoder.kind": "{}", "objective": "{}", "objective.kind": "{}",
-    "objective.schedule": "{} schedule", "variant": "{}", "recipe": "{} recipe",
+    "objective.schedule": "{} schedule", "objective.times": "{} t", "variant": "{}", "recipe": "{} recipe",
     "model.window_size": "window {}", "model.mixers": "{}", "model.scan": "{} scan", "model.layout": "{}",
     "model.bottleneck_depth": "bottleneck {}", "model.num_heads": "{} heads", "model.d_state": "d_state {}",
     "model.mlp_ratio": "MLP ratio {}", "model.patch_size": "patch {}", "model.hidden_size": "width {}",

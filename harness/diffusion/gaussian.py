@@ -1,6 +1,7 @@
 """Gaussian diffusion: the chain of noise levels, respacing, and the hybrid loss as an objective (SPEC.md, section 4).
 
-DDPM (2006.11239) with the learned variance range of improved DDPM (2102.09672), as ADM and DiT use it.
+DDPM (2006.11239) with the learned variance range of improved DDPM (2102.09672), as ADM and DiT use it. `OnChain` is
+what the objectives on this chain have in common; v-prediction is in vprediction.py.
 """
 
 import math
@@ -132,23 +133,18 @@ class Chain:
         return self.at("mean_from_x0", t) * x0 + self.at("mean_from_x", t) * x_t
 
 
-class DDPM:
-    """The objective of improved DDPM. The network predicts the noise and the variance, 2C channels; t is 0 … 999.
+class OnChain:
+    """What objectives on the chain of 1000 timesteps share: t is 0 … 999, and images are corrupted by the chain.
 
     `schedule` names the betas, one of `SCHEDULES`.
     """
 
-    metrics = ("loss", "mse", "vb")
-    error = "mse"
     span = float(TIMESTEPS)
+    sampler = "ancestral"
 
     def __init__(self, schedule: str = "linear") -> None:
         self.schedule = schedule
         self.chain = Chain(schedule=schedule)
-
-    def out_channels(self, in_channels: int) -> int:
-        """Twice the channels of the image: the noise, then v."""
-        return 2 * in_channels
 
     def draw_t(self, rng: np.random.Generator) -> float:
         """One of the timesteps, uniformly distributed."""
@@ -161,6 +157,23 @@ class DDPM:
     def corrupt(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """x_t from x_0: x0 and noise [B, C, H, W], t [B] -> [B, C, H, W] float32."""
         return self.chain.q_sample(x0, t.long(), noise)
+
+    def spaced(self, steps: int, timesteps: str) -> Chain:
+        """The chain of `steps` (2 to 1000) timesteps, evenly spaced or as in `Chain.strided_timesteps`."""
+        if timesteps == "even":
+            return Chain.respaced(steps, self.schedule)
+        return Chain(Chain.strided_timesteps(steps), self.schedule)
+
+
+class DDPM(OnChain):
+    """The objective of improved DDPM. The network predicts the noise and the variance, 2C channels."""
+
+    metrics = ("loss", "mse", "vb")
+    error = "mse"
+
+    def out_channels(self, in_channels: int) -> int:
+        """Twice the channels of the image: the noise, then v."""
+        return 2 * in_channels
 
     def loss(self, out: Tensor, x0: Tensor, x_t: Tensor, t: Tensor, noise: Tensor) -> dict[str, Tensor]:
         """The hybrid loss (improved DDPM, eq. 16) of each sample, float32 [B] each.
@@ -181,10 +194,8 @@ class DDPM:
         return {"loss": mse + vb, "mse": mse, "vb": vb}
 
     def path(self, steps: int, timesteps: str = "even") -> Path:
-        """The chain of `steps` (2 to 1000) timesteps, evenly spaced or as in `Chain.strided_timesteps`, backwards."""
-        if timesteps == "even":
-            return ChainPath(Chain.respaced(steps, self.schedule))
-        return ChainPath(Chain(Chain.strided_timesteps(steps), self.schedule))
+        """The chain of `spaced`, backwards."""
+        return ChainPath(self.spaced(steps, timesteps))
 
 
 def read_output(chain: Chain, out: Tensor, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -201,7 +212,7 @@ def read_output(chain: Chain, out: Tensor, x_t: Tensor, t: Tensor) -> tuple[Tens
 
 
 class ChainPath(Path):
-    """The steps of a chain from noise to image."""
+    """The steps of a chain from noise to image. `denoised` reads the output of `DDPM`."""
 
     has_posterior = True
 

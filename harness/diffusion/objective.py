@@ -1,19 +1,20 @@
 """What a network learns and how its output becomes an image: the protocol of an objective, and objectives by name.
 
-To add an objective, add one file beside this one and a line in `OBJECTIVES`. v-prediction would use the chain of
-`gaussian.py`. Flow matching (SiT, 2401.08740) would have t in [0, 1], a head of C channels and a straight path, on
-which `ddim` is Euler's method.
+To add an objective, add one file beside this one, a line in `OBJECTIVES`, and the fields that it reads in `READERS`.
 """
 
 from collections.abc import Callable
+from dataclasses import fields
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from torch import Tensor
 
-from ...kernels.errors import unknown
+from ...kernels.errors import InputError, unknown
+from .flow import Flow
 from .gaussian import DDPM
 from .path import Path
+from .vprediction import VPrediction
 
 if TYPE_CHECKING:
     from ..sections import ObjectiveConfig
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
 class Objective(Protocol):
     """How t is drawn, how x_t is made, the channels of the head, the loss, and the path back to an image.
 
-    t is float32 [B] in the unit of the objective's paper (DDPM: 0 … 999). The network takes it in that unit.
+    t is float32 [B] in the unit of the objective's paper (DDPM: 0 … 999, flow: 0 … 1). The network takes it in that
+    unit.
     """
 
     @property
@@ -38,6 +40,11 @@ class Objective(Protocol):
     @property
     def span(self) -> float:
         """t is at least 0 and at most this."""
+        ...
+
+    @property
+    def sampler(self) -> str:
+        """The sampler of `sample.method=auto`."""
         ...
 
     def out_channels(self, in_channels: int) -> int:
@@ -67,11 +74,25 @@ class Objective(Protocol):
 
 
 # How each is made from its configuration.
-OBJECTIVES: "dict[str, Callable[[ObjectiveConfig], Objective]]" = {"ddpm": lambda config: DDPM(config.schedule)}
+OBJECTIVES: "dict[str, Callable[[ObjectiveConfig], Objective]]" = {
+    "ddpm": lambda config: DDPM(config.schedule),
+    "v": lambda config: VPrediction(config.schedule),
+    "flow": lambda config: Flow(config.times),
+}
+# The kinds that read a field of the configuration. For others it stays at its default.
+READERS = {"schedule": ("ddpm", "v"), "times": ("flow",)}
 
 
 def objective(config: "ObjectiveConfig") -> Objective:
-    """The objective of a configuration. Raises InputError for an unknown kind or schedule."""
+    """The objective of a configuration. Raises InputError for an unknown kind, schedule or distribution of t, and for a
+    field that this kind does not read."""
     if config.kind not in OBJECTIVES:
         raise unknown("objective.kind", config.kind, OBJECTIVES)
+    for field in fields(config):
+        kinds, value = READERS.get(field.name, OBJECTIVES), getattr(config, field.name)
+        if config.kind not in kinds and value != field.default:
+            raise InputError(
+                f"objective.{field.name}={value} says nothing to objective.kind={config.kind}: leave it at "
+                f"{field.default}, or choose objective.kind={' or '.join(kinds)}"
+            )
     return OBJECTIVES[config.kind](config)

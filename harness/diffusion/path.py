@@ -28,6 +28,7 @@ class Path(ABC):
 
     times: Sequence[float]
     has_posterior = False  # whether the result of a step has a distribution, from which `ancestral` draws
+    straight = False  # whether the levels are linear in t, so that a step of Euler's method in t is `join`
 
     @abstractmethod
     def levels(self, i: int) -> tuple[float, float]:
@@ -44,7 +45,10 @@ class Path(ABC):
         return estimate._replace(x0=x0, noise=(x - signal * x0) / noise)
 
     def join(self, estimate: Denoised, i: int) -> Tensor:
-        """The image with the same noise at the end of step i (DDIM, eq. 12 without random noise)."""
+        """The image with the same noise at the end of step i (DDIM, eq. 12 without random noise).
+
+        That is a step of Euler's method along dx = x_0 d(signal) + noise d(noise).
+        """
         signal, noise = self.levels(i + 1)
         return signal * estimate.x0 + noise * estimate.noise
 

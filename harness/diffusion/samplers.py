@@ -1,7 +1,9 @@
-"""Samplers, one function each: ancestral (DDPM, 2006.11239) and DDIM (2010.02502); and noise by image index.
+"""Samplers, one function each: ancestral (DDPM, 2006.11239), DDIM (2010.02502), Euler, Heun and DPM-Solver++ (2M,
+2211.01095); and noise by image index.
 
 A sampler is a function and a line in `SAMPLERS`. `denoiser(x, i)` is the estimate of x_0 and of the noise at step
-i, and `denoiser.path` has the levels of both.
+i, and `denoiser.path` has the levels of both. It serves every objective: along a path, x is signal · x_0 + level ·
+noise, and x changes by dx = x_0 d(signal) + noise d(level) (the probability flow).
 """
 
 import math
@@ -18,6 +20,7 @@ from .guidance import Guided, Interval, Net, guided
 from .objective import Objective
 from .path import Denoised, Path
 
+AUTO = "auto"  # the sampler of the objective
 TIMESTEPS = ("even", "ddim")  # how steps are spaced
 Noise = Callable[[int], Tensor]
 OnStep = Callable[[int, int], object]
@@ -56,12 +59,13 @@ class Sampler:
     """A sampler: `run(denoiser, x, noise, on_step)` takes the first noise x [B, C, H, W] to x_0.
 
     It calls `on_step(done, steps)` after each step. With `draws`, it calls `noise(i)` for every step but the last, in
-    order. With `posterior`, it needs a path that has one.
+    order. With `posterior`, it needs a path that has one; with `straight`, a straight one.
     """
 
     run: Callable[[Denoiser, Tensor, Noise, OnStep], Tensor]
     draws: bool = False
     posterior: bool = False
+    straight: bool = False
 
 
 def ancestral(denoiser: Denoiser, x: Tensor, noise: Noise, on_step: OnStep) -> Tensor:
@@ -84,7 +88,60 @@ def ddim(denoiser: Denoiser, x: Tensor, noise: Noise, on_step: OnStep) -> Tensor
     return x
 
 
-SAMPLERS = {"ancestral": Sampler(ancestral, draws=True, posterior=True), "ddim": Sampler(ddim)}
+def heun(denoiser: Denoiser, x: Tensor, noise: Noise, on_step: OnStep) -> Tensor:
+    """The trapezoidal rule: every step takes the mean of the estimates at its two ends (2206.00364, algorithm 1, in the
+    levels of the path). The last step is Euler's, because x has no noise to estimate at its end."""
+    path, steps = denoiser.path, len(denoiser.path.times)
+    for i in range(steps):
+        start = denoiser(x, i)
+        end = path.join(start, i)
+        if i + 1 < steps:
+            after = denoiser(end, i + 1)
+            (signal, level), (next_signal, next_level) = path.levels(i), path.levels(i + 1)
+            end = x + (next_signal - signal) * (start.x0 + after.x0) / 2
+            end = end + (next_level - level) * (start.noise + after.noise) / 2
+        x = end
+        on_step(i + 1, steps)
+    return x
+
+
+def dpmpp_2m(denoiser: Denoiser, x: Tensor, noise: Noise, on_step: OnStep) -> Tensor:
+    """DPM-Solver++ (2M) (2211.01095, algorithm 2): DDIM with an image that is extrapolated from this step's estimate
+    and that of the step before, linearly in half the log of the signal-to-noise ratio, to the middle of the step.
+
+    The first and the last step are DDIM's. In the second step of a path that starts without signal, the distance to the
+    step before is infinite, so that nothing is extrapolated.
+    """
+    path, steps = denoiser.path, len(denoiser.path.times)
+    before: Tensor | None = None
+    for i in range(steps):
+        estimate = denoiser(x, i)
+        x0 = estimate.x0
+        if before is not None and i + 1 < steps:
+            signal, level = path.levels(i)
+            ratio = (_half_log_snr(path, i + 1) - _half_log_snr(path, i)) / (
+                _half_log_snr(path, i) - _half_log_snr(path, i - 1)
+            )
+            middle = x0 + ratio / 2 * (x0 - before)
+            estimate = estimate._replace(x0=middle, noise=(x - signal * middle) / level)
+        x, before = path.join(estimate, i), x0
+        on_step(i + 1, steps)
+    return x
+
+
+def _half_log_snr(path: Path, i: int) -> float:
+    signal, level = path.levels(i)
+    return math.log(signal / level) if signal else -math.inf
+
+
+# `ddim` is Euler's method in the levels of any path. Only where these are linear in t is it the `euler` of papers.
+SAMPLERS = {
+    "ancestral": Sampler(ancestral, draws=True, posterior=True),
+    "ddim": Sampler(ddim),
+    "euler": Sampler(ddim, straight=True),
+    "heun": Sampler(heun),
+    "dpmpp_2m": Sampler(dpmpp_2m),
+}
 
 
 def _never(i: int) -> Tensor:
@@ -99,19 +156,24 @@ def draws(method: str, steps: int) -> int:
 def path_of(objective: Objective, method: str, steps: int, timesteps: str = "even") -> Path:
     """The path of `steps` steps for a sampler, spaced as `timesteps` (one of `TIMESTEPS`) says.
 
-    Raises InputError for an unknown method, a number of steps that the objective does not allow, or a method that needs
-    a posterior where the objective has none.
+    Raises InputError for an unknown method, a number of steps that the objective does not allow, or a method that the
+    objective does not have: one that needs a posterior or a straight path where there is none.
     """
     if method not in SAMPLERS:
         raise unknown("sample.method", method, SAMPLERS)
     path = objective.path(steps, timesteps)
-    if SAMPLERS[method].posterior and not path.has_posterior:
-        fit = [name for name, other in SAMPLERS.items() if not other.posterior]
-        raise InputError(
-            f"sample.method {method} draws from a posterior, which this objective does not have; "
-            f"choices: {', '.join(fit)}"
-        )
+    if (reason := _misfit(SAMPLERS[method], path)) is not None:
+        fit = [name for name, other in SAMPLERS.items() if _misfit(other, path) is None]
+        raise InputError(f"sample.method {method} {reason}; choices: {', '.join(fit)}")
     return path
+
+
+def _misfit(sampler: Sampler, path: Path) -> str | None:
+    if sampler.posterior and not path.has_posterior:
+        return "draws from a posterior, which this objective does not have"
+    if sampler.straight and not path.straight:
+        return "is for straight paths, and this objective has none: ddim is Euler's method there"
+    return None
 
 
 @torch.no_grad()
@@ -151,11 +213,11 @@ def sample(
 ) -> Tensor:
     """Images x_0 [B, C, H, W] float32 from noise x_T [B, C, H, W] and labels y [B].
 
-    Sampling takes `steps` steps on the path of `objective` (DDPM: 2 to 1000 of its timesteps, spaced as `timesteps`
-    says; the network gets the original timesteps). `guided` explains `guidance`, `guidance_channels`,
-    `guidance_interval`, `guide` and `null_class`, `Denoiser` explains `clip`. `noise(i)` gives the noise [B, C, H, W]
-    of step i = 0, 1, … in order (ancestral only; the last step has none). `progress(done, steps)` is called after each
-    step. The caller chooses device, autocast and eval mode.
+    Sampling takes `steps` steps on the path of `objective` (of a chain 2 to 1000 of its timesteps, spaced as
+    `timesteps` says, and the network gets the original timesteps; of flow any number of equal steps). `guided` explains
+    `guidance`, `guidance_channels`, `guidance_interval`, `guide` and `null_class`, `Denoiser` explains `clip`.
+    `noise(i)` gives the noise [B, C, H, W] of step i = 0, 1, … in order (ancestral only; the last step has none).
+    `progress(done, steps)` is called after each step. The caller chooses device, autocast and eval mode.
     Raises InputError, before the network runs, for an unknown method, steps out of range, guidance with neither a null
     class nor a guide, or more guidance channels than the image has.
     """

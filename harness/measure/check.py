@@ -24,6 +24,7 @@ from .calls import Call, as_in_the_model, calls_of, results
 MANY_TOKENS = 1024
 # The relative RMS error of a model that is allowed on top of twice the error of plain torch in the same precision.
 MODEL_FLOOR = {"float32": 1e-4, "bfloat16": 5e-3}
+TIMES = 1000  # different times of a batch
 SMALL = 2**20  # bytes; torch's allocator has separate blocks for tensors up to this size
 
 
@@ -35,13 +36,15 @@ class WrongOutput(RuntimeError):
 class Reference:
     """The results of the reference backends for one image in float32, on the CPU, so that they take no GPU memory.
 
-    `output` is [channels of the head, S, S]. `gradients` are those of the sum of `output` times `weights`, one for each
-    trained parameter. `plain_output` and `plain_gradients` are the relative RMS errors of the same backends in the
-    measured precision. `backends` names the backends by operator.
+    `t` is in the middle of the objective's range, 0 to `span`. `output` is [channels of the head, S, S]. `gradients`
+    are those of the sum of `output` times `weights`, one for each trained parameter. `plain_output` and
+    `plain_gradients` are the relative RMS errors of the same backends in the measured precision. `backends` names the
+    backends by operator.
     """
 
     image: Tensor
-    t: int
+    t: float
+    span: float
     y: int
     weights: Tensor
     output: Tensor
@@ -89,8 +92,9 @@ def with_backends(net: Backbone, backends: dict[str, str]) -> Iterator[None]:
         net.train(flags[1])
 
 
-def reference(net: Backbone, precision: str, device: str) -> Reference:
-    """The reference for a net. The image and the output weights are drawn from seed 0."""
+def reference(net: Backbone, precision: str, device: str, span: float = TIMES) -> Reference:
+    """The reference for a net whose objective has t from 0 to `span`. The image and the output weights are drawn from
+    seed 0."""
     config = net.config
     tokens = (config.input_size // getattr(config, "patch_size", 1)) ** 2
     many = tokens >= MANY_TOKENS
@@ -102,7 +106,7 @@ def reference(net: Backbone, precision: str, device: str) -> Reference:
     channels = out_channels(config)
     weights = torch.randn(channels, config.input_size, config.input_size, generator=draw)
     weights = weights.bfloat16()  # exact in every precision
-    expected = Reference(image, 500, 0, weights, image, [], 0.0, 0.0, against)
+    expected = Reference(image, span / 2, span, 0, weights, image, [], 0.0, 0.0, against)
     with with_backends(net, backends):
         output, gradients = _one_image(net, expected, "float32", device)
         expected.output, expected.gradients = _to_host(output), [_to_host(gradient) for gradient in gradients]
@@ -139,7 +143,8 @@ def batch_of(expected: Reference, batch: int, device: str) -> tuple[Tensor, Tens
     """Random x [B, C, S, S], t [B] and y [B]. The first and last image are those of the reference."""
     draw = torch.Generator().manual_seed(1)
     x = torch.randn(batch, *expected.image.shape, generator=draw)
-    t, y = torch.randint(0, 1000, (batch,), generator=draw), torch.zeros(batch, dtype=torch.int64)
+    t = torch.randint(0, TIMES, (batch,), generator=draw) * (expected.span / TIMES)
+    y = torch.zeros(batch, dtype=torch.int64)
     x[0] = x[-1] = expected.image
     t[0] = t[-1] = expected.t
     y[0] = y[-1] = expected.y

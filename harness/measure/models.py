@@ -177,7 +177,7 @@ class Subject:
         self.reference: Reference | Line
         self.operator_error: float | None = None
         try:
-            expected = reference(self.net, self.settings.precision, self.device)
+            expected = reference(self.net, self.settings.precision, self.device, goal.span)
             exact = expected.backends
             self.operator_error = check_operators(self.net, self.backend, exact, self.settings.precision, self.device)
             self.reference = expected

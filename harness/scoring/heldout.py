@@ -4,13 +4,13 @@ text-to-image benchmark measures how far a training is. It needs weights and no 
 An image is corrupted at each of eight fixed timesteps with noise that follows from its index and the timestep alone,
 the same for every training. The error is the objective's `error`, a mean over elements: of DDPM, the mean square error
 of the predicted noise, without the variational term. A network that predicts 0 has a loss of 1 there, the variance of
-the noise.
+the noise. Of v-prediction and flow matching it is the mean square error of v and of the velocity, so that losses of
+different objectives do not compare; they have different protocols.
 """
 
 import math
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext, suppress
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -151,7 +151,8 @@ def score_weights(training: Path, config: Config, step: int, progress: Progress)
     count = min(config.evaluate.heldout_count, len(images))
     evaluation = {
         "metric": NAME,
-        "objective": asdict(config.objective),
+        # Not the distribution of t in training, because t is fixed here.
+        "objective": {"kind": config.objective.kind, "schedule": config.objective.schedule},
         "error": goal.error,
         "timesteps": list(losses),
         "seed": SEED,

@@ -2,7 +2,7 @@
 
 `generation` has these fields, of which null does not count:
 
-    objective, schedule   what the network learned, and the noise schedule
+    objective, schedule   what the network learned (ddpm, v or flow), and the noise schedule; null: flow has none
     sampler, steps, timesteps   the method, its number of steps, and which timesteps they are
     guidance, guidance_channels   the scale (1: none), and how many of the first channels it guides; null: all
     guidance_interval     the noise-to-signal ratios at which it applies, "0.28 to 2.9" or "0.28 to inf"; null: all
@@ -36,12 +36,14 @@ FIELDS: dict[str, type] = {
     "precision": str, "encoder": str,
 }  # fmt: skip
 
+OBJECTIVES = {"ddpm": None, "v": "v-prediction", "flow": "flow matching"}  # in words
+
 
 def generation(config: Mapping[str, Any], row: Mapping[str, Any]) -> Generation:
     """How a set of samples was drawn: from its record `row` (of kind `sample`), and from the configuration in its
     config.json what a record does not have. Settings without an effect are left out, so that sets that were drawn alike
     have equal protocols."""
-    model, interval = config["model"], row.get("guidance_interval")
+    model, goal, interval = config["model"], config.get("objective", {}), row.get("guidance_interval")
     guidance = 1.0 if interval and is_empty(interval) else float(row["guidance"])
     classes, channels = model.get("num_classes") or 0, row.get("guidance_channels")
     all_guided = guidance == 1 or channels is None or channels >= model.get("in_channels", math.inf)
@@ -52,8 +54,8 @@ def generation(config: Mapping[str, Any], row: Mapping[str, Any]) -> Generation:
     further = {name: value for name, value in further.items() if value is not None and guidance != 1}
     return {
         **further,
-        "objective": config.get("objective", {}).get("kind", "ddpm"),
-        "schedule": config.get("objective", {}).get("schedule", "linear"),
+        "objective": goal.get("kind", "ddpm"),
+        "schedule": None if goal.get("kind") == "flow" else goal.get("schedule", "linear"),
         "sampler": row["method"],
         "steps": row["steps"],
         "timesteps": row.get("timesteps") or "even",
@@ -116,7 +118,7 @@ def words(drawn: Mapping[str, Any] | None) -> str:
     sampler, steps = given["sampler"], given["steps"]
     scale = None if given["guidance"] is None else guidance_words(given)
     texts = [
-        None if given["objective"] == "ddpm" else given["objective"],
+        OBJECTIVES.get(str(given["objective"]), given["objective"]),
         None if given["schedule"] in (None, "linear") else f"{given['schedule']} schedule",
         " ".join(str(one) for one in (steps, sampler, steps and ("step" if steps == 1 else "steps")) if one),
         None if given["timesteps"] in (None, "even") else f"timesteps as {given['timesteps']}",

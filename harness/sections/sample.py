@@ -6,7 +6,7 @@ from typing import Any
 
 from ...kernels.errors import InputError, unknown
 from ..checks import check_positive, check_precision, check_seed, check_steps, check_weights
-from ..diffusion.samplers import SAMPLERS, TIMESTEPS
+from ..diffusion.samplers import AUTO, SAMPLERS, TIMESTEPS
 from .compiling import check_compile
 from .limits import MOST_AT_ONCE, MOST_SAMPLES
 
@@ -16,10 +16,13 @@ KEEP = ("images", "features")  # of samples
 
 @dataclass
 class SampleConfig:
-    """How images are drawn. The default is the papers' protocol: 250 ancestral steps without guidance."""
+    """How images are drawn. The default is the papers' protocol: 250 steps without guidance, ancestral where the
+    objective has that."""
 
     count: int = 50_000
-    method: str = "ancestral"  # or ddim: of diffusion/samplers.py
+    # Of diffusion/samplers.py: ancestral (ddpm, v), ddim, euler (flow), heun, dpmpp_2m. auto: ancestral; of flow euler.
+    # A configuration and its keys have the name, never auto.
+    method: str = "auto"
     steps: int = 250
     guidance: float = 1.0  # 1: none
     guidance_channels: int | None = None  # how many of the first channels are guided; null: all
@@ -42,7 +45,8 @@ class SampleConfig:
     # The class of each image. balanced: index modulo classes or, of fewer images than classes, evenly over all classes.
     # random: drawn for each image, as in the papers of DiT and ADM. cyclic: index modulo classes, however few images.
     labels: str = field(default="balanced", metadata={"since": "balanced"})
-    # Which of an objective's timesteps are steps. even: from the first to the last. ddim: 0, 40, … 960 for 25 of 1000.
+    # Which of an objective's timesteps are steps. even: from the first to the last; of flow equal steps from 1 to 0.
+    # ddim (ddpm, v): 0, 40, … 960 for 25 of 1000.
     timesteps: str = field(default="even", metadata={"since": "even"})
     # Or features: of the network evaluate.features, by which the set is scored, and no images. In no key.
     keep: str = "images"
@@ -64,8 +68,8 @@ class SampleConfig:
                 raise InputError("sample.at is empty: give last, all, or a list of steps")
         if self.seed is not None:
             check_seed("sample.seed", self.seed)
-        if self.method not in SAMPLERS:
-            raise unknown("sample.method", self.method, SAMPLERS)
+        if self.method not in (AUTO, *SAMPLERS):
+            raise unknown("sample.method", self.method, (AUTO, *SAMPLERS))
         if self.labels not in LABELS:
             raise unknown("sample.labels", self.labels, LABELS)
         if self.timesteps not in TIMESTEPS:

@@ -17,14 +17,14 @@ from ..keys import sample_seed
 
 FOLDER = "previews"
 SIDE = 4  # images in a row and in a column
-STEPS = 50  # of DDIM, at most
+STEPS = 20  # of DPM-Solver++ (2M), at most
 
 
 def preview_settings(config: Config) -> Config:
-    """`sample` of a configuration, but with DDIM, at most `STEPS` steps and SIDE × SIDE images of evenly spread
-    classes, and without the guidance of another training."""
+    """`sample` of a configuration, but with DPM-Solver++ (2M), at most `STEPS` steps and SIDE × SIDE images of evenly
+    spread classes, and without the guidance of another training."""
     steps = min(config.sample.steps, STEPS)
-    fixed = {"count": SIDE**2, "method": "ddim", "timesteps": "even", "labels": "balanced", "weights": "ema"}
+    fixed = {"count": SIDE**2, "method": "dpmpp_2m", "timesteps": "even", "labels": "balanced", "weights": "ema"}
     fixed |= {"guide": None, "guidance": 1.0} if config.sample.guide is not None else {}
     return replace(config, sample=replace(config.sample, steps=steps, **fixed))
 

@@ -23,7 +23,7 @@ from ...harness.tasks import Task, tasks
 from ...kernels.errors import InputError
 from ...models.registry import presets
 from ..compose import compose, model_config
-from ..named import named
+from ..named import named, with_head
 from ..output import command, show, split_arguments
 from .train import describe
 
@@ -92,14 +92,14 @@ def asked_of(args: argparse.Namespace, study: str) -> list[tuple[Config, Task]]:
     names, overrides = split_arguments(args.words)
     if not names:
         raise InputError(f"{args.command} needs a model; choices: {', '.join(presets())}")
-    sections = ("bench.", "backend.", "run.")
+    sections = ("bench.", "backend.", "objective.", "run.")
     base, _ = compose([text for text in overrides if text.startswith(sections)])
     fields = [text for text in overrides if not text.startswith(sections)]
     variant = dict(text.split("=", 1) for text in overrides if not text.startswith(("bench.", "run.")))
     pairs = []
     for name in names:
         model = named(name)
-        config = replace(base, model=model_config(name, fields), data=DataConfig())
+        config = replace(base, model=with_head(model_config(name, fields), base.objective), data=DataConfig())
         if model.root is not None and not any(text.startswith("run.root=") for text in overrides):
             config = replace(config, run=replace(base.run, root=str(model.root)))
         about = describe(config, study, model.model, model.model, variant, model.title)

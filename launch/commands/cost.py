@@ -4,10 +4,11 @@ import argparse
 from typing import Any
 
 from ...harness.measure.cost import PARTS, cost, fvcore_count
+from ...harness.sections import ObjectiveConfig
 from ...kernels.errors import InputError
 from ...models.registry import presets
-from ..compose import model_config
-from ..named import named
+from ..compose import compose, model_config
+from ..named import named, with_head
 from ..output import show, split_arguments
 
 
@@ -30,7 +31,10 @@ def run(args: argparse.Namespace) -> int:
     names, overrides = split_arguments(args.words)
     if not names:
         raise InputError(f"cost needs a model; choices: {', '.join(presets())}")
-    configs = [(name, model_config(name, overrides)) for name in names]
+    words = [text for text in overrides if text.startswith("objective.")]
+    goal = compose(words)[0].objective if words else ObjectiveConfig()
+    shape = [text for text in overrides if text not in words]
+    configs = [(name, with_head(model_config(name, shape), goal)) for name in names]
     rows = [cost_row(name, named(name).title, config) for name, config in configs]
     if args.fvcore:
         for row, (_, config) in zip(rows, configs, strict=True):

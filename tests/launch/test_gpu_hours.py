@@ -161,6 +161,8 @@ def test_hours_of_sampling_come_from_forward_passes_and_earlier_samples(tmp_path
     # 3600 images of 10 steps at 100 passes/s are 360 s; guidance takes two passes a step.
     assert hours(forward) == [{"GPU A": pytest.approx(0.1)}] * 2
     assert hours(forward, **{"sample.guidance": 1.5}) == [{"GPU A": pytest.approx(0.2)}] * 2
+    # A step of Heun's method is two passes, but the last step is one.
+    assert hours(forward, **{"sample.method": "heun"}) == [{"GPU A": pytest.approx(0.19)}] * 2
     assert hours(forward, **{"sample.at": [10, 20], "train.steps": 20}) == [{"GPU A": pytest.approx(0.2)}] * 2
 
     # Two processes drew 100 images of 5 steps in 50 s each: 5 passes a second each, of the same network elsewhere too.

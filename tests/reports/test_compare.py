@@ -137,6 +137,27 @@ def test_what_differs_is_said(tmp_path: Path) -> None:
     assert "The weights are of different steps: 600 (A) and 900 (B)." in notes
 
 
+@pytest.mark.parametrize(
+    ("one", "two", "name"),
+    [
+        ({"kind": "ddpm"}, {"kind": "v", "times": "uniform"}, None),
+        ({"kind": "ddpm", "times": "uniform"}, {"kind": "flow", "times": "uniform"}, "kind"),
+        ({"kind": "flow", "times": "uniform"}, {"kind": "flow", "times": "logit_normal"}, "times"),
+    ],
+)
+def test_objectives_that_draw_other_times_are_said(tmp_path: Path, one, two, name) -> None:
+    for variant, objective in (("one", one), ("two", two)):
+        run = write(tmp_path, f"{variant}-s0", [scored(BASE[0])], variant={"v": variant}, seed=0)
+        config = run.resolve() / "config.json"
+        info = json.loads(config.read_text(encoding="utf-8"))
+        info["config"]["objective"] = objective
+        config.write_text(json.dumps(info), encoding="utf-8")
+    notes = compare(tmp_path / "demo" / "one", tmp_path / "demo" / "two").scores.notes
+    apart = [note for note in notes if note.startswith("Equal seeds")]
+    text = f"Equal seeds do not share data order, t and noise: objective.{name} differs."
+    assert apart == ([] if name is None else [text])
+
+
 def test_compare_says_what_the_table_of_seeds_says(tmp_path: Path) -> None:
     """Variants of one study and samples that were added to it by hand, at the same steps and at different ones."""
     for seed in range(3):

@@ -1,7 +1,6 @@
-"""The protocol of an objective: the registered one, and two short ones whose samples have closed forms."""
+"""Objectives: times, corruption and losses, their relations to each other, their gradients, and what is refused."""
 
 import math
-from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -9,10 +8,13 @@ import torch
 from lamabench.baselines.dit import DiTConfig
 from lamabench.harness import config
 from lamabench.harness.diffusion import samplers
+from lamabench.harness.diffusion.flow import Flow
 from lamabench.harness.diffusion.gaussian import DDPM, Chain, ChainPath
 from lamabench.harness.diffusion.objective import OBJECTIVES, objective
 from lamabench.harness.diffusion.path import Denoised, Path
 from lamabench.harness.diffusion.samplers import SAMPLERS, Denoiser, Noise, OnStep, Sampler, index_noise, sample
+from lamabench.harness.diffusion.vprediction import VPrediction
+from lamabench.harness.keys import samples_key, training_key
 from lamabench.harness.sections import ObjectiveConfig
 from lamabench.kernels.errors import InputError
 from torch import Tensor
@@ -21,12 +23,18 @@ CENTRE = 0.3  # the grey of every image of the data below
 
 
 def test_every_name_is_an_objective():
-    assert list(OBJECTIVES) == ["ddpm"] and isinstance(objective(ObjectiveConfig()), DDPM)
-    with pytest.raises(InputError, match=r"unknown objective\.kind 'flwo'; choices: ddpm"):
-        objective(ObjectiveConfig("flwo"))
-    with pytest.raises(InputError, match=r"unknown objective\.schedule 'sine' .*choices: linear, cosine"):
-        objective(ObjectiveConfig(schedule="sine"))
-    for method in SAMPLERS:
+    assert list(OBJECTIVES) == ["ddpm", "v", "flow"] and isinstance(objective(ObjectiveConfig()), DDPM)
+    assert objective(ObjectiveConfig("v", "cosine")).schedule == "cosine"
+    for settings, message in (
+        (ObjectiveConfig("flwo"), r"unknown objective\.kind 'flwo' \(did you mean 'flow'\?\); choices: ddpm, v, flow"),
+        (ObjectiveConfig(schedule="sine"), r"unknown objective\.schedule 'sine' .*choices: linear, cosine"),
+        (ObjectiveConfig("flow", times="normal"), r"unknown objective\.times 'normal'.*choices: uniform, logit_normal"),
+        (ObjectiveConfig("flow", "cosine"), r"schedule=cosine says nothing to objective\.kind=flow.*kind=ddpm or v"),
+        (ObjectiveConfig("v", times="logit_normal"), r"times=logit_normal says nothing to objective\.kind=v: .*=flow"),
+    ):
+        with pytest.raises(InputError, match=message):
+            objective(settings)
+    for method in ("auto", *SAMPLERS):
         config.SampleConfig(method=method)
 
 
@@ -42,97 +50,116 @@ def test_ddpm_has_times_in_the_middle_of_equal_parts():
     assert DDPM().times(8) == [62, 187, 312, 437, 562, 687, 812, 937] and DDPM().times(1) == [500]
 
 
-def test_metrics_are_those_of_the_loss():
-    ddpm, x = DDPM(), torch.randn(2, 1, 4, 4)
-    assert tuple(ddpm.loss(torch.zeros(2, 2, 4, 4), x, x, torch.tensor([0.0, 999.0]), x)) == ddpm.metrics
-    assert ddpm.metrics[0] == "loss" and ddpm.out_channels(4) == 8
+def test_flow_draws_t_uniformly_or_logit_normally():
+    count = 20_000
+    for kind, deviation in (("uniform", math.sqrt(1 / 12)), ("logit_normal", 0.2085)):
+        rng, flow = np.random.default_rng(0), Flow(kind)
+        drawn = np.array([flow.draw_t(rng) for _ in range(count)])
+        assert drawn.min() >= 0 and drawn.max() < 1
+        assert drawn.mean() == pytest.approx(0.5, abs=4 * deviation / math.sqrt(count))
+        # P(t < 1/4): of the logit-normal, that of a standard normal number below log(1/3)
+        share = 0.25 if kind == "uniform" else 0.5 * math.erfc(math.log(3) / math.sqrt(2))
+        assert (drawn < 0.25).mean() == pytest.approx(share, abs=4 * math.sqrt(share / count))
+        assert drawn.std() == pytest.approx(deviation, rel=0.02)
 
 
-class VPrediction(DDPM):
-    """v = alpha · noise - sigma · x_0 (2202.00512), with the variance of the posterior."""
-
-    metrics = ("loss",)
-    error = "loss"
-
-    def out_channels(self, in_channels: int) -> int:
-        return in_channels
-
-    def path(self, steps: int, timesteps: str = "even") -> ChainPath:
-        class VPath(ChainPath):
-            def denoised(self, out: Tensor, x: Tensor, i: int) -> Denoised:
-                signal, noise = self._at("signal", i, x), self._at("noise", i, x)
-                return Denoised(signal * x - noise * out, noise * x + signal * out, self._at("log_variance_low", i, x))
-
-        return VPath(Chain.respaced(steps))
+@pytest.mark.parametrize("kind", OBJECTIVES)
+def test_what_an_objective_says_of_itself(kind):
+    goal, x = objective(ObjectiveConfig(kind)), torch.randn(2, 3, 4, 4)
+    channels, t = goal.out_channels(3), torch.tensor([0.0, goal.times(8)[-1]])
+    losses = goal.loss(torch.zeros(2, channels, 4, 4), x, x, t, x)
+    assert tuple(losses) == goal.metrics and goal.metrics[0] == "loss" and goal.error in goal.metrics
+    assert all(value.shape == (2,) and value.dtype == torch.float32 for value in losses.values())
+    assert channels == (6 if kind == "ddpm" else 3)
+    assert goal.sampler == ("euler" if kind == "flow" else "ancestral")
+    times = np.array(goal.times(8))
+    assert (np.abs(times - goal.span * (np.arange(8) + 0.5) / 8) <= (0.5 if goal.span > 1 else 0)).all()
 
 
-class Straight(Path):
-    """The path of flow matching: x_t = (1 - t) x_0 + t · noise. The output is its velocity, noise - x_0 (SiT)."""
-
-    def __init__(self, steps: int) -> None:
-        self.times = [1 - i / steps for i in range(steps)]
-
-    def levels(self, i: int) -> tuple[float, float]:
-        t = self.times[i] if i < len(self.times) else 0.0
-        return 1 - t, t
-
-    def denoised(self, out: Tensor, x: Tensor, i: int) -> Denoised:
-        t = self.times[i]
-        return Denoised(x - t * out, x + (1 - t) * out)
+def chain_levels(t: Tensor) -> tuple[Tensor, Tensor]:
+    alpha_bar = torch.from_numpy(np.cumprod(1 - np.linspace(1e-4, 0.02, 1000)))[t.long()].view(-1, 1, 1, 1)
+    return alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
 
 
-class Flow:
-    metrics = ("loss",)
-    error = "loss"
-    span = 1.0
-
-    def out_channels(self, in_channels: int) -> int:
-        return in_channels
-
-    def draw_t(self, rng: np.random.Generator) -> float:
-        return float(rng.random())
-
-    def times(self, count: int) -> list[float]:
-        return [(i + 0.5) / count for i in range(count)]
-
-    def corrupt(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-        t = t.view(-1, 1, 1, 1)
-        return (1 - t) * x0 + t * noise
-
-    def loss(self, out: Tensor, x0: Tensor, x_t: Tensor, t: Tensor, noise: Tensor) -> dict[str, Tensor]:
-        return {"loss": (out - (noise - x0)).square().mean(dim=(1, 2, 3))}
-
-    def path(self, steps: int, timesteps: str = "even") -> Straight:
-        return Straight(steps)
+def flow_levels(t: Tensor) -> tuple[Tensor, Tensor]:
+    t = t.double().view(-1, 1, 1, 1)
+    return 1 - t, t
 
 
-def test_flow_matching_fits_and_ddim_is_euler():
-    """The exact network for N(0, 1) images: its velocity is (2t - 1) x / (t² + (1 - t)²)."""
-
-    def velocity(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
-        t = t.view(-1, 1, 1, 1)
-        return (2 * t - 1) / (t**2 + (1 - t) ** 2) * x
-
-    x = torch.randn(2, 1, 4, 4, generator=torch.Generator().manual_seed(0))
-    actual = sample(velocity, x, torch.zeros(2, dtype=torch.int64), objective=Flow(), method="ddim", steps=7)
-    exact, times = x.double(), np.linspace(1, 0, 8)
-    for t, after in pairwise(times):
-        exact = exact + (after - t) * velocity(exact, torch.tensor([t, t]), torch.zeros(2))
-    torch.testing.assert_close(actual.double(), exact, rtol=1e-5, atol=1e-6)
-    flow, t = Flow(), torch.tensor([0.25, 0.75])
-    noise = torch.randn_like(x)
-    assert not flow.loss(noise - x, x, flow.corrupt(x, t, noise), t, noise)["loss"].any()
+CASES = [
+    ("ddpm", chain_levels, [0.0, 3.0, 500.0, 999.0]),
+    ("v", chain_levels, [0.0, 3.0, 500.0, 999.0]),
+    ("flow", flow_levels, [0.1, 0.25, 0.5, 0.9]),
+]
 
 
-@pytest.mark.parametrize("method", SAMPLERS)
-def test_v_prediction_fits(method):
-    """The exact network for images of one grey: every sampler ends at that grey."""
-    alpha_bar = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
+@pytest.mark.parametrize(("kind", "levels", "times"), CASES)
+def test_one_estimate_has_losses_that_are_multiples_of_each_other(kind, levels, times):
+    """The prediction of v and of the velocity, made of an estimate of the noise or of the image. The loss is the error
+    of the noise over signal², and that of the image over noise level²; DDPM's is the error of the noise."""
+    draw = torch.Generator().manual_seed(0)
+    x0, noise, miss = (torch.randn(4, 2, 3, 3, generator=draw, dtype=torch.float64) for _ in range(3))
+    goal, t = objective(ObjectiveConfig(kind)), torch.tensor(times)
+    signal, level = levels(t)
+    x = signal * x0 + level * noise
+    torch.testing.assert_close(goal.corrupt(x0, t, noise).double(), x, rtol=1e-6, atol=1e-6)
+    noise_hat = noise + 0.1 * miss
+    image_hat = (x - level * noise_hat) / signal
+    out = {
+        "ddpm": lambda: torch.cat([noise_hat, torch.zeros_like(x)], dim=1),
+        "v": lambda: signal * noise_hat - level * image_hat,
+        "flow": lambda: noise_hat - image_hat,
+    }[kind]()
+    of_noise = (noise_hat - noise).square().mean(dim=(1, 2, 3))
+    of_image = (image_hat - x0).square().mean(dim=(1, 2, 3))
+    error = goal.loss(out.float(), x0.float(), x.float(), t, noise.float())[goal.error].double()
+    weight = 1 if kind == "ddpm" else signal.flatten() ** -2
+    torch.testing.assert_close(error, weight * of_noise, rtol=2e-3, atol=0)  # of t = 999, the output is large
+    weight = (signal / level).flatten() ** 2 if kind == "ddpm" else level.flatten() ** -2
+    torch.testing.assert_close(error, weight * of_image, rtol=2e-3, atol=0)
+
+
+@pytest.mark.parametrize(("kind", "levels", "times"), CASES[1:])
+def test_losses_and_gradients_against_autograd_in_float64(kind, levels, times):
+    draw = torch.Generator().manual_seed(0)
+    x0, noise, out = (torch.randn(4, 2, 3, 3, generator=draw) for _ in range(3))
+    goal, t = objective(ObjectiveConfig(kind)), torch.tensor(times)
+    exact = out.double().requires_grad_()
+    signal, level = levels(t)
+    target = signal * noise - level * x0 if kind == "v" else noise.double() - x0
+    expected = (exact - target).square().flatten(1).sum(1) / exact[0].numel()
+    expected.sum().backward()
+    out.requires_grad_()
+    loss = goal.loss(out, x0, goal.corrupt(x0, t, noise), t, noise)["loss"]
+    loss.sum().backward()
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=0)
+    torch.testing.assert_close(out.grad.double(), exact.grad, rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize("kind", ["v", "flow"])
+def test_the_estimate_of_a_path_is_that_of_the_loss(kind):
+    """A prediction without loss is read as the image and the noise that made x."""
+    draw = torch.Generator().manual_seed(0)
+    x0, noise = (torch.randn(1, 1, 4, 4, generator=draw) for _ in range(2))
+    goal = objective(ObjectiveConfig(kind))
+    path = goal.path(5)
+    for i, time in enumerate(path.times):
+        t = torch.tensor([time])
+        signal, level = path.levels(i)
+        out = signal * noise - level * x0 if kind == "v" else noise - x0
+        x = goal.corrupt(x0, t, noise)
+        assert float(goal.loss(out, x0, x, t, noise)["loss"]) < 1e-10
+        estimate = path.denoised(out, x, i)
+        torch.testing.assert_close(estimate.x0, x0, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(estimate.noise, noise, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["ancestral", "ddim", "heun", "dpmpp_2m"])
+def test_images_of_one_grey(method):
+    """The exact network for them: every sampler of v-prediction ends at that grey."""
 
     def v(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
-        assert t.dtype == torch.float32
-        signal = torch.tensor(alpha_bar[t.long()]).sqrt().view(-1, 1, 1, 1)
-        noise = (1 - signal**2).sqrt()
+        signal, noise = chain_levels(t)
         return (signal * (x - signal * CENTRE) / noise - noise * CENTRE).float()
 
     x, y = torch.randn(2, 1, 4, 4), torch.zeros(2, dtype=torch.int64)
@@ -140,53 +167,12 @@ def test_v_prediction_fits(method):
     torch.testing.assert_close(images, torch.full_like(x, CENTRE), rtol=0, atol=1e-4)
 
 
-def heun(denoiser: Denoiser, x: Tensor, noise: Noise, on_step: OnStep) -> Tensor:
-    """The trapezoidal rule along any path: dx = x_0 d(signal) + noise d(noise) (cf. 2206.00364, algorithm 1)."""
-    path, steps = denoiser.path, len(denoiser.path.times)
-    for i in range(steps):
-        (signal, level), (signal_after, level_after) = path.levels(i), path.levels(i + 1)
-        before, estimate = x, denoiser(x, i)
-        x = path.join(estimate, i)
-        if i + 1 < steps:
-            ends = estimate, denoiser(x, i + 1)
-            x0, e = (sum(values) / 2 for values in zip(*(end[:2] for end in ends), strict=True))
-            x = before + (signal_after - signal) * x0 + (level_after - level) * e
-        on_step(i + 1, steps)
-    return x
-
-
-def linear(signal: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
-    """Factors of x in x_0 and in the noise, by the exact network of images N(0, 1/4) each pixel."""
-    variance = signal**2 / 4 + level**2
-    return signal / 4 / variance, level / variance
-
-
-def chain_net(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
-    alpha_bar = torch.tensor(np.cumprod(1 - np.linspace(1e-4, 0.02, 1000)))[t.long()].view(-1, 1, 1, 1)
-    return torch.cat([linear(alpha_bar.sqrt(), (1 - alpha_bar).sqrt())[1] * x, 0 * x], dim=1).float()
-
-
-def flow_net(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
-    t = t.view(-1, 1, 1, 1)
-    image, noise = linear(1 - t, t)
-    return (noise - image) * x
-
-
-@pytest.mark.parametrize(("goal", "net"), [(DDPM(), chain_net), (Flow(), flow_net)])
-def test_a_second_order_sampler_is_a_function_and_a_line(monkeypatch, goal, net):
-    """Heun's error on a linear model falls with the square of the step, DDIM's with the step."""
-    monkeypatch.setitem(SAMPLERS, "heun", Sampler(heun))
-    assert config.SampleConfig(method="heun", steps=8).method == "heun"
-    x = torch.randn(2, 1, 2, 2, generator=torch.Generator().manual_seed(0))
-    ends = {
-        (method, steps): sample(net, x, torch.zeros(2), objective=goal, method=method, steps=steps)
-        for method in ("heun", "ddim")
-        for steps in (40, 80, 999)
-    }
-    exact = ends["heun", 999]
-    errors = {key: float((end - exact).norm() / exact.norm()) for key, end in ends.items()}
-    assert errors["heun", 80] < errors["heun", 40] / 2.5 and errors["heun", 40] < errors["ddim", 80] / 3
-    assert errors["ddim", 80] > errors["ddim", 40] / 2.5
+def test_a_sampler_is_a_function_and_a_line(monkeypatch):
+    monkeypatch.setitem(SAMPLERS, "mine", Sampler(lambda denoiser, x, noise, on_step: denoiser(x, 0).x0))
+    assert config.SampleConfig(method="mine", steps=8).method == "mine"
+    x = torch.randn(2, 1, 2, 2)
+    out = sample(lambda x, t, y: x, x, torch.zeros(2), objective=Flow(), method="mine", steps=4)
+    assert torch.equal(out, torch.zeros_like(x))
 
 
 def test_noise_is_drawn_for_a_sampler_that_says_so(monkeypatch):
@@ -206,16 +192,43 @@ def test_noise_is_drawn_for_a_sampler_that_says_so(monkeypatch):
         sample(lambda x, t, y: x, parts[0], torch.zeros(2), objective=Flow(), method="noisy", steps=4)
 
 
-def test_what_does_not_fit_is_refused_before_anything_is_trained(monkeypatch):
-    monkeypatch.setitem(OBJECTIVES, "flow", lambda config: Flow())
-    flow, model = ObjectiveConfig("flow"), DiTConfig(16, 1, 10, depth=1, out_channels=1)
-    asked = {"model": model, "data": config.DataConfig(), "objective": flow}
-    config.check_fit(config.Config(**asked, sample=config.SampleConfig(method="ddim", steps=1)))
-    with pytest.raises(InputError, match=r"ancestral draws from a posterior, .* choices: ddim"):
-        config.check_fit(config.Config(**asked, sample=config.SampleConfig(method="ancestral")))
-    model = DiTConfig(16, 1, 10, depth=1)
-    with pytest.raises(InputError, match=r"sample\.steps must be 2 to 1000, not 1001"):
-        config.check_fit(config.Config(model, config.DataConfig(), sample=config.SampleConfig(steps=1001)))
+def asked(kind: str, channels: int | None = 1, **settings) -> config.Config:
+    model = DiTConfig(16, 1, 10, depth=1, out_channels=channels)
+    return config.Config(
+        model, config.DataConfig(), objective=ObjectiveConfig(kind), sample=config.SampleConfig(**settings)
+    )
+
+
+def test_what_does_not_fit_is_refused_before_anything_is_trained():
+    for settings in ({"method": "ddim", "steps": 1}, {"method": "heun", "steps": 1}, {"steps": 5000}):
+        config.check_fit(asked("flow", **settings))
+    for settings in ({"method": "dpmpp_2m"}, {"timesteps": "ddim"}):
+        config.check_fit(asked("v", **settings))
+    for kind, settings, message in (
+        ("flow", {"method": "ancestral"}, r"ancestral draws from a posterior, .* choices: ddim, euler, heun, dpmpp_2m"),
+        ("v", {"method": "euler"}, r"euler is for straight paths.* choices: ancestral, ddim, heun, dpmpp_2m"),
+        ("flow", {"timesteps": "ddim"}, r"sample\.timesteps=ddim chooses among .*; choices: even"),
+        ("v", {"steps": 1001}, r"sample\.steps must be 2 to 1000, not 1001"),
+        ("flow", {"channels": None}, r"model\.out_channels 2 does not fit objective flow, which needs 1"),
+        ("ddpm", {"channels": 1}, r"model\.out_channels 1 does not fit objective ddpm, which needs 2"),
+    ):
+        with pytest.raises(InputError, match=message):
+            config.check_fit(asked(kind, **settings))
+
+
+def test_auto_is_the_sampler_of_the_objective():
+    """A configuration has its name, so that the default is in no key another one than before."""
+    for kind, method in {"ddpm": "ancestral", "v": "ancestral", "flow": "euler"}.items():
+        assert asked(kind).sample.method == method == asked(kind, method="auto").sample.method
+        assert samples_key(asked(kind), 1) == samples_key(asked(kind, method=method), 1)
+    assert asked("flow", method="heun").sample.method == "heun"
+
+
+def test_the_objective_is_in_the_key_of_a_training():
+    keys = [training_key(asked(kind)) for kind in OBJECTIVES]
+    flow = asked("flow")
+    flow.objective = ObjectiveConfig("flow", times="logit_normal")
+    assert len({*keys, training_key(flow)}) == 4
 
 
 def test_an_image_clipped_along_the_levels_is_the_chains():

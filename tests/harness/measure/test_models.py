@@ -7,11 +7,12 @@ from dataclasses import replace
 import pytest
 import torch
 from lamabench.baselines.adm import ADMConfig
+from lamabench.baselines.dit import DiT
 from lamabench.harness import device
 from lamabench.harness.diffusion.gaussian import DDPM
 from lamabench.harness.measure import check, models
 from lamabench.harness.measure.search import Point
-from lamabench.harness.sections import BackendConfig
+from lamabench.harness.sections import BackendConfig, ObjectiveConfig
 from lamabench.kernels.errors import InputError
 from lamabench.models.registry import build, preset
 from measuring import DIT, NANO, collect, make, out_of_memory_above, planted, rows_of
@@ -47,6 +48,28 @@ def test_the_weights_stay_those_of_the_check():
     assert subject.row(Point(8, "train", False, "eager", 2))["state"] == "done"
     assert all(torch.equal(a, b) for a, b in zip(before, subject.net.parameters(), strict=True))
     assert all(bool((v != 0).any()) for v in before)
+
+
+@pytest.mark.parametrize(("kind", "most"), [("ddpm", 999), ("v", 999), ("flow", 0.999)])
+def test_a_network_is_checked_and_timed_at_times_of_its_objective(monkeypatch, kind, most):
+    """In the middle of their range, and at random ones. The loss is finite, of targets as large as the noise."""
+    seen, forward = [], DiT.forward
+
+    def spy(self, x, t, y):
+        if not t.is_meta:  # as the cost is counted
+            seen.append(t.detach().clone())
+        return forward(self, x, t, y)
+
+    monkeypatch.setattr(DiT, "forward", spy)
+    config = make(replace(DIT, out_channels=2 if kind == "ddpm" else 1), batch_size=5, modes=["train"])
+    config = replace(config, objective=ObjectiveConfig(kind))
+    rows, error = collect(config)
+    assert error is None and [row["state"] for row in rows] == ["done"]
+    assert any(t.tolist() == [1000 * most / 999 / 2] for t in seen)
+    times = torch.cat([t for t in seen if len(t) == 5])
+    assert float(times.min()) >= 0
+    assert 0.5 * most < float(times.max()) <= most
+    assert len(times.unique()) > 3
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])

@@ -69,6 +69,8 @@ def test_the_hash_is_of_the_fields_that_count():
         {"precision": "float32"},
         {"config": {"objective": {"kind": "ddpm", "schedule": "linear"}}},
         {"config": {"objective": {"kind": "other", "schedule": "cosine"}}},
+        {"config": {"objective": {"kind": "v", "schedule": "cosine"}}},
+        {"config": {"objective": {"kind": "flow", "schedule": "linear", "times": "uniform"}}},
         {"config": {"encoder": {"kind": "vae"}}},
     ],
     ids=str,
@@ -88,6 +90,8 @@ def test_what_has_no_effect_is_no_other_protocol():
     for way in ({"guide": "x"}, {"guidance_interval": "0.28 to 2.9"}):
         assert of(guidance=1.0, **way) == of(guidance=1.0), "guidance 1 is none"
     assert of(guidance_interval="0 to inf") == of() and of(guidance_interval="2 to 2") == of(guidance=1.0)
+    flow = [{"objective": {"kind": "flow", "schedule": "linear", "times": t}} for t in ("uniform", "logit_normal")]
+    assert of(flow[0]) == of(flow[1]), "how t is distributed in training"
     none = {"model": {"num_classes": 0, "in_channels": 3}}
     assert protocol_hash(of(none, labels="random")) == protocol_hash(of(none)) != base
 
@@ -108,6 +112,9 @@ def test_words():
     assert words(of(linear, **parts)) == text.replace("guidance 1.5 on 2 channels", guided)
     plain = of(linear, method="ddim", steps=1, guidance=1, clip=False, weights="live", labels="random")
     assert words(plain) == "1 ddim step, no guidance, random labels, live weights, bfloat16"
+    flow, v = ({"objective": {"kind": kind, "schedule": "linear"}} for kind in ("flow", "v"))
+    assert words(of(flow, method="euler")) == "flow matching, " + text.replace("ancestral", "euler")
+    assert words(of(v)) == f"v-prediction, {text}" and of(flow)["schedule"] is None
     assert words(None) == words({}) == words(UNKNOWN) == "unknown"
 
 

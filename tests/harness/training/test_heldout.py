@@ -13,7 +13,9 @@ from lamabench.harness import parallel, signals
 from lamabench.harness.config import check_fit
 from lamabench.harness.data.images import load, load_held_out
 from lamabench.harness.data.splits import held_out
+from lamabench.harness.diffusion.flow import Flow
 from lamabench.harness.diffusion.gaussian import DDPM
+from lamabench.harness.diffusion.vprediction import VPrediction
 from lamabench.harness.disk import read_lines
 from lamabench.harness.keys import score_key
 from lamabench.harness.record import read_records
@@ -68,36 +70,31 @@ def test_a_network_with_a_zero_head_has_the_variance_of_the_noise(family):
     assert error == pytest.approx(math.sqrt(2 / (8 * 225 * 64)), rel=0.2)  # if images differ by their noise only
 
 
-class Velocity(DDPM):
-    """The straight path to noise, whose velocity is noise - x_0: x_t = (1 - t) x_0 + t · noise."""
-
-    metrics = ("loss",)
-    error = "loss"
-
-    def times(self, count):
-        return [(i + 0.5) / count for i in range(count)]
-
-    def corrupt(self, x0, t, noise):
-        t = t.view(-1, 1, 1, 1)
-        return (1 - t) * x0 + t * noise
-
-    def loss(self, out, x0, x_t, t, noise):
-        return {"loss": (out - (noise - x0)).square().mean(dim=(1, 2, 3))}
-
-
-def test_another_objective_has_its_own_closed_form():
+def test_flow_has_its_own_closed_form():
     """E|noise - x_0|² is 1 + E x_0², and a network that knows the images makes no error at any t."""
     config = most(make())
     images = held(config)
-    losses, _ = heldout_losses(lambda x, t, y: torch.zeros_like(x), Velocity(), images, config, "cpu")
+    losses, _ = heldout_losses(lambda x, t, y: torch.zeros_like(x), Flow(), images, config, "cpu")
     x0 = images.images_at(np.arange(225)).double() / 127.5 - 1
     assert list(losses) == [1 / 16, 3 / 16, 5 / 16, 7 / 16, 9 / 16, 11 / 16, 13 / 16, 15 / 16]
     assert mean(losses) == pytest.approx(1 + x0.square().mean().item(), rel=0.02)
 
     grey = torch.full((225, 1, 8, 8), 51, dtype=torch.uint8)
     images.images = grey  # every x_0 is -0.6, so that x_t says the noise
-    exact, _ = heldout_losses(lambda x, t, y: (x + 0.6) / t.view(-1, 1, 1, 1), Velocity(), images, config, "cpu")
+    exact, _ = heldout_losses(lambda x, t, y: (x + 0.6) / t.view(-1, 1, 1, 1), Flow(), images, config, "cpu")
     assert mean(exact) < 1e-10
+
+
+def test_v_has_its_own_closed_form():
+    """E|v|² is alpha_bar + (1 - alpha_bar) E x_0² at each timestep."""
+    config = most(make())
+    images = held(config)
+    losses, _ = heldout_losses(lambda x, t, y: torch.zeros_like(x), VPrediction(), images, config, "cpu")
+    x0 = images.images_at(np.arange(225)).double() / 127.5 - 1
+    alpha_bar = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))[EVERY]
+    expected = alpha_bar + (1 - alpha_bar) * x0.square().mean().item()
+    assert list(losses) == EVERY
+    assert list(losses.values()) == pytest.approx(expected, rel=0.05)
 
 
 def test_every_image_has_its_label_and_noise_in_any_batch():

@@ -44,7 +44,7 @@ def test_a_preview_is_what_the_averaged_weights_draw(tmp_path):
     paths = sorted((folder / "previews").iterdir())
     assert [path.name for path in paths] == [f"step-{step:08d}.png" for step in (2, 4, 6)]
     labels = [index * 10 // 10 % 10 for index in range(16)]
-    images = open_run(folder).sample(labels, steps=3, method="ddim", at=4)
+    images = open_run(folder).sample(labels, steps=3, method="dpmpp_2m", at=4)
     assert images.shape == (16, 8, 8, 1)
     picture = np.asarray(Image.open(paths[1]))
     for index in range(16):
@@ -55,7 +55,7 @@ def test_a_preview_is_what_the_averaged_weights_draw(tmp_path):
 
 
 def test_the_settings_of_previews():
-    """At most 50 steps, and evenly spread classes if there are more of them than images."""
+    """At most 20 steps of a method that every objective has, and evenly spread classes if they outnumber the images."""
     from lamabench.harness.sampling import labels_of
 
     config = previewing()
@@ -63,7 +63,7 @@ def test_the_settings_of_previews():
     many = replace(config, sample=replace(config.sample, steps=250))
     many = replace(many, model=replace(DIT, num_classes=1000))
     settings = preview_settings(many)
-    assert settings.sample.steps == 50
+    assert (settings.sample.steps, settings.sample.method) == (20, "dpmpp_2m")
     assert labels_of(settings, range(16)).tolist() == [index * 1000 // 16 for index in range(16)]
 
 
