@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import torch
 from lamabench.harness.diffusion.gaussian import DDPM
-from lamabench.harness.diffusion.guidance import guided
+from lamabench.harness.diffusion.guidance import applies, guided
+from lamabench.harness.diffusion.objective import objective
 from lamabench.harness.diffusion.samplers import ratios, sample
+from lamabench.harness.sections import ObjectiveConfig
 from lamabench.kernels.errors import InputError
 from torch import Tensor
 
@@ -154,6 +156,26 @@ def test_ratios_are_those_of_the_chain(method, timesteps):
     steps = TIMESTEPS if timesteps == "even" else list(range(900, -1, -100))
     expected = [float(SIGMAS[t]) for t in steps]
     assert ratios(DDPM(), method, STEPS, timesteps) == pytest.approx(expected, rel=1e-6)
+
+
+def test_ratios_and_guidance_of_a_straight_path():
+    """Flow matching has noise alone at t = 1, and t over 1 - t later; Heun's method calls twice but in its last step."""
+    flow = objective(ObjectiveConfig(kind="flow"))
+    expected = [math.inf, 3.0, 3.0, 1.0, 1.0, 1 / 3, 1 / 3]
+    assert ratios(flow, "heun", 4) == pytest.approx(expected)
+    assert ratios(flow, "euler", 4) == pytest.approx([math.inf, 3.0, 1.0, 1 / 3])
+    batches = []
+
+    def net(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        batches.append(len(y))
+        return x
+
+    options = {"objective": flow, "method": "heun", "steps": 4, "guidance": 2.0, "null_class": NULL}
+    for interval, guided_calls in (([1.0, None], 3), ([0.5, 3.0], 4), ([0.0, 0.5], 2), (None, 7)):
+        batches.clear()
+        sample(net, start(), Y, guidance_interval=interval, **options)
+        inside = [applies(2.0, interval, sigma) for sigma in expected]
+        assert batches == [4 if one else 2 for one in inside] and sum(inside) == guided_calls
 
 
 def test_guidance_without_anything_to_guide_away_from():
