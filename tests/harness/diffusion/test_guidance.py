@@ -159,7 +159,7 @@ def test_ratios_are_those_of_the_chain(method, timesteps):
 
 
 def test_ratios_and_guidance_of_a_straight_path():
-    """Flow matching has noise alone at t = 1, and t over 1 - t later; Heun's method calls twice but in its last step."""
+    """Flow matching has noise alone at t = 1, and t over 1 - t later; Heun calls twice but in the last step."""
     flow = objective(ObjectiveConfig(kind="flow"))
     expected = [math.inf, 3.0, 3.0, 1.0, 1.0, 1 / 3, 1 / 3]
     assert ratios(flow, "heun", 4) == pytest.approx(expected)
