@@ -14,10 +14,10 @@ from lamabench.harness.shards import open_samples, set_of
 from lamabench.launch.cli import main
 from lamabench.launch.commands import convert
 from lamabench.launch.prune import named_folders, unnamed_folders
-from originals import ROUNDING, TimmDiT, drawn, error
 from safetensors.torch import load_file, save_file
 
 from ..autoencoders import save_kl
+from ..models.released.originals import ROUNDING, TimmDiT, drawn, error
 
 DRAW = ["sample.count=16", "sample.method=ddim", "sample.steps=2", "sample.batch_size=16"]
 
