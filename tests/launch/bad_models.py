@@ -87,6 +87,7 @@ CONVERT = [
     Bad(["convert", "few.npz", "--config", "no.yaml"], "cannot read no.yaml: No such file or directory"),
     Bad(["convert", "few.npz", "--config", "a.yaml"], "a.yaml is no YAML mapping", {"a.yaml": "3"}),
     Bad(["convert", "few.npz", "--config", "a.yaml"], "a.yaml is not YAML", {"a.yaml": "[1"}),
+    Bad(["convert", "{run}"], "is a run of lamabench, which needs no conversion"),
     Bad(["convert", "few.npz", "--confgi=a"], r"did you mean --config\?"),
     Bad(train("released.name=mine"), "released.name and released.tensors are no settings: lamabench convert writes"),
     Bad(["cost", "{run}", "depht=1"], "did you mean 'depth'"),
