@@ -44,4 +44,6 @@ def state(source: Source) -> dict[str, Tensor]:
 
 def notes(source: Source) -> list[str]:
     """What a reader must know."""
-    return []
+    if "sit" not in source.path.name.lower():
+        return []
+    return ["SiT's files have DiT's names, but SiT learned a velocity (flow matching): this is read as DiT, with ddpm"]

@@ -132,6 +132,8 @@ def _folder(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     home = path / "transformer" if (path / "transformer" / CONFIG).is_file() else path
     if not (home / CONFIG).is_file():
         raise InputError(f"{path} is no folder of diffusers: it has no {CONFIG}, nor transformer/{CONFIG}")
+    if (home / "record.jsonl").is_file():
+        raise InputError(f"{path} is a run of lamabench, which needs no conversion")
     settings = json_settings(home / CONFIG)
     if (home / INDEX).is_file():
         parts = sorted({*json_settings(home / INDEX).get("weight_map", {}).values()})

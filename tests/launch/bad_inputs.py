@@ -1,6 +1,6 @@
 """The table of bad inputs of every command."""
 
-from bad_models import MODELS, USAGE
+from bad_models import CONVERT, MODELS, USAGE
 from bad_reports import REPORTS
 from bad_rows import BASE, BOMB, STUDY, Bad, of_study, sweep, train, with_study
 
@@ -395,4 +395,4 @@ WEIGHTS = [
     for more in ([], ["sample.weights=live"])
 ]
 
-TABLE = [*USAGE, *MODELS, *TRAIN, *DATA, *RUNS, *REPORTS, *STUDIES, *KNOWN, *NUMBERS, *TEXTS, *WEIGHTS]
+TABLE = [*USAGE, *MODELS, *CONVERT, *TRAIN, *DATA, *RUNS, *REPORTS, *STUDIES, *KNOWN, *NUMBERS, *TEXTS, *WEIGHTS]

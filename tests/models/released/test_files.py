@@ -7,8 +7,9 @@ import pytest
 import torch
 from lamabench.kernels.errors import InputError
 from lamabench.models import released
-from originals import dit
 from torch import nn
+
+from .originals import dit
 
 
 class Harmful:

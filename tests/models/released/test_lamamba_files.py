@@ -11,9 +11,10 @@ import torch
 import yaml
 from lamabench.kernels.errors import InputError
 from lamabench.models import released
-from originals import ROUNDING, error
 from safetensors import safe_open
 from torch import Tensor, nn
+
+from .originals import ROUNDING, error
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 

@@ -12,8 +12,9 @@ from lamabench.models import create_model, released
 from lamabench.models.registry import preset
 from lamabench.models.released import configuration, guided_diffusion
 from lamabench.models.released.files import Source
-from originals import DIT_FIELDS, ROUNDING, GuidedUNet, TimmDiT, dit, drawn, error, inputs
 from safetensors.torch import save_file
+
+from .originals import DIT_FIELDS, ROUNDING, GuidedUNet, TimmDiT, dit, drawn, error, inputs
 
 
 @pytest.mark.parametrize("form", ["bare", "training file", "safetensors", "of several processes", "half"])
