@@ -12,7 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import NoReturn
 
-from ..harness.parallel import Lost, everywhere
+from ..harness.parallel import Lost, everywhere, leave
 from ..harness.signals import interrupting
 from ..kernels.errors import InputError
 from . import streams
@@ -81,7 +81,7 @@ def parser() -> argparse.ArgumentParser:
         "count parameters, MACs and FLOPs by part, and the sum that the model's paper would print",
         "lamabench cost lamamba_xl dit_xl_2 input_size=64",
         "MODEL|key=value",
-        "models or runs, and fields of their configuration, such as input_size=64 or window_size=4",
+        "models or runs, fields of their configuration, such as input_size=64 or window_size=4, and objective.kind=…",
     )
     help_text = "add what fvcore counts, as papers do, and what it skips; it runs the network, for up to a minute"
     cost.add_argument("--fvcore", action="store_true", help=help_text)
@@ -192,7 +192,7 @@ def parser() -> argparse.ArgumentParser:
         "lamabench bench lamamba_xl dit_xl_2 bench.batch_size=auto bench.compile=[eager,compile] "
         "bench.input_sizes=[32,64]",
         "MODEL|key=value",
-        "models or runs, fields of their configuration, and settings of the sections bench, backend, run",
+        "models or runs, fields of their configuration, and settings of the sections bench, backend, objective, run",
     )
     operators = add(
         "bench-kernels",
@@ -312,7 +312,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Of several processes (torchrun), the first one runs it, and the others help it to train and to sample."""
     streams.prepare()
     try:
-        return everywhere(lambda: _main(argv)) or 0
+        return leave(everywhere(lambda: _main(argv)) or 0)
     except (InputError, Lost) as error:  # of the environment, or of a process that did not come
         print(f"lamabench: error: {error}", file=sys.stderr)
         return 2 if isinstance(error, InputError) else 1

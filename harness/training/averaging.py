@@ -18,7 +18,8 @@ from .. import parallel
 WARM_UP = 12
 # Gradients that are summed at a time, in MiB. A step of DiT-XL/2 takes 119.1 ms on one H200. On two it takes 129.3 ms
 # with 25, torch's default, and 127.8 ms with 200: the compiled network is cut where a bucket ends, and large sums are
-# faster.
+# faster. Of DiT-B/2 with 128 images a GPU: 49.4 ms on one, 51.0 on two, of which the exchange is all; 51.7 with 60 MiB,
+# 51.7 to 52.0 with four or eight blocks of NCCL, and 52.3 if the network is not cut.
 BUCKET_MIB = 200
 
 

@@ -12,6 +12,7 @@ from ...harness import signals
 from ...harness.checks import check_batch
 from ...harness.config import Config, check_fit
 from ...harness.device import device_type, is_cuda, pick_device, training_mode
+from ...harness.guide import passes
 from ...harness.keys import asked, config_to_dict, model_folder, training_folder
 from ...harness.moments import kept_steps, not_kept
 from ...harness.parallel import own_device, size
@@ -70,8 +71,9 @@ def run(args: argparse.Namespace) -> int:
 
     speed = (done or rows[-1])["images_per_s"]
     print(f"next: {command('sample', folder, *fitting(speed))}")
-    whole = config.sample.count * config.sample.steps / (3 * speed)
-    print(f"(without settings: {config.sample.count:,} images of {config.sample.steps} steps, about {clock(whole)})")
+    sample = config.sample
+    whole = sample.count * sum(passes(config)) / (3 * speed)
+    print(f"(without settings: {sample.count:,} images of {sample.steps} steps, about {clock(whole)})")
     return 0
 
 

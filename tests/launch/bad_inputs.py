@@ -1,6 +1,7 @@
 """The table of bad inputs of every command."""
 
 from bad_models import CONVERT, MODELS, USAGE
+from bad_objectives import OBJECTIVES
 from bad_reports import REPORTS
 from bad_rows import BASE, BOMB, STUDY, Bad, of_study, sweep, train, with_study
 
@@ -65,16 +66,6 @@ TRAIN = [
     Bad(train("model.dropout=nan"), "model.dropout must be"),
     Bad(train("model.input_size=16"), "does not fit data.size 8"),
     Bad(
-        train("objective.kind=flwo"), r"unknown objective.kind 'flwo' \(did you mean 'flow'\?\); choices: ddpm, v, flow"
-    ),
-    Bad(train("objective.times=logit_normal"), "says nothing to objective.kind=ddpm.*choose objective.kind=flow"),
-    Bad(train("objective.kind=flow", "objective.schedule=cosine"), "says nothing to .*=flow.*choose .*=ddpm or v"),
-    Bad(train("objective.kind=flow", "objective.times=normal"), "unknown objective.times 'normal'.*logit_normal"),
-    Bad(train("objective.kind=flow", "sample.method=ancestral"), "does not have; choices: ddim, euler, heun, dpmpp_2m"),
-    Bad(train("recipe=dit", "sample.guidance_channels=1", "objective.kind=flow"), "ancestral draws from a posterior"),
-    Bad(train("objective.kind=flow", "sample.timesteps=ddim"), "objective.kind=flow has none; choices: even"),
-    Bad(train("objective.schedule=cosin"), r"unknown objective.schedule 'cosin' \(did you mean 'cosine'\?\)"),
-    Bad(
         ["train", "model=adm_64", "data=synthetic", "data.size=64", "data.num_classes=1000"],
         "model adm_64 is trained with the cosine noise schedule, not linear: set objective.schedule=cosine",
     ),
@@ -104,8 +95,6 @@ TRAIN = [
     Bad(train("plugins=[bad.py]"), r"bad\.py", {"bad.py": "1 / 0\n"}),
     Bad(train("plugins=[no_such_module]"), "no_such_module"),
     Bad(train("sample.count=0"), "sample.count must be above 0"),
-    Bad(train("sample.method=euler"), "euler is for straight paths.*choices: ancestral, ddim, heun, dpmpp_2m"),
-    Bad(train("sample.method=eular"), r"unknown sample\.method 'eular' \(did you mean 'euler'\?\)"),
     Bad(train("sample.at=never"), "sample.at must be"),
     Bad(train("sample.keep=image"), r"unknown sample\.keep 'image'.*; choices: images, features"),
     Bad(train("sample.weights=best"), r"unknown sample\.weights 'best'; choices: ema, live, ema@DECAY"),
@@ -182,7 +171,6 @@ RUNS = [
     Bad(["sample", "{run}", "sample.count=many"], "count"),
     Bad(["sample", "{run}", "sample.count=0"], "sample.count must be above 0"),
     Bad(["sample", "{run}", "sample.stesp=1"], "did you mean 'steps'"),
-    Bad(["sample", "{run}", "sample.method=euler"], "euler is for straight paths.*choices: ancestral, ddim, heun"),
     Bad(["sample", "{run}", "sample.at=[7]"], "sample.at 7 is beyond the end of the training"),
     Bad(["sample", "{run}", "sample.seed=18446744073709551616"], "sample.seed must be"),
     Bad(["evaluate"], "name one run folder"),
@@ -395,4 +383,5 @@ WEIGHTS = [
     for more in ([], ["sample.weights=live"])
 ]
 
-TABLE = [*USAGE, *MODELS, *CONVERT, *TRAIN, *DATA, *RUNS, *REPORTS, *STUDIES, *KNOWN, *NUMBERS, *TEXTS, *WEIGHTS]
+TABLE = [*USAGE, *MODELS, *CONVERT, *OBJECTIVES, *TRAIN, *DATA, *RUNS, *REPORTS, *STUDIES, *KNOWN, *NUMBERS, *TEXTS]
+TABLE += WEIGHTS

@@ -24,9 +24,6 @@ USAGE = [
     Bad(["report", "a\0b", "--out", "o"], "NUL"),
 ]
 MODELS = [
-    Bad(["cost", "dit_nano", "objective.kind=flwo"], "unknown objective.kind 'flwo'"),
-    Bad(["cost", "dit_nano", "objective.knid=v"], "unknown key in objective 'knid'"),
-    Bad(["bench", "dit_nano", "objective.kind=v", "objective.times=logit_normal"], "says nothing to objective.kind=v"),
     Bad(["cost"], "cost needs a model; choices: .*dit_nano"),
     Bad(["cost", "lamanba_xl"], r"unknown model 'lamanba_xl' \(did you mean 'lamamba_xl'\?\)"),
     Bad(["cost", ""], "unknown model ''"),
