@@ -320,10 +320,14 @@ def _latent(name: str, title: str, width: int) -> Preset:
 
 NANO = ADMConfig(16, 1, 10, 32, 1, [1, 2], [2], 1, 32, resblock_updown=False, null_class=True)
 
+# The paper's only model with a number of heads instead of a width.
+ADM_128 = ADMConfig(128, 3, 1000, 256, 2, [1, 1, 2, 3, 4], [4, 8, 16], 4, -1)
+
 # fmt: off
 PRESETS = [
     #       name       title    size width depth mult                     attention    new layout, schedule
     _paper("adm_64",  "ADM-64",   64, 192, 3, [1, 2, 3, 4],            [2, 4, 8],    True, "cosine"),
+    Preset("adm_128", "ADM-128", ADM_128, PAPER),
     _paper("adm_256", "ADM-256", 256, 256, 2, [1, 1, 2, 2, 4, 4],      [8, 16, 32],  False),
     _paper("adm_512", "ADM-512", 512, 256, 2, [0.5, 1, 1, 2, 2, 4, 4], [16, 32, 64], False),
     #        name       title      width

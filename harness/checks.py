@@ -46,13 +46,13 @@ def check_seed(name: str, seed: int, bits: int = 64) -> None:
         raise InputError(f"{name} must be 0 or more and below 2^{bits}, not {seed}")
 
 
-def check_steps(name: str, value: Any, number: bool = False, words: tuple[str, ...] = ()) -> Any:
+def check_steps(name: str, value: Any, number: bool = False, words: tuple[str, ...] = (), least: int = 1) -> Any:
     """The steps of a training as a sorted list without duplicates. Where `number` is true, a single positive int is
     allowed too and returned as it is. Raises InputError for anything else."""
     if number and type(value) is int and value > 0:
         return value
     steps = list(value) if isinstance(value, list | tuple) else None
-    if steps is None or not all(type(step) is int and step > 0 for step in steps):
+    if steps is None or not all(type(step) is int and step >= least for step in steps):
         choices = [*words, "a list of steps such as [1000, 2000]", *(["a number of images"] if number else [])]
         raise InputError(f"{name} must be {' or '.join(choices)}, not {value!r}")
     return sorted(set(steps))

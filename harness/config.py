@@ -17,6 +17,7 @@ from .sections import (
     EncoderConfig,
     EvaluateConfig,
     ObjectiveConfig,
+    ReleasedConfig,
     RunConfig,
     SampleConfig,
     TrainConfig,
@@ -38,6 +39,7 @@ class Config:
     bench: BenchConfig = field(default_factory=BenchConfig)
     backend: Any = field(default_factory=BackendConfig)
     run: RunConfig = field(default_factory=RunConfig)
+    released: ReleasedConfig = field(default_factory=ReleasedConfig)
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -56,6 +58,7 @@ SECTIONS: dict[str, type] = {
     "bench": BenchConfig,
     "backend": BackendConfig,
     "run": RunConfig,
+    "released": ReleasedConfig,
 }
 
 
@@ -83,9 +86,9 @@ def check_fit(config: Config) -> None:
 
     Raises InputError where the model does not fit the encoded data or the objective, where the sampler does not fit the
     objective, where latents would be clamped, where it takes an average of weights that the training does not keep,
-    where label dropout or guidance needs a null class that the model lacks, where guidance needs classes, where a test
-    split is needed that the data do not have, where more channels are guided than the model has, or where CUDA graphs
-    are combined with micro-batches or shards.
+    where label dropout or guidance needs a null class that the model lacks, where guidance without a guide needs
+    classes, where a test split is needed that the data do not have, where more channels are guided than the model has,
+    or where CUDA graphs are combined with micro-batches or shards.
     """
     from .data.encoder import encoder
     from .data.splits import held_out
@@ -141,11 +144,11 @@ def check_fit(config: Config) -> None:
             f"train.compile={config.train.compile} needs whole weights in each process, but run.parallel=fsdp shards "
             "them: choose train.compile=auto, compile or eager, or run.parallel=ddp"
         )
-    if settings.guidance != 1 and not model.num_classes:
+    if settings.guidance != 1 and settings.guide is None and not model.num_classes:
         raise InputError(
             f"sample.guidance {settings.guidance} needs classes, but data.num_classes is 0: set sample.guidance=1"
         )
-    if settings.guidance != 1 and not getattr(model, "null_class", True):
+    if settings.guidance != 1 and settings.guide is None and not getattr(model, "null_class", True):
         raise InputError(
             f"sample.guidance {settings.guidance} needs a null class: set model.null_class=true, or 1 for no guidance"
         )

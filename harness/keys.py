@@ -68,7 +68,10 @@ def model_key(model: Any) -> str:
 
 def training_key(config: Config) -> str:
     """The key of a training: model, data as declared, encoder, objective, backends as asked for, seed, and `train`
-    without `steps` and `snapshots`, because a longer training continues a shorter one."""
+    without `steps` and `snapshots`, because a longer training continues a shorter one. That of released weights has the
+    model and their tensors alone."""
+    if config.released.tensors:
+        return digest("weights", registry.describe(config.model), config.released.tensors)
     data, train = declared(config.data), declared(config.train)
     for section, names in ((data, ("path",)), (train, ("steps", "snapshots"))):
         for name in names:
@@ -100,13 +103,16 @@ def label_rule(config: Config) -> str:
 
 def samples_key(config: Config, step: int) -> str:
     """The key of samples: the weights (training, step, ema or live), `sample` without its batch size and what is kept,
-    and the seed. Of the labels it has their rule, unless that is cyclic."""
+    and the seed. Of the labels it has their rule, unless that is cyclic; of a guide its key, step and weights."""
     sample = declared(config.sample)
-    for name in ("batch_size", "at", "weights", "seed", "labels", "keep"):
+    for name in ("batch_size", "at", "weights", "seed", "labels", "keep", "guide"):
         sample.pop(name, None)
     if (rule := label_rule(config)) != "cyclic":
         sample["labels"] = rule
-    return digest("samples", [training_key(config), step, config.sample.weights], sample, sample_seed(config))
+    weights = [training_key(config), step, config.sample.weights]
+    if config.released.tensors:  # a training's key has these sections
+        weights += [encoder_facts(config.encoder), declared(config.objective), declared(config.backend)]
+    return digest("samples", weights, sample, sample_seed(config))
 
 
 def score_key(config: Config, samples: str, metric: str) -> str:
@@ -168,6 +174,8 @@ def foreign_folder(root: Path, name: str, samples: str) -> Path:
 
 
 def training_folder(root: Path, config: Config) -> Path:
-    """ROOT/trainings/FAMILY-DATA-KEY."""
+    """ROOT/trainings/FAMILY-DATA-KEY, or ROOT/weights/NAME-KEY of released weights."""
+    if config.released.tensors:
+        return root / "weights" / f"{plain_name(config.released.name)}-{training_key(config)}"
     data = plain_name(config.data.name or config.data.kind)
     return root / "trainings" / f"{registry.family_of(config.model).name}-{data}-{training_key(config)}"

@@ -17,8 +17,8 @@ from .lines import check_entries
 
 SCHEMA = 2
 # The stage that writes each kind of line, in the order in which the stages run.
-STAGE_OF = {"cost": "cost", "train": "train", "sample": "sample", "score": "evaluate", "speed": "bench"}
-STAGE_OF |= {"operator_speed": "bench"}
+STAGE_OF = {"convert": "convert", "cost": "cost", "train": "train", "sample": "sample", "score": "evaluate"}
+STAGE_OF |= {"speed": "bench", "operator_speed": "bench"}
 STATES = ("done", "failed", "oom", "diverged", "wrong")
 
 
@@ -47,6 +47,20 @@ class Row:
     def flat(self) -> dict[str, Any]:
         """Every field by its name in the file, including null ones, and `kind`."""
         return {"kind": self.kind} | {field_name(f): getattr(self, f.name) for f in fields(self)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertRow(Row):
+    """Released weights that were converted."""
+
+    kind = "convert"
+    needed = ("source", "file", "sha256", "tensors")
+    source: str | None = about("whose weights: DiT, guided-diffusion, LaMamba-Diff or diffusers' DiT")
+    file: str | None = about("name of the file or folder")
+    sha256: str | None = about("SHA-256 of the file; of a folder, of the names and contents of its files")
+    tensors: str | None = about("SHA-256 of the tensors as they are here: names, shapes, types, bytes")
+    weights: str | None = about("ema (averaged, of a training file) or model (a bare state dict)")
+    notes: list[str] | None = about("what must be known of them")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,8 +126,14 @@ class SampleRow(_OfWeights):
     count: int | None = about("images")
     method: str | None = about("ancestral, ddim, euler, heun or dpmpp_2m")
     steps: int | None = about("steps of the sampler")
-    guidance: float | None = about("scale of classifier-free guidance; 1: none")
+    guidance: float | None = about("scale of guidance; 1: none")
     guidance_channels: int | None = about("number of first channels that are guided; null: all")
+    guidance_interval: str | None = about("noise-to-signal ratios (low, high] at which guidance applies; null: all")
+    guide: str | None = about("training that guides (autoguidance), but for its seed; null: the null class")
+    guide_key: str | None = about("key of the training that guides")
+    passes: int | None = about("forward passes of the network for one image")
+    guide_passes: int | None = about("forward passes of the guide for one image")
+    sampling_flops: float | None = about("FLOPs of all passes for one image, those of the guide too")
     clip: bool | None = about("whether predicted images were clamped to [-1, 1]")
     labels: str | None = about("classes of the images: cyclic (index modulo classes), spread (over all) or random")
     timesteps: str | None = about("even, or ddim: multiples of a whole stride")
@@ -220,7 +240,7 @@ class OperatorSpeedRow(_Timed):
 
 
 ROWS: dict[str, type[Row]] = {
-    row.kind: row for row in (CostRow, TrainRow, SampleRow, ScoreRow, SpeedRow, OperatorSpeedRow)
+    row.kind: row for row in (ConvertRow, CostRow, TrainRow, SampleRow, ScoreRow, SpeedRow, OperatorSpeedRow)
 }
 
 

@@ -3,6 +3,7 @@
     ROOT/trainings/FAMILY-DATA-KEY/   config.json, record.jsonl, metrics.jsonl, checkpoints/, weights/
                                       where asked for or needed: previews/, tensorboard/, wandb/, failures/
         samples/KEY/                  config.json, record.jsonl, shards/ (see shards.py)
+    ROOT/weights/NAME-KEY/            config.json, record.jsonl, weights/, samples/: released weights (released.py)
     ROOT/models/FAMILY-KEY/           config.json, record.jsonl: cost and speed
     ROOT/foreign/NAME-KEY/            config.json, record.jsonl: scores of other people's samples (scoring/foreign.py)
     ROOT/STUDY/.study.json            the study's file, and the folders of each of its runs
@@ -42,7 +43,7 @@ LISTING_S = 30.0  # how long a command waits for another command that writes to 
 # Entries and their types: those of every config.json, those that some have, those that a command wrote, and those of a
 # run in .study.json.
 INFO: dict[str, Any] = {"kind": str, "key": str}
-MAYBE: dict[str, Any] = {"plugins": list, "weights": str, "training": str, "step": int}
+MAYBE: dict[str, Any] = {"plugins": list, "weights": str, "training": str, "step": int, "source": dict}
 ABOUT: dict[str, Any] = {
     "study": str, "name": str, "variant": dict, "seed": int, "model": str, "family": str, "title": str,
 }  # fmt: skip
@@ -230,7 +231,7 @@ def read_study(folder: Path) -> dict[str, Any]:
 def check_study(root: Path, study: str, file: str | None) -> None:
     """Raise InputError if ROOT/STUDY belongs to another study file, or if the name is reserved."""
     folder = root / study
-    if study in ("trainings", "models", "foreign") or study.startswith("."):
+    if study in ("trainings", "weights", "models", "foreign") or study.startswith("."):
         raise InputError(f"a study cannot be called {study!r}: {root / study} is taken; rename its file")
     with access("read", folder / STUDY):
         if not (folder / STUDY).exists():
@@ -364,7 +365,7 @@ class OpenRun:
         """
         from .sampling import draw
 
-        settings = replace(self.config.sample, method=method, steps=steps, guidance=guidance)
+        settings = replace(self.config.sample, method=method, steps=steps, guidance=guidance, guide=None)
         return draw(self.model(weights, at), replace(self.config, sample=settings), labels, seed)
 
 

@@ -29,12 +29,14 @@ from .device import autocast, compiled, device_type, exact_float32, pick_device,
 from .diffusion.guidance import Net
 from .diffusion.objective import objective
 from .diffusion.samplers import draws, index_noise, sample
+from .guide import Guide, flops, guides, open_guide, passes
 from .keys import config_from_dict, config_to_dict, encoder_facts, label_rule, sample_seed
-from .measure.cost import cost
 from .progress import Progress, Quiet
 from .random import Stream, generator
+from .released import training_facts
 from .run import Busy, is_held
 from .scoring.kept import describe as describe_features
+from .scoring.protocol import interval_words
 from .shards import FIRST, Claims, joined, write_array, write_first
 from .training.checkpoint import Weights, load_weights
 
@@ -99,6 +101,7 @@ def draw_shards(out: Path, training: Path, config: Config, step: int, progress: 
     )
     with parallel.attending():
         sampler, weights, key = _draw(out, training, config, step, progress)
+    guide, (own, of_guide) = sampler.guide, passes(config)
     return {
         "shards": key,
         "features": config.evaluate.features if settings.keep == "features" else None,
@@ -107,6 +110,12 @@ def draw_shards(out: Path, training: Path, config: Config, step: int, progress: 
         "steps": settings.steps,
         "guidance": settings.guidance,
         "guidance_channels": settings.guidance_channels,
+        "guidance_interval": interval_words(settings.guidance_interval),
+        "guide": guide and guide.text,
+        "guide_key": guide and guide.key,
+        "passes": own,
+        "guide_passes": of_guide,
+        "sampling_flops": flops(config),
         "clip": settings.clip,
         "labels": label_rule(config),
         "timesteps": settings.timesteps,
@@ -114,9 +123,7 @@ def draw_shards(out: Path, training: Path, config: Config, step: int, progress: 
         "checkpoint_step": step,
         "weights": settings.weights,
         "weights_error": weights.error,
-        "images_seen": step * config.train.batch_size,
-        "training_flops": 3 * cost(config.model).flops * step * config.train.batch_size,
-        "training_seconds": round(weights.seconds, 3),
+        **training_facts(config, step, weights.seconds),
         "precision": settings.precision,
         "compile": settings.compile,
         "batch_size": settings.batch_size,
@@ -218,18 +225,17 @@ class Sampler:
 
     def __init__(self, config: Config, tensors: dict[str, Tensor], device: str) -> None:
         self.config, self.device, self.encoder = config, device, encoder(config.encoder)
-        net = build(config.model)
-        net.load_state_dict(tensors)
-        net = net.to(device).eval()
-        round_weights(net, config.sample.precision)
-        self.backend = select_backends(net, vars(config.backend), device_type(device))
+        net, self.backend = _network(config.model, tensors, config, device)
         self.null_class = net.null_class
         self.call: Net = compiled(net, config.sample.compile)
+        self.guide: Guide | None = open_guide(config) if guides(config) else None
+        self.guide_call = _guide_call(self.guide, config, device)
 
     def key(self, tensors: dict[str, Tensor]) -> str:
         """16 hex digits of everything that determines an image, except its index."""
         config, settings = self.config, vars(self.config.sample)
-        facts = {name: value for name, value in settings.items() if name not in ("batch_size", "at", "seed", "keep")}
+        left_out = ("batch_size", "at", "seed", "keep", "guide")
+        facts = {name: value for name, value in settings.items() if name not in left_out}
         facts |= {
             "labels": label_rule(config),
             "seed": sample_seed(config),
@@ -247,12 +253,28 @@ class Sampler:
 
     def draw(self, indices: range) -> Tensor:
         """The network's images for these indices, encoded, float32 [B, C, S, S] on the device."""
-        labels = labels_of(self.config, indices)
-        return _sampled(self.call, self.config, indices, torch.from_numpy(labels), self.null_class, self.device)
+        labels = torch.from_numpy(labels_of(self.config, indices))
+        return _sampled(self.call, self.config, indices, labels, self.null_class, self.device, self.guide_call)
 
     def images(self, x: Tensor) -> NDArray[np.uint8]:
         """Images uint8 [B, H, W, C] from the result of `draw`."""
         return self.encoder.decode(x).permute(0, 2, 3, 1).cpu().numpy()
+
+
+def _network(model: Any, tensors: dict[str, Tensor], config: Config, device: str) -> tuple[Backbone, dict[str, str]]:
+    """A network with weights on a device, and the implementation of each operator that it calls."""
+    net = build(model)
+    net.load_state_dict(tensors)
+    net = net.to(device).eval()
+    round_weights(net, config.sample.precision)
+    return net, select_backends(net, vars(config.backend), device_type(device))
+
+
+def _guide_call(guide: Guide | None, config: Config, device: str) -> Net | None:
+    if guide is None:
+        return None
+    net, _ = _network(guide.config.model, guide.tensors(config.sample), config, device)
+    return compiled(net, config.sample.compile)
 
 
 def draw(net: Backbone, config: Config, labels: Sequence[int], seed: int) -> NDArray[np.uint8]:
@@ -267,11 +289,20 @@ def draw(net: Backbone, config: Config, labels: Sequence[int], seed: int) -> NDA
     check_fit(config)
     exact_float32()
     device = str(next(net.parameters()).device)
-    x = _sampled(net, config, range(len(labels)), torch.tensor(labels), net.null_class, device)
+    guide = _guide_call(open_guide(config) if guides(config) else None, config, device)
+    x = _sampled(net, config, range(len(labels)), torch.tensor(labels), net.null_class, device, guide)
     return encoder(config.encoder).decode(x).permute(0, 2, 3, 1).cpu().numpy()
 
 
-def _sampled(net: Net, config: Config, indices: range, labels: Tensor, null_class: int | None, device: str) -> Tensor:
+def _sampled(
+    net: Net,
+    config: Config,
+    indices: range,
+    labels: Tensor,
+    null_class: int | None,
+    device: str,
+    guide: Net | None = None,
+) -> Tensor:
     settings, model = config.sample, config.model
     shape = (model.in_channels, model.input_size, model.input_size)
     noise = index_noise(sample_seed(config), indices, shape, draws(settings.method, settings.steps))
@@ -286,6 +317,8 @@ def _sampled(net: Net, config: Config, indices: range, labels: Tensor, null_clas
             timesteps=settings.timesteps,
             guidance=settings.guidance,
             guidance_channels=settings.guidance_channels,
+            guidance_interval=settings.guidance_interval,
+            guide=guide,
             null_class=null_class,
             clip=settings.clip,
             noise=lambda _: next(noise).to(device),

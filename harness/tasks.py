@@ -11,6 +11,7 @@ from typing import Any
 
 from ..kernels.errors import unknown
 from .config import Config
+from .guide import resolved
 from .keys import config_to_dict, model_folder, model_key, samples_key, training_folder, training_key
 from .moments import asked_moments, sampled_moments
 
@@ -59,11 +60,14 @@ class Task:
 def tasks(config: Config, about: dict[str, Any], stages: Sequence[str], training: Path | None = None) -> list[Task]:
     """What a configuration asks for: one task for each folder, in the order in which they can be done.
 
-    `training` is the folder of a training that already exists in another root.
+    `training` is the folder of a training that already exists in another root. Raises InputError for an unknown stage,
+    and where samples are asked for whose guide does not fit (`guide.resolved`).
     """
     for stage in stages:
         if stage not in STAGES:
             raise unknown("stage", stage, STAGES)
+    if "samples" in (KINDS[stage] for stage in stages):
+        config = resolved(config)
     root, plain, result = Path(config.run.root), config_to_dict(config), []
 
     def of(kind: str) -> tuple[str, ...]:

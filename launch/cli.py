@@ -16,51 +16,11 @@ from ..harness.parallel import Lost, everywhere, leave
 from ..harness.signals import interrupting
 from ..kernels.errors import InputError
 from . import streams
-
-EPILOG = """examples
-  lamabench models                                       every model, with parameters and MACs
-  lamabench cost lamamba_xl dit_xl_2 input_size=64       multiply-adds by part, at 512 px
-  lamabench train model=lamamba_nano data=digits train.steps=200 train.batch_size=32
-  lamabench sample runs/train/lamamba_nano-digits-KEY sample.count=160 sample.method=ddim sample.steps=25
-  lamabench evaluate runs/train/lamamba_nano-digits-KEY sample.count=160 sample.method=ddim sample.steps=25
-  lamabench bench dit_nano lamamba_nano bench.batch_size=8
-  lamabench bench-kernels lamamba_xl bench.batch_size=64 every backend of the scan, the attention and so on
-  lamabench sweep run demo                               three backbones, from training to a report
-  lamabench report runs/demo --out out/demo
-  lamabench compare runs/block_mix                       is any variant better or worse than the first one?
-  lamabench runs state=done sort=fd                      every finished run, best first; studies lists the studies
-
-Settings are written key=value, as in Hydra: model=NAME and data=NAME select a model and data, train.lr=1e-3 sets a
-value. Run the same command again to continue where it stopped."""
+from .texts import COMPARE, DATA, EPILOG, QUERY, REPORT, RUNS, SWEEP
 
 ACTIONS = ("plan", "run", "submit", "status", "retry", "cancel", "collect", "prune")
-SWEEP = """lamabench sweep plan demo                               list the runs; writes nothing
-  lamabench sweep run demo                                do what is missing, on this machine
-  lamabench sweep submit demo cluster=slurm --parallel 8  queue what is missing, 8 jobs at a time; returns at once
-  lamabench sweep status demo --watch                     show the state of every run, here and on SLURM
-  lamabench sweep retry demo cluster.mem_gb=64            queue failed runs again, with more memory
-  lamabench sweep cancel demo                             end the jobs; a running job saves first
-  lamabench sweep collect demo                            write all records of the study's runs to one file
-  lamabench sweep prune demo                              delete folders that no study names any more"""
-
-
-REPORT = """lamabench report runs/demo --out out/demo                tables, figures and index.html
-  lamabench report runs/demo --table speed --format latex  print one table
-  lamabench report runs/demo --out out/demo --watch        keep them current while a sweep runs"""
-COMPARE = """lamabench compare runs/block_mix/ssm runs/block_mix/window    two variants over their training seeds
-  lamabench compare runs/block_mix                           each variant with the first one"""
-RUNS = """lamabench runs family=lamamba state=done sort=fd    finished runs of a family, best first
-  lamabench runs 'flops<1e10' 'model=dit*' sort=-final_loss
-  lamabench runs run.root=FOLDER state!=done --json         every field of a run"""
-QUERY = (
-    "field=value (a text, a number or a pattern), field!=value, 'field<value', 'field>value', sort=field, sort=-field; "
-    "fields: study, run, model, family, seed, state (planned, running, unfinished, done, failed, oom, diverged, wrong, "
-    "unreadable), axes, params, macs, flops (counts), final_loss, scores by name or its first word, changed (a date) "
-    "and others, which --json lists. FOLDER: of runs, studies or roots (default: run.root=runs)"
-)
 # They save nothing, so that there is nothing to continue.
 READERS = ("compare", "runs", "studies", "doctor", "models", "cost", "check")
-DATA = "lamabench data check data=folder data.path=images"
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -121,7 +81,7 @@ def parser() -> argparse.ArgumentParser:
         "count parameters, MACs and FLOPs by part, and the sum that the model's paper would print",
         "lamabench cost lamamba_xl dit_xl_2 input_size=64",
         "MODEL|key=value",
-        "models, fields of their configuration, such as input_size=64 or window_size=4, and objective.kind=flow",
+        "models or runs, fields of their configuration, such as input_size=64 or window_size=4, and objective.kind=…",
     )
     help_text = "add what fvcore counts, as papers do, and what it skips; it runs the network, for up to a minute"
     cost.add_argument("--fvcore", action="store_true", help=help_text)
@@ -135,6 +95,19 @@ def parser() -> argparse.ArgumentParser:
     data = add("data", "check a set of images: count, decode and name what cannot be read", DATA)
     data.add_argument("action", choices=("check",), help="check decodes every image once; the next check is quick")
     data.add_argument("words", nargs="*", metavar="key=value", help="data=NAME, data.path=… and other settings of data")
+    convert = add(
+        "convert",
+        "make a run of released weights: DiT's, guided-diffusion's, LaMamba-Diff's, or a DiT of diffusers",
+        "lamabench convert DiT-XL-2-256x256.pt --to DiT-XL-2-256\n"
+        "  lamabench convert 0400000.pt --config LaMamba-Diff-XL.yaml\n"
+        "  lamabench convert FOLDER-of-diffusers encoder=CACHE",
+        "FILE|FOLDER|key=value",
+        "the weights, model=NAME or model.FIELD=… for what they do not tell, and settings of data, encoder, run …",
+    )
+    help_text = "the YAML file of their training (LaMamba-Diff); without it, the only one beside the weights"
+    convert.add_argument("--config", type=_path, metavar="YAML", help=help_text)
+    help_text = "the name of the run, which lies in run.root/weights/NAME-KEY (default: that of the file)"
+    convert.add_argument("--to", metavar="NAME", help=help_text)
     encode = add(
         "encode",
         "encode a set of images by an autoencoder, once, into a cache of latents that trainings read",
@@ -205,20 +178,30 @@ def parser() -> argparse.ArgumentParser:
     )
     help_text = "write the moments (mu, sigma …) to a file that evaluate.reference takes"
     reference.add_argument("--out", type=_path, metavar="FILE.npz", help=help_text)
+    export = add(
+        "export",
+        "write a trained run as a folder for other people: weights, config.json and a model card with scores",
+        "lamabench export runs/train/NAME-KEY --to my-model\n"
+        "  lamabench export runs/train/NAME-KEY --to hf:owner/name    needs huggingface-hub and its login",
+        "RUN|key=value",
+        "a run folder; sample.at=[STEP] and sample.weights=NAME choose other weights than the last averaged ones",
+    )
+    help_text = "the folder to write, or hf:owner/name: a repository of the Hugging Face hub, private if it is new"
+    export.add_argument("--to", metavar="FOLDER|hf:OWNER/NAME", help=help_text)
     bench = add(
         "bench",
         "measure throughput and peak memory of forward passes and training steps, after checking outputs and gradients",
         "lamabench bench lamamba_xl dit_xl_2 bench.batch_size=auto bench.compile=[eager,compile] "
         "bench.input_sizes=[32,64]",
         "MODEL|key=value",
-        "models, fields of their configuration, and settings of the sections bench, backend, objective, run",
+        "models or runs, fields of their configuration, and settings of the sections bench, backend, objective, run",
     )
     operators = add(
         "bench-kernels",
         "measure every backend of the operators that models call, at the models' shapes, after checking every gradient",
         "lamabench bench-kernels lamamba_xl bench.batch_size=64",
         "MODEL|key=value",
-        "models, fields of their configuration, and settings of the sections bench, run",
+        "models or runs, fields of their configuration, and settings of the sections bench, run",
     )
     bench.add_argument("--again", action="store_true", help="repeat measurements that are on record")
     sweep = add("sweep", "run a study on this machine or on SLURM", SWEEP)
@@ -280,6 +263,7 @@ def parser() -> argparse.ArgumentParser:
         cost,
         check,
         data,
+        convert,
         encode,
         evaluate,
         reference,

@@ -29,11 +29,12 @@ from ..ablations.study import Setting
 from ..ablations.yaml_file import is_text
 from ..harness.config import Config
 from ..harness.data.latents import Index, check_declared, check_encoder, read_index
-from ..harness.diffusion.objective import READERS, objective
-from ..harness.sections import DataConfig, EncoderConfig, ObjectiveConfig
+from ..harness.diffusion.objective import READERS
+from ..harness.sections import DataConfig, EncoderConfig
 from ..kernels.errors import InputError, unknown
 from ..models import plugins
-from ..models.registry import out_channels, preset, presets, revision
+from ..models.registry import presets, revision
+from .named import named, with_head
 
 GROUPS = ("model", "data", "recipe")
 Groups = tuple[str | None, ...]  # the choice of each, None for the default
@@ -134,6 +135,8 @@ def compose(overrides: Sequence[Override]) -> tuple[Config, dict[str, str]]:
         settings = [one for name in (by_section if tied else sources) for one in by_section.get(name, ())]
         with _one_line():
             sections[field.name] = pickle.loads(_section(field.name, groups, tuple(settings)))
+    if any(vars(sections["released"]).values()):
+        raise InputError("released.name and released.tensors are no settings: lamabench convert writes them")
     sections["model"] = with_head(sections["model"], sections["objective"])
     chosen = dict(_base(groups).choices)
     needed, schedule = presets()[chosen["model"]].schedule, sections["objective"].schedule
@@ -146,15 +149,6 @@ def compose(overrides: Sequence[Override]) -> tuple[Config, dict[str, str]]:
         check_encoder(*cache, sections["encoder"])
         check_declared(*cache, sections["data"])
     return Config(**sections), chosen
-
-
-def with_head(model: Any, settings: ObjectiveConfig) -> Any:
-    """The model with the channels of the head that the objective needs, unless it names them itself. Raises InputError
-    as `objective` does."""
-    channels = objective(settings).out_channels(model.in_channels)
-    if model.out_channels is not None or channels == out_channels(model):
-        return model
-    return replace(model, out_channels=channels)
 
 
 def encoded(overrides: Sequence[Override]) -> tuple[list[Override], tuple[Path, Index] | None]:
@@ -371,12 +365,13 @@ def override(config: Config, overrides: Sequence[str]) -> Config:
 
 
 def model_config(name: str, overrides: Sequence[str]) -> Any:
-    """The configuration of a preset after overrides of its fields (`input_size=64` or `model.input_size=64`).
+    """The configuration of a preset, or of a run's model, after overrides of its fields (`input_size=64` or
+    `model.input_size=64`).
 
     Raises InputError as `compose` does.
     """
     words = [word.removeprefix("model.") for word in load_plugins(overrides)]
-    node = OmegaConf.structured(preset(name).config)
+    node = OmegaConf.structured(named(name).config)
     apply(node, words)
     with _one_line():
         return OmegaConf.to_object(node)

@@ -51,9 +51,9 @@ def named_folders(root: Path, current: Mapping[str, Sequence[Mapping[str, Any]]]
 
 
 def unnamed_folders(root: Path, named: Container[Path]) -> Iterator[Path]:
-    """Folders of trainings, samples and models below a root that are not among `named`. An unnamed training includes
-    its samples."""
-    for folder in sorted((root / "trainings").glob("*")):
+    """Folders of trainings, released weights, samples and models below a root that are not among `named`. An unnamed
+    training includes its samples."""
+    for folder in sorted([*(root / "trainings").glob("*"), *(root / "weights").glob("*")]):
         if folder not in named:
             yield folder
         else:

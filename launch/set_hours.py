@@ -3,10 +3,12 @@ from forward passes that were measured."""
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from ..harness.config import Config
-from ..harness.diffusion.samplers import SAMPLERS, evaluations
+from ..harness.guide import flops, guides, passes
 from ..harness.keys import config_from_dict
+from ..harness.measure.cost import cost
 from ..harness.record import read_records
 from ..harness.run import read_info
 from ..harness.sections import HELDOUT
@@ -90,14 +92,16 @@ def sample_speeds(root: Path, family: str) -> Iterator[Line]:
         except (InputError, OSError, KeyError, TypeError):
             continue
         for row in (one.flat() for one in rows if one.kind == "sample" and one.state == "done"):
-            if (seconds := row["process_seconds"] or row["seconds"]) and row["method"] in SAMPLERS:
-                speed = row["count"] * passes(row["method"], row["steps"], row["guidance"]) / seconds
+            if seconds := row["process_seconds"] or row["seconds"]:
+                speed = row["count"] * passes_of(row, model) / seconds
                 yield {**row, "model": model, "images_per_s": speed, "input_size": model.input_size}
 
 
-def passes(method: str, steps: int, guidance: float) -> int:
-    """The passes of the network for one image: the sampler's, twice with guidance."""
-    return evaluations(method, steps) * (1 if guidance == 1 else 2)
+def passes_of(row: Line, model: Any) -> float:
+    """The passes of a network for one image of a set on record. Those of a guide count by their FLOPs."""
+    if row["guide_passes"]:
+        return row["sampling_flops"] / cost(model).flops
+    return row["passes"] or row["steps"] * (1 if row["guidance"] == 1 else 2)  # an earlier version had no intervals
 
 
 def sampling_hours(config: Config, earlier: Sequence[Line], forward: Sequence[Line], name: str) -> Hours:
@@ -105,7 +109,7 @@ def sampling_hours(config: Config, earlier: Sequence[Line], forward: Sequence[Li
     model, precision and compile mode, or on a device without one, from its fastest forward pass. `name` stands for the
     model in the text."""
     settings = config.sample
-    needed = settings.count * passes(settings.method, settings.steps, settings.guidance)
+    needed = settings.count * (flops(config) / cost(config.model).flops if guides(config) else passes(config)[0])
 
     def same(row: Line) -> bool:
         how = (row["precision"], row["compile"]) == (settings.precision, settings.compile)

@@ -5,6 +5,8 @@ import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from fnmatch import fnmatchcase
+from os import PathLike
+from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, TypeVar, cast
 
 from torch import Tensor, nn
@@ -235,14 +237,20 @@ def describe(config: Any) -> dict[str, Any]:
     return {"family": family_of(config).name, **plain}
 
 
-def create_model(name: str, *, pretrained: Any = None, **settings: Any) -> Backbone:
+def create_model(name: str, *, pretrained: str | PathLike[str] | None = None, **settings: Any) -> Backbone:
     """The backbone of a preset with changed fields of its configuration: create_model("lamamba_s", d_state=4).
 
-    Weights are drawn from torch's global generator. Raises InputError for an unknown name or field, and for a value of
-    a wrong type or size.
+    `pretrained` is a file or folder of released weights (released/), a folder of `lamabench export`, or
+    `hf:owner/name`, which is downloaded (exported.py). Without it, weights are drawn from torch's global generator.
+    Raises InputError for an unknown name or field, for a value of a wrong type or size, and for weights that do not
+    fit.
     """
     if pretrained is not None:
-        raise InputError("create_model cannot load pretrained weights yet: pretrained must be None")
+        from . import exported, released
+
+        if exported.is_exported(pretrained):
+            return exported.load_exported(pretrained, name, settings)
+        return released.load(Path(pretrained).expanduser(), name, settings).net
     config = preset(name).config
     names = [f.name for f in fields(config)]
     for setting in settings:

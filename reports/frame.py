@@ -21,7 +21,8 @@ LAST = ("time", "commit", "dirty", "device", "host", "driver", "torch", "python"
 LEFT_OUT = ("schema", "provenance", "parts", "checked_against", "by_timestep")
 BACKENDS = ("backend", "asked")
 # Of the samples of a score.
-DRAWN = ("method", "steps", "timesteps", "guidance", "guidance_channels", "clip", "labels", "seed", "images_per_s")
+DRAWN = ("method", "steps", "timesteps", "guidance", "guidance_channels", "guidance_interval", "guide", "passes")
+DRAWN += ("sampling_flops", "clip", "labels", "seed", "images_per_s")
 KINDS = ("score", "speed", "operator_speed", "cost")
 FLOATS = {name for kind in ROWS for name, (_, types) in field_types(ROWS[kind]).items() if float in types}
 RENAMED = {("operator_speed", "floor"): "floor_name"}  # a column has one type: the `floor` of a score is a number
@@ -44,7 +45,8 @@ def load(paths: str | Path | Iterable[str | Path]) -> pd.DataFrame:
                      and in words `generation`, both empty if that is not on record; the moment: `checkpoint_step`,
                      `weights`, `images_seen`, `training_flops`, `training_seconds`; how the images were drawn:
                      `sample_method`, `sample_steps`, `sample_timesteps`, `sample_guidance`,
-                     `sample_guidance_channels`, `sample_clip`, `sample_labels`, `sample_seed`, `sample_images_per_s`
+                     `sample_guidance_channels`, `sample_guidance_interval`, `sample_guide`, `sample_passes`,
+                     `sample_sampling_flops`, `sample_clip`, `sample_labels`, `sample_seed`, `sample_images_per_s`
     speed            `mode`, `input_size` (side of the input), `batch_size`, `compile`, `checkpointing`, `precision`,
                      `backend`, `asked`, `images_per_s`, `p50_ms` and other percentiles, `peak_memory_gib`, `mfu`
     operator_speed   `operator`, `shape`, `pass`, `backend`, `p50_ms`, `floor_ms`, `floor_name`, `times_floor`

@@ -24,7 +24,9 @@ WORDS = {
     "train.ema_rampup": "EMA ramp-up {}", "train.clip": "gradient clip {}", "train.class_dropout": "label dropout {}",
     "train.precision": "{}", "train.compile": "{} training", "train.noise": "{} noise",
     "sample.count": "{} samples", "sample.steps": "{} sampling steps", "sample.method": "{}",
-    "sample.guidance_channels": "{} guided channels", "sample.weights": "{} weights", "sample.labels": "{} labels",
+    "sample.guidance_channels": "{} guided channels", "sample.guidance_interval": "guidance at sigma {}",
+    "sample.guide": "guide {}", "sample.guide_at": "guide at step {}",
+    "sample.weights": "{} weights", "sample.labels": "{} labels",
     "sample.timesteps": "{} timesteps", "sample.precision": "{} sampling", "sample.compile": "{} sampling",
     "evaluate.features": "{}",
 }  # fmt: skip
@@ -32,6 +34,7 @@ NOUNS = {"model.mixers": "mixers", "sample.clip": "clipping"}
 SPECIAL = {
     ("model.parallel", "True"): "parallel", ("model.parallel", "False"): "in series",
     ("sample.guidance", "1"): "no guidance", ("sample.guidance_channels", "None"): "all channels guided",
+    ("sample.guidance_interval", "None"): "guidance at every sigma", ("sample.guide", "None"): "no guide",
     ("train.warmup", "0"): "no warmup", ("model.dropout", "0"): "no dropout",
     ("train.weight_decay", "0"): "no weight decay", ("train.class_dropout", "0"): "no label dropout",
     ("model.bottleneck_depth", "0"): "no bottleneck",

@@ -11,7 +11,8 @@ def origins(runs: list[Run]) -> Table:
     rows = []
     for run in runs:
         train = run.last("train", state="done") or {}
-        config = (run.info.get("config") or {}).get("train") or {}
+        origin = run.last("convert", state="done") or {}
+        config = {} if origin else (run.info.get("config") or {}).get("train") or {}
         where = (train or (run.rows or [{}])[-1]).get("provenance") or {}
         commit = str(where.get("commit") or "")
         state, error = state_of(run)
@@ -29,6 +30,8 @@ def origins(runs: list[Run]) -> Table:
             "precision": train.get("precision") or config.get("precision") or ", ".join(sorted(precisions)),
             "steps": train.get("steps") or reached,
             "batch_size": train.get("batch_size") or config.get("batch_size"),
+            "file": origin.get("file"), "sha256": origin.get("sha256"), "weights_of": origin.get("source"),
+            "weights": origin and f"{origin['source']}: {origin['file']}, SHA-256 {origin['sha256'][:12]}",
             "stages": ", ".join(stages), "state": state, "error": error, "brief": shortened(error),
         })  # fmt: skip
     columns = [
@@ -48,5 +51,8 @@ def origins(runs: list[Run]) -> Table:
     columns += [Column("precision", "Precision"), Column("steps", "Steps", digits=0)]
     columns += [Column("batch_size", "Batch", digits=0), Column("seed", "Seed", digits=0)]
     columns += [Column("stages", "Stages done", rank=4)]
+    if any(row["weights"] for row in rows):
+        columns += [Column("weights_of"), Column("file"), Column("sha256")]
+        columns += [Column(None, "Released weights", key="weights", rank=2, tex=False)]
     columns += [Column("state", "State", tex=False), Column("error"), Column(None, "Error", key="brief", tex=False)]
     return Table("runs", "Where the runs come from.", columns, rows)

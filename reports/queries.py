@@ -16,7 +16,7 @@ HIGHER = ("is", "isc", "precision", "recall", "density", "coverage", "f")
 MEASURED = ("mode", "operator", "shape", "pass", "input_size", "checkpointing", "compile", "precision", "processes")
 SETTINGS = {  # two throughputs share a column where these fields are equal
     "speed": ("batch_size", "precision", "compile", "checkpointing", "threads", "processes", "device"),
-    "sample": ("method", "steps", "guidance", "guidance_channels", "compile", "device"),
+    "sample": ("method", "steps", "guidance", "guidance_channels", "guidance_interval", "guide", "compile", "device"),
 }
 
 SAMPLING = (
@@ -71,7 +71,7 @@ def state_of(run: Run) -> tuple[str, str]:
     if run.metrics and not run.last("train"):
         return "unfinished", ""
     # The cost and speed of its model may come from another study.
-    own = [row for row in run.rows if row["kind"] in ("train", "sample", "score")]
+    own = [row for row in run.rows if row["kind"] in ("convert", "train", "sample", "score")]
     begun = own if run.info.get("trains") and not run.metrics else run.rows
     return ("done" if begun else "not started"), ""
 
@@ -96,6 +96,7 @@ def setting_words(kind: str, setting: tuple[Any, ...], among: Iterable[tuple[Any
     rivals = None if among is None else list(among)
     units = {"batch_size": "batch {}", "threads": "{} threads", "steps": "{} steps", "guidance": "guidance {}"}
     units |= {"guidance_channels": "guided channels {}", "compile": "{} mode"}
+    units |= {"guidance_interval": "guided at sigma {}", "guide": "guide {}"}
     words = []
     for place, (field, value) in enumerate(zip(SETTINGS[kind], setting, strict=True)):
         differs = value is not None if rivals is None else len({rival[place] for rival in rivals}) > 1

@@ -250,7 +250,7 @@ def _check(info: Any, where: Path) -> None:
         raise InputError(f"{where} was not written by lamabench")
     own = ("kind", "key", *(("step",) if info.get("kind") == "samples" else ()))
     needed = own if where.name == "config.json" else ("model_folder",)
-    if missing := [key for key in (*NAMED, *needed) if not info.get(key)]:
+    if missing := [key for key in (*NAMED, *needed) if info.get(key) in (None, "")]:
         raise InputError(f"{where} lacks {', '.join(missing)}")
     flat = dict(info)
     for section in ("config", "config.train"):
@@ -286,6 +286,7 @@ def _config(folder: Path | None) -> Line:
 def _of_training(config: Line) -> Line:
     """The settings that distinguish trainings, other than seed and length."""
     settings = {name: config[name] for name in ("model", "encoder", "objective", "backend") if name in config}
+    settings |= {"released": released} if any((released := config.get("released") or {}).values()) else {}
     for name, less in (("data", ("path",)), ("train", ("steps", "snapshots"))):
         if name in config:
             settings[name] = {key: value for key, value in config[name].items() if key not in less}

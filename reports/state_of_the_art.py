@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from ..harness.scoring.protocol import words
+from ..harness.scoring.protocol import guidance_words, words
 from .differences import by_seed, count_of, mean_of, seed_of
 from .evidence import Evidence
 from .names import labels
@@ -175,5 +175,5 @@ def _guidance_words(row: Line) -> str:
         return words(drawn)
     if drawn["guidance"] == 1:
         return "none"
-    channels = drawn.get("guidance_channels")
-    return f"classifier-free, {drawn['guidance']:g}" + (f" on {channels} channels" if channels else "")
+    text = guidance_words(drawn)
+    return text if drawn.get("guide") else text.replace("guidance ", "classifier-free, ", 1)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ...kernels.errors import InputError, unknown
 from ..random import Stream, generator
-from .guidance import Net, guided
+from .guidance import Guided, Interval, Net, guided
 from .objective import Objective
 from .path import Denoised, Path
 
@@ -38,17 +38,19 @@ def index_noise(seed: int, indices: Sequence[int], shape: Sequence[int], draws: 
 
 
 class Denoiser:
-    """A network on a path: `denoiser(x, i)` is its estimate for the images x [B, C, H, W] at step i.
+    """A guided network on a path: `denoiser(x, i)` is its estimate for the images x [B, C, H, W] at step i.
 
     `clip` clamps every estimated image to [-1, 1], as ADM does for pixels. Latents have no such bounds.
     """
 
-    def __init__(self, net: Net, y: Tensor, path: Path, clip: bool = False) -> None:
+    def __init__(self, net: Guided, y: Tensor, path: Path, clip: bool = False) -> None:
         self.net, self.y, self.path, self.clip = net, y, path, clip
 
     def __call__(self, x: Tensor, i: int) -> Denoised:
         t = torch.full((len(x),), self.path.times[i], dtype=torch.float32, device=x.device)
-        estimate = self.path.denoised(self.net(x, t, self.y).float(), x, i)
+        signal, noise = self.path.levels(i)
+        sigma = noise / signal if signal else math.inf
+        estimate = self.path.denoised(self.net(x, t, self.y, sigma).float(), x, i)
         return self.path.clipped(estimate, x, i) if self.clip else estimate
 
 
@@ -57,15 +59,13 @@ class Sampler:
     """A sampler: `run(denoiser, x, noise, on_step)` takes the first noise x [B, C, H, W] to x_0.
 
     It calls `on_step(done, steps)` after each step. With `draws`, it calls `noise(i)` for every step but the last, in
-    order. With `posterior`, it needs a path that has one; with `straight`, a straight one. `calls` is how often a step
-    calls the network; the last step calls it once.
+    order. With `posterior`, it needs a path that has one; with `straight`, a straight one.
     """
 
     run: Callable[[Denoiser, Tensor, Noise, OnStep], Tensor]
     draws: bool = False
     posterior: bool = False
     straight: bool = False
-    calls: int = 1
 
 
 def ancestral(denoiser: Denoiser, x: Tensor, noise: Noise, on_step: OnStep) -> Tensor:
@@ -139,7 +139,7 @@ SAMPLERS = {
     "ancestral": Sampler(ancestral, draws=True, posterior=True),
     "ddim": Sampler(ddim),
     "euler": Sampler(ddim, straight=True),
-    "heun": Sampler(heun, calls=2),
+    "heun": Sampler(heun),
     "dpmpp_2m": Sampler(dpmpp_2m),
 }
 
@@ -151,11 +151,6 @@ def _never(i: int) -> Tensor:
 def draws(method: str, steps: int) -> int:
     """How many batches of noise sampling needs: the first, and one for every step but the last if the sampler draws."""
     return steps if SAMPLERS[method].draws else 1
-
-
-def evaluations(method: str, steps: int) -> int:
-    """How often sampling calls the network for an image."""
-    return SAMPLERS[method].calls * (steps - 1) + 1
 
 
 def path_of(objective: Objective, method: str, steps: int, timesteps: str = "even") -> Path:
@@ -182,6 +177,22 @@ def _misfit(sampler: Sampler, path: Path) -> str | None:
 
 
 @torch.no_grad()
+def ratios(objective: Objective, method: str, steps: int, timesteps: str = "even") -> list[float]:
+    """The noise-to-signal ratio at each call of the network that sampling takes, in order: the sampler itself says it,
+    on a batch of no images. Raises InputError as `path_of` does."""
+    seen: list[float] = []
+
+    def net(x: Tensor, t: Tensor, y: Tensor, sigma: float) -> Tensor:
+        seen.append(sigma)
+        return torch.zeros(0, objective.out_channels(1), 1, 1)
+
+    none = torch.zeros(0, 1, 1, 1)
+    denoiser = Denoiser(net, torch.zeros(0, dtype=torch.int64), path_of(objective, method, steps, timesteps))
+    SAMPLERS[method].run(denoiser, none, lambda _: none, lambda done, steps: None)
+    return seen
+
+
+@torch.no_grad()
 def sample(
     net: Net,
     x_T: Tensor,
@@ -193,6 +204,8 @@ def sample(
     timesteps: str = "even",
     guidance: float = 1.0,
     guidance_channels: int | None = None,
+    guidance_interval: Interval | None = None,
+    guide: Net | None = None,
     null_class: int | None = None,
     clip: bool = False,
     noise: Noise | None = None,
@@ -202,16 +215,15 @@ def sample(
 
     Sampling takes `steps` steps on the path of `objective` (of a chain 2 to 1000 of its timesteps, spaced as
     `timesteps` says, and the network gets the original timesteps; of flow any number of equal steps). `guided` explains
-    `guidance`, `guidance_channels` and `null_class`, `Denoiser` explains `clip`. `noise(i)` gives the noise
-    [B, C, H, W] of step i = 0, 1, … in order (ancestral only; the last step has none). `progress(done, steps)` is
-    called after each step. The caller chooses device, autocast and eval mode.
-    Raises InputError, before the network runs, for an unknown method, steps out of range, guidance without a null
-    class, or more guidance channels than the image has.
+    `guidance`, `guidance_channels`, `guidance_interval`, `guide` and `null_class`, `Denoiser` explains `clip`.
+    `noise(i)` gives the noise [B, C, H, W] of step i = 0, 1, … in order (ancestral only; the last step has none).
+    `progress(done, steps)` is called after each step. The caller chooses device, autocast and eval mode.
+    Raises InputError, before the network runs, for an unknown method, steps out of range, guidance with neither a null
+    class nor a guide, or more guidance channels than the image has.
     """
     path = path_of(objective, method, steps, timesteps)
     if noise is None and SAMPLERS[method].draws:
         raise InputError(f"sample.method {method} needs noise for its steps")
-    image_channels = x_T.shape[1]
-    net = guided(net, guidance, image_channels=image_channels, channels=guidance_channels, null_class=null_class)
-    denoiser = Denoiser(net, y, path, clip)
+    settings = {"channels": guidance_channels, "interval": guidance_interval, "null_class": null_class, "guide": guide}
+    denoiser = Denoiser(guided(net, guidance, image_channels=x_T.shape[1], **settings), y, path, clip)
     return SAMPLERS[method].run(denoiser, x_T.float(), noise or _never, progress or (lambda done, steps: None))

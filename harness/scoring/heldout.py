@@ -27,9 +27,9 @@ from ..device import autocast, device_type, exact_float32, pick_device
 from ..diffusion.guidance import Net
 from ..diffusion.objective import Objective, objective
 from ..keys import encoder_facts
-from ..measure.cost import cost
 from ..progress import Progress
 from ..random import Generators, Stream
+from ..released import training_facts
 from ..training.checkpoint import check_data, load_weights
 from ..training.sharding import assembled
 from .sampling_error import of_values
@@ -171,7 +171,6 @@ def score_weights(training: Path, config: Config, step: int, progress: Progress)
         "count": count,
         "reference": {"name": images_name(config), "fingerprint": images.fingerprint},
     }
-    images_seen = step * config.train.batch_size
     return {
         "metric": NAME,
         "value": mean(losses),
@@ -185,9 +184,7 @@ def score_weights(training: Path, config: Config, step: int, progress: Progress)
         "checkpoint_step": step,
         "weights": kind,
         "weights_error": weights.error,
-        "images_seen": images_seen,
-        "training_flops": 3 * cost(config.model).flops * images_seen,
-        "training_seconds": round(weights.seconds, 3),
+        **training_facts(config, step, weights.seconds),
     }
 
 

@@ -5,6 +5,8 @@
     objective, schedule   what the network learned (ddpm, v or flow), and the noise schedule; null: flow has none
     sampler, steps, timesteps   the method, its number of steps, and which timesteps they are
     guidance, guidance_channels   the scale (1: none), and how many of the first channels it guides; null: all
+    guidance_interval     the noise-to-signal ratios at which it applies, "0.28 to 2.9" or "0.28 to inf"; null: all
+    guide                 the training that it guides away from (autoguidance); null: the null class
     clip                  whether predicted images were clamped to [-1, 1]
     labels                balanced (over all classes), random, cyclic (fewer images than classes, so that the last
                           classes have none), or none (no classes)
@@ -17,7 +19,7 @@ Other people's samples have what their user states: these fields, or `words`. El
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +28,12 @@ from ..record import read_records
 from ..run import read_info
 
 Generation = dict[str, Any]
+EVERYWHERE = "0 to inf"
 UNKNOWN: Generation = {"source": "unknown"}
 FIELDS: dict[str, type] = {
     "objective": str, "schedule": str, "sampler": str, "steps": int, "timesteps": str, "guidance": float,
-    "guidance_channels": int, "clip": bool, "labels": str, "weights": str, "precision": str, "encoder": str,
+    "guidance_channels": int, "guidance_interval": str, "guide": str, "clip": bool, "labels": str, "weights": str,
+    "precision": str, "encoder": str,
 }  # fmt: skip
 
 OBJECTIVES = {"ddpm": None, "v": "v-prediction", "flow": "flow matching"}  # in words
@@ -39,13 +43,17 @@ def generation(config: Mapping[str, Any], row: Mapping[str, Any]) -> Generation:
     """How a set of samples was drawn: from its record `row` (of kind `sample`), and from the configuration in its
     config.json what a record does not have. Settings without an effect are left out, so that sets that were drawn alike
     have equal protocols."""
-    model, guidance, goal = config["model"], float(row["guidance"]), config.get("objective", {})
+    model, goal, interval = config["model"], config.get("objective", {}), row.get("guidance_interval")
+    guidance = 1.0 if interval and is_empty(interval) else float(row["guidance"])
     classes, channels = model.get("num_classes") or 0, row.get("guidance_channels")
     all_guided = guidance == 1 or channels is None or channels >= model.get("in_channels", math.inf)
     labels = row.get("labels") or "cyclic"  # the only rule of earlier versions
     if labels == "spread" or (labels == "cyclic" and row["count"] >= classes):
         labels = "balanced"
+    further = {"guidance_interval": None if interval == EVERYWHERE else interval, "guide": row.get("guide")}
+    further = {name: value for name, value in further.items() if value is not None and guidance != 1}
     return {
+        **further,
         "objective": goal.get("kind", "ddpm"),
         "schedule": None if goal.get("kind") == "flow" else goal.get("schedule", "linear"),
         "sampler": row["method"],
@@ -59,6 +67,19 @@ def generation(config: Mapping[str, Any], row: Mapping[str, Any]) -> Generation:
         "precision": row.get("precision"),
         "encoder": encoder_name(config.get("encoder", {})),
     }
+
+
+def interval_words(interval: Sequence[float | None] | None) -> str | None:
+    """An interval of noise-to-signal ratios as records have it: "0.28 to 2.9"."""
+    if interval is None:
+        return None
+    return " to ".join("inf" if end is None else str(float(end)).removesuffix(".0") for end in interval)
+
+
+def is_empty(interval: str) -> bool:
+    """Whether `interval_words` names an interval (low, high] that contains nothing."""
+    low, _, high = interval.partition(" to ")
+    return low == high
 
 
 def encoder_name(section: Mapping[str, Any]) -> str:
@@ -94,14 +115,14 @@ def words(drawn: Mapping[str, Any] | None) -> str:
     if "words" in drawn:
         return str(drawn["words"])
     given = {name: drawn.get(name) for name in FIELDS}
-    sampler, steps, guided = given["sampler"], given["steps"], given["guidance_channels"]
-    scale = None if given["guidance"] is None else f"guidance {str(given['guidance']).removesuffix('.0')}"
+    sampler, steps = given["sampler"], given["steps"]
+    scale = None if given["guidance"] is None else guidance_words(given)
     texts = [
         OBJECTIVES.get(str(given["objective"]), given["objective"]),
         None if given["schedule"] in (None, "linear") else f"{given['schedule']} schedule",
         " ".join(str(one) for one in (steps, sampler, steps and ("step" if steps == 1 else "steps")) if one),
         None if given["timesteps"] in (None, "even") else f"timesteps as {given['timesteps']}",
-        "no guidance" if given["guidance"] == 1 else scale and scale + (f" on {guided} channels" if guided else ""),
+        "no guidance" if given["guidance"] == 1 else scale,
         "clipped" if given["clip"] else None,
         given["labels"] and f"{'no' if given['labels'] == 'none' else given['labels']} labels",
         "EMA" if given["weights"] == "ema" else given["weights"] and f"{given['weights']} weights",
@@ -109,6 +130,19 @@ def words(drawn: Mapping[str, Any] | None) -> str:
         None if given["encoder"] == "pixels" else given["encoder"],
     ]
     return ", ".join(text for text in texts if text) or "unknown"
+
+
+def guidance_words(given: Mapping[str, Any]) -> str:
+    """The guidance of a protocol in words: "guidance 1.5 on 3 channels at sigma 0.28 to 2.9", or "autoguidance 2 by
+    dit_nano 0123abcd at step 400". Sigma is noise over signal."""
+    scale, guide, interval = (
+        str(given["guidance"]).removesuffix(".0"),
+        given.get("guide"),
+        given.get("guidance_interval"),
+    )
+    text = f"autoguidance {scale} by {guide}" if guide else f"guidance {scale}"
+    text += f" on {given['guidance_channels']} channels" if given.get("guidance_channels") else ""
+    return text + (f" at sigma {interval}" if interval else "")
 
 
 def stated(text: str) -> Generation:

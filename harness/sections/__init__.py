@@ -11,6 +11,7 @@ from .data import DataConfig, EncoderConfig
 from .evaluate import FEATURES, HELDOUT, METRICS, EvaluateConfig, check_metric
 from .limits import MOST_SIDE
 from .objective import ObjectiveConfig
+from .released import ReleasedConfig
 from .run import RunConfig
 from .sample import LABELS, SampleConfig
 from .train import TrainConfig
@@ -32,6 +33,7 @@ __all__ = [
     "EncoderConfig",
     "EvaluateConfig",
     "ObjectiveConfig",
+    "ReleasedConfig",
     "RunConfig",
     "SampleConfig",
     "TrainConfig",

@@ -26,6 +26,14 @@ class SampleConfig:
     steps: int = 250
     guidance: float = 1.0  # 1: none
     guidance_channels: int | None = None  # how many of the first channels are guided; null: all
+    # [low, high]: guide where noise over signal (edm2's sigma) is above low and at most high; null: everywhere. A high
+    # of null has no end. Outside, nothing is computed for guidance.
+    guidance_interval: Any = field(default=None, metadata={"since": None})
+    # The folder of another training, to guide away from in place of the null class (autoguidance). In no key.
+    guide: str | None = field(default=None, metadata={"since": None})
+    guide_at: Any = field(default="last", metadata={"since": "last"})  # or a step
+    guide_weights: str = field(default="ema", metadata={"since": "ema"})  # as `weights`
+    guide_key: str | None = field(default=None, metadata={"since": None})  # of `guide`, from its folder
     clip: bool = False  # clamp predicted images to [-1, 1], as ADM does for pixels; latents have no bounds
     precision: str = "float32"
     compile: str = "eager"  # or compile, reduce-overhead, max-autotune: faster, with different rounding
@@ -50,8 +58,12 @@ class SampleConfig:
         if not math.isfinite(self.guidance):
             raise InputError(f"sample.guidance must be finite, not {self.guidance}; 1 is no guidance")
         self.weights = check_weights("sample.weights", self.weights)
+        self.guide_weights = check_weights("sample.guide_weights", self.guide_weights)
+        self.guidance_interval = check_interval("sample.guidance_interval", self.guidance_interval)
+        if self.guide_at != "last" and not (type(self.guide_at) is int and self.guide_at >= 0):
+            raise InputError(f"sample.guide_at must be last or a step, not {self.guide_at!r}")
         if self.at not in ("last", "all"):
-            self.at = check_steps("sample.at", self.at, words=("last", "all"))
+            self.at = check_steps("sample.at", self.at, words=("last", "all"), least=0)
             if not self.at:
                 raise InputError("sample.at is empty: give last, all, or a list of steps")
         if self.seed is not None:
@@ -70,3 +82,17 @@ class SampleConfig:
             raise InputError(
                 f"sample.guidance_channels must be 1 or more, or null for all, not {self.guidance_channels}"
             )
+
+
+def check_interval(name: str, value: Any) -> list[float | None] | None:
+    """An interval of noise-to-signal ratios: None, or two numbers, of which the second may be None. Raises InputError
+    for anything else, and if the first is negative or above the second."""
+    if value is None:
+        return None
+    ends = list(value) if isinstance(value, list | tuple) else []
+    numbers = [end for end in ends if type(end) in (int, float) and math.isfinite(end)]
+    if len(ends) != 2 or numbers != (ends if ends[1] is not None else ends[:1]):
+        raise InputError(f"{name} must be [low, high], such as [0.28, 2.9] or [0.28, null], or null, not {value!r}")
+    if numbers[0] < 0 or numbers[-1] < numbers[0]:
+        raise InputError(f"{name} must be two numbers of at least 0, the smaller one first, not {value}")
+    return [float(numbers[0]), None if ends[1] is None else float(numbers[1])]

@@ -260,7 +260,7 @@ def trained_on(folder: Path) -> str | None:
     says any."""
     for path in (*files(folder / "checkpoints"), *files(folder / "weights")):
         with suppress(InputError):  # a damaged file says nothing
-            return _read(path, Weights, tensors=False).fingerprint
+            return _read(path, Weights, tensors=False).fingerprint or None  # released weights do not say it
     rows = [row.flat().get("data_fingerprint") for row in read_records(folder / "record.jsonl")]
     return next((value for value in reversed(rows) if value), None)
 

@@ -22,9 +22,10 @@ STEPS = 20  # of DPM-Solver++ (2M), at most
 
 def preview_settings(config: Config) -> Config:
     """`sample` of a configuration, but with DPM-Solver++ (2M), at most `STEPS` steps and SIDE × SIDE images of evenly
-    spread classes."""
+    spread classes, and without the guidance of another training."""
     steps = min(config.sample.steps, STEPS)
     fixed = {"count": SIDE**2, "method": "dpmpp_2m", "timesteps": "even", "labels": "balanced", "weights": "ema"}
+    fixed |= {"guide": None, "guidance": 1.0} if config.sample.guide is not None else {}
     return replace(config, sample=replace(config.sample, steps=steps, **fixed))
 
 

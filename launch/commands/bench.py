@@ -22,7 +22,8 @@ from ...harness.stages import prepare, write
 from ...harness.tasks import Task, tasks
 from ...kernels.errors import InputError
 from ...models.registry import presets
-from ..compose import compose, model_config, with_head
+from ..compose import compose, model_config
+from ..named import named, with_head
 from ..output import command, show, split_arguments
 from .train import describe
 
@@ -97,9 +98,11 @@ def asked_of(args: argparse.Namespace, study: str) -> list[tuple[Config, Task]]:
     variant = dict(text.split("=", 1) for text in overrides if not text.startswith(("bench.", "run.")))
     pairs = []
     for name in names:
-        model = with_head(model_config(name, fields), base.objective)
-        config = replace(base, model=model, data=DataConfig())
-        about = describe(config, study, name, name, variant)
+        model = named(name)
+        config = replace(base, model=with_head(model_config(name, fields), base.objective), data=DataConfig())
+        if model.root is not None and not any(text.startswith("run.root=") for text in overrides):
+            config = replace(config, run=replace(base.run, root=str(model.root)))
+        about = describe(config, study, model.model, model.model, variant, model.title)
         task = tasks(config, about, ["bench"])[0]
         pairs.append((config, replace(task, config=config_to_dict(config))))
     return pairs

@@ -7,7 +7,8 @@ from ...harness.measure.cost import PARTS, cost, fvcore_count
 from ...harness.sections import ObjectiveConfig
 from ...kernels.errors import InputError
 from ...models.registry import presets
-from ..compose import compose, model_config, with_head
+from ..compose import compose, model_config
+from ..named import named, with_head
 from ..output import show, split_arguments
 
 
@@ -34,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
     goal = compose(words)[0].objective if words else ObjectiveConfig()
     shape = [text for text in overrides if text not in words]
     configs = [(name, with_head(model_config(name, shape), goal)) for name in names]
-    rows = [cost_row(name, presets()[name].title, config) for name, config in configs]
+    rows = [cost_row(name, named(name).title, config) for name, config in configs]
     if args.fvcore:
         for row, (_, config) in zip(rows, configs, strict=True):
             count = fvcore_count(config)

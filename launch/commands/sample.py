@@ -27,6 +27,8 @@ from ...models import plugins, registry
 from ..compose import load_plugins, override
 from ..grid import write_grid
 from ..output import command, split_arguments
+from ..released import SECTIONS as RELEASED
+from ..released import check_decoded, settled
 from .train import STUDY, note
 
 COUNTS = (160, 1000, 10_000)  # of images, for a first look
@@ -141,17 +143,21 @@ def asked_of(
     (`runs` by default), into a folder with the same key. Its config.json names the folder of the weights.
     """
     overrides = load_plugins(overrides)
+    words = [text.split("=")[0].split(".")[0] for text in overrides]
     if (kind := read_info(path)["kind"]) != "training":
         noun = "set of other people's samples" if kind == "foreign" else kind
         raise InputError(f"{path} is the folder of a {noun}; name that of a training, such as runs/train/NAME")
     info = read_info(path, ABOUT)
-    for text in overrides:
-        if text.split(".")[0] not in sections and not text.startswith(PLACES):
+    released = bool((info["config"].get("released") or {}).get("tensors"))
+    sections = [*sections, *(RELEASED if released else ())]
+    for word, text in zip(words, overrides, strict=True):
+        if word not in sections and not text.startswith(PLACES):
             raise InputError(f"{text!r} would make another training of it; sections to set here: {', '.join(sections)}")
     plugins.load_recorded(info.get("plugins", ()), lambda text: print(text, file=sys.stderr))
     home = path.resolve()
     given = any(text.startswith("run.root=") for text in overrides)
-    config = override(config_of(path, info), overrides)
+    config = config_of(path, info)
+    config = settled(config, overrides) if released else override(config, overrides)
     if not given:
         root = home.parent.parent if os.access(home, os.W_OK) else Path("runs").resolve()
         config = replace(config, run=replace(config.run, root=str(root)))
@@ -162,8 +168,10 @@ def asked_of(
     at = words[sample.at] if isinstance(sample.at, str) else sample.at
     if not at:
         raise InputError(f"{weights} has no {sample.weights} weights any more")
-    steps = max(last, *kept, 0)
+    steps = max(last, *kept, 1)
     config = replace(config, train=replace(config.train, steps=steps), sample=replace(sample, at=at))
+    if released:
+        check_decoded(config, path)
     check_fit(config)
     about = {key: info[key] for key in ABOUT}
     wanted = tasks(config, about, stages, training=weights)

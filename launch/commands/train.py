@@ -12,6 +12,7 @@ from ...harness import signals
 from ...harness.checks import check_batch
 from ...harness.config import Config, check_fit
 from ...harness.device import device_type, is_cuda, pick_device, training_mode
+from ...harness.guide import passes
 from ...harness.keys import asked, config_to_dict, model_folder, training_folder
 from ...harness.moments import kept_steps, not_kept
 from ...harness.parallel import own_device, size
@@ -24,7 +25,6 @@ from ...kernels.errors import InputError
 from ...models import registry
 from ..compose import compose
 from ..output import command, number
-from ..set_hours import passes
 
 LATE = 0.05
 PLACES = ("run.", "data=", "data.path=", "encoder=", "encoder.path=", "encoder.decoder=")  # where things lie
@@ -34,7 +34,8 @@ STUDY = "train"  # the study to which single commands belong
 def run(args: argparse.Namespace) -> int:
     if args.defaults:
         config, _ = compose(args.words)
-        print(yaml.safe_dump(config_to_dict(config), sort_keys=False), end="")
+        settings = {name: value for name, value in config_to_dict(config).items() if name != "released"}
+        print(yaml.safe_dump(settings, sort_keys=False), end="")
         return 0
     if not args.words:
         args.parser.print_help()
@@ -71,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
     speed = (done or rows[-1])["images_per_s"]
     print(f"next: {command('sample', folder, *fitting(speed))}")
     sample = config.sample
-    whole = sample.count * passes(sample.method, sample.steps, sample.guidance) / (3 * speed)
+    whole = sample.count * sum(passes(config)) / (3 * speed)
     print(f"(without settings: {sample.count:,} images of {sample.steps} steps, about {clock(whole)})")
     return 0
 
@@ -86,10 +87,13 @@ def late(row: dict[str, Any], config: Config) -> str:
     return f"the GPU waited for data {share:.0%} of the time: run.workers=N sets how many processes load them{other}"
 
 
-def describe(config: Config, study: str, name: str, model: str, variant: dict[str, Any]) -> dict[str, Any]:
-    """The entries of a folder's config.json beside its configuration."""
+def describe(
+    config: Config, study: str, name: str, model: str, variant: dict[str, Any], title: str | None = None
+) -> dict[str, Any]:
+    """The entries of a folder's config.json beside its configuration. `title` is that of the preset `model` if none is
+    given."""
     about = {"study": study, "name": name, "variant": variant, "seed": config.seed, "model": model}
-    return about | {"family": registry.family_of(config.model).name, "title": registry.preset(model).title}
+    return about | {"family": registry.family_of(config.model).name, "title": title or registry.preset(model).title}
 
 
 def values_of(words: Sequence[str]) -> dict[str, str]:
@@ -102,10 +106,11 @@ def note(config: Config, about: dict[str, Any], wanted: Sequence[Task], training
     training. The name of the link ends in the training's key."""
     root = Path(config.run.root)
     home = training_folder(root, config)
-    name = f"{about['name']}-{home.name.rsplit('-', 1)[1]}"
+    released = config.released.name
+    name = f"{released or about['name']}-{home.name.rsplit('-', 1)[1]}"
     samples = [str(task.path.relative_to(root)) for task in wanted if task.kind == "samples"]
     entry = {**about, "name": name, "training": str(home.relative_to(root)), "samples": samples}
-    entry |= {"steps": config.train.steps, "backend": asked(config.backend) or {}}
+    entry |= {"steps": None if released else config.train.steps, "backend": asked(config.backend) or {}}
     entry["model_folder"] = str(model_folder(root, config.model).relative_to(root))
     try:
         return write_study(root, STUDY, None, [entry], add=True) / name

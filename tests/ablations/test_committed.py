@@ -5,12 +5,14 @@ from functools import cache
 
 import pytest
 from lamabench.ablations.study import load, names
+from lamabench.harness.guide import passes
 from lamabench.harness.keys import config_from_dict, model_key
 from lamabench.harness.measure.cost import Cost, cost
+from lamabench.kernels.errors import InputError
 from lamabench.launch import gpu_hours
 from lamabench.launch.cli import main
 from lamabench.launch.plan import pieces, plan
-from lamabench.launch.set_hours import passes
+from latents_of_a_study import NEEDED
 
 QUALITY = [name for name in names() if name not in ("crossover", "demo")]
 LIKE = {"size": ("params", "macs"), "macs": ("macs",), "parameters": ("params",), "flops": ("flops",)}
@@ -26,7 +28,7 @@ def cost_of(model) -> Cost:
 
 @cache
 def planned(name):
-    return plan(load(name))
+    return plan(load(name), NEEDED.get(name, ()))
 
 
 def budget(name):
@@ -41,7 +43,7 @@ def budget(name):
             training += 3 * cost_of(config.model).flops * config.train.steps * config.train.batch_size
         elif piece.task.kind == "samples":
             sets += 1
-            each = config.sample.count * passes(config.sample.method, config.sample.steps, config.sample.guidance)
+            each = config.sample.count * sum(passes(config))
             sampling += cost_of(config.model).flops * each
     (seen,) = images
     trainings = sum(piece.task.kind == "training" for piece in pieces(runs))
@@ -67,12 +69,21 @@ def test_a_study_of_quality_states_seeds_and_budget(name):
     assert study.budget == budget(name)
 
 
-@pytest.mark.parametrize("name", QUALITY)
+@pytest.mark.parametrize("name", [name for name in QUALITY if name not in NEEDED])  # ImageNet's 80 epochs
 def test_a_study_of_quality_does_not_measure_memorising(name):
     for run in planned(name):
         assert run.config.model.dropout > 0 and run.config.train.snapshots
         assert run.config.train.steps * run.config.train.batch_size <= 600 * 50_000  # epochs of CIFAR-10
         assert run.config.sample.guidance_channels is None
+
+
+def test_guidance_of_latents_has_arms_of_three_and_four_channels():
+    runs = planned("guidance_latents")
+    arms = {(run.config.sample.guidance_channels, run.config.sample.guidance) for run in runs}
+    assert arms == {(channels, scale) for channels in (3, 4) for scale in (1.25, 1.5, 2.0)}
+    assert len({run.training.key for run in runs}) == 3 and {run.config.model.in_channels for run in runs} == {4}
+    with pytest.raises(InputError, match="encoder=FOLDER takes it from the cache"):
+        plan(load("guidance_latents"))
 
 
 @pytest.mark.parametrize(("name", "base"), [("block_mix", "ssm+window"), ("unet", "add")])

@@ -19,9 +19,21 @@ from lamabench.kernels.errors import InputError
 from lamabench.launch.compose import compose, model_config
 from lamabench.launch.plan import pieces, plan
 from lamabench.models.registry import build
+from latents_of_a_study import NEEDED
 from omegaconf import OmegaConf
 
-QUESTIONS = ["block_mix", "d_state", "guidance", "lr", "resolution", "scale", "scan", "unet", "window"]
+QUESTIONS = [
+    "block_mix",
+    "d_state",
+    "guidance",
+    "guidance_latents",
+    "lr",
+    "resolution",
+    "scale",
+    "scan",
+    "unet",
+    "window",
+]
 
 
 def write(tmp_path, **data):
@@ -110,7 +122,7 @@ def test_words_have_no_hyphen():
 @pytest.mark.parametrize("name", names())
 def test_committed_studies_plan(name):
     study = load(name)
-    runs = plan(study)
+    runs = plan(study, NEEDED.get(name, ()))
     assert study.question.endswith("?") and study.file == f"lamabench:{name}"
     assert len({run.name for run in runs}) == len(runs) == len(study.expand())
     for model in {run.tasks[0].key: run.config.model for run in runs}.values():

@@ -90,6 +90,12 @@ def test_every_row_of_the_reference_is_covered():
     assert len(DIT) == 12
 
 
+def test_parameters_of_the_adm_paper():
+    """Its appendix prints 296, 422, 554 and 559 million for 64, 128, 256 and 512 pixels."""
+    millions = [parameters(registry.preset(f"adm_{size}").config) / 1e6 for size in (64, 128, 256, 512)]
+    assert millions == pytest.approx([296, 422, 554, 559], abs=1)
+
+
 @pytest.mark.parametrize(("size", "millions"), [("s", 32.96), ("b", 130.5), ("l", 458.1), ("xl", 675.1)])
 def test_latent_unets_have_dits_parameters(size, millions):
     config = registry.preset(f"unet_{size}").config

@@ -30,7 +30,7 @@ def test_a_row_survives_the_file(tmp_path):
 @pytest.mark.parametrize(
     ("kind", "values", "message"),
     [
-        ("scores", {}, "no such kind of record: 'scores'; choices: cost, train"),
+        ("scores", {}, "no such kind of record: 'scores'; choices: convert, cost"),
         ("score", {**SCORE, "valeu": 1.0}, "a record of kind score has no field 'valeu'; it has key, "),
         ("score", {**SCORE, "value": "3"}, "field 'value' of a score record is '3', of type str"),
         ("score", {**SCORE, "count": True}, "field 'count' of a score record is True, of type bool"),

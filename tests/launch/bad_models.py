@@ -74,3 +74,21 @@ MODELS = [
     Bad(["bench-kernels", "dit_nano", "run.device=mps"], r"unknown run\.device 'mps'"),
     Bad(["bench-kernels", "dit_nano", "bench.precision=fp8"], r"unknown bench\.precision 'fp8'"),
 ]
+CONVERT = [
+    Bad(["convert"], "name one file or folder of released weights, not none"),
+    Bad(["convert", "a.pt", "b.pt"], "name one file or folder of released weights, not"),
+    Bad(["convert", "no.pt"], "no such file or folder: no.pt"),
+    Bad(["convert", "few.npz"], "few.npz is no file that torch.save wrote, or is damaged"),
+    Bad(["convert", "text.pt"], "text.pt is no file that torch.save wrote, or is damaged", {"text.pt": "hello"}),
+    Bad(["convert", "x.safetensors"], "x.safetensors is truncated or damaged", {"x.safetensors": "hello"}),
+    Bad(["convert", "few.npz", "train.steps=3"], "'train.steps=3' is nothing that convert reads; sections to set"),
+    Bad(["convert", "few.npz", "--to", "a/b"], "--to takes the name of a run, .* not 'a/b'; run.root=FOLDER"),
+    Bad(["convert", "few.npz", "--to", ".a"], "--to takes the name of a run"),
+    Bad(["convert", "few.npz", "--config", "no.yaml"], "cannot read no.yaml: No such file or directory"),
+    Bad(["convert", "few.npz", "--config", "a.yaml"], "a.yaml is no YAML mapping", {"a.yaml": "3"}),
+    Bad(["convert", "few.npz", "--config", "a.yaml"], "a.yaml is not YAML", {"a.yaml": "[1"}),
+    Bad(["convert", "{run}"], "is a run of lamabench, which needs no conversion"),
+    Bad(["convert", "few.npz", "--confgi=a"], r"did you mean --config\?"),
+    Bad(train("released.name=mine"), "released.name and released.tensors are no settings: lamabench convert writes"),
+    Bad(["cost", "{run}", "depht=1"], "did you mean 'depth'"),
+]

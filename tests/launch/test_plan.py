@@ -24,6 +24,7 @@ from lamabench.launch.plan import (
     select_variants,
     write,
 )
+from latents_of_a_study import NEEDED
 
 
 def to_do(study, *overrides):
@@ -82,7 +83,7 @@ def test_a_metric_added_plans_only_that_metric(study, finish):
 
 def test_eight_studies_share_one_training():
     shared = [name for name in names() if name not in ("crossover", "demo", "resolution")]
-    runs = [run for name in shared for run in plan(load(name))]
+    runs = [run for name in shared for run in plan(load(name), NEEDED.get(name, ()))]
     plain = plan(load("scan"))[0]
     assert plain.name == "continuous-s0"
     studies = {run.about["study"] for run in runs if run.training and run.training.key == plain.training.key}

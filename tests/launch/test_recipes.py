@@ -1,5 +1,6 @@
 """Recipes: the values of a paper by one word, and what is given beside it wins."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,9 @@ from lamabench.harness.keys import training_key
 from lamabench.harness.sections import TrainConfig
 from lamabench.kernels.errors import InputError
 from lamabench.launch import plan
+from lamabench.launch.cli import main
 from lamabench.launch.compose import choices, compose
+from lamabench.models.registry import preset
 
 LATENTS = ["data=synthetic", "data.channels=4", "data.num_classes=1000"]
 PIXELS = ["data=synthetic", "data.size=64", "data.num_classes=1000"]
@@ -80,3 +83,17 @@ def test_a_study_takes_recipes(tmp_path: Path):
     runs = plan.plan(load(str(file)))
     assert [run.config.train.weight_decay for run in runs] == [0.0, 0.01]
     assert [run.about["variant"] for run in runs] == [{"recipe": "dit"}, {"recipe": "lamamba"}]
+
+
+def test_cost_has_the_head_of_the_objective(capsys):
+    """DiT's head is a Linear from the width to p² · channels values a token: of 1 channel instead of 2."""
+    rows = {}
+    for kind in ("ddpm", "v", "flow"):
+        assert main(["cost", "dit_nano", f"objective.kind={kind}", "--json"]) == 0
+        (rows[kind],) = json.loads(capsys.readouterr().out)
+    config = preset("dit_nano").config
+    values, tokens = config.patch_size**2 * config.in_channels, (config.input_size // config.patch_size) ** 2
+    assert rows["v"] == rows["flow"]
+    assert rows["ddpm"]["params"] - rows["v"]["params"] == values * (config.hidden_size + 1)
+    assert rows["ddpm"]["macs"] - rows["v"]["macs"] == tokens * values * config.hidden_size
+    assert main(["cost", "dit_nano", "--json"]) == 0 and [rows["ddpm"]] == json.loads(capsys.readouterr().out)

@@ -59,7 +59,7 @@ BAD = [
     (("unet_nano", {"out_channels": 1.5}), r"out_channels of unet_nano must be of type int \| None, not 1.5"),
     (("dit_nano", {"depth": True}), "depth of dit_nano must be of type int, not True"),
     (("lamamba_nano", {"window_size": 3}), "window_size 3 does not divide"),
-    (("dit_nano", {"pretrained": "weights.safetensors"}), "pretrained must be None"),
+    (("dit_nano", {"pretrained": "none.safetensors"}), "no such file or folder: none.safetensors"),
 ]
 
 

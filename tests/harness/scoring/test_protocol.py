@@ -6,7 +6,15 @@ import subprocess
 import sys
 
 import pytest
-from lamabench.harness.scoring.protocol import UNKNOWN, fields_of, generation, protocol_hash, stated, words
+from lamabench.harness.scoring.protocol import (
+    UNKNOWN,
+    fields_of,
+    generation,
+    interval_words,
+    protocol_hash,
+    stated,
+    words,
+)
 from lamabench.kernels.errors import InputError
 
 CONFIG = {
@@ -52,6 +60,8 @@ def test_the_hash_is_of_the_fields_that_count():
         {"timesteps": "ddim"},
         {"guidance": 1.0},
         {"guidance_channels": None},
+        {"guidance_interval": "0.28 to 2.9"},
+        {"guide": "dit_nano 0123abcd at step 400"},
         {"clip": False},
         {"labels": "random"},
         {"count": 9},  # classes without an image
@@ -77,6 +87,9 @@ def test_what_has_no_effect_is_no_other_protocol():
     assert protocol_hash(of(guidance=1.0)) == protocol_hash(of(guidance=1.0, guidance_channels=None))
     assert protocol_hash(of(guidance_channels=3)) == protocol_hash(of(guidance_channels=None)), "all of three"
     assert protocol_hash(of(guidance=4)) == protocol_hash(of(guidance=4.0))
+    for way in ({"guide": "x"}, {"guidance_interval": "0.28 to 2.9"}):
+        assert of(guidance=1.0, **way) == of(guidance=1.0), "guidance 1 is none"
+    assert of(guidance_interval="0 to inf") == of() and of(guidance_interval="2 to 2") == of(guidance=1.0)
     flow = [{"objective": {"kind": "flow", "schedule": "linear", "times": t}} for t in ("uniform", "logit_normal")]
     assert of(flow[0]) == of(flow[1]), "how t is distributed in training"
     none = {"model": {"num_classes": 0, "in_channels": 3}}
@@ -94,6 +107,9 @@ def test_words():
     text = "250 ancestral steps, guidance 1.5 on 2 channels, clipped, balanced labels, EMA, bfloat16"
     assert words(of(linear)) == text
     assert words(of()) == f"cosine schedule, {text}"
+    parts = {"guidance_interval": interval_words([0.28, None]), "guide": "dit_nano 0123abcd at step 400"}
+    guided = "autoguidance 1.5 by dit_nano 0123abcd at step 400 on 2 channels at sigma 0.28 to inf"
+    assert words(of(linear, **parts)) == text.replace("guidance 1.5 on 2 channels", guided)
     plain = of(linear, method="ddim", steps=1, guidance=1, clip=False, weights="live", labels="random")
     assert words(plain) == "1 ddim step, no guidance, random labels, live weights, bfloat16"
     flow, v = ({"objective": {"kind": kind, "schedule": "linear"}} for kind in ("flow", "v"))
@@ -106,13 +122,14 @@ def test_equal_words_are_equal_protocols():
     values = {
         "method": ("ancestral", "ddim"), "steps": (25, 250), "timesteps": ("even", "ddim"),
         "guidance": (1.0, 1.5, 1.5000001, 4.0), "guidance_channels": (None, 1, 2), "clip": (False, True),
+        "guidance_interval": (None, "0 to 1", "0 to 1.5"), "guide": (None, "a at step 1"),
         "labels": ("cyclic", "random"), "weights": ("ema", "live", "ema@0.99"), "precision": ("float32", "bfloat16"),
     }  # fmt: skip
     texts = {}
     for one in itertools.product(*values.values()):
         drawn = of(**dict(zip(values, one, strict=True)))
         texts.setdefault(words(drawn), set()).add(protocol_hash(drawn))
-    assert len(texts) == 2 * 2 * 2 * (1 + 3 * 3) * 2 * 2 * 3 * 2
+    assert len(texts) == 2 * 2 * 2 * (1 + 3 * 3 * 3 * 2) * 2 * 2 * 3 * 2
     assert all(len(hashes) == 1 for hashes in texts.values())
 
 

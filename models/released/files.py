@@ -1,0 +1,175 @@
+"""Files of released weights: PyTorch's and safetensors files, and folders of diffusers. Only tensors and plain data are
+read from them, never code."""
+
+import argparse
+import json
+import pickle
+import re
+import zipfile
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor
+
+from ...kernels.errors import InputError
+
+AVERAGED = "ema"  # where training files of DiT and LaMamba-Diff have the averaged weights
+LIVE = ("model", "state_dict", "module", "net")  # where training files have others
+PREFIXES = ("module.", "_orig_mod.")  # of names that DistributedDataParallel and torch.compile gave
+CONFIG = "config.json"  # of a folder of diffusers
+WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
+INDEX = "diffusion_pytorch_model.safetensors.index.json"
+
+
+class Settings:
+    """Stands for yacs' class of settings, which need not be installed: its data become a dictionary (ordered, because
+    torch fills only that one)."""
+
+    def __new__(cls) -> OrderedDict[str, Any]:  # type: ignore[misc]
+        return OrderedDict()
+
+
+# Classes in which training scripts keep their settings. Neither runs code.
+HARMLESS = [(Settings, "yacs.config.CfgNode"), argparse.Namespace]
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a file or folder has. `tensors` are those of the averaged weights if it is a training file. `settings` are
+    those of its training script or its config.json, and of a YAML file `settings_path` that belongs to it."""
+
+    path: Path
+    tensors: dict[str, Tensor]
+    weights: str  # ema, or model for a bare state dict
+    settings: dict[str, Any] = field(default_factory=dict)
+    settings_path: Path | None = None
+
+    def shape(self, name: str) -> list[int]:
+        """The shape of a tensor. Raises InputError if there is no such tensor."""
+        if name not in self.tensors:
+            raise InputError(f"{self.path} has no tensor {name}: it is incomplete, or of another model")
+        return list(self.tensors[name].shape)
+
+    def count(self, prefix: str) -> int:
+        """The number of blocks `PREFIX0.…`, `PREFIX1.…` and so on."""
+        heads = (name[len(prefix) :].split(".")[0] for name in self.tensors if name.startswith(prefix))
+        return max((int(head) for head in heads if head.isdecimal()), default=-1) + 1
+
+
+def read(path: Path, settings_path: Path | None = None) -> Source:
+    """The contents of a file of PyTorch or safetensors, or of a folder of diffusers, on the CPU.
+
+    Raises InputError if it cannot be read, if it needs code to be read, and if it has no averaged weights though it is
+    a training file.
+    """
+    if not path.exists():
+        raise InputError(f"no such file or folder: {path}")
+    extra = yaml_settings(settings_path) if settings_path is not None else {}
+    if path.is_dir():
+        tensors, own = _folder(path)
+        return Source(path, plain(tensors, path), "model", own | extra, settings_path)
+    content = _safetensors(path) if path.suffix == ".safetensors" else _torch(path)
+    if path.suffix != ".safetensors" and isinstance(content, Mapping) and AVERAGED in content:
+        own = {name: content[name] for name in ("config", "args") if name in content}
+        return Source(path, plain(content[AVERAGED], path), AVERAGED, _settings(own) | extra, settings_path)
+    if isinstance(content, Mapping) and (live := [name for name in LIVE if isinstance(content.get(name), Mapping)]):
+        raise InputError(
+            f"{path} is a training file without averaged weights ({AVERAGED}): it has {', '.join(map(str, content))}; "
+            f"if `{live[0]}` is what you want, save it alone, as a bare state dict, to a file of its own"
+        )
+    return Source(path, plain(content, path), "model", extra, settings_path)
+
+
+def plain(content: Any, path: Path) -> dict[str, Tensor]:
+    """The tensors of a state dict, float32, by their names in the network. Raises InputError for anything else."""
+    if not isinstance(content, Mapping) or not content:
+        raise InputError(f"{path} has no state dict: it has {type(content).__name__}")
+    if wrong := [name for name, value in content.items() if not isinstance(value, Tensor)]:
+        raise InputError(
+            f"{path} is no state dict, and no training file with averaged weights ({AVERAGED}): its {wrong[0]!r} is "
+            f"{type(content[wrong[0]]).__name__}"
+        )
+    names = {str(name): value for name, value in content.items()}
+    for prefix in PREFIXES:
+        if all(name.startswith(prefix) for name in names):
+            names = {name.removeprefix(prefix): value for name, value in names.items()}
+    return {name: value.float() if value.is_floating_point() else value for name, value in names.items()}
+
+
+def _torch(path: Path) -> Any:
+    try:
+        with torch.serialization.safe_globals(HARMLESS):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}") from None
+    except (pickle.UnpicklingError, EOFError, RuntimeError, ValueError, KeyError, AttributeError) as error:
+        text = str(error)
+        if code := re.search(r"GLOBAL (\S+)", text):
+            raise InputError(
+                f"{path} has {code[1]}, which only code can read, and lamabench runs no code of a file: save its state "
+                "dict alone (torch.save of tensors by name, or safetensors)"
+            ) from None
+        raise InputError(f"{path} is no file that torch.save wrote, or is damaged") from None
+
+
+def _safetensors(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path} is truncated or damaged: {error}") from None
+
+
+def _folder(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors and the settings of a folder of diffusers. A pipeline's model is in its folder `transformer`."""
+    home = path / "transformer" if (path / "transformer" / CONFIG).is_file() else path
+    if not (home / CONFIG).is_file():
+        raise InputError(f"{path} is no folder of diffusers: it has no {CONFIG}, nor transformer/{CONFIG}")
+    if (home / "record.jsonl").is_file():
+        raise InputError(f"{path} is a run of lamabench, which needs no conversion")
+    settings = json_settings(home / CONFIG)
+    if (home / INDEX).is_file():
+        parts = sorted({*json_settings(home / INDEX).get("weight_map", {}).values()})
+        return {name: tensor for part in parts for name, tensor in _safetensors(home / part).items()}, settings
+    for name in WEIGHTS:
+        if (home / name).is_file():
+            return (_safetensors if name.endswith("safetensors") else _torch)(home / name), settings
+    raise InputError(f"{home} has no weights; it should have {' or '.join(WEIGHTS)}")
+
+
+def json_settings(path: Path) -> dict[str, Any]:
+    """A JSON object in a file. Raises InputError for anything else."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is not JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path} is no JSON object")
+    return content
+
+
+def yaml_settings(path: Path) -> dict[str, Any]:
+    """A YAML mapping in a file. Raises InputError for anything else."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise InputError(f"{path} is not YAML: {str(error).splitlines()[0]}") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path} is no YAML mapping")
+    return content
+
+
+def _settings(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of a training script as plain data: sections of its `config`, and its arguments as `args`."""
+    own = dict(content.get("config") or {}) if isinstance(content.get("config"), Mapping) else {}
+    arguments = content.get("args")
+    return own | ({"args": vars(arguments)} if isinstance(arguments, argparse.Namespace) else {})
