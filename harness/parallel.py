@@ -12,6 +12,7 @@ import json
 import os
 import platform
 import signal
+import sys
 import threading
 import time
 import traceback
@@ -82,6 +83,17 @@ def everywhere(work: Callable[[], int | None], port: Path | None = None) -> int 
         import torch.distributed as dist
 
         dist.destroy_process_group()
+    return code
+
+
+def leave(code: int) -> int:
+    """The exit code, if the interpreter can end in order. After the loss of another process, this ends the process at
+    once: the end of the interpreter would free the CUDA graph of a step, whose call of NCCL never returns."""
+    if _lost:
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(code)
     return code
 
 

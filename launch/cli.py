@@ -12,7 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import NoReturn
 
-from ..harness.parallel import Lost, everywhere
+from ..harness.parallel import Lost, everywhere, leave
 from ..harness.signals import interrupting
 from ..kernels.errors import InputError
 from . import streams
@@ -166,14 +166,16 @@ def parser() -> argparse.ArgumentParser:
     encode.add_argument("--dtype", choices=("float32", "float16"), default="float32", help=help_text)
     help_text = "fetch the autoencoder from the Hugging Face hub if it is not in its cache"
     encode.add_argument("--download", action="store_true", help=help_text)
+    help_text = "of a complete cache: read every shard, and write those again whose checksum is another one"
+    encode.add_argument("--verify", action="store_true", help=help_text)
     train = add(
         "train",
         "train one model, or continue its training",
         "lamabench train model=lamamba_nano data=digits train.steps=200\n"
         "  torchrun --standalone --nproc-per-node 4 --no-python lamabench train model=dit_s_2 …    on four GPUs",
         "key=value",
-        "model=NAME, data=NAME, seed=N, and settings of the sections model, data, encoder, objective, train, backend, "
-        "run",
+        "model=NAME, data=NAME or encoder=FOLDER (latents of lamabench encode, which name their data), seed=N, and "
+        "settings of the sections model, data, encoder, objective, train, backend, run",
     )
     train.set_defaults(parser=train)
     train.add_argument("--defaults", action="store_true", help="print every setting with its value, and train nothing")
@@ -342,7 +344,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Of several processes (torchrun), the first one runs it, and the others help it to train and to sample."""
     streams.prepare()
     try:
-        return everywhere(lambda: _main(argv)) or 0
+        return leave(everywhere(lambda: _main(argv)) or 0)
     except (InputError, Lost) as error:  # of the environment, or of a process that did not come
         print(f"lamabench: error: {error}", file=sys.stderr)
         return 2 if isinstance(error, InputError) else 1

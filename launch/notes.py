@@ -16,13 +16,14 @@ from ..ablations.study import Study
 from ..harness.checks import power_name
 from ..harness.config import Config, needs_test_split
 from ..harness.data import images
+from ..harness.data.encoder import encoder
 from ..harness.data.files import few
 from ..harness.data.splits import held_out
 from ..harness.keys import config_from_dict, training_folder
 from ..harness.moments import asked_moments, reached
 from ..harness.record import read_records
 from ..harness.scoring.counts import shortage
-from ..harness.sections import HELDOUT, DataConfig
+from ..harness.sections import HELDOUT, DataConfig, EncoderConfig
 from ..harness.shards import features_of
 from ..harness.stages import missing, missing_metrics
 from ..harness.tasks import Task
@@ -89,9 +90,10 @@ def hints(study: Study, runs: Sequence[Planned]) -> Iterator[str]:
 
 
 def without_networks(runs: Sequence[Planned]) -> Iterator[str]:
-    """A line about the scores whose network has no weights on this machine. Jobs may find them on theirs."""
+    """A line about the scores whose network has no weights on this machine, and about the samples of latents whose
+    autoencoder is not there. Jobs may find them on theirs."""
     lines: dict[str, list[str]] = {}
-    for name, text in _weights(runs):
+    for name, text in (*_weights(runs), *_decoders(runs)):
         lines.setdefault(text, []).append(name)
     yield from (f"{few(names)}: {text}" for text, names in lines.items())
 
@@ -133,18 +135,37 @@ def contents(runs: Sequence[Planned], read: bool = False) -> dict[str, Content]:
     """The sets of data that runs train on or are scored against, by their declaration (`str` of a DataConfig). With
     `read`, the images of a folder that runs need and nobody has read yet are read, once for all jobs."""
     needed = {str(one) for piece in _readers(runs) if read and _reads(piece) for one in _sets(piece)}
-    configs = {str(one): one for piece in _readers(runs) for one in _sets(piece)}
-    return {label: _content(config, label in needed) for label, config in configs.items()}
+    sets = {str(one): one for piece in _readers(runs) for one in _sets(piece)}
+    return {label: _content(one, label in needed) for label, one in sets.items()}
 
 
 def _readers(runs: Sequence[Planned]) -> Iterator[Piece]:
     return (piece for piece in pieces(runs) if {"train", "evaluate"} & {*piece.task.stages})
 
 
-def _sets(piece: Piece) -> list[DataConfig]:
-    """The data of a task, and the test split that belongs to them if the task reads it."""
+class Cache(NamedTuple):
+    """A cache of latents of the images `data`, or that of their test split."""
+
+    encoder: EncoderConfig
+    data: DataConfig
+    test: bool = False
+
+
+def _sets(piece: Piece) -> list[DataConfig | Cache]:
+    """The data of a task, and the test split that belongs to them if the task reads it. Of latents, a training and a
+    held-out loss read a cache, and other scores read images, unless they have a file as a reference."""
     config = config_from_dict(piece.task.config)
-    return [config.data, *([held_out(config.data)] if needs_test_split(config) else [])]
+    if config.encoder.kind == "pixels":
+        return [config.data, *([held_out(config.data)] if needs_test_split(config) else [])]
+    heldout = "evaluate" in piece.task.stages and HELDOUT in piece.task.metrics
+    sets: list[DataConfig | Cache] = []
+    if "train" in piece.task.stages or heldout:
+        sets = [Cache(config.encoder, config.data)]
+        if heldout or config.run.heldout_every:
+            sets.append(Cache(config.encoder, config.data, True))
+    if {*piece.task.metrics} - {HELDOUT} and config.evaluate.reference is None:
+        sets += [config.data, *([held_out(config.data)] if config.evaluate.split == "test" else [])]
+    return sets
 
 
 def _reads(piece: Piece) -> bool:
@@ -152,8 +173,13 @@ def _reads(piece: Piece) -> bool:
     return bool({"train", "evaluate"} & {*piece.missing()})
 
 
-def _content(config: DataConfig, read: bool) -> Content:
+def _content(config: DataConfig | Cache, read: bool) -> Content:
     try:
+        if isinstance(config, Cache):
+            coder = encoder(config.encoder)
+            latents = coder.load(config.data)
+            latents = coder.load_held_out(config.data, latents.class_names) if config.test else latents
+            return Content(latents.fingerprint, len(latents))
         if config.kind == "folder" and not read:
             count, fingerprint = images.glance(config)
             reason = "" if fingerprint else f"{config.path} was not read yet, or changed since"
@@ -222,6 +248,17 @@ def _weights(runs: Sequence[Planned]) -> Iterator[tuple[str, str]]:
             yield run.name, text
 
 
+def _decoders(runs: Sequence[Planned]) -> Iterator[tuple[str, str]]:
+    """The runs that lack samples or want previews which nothing on this machine decodes, each with a line about it."""
+    for run in runs:
+        training = run.training is not None and run.config.run.preview_every and "train" in missing(run.training)
+        if training or any(task.kind == "samples" and "sample" in missing(task) for task in run.tasks):
+            try:
+                encoder(run.config.encoder).find_decoder()
+            except InputError as error:
+                yield run.name, str(error)
+
+
 def data(runs: Sequence[Planned], known: Mapping[str, Content]) -> Iterator[str]:
     """Data that cannot be read here, and trainings of other data."""
     yield from dict(reversed([*_others(runs, known).values()])).values()  # one line for each training
@@ -234,7 +271,8 @@ def _others(runs: Sequence[Planned], known: Mapping[str, Content]) -> dict[tuple
     others: dict[tuple[str, str], tuple[Path, str]] = {}
     for piece in _readers(runs):
         folder = piece.folder if piece.task.kind == "training" else Path(piece.task.training)
-        if (ours := known[str(DataConfig(**piece.task.config["data"]))].fingerprint) is not None:
+        sets = _sets(piece)
+        if sets and (ours := known[str(sets[0])].fingerprint) is not None:
             try:
                 checkpoint.check_data(folder, ours)
             except InputError as error:
@@ -262,15 +300,17 @@ def check(runs: Sequence[Planned], here: bool) -> None:
     for piece in _readers(runs):
         if not _reads(piece):
             continue
-        for content in (known[str(one)] for one in _sets(piece)):
-            if content.wrong:
-                raise InputError(f"{piece.run}: {content.reason}")
+        for one in _sets(piece):
+            if (content := known[str(one)]).wrong:
+                latents = piece.task.config["encoder"]["kind"] != "pixels" and isinstance(one, DataConfig)
+                hint = "; scores need the images, or evaluate.reference=FILE" if latents else ""
+                raise InputError(f"{piece.run}: {content.reason}{hint}")
         if piece.id in others:
             raise InputError(others[piece.id][1])
     for run in runs:
         for text in scoring(run, known):
             raise InputError(f"{run.name}: {text}")
-    for name, text in _weights(runs) if here else ():
+    for name, text in (*_weights(runs), *_decoders(runs)) if here else ():
         raise InputError(f"{name}: {text}")
 
 

@@ -4,7 +4,8 @@
 and decodes with the autoencoder of the cache. Samples are stored as images, because reports and scores need images.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from ..config import Config
     from ..sections import DataConfig, EncoderConfig
     from .files import Say
+    from .images import ImageData
 
 Indices = NDArray[np.int64]
 Flags = NDArray[np.bool_]
@@ -78,8 +80,12 @@ class Encoder(Protocol):
         """Some images of a set as a figure shows them, uint8 [B, C, S, S] on any device."""
         ...
 
+    def find_decoder(self) -> None:
+        """Raise InputError if what decodes images is not on this machine. Reads no weights."""
+        ...
+
     def check_decoder(self, device: str) -> None:
-        """Raise InputError if images cannot be decoded on this machine."""
+        """Raise InputError if images cannot be decoded on this machine, on the device."""
         ...
 
     def decode(self, x: Tensor) -> Tensor:
@@ -117,6 +123,9 @@ class Pixels:
 
     def pictures(self, data: Any, indices: Indices, device: str) -> Tensor:
         return data.images_at(indices)
+
+    def find_decoder(self) -> None:
+        pass
 
     def check_decoder(self, device: str) -> None:
         pass
@@ -164,8 +173,14 @@ class Latents:
         """The means, decoded: what the autoencoder keeps of the images, and the best that a network can draw."""
         return self.decode(self._scaled(data.rows("mean", indices)).to(device))
 
+    def find_decoder(self) -> None:
+        from .autoencoder import find
+
+        with self._hinted():
+            find(self._source())
+
     def check_decoder(self, device: str) -> None:
-        self._decoder(device)
+        self._decoder(str(torch.empty(0, device=device).device))  # cuda:0 for cuda, as `decode` calls it
 
     def decode(self, x: Tensor) -> Tensor:
         return self._decoder(str(x.device)).decode(x)
@@ -180,10 +195,22 @@ class Latents:
             raise InputError("encoder.path is not set; encoder=FOLDER names the cache of lamabench encode")
         return Path(self.settings.path)
 
+    def _source(self) -> str:
+        return self.settings.decoder or read_index(self._folder()).encoder.source
+
+    @contextmanager
+    def _hinted(self) -> Iterator[None]:
+        try:
+            yield
+        except InputError as error:
+            raise InputError(
+                f"images cannot be decoded: {error}; encoder.decoder=SOURCE says where the autoencoder lies"
+            ) from None
+
     def _decoder(self, device: str) -> Any:
-        settings = self.settings
-        source = settings.decoder or read_index(self._folder()).encoder.source
-        decoder = _autoencoder(source, device)
+        settings, source = self.settings, self._source()
+        with self._hinted():
+            decoder = _autoencoder(source, device)
         actual = {name: getattr(decoder, name) for name in ("identity", "scale", "shift")}
         expected = {name: getattr(settings, name) for name in actual}
         for name, value in expected.items():
@@ -227,6 +254,21 @@ def encoder(settings: "EncoderConfig") -> Encoder:
 def load(config: "Config", say: "Say | None" = None) -> DataSet:
     """The set that a training of a configuration reads, by its encoder (`Encoder.load`)."""
     return encoder(config.encoder).load(config.data, say)
+
+
+def load_images(config: "Config", data: "DataConfig", say: "Say | None" = None) -> "ImageData":
+    """The images with which samples of a configuration are compared, of `data`. Raises InputError like `load`."""
+    from .images import load
+
+    try:
+        return load(data, say)
+    except InputError as error:
+        if config.encoder.kind == "pixels":
+            raise
+        raise InputError(
+            f"{error}. Latents do not replace the images with which samples are compared: give data.path, or "
+            "evaluate.reference=FILE"
+        ) from None
 
 
 def load_held_out(config: "Config", class_names: list[str], say: "Say | None" = None) -> DataSet:

@@ -42,6 +42,12 @@ TIMES = 8
 SEED = 0  # of the noise and of the choice of images
 
 
+def times_at_once(side: int) -> int:
+    """How many timesteps are in one pass of images with this side: fewer of large images, which fill the memory, and
+    more of small ones, for which the host would start kernels too slowly."""
+    return next(many for many in (8, 4, 2, 1) if many == 1 or many * side**2 <= 64**2)
+
+
 @torch.no_grad()
 def heldout_losses(
     net: Net,
@@ -71,19 +77,20 @@ def heldout_losses(
     with parallel.agreeing() if together else nullcontext(), stopped:
         for start in starts[parallel.rank() :: parallel.size()] if together else starts:
             part = chosen[start : start + size]
-            x0, y = encoding.inputs(images, part, part.tolist(), SEED), torch.from_numpy(images.labels[part]).to(device)
-            drawn = np.empty(x0.shape, dtype=np.float32)
-            x0, row = x0.to(device), []
-            for number, time in enumerate(times):
+            clean, labels = encoding.inputs(images, part, part.tolist(), SEED), torch.from_numpy(images.labels[part])
+            drawn, row = np.empty((TIMES, *clean.shape), dtype=np.float32), []
+            for number in range(TIMES):
                 for place, image in enumerate(part.tolist()):
-                    generators.at(image * TIMES + number).standard_normal(dtype=np.float32, out=drawn[place])
-                noise = torch.tensor(drawn, device=device)
-                t = torch.full((len(part),), time, dtype=torch.float32, device=device)
+                    generators.at(image * TIMES + number).standard_normal(dtype=np.float32, out=drawn[number, place])
+            for first in range(0, TIMES, many := times_at_once(clean.shape[-1])):
+                noise = torch.tensor(drawn[first : first + many], device=device).flatten(0, 1)
+                x0 = clean.to(device).repeat(many, 1, 1, 1)
+                t = torch.tensor(times[first : first + many], device=device).repeat_interleave(len(part))
                 x_t = goal.corrupt(x0, t, noise)
                 with autocast(device, config.train.precision):
-                    out = net(x_t, t, y)
-                row.append(goal.loss(out.float(), x0, x_t, t, noise)[goal.error].double())
-            errors = torch.stack(row)
+                    out = net(x_t, t, labels.to(device).repeat(many))
+                row.append(goal.loss(out.float(), x0, x_t, t, noise)[goal.error].double().view(many, -1))
+            errors = torch.cat(row)
             sums.append((errors.sum(1).tolist(), errors.mean(0).tolist()))
             if on_batch is not None:
                 on_batch(start + len(part), len(chosen))

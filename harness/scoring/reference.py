@@ -20,6 +20,7 @@ from torch.utils.data import Subset
 
 from ...kernels.errors import InputError
 from ..config import Config
+from ..data.encoder import load_images
 from ..data.files import Say, npz_headers
 from ..data.images import load
 from ..data.items import epoch_order
@@ -282,7 +283,7 @@ def reference_of(config: Config, say: Say | None = None) -> Reference:
             return Reference(there, statistics.name, statistics.fingerprint, statistics, cache)
         assert images is not None
         data, name = images, path.stem
-    there = load(data, say)
+    there = load_images(config, data, say)
     if count is None or count == len(there):
         return Reference(there, name, there.fingerprint, cache=cache)
     if count > len(there):

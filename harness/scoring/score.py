@@ -13,7 +13,7 @@ import numpy as np
 
 from ...kernels.errors import InputError
 from ..config import Config
-from ..data.images import load
+from ..data.encoder import load_images
 from ..device import pick_device
 from ..progress import Progress
 from ..record import read_records
@@ -71,7 +71,7 @@ def _score_samples(
 ) -> Iterator[Line]:
     # The record of a score would not tell that it was computed against other images than those of the training.
     if config.evaluate.reference is None:
-        check_data(training, load(config.data, progress.say).fingerprint)
+        check_data(training, load_images(config, config.data, progress.say).fingerprint)
     rows = [one.flat() for one in read_records(folder / "record.jsonl") if one.kind == "sample"]
     names = ("checkpoint_step", "weights", "weights_error", "images_seen", "training_flops", "training_seconds")
     facts = {name: rows[-1][name] for name in names} if rows else {}

@@ -25,14 +25,20 @@ class Diverged(RuntimeError):
     """The loss or the gradient is no longer finite."""
 
 
+_unfreed: list[TrainStep] = []  # until the process ends
+
+
 @contextmanager
 def freeing(step: TrainStep) -> Iterator[None]:
-    """Free the CUDA graph of a step at the end of the block. It stays after an error that may come from the loss of a
-    process, because a call of NCCL in it then never returns."""
+    """Free the CUDA graph of a step at the end of the block. It stays, and the step with it, after an error that may
+    come from the loss of a process, because a call of NCCL in it then never returns (`parallel.leave`)."""
     try:
         yield
     except (Diverged, InputError, signals.Stopped):
         step.close()
+        raise
+    except BaseException:
+        _unfreed.append(step)
         raise
     step.close()
 

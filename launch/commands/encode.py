@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
         raise InputError("encode needs the folder of the cache: --to FOLDER")
     config, begin = compose([*ANY_SIZE, *words])[0], time.monotonic()
     with signals.noted():
-        index = encode(config, sources[0], args.to, Progress(), args.dtype, args.download)
+        index = encode(config, sources[0], args.to, Progress(), args.dtype, args.download, args.verify)
     facts = {**asdict(replace(index, shards=[])), "shards": len(index.shards)}
     facts["seconds"] = round(time.monotonic() - begin, 3)
     print(json.dumps(facts, indent=1) if args.json else "\n".join(_lines(args.to, index, facts["seconds"])))

@@ -8,10 +8,10 @@ import signal
 import numpy as np
 import pytest
 import torch
-from lamabench.harness import encoding, signals
+from lamabench.harness import encoding, latent_shards, signals
 from lamabench.harness.config import Config
 from lamabench.harness.data import autoencoder, images, latents
-from lamabench.harness.data.latents import LatentFiles
+from lamabench.harness.data.files import sha256
 from lamabench.harness.progress import Progress, Quiet
 from lamabench.kernels.errors import InputError
 from lamabench.launch.compose import compose
@@ -33,7 +33,7 @@ def place(tmp_path_factory):
     save_kl(folder / "scaled", scaling_factor=0.5)
     save_tiny(folder / "tiny")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(encoding, "SHARD", 100)
+        patch.setattr(latent_shards, "SHARD", 100)
         encode(folder / "kl", folder / "cache")
     yield folder
     torch.set_num_threads(threads)
@@ -41,7 +41,7 @@ def place(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch):
-    monkeypatch.setattr(encoding, "SHARD", 100)
+    monkeypatch.setattr(latent_shards, "SHARD", 100)
 
 
 def config(*words) -> Config:
@@ -56,22 +56,25 @@ def content(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
 
+def tensors_of(folder):
+    """The tensors of a whole cache, by safetensors alone."""
+    shards = [load_file(path) for path in sorted(folder.glob("*.safetensors"))]
+    return {name: torch.cat([shard[name] for shard in shards]) for name in shards[0]}
+
+
 def test_a_cache_has_what_diffusers_gives(place):
     net = save_kl(place / "again")
     data = images.load(config().data)
     pixels = torch.stack([data.image(i) for i in range(len(data))])
-    cache = LatentFiles(place / "cache")
-    everything = np.arange(320)
-    for mirrored in (False, True):
-        x = pixels.flip(-1) if mirrored else pixels
+    tensors = tensors_of(place / "cache")
+    for x, end in ((pixels, ""), (pixels.flip(-1), "_mirrored")):
         with torch.no_grad():
             posterior = net.encode(x.double().div(127.5).sub(1).float()).latent_dist
-        sides = np.full(320, mirrored)
-        assert torch.allclose(cache.rows("mean", everything, sides), posterior.mean, atol=1e-5)
-        assert torch.allclose(cache.rows("logvar", everything, sides), posterior.logvar, atol=1e-5)
-    plain, mirrored = (cache.rows("mean", everything, np.full(320, side)) for side in (False, True))
-    assert not torch.allclose(plain.flip(-1), mirrored, atol=1e-3)  # which is why there are two encodings
-    assert cache.labels().tolist() == data.labels.tolist()
+        assert torch.allclose(tensors[f"mean{end}"], posterior.mean, atol=1e-5)
+        assert torch.allclose(tensors[f"logvar{end}"], posterior.logvar, atol=1e-5)
+    # A mirrored latent is not the latent of the mirrored image, which is why there are two encodings.
+    assert not torch.allclose(tensors["mean"].flip(-1), tensors["mean_mirrored"], atol=1e-3)
+    assert tensors["labels"].tolist() == data.labels.tolist()
 
 
 def test_the_index_says_what_was_encoded(place):
@@ -89,7 +92,7 @@ def test_the_index_says_what_was_encoded(place):
     files = sorted(path.name for path in (place / "cache").iterdir())
     assert files == [*(shard["file"] for shard in index["shards"]), "index.json"]  # and nothing half-written
     for shard in index["shards"]:
-        assert encoding.sha256(place / "cache" / shard["file"]) == shard["sha256"]
+        assert sha256(place / "cache" / shard["file"]) == shard["sha256"]
 
 
 def test_an_autoencoder_without_variances_gives_means_alone(place, tmp_path):
@@ -127,7 +130,7 @@ def test_a_killed_encoding_continues(place, tmp_path, case):
     whole = [path.name for path in target.glob("*.safetensors")]
     if case != "after the index":
         with pytest.raises(InputError, match=r"has no index.json"):
-            LatentFiles(target)
+            latents.read_index(target)
     with pytest.MonkeyPatch.context() as patch:
         parts = []
         plain = encoding.batches
@@ -201,6 +204,19 @@ def test_a_damaged_shard_is_written_again(place, tmp_path, damage):
     assert times == {path.name: path.stat().st_mtime_ns for path in target.glob("*.safetensors") if path != file}
 
 
+def test_a_changed_byte_is_seen_by_its_checksum(place, tmp_path):
+    target = tmp_path / "cache"
+    shutil.copytree(place / "cache", target)
+    file = target / "00000100-00000200.safetensors"
+    changed = bytearray(file.read_bytes())
+    changed[-1000] ^= 1
+    file.write_bytes(changed)
+    encode(place / "kl", target)
+    assert file.read_bytes() == changed  # which only a look at every byte shows
+    encode(place / "kl", target, verify=True)
+    assert content(target) == content(place / "cache")
+
+
 def test_a_complete_cache_is_left_alone(place, monkeypatch):
     before = content(place / "cache")
     monkeypatch.setattr(autoencoder.Autoencoder, "encode", None)
@@ -239,7 +255,7 @@ def test_a_cache_of_something_else_is_refused(place, tmp_path, case, complete):
 
 def test_another_device_does_not_continue_it(place, tmp_path):
     """Its latents would differ by rounding."""
-    encoding._begin(tmp_path, {**request_of(place), "device": "cuda"}, None)
+    latent_shards.prepare(tmp_path, {**request_of(place), "device": "cuda"}, None)
     with pytest.raises(InputError, match="latents with device cuda, not cpu"):
         encode(place / "kl", tmp_path)
 
@@ -271,8 +287,8 @@ def test_the_room_is_that_of_the_files(place):
     """The bytes that are checked beforehand are those of the shards, but for their headers."""
     index = latents.read_index(place / "cache")
     size = sum(path.stat().st_size for path in (place / "cache").glob("*.safetensors"))
-    assert 0 <= size - 320 * encoding.image_bytes(index) < 4 * 600
-    assert encoding.image_bytes(index) == 4 * 4 * 4 * 4 * 4 + 8  # four tensors, 4 × 4 × 4, float32, and a label
+    assert 0 <= size - 320 * latent_shards.image_bytes(index) < 4 * 600
+    assert latent_shards.image_bytes(index) == 4 * 4 * 4 * 4 * 4 + 8  # four tensors, 4 × 4 × 4, float32, and a label
 
 
 def test_latents_that_are_not_finite_are_no_cache(place, tmp_path):
@@ -292,5 +308,5 @@ def test_float16_rounds_by_more_than_narrow_posteriors_vary(capsys):
     error, noise = encoding.rounding(mean, logvar, "float16")
     assert error == pytest.approx(2**-8 / 12**0.5, rel=0.02) and noise == pytest.approx(np.exp(-8.5))
     assert error > 5 * noise and encoding.rounding(mean, logvar, "float32")[0] < noise / 100
-    encoding._say_rounding({"mean": mean, "logvar": logvar}, "float16", Progress())
+    encoding.say_rounding({"mean": mean, "logvar": logvar}, "float16", Progress())
     assert "float16 rounds the means by 0.0011" in capsys.readouterr().err

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from bad_encodings import ENCODE
 from bad_inputs import TABLE
 from bad_rows import BASE, STUDY, Bad
 from bad_samples import FOREIGN, SAMPLES
@@ -65,7 +66,7 @@ SCORES = [
         ("reference=float.npz", r"evaluate\.reference float\.npz has no moments"),
     )
 ]
-ROWS = [*TABLE, *DAMAGED, *PIPES, *SCORES, *SAMPLES, *FOREIGN]
+ROWS = [*TABLE, *DAMAGED, *PIPES, *SCORES, *SAMPLES, *FOREIGN, *ENCODE]
 
 
 @pytest.fixture(scope="module")

@@ -170,4 +170,4 @@ def test_damage_is_one_line(tmp_path):
         path.write_text(content, encoding="utf-8")
         refused(text)
     path.unlink()
-    refused("is no complete cache of latents, because it has no index.json")
+    refused("is no complete cache of latents: it has no index.json")

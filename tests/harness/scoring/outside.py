@@ -19,7 +19,7 @@ def features(images, device="cpu", size=50):
     for start in range(0, len(images), size):
         x = torch.tensor(images[start : start + size], device=device).permute(0, 3, 1, 2).float()
         x = torch.nn.functional.interpolate(x, size=224, mode="bilinear", antialias=True)
-        with torch.no_grad(), torch.backends.cudnn.flags(allow_tf32=False):
+        with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
             parts.append(net.forward_features((x - 127) / 128).mean((2, 3)).double().cpu().numpy())
     return np.concatenate(parts)
 
