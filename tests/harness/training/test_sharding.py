@@ -22,6 +22,7 @@ from trainings import FAMILIES, make
         ("lamamba", ["encoder.0.blocks.0", "encoder.1.blocks.0", "encoder.2.blocks.0", "middle.0",
                      "decoder.0.blocks.0", "decoder.0.blocks.1", "decoder.1.blocks.0", "decoder.1.blocks.1",
                      "decoder.2.blocks.0", "decoder.2.blocks.1"]),
+        ("uvit", ["in_blocks.0", "mid_block", "out_blocks.0"]),
         ("adm", [*(f"input_blocks.{i}" for i in range(4)), "middle_block", *(f"output_blocks.{i}" for i in range(4))]),
     ],
 )  # fmt: skip
