@@ -298,8 +298,8 @@ def from_reference(state_dict: Mapping[str, Tensor], config: DiTConfig) -> DiT:
 
 
 PAPER = "arXiv 2212.09748, table 1 and section 4"
-LIGHTNING = "arXiv 2501.01423 and its released configurations, which leave out QK-norm; latents of VA-VAE f16d32"
-MODERN = "ours: sizes of arXiv 2212.09748, the block of 2501.01423 with QK-norm"
+LIGHTNING = "arXiv 2501.01423, released configurations (no QK-norm; latents of VA-VAE f16d32)"
+MODERN = "ours: sizes of arXiv 2212.09748, block of 2501.01423 with QK-norm"
 
 
 def _preset(name: str, title: str, patch: int, width: int, depth: int, heads: int) -> Preset:

@@ -21,7 +21,9 @@ from lamabench.launch.plan import pieces, plan
 from lamabench.models.registry import build
 from omegaconf import OmegaConf
 
-QUESTIONS = ["block_mix", "d_state", "guidance", "lr", "resolution", "scale", "scan", "unet", "window"]
+QUESTIONS = [
+    "block_mix", "d_state", "dit_block", "guidance", "lr", "resolution", "rivals", "scale", "scan", "unet", "window",
+]  # fmt: skip
 
 
 def write(tmp_path, **data):

@@ -25,7 +25,9 @@ LAMAMBA = LaMambaConfig(
 DIT = DiTConfig(input_size=8, in_channels=1, num_classes=10, patch_size=2, hidden_size=16, depth=1, num_heads=2)
 ADM = replace(preset("unet_nano").config, input_size=8)
 UVIT = UViTConfig(input_size=8, in_channels=1, num_classes=10, patch_size=2, hidden_size=16, depth=3, num_heads=2)
-FAMILIES = {"lamamba": LAMAMBA, "dit": DIT, "adm": ADM, "uvit": UVIT}
+MODERN = replace(DIT, qk_norm=True, rope=True, swiglu=True, rms_norm=True)
+FAMILIES = {"lamamba": LAMAMBA, "dit": DIT, "adm": ADM}
+EVERY = {**FAMILIES, "uvit": UVIT, "modern": MODERN}  # those of the tests that need no training on the CPU
 
 
 def make(model: Any = DIT, steps: int = 6, log_every: int = 2, checkpoint_every: int = 2, **settings: Any) -> Config:
