@@ -92,7 +92,12 @@ class Family:
 
 
 # The modules that register the families of the suite. They are imported when the registry is first used.
-MODULES = ("lamabench.models.lamamba", "lamabench.baselines.dit", "lamabench.baselines.adm")
+MODULES = (
+    "lamabench.models.lamamba",
+    "lamabench.baselines.dit",
+    "lamabench.baselines.adm",
+    "lamabench.baselines.uvit",
+)
 _FAMILIES: dict[str, Family] = {}
 _REGISTERED: list[str] = []
 

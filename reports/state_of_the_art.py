@@ -22,7 +22,8 @@ METRICS = {
 CONVENTIONS = {
     "macs": "MACs", "macs+norms": "MACs, norms", "macs+norms+scans": "MACs, norms, scans", "printed": "not stated",
 }  # fmt: skip
-FAMILIES = {"adm": "macs", "dit": "macs+norms", "lamamba": "macs+norms+scans"}  # the rule of a family's paper
+# The rule of a family's paper. U-ViT's does not state one; ours for it is that of ADM.
+FAMILIES = {"adm": "macs", "dit": "macs+norms", "lamamba": "macs+norms+scans", "uvit": "macs"}
 PRINTED = (
     "Printed: what the paper prints as Gflops, or what it would print for a model of these runs: multiply-adds of one "
     "forward pass of one image, and by some papers other operations. MACs: multiply-adds and nothing else."

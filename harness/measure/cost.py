@@ -38,6 +38,8 @@ from .timing import first_line
 PARTS = ("ssm", "scan", "attention", "mlp", "conditioning", "rest")
 # Operations per element of a normalisation with and without affine parameters, by fvcore's rule.
 AFFINE_OPS, PLAIN_OPS = 5, 4
+# Of an RMSNorm with and without a weight, for which fvcore has no rule: square, sum, factor, weight.
+AFFINE_RMS_OPS, PLAIN_RMS_OPS = 4, 3
 SILENT_MODULES = (
     nn.SiLU, nn.GELU, nn.ReLU, nn.Sigmoid, nn.Tanh, nn.Identity, nn.Embedding, nn.AvgPool2d, nn.Upsample, nn.Dropout,
 )  # fmt: skip
@@ -106,6 +108,7 @@ SILENT_OPERATORS = frozenset(
 )
 # Of such operators, in a trace by torch.jit.
 COMPOSITE = frozenset({"chunk", "expand_as", "flatten", "pad", "repeat_interleave", "unflatten"})
+RMS_STEPS = frozenset(f"aten::{name}" for name in ("pow", "mean", "add_", "rsqrt", "mul"))  # of torch's RMSNorm
 
 
 def cost(config: Any) -> Cost:
@@ -228,6 +231,9 @@ class Count(TorchDispatchMode):
             name = ("affine_" if affine else "plain_") + ("norm" if isinstance(module, nn.LayerNorm) else "group_norm")
             asked[name] += output.numel()
             part.flops += output.numel() * (AFFINE_OPS if affine else PLAIN_OPS)
+        if isinstance(module, nn.RMSNorm):
+            asked["rms_norm"] += output.numel() // output.shape[-1]
+            part.flops += output.numel() * (PLAIN_RMS_OPS if module.weight is None else AFFINE_RMS_OPS)
         operations, elements = _own(module, "own_scan_operations", inputs), _own(module, "own_normalised", inputs)
         asked["scan"] += operations or 0
         self.parts["scan"].flops += operations or 0
@@ -243,7 +249,7 @@ class Count(TorchDispatchMode):
             return output.numel() * module.in_features
         if isinstance(module, nn.Conv1d | nn.Conv2d):
             return output.numel() * module.weight[0].numel()
-        silent = isinstance(module, (nn.LayerNorm, nn.GroupNorm, Backbone, *SILENT_MODULES))
+        silent = isinstance(module, (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, Backbone, *SILENT_MODULES))
         parameters, children = module.parameters(recurse=False), module.children()
         if not silent and (any(True for _ in parameters) or not any(True for _ in children)):
             raise InputError(
@@ -266,6 +272,8 @@ class Count(TorchDispatchMode):
             watched["plain_norm" if args[2] is None else "affine_norm"] += args[0].numel()
         elif name == "aten::native_group_norm":
             watched["plain_group_norm" if args[1] is None else "affine_group_norm"] += args[0].numel()
+        elif isinstance(module, nn.RMSNorm) and name in RMS_STEPS:
+            watched["rms_norm"] += args[0].numel() if name == "aten::rsqrt" else 0  # a root for each normalised vector
         elif not name.startswith("aten::") or name.removeprefix("aten::") not in SILENT_OPERATORS:
             if not callable(getattr(module, "own_macs", None)):
                 raise InputError(

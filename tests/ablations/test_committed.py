@@ -109,6 +109,13 @@ def test_the_scans_differ_in_paths_alone():
     assert cost_of(models["unidirectional"]).params < cost_of(models["bidirectional"]).params < four[0].params
 
 
+def test_a_modern_block_costs_what_a_plain_one_does():
+    models = {run.variant: run.config.model for run in planned("dit_block")}
+    plain, *others = (cost_of(models[arm]) for arm in models)
+    assert len(others) == 6 and all(one.macs == plain.macs for one in others)
+    assert all(one.params == pytest.approx(plain.params, rel=1e-3) for one in others)
+
+
 def test_plan_prints_answer_and_budget(capsys, tmp_path):
     assert main(["sweep", "plan", "guidance", f"run.root={tmp_path}"]) == 0
     study, out = load("guidance"), capsys.readouterr().out

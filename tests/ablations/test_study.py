@@ -23,17 +23,9 @@ from latents_of_a_study import NEEDED
 from omegaconf import OmegaConf
 
 QUESTIONS = [
-    "block_mix",
-    "d_state",
-    "guidance",
-    "guidance_latents",
-    "lr",
-    "resolution",
-    "scale",
-    "scan",
-    "unet",
-    "window",
-]
+    "block_mix", "d_state", "dit_block", "guidance", "guidance_latents", "lr", "resolution", "rivals", "scale", "scan",
+    "unet", "window",
+]  # fmt: skip
 
 
 def write(tmp_path, **data):

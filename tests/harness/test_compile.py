@@ -10,6 +10,8 @@ import torch
 from lamabench.baselines.adm import ADMConfig, Layers, ResBlock
 from lamabench.baselines.dit import Block as DiTBlock
 from lamabench.baselines.dit import DiTConfig
+from lamabench.baselines.uvit import Block as UViTBlock
+from lamabench.baselines.uvit import UViTConfig
 from lamabench.harness.device import compiled
 from lamabench.kernels import OPERATORS
 from lamabench.kernels.operator import Operator
@@ -28,10 +30,12 @@ CONFIGS: dict[str, Any] = {
     "lamamba": BLOCK,
     "lamamba-unet": replace(BLOCK, layout="unet", depths=[1, 1, 1], bottleneck_depth=0, skip="concat", mixers=["none"]),
     "dit": DiTConfig(4, 1, 3, patch_size=2, hidden_size=16, depth=1, num_heads=2),
+    "modern": DiTConfig(4, 1, 3, 2, 16, 1, 2, qk_norm=True, rope=True, swiglu=True, rms_norm=True),
+    "uvit": UViTConfig(4, 1, 3, patch_size=2, hidden_size=16, depth=3, num_heads=2),
     # 64 channels, because with one channel per group the gradient of some biases is only rounding noise.
     "adm": ADMConfig(4, 1, 3, 64, 1, [1, 1], [], num_head_channels=16, null_class=True),
 }
-BLOCKS = (LaMambaBlock, DiTBlock, Layers, ResBlock)
+BLOCKS = (LaMambaBlock, DiTBlock, UViTBlock, Layers, ResBlock)
 
 
 class Graphs:

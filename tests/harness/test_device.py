@@ -47,7 +47,7 @@ def test_other_devices_are_one_line(monkeypatch, request_, count, message):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["lamamba_nano", "dit_nano", "unet_nano"])
+@pytest.mark.parametrize("name", ["lamamba_nano", "dit_nano", "dit_modern_nano", "unet_nano", "uvit_nano"])
 def test_rounded_weights_give_the_same_bits(name):
     model = preset(name).config
     torch.manual_seed(0)

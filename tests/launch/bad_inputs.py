@@ -63,6 +63,13 @@ TRAIN = [
     Bad(train("seed=x"), "seed"),
     Bad(train("model.depht=1"), "did you mean 'depth'"),
     Bad(train("model.num_heads=5"), "num_heads 5"),
+    Bad(
+        train("model.rope=true", "model.num_heads=16"),
+        "model.rope needs heads of a multiple of 4 channels, not 6: change",
+    ),
+    Bad(train("model.rope=2d"), r"model\.rope"),
+    Bad(["train", "model=uvit_nano", "data=digits", "model.depth=4"], "model.depth must be odd, .* U-ViT, not 4"),
+    Bad(["train", "model=uvit", "data=digits"], r"unknown model 'uvit'"),
     Bad(train("model.dropout=1"), "model.dropout must be at least 0 and below 1, not 1"),
     Bad(train("model.dropout=nan"), "model.dropout must be"),
     Bad(train("model.input_size=16"), "does not fit data.size 8"),

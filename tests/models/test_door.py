@@ -33,13 +33,19 @@ def test_importing_models_imports_nothing_else():
 
 def test_list_models():
     assert list_models() == list(presets())
-    assert list_models("*_nano") == ["lamamba_nano", "dit_nano", "unet_nano"]
+    assert list_models("*_nano") == ["lamamba_nano", "dit_nano", "dit_modern_nano", "unet_nano", "uvit_nano"]
     assert list_models("vit*") == []
 
 
 @pytest.mark.parametrize(
     ("name", "field", "value"),
-    [("lamamba_nano", "d_state", 4), ("dit_nano", "depth", 1), ("unet_nano", "num_heads", 2)],
+    [
+        ("lamamba_nano", "d_state", 4),
+        ("dit_nano", "depth", 1),
+        ("dit_nano", "rope", True),
+        ("unet_nano", "num_heads", 2),
+        ("uvit_nano", "depth", 3),
+    ],
 )
 def test_create_model_is_the_preset_with_changed_fields(name, field, value):
     torch.manual_seed(3)
@@ -71,7 +77,7 @@ def test_errors_are_one_line(call, message):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["lamamba_nano", "dit_nano", "unet_nano"])
+@pytest.mark.parametrize("name", list_models("*_nano"))
 def test_out_channels_sets_the_head(name):
     x, t, y = torch.randn(2, 1, 16, 16), torch.tensor([0.0, 998.5]), torch.tensor([1, 2])
     plain, three = create_model(name), create_model(name, out_channels=3)

@@ -13,7 +13,9 @@ from lamabench.models.layers import dropout
 from lamabench.models.registry import Backbone, build, describe, preset
 from torch import Tensor, nn
 
-PRESETS = {"lamamba": "lamamba_nano", "dit": "dit_nano", "adm": "unet_nano"}
+PRESETS = {
+    "lamamba": "lamamba_nano", "dit": "dit_nano", "modern": "dit_modern_nano", "adm": "unet_nano", "uvit": "uvit_nano",
+}  # fmt: skip
 
 
 def config(family: str, probability: float) -> Any:
@@ -66,6 +68,8 @@ def test_without_it_nothing_is_drawn_and_no_key_changes(family):
     ("family", "count"),
     [
         ("dit", 4 * 3),  # in each of four blocks after attention and after both layers of the MLP
+        ("modern", 4 * 3),
+        ("uvit", 5 * 3),
         ("lamamba", 10 * 4),  # in each of ten blocks after the scan, attention and both layers of the MLP
         ("adm", 2 + 2 + 4),  # the ResBlocks of the encoder, the middle and the decoder
     ],

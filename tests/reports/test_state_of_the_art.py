@@ -31,7 +31,7 @@ def test_every_published_row_is_there_as_its_paper_prints_it(tmp_path: Path) -> 
     write(tmp_path, "dit", [cost()], model=MODEL)
     (table,) = state_of_the_art(Evidence(read([tmp_path])), 256)
     rows, expected = parsed(table.csv()), yaml.safe_load(FILE.read_text())["imagenet_256"]
-    assert len(rows) == len(expected) == 14
+    assert len(rows) == len(expected) == 17
     for entry in expected:
         guidance = entry.get("guidance", "none") + (f", {entry['guidance_scale']}" if "guidance_scale" in entry else "")
         (row,) = (row for row in rows if (row["label"], row["guidance"]) == (entry["model"], guidance))
@@ -51,7 +51,7 @@ def test_every_published_row_is_there_as_its_paper_prints_it(tmp_path: Path) -> 
     assert table.caption.endswith("None of these runs has a FID of that kind.")
     assert next(row["FID"] for row in people if row["Model"] == "DiT-XL/2") == "9.62"
     unchecked = [row["Model"] for row in people if row["Source"].endswith("\\*")]
-    assert unchecked == ["U-ViT-H/2", "DiM-H", "DiS-H/2"]  # their guidance was written from memory
+    assert unchecked == ["U-ViT-L/2", "U-ViT-H/2", "DiM-H", "DiS-H/2"]  # from memory, or from tables of other papers
     assert any("not compared with the source" in note for note in table.notes)
 
 
@@ -61,13 +61,13 @@ def test_scores_of_the_same_metric_stand_between(tmp_path: Path) -> None:
     (table,) = state_of_the_art(Evidence(read([tmp_path])), 256)
     rows = markdown(table.markdown())
     place = next(place for place, row in enumerate(rows) if row["Model"] == "DiT-Mine")
-    assert (rows[place - 1]["Model"], rows[place + 1]["Model"]) == ("LDM-4-G", "U-ViT-H/2")  # 3.60 and 2.29
+    assert (rows[place - 1]["Model"], rows[place + 1]["Model"]) == ("U-ViT-L/2", "U-ViT-H/2")  # 3.40 and 2.29
     row = rows[place]
     assert row["FID"] == "3.00 ± 0.25"  # t(0.975, 2) · 0.1 / √3 = 0.248
     assert (row["From"], row["Seeds"], row["Guidance"]) == ("these runs", "3", "classifier-free, 1.5 on 3 channels")
     assert (row["MACs (G)"], row["What is printed"], row["Source"]) == ("0.5000", "MACs, norms", "study demo")
     assert (row["sFID"], row["IS"], row["Precision"]) == ("5.50 ± 0.00", "240.00 ± 0.00", "0.80 ± 0.00")
-    assert len(rows) == 15 and "**" not in table.markdown() and table.caption.endswith("and of these runs.")
+    assert len(rows) == 18 and "**" not in table.markdown() and table.caption.endswith("and of these runs.")
     assert any(note.startswith("Samples: 50 ddim steps, guidance 1.5 on 3 channels") for note in table.notes)
 
 
@@ -84,7 +84,7 @@ def test_scores_of_the_same_metric_stand_between(tmp_path: Path) -> None:
 def test_no_other_score_does(edit: Line, tmp_path: Path) -> None:
     write(tmp_path, "dit", [cost(), trained(), {**scored(3.0), **FID, **edit}], model=MODEL)
     (table,) = state_of_the_art(Evidence(read([tmp_path])), 256)
-    assert {row["origin"] for row in table.rows} == {"paper"} and len(table.rows) == 14
+    assert {row["origin"] for row in table.rows} == {"paper"} and len(table.rows) == 17
 
 
 def test_models_that_do_not_know_the_class_are_apart(tmp_path: Path) -> None:
@@ -94,7 +94,7 @@ def test_models_that_do_not_know_the_class_are_apart(tmp_path: Path) -> None:
     mine.write_text("imagenet_256: [{model: Theirs, source: draft, fid: 25.5, conditional: false, checked: false}]")
     evidence = Evidence(read([tmp_path / "runs"]), published=published.read(mine))
     conditional, apart = state_of_the_art(evidence, 256)
-    assert {row["origin"] for row in conditional.rows} == {"paper"} and len(conditional.rows) == 14
+    assert {row["origin"] for row in conditional.rows} == {"paper"} and len(conditional.rows) == 17
     assert apart.name == "state_of_the_art_256_unconditional" and apart.caption.startswith("Unconditional models")
     rows = markdown(apart.markdown())
     assert [(row["Model"], row["FID"], row["Source"]) for row in rows] == [
@@ -109,7 +109,7 @@ def test_other_data_have_no_such_table(tmp_path: Path) -> None:
         (table,) = state_of_the_art(Evidence(read([tmp_path])), side)
         assert (table.name, table.rows) == (f"state_of_the_art_{side}", [])
     write(tmp_path, "big", [cost()], model={"num_classes": 1000, "input_size": 64})
-    assert [len(state_of_the_art(Evidence(read([tmp_path])), side)[0].rows) for side in (256, 512)] == [0, 11]
+    assert [len(state_of_the_art(Evidence(read([tmp_path])), side)[0].rows) for side in (256, 512)] == [0, 12]
 
 
 def test_weights_of_different_steps_are_never_averaged(tmp_path: Path) -> None:

@@ -134,6 +134,8 @@ def test_the_floor_is_that_of_whole_models(factor, state, plant):
     ("name", "calls"),
     [
         ("dit_nano", {"attention": 1}),
+        ("dit_modern_nano", {"attention": 1}),
+        ("uvit_nano", {"attention": 1}),
         # Two levels, of 8 × 8 and 4 × 4 tokens. Windows are shifted only on the larger level.
         ("lamamba_nano", {"depthwise_conv": 2, "selective_scan": 2, "gated_norm": 2, "window_attention": 3}),
         ("unet_nano", {"attention": 1}),

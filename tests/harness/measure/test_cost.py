@@ -156,6 +156,8 @@ def test_fvcore_counts_the_same_products():
     ("name", "skips"),
     [
         ("dit_nano", {"scaled_dot_product_attention": 4}),
+        ("dit_modern_nano", {"rms_norm": 17, "scaled_dot_product_attention": 4}),
+        ("uvit_nano", {"scaled_dot_product_attention": 5}),
         ("lamamba_nano", {"scaled_dot_product_attention": 10, "selective_scan": 10}),
     ],
 )

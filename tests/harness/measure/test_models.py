@@ -8,6 +8,7 @@ import pytest
 import torch
 from lamabench.baselines.adm import ADMConfig
 from lamabench.baselines.dit import DiT
+from lamabench.baselines.uvit import UViTConfig
 from lamabench.harness import device
 from lamabench.harness.diffusion.gaussian import DDPM
 from lamabench.harness.measure import check, models
@@ -240,8 +241,10 @@ def test_bad_input_is_an_error_before_anything_is_measured(settings, message):
         next(rows_of(make(**settings)))
 
 
-SMALL = {  # one or two blocks, because each is compiled six times
+SMALL = {  # one to three blocks, because each is compiled six times
     "dit": DIT,
+    "modern": replace(DIT, depth=1, qk_norm=True, rope=True, swiglu=True, rms_norm=True),
+    "uvit": UViTConfig(8, 1, 10, patch_size=2, hidden_size=16, depth=3, num_heads=2),
     "lamamba": replace(NANO, layout="isotropic", depths=[1]),
     "adm": ADMConfig(8, 1, 10, 64, 1, [1, 1], [], num_head_channels=16, null_class=True),
 }

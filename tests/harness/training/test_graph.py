@@ -21,7 +21,7 @@ from lamabench.harness.training.checkpoint import files, load
 from lamabench.harness.training.graph import WARM_UP, NotCaptured, WholeStep
 from lamabench.harness.training.steps import Diverged, freeing
 from lamabench.kernels.errors import InputError
-from trainings import DIT, FAMILIES, make, metrics, tensors, trained
+from trainings import DIT, EVERY, make, metrics, tensors, trained
 
 
 def test_auto_is_whole_step_on_a_gpu_and_eager_elsewhere():
@@ -49,10 +49,10 @@ def on_gpu(model, steps=12, micro_batch=None, **settings):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("micro_batch", [None, 2])
-@pytest.mark.parametrize("family", [*FAMILIES, "dropout"])
+@pytest.mark.parametrize("family", [*EVERY, "dropout"])
 def test_replays_are_the_same_training(family, micro_batch, tmp_path):
     """Every loss and, at the end, weights, averages and moments are those of the compiled step without a graph."""
-    model = FAMILIES.get(family, replace(DIT, dropout=0.2))
+    model = EVERY.get(family, replace(DIT, dropout=0.2))
     plain = trained(tmp_path / "plain", on_gpu(model, micro_batch=micro_batch, compile="compile", clip=0.5, warmup=8))
     whole = trained(tmp_path / "whole", on_gpu(model, micro_batch=micro_batch, compile="auto", clip=0.5, warmup=8))
     losses = [[line["loss"] for line in metrics(folder)] for folder in (plain, whole)]

@@ -12,21 +12,23 @@ from lamabench.harness.training.ema import EMA
 from lamabench.kernels.errors import InputError
 from lamabench.models.registry import build
 from torch.distributed import HashStore  # pyright: ignore[reportPrivateImportUsage]
-from trainings import FAMILIES, make
+from trainings import EVERY, FAMILIES, make
 
 
 @pytest.mark.parametrize(
     ("family", "names"),
     [
         ("dit", ["blocks.0"]),
+        ("modern", ["blocks.0"]),
         ("lamamba", ["encoder.0.blocks.0", "encoder.1.blocks.0", "encoder.2.blocks.0", "middle.0",
                      "decoder.0.blocks.0", "decoder.0.blocks.1", "decoder.1.blocks.0", "decoder.1.blocks.1",
                      "decoder.2.blocks.0", "decoder.2.blocks.1"]),
+        ("uvit", ["in_blocks.0", "mid_block", "out_blocks.0"]),
         ("adm", [*(f"input_blocks.{i}" for i in range(4)), "middle_block", *(f"output_blocks.{i}" for i in range(4))]),
     ],
 )  # fmt: skip
 def test_groups_are_the_blocks_that_a_network_runs(family, names):
-    net = build(FAMILIES[family])
+    net = build(EVERY[family])
     modules = dict(net.named_modules())
     assert sharding.blocks(net) == [modules[name] for name in names]
     assert "run_block" not in vars(net)

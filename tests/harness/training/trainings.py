@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from lamabench.baselines.dit import DiTConfig
+from lamabench.baselines.uvit import UViTConfig
 from lamabench.harness.config import Config
 from lamabench.harness.disk import append, read_lines
 from lamabench.harness.progress import Progress
@@ -23,7 +24,10 @@ LAMAMBA = LaMambaConfig(
 )  # fmt: skip
 DIT = DiTConfig(input_size=8, in_channels=1, num_classes=10, patch_size=2, hidden_size=16, depth=1, num_heads=2)
 ADM = replace(preset("unet_nano").config, input_size=8)
+UVIT = UViTConfig(input_size=8, in_channels=1, num_classes=10, patch_size=2, hidden_size=16, depth=3, num_heads=2)
+MODERN = replace(DIT, qk_norm=True, rope=True, swiglu=True, rms_norm=True)
 FAMILIES = {"lamamba": LAMAMBA, "dit": DIT, "adm": ADM}
+EVERY = {**FAMILIES, "uvit": UVIT, "modern": MODERN}  # those of the tests that need no training on the CPU
 
 
 def make(model: Any = DIT, steps: int = 6, log_every: int = 2, checkpoint_every: int = 2, **settings: Any) -> Config:
