@@ -78,8 +78,9 @@ def _names(config: DataConfig) -> tuple[str, ...]:
 def _not_beside(config: DataConfig) -> InputError:
     suffix = Path(config.path or "").suffix
     names = " or ".join(f"{name}{suffix}" for name in _names(config))
-    within = "" if config.kind in ("folder", "npz") else "in names of it, or "
+    if config.kind not in ("folder", "npz"):
+        names = f"files with {names} in their names, or such a folder"
     return InputError(
-        f"the test split of data {config.kind!r} is {names} {within}beside data.path=…/train{suffix}, and "
-        f"{config.path} has none"
+        f"the test split of data {config.kind!r} is {names} beside data.path=…/train{suffix}, "
+        f"and {config.path} has none"
     )

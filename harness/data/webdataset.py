@@ -180,7 +180,9 @@ def read(shard: Path, stamps: Stamps, say: Say | None = None) -> tuple[Shard, li
             )
     except InputError:
         raise
-    except (tarfile.TarError, OSError, EOFError, ValueError, IndexError, OverflowError) as error:
+    except OSError as error:
+        raise InputError(f"cannot read {line_of(shard)}: {error.strerror or error}") from None
+    except (tarfile.TarError, EOFError, ValueError, IndexError, OverflowError) as error:
         raise InputError(f"{line_of(shard)} is not a whole tar file: {reason_of(error)}") from None
     offsets, sizes = np.array([(one.offset_data, one.size) for one in images], dtype=np.int64).reshape(-1, 2).T
     content = Shard([one.name for one in images], offsets, sizes, labels, facts, left_out)

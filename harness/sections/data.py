@@ -9,7 +9,8 @@ from .limits import MOST_NAME, MOST_SIDE
 
 @dataclass
 class DataConfig:
-    """The images: `kind` names the loader, `path` is a file or folder, `size` the side in pixels after resizing.
+    """The images: `kind` names the loader, `path` is a file, a folder, or a pattern of names of shards, `size` the side
+    in pixels after resizing.
 
     Keys contain `name` but not `path`, so set `name` where two paths hold different sets.
     """

@@ -88,7 +88,7 @@ def test_splits_of_parquet_files(place):
     refused(r"parquet files of one split are in several/one/train, several/two/train: data\.path", config("several"))
     sets.write_parquet(place / "bare", part=PNGS)
     refused(
-        r"the test split of data 'hf' is test or val or validation in names of it, or beside",
+        r"the test split of data 'hf' is files with test or val or validation in their names",
         config("bare", split="test"),
     )
 

@@ -135,7 +135,7 @@ def test_the_fingerprint_is_of_the_bytes_and_the_labels(tmp_path):
 
 
 def test_scores_see_one_reference_in_shards_and_in_a_data_set(tmp_path):
-    """A score's key has the kind, its protocol the contents."""
+    """Their contents are the same. Their names are those of the kinds, unless `data.name` gives them one."""
     model = replace(presets()["dit_nano"].config, input_size=8, in_channels=3, num_classes=2)
     configs = [
         Config(model=model, data=write(tmp_path, kind), run=RunConfig(root=str(tmp_path)), evaluate=EvaluateConfig())

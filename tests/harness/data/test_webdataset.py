@@ -1,6 +1,8 @@
 """Shards of WebDataset: which files are a set, what a sample is, and what is wrong with a tar file."""
 
+import io
 import os
+import tarfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -123,6 +125,23 @@ def test_labels_of_cls_and_json(place):
     )
     refused(r"data 'webdataset' at set has 3 classes", config())
     assert load(config(num_classes=3)).class_names == ["0", "01", "owl"]  # numbers among names are names
+
+
+@pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_formats_of_tar(place, form):
+    """Long names take headers of their own, so that the places of members differ. Links are left out."""
+    with tarfile.open(place / "x.tar", "w", format=form) as archive:
+        for name, content in PAIRS:
+            info = tarfile.TarInfo(f"{'long' * 20}/{'name' * 15}/{name}")
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+        link = tarfile.TarInfo("9.png")
+        link.type, link.linkname = tarfile.SYMTYPE, "8.png"
+        archive.addfile(link)
+    data = load(config("x.tar"))
+    whole = load(config(str(sets.write_tar(place / "y.tar", PAIRS))))
+    assert data.fingerprint == whole.fingerprint and np.array_equal(data[3][0], whole[3][0])
+    assert summary(config("x.tar")).left_out == {"neither files nor folders": ["x.tar/9.png"]}
 
 
 def test_names_are_classes_in_their_order(place):
