@@ -161,8 +161,8 @@ def parser() -> argparse.ArgumentParser:
         "lamabench train model=lamamba_nano data=digits train.steps=200\n"
         "  torchrun --standalone --nproc-per-node 4 --no-python lamabench train model=dit_s_2 …    on four GPUs",
         "key=value",
-        "model=NAME, data=NAME, seed=N, and settings of the sections model, data, encoder, objective, train, backend, "
-        "run",
+        "model=NAME, data=NAME or encoder=FOLDER (latents of lamabench encode, which name their data), seed=N, and "
+        "settings of the sections model, data, encoder, objective, train, backend, run",
     )
     train.set_defaults(parser=train)
     train.add_argument("--defaults", action="store_true", help="print every setting with its value, and train nothing")

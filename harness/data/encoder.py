@@ -180,7 +180,7 @@ class Latents:
             find(self._source())
 
     def check_decoder(self, device: str) -> None:
-        self._decoder(device)
+        self._decoder(str(torch.empty(0, device=device).device))  # cuda:0 for cuda, as `decode` calls it
 
     def decode(self, x: Tensor) -> Tensor:
         return self._decoder(str(x.device)).decode(x)
