@@ -163,7 +163,7 @@ def _work(target: Path, data: ImageData, network: Autoencoder, device: str, prog
 def _work_off(
     claims: ShardClaims, data: ImageData, network: Autoencoder, pool: ThreadPoolExecutor, progress: Progress
 ) -> None:
-    waiting = False
+    waiting = said = False
     while True:
         parallel.heed()
         begin = time.time()
@@ -176,7 +176,7 @@ def _work_off(
             return
         if part is None:
             if complete:
-                if waiting:
+                if not said:  # by this process, for its own last shard
                     progress.update("encode", claims.count, claims.count)
                 return
             progress.update("encode", claims.drawn, claims.count)
@@ -185,9 +185,9 @@ def _work_off(
             waiting = True
             time.sleep(WAIT_S)
             continue
-        claims.save(
-            part, _encoded(claims, part, data, network, pool, progress), data.labels[part.start : part.stop], begin
-        )
+        said = claims.drawn + len(part) == claims.count
+        tensors = _encoded(claims, part, data, network, pool, progress)
+        claims.save(part, tensors, data.labels[part.start : part.stop], begin)
 
 
 def _encoded(
