@@ -321,7 +321,7 @@ TYPOS = [
     (["model=dit"], "unknown model 'dit'"),
     (
         ["data=digit"],
-        r"unknown data 'digit' \(did you mean 'digits'\?\); choices: cifar10, digits, folder, npz, synthetic",
+        r"unknown data 'digit' \(did you mean 'digits'\?\); choices: cifar10, digits, folder, hf, npz, synthetic",
     ),
     (["model=dit_nano", "model.skip=add"], "unknown key in model 'skip'; choices: input_size"),
     (["train.stesp=3"], r"unknown key in train 'stesp' \(did you mean 'steps'\?\)"),
