@@ -81,13 +81,13 @@ def test_a_metric_added_plans_only_that_metric(study, finish):
     assert plan(more)[0].state() == "planned"
 
 
-def test_eight_studies_share_one_training():
+def test_nine_studies_share_one_training():
     shared = [name for name in names() if name not in ("crossover", "demo", "resolution")]
     runs = [run for name in shared for run in plan(load(name), NEEDED.get(name, ()))]
     plain = plan(load("scan"))[0]
     assert plain.name == "continuous-s0"
     studies = {run.about["study"] for run in runs if run.training and run.training.key == plain.training.key}
-    assert studies == {"block_mix", "d_state", "guidance", "lr", "scale", "scan", "unet", "window"}
+    assert studies == {"block_mix", "d_state", "guidance", "lr", "objective", "scale", "scan", "unet", "window"}
     assert len({run.folder for run in runs if run.id == plain.id}) == 1
 
 
