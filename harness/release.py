@@ -5,9 +5,11 @@ The folder appears whole or not at all; on the Hugging Face hub it is one commit
 
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -30,6 +32,7 @@ from ..models.exported import (
     read_export,
 )
 from .config import Config
+from .data.latents import read_index
 from .disk import access
 from .keys import config_from_dict, config_of, config_to_dict
 from .moments import kept_steps, not_kept, step_of
@@ -100,6 +103,8 @@ def _info(info: dict[str, Any], config: Config, weights: Weights, kind: str) -> 
     plain = {name: value for name, value in config_to_dict(config).items() if name in SECTIONS}
     for section, names in PLACES.items():
         plain[section] = {name: value for name, value in plain[section].items() if name not in names}
+    if (source := _autoencoder(config)) is not None:
+        plain["encoder"]["decoder"] = source
     if plain["sample"].get("guide") is not None:  # what it was guided by lies here
         plain["sample"]["guidance"] = 1.0
     plain["sample"] = {name: value for name, value in plain["sample"].items() if name not in GUIDE}
@@ -117,6 +122,16 @@ def _info(info: dict[str, Any], config: Config, weights: Weights, kind: str) -> 
         "source": info.get("source"),
         "plugins": [{"name": one["name"], "sha256": one["sha256"]} for one in info.get("plugins", ())],
     }
+
+
+def _autoencoder(config: Config) -> str | None:
+    """The id on the hub of the autoencoder of latents; None if it lies on this machine alone."""
+    source = config.encoder.decoder
+    if source is None and config.encoder.path is not None:
+        with suppress(InputError, OSError):
+            source = read_index(Path(config.encoder.path)).encoder.source
+    known = source is not None and re.fullmatch(r"[\w.-]+/[\w.-]+", source) and not Path(source).exists()
+    return source if known else None
 
 
 def config_of_export(source: str | Path) -> Config:

@@ -87,7 +87,18 @@ def test_nine_studies_share_one_training():
     plain = plan(load("scan"))[0]
     assert plain.name == "continuous-s0"
     studies = {run.about["study"] for run in runs if run.training and run.training.key == plain.training.key}
-    assert studies == {"block_mix", "d_state", "guidance", "lr", "rivals", "scale", "scan", "unet", "window"}
+    assert studies == {
+        "block_mix",
+        "d_state",
+        "guidance",
+        "lr",
+        "objective",
+        "rivals",
+        "scale",
+        "scan",
+        "unet",
+        "window",
+    }
     assert len({run.folder for run in runs if run.id == plain.id}) == 1
 
 
