@@ -213,9 +213,9 @@ class Block(nn.Module):
         self.mlp = SwiGLU(width, probability) if config.swiglu else Mlp(width, probability)
         self.adaLN_modulation = AdaLN(width, 6)
 
-    def forward(self, x: Tensor, c: Tensor, turns: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, c: Tensor, *turns: Tensor) -> Tensor:
         shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN_modulation(c).chunk(6, dim=-1)
-        x = x + gate(self.attn(modulate(self.norm1(x), shift1, scale1), turns), gate1)
+        x = x + gate(self.attn(modulate(self.norm1(x), shift1, scale1), *turns), gate1)
         return x + gate(self.mlp(modulate(self.norm2(x), shift2, scale2)), gate2)
 
 
