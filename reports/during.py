@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
+from ..harness.scoring.protocol import target_of
 from .differences import seed_of
 from .drawing import few_ticks, title_of_scores
 from .evidence import Evidence
@@ -57,7 +58,13 @@ def columns_of(evidence: Evidence) -> dict[str, dict[Run, list[Line]]]:
     losses = {name: scored for name, scored in every.items() if name.startswith(HELDOUT)}
     others = {name: scored for name, scored in every.items() if name not in losses}
     if not losses and (logged := {run: rows for run, rows in logged_losses(evidence.runs).items() if len(rows) > 1}):
-        losses = {LOGGED: logged}
+        targets = {target_of(run.info["config"]): None for run in logged}
+        losses = {
+            LOGGED if len(targets) == 1 else f"{LOGGED}, {target}": {
+                run: rows for run, rows in logged.items() if target_of(run.info["config"]) == target
+            }
+            for target in targets
+        }
     main = {name: others[name] for name in [first_column(others)]} if others else {}
     return main | losses
 

@@ -288,7 +288,7 @@ def _caption(compared: Comparison, budget: Budget, cells: Mapping[str, Cell]) ->
 
 def _published(cells: Mapping[str, Cell], printed: Sequence[PublishedRow]) -> list[Line]:
     """Published rows, if the scores are of their protocol: FID of 50,000 samples of ImageNet at 256 px, in latents,
-    drawn in 250 ancestral steps without guidance after as many images of training."""
+    of DDPM with linear betas, drawn in 250 ancestral steps without guidance after as many images of training."""
     for column, cell in cells.items():
         if cell.amount == STEPS_400K and all(as_in_papers(moment.row) for moment in cell.moments.values()):
             return [_of_paper(row, column) for row in printed if row.conditional]
@@ -300,6 +300,7 @@ def as_in_papers(row: Line) -> bool:
     drawn = row.get("generation") or {}
     way = [drawn.get(name) for name in ("sampler", "steps", "guidance", "weights")]
     alike = way == ["ancestral", 250, 1, "ema"] and drawn.get("labels") in ("balanced", "random")
+    alike &= drawn.get("objective") in (None, "ddpm") and drawn.get("schedule") in (None, "linear")
     return alike and drawn.get("encoder") not in (None, "pixels") and is_fid_of_imagenet(row, 256)
 
 

@@ -4,6 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 
+from ..harness.scoring.protocol import losses_apart
 from .differences import FEWEST
 from .names import labels, shared
 from .protocols import notes, spread_of
@@ -77,6 +78,7 @@ def summary(runs: list[Run]) -> Table:
     caption = "One row per run" + (f" of {alike}" if (alike := shared(runs)) else "")
     ranked = any(better(name) and len(by_run) > 1 for name, by_run in marks.items())
     below = [*([NOT_BOLD] if ranked else []), *([SAMPLING] if has_errors(rows, marks) else [])]
+    below += losses_apart(row["run"].info["config"] for row in rows if row["final_loss"] is not None)
     return Table("summary", f"{caption}.", columns, rows, [*below, *disturbed, *notes(runs, marks)])
 
 

@@ -1,13 +1,17 @@
 """Figures of runs: loss, throughput, samples."""
 
 import itertools
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from lamabench.reports.during import columns_of
+from lamabench.reports.evidence import Evidence
 from lamabench.reports.loss import group_words, loss, running_median
 from lamabench.reports.runs import read
 from lamabench.reports.samples import mosaic
+from lamabench.reports.seeds import seeds
 from lamabench.reports.summary import summary
 from lamabench.reports.throughput import throughput
 from run_folders import scored, timed, write, write_many
@@ -43,6 +47,37 @@ def test_loss_figure_has_the_held_out_loss_beside_it(tmp_path: Path) -> None:
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
     titles = ("DiT-S/2", "DiT-B/2", "LaMamba-Diff-S", "LaMamba-Diff-B")
     assert labels == list(titles) and "each of the 2 training seeds" in figure.get_supxlabel()
+
+
+def test_losses_of_different_objectives_are_kept_apart(tmp_path: Path) -> None:
+    """Held-out losses of the logs have a panel for each target. Tables and the figure of training losses say which do
+    not compare, where the distribution of t differs too."""
+    root = write_many(tmp_path, 2, 2, 2, snapshots=1).parent
+    goals = {
+        "DiT-S/2": {"kind": "flow", "times": "uniform"},
+        "DiT-B/2": {"kind": "flow", "times": "logit_normal"},
+        "LaMamba-Diff-S": {"kind": "v", "schedule": "cosine"},
+    }
+    for path in root.glob("trainings/*/config.json"):
+        info = json.loads(path.read_text(encoding="utf-8"))
+        info["config"]["objective"] = goals.get(info["title"], {"kind": "ddpm", "schedule": "linear"})
+        path.write_text(json.dumps(info), encoding="utf-8")
+    evidence = Evidence(read([root]))
+    apart = {name: {run.info["title"] for run in rows} for name, rows in columns_of(evidence).items()}
+    assert apart == {
+        "held-out loss (log), flow matching": {"DiT-S/2", "DiT-B/2"},
+        "held-out loss (log), v-prediction, cosine schedule": {"LaMamba-Diff-S"},
+        "held-out loss (log), ddpm": {"LaMamba-Diff-B"},
+    }
+    figure = loss(evidence.runs, evidence.overview)
+    assert not isinstance(figure, str)
+    texts = [evidence.overview.notes, seeds(evidence.overview).notes, [figure.get_supxlabel().replace("\n", " ")]]
+    for each in texts:
+        (text,) = [one for one in each if "Training losses do not compare between these: " in one]
+        named = text.split("between these: ")[1].split(".")[0].split("; ")
+        assert sorted(named) == [
+            "ddpm", "flow matching", "flow matching, logit-normal t", "v-prediction, cosine schedule",
+        ]  # fmt: skip
 
 
 def test_held_out_losses_of_one_protocol_are_drawn(tmp_path: Path) -> None:
