@@ -25,7 +25,7 @@ from ..data.encoder import DataSet, encoder, load, load_held_out
 from ..data.items import epoch_order
 from ..device import autocast, device_type, exact_float32, pick_device
 from ..diffusion.guidance import Net
-from ..diffusion.objective import Objective, objective
+from ..diffusion.objective import READERS, Objective, objective
 from ..keys import encoder_facts
 from ..progress import Progress
 from ..random import Generators, Stream
@@ -155,11 +155,11 @@ def score_weights(training: Path, config: Config, step: int, progress: Progress)
     losses, error = heldout_losses(net, goal, images, config, device, on_batch=on_batch)
     if not math.isfinite(mean(losses)):
         raise InputError(f"the {NAME} of step {step} is not finite")
-    count = min(config.evaluate.heldout_count, len(images))
+    count, name = min(config.evaluate.heldout_count, len(images)), config.objective.kind
     evaluation = {
         "metric": NAME,
         # Not the distribution of t in training, because t is fixed here.
-        "objective": {"kind": config.objective.kind, "schedule": config.objective.schedule},
+        "objective": {"kind": name} | ({"schedule": config.objective.schedule} if name in READERS["schedule"] else {}),
         "error": goal.error,
         "timesteps": list(losses),
         "seed": SEED,
