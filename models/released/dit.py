@@ -44,6 +44,8 @@ def state(source: Source) -> dict[str, Tensor]:
 
 def notes(source: Source) -> list[str]:
     """What a reader must know."""
-    if "sit" not in source.path.name.lower():
+    lightning = "blocks.0.mlp.w12.weight" in source.tensors
+    if not lightning and "sit" not in source.path.name.lower():
         return []
-    return ["SiT's files have DiT's names, but SiT learned a velocity (flow matching): this is read as DiT, with ddpm"]
+    name = "LightningDiT" if lightning else "SiT"
+    return [f"{name}'s files have DiT's names, but t is 1 at the image and the velocity is reversed: no objective fits"]

@@ -54,6 +54,16 @@ def test_a_preset_tells_the_heads(tmp_path):
     assert released.load(tmp_path / "other.pt", settings={"num_heads": 3}).net.config.num_heads == 3
 
 
+def test_files_whose_time_runs_the_other_way_are_said(tmp_path):
+    """SiT's and LightningDiT's: DiT's names, but x_t = t x_0 + (1 - t) noise and the velocity x_0 - noise."""
+    torch.save(dit().state_dict(), tmp_path / "SiT-XL-2-256x256.pt")
+    torch.save(create_model("dit_modern_nano", qk_norm=False).state_dict(), tmp_path / "xl.pt")
+    told = {"rope": True, "swiglu": True, "rms_norm": True}
+    for name, title, settings in (("SiT-XL-2-256x256.pt", "SiT", {}), ("xl.pt", "LightningDiT", told)):
+        (note,) = released.load(tmp_path / name, settings=settings | {"num_heads": 3}).notes
+        assert note.startswith(f"{title}'s files") and "t is 1 at the image" in note
+
+
 def diffusers_dit(**more: Any) -> Any:
     sizes = {"num_attention_heads": 3, "attention_head_dim": 16, "num_layers": 2, "sample_size": 8}
     net: Any = drawn(DiTTransformer2DModel(**sizes, num_embeds_ada_norm=5, out_channels=8, **more))  # type: ignore[arg-type]
