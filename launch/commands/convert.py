@@ -80,7 +80,7 @@ def _model(overrides: list[str]) -> tuple[str | None, dict[str, Any]]:
 def _value(text: str) -> Any:
     try:
         return yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):
         return text  # which no field of another type takes
 
 
