@@ -15,8 +15,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
-
 from ..kernels.errors import InputError
 from ..models.exported import (
     CARD,
@@ -39,6 +37,7 @@ from .moments import kept_steps, not_kept, step_of
 from .record import newest, read_records
 from .run import locked, read_info, weights_home
 from .training.checkpoint import Weights, load_weights
+from .training.storage import write_tensors
 
 # Sections of the configuration that a reader of the weights needs, and fields that say where something lies here.
 SECTIONS = ("model", "data", "encoder", "objective", "train", "sample", "seed", "released")
@@ -205,10 +204,7 @@ def _restore(old: Path, place: Path) -> None:
 
 def _write_files(folder: Path, export: Export, card: Card, picture: Picture) -> None:
     tensors = {name: tensor.contiguous() for name, tensor in export.weights.tensors.items()}
-    (folder / WEIGHTS).touch()
-    mode = (folder / WEIGHTS).stat().st_mode
-    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
-    (folder / WEIGHTS).chmod(mode)  # safetensors lets only the owner read its files
+    write_tensors(folder / WEIGHTS, tensors, {"format": "pt"})
     info = {**export.info, "weights": {**export.info["weights"], "sha256": file_sha256(folder / WEIGHTS)}}
     if export.samples is not None:
         picture(export.samples, folder / GRID)

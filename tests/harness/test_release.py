@@ -1,6 +1,7 @@
 """Exports: the same weights and images without the run, a model card that the hub reads, and nothing half-written."""
 
 import json
+import resource
 import shutil
 from dataclasses import replace
 from types import SimpleNamespace
@@ -303,3 +304,17 @@ def test_two_exports_to_one_folder_do_not_mix(trained, tmp_path):
     with locked(tmp_path, name=".out.export.lock"), pytest.raises(Busy, match="is being worked on by process"):
         exported(trained, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_full_disk_is_an_error_of_the_system(trained, tmp_path):
+    """safetensors has an exception of its own, of which commands know nothing. A limit of the size of files stands for
+    the disk."""
+    export = collect(trained)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            write_export(tmp_path / "out", export, text_of(export), draw_grid)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not list(tmp_path.iterdir())
