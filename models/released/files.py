@@ -132,7 +132,7 @@ def _torch(path: Path) -> Any:
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from None
     if mapped and _is_compressed(path):  # its bytes, mapped, would pass for numbers
-        raise InputError(f"{path} is a compressed archive, which torch.save does not write: unpack it first")
+        raise InputError(f"{path} is a compressed archive, not a file of torch.save: save it with that again")
     try:
         with torch.serialization.safe_globals(HARMLESS), warnings.catch_warnings():
             warnings.simplefilter("ignore")
