@@ -62,8 +62,8 @@ def flops(config: Config) -> float:
 def resolved(config: Config) -> Config:
     """A configuration whose guide, if it has one, has an absolute path, a step and a key.
 
-    Raises InputError if there is no such training or no such weights, if it is of another objective, shape or number
-    of classes, if its key is not the one that the configuration has, or if it is the very weights that are sampled.
+    Raises InputError if there is no such training, if it is of another objective, shape or number of classes, if its
+    key is not the one that the configuration has, or if it has the weights that are sampled.
     """
     settings = config.sample
     if settings.guide is None:
@@ -71,9 +71,6 @@ def resolved(config: Config) -> Config:
     folder = Path(os.path.expanduser(settings.guide)).absolute()
     guide = open_guide(config)
     step = step_of(guide.home, settings.guide_at)
-    if step not in (kept := kept_steps(guide.home, settings.guide_weights)):
-        raise InputError(f"sample.guide {folder}: {not_kept(step, kept)} ({settings.guide_weights} weights)")
-    load_weights(guide.home, step, settings.guide_weights, guide.config.model, tensors=False)
     own = (guide.key, settings.guide_weights) == (training_key(config), settings.weights)
     if own and step in sampled_moments(config):
         raise InputError(
@@ -82,6 +79,18 @@ def resolved(config: Config) -> Config:
         )
     new = {"guide": str(folder), "guide_at": step, "guide_key": guide.key}
     return replace(config, sample=replace(settings, **new))
+
+
+def check_weights(config: Config) -> None:
+    """Raise InputError if the weights of the guide of a `resolved` configuration are not kept, or are damaged."""
+    settings = config.sample
+    if settings.guide is None:
+        return
+    guide = open_guide(config)
+    if settings.guide_at not in (kept := kept_steps(guide.home, settings.guide_weights)):
+        fault = not_kept(settings.guide_at, kept)
+        raise InputError(f"sample.guide {settings.guide}: {fault} ({settings.guide_weights} weights)")
+    load_weights(guide.home, settings.guide_at, settings.guide_weights, guide.config.model, tensors=False)
 
 
 def open_guide(config: Config) -> Guide:

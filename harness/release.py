@@ -15,8 +15,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
-
 from ..kernels.errors import InputError
 from ..models.exported import (
     CARD,
@@ -37,8 +35,9 @@ from .disk import access
 from .keys import config_from_dict, config_of, config_to_dict
 from .moments import kept_steps, not_kept, step_of
 from .record import newest, read_records
-from .run import read_info, weights_home
+from .run import locked, read_info, weights_home
 from .training.checkpoint import Weights, load_weights
+from .training.storage import write_tensors
 
 # Sections of the configuration that a reader of the weights needs, and fields that say where something lies here.
 SECTIONS = ("model", "data", "encoder", "objective", "train", "sample", "seed", "released")
@@ -170,34 +169,42 @@ def _check_same(what: str, names: list[str], folder: Path, export: Export) -> No
 def write_export(target: Path, export: Export, card: Card, picture: Picture) -> None:
     """Write an export to a folder, in place of an earlier one. It appears whole or not at all.
 
-    `card(info)` is the text of the model card. Raises InputError as `check_folder` does.
+    `card(info)` is the text of the model card. Raises InputError as `check_folder` does, and Busy if another process
+    writes there.
     """
     check_folder(target, export)
-    hidden = target.absolute().with_name(f".{target.name}.export.tmp")
-    old = target.absolute().with_name(f".{target.name}.export.old.tmp")
+    place = target.absolute()
+    hidden, old = (place.with_name(f".{target.name}.export.{end}") for end in ("tmp", "old.tmp"))
+    lock = f".{target.name}.export.lock"
     with access("write", target, missing=True):
-        hidden.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            for leftover in (hidden, old):  # of a call that was killed
-                shutil.rmtree(leftover, ignore_errors=True)
-            hidden.mkdir()
-            _write_files(hidden, export, card, picture)
-            if target.exists():
-                os.replace(target, old)
-            os.replace(hidden, target.absolute())
-        finally:
-            if old.exists() and not target.exists():
-                os.replace(old, target)
-            for leftover in (hidden, old):
-                shutil.rmtree(leftover, ignore_errors=True)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with locked(place.parent, name=lock):
+            _restore(old, place)
+            check_folder(target, export)
+            try:
+                for leftover in (hidden, old):  # of a call that was killed
+                    shutil.rmtree(leftover, ignore_errors=True)
+                hidden.mkdir()
+                _write_files(hidden, export, card, picture)
+                if place.exists():
+                    os.replace(place, old)
+                os.replace(hidden, place)
+            finally:
+                _restore(old, place)
+                for leftover in (hidden, old):
+                    shutil.rmtree(leftover, ignore_errors=True)
+                (place.parent / lock).unlink(missing_ok=True)
+
+
+def _restore(old: Path, place: Path) -> None:
+    """Put an earlier export back that was moved aside for a new one, which did not come."""
+    if old.exists() and not place.exists():
+        os.replace(old, place)
 
 
 def _write_files(folder: Path, export: Export, card: Card, picture: Picture) -> None:
     tensors = {name: tensor.contiguous() for name, tensor in export.weights.tensors.items()}
-    (folder / WEIGHTS).touch()
-    mode = (folder / WEIGHTS).stat().st_mode
-    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
-    (folder / WEIGHTS).chmod(mode)  # safetensors lets only the owner read its files
+    write_tensors(folder / WEIGHTS, tensors, {"format": "pt"})
     info = {**export.info, "weights": {**export.info["weights"], "sha256": file_sha256(folder / WEIGHTS)}}
     if export.samples is not None:
         picture(export.samples, folder / GRID)

@@ -208,6 +208,7 @@ def read_study(folder: Path) -> dict[str, Any]:
     `name`, `variant`, `seed`, `model`, `family`, `title`, `steps` (of its training), `backend` (as asked for), and the
     folders `training` (None if it has none), `model_folder` and `samples` (a list), relative to ROOT; `to_draw` are
     those of `samples` that are not scored by the held-out loss alone (without it: all, of an earlier version).
+    `guide` is the training that guides its samples, if it has one below ROOT.
     `about` is what the file says of the study: `question`, `claim`, `answer`, `budget` and `axes` {axis: [values]}, all
     in the file's order; single commands and earlier versions write none.
 

@@ -5,15 +5,17 @@ belong to one moment and include their scores.
 """
 
 from collections.abc import Container, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..kernels.errors import unknown
+from ..kernels.errors import InputError, unknown
 from .config import Config
-from .guide import resolved
+from .guide import check_weights, resolved
 from .keys import config_to_dict, model_folder, model_key, samples_key, training_folder, training_key
 from .moments import asked_moments, sampled_moments
+from .record import read_records
 
 STAGES = ("cost", "train", "sample", "evaluate", "bench")  # in the order in which they run
 KINDS = {"cost": "model", "bench": "model", "train": "training", "sample": "samples", "evaluate": "samples"}
@@ -61,7 +63,8 @@ def tasks(config: Config, about: dict[str, Any], stages: Sequence[str], training
     """What a configuration asks for: one task for each folder, in the order in which they can be done.
 
     `training` is the folder of a training that already exists in another root. Raises InputError for an unknown stage,
-    and where samples are asked for whose guide does not fit (`guide.resolved`).
+    for samples whose guide does not fit (`guide.resolved`), and for those that are to be drawn if the weights of their
+    guide are gone: drawn ones need them no more.
     """
     for stage in stages:
         if stage not in STAGES:
@@ -87,7 +90,15 @@ def tasks(config: Config, about: dict[str, Any], stages: Sequence[str], training
         key = samples_key(config, step)
         where = {"training": str(training or home), "step": step, "metrics": metrics}
         result.append(Task("samples", key, str(home / "samples" / key), about, plain, of("samples"), **where))
+        if config.sample.guide is not None and "sample" in stages and not _is_drawn(result[-1].path):
+            check_weights(config)
     return result
+
+
+def _is_drawn(folder: Path) -> bool:
+    with suppress(InputError, OSError):  # of a damaged record, which is said elsewhere
+        return any(row.kind == "sample" and row.state == "done" for row in read_records(folder / "record.jsonl"))
+    return False
 
 
 def merged(several: Iterable[Task]) -> list[Task]:

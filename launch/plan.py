@@ -14,6 +14,7 @@ from typing import Any
 
 from ..ablations.study import Study
 from ..harness.config import Config, check_fit
+from ..harness.guide import open_guide
 from ..harness.keys import asked, config_from_dict, model_folder, score_key, training_folder
 from ..harness.measure.speed import next_measurement
 from ..harness.moments import kept_steps, not_kept
@@ -243,6 +244,12 @@ def plan(
         config, choice_of = compose(words)
         check_fit(config)
         check_loggers(config.run.log_to)
+        if config.sample.guide is not None and config.sample.guide_at == "last":
+            steps = ", ".join(map(str, kept_steps(open_guide(config).home, config.sample.guide_weights))) or "none"
+            raise InputError(
+                "a study needs sample.guide_at=STEP, because the last step is another one after further training of "
+                f"sample.guide {config.sample.guide} (steps that it has: {steps})"
+            )
         name, model = study.run_name(variant), choice_of["model"]
         if name in TAKEN:
             raise InputError(f"study {study.name}: a run cannot be called {name!r}, where the study's {name} lies")
@@ -291,6 +298,8 @@ def listing(runs: Sequence[Planned]) -> list[dict[str, Any]]:
             "samples": [task.path for task in run.tasks if task.kind == "samples"],
             "to_draw": [task.path for task in run.tasks if task.kind == "samples" and needs_samples(task)],
         }
+        if (guide := _guide_below(run)) is not None:
+            folders["guide"] = guide
         relative = {
             name: [str(path.relative_to(run.root)) for path in value]
             if isinstance(value, list)
@@ -303,6 +312,14 @@ def listing(runs: Sequence[Planned]) -> list[dict[str, Any]]:
         }
         entries.append(run.about | relative)
     return entries
+
+
+def _guide_below(run: Planned) -> Path | None:
+    """The folder of the guide of the samples of a run, if it lies below the run's root."""
+    if run.config.sample.guide is None or all(task.kind != "samples" for task in run.tasks):
+        return None
+    guide, root = Path(os.path.expanduser(run.config.sample.guide)).resolve(), run.root.resolve()
+    return run.root / guide.relative_to(root) if guide.is_relative_to(root) else None
 
 
 def select_stages(runs: Sequence[Planned], stages: Sequence[str], study: Study) -> list[Planned]:

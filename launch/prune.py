@@ -34,8 +34,8 @@ class Leftover:
 
 
 def named_folders(root: Path, current: Mapping[str, Sequence[Mapping[str, Any]]] | None = None) -> set[Path]:
-    """Every folder that a .study.json below a root names, and the trainings of named samples. `current` holds the runs
-    of studies, {name: runs}, that replace those in their .study.json.
+    """Every folder that a .study.json below a root names, and the trainings of named samples and guides. `current`
+    holds the runs of studies, {name: runs}, that replace those in their .study.json.
 
     Raises InputError for a .study.json that cannot be read, because the folders that it names must be kept.
     """
@@ -46,7 +46,8 @@ def named_folders(root: Path, current: Mapping[str, Sequence[Mapping[str, Any]]]
     folders: set[Path] = set()
     for runs in listings.values():
         for run in runs:
-            folders |= {root / name for name in (run["training"], run["model_folder"], *run["samples"]) if name}
+            names = (run["training"], run["model_folder"], run.get("guide"), *run["samples"])
+            folders |= {root / name for name in names if name}
     return folders | {folder.parents[1] for folder in folders if folder.parent.name == "samples"}
 
 
@@ -86,7 +87,7 @@ def checkpoints(runs: Sequence[Planned]) -> Iterator[Leftover]:
 
 def _unfinished(root: Path) -> Iterator[Path]:
     """The trainings of which a study below a root asks for more: steps that they did not reach, samples that are
-    not drawn yet, or the held-out loss."""
+    not drawn yet, or the held-out loss; and the guides of such samples."""
     for path in root.glob(f"*/{STUDY}"):
         for run in read_study(path.parent)["runs"]:
             if not run["training"]:
@@ -101,6 +102,8 @@ def _unfinished(root: Path) -> Iterator[Path]:
             ]
             if further or not all(done):
                 yield folder
+                if run.get("guide"):  # whose `live` weights only full checkpoints have
+                    yield root / run["guide"]
 
 
 def busy(folder: Path, queued: Container[Path]) -> bool:

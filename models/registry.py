@@ -186,7 +186,8 @@ Net = TypeVar("Net", bound=Backbone)
 def load_reference(net: Net, state: Mapping[str, Tensor], reference_name: Callable[[str], str] = str) -> Net:
     """Fill `net` from a reference implementation's state dict. `reference_name` maps names of `net` to its names.
 
-    Raises InputError, with the first few names, where a name is missing, unexpected or of another shape.
+    Raises InputError, with the first few names, where a name is missing, unexpected, of another shape, or of integers
+    where there should be real numbers.
     """
     own = {reference_name(name): value for name, value in net.state_dict().items()}
     mismatches = {
@@ -196,6 +197,11 @@ def load_reference(net: Net, state: Mapping[str, Tensor], reference_name: Callab
             f"{name} {list(state[name].shape)} for {list(value.shape)}"
             for name, value in own.items()
             if name in state and state[name].shape != value.shape
+        ],
+        "not of real numbers": [
+            name
+            for name, value in own.items()
+            if name in state and value.is_floating_point() and not state[name].is_floating_point()
         ],
     }
     faults = [

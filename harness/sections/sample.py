@@ -31,7 +31,7 @@ class SampleConfig:
     guidance_interval: Any = field(default=None, metadata={"since": None})
     # The folder of another training, to guide away from in place of the null class (autoguidance). In no key.
     guide: str | None = field(default=None, metadata={"since": None})
-    guide_at: Any = field(default="last", metadata={"since": "last"})  # or a step
+    guide_at: Any = field(default="last", metadata={"since": "last"})  # or a step, which studies need
     guide_weights: str = field(default="ema", metadata={"since": "ema"})  # as `weights`
     guide_key: str | None = field(default=None, metadata={"since": None})  # of `guide`, from its folder
     clip: bool = False  # clamp predicted images to [-1, 1], as ADM does for pixels; latents have no bounds

@@ -138,11 +138,15 @@ def _clear(folder: Path) -> None:
 
 def _write_file(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
     values = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-    whole = {**header, "sum": byte_sum(values)}
+    write_tensors(path, values, {"lamabench": json.dumps({**header, "sum": byte_sum(values)})})
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write a file of safetensors that lies on the disk when this returns. Raises OSError if it cannot be written."""
     path.touch()
     mode = path.stat().st_mode
     try:
-        save_file(values, path, metadata={"lamabench": json.dumps(whole)})
+        save_file(tensors, path, metadata=metadata)
     except SafetensorError as error:  # of a full disk too, which commands and jobs tell by its number
         if (number := re.search(r"os error (\d+)", str(error))) is None:
             raise

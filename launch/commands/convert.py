@@ -10,6 +10,7 @@ import yaml
 
 from ...harness import released as runs
 from ...harness.config import Config, check_fit
+from ...harness.diffusion.objective import objective
 from ...harness.keys import config_to_dict, training_folder, training_key
 from ...harness.progress import Progress
 from ...harness.provenance import provenance
@@ -80,7 +81,7 @@ def _model(overrides: list[str]) -> tuple[str | None, dict[str, Any]]:
 def _value(text: str) -> Any:
     try:
         return yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):
         return text  # which no field of another type takes
 
 
@@ -91,6 +92,8 @@ def _config(weights: released.Released, name: str, overrides: list[str]) -> Conf
     digest = runs.tensors_digest(weights.net.state_dict())
     config = Config(model, default_data(model), objective=goal, released=ReleasedConfig(name, digest))
     config = settled(config, overrides)
+    if not objective(config.objective).path(2).has_posterior:  # ancestral, the default, draws from one
+        config = replace(config, sample=replace(config.sample, method="ddim"))
     # Label dropout is of the training, which is over.
     config = replace(config, train=replace(config.train, class_dropout=0.0))
     if not is_latent(config) or config.encoder.kind != "pixels":

@@ -43,19 +43,29 @@ def load(
     """
     source = files.read(path, settings_path)
     module = source_of(source)
-    config = configuration(source, module, preset, settings or {})
+    try:
+        config = configuration(source, module, preset, settings or {})
+        state, notes = module.state(source), module.notes(source)
+    except InputError:
+        raise
+    except files.NO_DATA as error:
+        raise InputError(
+            f"{path} has tensors or settings of a form that {module.TITLE} does not have: {type(error).__name__}: "
+            f"{' '.join(str(error).split())[:200]}"
+        ) from None
     family = registry.family_of(config)
     home = importlib.import_module(family.net_type.__module__)
-    state = module.state(source)
     try:
         net = home.from_reference(state, config)
     except InputError as error:
         raise InputError(f"{path}: {error}; {_cure(str(error))}") from None
-    return Released(net, module.TITLE, source.weights, module.notes(source), source.settings_path)
+    return Released(net, module.TITLE, source.weights, notes, source.settings_path)
 
 
 def _cure(fault: str) -> str:
     """The likely cure of a fault that `registry.load_reference` names."""
+    if "not of real numbers" in fault:
+        return "it is quantised: convert the file that it was made of"
     if "unexpected" in fault:
         return "the code that wrote it has parts that this model lacks, so that it is of another model or version"
     return "the file is incomplete" if "missing" in fault else "it is of a model of other sizes"

@@ -52,16 +52,16 @@ def known(source: Source) -> dict[str, Any]:
     for name, value in FIXED.items():
         if source.settings.get(name, value) != value:
             raise InputError(f"{source.path} has {name} {source.settings[name]!r}, and DiT has {value!r}")
-    width, channels, patch, _ = source.shape("pos_embed.proj.weight")
+    width, channels, patch, _ = source.shape("pos_embed.proj.weight", 4)
     heads = source.settings.get("num_attention_heads")
     return {
         "input_size": int(source.settings.get("sample_size", 32)),
         "in_channels": channels,
-        "num_classes": source.shape(f"{BLOCK}0.{EMBEDDERS}class_embedder.embedding_table.weight")[0] - 1,
+        "num_classes": source.shape(f"{BLOCK}0.{EMBEDDERS}class_embedder.embedding_table.weight", 2)[0] - 1,
         "patch_size": patch,
         "hidden_size": width,
         "depth": source.count(BLOCK),
-        "out_channels": source.shape("proj_out_2.weight")[0] // patch**2,
+        "out_channels": source.shape("proj_out_2.weight", 2)[0] // patch**2,
         **({} if heads is None else {"num_heads": int(heads)}),
     }
 

@@ -22,18 +22,18 @@ def fits(source: Source) -> bool:
 
 def known(source: Source) -> dict[str, Any]:
     """The fields of the configuration that the tensors tell."""
-    width, channels, patch, _ = source.shape("x_embedder.proj.weight")
-    side = math.isqrt(tokens := source.shape("pos_embed")[1])
+    width, channels, patch, _ = source.shape("x_embedder.proj.weight", 4)
+    side = math.isqrt(tokens := source.shape("pos_embed", 3)[1])
     if side**2 != tokens:
         raise InputError(f"{source.path} has {tokens} positions, which are no square")
     return {
         "input_size": side * patch,
         "in_channels": channels,
-        "num_classes": source.shape("y_embedder.embedding_table.weight")[0] - 1,
+        "num_classes": source.shape("y_embedder.embedding_table.weight", 2)[0] - 1,
         "patch_size": patch,
         "hidden_size": width,
         "depth": source.count("blocks."),
-        "out_channels": source.shape("final_layer.linear.weight")[0] // patch**2,
+        "out_channels": source.shape("final_layer.linear.weight", 2)[0] // patch**2,
     }
 
 

@@ -5,6 +5,7 @@ import argparse
 import json
 import pickle
 import re
+import warnings
 import zipfile
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -23,7 +24,12 @@ LIVE = ("model", "state_dict", "module", "net")  # where training files have oth
 PREFIXES = ("module.", "_orig_mod.")  # of names that DistributedDataParallel and torch.compile gave
 CONFIG = "config.json"  # of a folder of diffusers
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
+MOST_DIGITS = 10  # of a block's number
 INDEX = "diffusion_pytorch_model.safetensors.index.json"
+
+
+# What Python raises where data have another form than they should.
+NO_DATA = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError)
 
 
 class Settings:
@@ -49,16 +55,19 @@ class Source:
     settings: dict[str, Any] = field(default_factory=dict)
     settings_path: Path | None = None
 
-    def shape(self, name: str) -> list[int]:
-        """The shape of a tensor. Raises InputError if there is no such tensor."""
+    def shape(self, name: str, sides: int) -> list[int]:
+        """The shape of a tensor that has so many sides. Raises InputError if there is no such tensor."""
         if name not in self.tensors:
             raise InputError(f"{self.path} has no tensor {name}: it is incomplete, or of another model")
-        return list(self.tensors[name].shape)
+        shape = list(self.tensors[name].shape)
+        if len(shape) != sides or not all(shape):
+            raise InputError(f"{self.path} has {name} {shape}, not {sides} sides above 0: it is of another model")
+        return shape
 
     def count(self, prefix: str) -> int:
         """The number of blocks `PREFIX0.…`, `PREFIX1.…` and so on."""
         heads = (name[len(prefix) :].split(".")[0] for name in self.tensors if name.startswith(prefix))
-        return max((int(head) for head in heads if head.isdecimal()), default=-1) + 1
+        return max((int(head) for head in heads if head.isdecimal() and len(head) < MOST_DIGITS), default=-1) + 1
 
 
 def read(path: Path, settings_path: Path | None = None) -> Source:
@@ -67,14 +76,15 @@ def read(path: Path, settings_path: Path | None = None) -> Source:
     Raises InputError if it cannot be read, if it needs code to be read, and if it has no averaged weights though it is
     a training file.
     """
-    if not path.exists():
+    if not path.is_file() and not path.is_dir():  # nor anything that would be waited for
         raise InputError(f"no such file or folder: {path}")
     extra = yaml_settings(settings_path) if settings_path is not None else {}
     if path.is_dir():
         tensors, own = _folder(path)
         return Source(path, plain(tensors, path), "model", own | extra, settings_path)
-    content = _safetensors(path) if path.suffix == ".safetensors" else _torch(path)
-    if path.suffix != ".safetensors" and isinstance(content, Mapping) and AVERAGED in content:
+    safe = path.suffix.lower() == ".safetensors"
+    content = _safetensors(path) if safe else _torch(path)
+    if not safe and isinstance(content, Mapping) and AVERAGED in content:
         own = {name: content[name] for name in ("config", "args") if name in content}
         return Source(path, plain(content[AVERAGED], path), AVERAGED, _settings(own) | extra, settings_path)
     if isinstance(content, Mapping) and (live := [name for name in LIVE if isinstance(content.get(name), Mapping)]):
@@ -95,19 +105,39 @@ def plain(content: Any, path: Path) -> dict[str, Tensor]:
             f"{type(content[wrong[0]]).__name__}"
         )
     names = {str(name): value for name, value in content.items()}
+    for name, value in names.items():
+        if fault := _fault(value):
+            raise InputError(f"{path}: its {name!r} {fault}")
     for prefix in PREFIXES:
         if all(name.startswith(prefix) for name in names):
             names = {name.removeprefix(prefix): value for name, value in names.items()}
     return {name: value.float() if value.is_floating_point() else value for name, value in names.items()}
 
 
+def _fault(value: Tensor) -> str:
+    """Why a tensor cannot be one of a network, empty if it can."""
+    if value.is_meta or value.layout != torch.strided or value.is_quantized or value.is_complex():
+        return f"is no plain tensor of real numbers ({value.dtype}, {value.layout}, {value.device})"
+    if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+        return f"has the shape {list(value.shape)}, for which the file has too few numbers"
+    if value.is_floating_point() and not torch.isfinite(value.float()).all():
+        return "is not finite: the training diverged, or the file is damaged"
+    return ""
+
+
 def _torch(path: Path) -> Any:
     try:
-        with torch.serialization.safe_globals(HARMLESS):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        with open(path, "rb"):
+            mapped = zipfile.is_zipfile(path)
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from None
-    except (pickle.UnpicklingError, EOFError, RuntimeError, ValueError, KeyError, AttributeError) as error:
+    if mapped and _is_compressed(path):  # its bytes, mapped, would pass for numbers
+        raise InputError(f"{path} is a compressed archive, not a file of torch.save: save it with that again")
+    try:
+        with torch.serialization.safe_globals(HARMLESS), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except (OSError, pickle.UnpicklingError, EOFError, RuntimeError, *NO_DATA) as error:
         text = str(error)
         if code := re.search(r"GLOBAL (\S+)", text):
             raise InputError(
@@ -115,6 +145,14 @@ def _torch(path: Path) -> Any:
                 "dict alone (torch.save of tensors by name, or safetensors)"
             ) from None
         raise InputError(f"{path} is no file that torch.save wrote, or is damaged") from None
+
+
+def _is_compressed(path: Path) -> bool:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(one.compress_type != zipfile.ZIP_STORED for one in archive.infolist())
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        return False  # it is damaged, which torch says
 
 
 def _safetensors(path: Path) -> dict[str, Tensor]:
@@ -136,7 +174,10 @@ def _folder(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise InputError(f"{path} is a run of lamabench, which needs no conversion")
     settings = json_settings(home / CONFIG)
     if (home / INDEX).is_file():
-        parts = sorted({*json_settings(home / INDEX).get("weight_map", {}).values()})
+        files = json_settings(home / INDEX).get("weight_map")
+        parts = list(dict.fromkeys(files.values())) if isinstance(files, dict) else []
+        if not parts or any(not isinstance(part, str) or Path(part).name != part for part in parts):
+            raise InputError(f"{home / INDEX} is damaged: its weight_map should name files of its folder")
         return {name: tensor for part in parts for name, tensor in _safetensors(home / part).items()}, settings
     for name in WEIGHTS:
         if (home / name).is_file():
@@ -148,6 +189,8 @@ def json_settings(path: Path) -> dict[str, Any]:
     """A JSON object in a file. Raises InputError for anything else."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not JSON: {error}") from None
     if not isinstance(content, dict):

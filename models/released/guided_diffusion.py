@@ -37,16 +37,16 @@ def known(source: Source) -> dict[str, Any]:
     levels = len(residual) + len(plain) + 1
     depth = blocks // levels
     first = [f"input_blocks.{1 + level * depth}" for level in range(levels)]  # of the encoder's levels
-    base, channels = source.shape("time_embed.0.weight")[1], source.shape("input_blocks.0.0.weight")[1]
-    widths = [source.shape(f"{name}.0.out_layers.3.weight")[0] for name in first]
-    head = source.shape("out.2.weight")[0]
+    base, channels = source.shape("time_embed.0.weight", 2)[1], source.shape("input_blocks.0.0.weight", 4)[1]
+    widths = [source.shape(f"{name}.0.out_layers.3.weight", 4)[0] for name in first]
+    head = source.shape("out.2.weight", 4)[0]
     if channels == head == 6:
         raise InputError(f"{source.path} is an upsampler of guided-diffusion, whose network reads a small image too")
-    if source.shape(f"{first[0]}.0.emb_layers.1.weight")[0] != 2 * widths[0]:
+    if source.shape(f"{first[0]}.0.emb_layers.1.weight", 2)[0] != 2 * widths[0]:
         raise InputError(f"{source.path} was trained with use_scale_shift_norm False, which lamabench's U-Net lacks")
     return {
         "in_channels": channels,
-        "num_classes": source.shape("label_emb.weight")[0] if "label_emb.weight" in source.tensors else 0,
+        "num_classes": source.shape("label_emb.weight", 2)[0] if "label_emb.weight" in source.tensors else 0,
         "model_channels": base,
         "num_res_blocks": depth - 1,
         "channel_mult": [width / base for width in widths],

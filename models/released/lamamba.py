@@ -58,24 +58,24 @@ def fits(source: Source) -> bool:
 def known(source: Source) -> dict[str, Any]:
     """The fields of the configuration that the tensors and the YAML tell."""
     block = "layers.0.blocks.0"
-    dim, channels, patch, _ = source.shape("patch_embed.proj.weight")
-    side = source.shape("pos_embed")[1]
-    cells, heads = source.shape(f"{block}.attn.relative_position_bias_table")
+    dim, channels, patch, _ = source.shape("patch_embed.proj.weight", 4)
+    side = source.shape("pos_embed", 4)[1]
+    cells, heads = source.shape(f"{block}.attn.relative_position_bias_table", 2)
     window = (math.isqrt(cells) + 1) // 2  # at most the side, however large the window is
     fields = {
         "input_size": side * patch,
         "in_channels": channels,
-        "num_classes": source.shape("y_embedder.embedding_table.weight")[0] - 1,
+        "num_classes": source.shape("y_embedder.embedding_table.weight", 2)[0] - 1,
         "dim": dim,
         "depths": [source.count(f"layers.{i}.blocks.") for i in range(source.count("layers."))],
         "bottleneck_depth": source.count("mid_layer.blocks."),
         "num_heads": heads,
-        "d_state": source.shape(f"{block}.op.A_logs")[1],
+        "d_state": source.shape(f"{block}.op.A_logs", 2)[1],
         "patch_size": patch,
-        "ssm_ratio": source.shape(f"{block}.op.in_proj.weight")[0] // (2 * dim),
-        "mlp_ratio": source.shape(f"{block}.mlp.fc1.weight")[0] // dim,
+        "ssm_ratio": source.shape(f"{block}.op.in_proj.weight", 2)[0] // (2 * dim),
+        "mlp_ratio": source.shape(f"{block}.mlp.fc1.weight", 2)[0] // dim,
         "conv_bias": f"{block}.op.conv2d.bias" in source.tensors,
-        "out_channels": source.shape("final_linear.weight")[0],
+        "out_channels": source.shape("final_linear.weight", 2)[0],
     }
     if window < side:
         fields["window_size"] = window

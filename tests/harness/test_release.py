@@ -1,6 +1,7 @@
 """Exports: the same weights and images without the run, a model card that the hub reads, and nothing half-written."""
 
 import json
+import resource
 import shutil
 from dataclasses import replace
 from types import SimpleNamespace
@@ -23,7 +24,7 @@ from lamabench.harness.release import (
     upload,
     write_export,
 )
-from lamabench.harness.run import open_run
+from lamabench.harness.run import Busy, locked, open_run
 from lamabench.harness.sampling import draw
 from lamabench.harness.sections import DataConfig, ObjectiveConfig, RunConfig, SampleConfig, TrainConfig
 from lamabench.harness.stages import execute
@@ -277,3 +278,43 @@ def test_exports_that_do_not_fit(trained, tmp_path):
     refused("truncated or damaged")
     (folder / "model.safetensors").unlink()
     refused("cannot read .*model.safetensors")
+
+
+def test_an_export_that_a_kill_moved_aside_comes_back(trained, tmp_path):
+    """A kill between the two renames leaves only the folder aside; an export that then fails puts it back."""
+    target, aside = tmp_path / "out", tmp_path / ".out.export.old.tmp"
+    exported(trained, target)
+    before = (target / "config.json").read_bytes()
+    target.rename(aside)
+    (tmp_path / ".out.export.tmp").mkdir()
+    (tmp_path / ".out.export.lock").touch()
+
+    def killed(samples, picture):
+        raise KeyboardInterrupt
+
+    export = collect(trained)
+    with pytest.raises(KeyboardInterrupt):
+        write_export(target, export, text_of(export), killed)
+    assert (target / "config.json").read_bytes() == before
+    exported(trained, target)
+    assert [one.name for one in tmp_path.iterdir()] == ["out"]
+
+
+def test_two_exports_to_one_folder_do_not_mix(trained, tmp_path):
+    with locked(tmp_path, name=".out.export.lock"), pytest.raises(Busy, match="is being worked on by process"):
+        exported(trained, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_full_disk_is_an_error_of_the_system(trained, tmp_path):
+    """safetensors has an exception of its own, of which commands know nothing. A limit of the size of files stands for
+    the disk."""
+    export = collect(trained)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            write_export(tmp_path / "out", export, text_of(export), draw_grid)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not list(tmp_path.iterdir())

@@ -113,6 +113,19 @@ def test_keys_are_of_the_tensors_not_of_the_file(place):
     assert len(list(Path("runs/weights").iterdir())) == 2
 
 
+def test_weights_of_an_objective_without_a_posterior(place):
+    """Such weights have no variances, and their default sampler is one that fits."""
+    net = drawn(TimmDiT(8, 1, 10, 2, 32, 1, 2))
+    state = net.state_dict()
+    for name in ("weight", "bias"):
+        state[f"final_layer.linear.{name}"] = state[f"final_layer.linear.{name}"][:4]
+    torch.save(state, "flow.pt")
+    words = ["flow.pt", "model.num_heads=2", "model.out_channels=1", "data=digits", "data.size=8"]
+    folder = converted(*words, "objective.kind=flow")
+    assert open_run(folder).config.sample.method == "ddim"
+    assert main(["sample", str(folder), "sample.count=4", "sample.steps=2"]) == 0
+
+
 def test_a_folder_is_known_by_the_bytes_of_its_files(tmp_path):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
