@@ -118,7 +118,7 @@ def _info(info: dict[str, Any], config: Config, weights: Weights, kind: str) -> 
         "config": plain,
         "weights": {"file": WEIGHTS, "kind": kind, "step": weights.step, "error": weights.error},
         "training": trained,
-        "source": info.get("source"),
+        "source": info.get("origin"),
         "plugins": [{"name": one["name"], "sha256": one["sha256"]} for one in info.get("plugins", ())],
     }
 

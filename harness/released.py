@@ -1,6 +1,6 @@
 """Runs with released weights in place of a training: ROOT/weights/NAME-KEY, with the files that a training has.
 
-config.json says `source`: what was converted. The weights lie in `weights/`, as those of step 0: how long they were
+config.json says `origin`: what was converted. The weights lie in `weights/`, as those of step 0: how long they were
 trained is unknown.
 """
 

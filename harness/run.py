@@ -43,7 +43,7 @@ LISTING_S = 30.0  # how long a command waits for another command that writes to 
 # Entries and their types: those of every config.json, those that some have, those that a command wrote, and those of a
 # run in .study.json.
 INFO: dict[str, Any] = {"kind": str, "key": str}
-MAYBE: dict[str, Any] = {"plugins": list, "weights": str, "training": str, "step": int, "source": dict}
+MAYBE: dict[str, Any] = {"plugins": list, "weights": str, "training": str, "step": int, "origin": dict}
 ABOUT: dict[str, Any] = {
     "study": str, "name": str, "variant": dict, "seed": int, "model": str, "family": str, "title": str,
 }  # fmt: skip

@@ -10,7 +10,7 @@ import yaml
 
 from ...harness import released as runs
 from ...harness.config import Config, check_fit
-from ...harness.diffusion.objective import objective
+from ...harness.diffusion.objective import OBJECTIVES, READERS, objective
 from ...harness.keys import config_to_dict, training_folder, training_key
 from ...harness.progress import Progress
 from ...harness.provenance import provenance
@@ -92,6 +92,7 @@ def _config(weights: released.Released, name: str, overrides: list[str]) -> Conf
     digest = runs.tensors_digest(weights.net.state_dict())
     config = Config(model, default_data(model), objective=goal, released=ReleasedConfig(name, digest))
     config = settled(config, overrides)
+    _check_head(config)
     if not objective(config.objective).path(2).has_posterior:  # ancestral, the default, draws from one
         config = replace(config, sample=replace(config.sample, method="ddim"))
     # Label dropout is of the training, which is over.
@@ -99,6 +100,18 @@ def _config(weights: released.Released, name: str, overrides: list[str]) -> Conf
     if not is_latent(config) or config.encoder.kind != "pixels":
         check_fit(config)
     return config
+
+
+def _check_head(config: Config) -> None:
+    """Raise InputError if the weights have a head of another objective."""
+    head, channels = registry.out_channels(config.model), config.model.in_channels
+    fit = {kind: objective(ObjectiveConfig(kind)).out_channels(channels) for kind in OBJECTIVES}
+    if fit[kind := config.objective.kind] != head:
+        names = ", ".join(f"objective.kind={name}" for name, count in fit.items() if count == head)
+        raise InputError(
+            f"the head of these weights has {head} channels, and objective {kind} needs {fit[kind]}; choices: "
+            f"{names or 'none'}"
+        )
 
 
 def _about(config: Config, name: str) -> dict[str, Any]:
@@ -114,7 +127,7 @@ def _write(
 ) -> None:
     """Write what is missing of a run: its config.json, its weights, and the record that says where they come from."""
     info = {"kind": "training", "key": training_key(config), **about, "config": config_to_dict(config)}
-    create(folder, {**info, "source": source})
+    create(folder, {**info, "origin": source})
     with locked(folder):
         if runs.STEP not in moments(folder) or not _whole(folder, config):
             runs.keep_weights(folder, config, weights.net.state_dict())
@@ -140,7 +153,8 @@ def _show(args: argparse.Namespace, config: Config, link: Path, folder: Path, so
     print(f"{folder}: {source['source']}, {source['file']}, SHA-256 {source['sha256'][:12]}")
     print(f"model: {model['family']} with {settings}")
     goal, data = config.objective, config.data
-    print(f"read as: objective {goal.kind} ({goal.schedule}), data {data.name or data.kind} at {data.size} px")
+    schedule = f" ({goal.schedule})" if goal.kind in READERS["schedule"] else ""
+    print(f"read as: objective {goal.kind}{schedule}, data {data.name or data.kind} at {data.size} px")
     for line in source["notes"]:
         print(f"note: {line}")
     try:

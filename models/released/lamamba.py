@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from ...kernels.errors import InputError, unknown
+from ..lamamba import LaMambaConfig
 from .files import Source, yaml_settings
 
 TITLE = "LaMamba-Diff"
@@ -77,7 +78,7 @@ def known(source: Source) -> dict[str, Any]:
         "conv_bias": f"{block}.op.conv2d.bias" in source.tensors,
         "out_channels": source.shape("final_linear.weight", 2)[0],
     }
-    if window < side:
+    if window < side or window > LaMambaConfig.window_size:
         fields["window_size"] = window
     if (options := options_of(source)) is None:
         return fields

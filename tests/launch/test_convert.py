@@ -113,7 +113,7 @@ def test_keys_are_of_the_tensors_not_of_the_file(place):
     assert len(list(Path("runs/weights").iterdir())) == 2
 
 
-def test_weights_of_an_objective_without_a_posterior(place):
+def test_weights_of_an_objective_without_a_posterior(place, capsys):
     """Such weights have no variances, and their default sampler is one that fits."""
     net = drawn(TimmDiT(8, 1, 10, 2, 32, 1, 2))
     state = net.state_dict()
@@ -121,6 +121,9 @@ def test_weights_of_an_objective_without_a_posterior(place):
         state[f"final_layer.linear.{name}"] = state[f"final_layer.linear.{name}"][:4]
     torch.save(state, "flow.pt")
     words = ["flow.pt", "model.num_heads=2", "model.out_channels=1", "data=digits", "data.size=8"]
+    assert main(["convert", *words]) == 2
+    error = capsys.readouterr().err
+    assert "has 1 channels, and objective ddpm needs 2; choices: objective.kind=v, objective.kind=flow" in error
     folder = converted(*words, "objective.kind=flow")
     assert open_run(folder).config.sample.method == "ddim"
     assert main(["sample", str(folder), "sample.count=4", "sample.steps=2"]) == 0
