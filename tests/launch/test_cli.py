@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -93,6 +94,17 @@ def test_doctor(capsys):
     assert code == 0 and "selective_scan=torch" in out and "torchvision" in out
     _, out, _ = run(capsys, "doctor", "--json")
     assert json.loads(out)["backends"]["attention"]["sdpa"] == []
+
+
+def test_doctor_says_what_each_optional_library_is_for(capsys):
+    """Those are the libraries of the extras: each has its line, with words behind the version."""
+    text = (Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8")
+    lines = {words[0]: words[1:] for line in run(capsys, "doctor")[1].splitlines() if (words := line.split())}
+    for extra in ("cuda", "hf", "latents", "logs"):
+        (libraries,) = re.findall(rf"^{extra} = \[(.*?)\]$", text, re.DOTALL | re.MULTILINE)
+        for library in re.findall(r'"([a-z-]+)[>=]', libraries):
+            purpose = " ".join(lines[library]).removeprefix("not installed")
+            assert len(purpose.split()) > 2 and (extra == "cuda" or purpose.endswith(f"extra {extra}"))
 
 
 def test_doctor_says_which_weights_are_missing_and_what_fetches_them(capsys, monkeypatch):
