@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from .drawing import few_ticks
 from .names import shared
+from .protocols import losses_words
 from .runs import Line, Run
 from .style import COLUMN, PAGE, Look, blank, caption, label_ends, legend
 from .table import Table
@@ -72,6 +73,8 @@ def loss(runs: list[Run], overview: Table) -> Figure | str:
     if left_out:
         rest = "1 score under another protocol is" if left_out == 1 else f"{left_out} scores under other protocols are"
         text.append(f"Held-out loss: {rest} left out")
+    if words := losses_words(row["run"] for row in overview.rows if row["group"] in ends):
+        text.append(words.removesuffix("."))
     states = {group: [row["state"] for row in overview.rows if row["group"] == group] for group in ends}
     counts = {len(each) for each in states.values()}
     if same := len(counts) == 1 and max(counts) > 1:

@@ -298,8 +298,9 @@ def _published(cells: Mapping[str, Cell], printed: Sequence[PublishedRow]) -> li
 def as_in_papers(row: Line) -> bool:
     """Whether a score is of the protocol of `Published.steps_400k`, whatever the number of images of training."""
     drawn = row.get("generation") or {}
-    way = [drawn.get(name) for name in ("sampler", "steps", "guidance", "weights")]
-    alike = way == ["ancestral", 250, 1, "ema"] and drawn.get("labels") in ("balanced", "random")
+    way = [drawn.get(name) for name in ("sampler", "steps", "guidance", "weights", "objective")]
+    alike = way[:4] == ["ancestral", 250, 1, "ema"] and way[4] in (None, "ddpm")
+    alike = alike and drawn.get("labels") in ("balanced", "random")
     return alike and drawn.get("encoder") not in (None, "pixels") and is_fid_of_imagenet(row, 256)
 
 

@@ -214,6 +214,8 @@ FID = {
         ({"generation": {**WAY, "steps": 50}}, False),
         ({"generation": {**WAY, "labels": "none"}}, False),
         ({"generation": {**WAY, "encoder": "pixels"}}, False),
+        ({"generation": {**WAY, "objective": "ddpm"}}, True),
+        ({"generation": {**WAY, "objective": "v"}}, False),
     ],
 )
 def test_published_rows_stand_below_scores_of_their_protocol(edit: Line, shown: bool, tmp_path: Path) -> None:
