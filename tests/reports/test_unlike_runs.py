@@ -9,12 +9,13 @@ from lamabench.reports.compare import compare
 from lamabench.reports.loss import loss
 from lamabench.reports.moments import series_of
 from lamabench.reports.names import axis_word, labels
+from lamabench.reports.queries import timings
 from lamabench.reports.runs import read
 from lamabench.reports.seeds import seeds
 from lamabench.reports.speed import measurements
 from lamabench.reports.style import Look
 from lamabench.reports.summary import summary
-from run_folders import cost, made, scored, swept, trained, write
+from run_folders import cost, drawn, made, scored, swept, trained, write
 
 UNLIKE = "Losses are of different quantities and do not compare, because {} differ."
 RELEASED = {"name": "small", "tensors": "f" * 64}
@@ -114,3 +115,11 @@ def test_pixels_of_latents(tmp_path: Path) -> None:
 )
 def test_words_of_axes(axis: str, value: str, words: str) -> None:
     assert axis_word(axis, value) == words
+
+
+def test_channels_that_nothing_guides_make_no_column(tmp_path: Path) -> None:
+    """Throughputs of sampling without guidance stand in one column, whatever number of channels would be guided."""
+    for channels in (3, None):
+        line = {**drawn(), "guidance_channels": channels}
+        write(tmp_path, f"c{channels}", [line], variant={"sample.guidance_channels": channels}, seed=0)
+    assert len(timings(read([tmp_path]), "sample")) == 1
