@@ -11,7 +11,7 @@ from .published import PublishedVariant
 from .queries import better
 from .runs import Line
 from .seeds import MARK, NOTE
-from .speed import MODES, PIXELS
+from .speed import MODES
 from .state_of_the_art import source_words, unchecked
 from .table import Column, Table, shortened
 from .variants import Variants, of_study
@@ -233,11 +233,8 @@ def _speeds(study: Variants, rows: dict[str, Line]) -> tuple[list[Column], list[
 
 
 def _words(row: Line) -> Line:
-    size = (
-        f"{row['px']} px" if row["px"] % PIXELS == 0 and row["px"] != row["input_size"] else f"{row['input_size']} px"
-    )
     return {
-        "size": size,
+        "size": f"{row['px']} px",
         "precision": str(row["precision"]),
         "processes": f"{row['processes'] or 1} GPUs" if (row["processes"] or 1) > 1 else "",
         "checkpointing": "checkpointed" if row["checkpointing"] else "",

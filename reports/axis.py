@@ -14,7 +14,7 @@ from .ablation import plain
 from .differences import Mean, mean_of
 from .drawing import title_of_scores
 from .evidence import Evidence
-from .names import axis_noun, axis_word
+from .names import axis_noun, axis_word, kind_of
 from .style import COLOURS, COLUMN, ENTRIES, FAINT, MARKERS, SMALL, Look, blank, caption, label_ends, legend
 from .variants import Variants, is_number, of_study
 
@@ -94,8 +94,9 @@ def _styles(study: Variants, look: Look, along: str, lines: Lines) -> dict[tuple
     styles: dict[tuple[str, ...], dict[str, Any]] = {}
     of_models = [name for name in study.axes if name != along] in ([], ["model"])
     for place, (key, groups) in enumerate(lines.items()):
-        family = study.members[groups[0]][0].info["family"]
-        style = {"color": look.colour(groups[0]), "marker": look.marker(family)}
+        info = study.members[groups[0]][0].info
+        marker = look.marker(kind_of(info["title"], info["family"]))
+        style = {"color": look.colour(groups[0]), "marker": marker}
         if len(lines) > 1 and not of_models:
             style = {"color": COLOURS[place % len(COLOURS)], "marker": MARKERS[place % len(MARKERS)]}
         if len(lines) == 1:
@@ -180,8 +181,8 @@ def _points(
     for x, mean, group in points:
         look = style | ({"markerfacecolor": "white", "markersize": 5.5} if group == study.base else {})
         if looks is not None:
-            family = study.members[group][0].info["family"]
-            look |= {"color": looks.colour(group), "marker": looks.marker(family)}
+            info = study.members[group][0].info
+            look |= {"color": looks.colour(group), "marker": looks.marker(kind_of(info["title"], info["family"]))}
         if numeric:
             axes.errorbar(x, mean.value, mean.half, capsize=2, elinewidth=0.9, linestyle="", zorder=3, **look)
         else:

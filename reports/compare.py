@@ -11,8 +11,8 @@ from ..harness.run import STUDY
 from ..kernels.errors import InputError, unknown
 from .contrast import configuration, cost, speed
 from .differences import by_seed, count_of, difference, mean_of, seed_of, with_interval
-from .names import labels
-from .protocols import STEPS, UNKNOWN, by_design, generation_of, notes, rankable, words_of_protocol
+from .names import is_released, labels
+from .protocols import RELEASED, STEPS, UNKNOWN, by_design, generation_of, notes, rankable, words_of_protocol
 from .queries import better, scores, state_of
 from .runs import SEEDS, Line, Run, read
 from .seeds import base_groups, not_done
@@ -178,7 +178,9 @@ def _row(metric: str, a: Mapping[Run, Line], b: Mapping[Run, Line]) -> Line:
     for side, mean, n, lines in (("a", means[0], counts[0], a), ("b", means[1], counts[1], b)):
         row |= {f"{side}_mean": mean.value, f"{side}_ci95": mean.half, f"{side}_n": n}
         row[f"{side}_generation"] = _words(map(generation_of, lines.values())) or None
-        row[f"{side}_step"] = _words(line["checkpoint_step"] for line in lines.values()) or None
+        row[f"{side}_step"] = (
+            _words(None if is_released(run) else line["checkpoint_step"] for run, line in lines.items()) or None
+        )
     row["difference"] = result.mean.value if result.mean else None
     row["difference_ci95"] = result.mean.half if result.mean else None
     row |= {"pairs": result.n, "verdict": verdict, "reason": reason or None}
@@ -199,7 +201,7 @@ def _unranked(a: Mapping[Run, Line], b: Mapping[Run, Line]) -> str:
     """Why no verdict is possible, as tables have it. Two sides of one variant may have a step each."""
     why = rankable([*a, *b], {**a, **b})
     steps = [{line["checkpoint_step"] for line in side.values()} for side in (a, b)]
-    return STEPS if why and steps[0] != steps[1] and max(map(len, steps)) == 1 else why
+    return STEPS if why not in ("", RELEASED) and steps[0] != steps[1] and max(map(len, steps)) == 1 else why
 
 
 def _words(values: Iterable[object]) -> str:

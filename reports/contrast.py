@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
+from .names import is_released
 from .runs import Line, Run
 from .speed import MODES, cell_of, measurements
 from .table import Column, Table
@@ -110,10 +111,14 @@ def speed(pairs: Iterable[tuple[Pair, Line]]) -> Table:
 
 
 def _settings(run: Run) -> Line:
-    """{section.field: value} as asked for; the way in which samples were drawn is that of the samples themselves."""
+    """{section.field: value} as asked for; the way in which samples were drawn is that of the samples themselves. How
+    released weights were trained is not on record."""
     config = run.info["config"]
     settings = {
-        f"{section}.{name}": value for section in SECTIONS for name, value in (config.get(section) or {}).items()
+        f"{section}.{name}": value
+        for section in SECTIONS
+        for name, value in (config.get(section) or {}).items()
+        if not (section == "train" and is_released(run))
     }
     if "train.steps" in settings and run.info.get("steps"):
         settings["train.steps"] = run.info["steps"]  # the training may go on for another study

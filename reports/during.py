@@ -15,6 +15,7 @@ from .differences import seed_of
 from .drawing import few_ticks, title_of_scores
 from .evidence import Evidence
 from .moments import first_column, flops_of, hours_of, images_of, is_marked, main_device, moments
+from .protocols import losses_words
 from .runs import Line, Run
 from .scaling import hours_words
 from .style import PAGE, blank, caption, legend, wrapped
@@ -151,6 +152,7 @@ def _draw(evidence: Evidence) -> Figure | None:
         _scale(axes)
     text = "Thick: means over training seeds; thin: seeds." if seeds_shown else ""
     text += " *: a run failed or is unfinished." * marked
+    text += " " + losses_words(columns.get(LOGGED, {}), heldout=True)
     caption(figure, [text.strip()])
     legend(figure, keys, len(drawn) - len(keys))
     return figure

@@ -12,9 +12,9 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter
 from numpy.typing import NDArray
 
-from ..harness.scoring.protocol import losses_apart
 from .drawing import few_ticks
 from .names import shared
+from .protocols import losses_words
 from .runs import Line, Run
 from .style import COLUMN, PAGE, Look, blank, caption, label_ends, legend
 from .table import Table
@@ -73,7 +73,8 @@ def loss(runs: list[Run], overview: Table) -> Figure | str:
     if left_out:
         rest = "1 score under another protocol is" if left_out == 1 else f"{left_out} scores under other protocols are"
         text.append(f"Held-out loss: {rest} left out")
-    text += [one.rstrip(".") for one in losses_apart(row["run"].info["config"] for row in rows)]
+    if words := losses_words(row["run"] for row in overview.rows if row["group"] in ends):
+        text.append(words.removesuffix("."))
     states = {group: [row["state"] for row in overview.rows if row["group"] == group] for group in ends}
     counts = {len(each) for each in states.values()}
     if same := len(counts) == 1 and max(counts) > 1:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import Any, NamedTuple, TypeVar
 
-from .names import axis_values, words
+from .names import axis_values, kind_of, line_of, words
 from .queries import state_of
 from .runs import Line, Run
 
@@ -181,7 +181,8 @@ def is_marked(run: Run) -> bool:
 
 
 class Series(NamedTuple):
-    """The sizes of a family that differ in the preset alone, by FLOPs: what a line joins."""
+    """The sizes of one architecture that differ in the preset alone, by FLOPs: what a line joins. `family` is that of
+    `kind_of`, which has a colour."""
 
     label: str
     family: str
@@ -197,9 +198,12 @@ def series_of(overview: Iterable[Line]) -> list[Series]:
     for row in overview:
         if row["flops"]:
             axes = tuple(sorted((axis, str(value)) for axis, value in axis_values(row["run"]).items()))
-            lines.setdefault((row["study"], row["family"], axes), {}).setdefault(row["group"], row)
+            line = line_of(row["title"], row["family"])
+            lines.setdefault((row["study"], kind_of(row["title"], row["family"]), line, axes), {}).setdefault(
+                row["group"], row
+            )
     parts: list[tuple[str, str, list[Line]]] = []
-    for (study, family, _), by_group in lines.items():
+    for (study, family, *_), by_group in lines.items():
         rows = sorted(by_group.values(), key=lambda row: (row["flops"], row["params"] or 0, row["group"]))
         presets = Counter(row["model"] for row in rows)
         joined = [rows] if max(presets.values()) == 1 else [[row] for row in rows]

@@ -30,8 +30,10 @@ WORDS = {
     "sample.timesteps": "{} timesteps", "sample.precision": "{} sampling", "sample.compile": "{} sampling",
     "evaluate.features": "{}",
 }  # fmt: skip
+MODERN = ("Modern DiT", "LightningDiT")
 NOUNS = {"model.mixers": "mixers", "sample.clip": "clipping"}
 SPECIAL = {
+    ("objective.kind", "v"): "v-prediction", ("objective.kind", "flow"): "flow matching",
     ("model.parallel", "True"): "parallel", ("model.parallel", "False"): "in series",
     ("sample.guidance", "1"): "no guidance", ("sample.guidance_channels", "None"): "all channels guided",
     ("sample.guidance_interval", "None"): "guidance at every sigma", ("sample.guide", "None"): "no guide",
@@ -39,13 +41,15 @@ SPECIAL = {
     ("train.weight_decay", "0"): "no weight decay", ("train.class_dropout", "0"): "no label dropout",
     ("model.bottleneck_depth", "0"): "no bottleneck",
 }  # fmt: skip
+PATHS = ("encoder", "encoder.path", "encoder.decoder", "sample.guide")  # their values may be folders
 
 
 def labels(runs: list[Run]) -> dict[str, str]:
     """A label for each group, as `distinct` makes them. Labels that would be equal get the study, the name or the id in
-    brackets."""
+    brackets. Released weights, which have the settings of no training, have their title."""
     first = _first(runs)
-    names = distinct({group: (run.info["title"], axis_values(run)) for group, run in first.items() if _is_known(run)})
+    trained = {group: run for group, run in first.items() if _is_known(run) and not is_released(run)}
+    names = distinct({group: (run.info["title"], axis_values(run)) for group, run in trained.items()})
     result: dict[str, str] = {group: names.get(group) or run.info["title"] for group, run in first.items()}
     for key in ("study", "name", "id"):
         pairs = {(label, first[group].info[key]) for group, label in result.items()}
@@ -88,6 +92,7 @@ def axis_word(axis: str, value: Any) -> str:
         return ""
     value = _plain(value)
     text = value_word(value)
+    text = text.rstrip("/").rsplit("/", 1)[-1] if axis in PATHS else text
     if (special := SPECIAL.get((axis, str(value) if value is None or isinstance(value, bool) else text))) is not None:
         return special
     template = WORDS.get(axis, axis.rsplit(".", 1)[-1].replace("_", " ") + " {}")
@@ -140,6 +145,21 @@ def axis_values(run: Run) -> Mapping[str, Any]:
     values = run.info.get("variant") or {}
     hidden = ("model", *SEEDS)
     return {axis: value for axis, value in values.items() if axis not in hidden and value != run.info["model"]}
+
+
+def line_of(title: str, family: str) -> str:
+    """What the sizes of one architecture have in common: "Modern DiT" of "Modern DiT-S/2"."""
+    return title.rpartition("-")[0] or family
+
+
+def kind_of(title: str, family: str) -> str:
+    """What has a colour and a marker of its own: the family or, of a DiT with today's block, `dit_modern`."""
+    return "dit_modern" if family == "dit" and line_of(title, family) in MODERN else family
+
+
+def is_released(run: Run) -> bool:
+    """Whether a run has released weights in place of a training."""
+    return bool((run.info["config"].get("released") or {}).get("tensors"))
 
 
 def _plain(value: Any) -> Any:

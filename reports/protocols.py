@@ -6,7 +6,7 @@ from typing import Any
 
 from ..harness.scoring.protocol import words
 from .moments import images_of
-from .names import labels
+from .names import is_released, labels
 from .queries import score_words
 from .runs import Line, Run
 
@@ -14,6 +14,7 @@ HASH = re.compile(r"[0-9a-f]{16,}")
 UNKNOWN = "unknown"
 STEPS = "the weights are of different steps"
 IMAGES = "the weights have seen different numbers of images"
+RELEASED = "it is not on record how long released weights were trained"
 SPREADS = {"is": "splits", "isc": "splits"}  # what the `std` of a score is over; that of other metrics: subsets
 
 
@@ -81,9 +82,12 @@ def ends_by_design(runs: Iterable[Run], rows: Mapping[Run, Line]) -> bool:
 
 def rankable(runs: Iterable[Run], rows: Mapping[Run, Line]) -> str:
     """Why the best of the scores of one column cannot be named, empty if it can: samples that were made in several ways
-    or in unknown ways have no best, nor have weights of different steps or numbers of images unless the study asks for
-    them."""
+    or in unknown ways have no best, nor have released weights beside trainings, nor weights of different steps or
+    numbers of images unless the study asks for them."""
     runs = dict.fromkeys(runs)  # in order, and quick to search
+    released = {is_released(run) for run in rows if run in runs}
+    if len(released) > 1:
+        return RELEASED
     steps = {(run.group, row["checkpoint_step"]) for run, row in rows.items() if run in runs}
     if len(steps) > len({group for group, _ in steps}):
         return "seeds of one variant have weights of different steps"
@@ -98,6 +102,25 @@ def rankable(runs: Iterable[Run], rows: Mapping[Run, Line]) -> str:
     if UNKNOWN in protocols:
         return "it is not on record how all samples were made"
     return "the samples were made in several ways"
+
+
+def losses_words(runs: Iterable[Run], heldout: bool = False) -> str:
+    """Why training losses of runs (or held-out losses, which are at the same times for all of an objective) do not
+    compare, in a sentence; empty if they do. A loss is of what an objective predicts, of pixels or of latents."""
+    places = ("path", "decoder", *(("times",) if heldout else ()))  # what changes no loss
+    configs = [run.info["config"] for run in runs]
+    names = ("objective", "encoder", "data")
+    values = {name: [_without(config.get(name), places) for config in configs] for name in names}
+    apart = [name for name, each in values.items() if any(value != each[0] for value in each)]
+    return f"Losses are of different quantities and do not compare, because {_and(apart)} differ." if apart else ""
+
+
+def _without(section: Mapping[str, Any] | None, names: Iterable[str]) -> Mapping[str, Any]:
+    return {name: value for name, value in (section or {}).items() if name not in names}
+
+
+def _and(words: list[str]) -> str:
+    return " and ".join(filter(None, (", ".join(words[:-1]), words[-1])))
 
 
 def notes(runs: list[Run], columns: Mapping[str, Mapping[Run, Line]]) -> list[str]:

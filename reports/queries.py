@@ -87,6 +87,8 @@ def setting_of(line: Line) -> tuple[Any, ...]:
     """The values of SETTINGS for a throughput. The host's threads do not count where a GPU did the work."""
     where = line.get("provenance") or {}
     values = {**line, "device": where.get("device"), "threads": None if where.get("driver") else line.get("threads")}
+    if values.get("guidance") == 1:  # no channel is guided
+        values |= {"guidance_channels": None, "guidance_interval": None, "guide": None}
     values["checkpointing"] = "checkpointed" if line.get("checkpointing") else None
     return tuple(values.get(field) for field in SETTINGS[line["kind"]])
 

@@ -3,9 +3,8 @@
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
-from ..harness.scoring.protocol import losses_apart
 from .differences import FEWEST, NO_SEED, Difference, by_seed, count_of, difference, mean_of
-from .protocols import notes, rankable, spread_of
+from .protocols import losses_words, notes, rankable, spread_of
 from .queries import SAMPLING, better, scores, state_of
 from .runs import SEEDS, Line, Run
 from .summary import error_column, has_errors, spread_column
@@ -78,7 +77,8 @@ def seeds(overview: Table) -> Table:
         columns += [Column(f"{name}_{end}") for end in ("difference", "difference_ci95", "difference_n", "verdict")]
     below = [NOTE, *([MARK] if inconclusive else [])]
     below += [*([SAMPLING] if has_errors(rows.values(), marks) else []), *_uneven(rows, marks)]
-    below += losses_apart(row["run"].info["config"] for row in overview.rows if row["final_loss"] is not None)
+    text = losses_words(row["run"] for row in overview.rows if row["final_loss"] is not None)
+    below += [text] if text else []
     below += [f"No best is bold, because {why}: {', '.join(names)}." for why, names in unnamed.items()]
     return Table("seeds", "Means over training seeds.", columns, list(rows.values()), [*below, *notes(runs, marks)])
 

@@ -17,7 +17,9 @@ BASELINE = "dit_xl_2"
 # Models are compared where these are equal.
 CELL = ("input_size", "mode", "checkpointing", "precision", "processes", "device", "cpu_threads")
 HARDWARE = ("device", "precision", "cpu_threads")  # no column mixes these
-LATENT_CHANNELS, PIXELS = 4, 8  # an input of four channels is a latent, of 8 × 8 pixels per position (sd-vae-ft)
+# Pixels per side of a position of a latent, by its channels: of sd-vae-ft, of the autoencoders of SD3 and FLUX, and of
+# VA-VAE f16d32. Inputs of other numbers of channels are images.
+PIXELS = {4: 8, 16: 8, 32: 16}
 MODES = {"forward": "Forward", "train": "Training"}
 
 
@@ -31,7 +33,6 @@ def measurements(runs: list[Run], kind: str = "speed") -> list[Line]:
     for run in runs:
         info = run.info
         model = {key: value for key, value in (info["config"].get("model") or {}).items() if key != "input_size"}
-        scale = PIXELS if model.get("in_channels") == LATENT_CHANNELS else 1
         for line in run.rows:
             if line["kind"] != kind or line["input_size"] is None:
                 continue
@@ -40,7 +41,7 @@ def measurements(runs: list[Run], kind: str = "speed") -> list[Line]:
             group = f"{info['title']} {info['model']} {json.dumps([axes, model, asked], sort_keys=True)}"
             where = line["provenance"] or {}
             row: Line = {**line, **{key: info[key] for key in ("id", "study", "model", "family", "title")}}
-            row |= {"group": group, "axes": axes, "px": scale * line["input_size"]}
+            row |= {"group": group, "axes": axes, "px": pixels(model, line["input_size"])}
             row |= {"backend": words_of(line["backend"]), "device": where.get("device"), "commit": where.get("commit")}
             row["cpu_threads"] = None if where.get("driver") else line["threads"]
             key = (group, row["device"], row["cpu_threads"], *measurement_of(line))
@@ -51,6 +52,11 @@ def measurements(runs: list[Run], kind: str = "speed") -> list[Line]:
     taken = Counter(labels.values())
     more = {group: f" [{row['id']}]" if taken[labels[group]] > 1 else "" for group, row in groups.items()}
     return [{**row, "label": labels[row["group"]] + more[row["group"]]} for row in newest.values()]
+
+
+def pixels(model: Line, side: int) -> int:
+    """The side of the image in pixels that an input of `side` positions of a model's configuration stands for."""
+    return PIXELS.get(model.get("in_channels") or 0, 1) * side
 
 
 def _axes(info: Line, asked: Line) -> Line:

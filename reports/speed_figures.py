@@ -9,6 +9,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator
 
 from .drawing import few_ticks
+from .names import line_of
 from .runs import Line, Run
 from .speed import MODES, baseline_of, crossings, fastest, measurements, turns
 from .style import COLUMN, PAGE, Look, blank, caption, legend
@@ -188,10 +189,12 @@ def _mark_crossings(axes: Axes, curves: dict[str, dict[int, float]], baselines: 
 
 def _join_sizes(axes: Axes, best: list[Line], look: Look) -> None:
     """A thin line through the presets of a family at one size of the image, in the order of their FLOPs."""
-    families: dict[tuple[str, int], dict[str, Line]] = {}
+    families: dict[tuple[str, str, int], dict[str, Line]] = {}
     for row in best:
         if not row["axes"]:
-            families.setdefault((row["family"], row["px"]), {})[row["group"]] = row
+            families.setdefault((row["family"], line_of(row["title"], row["family"]), row["px"]), {})[row["group"]] = (
+                row
+            )
     for members in families.values():
         rows = sorted(members.values(), key=lambda row: row["flops"])
         if len(rows) > 1 and len(rows) == len({row["model"] for row in rows}):

@@ -10,10 +10,10 @@ from .protocols import UNKNOWN, generation_of, notes
 from .published import PublishedRow
 from .queries import state_of
 from .runs import Line, Run
+from .speed import pixels
 from .table import BAD, Column, Table
 
 CLASSES = 1000
-PER_LATENT = 8  # pixels per side of a latent of sd-vae
 # A score of ours, its key in the table, and its name if it is that of 50,000 samples.
 METRICS = {
     "fid": "FID", "sfid": "sFID", "is": "IS", "precision": "precision-Inception-50k",
@@ -79,7 +79,7 @@ def remarks(rows: Iterable[PublishedRow]) -> list[str]:
 
 def _is_for(run: Run, side: int) -> bool:
     model = run.info["config"].get("model") or {}
-    return model.get("num_classes") == CLASSES and model.get("input_size") in (side, side // PER_LATENT)
+    return model.get("num_classes") == CLASSES and pixels(model, model.get("input_size") or 0) == side
 
 
 def _table(

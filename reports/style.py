@@ -13,7 +13,7 @@ from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from .names import axis_values, words
+from .names import axis_values, kind_of, words
 from .queries import better
 from .runs import Line
 from .table import Table
@@ -25,7 +25,7 @@ ENTRIES = 12  # the most entries of a legend
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#882255")
 FAINT = "0.72"  # the grey of what has no entry in a legend
 MARKERS = "osD^vPXp<>h*"
-FAMILIES = ("lamamba", "dit", "adm", "uvit")  # these keep their colour and marker in every report
+FAMILIES = ("lamamba", "dit", "adm", "uvit", "dit_modern")  # these keep their colour and marker in every report
 DASHES: tuple[Literal["-", "--", ":", "-."], ...] = ("-", "--", "-.", ":")
 LIGHTEST, DARKEST = 68.0, 26.0  # CIE L* of the smallest and the largest size of a family
 AREAS = (14.0, 62.0)  # points²: of the markers of the smallest and the largest model
@@ -41,9 +41,9 @@ STYLE: dict[Any, Any] = {
 class Look:
     """Colours, dashes and markers of the groups of a summary.
 
-    A family has one hue and one marker. Its presets are shades from light to dark and markers from small to large, in
-    the order of their FLOPs. Variants of one preset differ by their dash. If all groups are one preset, its variants
-    have shades if they are numbers on one axis, and otherwise hues of their own.
+    A family (`kind_of`) has one hue and one marker. Its presets are shades from light to dark and markers from small to
+    large, in the order of their FLOPs. Variants of one preset differ by their dash. If all groups are one preset, its
+    variants have shades if they are numbers on one axis, and otherwise hues of their own.
 
     Of more than `ENTRIES` groups, the first variant of each study and those with the best scores are shown as above;
     the others are `faint`.
@@ -52,13 +52,13 @@ class Look:
     def __init__(self, overview: Table) -> None:
         rows = _of_groups(overview)
         ordered = sorted(rows.values(), key=_place)
-        self.families = [*FAMILIES, *sorted({row["family"] for row in overview.rows} - set(FAMILIES))]
+        self.families = [*FAMILIES, *sorted(set(map(_kind, overview.rows)) - set(FAMILIES))]
         self._colours: dict[str, str] = {}
         self._dashes: dict[str, int] = {}
         self._markers: dict[str, str] = {}
         presets: dict[tuple[str, str], list[Line]] = {}
         for row in ordered:
-            presets.setdefault((row["family"], row["model"]), []).append(row)
+            presets.setdefault((_kind(row), row["model"]), []).append(row)
         for family in self.families:
             own = sorted((key for key in presets if key[0] == family), key=lambda key: _size(presets[key]))
             hue = COLOURS[self.families.index(family) % len(COLOURS)]
@@ -86,7 +86,7 @@ class Look:
         numbers = [_number(row) for row in ordered]
         if len(ordered) <= 6 and None not in numbers and len({*numbers}) == len(numbers):
             rising = sorted(range(len(ordered)), key=lambda at: numbers[at] or 0.0)
-            hue = COLOURS[self.families.index(ordered[0]["family"]) % len(COLOURS)]
+            hue = COLOURS[self.families.index(_kind(ordered[0])) % len(COLOURS)]
             self._colours = dict(zip((groups[at] for at in rising), shades(hue, len(ordered)), strict=True))
             self._dashes = dict.fromkeys(groups, 0)
             return
@@ -126,6 +126,10 @@ class Look:
         """The same with markers."""
         marker = {"marker": self.marker(group), "markersize": self.size(group) ** 0.5}
         return self.line(group) | (marker | {"markersize": 2.5} if self.faint(group) else marker)
+
+
+def _kind(row: Line) -> str:
+    return kind_of(row["title"], row["family"])
 
 
 def _of_groups(overview: Table) -> dict[str, Line]:

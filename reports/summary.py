@@ -4,10 +4,9 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 
-from ..harness.scoring.protocol import losses_apart
 from .differences import FEWEST
 from .names import labels, shared
-from .protocols import notes, spread_of
+from .protocols import losses_words, notes, spread_of
 from .queries import SAMPLING, better, scores, setting_words, state_of, timings, words_of
 from .runs import Line, Run
 from .speed import disturbances
@@ -78,7 +77,7 @@ def summary(runs: list[Run]) -> Table:
     caption = "One row per run" + (f" of {alike}" if (alike := shared(runs)) else "")
     ranked = any(better(name) and len(by_run) > 1 for name, by_run in marks.items())
     below = [*([NOT_BOLD] if ranked else []), *([SAMPLING] if has_errors(rows, marks) else [])]
-    below += losses_apart(row["run"].info["config"] for row in rows if row["final_loss"] is not None)
+    below += [text] if (text := losses_words(row["run"] for row in rows if row["final_loss"] is not None)) else []
     return Table("summary", f"{caption}.", columns, rows, [*below, *disturbed, *notes(runs, marks)])
 
 

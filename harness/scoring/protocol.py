@@ -19,7 +19,7 @@ Other people's samples have what their user states: these fields, or `words`. El
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -95,16 +95,6 @@ def target_of(config: Mapping[str, Any]) -> str:
     words = [OBJECTIVES.get(kind) or kind]
     words += [f"{schedule} schedule"] if kind != "flow" and schedule != "linear" else []
     return ", ".join(words + ([] if encoder == "pixels" else [encoder]))
-
-
-def losses_apart(configs: Iterable[Mapping[str, Any]]) -> list[str]:
-    """A remark on the training losses of several configurations, if they do not compare: they are of different targets,
-    or means over other distributions of t."""
-    targets: dict[str, None] = {}
-    for config in configs:
-        times = (config.get("objective") or {}).get("times", "uniform")
-        targets[target_of(config) + ("" if times == "uniform" else f", {times.replace('_', '-')} t")] = None
-    return [f"Training losses do not compare between these: {'; '.join(targets)}."] if len(targets) > 1 else []
 
 
 def generation_of(folder: Path) -> Generation | None:

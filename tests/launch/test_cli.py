@@ -2,13 +2,12 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -86,37 +85,6 @@ def test_models_lists_the_registry(capsys):
     rows = json.loads(out)
     assert [row["model"] for row in rows] == list(presets())
     assert all(row["params"] > 0 and row["macs"] > 0 for row in rows)
-
-
-def test_doctor(capsys):
-    code, out, _ = run(capsys, "doctor")
-    assert code == 0 and "selective_scan=torch" in out and "torchvision" in out
-    _, out, _ = run(capsys, "doctor", "--json")
-    assert json.loads(out)["backends"]["attention"]["sdpa"] == []
-
-
-def test_doctor_says_which_weights_are_missing_and_what_fetches_them(capsys, monkeypatch):
-    networks, command = "lamabench.harness.scoring.networks", "curl -fLO https://example.org/x.pth"
-    for missing in ([("inception_v3", Path("/cache/x.pth"), command)], []):
-        module = SimpleNamespace(missing_weights=lambda missing=missing: missing)
-        monkeypatch.setitem(sys.modules, networks, module)
-        assert run(capsys, "doctor")[0] == 0
-        _, out, _ = run(capsys, "doctor")
-        text = out.partition("\nWeights of the networks that score images\n")[2].partition("\n\n")[0]
-        lines = [line.split() for line in text.splitlines()]
-        assert lines == (
-            [
-                ["inception_v3", "missing:", "/cache/x.pth"],
-                ["fetch", "it", "where", "there", "is", "internet:", *command.split()],
-                "then put it there, or give evaluate.features_path=FILE".split(),
-            ]
-            if missing
-            else [["none", "is", "missing"]]
-        )
-        _, out, _ = run(capsys, "doctor", "--json")
-        assert json.loads(out)["missing_weights"] == [
-            {"name": name, "path": str(path), "command": command} for name, path, command in missing
-        ]
 
 
 def test_bench_table_and_record(capsys, tmp_path):
@@ -246,7 +214,6 @@ BAD = [
 
 @pytest.mark.parametrize(("words", "message"), BAD, ids=lambda v: " ".join(v) if isinstance(v, list) else "")
 def test_every_mistake_is_one_line_and_leaves_nothing(words, message, capsys, tmp_path):
-    import re
 
     _folder(tmp_path)
     np.savez(tmp_path / "few.npz", images=np.zeros((1, 8, 8, 1), np.uint8))

@@ -231,7 +231,8 @@ def test_the_counts_of_committed_studies_suffice():
     for name in names():
         study = load(name)
         for one in (study, *([study.debug_size()] if study.debug else [])):
-            for run in plan(one, NEEDED.get(name, ()) if one is study else ()):
+            first = replace(one, seeds=one.seeds[:1])  # no count depends on the seed
+            for run in plan(first, NEEDED.get(name, ()) if one is study else ()):
                 assert notes.scoring(run, {}) == [], run.name
 
 

@@ -11,7 +11,7 @@ from lamabench.reports.runs import read
 from lamabench.reports.state_of_the_art import state_of_the_art
 from run_folders import Line, cost, markdown, parsed, scored, trained, write
 
-MODEL = {"num_classes": 1000, "input_size": 32}
+MODEL = {"num_classes": 1000, "in_channels": 4, "input_size": 32}
 WAY = {"sampler": "ddim", "steps": 50, "guidance": 1.5, "guidance_channels": 3, "labels": "balanced"}
 FID = {
     "metric": "FID", "count": 50_000, "reference": "imagenet", "generation": WAY, "generation_protocol": "g",
@@ -108,7 +108,7 @@ def test_other_data_have_no_such_table(tmp_path: Path) -> None:
     for side in (256, 512):
         (table,) = state_of_the_art(Evidence(read([tmp_path])), side)
         assert (table.name, table.rows) == (f"state_of_the_art_{side}", [])
-    write(tmp_path, "big", [cost()], model={"num_classes": 1000, "input_size": 64})
+    write(tmp_path, "big", [cost()], model={**MODEL, "input_size": 64})
     assert [len(state_of_the_art(Evidence(read([tmp_path])), side)[0].rows) for side in (256, 512)] == [0, 12]
 
 
