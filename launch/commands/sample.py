@@ -153,7 +153,10 @@ def asked_of(
     sections = [*sections, *(RELEASED if released else ())]
     for word, text in zip(words, overrides, strict=True):
         if word not in sections and not text.startswith(PLACES):
-            raise InputError(f"{text!r} would make another training of it; sections to set here: {', '.join(sections)}")
+            raise InputError(
+                f"{text!r} would make another training of it; sections to set here: {', '.join(sections)}, "
+                f"and {', '.join(place.rstrip('=') for place in PLACES)}"
+            )
     plugins.load_recorded(info.get("plugins", ()), lambda text: print(text, file=sys.stderr))
     home = path.resolve()
     given = any(text.startswith("run.root=") for text in overrides)
