@@ -118,7 +118,9 @@ def parser() -> argparse.ArgumentParser:
         "data=NAME, encoder=FOLDER or OWNER/NAME of the hub, and settings of the sections data and run; with "
         "data.flip, mirrored images are encoded too",
     )
-    encode.add_argument("--to", type=_path, metavar="FOLDER", help="the folder of the cache")
+    encode.add_argument(
+        "--to", type=_path, metavar="FOLDER", help="the folder of the cache; of data.split=test: CACHE/test"
+    )
     help_text = (
         "the type of the latents on disk (default: float32; float16 takes half, and rounds by more than the narrow "
         "posteriors of published autoencoders vary)"

@@ -103,7 +103,7 @@ def setting_words(kind: str, setting: tuple[Any, ...], among: Iterable[tuple[Any
     for place, (field, value) in enumerate(zip(SETTINGS[kind], setting, strict=True)):
         differs = value is not None if rivals is None else len({rival[place] for rival in rivals}) > 1
         if differs:
-            none = {"checkpointing": "not checkpointed"}.get(field, "all")
+            none = {"checkpointing": "not checkpointed", "guide": "none"}.get(field, "all")
             words.append(units.get(field, "{}").format(none if value is None else value))
     return ", ".join(words)
 

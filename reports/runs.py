@@ -340,9 +340,14 @@ def _rows(folder: Path | None) -> list[Line]:
 
 def _way(config: Line) -> Line:
     """The way in which samples were drawn, as axis values. A folder of an earlier version lacks the fields that joined
-    later, whose values are those of `LATER`."""
-    left_out = ("batch_size", "at", "keep")  # what changes no image
+    later, whose values are those of `LATER` or None. A guide is one value: its name or key, step and weights."""
+    left_out = ("batch_size", "at", "keep", "guide_at", "guide_weights", "guide_key")  # no image, or part of the guide
     values = LATER | (config.get("sample") or {})
+    values |= {key: None for key in ("guidance_interval", "guide") if key not in values}
+    if values["guide"]:
+        name, key = Path(values["guide"]).name, str(values.get("guide_key"))[:8]
+        weights = f"at step {values.get('guide_at')} ({values.get('guide_weights')})"
+        values["guide"] = " ".join(word for word in (name, "" if key in name else key, weights) if word)
     return {f"sample.{key}": value for key, value in values.items() if key not in left_out}
 
 

@@ -117,7 +117,7 @@ def load(source: str, device: str = "cpu", download: bool = False) -> Autoencode
     another kind of network, for weights that lack a tensor or have others, and for settings that are not supported.
     """
     if find_spec("diffusers") is None:
-        raise InputError("an autoencoder needs diffusers: install lamabench[latents]")
+        raise InputError("an autoencoder needs diffusers: pip install 'lamabench[latents]'")
     folder = find(source, download)
     config = _config(folder, source)
     kind = str(config.get("_class_name"))

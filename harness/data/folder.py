@@ -14,6 +14,7 @@ from ..sections import DataConfig
 from . import files
 from .files import UNREADABLE, Say, changed, few, line_of, unreadable
 from .image_data import ImageData, Labels, data_path, fitted
+from .splits import TEST_WORDS
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 # Why a path is left out.
@@ -109,7 +110,8 @@ def listing(root: Path) -> Listing:
     """The images below `root`: a folder of class folders (of any depth), or a folder of images, which is one class.
 
     Links are followed, except links to a folder above. Hidden files and folders, other suffixes and dangling links are
-    left out. Raises InputError for a folder that cannot be read, and for one that has both images and folders.
+    left out. Raises InputError for a folder that cannot be read, for one that has both images and folders, and for one
+    whose folders are splits.
     """
     if not root.is_dir():
         raise InputError(f"data.path {line_of(root)} is not a folder")
@@ -122,6 +124,9 @@ def listing(root: Path) -> Listing:
             f"{line_of(root)} contains images ({flat[0].name}) and folders ({folders[0].name}); "
             "expected only one of the two"
         )
+    if {"train"} < (names := {folder.name for folder in folders}) <= {"train", *TEST_WORDS}:
+        train = line_of(root / "train")
+        raise InputError(f"{line_of(root)} contains splits ({few(sorted(names))}) and no classes: data.path={train}")
     classes = {folder: sorted(walk.images_below(folder, above)) for folder in sorted(folders)} or {root: flat}
     return Listing(classes, {reason: paths for reason, paths in walk.left_out.items() if paths}, walk.links)
 

@@ -110,6 +110,8 @@ def write_index(folder: Path, index: Index) -> None:
 def read_index(folder: Path) -> Index:
     """The index of a cache. Raises InputError for a folder without one, or with another one than this version reads."""
     path = folder / INDEX
+    if not folder.exists():
+        raise InputError(f"{folder} does not exist; encoder.path=FOLDER says where the cache of latents lies")
     if not path.is_file():
         raise InputError(
             f"{folder} is no complete cache of latents: it has no {INDEX} (lamabench encode … --to FOLDER)"

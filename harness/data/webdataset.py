@@ -71,7 +71,8 @@ def shards_of(config: DataConfig) -> list[Path]:
         if config.split == "test":
             shards = _siblings(config, shards)
     if not shards:
-        raise InputError(f"data.path {line_of(path)} contains no shard of WebDataset (.tar)")
+        hint = f": data.path={line_of(path / 'train')}" if (path / "train").is_dir() else ""
+        raise InputError(f"data.path {line_of(path)} contains no shard of WebDataset (.tar){hint}")
     return sorted(shards, key=_natural)
 
 

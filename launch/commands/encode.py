@@ -44,9 +44,13 @@ def run(args: argparse.Namespace) -> int:
 
 def _lines(target: Path, index: Index, seconds: float) -> Iterator[str]:
     facts, mirrored = index.encoder, ", plain and mirrored" if index.mirrored else ""
+    shards = "1 shard" if len(index.shards) == 1 else f"{len(index.shards):,} shards"
     shape = f"{facts.channels} x {facts.side} x {facts.side}"
-    yield f"{target}: latents {shape} of {index.images:,} images{mirrored}, {index.dtype}, {len(index.shards)} shards"
+    yield f"{target}: latents {shape} of {index.images:,} images{mirrored}, {index.dtype}, {shards}"
     yield f"encoder: {facts.kind} {facts.identity}, scale {facts.scale:g}, shift {facts.shift:g}, {facts.source}"
     yield f"data: {index.data['kind']}, fingerprint {index.fingerprint}"
     yield f"complete after {clock(seconds)}"
-    yield f"next: {command('train', 'model=dit_s_2', f'encoder={target}')}"
+    if index.data.get("split") == "test":
+        yield "latents of a test split are for held-out loss, in the folder test of the training's cache"
+    else:
+        yield f"next: {command('train', 'model=dit_s_2', f'encoder={target}')}"

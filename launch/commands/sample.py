@@ -87,12 +87,13 @@ def gone(task: Task) -> bool:
     return False
 
 
-def fitting(images_per_s: float) -> list[str]:
-    """Settings for a first look at a training that saw so many images a second: as many images of 25 DDIM steps as take
-    two minutes, if a forward pass is a third of a training step. At least 160, because KID needs 100."""
+def fitting(images_per_s: float, objective: str) -> list[str]:
+    """Settings for a first look at a training that saw so many images a second: as many images of 25 steps without
+    noise as take two minutes, if a forward pass is a third of a training step. At least 160, because KID needs 100."""
     images = 3 * images_per_s * FIRST_LOOK_S / 25
     count = max((count for count in COUNTS if count <= images), default=COUNTS[0])
-    return [f"sample.count={count}", "sample.method=ddim", "sample.steps=25"]
+    method = "euler" if objective == "flow" else "ddim"  # the same method, by its name in the objective's papers
+    return [f"sample.count={count}", f"sample.method={method}", "sample.steps=25"]
 
 
 def check_export(target: Path, checked: Sequence[Task], again: str) -> None:
@@ -152,7 +153,10 @@ def asked_of(
     sections = [*sections, *(RELEASED if released else ())]
     for word, text in zip(words, overrides, strict=True):
         if word not in sections and not text.startswith(PLACES):
-            raise InputError(f"{text!r} would make another training of it; sections to set here: {', '.join(sections)}")
+            raise InputError(
+                f"{text!r} would make another training of it; sections to set here: {', '.join(sections)}, "
+                f"and {', '.join(place.rstrip('=') for place in PLACES)}"
+            )
     plugins.load_recorded(info.get("plugins", ()), lambda text: print(text, file=sys.stderr))
     home = path.resolve()
     given = any(text.startswith("run.root=") for text in overrides)

@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
     from .sample import fitting
 
     speed = (done or rows[-1])["images_per_s"]
-    print(f"next: {command('sample', folder, *fitting(speed))}")
+    print(f"next: {command('sample', folder, *fitting(speed, config.objective.kind))}")
     sample = config.sample
     whole = sample.count * sum(passes(config)) / (3 * speed)
     print(f"(without settings: {sample.count:,} images of {sample.steps} steps, about {clock(whole)})")

@@ -127,7 +127,10 @@ def test_train_sample_evaluate_report(capsys, tmp_path):
         "FD-EffNetLite0-20"
     ]
     code, _, err = run(capsys, "evaluate", str(folder), "train.lr=2")
-    assert code == 2 and "would make another training of it; sections to set here: sample, evaluate, run" in err
+    assert (
+        code == 2
+        and "would make another training of it; sections to set here: sample, evaluate, run, and data.path" in err
+    )
     code, out, err = run(capsys, "sample", str(folder), "--to", "given/adm.npz")
     assert code == 0 and "given/adm.npz: all of them" in out
     with np.load("given/adm.npz") as file:

@@ -64,6 +64,14 @@ def test_what_it_prints(kl, alone, capsys):
     assert (facts["images"], facts["shards"], facts["encoder"]["side"]) == (1797, 4, 4)
 
 
+def test_a_test_split_is_not_proposed_for_training(kl, tmp_path, capsys):
+    target = tmp_path / "cache" / "test"
+    assert main(["encode", *WORDS, "data.split=test", f"encoder={kl}", "--to", str(target)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"{target}: latents 4 x 4 x 4 of 225 images, float32, 1 shard"
+    assert not any(line.startswith("next:") for line in lines)
+
+
 def test_a_failure_in_another_process_is_one_line(start, kl, tmp_path):
     """Both processes have the same error in the same place, which the first one says."""
     run = start(tmp_path, command=command(kl, "data.channels=1"), count=2)

@@ -38,5 +38,7 @@ def test_a_grid_shows_the_images_enlarged(tmp_path, channels):
 @pytest.mark.parametrize(("speed", "count"), [(0.1, 160), (70, 1000), (700, 10_000), (1e6, 10_000)])
 def test_the_proposed_settings_take_about_two_minutes(speed, count):
     """A forward pass is a third of a step of training."""
-    assert fitting(speed) == [f"sample.count={count}", "sample.method=ddim", "sample.steps=25"]
+    for objective, method in (("ddpm", "ddim"), ("v", "ddim"), ("flow", "euler")):
+        words = [f"sample.count={count}", f"sample.method={method}", "sample.steps=25"]
+        assert fitting(speed, objective) == words
     assert count == 160 or count * 25 / (3 * speed) <= 120

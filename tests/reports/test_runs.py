@@ -99,11 +99,18 @@ def test_samples_drawn_in_two_ways_are_two_rows(tmp_path: Path) -> None:
 
 
 def test_samples_of_an_earlier_version_were_drawn_in_the_same_way(tmp_path: Path) -> None:
-    """Their folders do not say how labels and timesteps were chosen."""
+    """Their folders do not say how labels and timesteps were chosen, and have no guide."""
+    later = {"labels": "balanced", "timesteps": "even", "guidance_interval": None}
+    none = {"guide": None, "guide_at": "last", "guide_weights": "ema", "guide_key": None}
+    guide = {"guide": "/x/small-0123456789ab", "guide_at": 6, "guide_weights": "live", "guide_key": "0123456789ab"}
     write(tmp_path, "one", [drawn(50), scored(2.0)])
-    write(tmp_path, "one", [drawn(50), scored(1.0)], guidance=2.0, labels="balanced", timesteps="even")
+    write(tmp_path, "one", [drawn(50), scored(1.0)], guidance=2.0, **later, **none)
     labels = {row["label"] for row in summary_rows([tmp_path])}
     assert labels == {"DiT-demo", "DiT-demo, guidance 2"}
+    write(tmp_path, "one", [drawn(50), scored(1.0)], guidance=2.0, **later, **guide)
+    labels = {row["label"] for row in summary_rows([tmp_path])}
+    guides = {"guidance 2, no guide", "guidance 2, guide small-0123456789ab at step 6 (live)"}
+    assert labels == guides | {"no guide"}
 
 
 def test_a_run_is_timed_with_the_backends_that_it_asks_for(tmp_path: Path) -> None:

@@ -150,7 +150,7 @@ def test_what_cannot_be_loaded(tmp_path, case):
 
 def test_without_diffusers_the_extra_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(autoencoder, "find_spec", lambda name: None)
-    with pytest.raises(InputError, match=r"install lamabench\[latents\]"):
+    with pytest.raises(InputError, match=r"pip install 'lamabench\[latents\]'"):
         load(str(tmp_path))
 
 

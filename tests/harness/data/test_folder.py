@@ -164,3 +164,16 @@ def test_names_of_any_bytes_are_one_line(root):
         load(config(root))
     str(error.value).encode()  # any UTF-8 output takes it
     assert "\n" not in str(error.value)
+
+
+def test_splits_are_no_classes(root):
+    """Two folders that are splits would be two classes, and the test images would be trained on."""
+    (root / "a").rename(root / "train")
+    (root / "b").rename(root / "val")
+    for read in (load, glance):
+        with pytest.raises(
+            InputError, match=r"set contains splits \(train, val\) and no classes: data\.path=.*set/train$"
+        ):
+            read(config(root))
+    (root / "val").rename(root / "bus")  # beside other classes, `train` may be one
+    assert [folder.name for folder in listing(root).classes] == ["bus", "train"]

@@ -171,3 +171,5 @@ def test_damage_is_one_line(tmp_path):
         refused(text)
     path.unlink()
     refused("is no complete cache of latents: it has no index.json")
+    with pytest.raises(InputError, match=r"gone does not exist; encoder\.path=FOLDER says where the cache"):
+        read_index(tmp_path / "gone")

@@ -58,7 +58,12 @@ def test_shards_are_in_the_order_of_their_numbers(place):
 
 
 def test_patterns_are_those_of_a_shell(place):
-    touch(*(f"set/{a}-{i:04d}.tar" for a in "ab" for i in (8, 9, 10, 11)), "odd{1,2}.tar", "empty/0.txt")
+    touch(
+        *(f"set/{a}-{i:04d}.tar" for a in "ab" for i in (8, 9, 10, 11)),
+        "odd{1,2}.tar",
+        "empty/0.txt",
+        "above/train/0.tar",
+    )
     assert names("set/{a,b}-{0008..0011}.tar") == [f"set/{a}-{i:04d}.tar" for a in "ab" for i in (8, 9, 10, 11)]
     assert names("set/?-000[89].tar") == [f"set/{a}-000{i}.tar" for a in "ab" for i in (8, 9)]
     assert names("odd{1,2}.tar") == ["odd{1,2}.tar"]  # a file of this name
@@ -69,7 +74,8 @@ def test_patterns_are_those_of_a_shell(place):
         ("set/{0..1000000}.tar", "names more than 1,000,000 shards"),
         ("nowhere", "nowhere does not exist"),
         ("x" * 300, "cannot read data.path|does not exist"),
-        ("empty", r"data\.path empty contains no shard of WebDataset"),
+        ("empty", r"data\.path empty contains no shard of WebDataset \(\.tar\)$"),
+        ("above", r"data\.path above contains no shard of WebDataset \(\.tar\): data\.path=above/train$"),
     ):
         refused(message, config(path))
 
