@@ -109,9 +109,9 @@ def losses_words(runs: Iterable[Run], heldout: bool = False) -> str:
     compare, in a sentence; empty if they do. A loss is of what an objective predicts, of pixels or of latents."""
     places = ("path", "decoder", *(("times",) if heldout else ()))  # what changes no loss
     configs = [run.info["config"] for run in runs]
-    names = ("objective", "encoder", "data")
-    values = {name: [_without(config.get(name), places) for config in configs] for name in names}
-    apart = [name for name, each in values.items() if any(value != each[0] for value in each)]
+    words = {"objective": "objectives", "encoder": "encoders", "data": "data"}
+    values = {word: [_without(config.get(name), places) for config in configs] for name, word in words.items()}
+    apart = [word for word, each in values.items() if any(value != each[0] for value in each)]
     return f"Losses are of different quantities and do not compare, because {_and(apart)} differ." if apart else ""
 
 

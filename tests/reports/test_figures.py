@@ -73,11 +73,7 @@ def test_losses_of_different_objectives_are_kept_apart(tmp_path: Path) -> None:
     assert not isinstance(figure, str)
     texts = [evidence.overview.notes, seeds(evidence.overview).notes, [figure.get_supxlabel().replace("\n", " ")]]
     for each in texts:
-        (text,) = [one for one in each if "Training losses do not compare between these: " in one]
-        named = text.split("between these: ")[1].split(".")[0].split("; ")
-        assert sorted(named) == [
-            "ddpm", "flow matching", "flow matching, logit-normal t", "v-prediction, cosine schedule",
-        ]  # fmt: skip
+        assert any("do not compare, because objectives differ" in one for one in each)
 
 
 def test_held_out_losses_of_one_protocol_are_drawn(tmp_path: Path) -> None:

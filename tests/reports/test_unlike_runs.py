@@ -33,9 +33,9 @@ def edit(run: Path, **sections: Any) -> None:
 @pytest.mark.parametrize(
     ("one", "two", "names"),
     [
-        ({"objective": {"kind": "v"}}, {"objective": {"kind": "flow"}}, "objective"),
-        ({"encoder": {"kind": "pixels"}}, {"encoder": {"kind": "latents", "identity": "a"}}, "encoder"),
-        ({"objective": {"kind": "flow"}, "data": {"size": 8}}, {"data": {"size": 9}}, "objective and data"),
+        ({"objective": {"kind": "v"}}, {"objective": {"kind": "flow"}}, "objectives"),
+        ({"encoder": {"kind": "pixels"}}, {"encoder": {"kind": "latents", "identity": "a"}}, "encoders"),
+        ({"objective": {"kind": "flow"}, "data": {"size": 8}}, {"data": {"size": 9}}, "objectives and data"),
         ({"encoder": {"path": "a", "decoder": "b"}}, {"encoder": {"path": "c", "decoder": "d"}}, ""),
     ],
 )
