@@ -163,7 +163,7 @@ def _work(target: Path, data: ImageData, network: Autoencoder, device: str, prog
 def _work_off(
     claims: ShardClaims, data: ImageData, network: Autoencoder, pool: ThreadPoolExecutor, progress: Progress
 ) -> None:
-    waiting = said = False
+    waiting = last = False
     while True:
         parallel.heed()
         begin = time.time()
@@ -176,7 +176,7 @@ def _work_off(
             return
         if part is None:
             if complete:
-                if not said:  # by this process, for its own last shard
+                if not last:  # this process said so with its own last shard
                     progress.update("encode", claims.count, claims.count)
                 return
             progress.update("encode", claims.drawn, claims.count)
@@ -185,7 +185,7 @@ def _work_off(
             waiting = True
             time.sleep(WAIT_S)
             continue
-        said = claims.drawn + len(part) == claims.count
+        last = claims.drawn + len(part) == claims.count
         tensors = _encoded(claims, part, data, network, pool, progress)
         claims.save(part, tensors, data.labels[part.start : part.stop], begin)
 

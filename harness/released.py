@@ -14,24 +14,20 @@ from torch import Tensor
 
 from ..models import registry
 from .config import Config
+from .data.files import sha256
 from .measure.cost import cost
 from .training.checkpoint import Weights, keep
 
 STEP = 0
-PIECE = 2**24  # bytes that are hashed at once
 
 
 def file_digest(path: Path) -> str:
     """The SHA-256 of a file; of a folder, of the names and contents of its files (hidden ones left out)."""
-    digest = hashlib.sha256()
-    whole = sorted(one for one in path.rglob("*") if one.is_file() and not one.name.startswith("."))
-    for one in whole if path.is_dir() else [path]:
-        if path.is_dir():
-            digest.update(f"{one.relative_to(path)}\0{one.stat().st_size}\0".encode())
-        with open(one, "rb") as file:
-            while piece := file.read(PIECE):
-                digest.update(piece)
-    return digest.hexdigest()
+    if path.is_file():
+        return sha256(path)
+    files = sorted(one for one in path.rglob("*") if one.is_file() and not one.name.startswith("."))
+    lines = [f"{one.relative_to(path)}\0{sha256(one)}\n" for one in files]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def tensors_digest(tensors: Mapping[str, Tensor]) -> str:

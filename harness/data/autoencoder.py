@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ...kernels.errors import InputError, unknown
 from ..device import exact_float32
-from ..disk import access
+from ..run import read_json
 from .encoder import to_model_range, to_uint8
 
 PIXELS = 2**19  # of the images that are in the network at a time: 8 of 256 × 256, 2 of 512 × 512
@@ -166,12 +166,7 @@ def _config(folder: Path, source: str) -> dict[str, Any]:
     path = folder / CONFIG
     if not path.is_file():
         raise InputError(f"autoencoder {source} has no {CONFIG}; give a folder that diffusers saved")
-    with access("read", path):
-        try:
-            config = json.loads(path.read_text(encoding="utf-8"))
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"{path} is not JSON: {_line(error)}") from None
-    if not isinstance(config, dict):
+    if not isinstance(config := read_json(path), dict):
         raise InputError(f"{path} is no JSON object")
     return config
 

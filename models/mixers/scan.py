@@ -13,16 +13,52 @@ from ...kernels.errors import unknown
 from .mixer import Mixer, check_positive, register_mixer
 
 
-class SS2D(nn.Module):
+class PathScan(nn.Module):
+    """What the scans over the paths of an image share: the paths (`keep_paths`), how step sizes start (`start_steps`),
+    and what follows the scan (`finish`), for which a class has `operators`, `out_norm` and `out_proj`."""
+
+    part = "ssm"
+    operators: dict[str, str]
+    out_norm: nn.LayerNorm  # parameters, never called
+    out_proj: nn.Linear
+    order: Tensor
+    inverse: Tensor
+
+    def keep_paths(self, scan: str, side: int) -> None:
+        """Keep the paths of `scan` over side × side tokens."""
+        paths = scan_paths(scan, side, side)
+        self.register_buffer("order", paths.order, persistent=False)
+        self.register_buffer("inverse", paths.inverse, persistent=False)
+
+    @torch.no_grad()
+    def start_steps(self, bias: Tensor) -> None:
+        """Give a bias values whose softplus, a step size, is log-uniform in [1e-3, 1e-1]."""
+        step = torch.exp(torch.empty_like(bias).uniform_(math.log(1e-3), math.log(1e-1)))
+        bias.copy_(step + torch.log(-torch.expm1(-step)))
+
+    def finish(self, y: Tensor, z: Tensor) -> Tensor:
+        """LayerNorm, times SiLU(z), Linear: y [B, H · W, E] and z [B, H, W, E] -> [B, H, W, C]."""
+        y = gated_norm.gated_norm(
+            y.unflatten(1, z.shape[1:3]),
+            z,
+            self.out_norm.weight,
+            self.out_norm.bias,
+            self.out_norm.eps,
+            self.operators["gated_norm"],
+        )
+        return self.out_proj(y)
+
+    def own_normalised(self, x: Tensor) -> int:
+        """Elements that the LayerNorm after the scan normalises."""
+        return x[..., 0].numel() * self.out_norm.normalized_shape[0]
+
+
+class SS2D(PathScan):
     """The 2-D selective scan (VMamba, arXiv 2401.10166; LaMamba-Diff, arXiv 2408.02615).
 
     Linear -> x, z; depthwise 3 × 3 and SiLU on x; K scans; LayerNorm; times SiLU(z); Linear. Inner width
     E = `ratio` · C, rank r = ceil(C / 16). Every direction has its own parameters.
     """
-
-    part = "ssm"
-    order: Tensor
-    inverse: Tensor
 
     def __init__(self, dim: int, side: int, d_state: int, scan: str, ratio: int, conv_bias: bool) -> None:
         super().__init__()
@@ -38,20 +74,15 @@ class SS2D(nn.Module):
         self.Ds = nn.Parameter(torch.ones(directions * inner))
         self.out_norm = nn.LayerNorm(inner)  # parameters, never called
         self.out_proj = nn.Linear(inner, dim, bias=False)
-        paths = scan_paths(scan, side, side)
-        self.register_buffer("order", paths.order, persistent=False)
-        self.register_buffer("inverse", paths.inverse, persistent=False)
+        self.keep_paths(scan, side)
         self._init_scan()
 
     def _init_scan(self) -> None:
         for weight, width in ((self.x_proj_weight, self.x_proj_weight.shape[-1]), (self.dt_projs_weight, self.rank)):
             nn.init.uniform_(weight, -(width**-0.5), width**-0.5)
-        step = torch.exp(torch.empty_like(self.dt_projs_bias).uniform_(math.log(1e-3), math.log(1e-1)))
-        with torch.no_grad():
-            self.dt_projs_bias.copy_(step + torch.log(-torch.expm1(-step)))  # its softplus is the step
+        self.start_steps(self.dt_projs_bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        _, height, width, _ = x.shape
         x, z = self.in_proj(x).chunk(2, dim=-1)
         x = depthwise_conv.depthwise_conv_silu(
             x, self.conv2d.weight, self.conv2d.bias, self.operators["depthwise_conv"]
@@ -73,15 +104,7 @@ class SS2D(nn.Module):
             ScanPaths(self.order, self.inverse),
             self.operators["selective_scan"],
         )
-        y = gated_norm.gated_norm(
-            y.unflatten(1, (height, width)),
-            z,
-            self.out_norm.weight,
-            self.out_norm.bias,
-            self.out_norm.eps,
-            self.operators["gated_norm"],
-        )
-        return self.out_proj(y)
+        return self.finish(y, z)
 
     def own_macs(self, x: Tensor) -> int:
         """Multiply-adds outside the child modules: the convolution, the projections to dt, B, C and the step sizes."""
@@ -92,10 +115,6 @@ class SS2D(nn.Module):
             + batch * height * width * self.x_proj_weight.numel()
             + selective_scan.macs(batch, height * width, directions, inner, self.rank)
         )
-
-    def own_normalised(self, x: Tensor) -> int:
-        """Elements that the LayerNorm after the scan normalises."""
-        return x[..., 0].numel() * self.out_norm.normalized_shape[0]
 
     def own_scan_operations(self, x: Tensor) -> int:
         """Floating-point operations of the scan, by the papers' rule."""

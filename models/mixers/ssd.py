@@ -1,18 +1,18 @@
 """Mamba-2's scan (SSD) over the paths of an image as a mixer."""
 
-import math
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
-from ...kernels import depthwise_conv, gated_norm, ssd
-from ...kernels.cross_scan import DIRECTIONS, ScanPaths, scan_paths
+from ...kernels import depthwise_conv, ssd
+from ...kernels.cross_scan import DIRECTIONS, ScanPaths
 from ...kernels.errors import unknown
 from .mixer import Mixer, check_positive, register_mixer
+from .scan import PathScan
 
 
-class SSD2D(nn.Module):
+class SSD2D(PathScan):
     """Mamba-2's block (arXiv 2405.21060, section 7) over the paths of `SS2D`.
 
     Linear -> z, x, B, C, dt; depthwise 3 × 3 and SiLU on x, B and C; K scans; LayerNorm; times SiLU(z); Linear. Inner
@@ -20,10 +20,6 @@ class SSD2D(nn.Module):
     shared by the heads. Mamba-2 has a causal convolution of width 4 instead, and RMSNorm of the gated output; these
     are `SS2D`'s, so that the two differ in the scan and its projections.
     """
-
-    part = "ssm"
-    order: Tensor
-    inverse: Tensor
 
     def __init__(
         self, dim: int, side: int, d_state: int, head_dim: int, scan: str, ratio: int, conv_bias: bool
@@ -43,20 +39,16 @@ class SSD2D(nn.Module):
         self.Ds = nn.Parameter(torch.ones(directions, heads))
         self.out_norm = nn.LayerNorm(inner)  # parameters, never called
         self.out_proj = nn.Linear(inner, dim, bias=False)
-        paths = scan_paths(scan, side, side)
-        self.register_buffer("order", paths.order, persistent=False)
-        self.register_buffer("inverse", paths.inverse, persistent=False)
+        self.keep_paths(scan, side)
         self._init_scan()
 
     def _init_scan(self) -> None:
         """Mamba-2's: step sizes log-uniform in [1e-3, 1e-1], -A uniform in [1, 16]."""
-        step = torch.exp(torch.empty_like(self.dt_bias).uniform_(math.log(1e-3), math.log(1e-1)))
+        self.start_steps(self.dt_bias)
         with torch.no_grad():
-            self.dt_bias.copy_(step + torch.log(-torch.expm1(-step)))  # its softplus is the step
             self.A_logs.uniform_(1, 16).log_()
 
     def forward(self, x: Tensor) -> Tensor:
-        _, height, width, _ = x.shape
         directions, heads = self.dt_bias.shape
         z, convolved, dt = self.in_proj(x).split(self.widths, dim=-1)
         convolved = depthwise_conv.depthwise_conv_silu(
@@ -76,15 +68,7 @@ class SSD2D(nn.Module):
             ScanPaths(self.order, self.inverse),
             self.operators["ssd"],
         )
-        y = gated_norm.gated_norm(
-            y.unflatten(1, (height, width)),
-            z,
-            self.out_norm.weight,
-            self.out_norm.bias,
-            self.out_norm.eps,
-            self.operators["gated_norm"],
-        )
-        return self.out_proj(y)
+        return self.finish(y, z)
 
     def own_macs(self, x: Tensor) -> int:
         """Multiply-adds outside the child modules: the convolution, and the scan's products over chunks."""
@@ -93,10 +77,6 @@ class SSD2D(nn.Module):
         return depthwise_conv.macs(batch, height, width, self.widths[1], self.conv2d.kernel_size[0]) + ssd.macs(
             batch, height * width, directions, heads, self.widths[0] // heads, self.d_state
         )
-
-    def own_normalised(self, x: Tensor) -> int:
-        """Elements that the LayerNorm after the scan normalises."""
-        return x[..., 0].numel() * self.out_norm.normalized_shape[0]
 
 
 def head_width(inner: int, most: int) -> int:
