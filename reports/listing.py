@@ -26,6 +26,7 @@ NOT_FAILED = ("done", "running", "unfinished", "planned", "unreadable")
 FIRST = ("study", "run", "model", "family", "title", "variant", "seed", "state", "error")
 NUMBERS = ("params", "macs", "flops", "steps", "images", "final_loss")
 LAST = ("changed", "id", "folder")
+BESIDE = ("_std", "_sampling_error")  # ends of the names of what stands beside a score
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,7 @@ def field_of(name: str, rows: Sequence[Line]) -> str:
         return name
     low = name.lower()
     alike = [field for field in fields if field.lower() == low]
-    alike = alike or [field for field in fields if low in _ends(field.lower()) and not field.endswith("_std")]
+    alike = alike or [field for field in fields if low in _ends(field.lower()) and not field.endswith(BESIDE)]
     if len(alike) == 1:
         return alike[0]
     if alike:

@@ -21,7 +21,8 @@ FACTS = {"question": "q?", "claim": "c", "answer": "a", "budget": "b", "axes": {
 def root(tmp_path: Path) -> Path:
     """A study of windows whose runs are in every state, and one without a question."""
     for place, (size, value) in enumerate(((2, 30.0), (4, 20.0), (8, 25.0))):
-        lines = [cost(1000 * 10**place), trained(), drawn(), scored(value), scored(value / 10, "p2", "KID-X")]
+        score = scored(value) | {"std": 0.25, "sampling_error": 0.5}
+        lines = [cost(1000 * 10**place), trained(), drawn(), score, scored(value / 10, "p2", "KID-X")]
         write(tmp_path, f"w{size}", lines, "lamamba", "LaMamba", {"model.window_size": size}, facts=FACTS, study="win")
     write(tmp_path, "planned", [], "lamamba", variant={"model.window_size": 16}, study="win")
     write(tmp_path, "begun", [], "lamamba", variant={"model.window_size": 32}, study="win", curve=[1.0])
