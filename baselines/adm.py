@@ -312,10 +312,10 @@ def _paper(
     return Preset(name, title, ADMConfig(size, 3, 1000, width, depth, mult, ds, 1, 64, True, new), PAPER, schedule)
 
 
-def _latent(name: str, title: str, width: int) -> Preset:
+def _latent(name: str, title: str, width: int, source: str = OURS) -> Preset:
     """A U-Net on latents of 256 x 256 images, with a null class as in DiT. All sizes have the same shape."""
     config = ADMConfig(32, 4, 1000, width, 1, [1, 2, 2, 2], [2, 4, 8], 1, 64, True, False, null_class=True)
-    return Preset(name, title, config, OURS)
+    return Preset(name, title, config, source)
 
 
 NANO = ADMConfig(16, 1, 10, 32, 1, [1, 2], [2], 1, 32, resblock_updown=False, null_class=True)
@@ -331,6 +331,7 @@ PRESETS = [
     _paper("adm_256", "ADM-256", 256, 256, 2, [1, 1, 2, 2, 4, 4],      [8, 16, 32],  False),
     _paper("adm_512", "ADM-512", 512, 256, 2, [0.5, 1, 1, 2, 2, 4, 4], [16, 32, 64], False),
     #        name       title      width
+    _latent("unet_t",  "U-Net-T",   64, "ours, 8 % larger than LaMamba-Diff-T"),
     _latent("unet_s",  "U-Net-S",  128),
     _latent("unet_b",  "U-Net-B",  256),
     _latent("unet_l",  "U-Net-L",  480),

@@ -383,6 +383,7 @@ _NANO = {
 }  # fmt: skip
 PRESETS = [
     #        name                 title                        dim  heads  N   source
+    _preset("lamamba_t",          "LaMamba-Diff-T",             32,     2, 16, "ours, near DiT-T/2"),
     _preset("lamamba_s",          "LaMamba-Diff-S",             64,     4, 16, "ours, 15 % smaller than DiT-S/2"),
     _preset("lamamba_s68",        "LaMamba-Diff-S (dim 68)",    68,     4, 16, "ours, 4 % smaller than DiT-S/2"),
     _preset("lamamba_b",          "LaMamba-Diff-B",            144,     9, 16, "ours, near DiT-B"),
