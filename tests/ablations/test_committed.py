@@ -8,6 +8,7 @@ from lamabench.ablations.study import load, names
 from lamabench.harness.guide import passes
 from lamabench.harness.keys import config_from_dict, model_key
 from lamabench.harness.measure.cost import Cost, cost
+from lamabench.harness.moments import sampled_moments
 from lamabench.kernels.errors import InputError
 from lamabench.launch import gpu_hours
 from lamabench.launch.cli import main
@@ -50,7 +51,10 @@ def budget(name):
     hours = [one for one in gpu_hours.of_runs(runs, gpu_hours.committed_speeds())[0] if one]
     known = [max(one.values()) for one in hours if isinstance(one, dict)]
     text = f"{trainings} trainings of {seen / 1e6:g} M images, {training:.2g} FLOPs; {sets} sets of samples, "
-    text += f"{sampling:.2g} FLOPs; {sum(known):.0f} hours of training on an H100"
+    text += f"{sampling:.2g} FLOPs; "
+    if not known:
+        return text + "hours of training unmeasured"
+    text += f"{sum(known):.{0 if sum(known) > 10 else 1}f} hours of training on an H100"
     return text + (f" for {len(known)} trainings, the others unmeasured" if len(known) < trainings else "")
 
 
@@ -86,7 +90,9 @@ def test_guidance_of_latents_has_arms_of_three_and_four_channels():
         plan(load("guidance_latents"))
 
 
-@pytest.mark.parametrize(("name", "base"), [("block_mix", "ssm+window"), ("unet", "add")])
+@pytest.mark.parametrize(
+    ("name", "base"), [("block_mix", "ssm+window"), ("unet", "add"), ("cifar10_block_mix", "ssm+window")]
+)
 def test_arms_of_like_size_are_of_like_size(name, base):
     models = {run.variant: run.config.model for run in planned(name)}
     arms = {variant: end[1] for variant in models if (end := re.search(r"-of-like-(\w+)$", variant))}
@@ -97,13 +103,14 @@ def test_arms_of_like_size_are_of_like_size(name, base):
             assert getattr(cost_of(models[variant]), quantity) == pytest.approx(
                 getattr(reference, quantity), rel=0.03
             ), (variant, quantity)
-    assert all({"params", "macs"} <= quantities for quantities in sets.values())
     mixes = {"ssm", "window", "global", "conv", "mlp", "ssd+window", "conv31+window"}
-    assert sets.keys() >= {"block_mix": mixes, "unet": {"stack"}}[name]
+    both = {"block_mix": mixes, "unet": {"stack"}, "cifar10_block_mix": {"ssm+ssm", "window+window", "window"}}[name]
+    assert {mix for mix, quantities in sets.items() if {"params", "macs"} <= quantities} >= both
 
 
-def test_the_scans_differ_in_paths_alone():
-    models = {run.variant: run.config.model for run in planned("scan")}
+@pytest.mark.parametrize("study", ["scan", "cifar10_scan"])
+def test_the_scans_differ_in_paths_alone(study):
+    models = {run.variant: run.config.model for run in planned(study)}
     four = [cost_of(models[scan]) for scan in ("continuous", "cross", "bidirectional_4", "unidirectional_4")]
     assert all(one == four[0] for one in four)
     assert cost_of(models["unidirectional"]).params < cost_of(models["bidirectional"]).params < four[0].params
@@ -114,6 +121,28 @@ def test_a_modern_block_costs_what_a_plain_one_does():
     plain, *others = (cost_of(models[arm]) for arm in models)
     assert len(others) == 6 and all(one.macs == plain.macs for one in others)
     assert all(one.params == pytest.approx(plain.params, rel=1e-3) for one in others)
+
+
+FIRST = [name for name in QUALITY if name.startswith("cifar10_") and not name.endswith("_moments")]
+
+
+def test_the_first_answers_share_trainings():
+    """Curves are of the trainings that the tables have, and the base of the ablations is one training for each seed."""
+    trainings = {name: {run.training.key for run in planned(name)} for name in QUALITY}
+    assert len(FIRST) == 8
+    assert all(trainings[name] == trainings[f"{name}_moments"] for name in FIRST)
+    base = {run.training.key for run in planned("cifar10_scale") if run.about["model"] == "lamamba_t"}
+    assert len(base) == 3 and all(base <= trainings[name] for name in FIRST)
+    for name in FIRST:
+        (last, moments) = (planned(study)[0].config for study in (name, f"{name}_moments"))
+        assert (sampled_moments(last), last.sample.count) == ([5000], 10_000)
+        assert (sampled_moments(moments), moments.sample.count) == ([1000, 2000, 3000, 4000, 5000], 2000)
+
+
+def test_sizes_of_a_family_stand_beside_equal_ones():
+    params = {run.about["model"]: cost_of(run.config.model).params for run in planned("cifar10_scale")}
+    for sizes in (("lamamba_t", "dit_t_2", "unet_t"), ("lamamba_s68", "dit_s_2", "unet_s")):
+        assert max(params[name] for name in sizes) < 1.08 * min(params[name] for name in sizes)
 
 
 def test_plan_prints_answer_and_budget(capsys, tmp_path):
