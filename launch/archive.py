@@ -1,0 +1,103 @@
+"""Records of finished runs as one file, for machines that are given back: `python -m lamabench.launch.archive`.
+
+    pack ROOT FILE.tar.gz            records, metrics, configurations and a grid of images of each training, no weights
+    unpack ROOT FILE.tar.gz …        into ROOT, where `sweep plan` takes these runs for done and `report` reads them
+
+A training is packed when it and all its samples in the studies below ROOT are done and scored, because without weights
+nothing can be done later. What ROOT has already is left as it is, except for the listings of studies.
+"""
+
+import argparse
+import sys
+import tarfile
+from pathlib import Path
+
+from ..harness.record import newest, read_records
+from ..harness.run import STUDY, read_info, read_study
+from ..harness.shards import images_of, labels_at, open_samples
+from ..kernels.errors import InputError
+from .grid import write_grid
+
+FILES = ("config.json", "record.jsonl", "metrics.jsonl", "real.npz")
+GRID = "grid.png"
+
+
+def done(folder: Path, kind: str) -> bool:
+    """Whether a folder has records of a kind, and none of them is a failure."""
+    rows = [row for row in newest(read_records(folder / "record.jsonl")).values() if row.kind == kind]
+    return bool(rows) and all(row.state == "done" for row in rows)
+
+
+def pack(root: Path, file: Path) -> list[str]:
+    """Write the archive. Returns the trainings that are left out, each with the reason."""
+    listings = sorted(root.glob(f"*/{STUDY}"))
+    if not listings:
+        raise InputError(f"{root} has no study: give the run.root of lamabench sweep run")
+    samples: dict[str, set[str]] = {}
+    for run in (run for listing in listings for run in read_study(listing.parent)["runs"]):
+        if run["training"]:
+            samples.setdefault(run["training"], set()).update(run["samples"])
+    left = {name: reason for name, sets in samples.items() if (reason := unfinished(root, name, sets))}
+    folders = [root / name for name in sorted(samples) if name not in left and (root / name).is_dir()]
+    sets = [root / one for folder in folders for one in sorted(samples[str(folder.relative_to(root))])]
+    for folder in folders:
+        draw_grid([path for path in sets if folder in path.parents])
+    with tarfile.open(file, "w:gz") as archive:
+        for folder in (*folders, *sets, *sorted(root.glob("models/*"))):
+            for path in (folder / name for name in (*FILES, GRID)):
+                if path.is_file():
+                    archive.add(path, path.relative_to(root).as_posix())
+        for path in listings:
+            archive.add(path, path.relative_to(root).as_posix())
+    return [f"{name}: {reason}" for name, reason in left.items() if (root / name).exists()]
+
+
+def unfinished(root: Path, training: str, samples: set[str]) -> str:
+    """What is still to do of a training and its samples; empty if nothing is."""
+    if not done(root / training, "train"):
+        return "its training is not done"
+    return next((f"{name} has no scores" for name in sorted(samples) if not done(root / name, "score")), "")
+
+
+def draw_grid(samples: list[Path]) -> None:
+    """Write the grid of the last and largest of a training's sets of samples."""
+    drawn = [path for path in samples if done(path, "sample")]
+    if drawn:
+        last = max(drawn, key=lambda path: ((info := read_info(path))["step"], info["config"]["sample"]["count"]))
+        write_grid(last / GRID, open_samples(images_of(last)), labels_at(images_of(last)))
+
+
+def unpack(root: Path, files: list[Path]) -> list[str]:
+    """Unpack archives. Returns the trainings and models of which ROOT had records already."""
+    known = {path.parent.relative_to(root).as_posix() for path in root.glob("*/*/record.jsonl")}
+    there: dict[str, None] = {}
+    for file in files:
+        with tarfile.open(file) as archive:
+            for member in archive:
+                if (folder := "/".join(Path(member.name).parts[:2])) in known:
+                    there[folder] = None
+                else:
+                    archive.extract(member, root, filter="data")
+            known |= {"/".join(Path(name).parts[:2]) for name in archive.getnames() if not name.endswith(STUDY)}
+    return [f"{name}: left as it was" for name in there]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m lamabench.launch.archive", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("action", choices=("pack", "unpack"))
+    parser.add_argument("root", type=Path)
+    parser.add_argument("file", type=Path, nargs="+")
+    args = parser.parse_args()
+    if args.action == "pack" and len(args.file) > 1:
+        parser.error("pack writes one file")
+    try:
+        lines = pack(args.root, args.file[0]) if args.action == "pack" else unpack(args.root, args.file)
+    except (InputError, OSError, tarfile.TarError) as error:
+        parser.exit(2, f"{error}\n")
+    print("\n".join(lines), end="\n" if lines else "", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

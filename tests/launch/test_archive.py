@@ -1,0 +1,64 @@
+"""Records of a study go from one root to another, where the study is done and can be reported."""
+
+import json
+import tarfile
+
+import pytest
+from lamabench.ablations.study import Study
+from lamabench.launch import archive
+from lamabench.launch.local import run_local
+from lamabench.launch.plan import pieces, plan, write
+
+SMALL = {"model": "dit_nano", "model.depth": 1, "model.hidden_size": 16, "model.num_heads": 2, "data": "digits",
+         "data.size": 8, "train.batch_size": 4, "train.precision": "float32", "train.steps": 2, "sample.count": 20,
+         "sample.method": "ddim", "sample.steps": 2, "evaluate.metrics": ["prc"], "evaluate.reference_count": 12,
+         "run.device": "cpu"}  # fmt: skip
+STAGES = ["cost", "train", "sample", "evaluate"]
+
+
+def study(root, seeds):
+    return Study("s", "?", base={**SMALL, "run.root": str(root)}, axes={"train.lr": [1e-3]}, seeds=seeds, stages=STAGES)
+
+
+def states(root):
+    return {run.name: run.state() for run in plan(study(root, [0, 1, 2]))}
+
+
+def test_archives_of_two_machines_make_one_root(tmp_path):
+    """Each machine did one seed, and the second began another, which is left out."""
+    files = []
+    for machine, seed in enumerate((0, 1)):
+        root, files = tmp_path / f"machine{machine}", [*files, tmp_path / f"{machine}.tar.gz"]
+        runs = plan(study(root, [0, 1, 2]))
+        write(study(root, [0, 1, 2]), runs)
+        assert run_local(pieces([run for run in runs if run.config.seed == seed]), 1)
+        begun = next(run for run in runs if run.config.seed == 2).training
+        if seed == 1:
+            begun.path.mkdir()
+            (begun.path / "metrics.jsonl").write_text("")
+        left = archive.pack(root, files[-1])
+        assert left == ([f"trainings/{begun.path.name}: its training is not done"] if seed else [])
+    home = tmp_path / "home"
+    home.mkdir()
+    assert [line.split("/")[0] for line in archive.unpack(home, files)] == ["models"]  # both had its cost
+    assert states(home) == {"0.001-s0": "done", "0.001-s1": "done", "0.001-s2": "planned"}
+    names = {path.name for path in home.rglob("*") if path.is_file()}
+    assert names <= {"config.json", "record.jsonl", "metrics.jsonl", "real.npz", "grid.png", ".study.json"}
+    assert len([*home.rglob("grid.png")]) == 2
+    listing = json.loads((home / "s" / ".study.json").read_text())
+    assert listing["study"] == "s" and [run["seed"] for run in listing["runs"]] == [0, 1, 2]
+    again = archive.unpack(home, files)
+    assert len(again) == 3 and all(line.endswith("left as it was") for line in again)
+
+
+def test_no_weights_and_nothing_outside_the_root(tmp_path):
+    with pytest.raises(archive.InputError, match="has no study"):
+        archive.pack(tmp_path, tmp_path / "x.tar.gz")
+    evil, home = tmp_path / "evil.tar.gz", tmp_path / "home"
+    (tmp_path / "f").write_text("x")
+    home.mkdir()
+    with tarfile.open(evil, "w:gz") as file:
+        file.add(tmp_path / "f", "../outside")
+    with pytest.raises(tarfile.TarError):
+        archive.unpack(home, [evil])
+    assert not (tmp_path / "outside").exists()
