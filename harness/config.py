@@ -78,7 +78,8 @@ def averages(train: TrainConfig) -> list[str]:
 
 def needs_test_split(config: Config) -> bool:
     """Whether a training or a score reads the images that are held out from the training's."""
-    return bool(config.run.heldout_every or HELDOUT in config.evaluate.metrics or config.evaluate.split == "test")
+    splits = {config.evaluate.split, *(config.evaluate.of(request)[1].split for request in config.evaluate.metrics)}
+    return bool(config.run.heldout_every or HELDOUT in config.evaluate.metrics or "test" in splits)
 
 
 def check_fit(config: Config) -> None:

@@ -18,7 +18,7 @@ from .diffusion.objective import objective
 from .diffusion.samplers import ratios
 from .keys import config_of, encoder_facts, training_key
 from .measure.cost import cost
-from .moments import kept_steps, not_kept, sampled_moments, step_of
+from .moments import kept_steps, not_kept, sample_sets, step_of
 from .run import read_info, weights_home
 from .training.checkpoint import load_weights
 
@@ -72,7 +72,7 @@ def resolved(config: Config) -> Config:
     guide = open_guide(config)
     step = step_of(guide.home, settings.guide_at)
     own = (guide.key, settings.guide_weights) == (training_key(config), settings.weights)
-    if own and step in sampled_moments(config):
+    if own and step in {at for at, _ in sample_sets(config)}:
         raise InputError(
             f"sample.guide {folder} at step {step} has the weights that are sampled, which guide to nowhere: "
             "give an earlier step (sample.guide_at=N) or a smaller model"

@@ -105,7 +105,7 @@ def samples_key(config: Config, step: int) -> str:
     """The key of samples: the weights (training, step, ema or live), `sample` without its batch size and what is kept,
     and the seed. Of the labels it has their rule, unless that is cyclic; of a guide its key, step and weights."""
     sample = declared(config.sample)
-    for name in ("batch_size", "at", "weights", "seed", "labels", "keep", "guide"):
+    for name in ("batch_size", "at", "curve_count", "weights", "seed", "labels", "keep", "guide"):
         sample.pop(name, None)
     if (rule := label_rule(config)) != "cyclic":
         sample["labels"] = rule
@@ -115,14 +115,15 @@ def samples_key(config: Config, step: int) -> str:
     return digest("samples", weights, sample, sample_seed(config))
 
 
-def score_key(config: Config, samples: str, metric: str) -> str:
+def score_key(config: Config, samples: str, request: str) -> str:
     """The key of a score: the samples (their key, or the SHA-256 of a foreign file), one metric and what it reads, and
     the reference as declared: the data, or the name of a file without its folder. Precision and recall have their
     number of reference images, unless there are no more."""
+    metric, settings = config.evaluate.of(request)
     data = declared(config.data)
     for name in ("path", "flip"):
         data.pop(name, None)
-    reads, whole = declared(config.evaluate), config.evaluate.reference_count
+    reads, whole = declared(settings), settings.reference_count
     for name in (
         "metrics",
         "batch_size",
@@ -132,12 +133,12 @@ def score_key(config: Config, samples: str, metric: str) -> str:
         *(() if metric in SEEDED else ("seed",)),
     ):
         reads.pop(name, None)
-    if config.evaluate.reference is not None:  # in place of the data
-        reads["reference"], data = Path(config.evaluate.reference).name, {}
-    if metric != "prc" or (whole is not None and whole <= (config.evaluate.prc_reference_count or whole)):
+    if settings.reference is not None:  # in place of the data
+        reads["reference"], data = Path(settings.reference).name, {}
+    if metric != "prc" or (whole is not None and whole <= (settings.prc_reference_count or whole)):
         reads.pop("prc_reference_count", None)
     if metric == HELDOUT:
-        reads = {"heldout_count": config.evaluate.heldout_count}
+        reads = {"heldout_count": settings.heldout_count}
     return digest("score", samples, metric, reads, data)
 
 

@@ -28,6 +28,15 @@ def sampled_moments(config: Config) -> list[int]:
     return list(at)
 
 
+def sample_sets(config: Config) -> list[tuple[int, int]]:
+    """The sets of samples that are asked for, each a step and a number of images: `sample.count` at `sample.at`, and
+    `sample.curve_count` at every moment. Raises InputError as `sampled_moments` does."""
+    sets = [(step, config.sample.count) for step in sampled_moments(config)]
+    if (count := config.sample.curve_count) is not None:
+        sets += [(step, count) for step in asked_moments(config)]
+    return sorted({*sets})
+
+
 def step_of(training: Path, at: int | str = "last") -> int:
     """A moment of a training folder: `at` itself, or the furthest that is kept. Raises InputError if none is kept."""
     kept = moments(training)

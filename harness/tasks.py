@@ -6,7 +6,7 @@ belong to one moment and include their scores.
 
 from collections.abc import Container, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from ..kernels.errors import InputError, unknown
 from .config import Config
 from .guide import check_weights, resolved
 from .keys import config_to_dict, model_folder, model_key, samples_key, training_folder, training_key
-from .moments import asked_moments, sampled_moments
+from .moments import asked_moments, sample_sets
 from .record import read_records
 
 STAGES = ("cost", "train", "sample", "evaluate", "bench")  # in the order in which they run
@@ -86,10 +86,11 @@ def tasks(config: Config, about: dict[str, Any], stages: Sequence[str], training
         moments = tuple(asked_moments(config))
         result.append(Task("training", training_key(config), str(home), about, plain, of("training"), moments))
     metrics = tuple(dict.fromkeys(config.evaluate.metrics)) if "evaluate" in stages else ()
-    for step in sampled_moments(config) if of("samples") else ():
-        key = samples_key(config, step)
+    for step, count in sample_sets(config) if of("samples") else ():
+        one = replace(config, sample=replace(config.sample, count=count, curve_count=None))
+        key, content = samples_key(one, step), plain | {"sample": asdict(one.sample)}
         where = {"training": str(training or home), "step": step, "metrics": metrics}
-        result.append(Task("samples", key, str(home / "samples" / key), about, plain, of("samples"), **where))
+        result.append(Task("samples", key, str(home / "samples" / key), about, content, of("samples"), **where))
         if config.sample.guide is not None and "sample" in stages and not _is_drawn(result[-1].path):
             check_weights(config)
     return result

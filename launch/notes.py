@@ -164,7 +164,8 @@ def _sets(piece: Piece) -> list[DataConfig | Cache]:
         if heldout or config.run.heldout_every:
             sets.append(Cache(config.encoder, config.data, True))
     if {*piece.task.metrics} - {HELDOUT} and config.evaluate.reference is None:
-        sets += [config.data, *([held_out(config.data)] if config.evaluate.split == "test" else [])]
+        splits = {config.evaluate.of(metric)[1].split for metric in piece.task.metrics if metric != HELDOUT}
+        sets += [config.data, *([held_out(config.data)] if "test" in splits else [])]
     return sets
 
 
@@ -198,32 +199,36 @@ def problems(runs: Sequence[Planned], known: Mapping[str, Content]) -> Iterator[
 
 def scoring(run: Planned, known: Mapping[str, Content]) -> list[str]:
     """Why scores that a run lacks cannot be computed: too few images, or no weights of the network."""
-    metrics = {metric: None for task in run.tasks if "evaluate" in task.stages for metric in missing_metrics(task)}
-    metrics.pop(HELDOUT, None)
-    if not metrics:
+    scores = {
+        (metric, task.config["sample"]["count"]): None
+        for task in run.tasks
+        if "evaluate" in task.stages
+        for metric in missing_metrics(task)
+        if metric != HELDOUT
+    }
+    if not scores:
         return []
-    settings, data = run.config.evaluate, run.config.data
-    content = known.get(str(held_out(data) if settings.split == "test" else data))
-    images = content.images if content is not None else None
-    if settings.reference is not None:  # a file in place of the data
-        images = None
-        if not Path(settings.reference).is_file():
-            return [f"evaluate.reference {settings.reference} does not exist or is not a file"]
-    count = settings.reference_count or images
-    texts = []
-    if images is not None and (settings.reference_count or 0) > images:
-        texts.append(
-            f"evaluate.reference_count {settings.reference_count} is more than the {images} images of the data"
-        )
-    for metric in metrics:
-        if text := shortage(metric, run.config.sample.count, count):
-            texts.append(f"{text}; sample.count, evaluate.reference_count and evaluate.metrics say how many")
+    metrics, settings, data = {metric for metric, _ in scores}, run.config.evaluate, run.config.data
+    if settings.reference is not None and not Path(settings.reference).is_file():
+        return [f"evaluate.reference {settings.reference} does not exist or is not a file"]
+    texts: dict[str, None] = {}
+    for request, samples in scores:
+        metric, against = settings.of(request)
+        content = known.get(str(held_out(data) if against.split == "test" else data))
+        # Of a file in place of the data, the number of images is unknown.
+        images = content.images if content is not None and settings.reference is None else None
+        if images is not None and (settings.reference_count or 0) > images:
+            reference = f"evaluate.reference_count {settings.reference_count}"
+            texts[f"{reference} is more than the {images} images of the data"] = None
+        if text := shortage(metric, samples, settings.reference_count or images):
+            names = "sample.count, evaluate.reference_count and evaluate.metrics"
+            texts[f"{text}; {names} say how many"] = None
     if settings.features_path is not None and (text := without_network(run.config)):
-        texts.append(text)
+        texts[text] = None
     draws = any(task.kind == "samples" and "sample" in missing(task) for task in run.tasks)
-    if "sfid" in metrics and run.config.sample.keep == "features" and draws:
-        texts.append("sfid needs spatial features, which sample.keep=features does not keep: give sample.keep=images")
-    return texts
+    if any(settings.of(metric)[0] == "sfid" for metric in metrics) and run.config.sample.keep == "features" and draws:
+        texts["sfid needs spatial features, which sample.keep=features does not keep: give sample.keep=images"] = None
+    return [*texts]
 
 
 def without_network(config: Config) -> str:

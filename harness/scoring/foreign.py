@@ -121,6 +121,11 @@ def score_foreign(
     computed.
     """
     check_name(name)
+    if others := [request for request in config.evaluate.metrics if "@" in request]:
+        raise InputError(
+            f"evaluate.metrics {others[0]}: other people's samples are compared with one set of images at a time, "
+            f"evaluate.split={others[0].partition('@')[2]} or evaluate.split={config.evaluate.split}"
+        )
     root = Path(config.run.root)
     if study is not None and not (root / study / STUDY).is_file():
         raise unknown(f"study below {root}", study, sorted(one.parent.name for one in root.glob(f"*/{STUDY}")))

@@ -83,19 +83,29 @@ def _score_samples(
 
 def score(samples: Path, config: Config, metrics: Sequence[str], cache: Path, progress: Progress) -> Iterator[Line]:
     """Score samples (a file or a folder, as `open_set` takes them) against the images of `config.data` by some of
-    `sections.METRICS` (see `evaluate`).
+    `sections.METRICS`, each alone or with a split (`fd@train`): rows as `evaluate` yields them.
 
-    Raises InputError if there are no samples, and if the reference is missing.
+    Raises InputError if there are no samples, and if the reference is missing. After the last row, raises Unscored if a
+    metric could not be computed.
     """
-    yield from evaluate(
-        open_set(samples),
-        reference_of(config, progress.say),
-        config.evaluate,
-        metrics,
-        cache=cache,
-        device=pick_device(config.run.device),
-        progress=lambda done, total: progress.update("evaluate", done, total),
-    )
+    reasons: dict[str, str] = {}
+    for settings, requests in config.evaluate.by_split(metrics):
+        lines = evaluate(
+            open_set(samples),
+            reference_of(replace(config, evaluate=settings), progress.say),
+            settings,
+            list(requests),
+            cache=cache,
+            device=pick_device(config.run.device),
+            progress=lambda done, total: progress.update("evaluate", done, total),
+        )
+        try:
+            for line in lines:
+                yield line | {"request": requests[line["request"]]}
+        except Unscored as error:
+            reasons |= {requests[metric]: text for metric, text in error.reasons.items()}
+    if reasons:
+        raise Unscored(reasons)
 
 
 def evaluate(

@@ -1,6 +1,7 @@
 """The section `evaluate`: how samples are scored."""
 
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ...kernels.errors import InputError, unknown
@@ -9,6 +10,7 @@ from .limits import MOST_AT_ONCE
 
 FEATURES = ("efficientnet_lite0", "inception_v3", "dinov2_vitl14")
 METRICS = ("fd", "kid", "prc", "isc", "sfid")  # of features of samples
+SPLITS = ("train", "test")
 HELDOUT = "heldout"  # the score of weights, which needs no samples
 # Metrics of layers that some networks lack: of a classifier's logits, and of the maps of which ADM computes sFID.
 NETWORKS_OF = {"isc": ("efficientnet_lite0", "inception_v3"), "sfid": ("inception_v3",)}
@@ -18,8 +20,8 @@ NETWORKS_OF = {"isc": ("efficientnet_lite0", "inception_v3"), "sfid": ("inceptio
 class EvaluateConfig:
     """How samples are scored. `features` names the network and `metrics` what is computed from its features: Fréchet
     distance (`fd`), kernel distance (`kid`), precision and recall (`prc`), inception score (`isc`), and the Fréchet
-    distance of spatial features (`sfid`). `heldout` is the loss of the weights on the test split, and needs no
-    samples."""
+    distance of spatial features (`sfid`). `fd@train` compares with the training's images, whatever `split` is, and
+    `fd@test` with the test split. `heldout` is the loss of the weights on the test split, and needs no samples."""
 
     # Or inception_v3 (the Inception-2015 network of FID), or dinov2_vitl14 (of FD-DINOv2).
     features: str = "efficientnet_lite0"
@@ -53,14 +55,34 @@ class EvaluateConfig:
                 f"evaluate.download must be true, false or the address of a mirror, such as https://HOST/FOLDER, not "
                 f"{self.download!r}"
             )
-        if self.split not in ("train", "test"):
-            raise unknown("evaluate.split", self.split, ("train", "test"))
+        if self.split not in SPLITS:
+            raise unknown("evaluate.split", self.split, SPLITS)
         check_positive("evaluate", {"heldout_count": self.heldout_count})
         if not self.metrics:
             raise InputError(f"evaluate.metrics is empty; choices: {', '.join((*METRICS, HELDOUT))}")
-        for metric in self.metrics:
+        self.metrics = list(dict.fromkeys(one.removesuffix(f"@{self.split}") for one in self.metrics))
+        for request in self.metrics:
+            metric, at, split = request.partition("@")
             if metric != HELDOUT:
                 check_metric(metric, self.features)
+            if at and (metric == HELDOUT or self.reference is not None):
+                whose = "the test split" if metric == HELDOUT else "the file evaluate.reference"
+                raise InputError(f"evaluate.metrics {request}: {metric} is of {whose}, so that it takes no @{split}")
+            if at and split not in SPLITS:
+                raise unknown(f"evaluate.metrics {metric}@", split, SPLITS)
+
+    def of(self, request: str) -> tuple[str, "EvaluateConfig"]:
+        """The metric of a request such as `fd` or `fd@train`, and the section whose `split` it is compared with."""
+        metric, _, split = request.partition("@")
+        return metric, replace(self, metrics=[metric], split=split or self.split)
+
+    def by_split(self, requests: Iterable[str]) -> list[tuple["EvaluateConfig", dict[str, str]]]:
+        """Requests by the split that they compare with: the section with that split, and each request by its metric."""
+        groups: dict[str, tuple[EvaluateConfig, dict[str, str]]] = {}
+        for request in requests:
+            metric, settings = self.of(request)
+            groups.setdefault(settings.split, (settings, {}))[1][metric] = request
+        return list(groups.values())
 
 
 def check_metric(metric: str, features: str) -> None:

@@ -20,6 +20,8 @@ class SampleConfig:
     objective has that."""
 
     count: int = 50_000
+    # Images of one more set at every moment of the training (`train.snapshots` and the end), for curves; null: no more.
+    curve_count: int | None = field(default=None, metadata={"since": None})
     # Of diffusion/samplers.py: ancestral (ddpm, v), ddim, euler (flow), heun, dpmpp_2m. auto: ancestral; of flow euler.
     # A configuration and its keys have the name, never auto.
     method: str = "auto"
@@ -53,6 +55,8 @@ class SampleConfig:
 
     def __post_init__(self) -> None:
         check_positive("sample", {"count": self.count}, MOST_SAMPLES)
+        if self.curve_count is not None:
+            check_positive("sample", {"curve_count": self.curve_count}, MOST_SAMPLES)
         check_positive("sample", {"batch_size": self.batch_size}, MOST_AT_ONCE)
         check_positive("sample", {"steps": self.steps})
         if not math.isfinite(self.guidance):

@@ -3,6 +3,7 @@
 import argparse
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -156,13 +157,13 @@ def _run(path: Path, overrides: list[str]) -> tuple[list[Row], dict[str, str]]:
         if missing(task) and gone(task):
             raise InputError(f"{set_of(task.path)} was deleted or damaged; draw the samples again: {draw}")
         if missing(task):
-            reference = reference_of(config)
             if config.evaluate.reference is None:
                 check_data(Path(task.training), load(config.data).fingerprint)
-            few = {
-                one: reference.lack(one) or shortage(one, config.sample.count, reference.count(one))
-                for one in sampled_metrics(task)
-            }
+            few: dict[str, str | None] = {}
+            for settings, requests in config.evaluate.by_split(sampled_metrics(task)):
+                reference = reference_of(replace(config, evaluate=settings))
+                for one, request in requests.items():
+                    few[request] = reference.lack(one) or shortage(one, config.sample.count, reference.count(one))
             if len(few) == len(task.metrics) and all(few.values()):  # else some scores can be shown
                 raise InputError("; ".join(text for text in few.values() if text))
             find_weights(config.evaluate.features, config.evaluate.features_path, config.evaluate.download)

@@ -8,7 +8,7 @@ from lamabench.ablations.study import load, names
 from lamabench.harness.guide import passes
 from lamabench.harness.keys import config_from_dict, model_key
 from lamabench.harness.measure.cost import Cost, cost
-from lamabench.harness.moments import sampled_moments
+from lamabench.harness.moments import sample_sets
 from lamabench.kernels.errors import InputError
 from lamabench.launch import gpu_hours
 from lamabench.launch.cli import main
@@ -54,7 +54,7 @@ def budget(name):
     text += f"{sampling:.2g} FLOPs; "
     if not known:
         return text + "hours of training unmeasured"
-    text += f"{sum(known):.{0 if sum(known) > 10 else 1}f} hours of training on an H100"
+    text += f"{sum(known):.{0 if sum(known) > 2 else 1}f} hours of training on an H100"
     return text + (f" for {len(known)} trainings, the others unmeasured" if len(known) < trainings else "")
 
 
@@ -123,20 +123,19 @@ def test_a_modern_block_costs_what_a_plain_one_does():
     assert all(one.params == pytest.approx(plain.params, rel=1e-3) for one in others)
 
 
-FIRST = [name for name in QUALITY if name.startswith("cifar10_") and not name.endswith("_moments")]
+FIRST = [name for name in QUALITY if name.startswith("cifar10_")]
 
 
-def test_the_first_answers_share_trainings():
-    """Curves are of the trainings that the tables have, and the base of the ablations is one training for each seed."""
-    trainings = {name: {run.training.key for run in planned(name)} for name in QUALITY}
+def test_the_first_answers_share_trainings_and_sets_of_samples():
+    """The base of the ablations is one training for each seed. A table has 10,000 samples, and curves have five
+    moments."""
+    trainings = {name: {run.training.key for run in planned(name)} for name in FIRST}
     assert len(FIRST) == 8
-    assert all(trainings[name] == trainings[f"{name}_moments"] for name in FIRST)
     base = {run.training.key for run in planned("cifar10_scale") if run.about["model"] == "lamamba_t"}
     assert len(base) == 3 and all(base <= trainings[name] for name in FIRST)
     for name in FIRST:
-        (last, moments) = (planned(study)[0].config for study in (name, f"{name}_moments"))
-        assert (sampled_moments(last), last.sample.count) == ([5000], 10_000)
-        assert (sampled_moments(moments), moments.sample.count) == ([1000, 2000, 3000, 4000, 5000], 2000)
+        sets = sample_sets(planned(name)[0].config)
+        assert sets == [*((step, 2000) for step in (1000, 2000, 3000, 4000, 5000)), (5000, 10_000)]
 
 
 def test_sizes_of_a_family_stand_beside_equal_ones():
