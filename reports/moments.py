@@ -13,11 +13,12 @@ from math import inf
 from typing import Any, NamedTuple, TypeVar
 
 from .names import axis_values, kind_of, line_of, words
-from .queries import state_of
+from .queries import state_of, suffixes
 from .runs import Line, Run
 
 Moments = dict[str, dict[Run, list[Line]]]
-Key = tuple[str, str, bool]  # of a column: its metric, its protocol of evaluation, and whether models have no classes
+# Of a column: its metric, its protocol of evaluation, the name of its reference, and whether models have no classes.
+Key = tuple[str, str, str, bool]
 Value = TypeVar("Value")
 
 
@@ -36,19 +37,20 @@ def columns_of(runs: Iterable[Run]) -> dict[Key, dict[Run, list[Line]]]:
     for run in runs:
         for row in [*run.earlier, *run.rows]:
             if row["kind"] == "score" and row["state"] == "done":
-                key = row["metric"], str(row["protocol"]), is_unconditional(run, row)
+                key = row["metric"], str(row["protocol"]), str(row["reference"]), is_unconditional(run, row)
                 columns.setdefault(key, {}).setdefault(run, []).append(row)
     return {key: {run: _in_order(run, each) for run, each in rows.items()} for key, rows in columns.items()}
 
 
 def named(columns: Mapping[Key, Value]) -> dict[str, Value]:
-    """Columns by the names of their metrics, with @PROTOCOL and "(unconditional)" if one metric has several."""
-    protocols = Counter((metric, free) for metric, _, free in columns)
-    kinds = Counter(metric for metric, free in {(metric, free) for metric, _, free in columns})
+    """Columns by the names of their metrics, with the suffixes of `queries.suffixes` and "(unconditional)" if one
+    metric has several."""
+    ends = {kind: suffixes(column[:3] for column in columns if column[3] is kind) for kind in (False, True)}
+    kinds = Counter(metric for metric, kind in {(column[0], column[3]) for column in columns})
     result: dict[str, Value] = {}
-    for (metric, protocol, free), value in columns.items():
-        name = metric + (f"@{protocol}" if protocols[metric, free] > 1 else "")
-        result[name + (" (unconditional)" if free and kinds[metric] > 1 else "")] = value
+    for column, value in columns.items():
+        name = column[0] + ends[column[3]][column[:3]]
+        result[name + (" (unconditional)" if column[3] and kinds[column[0]] > 1 else "")] = value
     return result
 
 

@@ -120,7 +120,9 @@ def timings(runs: list[Run], kind: str, mode: str | None = None) -> dict[tuple[A
             continue
         for row in rows:
             if row["state"] == "done":
-                columns.setdefault(setting_of(row), {})[run] = row
+                column = columns.setdefault(setting_of(row), {})
+                if (row.get("count") or 0) >= (column.get(run, {}).get("count") or 0):  # the largest set of samples
+                    column[run] = row
     return dict(sorted(columns.items(), key=lambda item: str(item[0])))
 
 
@@ -128,20 +130,30 @@ def scores(runs: list[Run]) -> dict[str, dict[Run, Line]]:
     """The scores of each run at its furthest step: {column: {run: row}}.
 
     A column has one protocol of evaluation (DESIGN.md, rule 8). A metric with several protocols has a column for each,
-    named `METRIC@PROTOCOL`.
+    named as `suffixes` says.
     """
-    columns: dict[tuple[str, str], dict[Run, Line]] = {}
+    columns: dict[tuple[str, str, str], dict[Run, Line]] = {}
     for run in runs:
         for row in run.rows:
             if row["kind"] == "score" and row["state"] == "done":
-                rows = columns.setdefault((row["metric"], str(row["protocol"])), {})
+                rows = columns.setdefault((row["metric"], str(row["protocol"]), str(row["reference"])), {})
                 if run not in rows or (row["checkpoint_step"] or 0) >= (rows[run]["checkpoint_step"] or 0):
                     rows[run] = row
-    protocols = Counter(metric for metric, _ in columns)
-    return {
-        metric if protocols[metric] == 1 else f"{metric}@{protocol}": rows
-        for (metric, protocol), rows in columns.items()
-    }
+    return {column[0] + suffix: columns[column] for column, suffix in suffixes(columns).items()}
+
+
+def suffixes(columns: Iterable[tuple[str, str, str]]) -> dict[tuple[str, str, str], str]:
+    """What distinguishes columns, each a metric, a protocol and the name of a reference, in their names: nothing if the
+    metric has one protocol, `@REFERENCE` if each of its protocols has a reference of its own, and else `@PROTOCOL`."""
+    columns = list(columns)
+    protocols = Counter(metric for metric, _, _ in columns)
+    references = Counter((metric, reference) for metric, _, reference in columns)
+    result = {}
+    for metric, protocol, reference in columns:
+        alone = all(count == 1 for (name, _), count in references.items() if name == metric)
+        suffix = f"@{reference.replace(' ', '-')}" if alone else f"@{protocol}"
+        result[metric, protocol, reference] = suffix if protocols[metric] > 1 else ""
+    return result
 
 
 def score_words(row: Line) -> str:

@@ -294,7 +294,8 @@ def _of_training(config: Line) -> Line:
 
 
 def _runs(info: Line, settings: Line, training: Path | None, model: Path | None, samples: list[Path]) -> Iterator[Run]:
-    """The runs of some folders: one for each set of samples of the furthest step, or else one."""
+    """The runs of some folders: one for each way in which samples of the furthest step were drawn, or else one. Sets
+    that differ in their number of images are of one run, the largest first, because a score's name has the number."""
     rows = [row for row in _rows(model) if row["kind"] != "speed" or _asked(info) in (None, row["asked"] or {})]
     trained = _read(training)
     if trained and (elsewhere := trained.info.get("weights")):  # only samples were written here
@@ -307,9 +308,13 @@ def _runs(info: Line, settings: Line, training: Path | None, model: Path | None,
     newest = [folder for folder in folders if folder.info["step"] == furthest]
     earlier = [row for folder in folders if folder.info["step"] != furthest for row in _rows(folder.path)]
     run = Run(info, _group(info, settings), rows, earlier, metrics)
+    ways: dict[str, list[Folder]] = {}
     for folder in newest:
-        way = _way(folder.info["config"])
-        yield replace(run, rows=[*rows, *_rows(folder.path)], samples=folder.path, way=way)
+        ways.setdefault(json.dumps(_way(folder.info["config"]), sort_keys=True), []).append(folder)
+    for sets in ways.values():
+        sets.sort(key=_count, reverse=True)
+        own = [row for folder in sets for row in _rows(folder.path)]
+        yield replace(run, rows=[*rows, *own], samples=sets[0].path, way=_way(sets[0].info["config"]))
     if not newest:
         yield run
 
@@ -341,7 +346,8 @@ def _rows(folder: Path | None) -> list[Line]:
 def _way(config: Line) -> Line:
     """The way in which samples were drawn, as axis values. A folder of an earlier version lacks the fields that joined
     later, whose values are those of `LATER` or None. A guide is one value: its name or key, step and weights."""
-    left_out = ("batch_size", "at", "keep", "guide_at", "guide_weights", "guide_key")  # no image, or part of the guide
+    # Of no image, or part of the guide, or part of a score's name.
+    left_out = ("batch_size", "at", "keep", "guide_at", "guide_weights", "guide_key", "count", "curve_count")
     values = LATER | (config.get("sample") or {})
     values |= {key: None for key in ("guidance_interval", "guide") if key not in values}
     if values["guide"]:
@@ -349,6 +355,10 @@ def _way(config: Line) -> Line:
         weights = f"at step {values.get('guide_at')} ({values.get('guide_weights')})"
         values["guide"] = " ".join(word for word in (name, "" if key in name else key, weights) if word)
     return {f"sample.{key}": value for key, value in values.items() if key not in left_out}
+
+
+def _count(folder: Folder) -> int:
+    return (folder.info["config"].get("sample") or {}).get("count") or 0
 
 
 def _asked(info: Line) -> Line | None:
