@@ -60,7 +60,8 @@ class EvaluateConfig:
         check_positive("evaluate", {"heldout_count": self.heldout_count})
         if not self.metrics:
             raise InputError(f"evaluate.metrics is empty; choices: {', '.join((*METRICS, HELDOUT))}")
-        self.metrics = list(dict.fromkeys(one.removesuffix(f"@{self.split}") for one in self.metrics))
+        own = {f"{metric}@{self.split}": metric for metric in METRICS}
+        self.metrics = list(dict.fromkeys(own.get(request, request) for request in self.metrics))
         for request in self.metrics:
             metric, at, split = request.partition("@")
             if metric != HELDOUT:

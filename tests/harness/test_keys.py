@@ -79,7 +79,7 @@ def test_samples_depend_on_one_moment_and_their_settings():
         assert keys.samples_key(config, 4) == first
     assert keys.samples_key(change("train", steps=8), 4) == first, "a longer training keeps its earlier samples"
     assert keys.samples_key(change("sample", seed=0), 4) == first, "null is the training's seed, which is 0"
-    for values in ({"labels": "cyclic"}, {"timesteps": "even"}):
+    for values in ({"labels": "cyclic"}, {"timesteps": "even"}, {"curve_count": 7}):
         assert keys.samples_key(change("sample", **values), 4) == first
     others = [
         change("sample", **values) for values in ({"count": 10}, {"guidance": 2.0}, {"weights": "live"}, {"seed": 1})
@@ -115,6 +115,8 @@ def test_a_score_depends_on_one_metric():
     assert key(replace(CONFIG, seed=1), "kid") == key(CONFIG, "kid"), "never the training's seed"
     assert key(change("evaluate", reference_count=100), "fd") != key(CONFIG, "fd")
     assert key(change("data", flip=True), "fd") == key(CONFIG, "fd"), "a reference is not flipped"
+    test = change("evaluate", split="test")
+    assert key(test, "fd@train") == key(CONFIG, "fd") != key(test, "fd") == key(CONFIG, "fd@test")
     fewer, every = change("evaluate", prc_reference_count=50), change("evaluate", prc_reference_count=None)
     assert len({key(config, "prc") for config in (CONFIG, fewer, every)}) == 3
     assert len({key(config, "kid") for config in (CONFIG, fewer, every)}) == 1, "of precision and recall only"

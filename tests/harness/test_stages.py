@@ -16,7 +16,7 @@ from lamabench.harness.progress import Progress
 from lamabench.harness.record import read_records
 from lamabench.harness.run import Busy, locked, open_run
 from lamabench.harness.sections import BenchConfig, DataConfig, EvaluateConfig, RunConfig, SampleConfig, TrainConfig
-from lamabench.harness.shards import open_samples
+from lamabench.harness.shards import open_samples, set_of
 from lamabench.harness.stages import execute, missing
 from lamabench.harness.tasks import STAGES, Task, merged, tasks
 from lamabench.harness.training.checkpoint import moments
@@ -172,6 +172,17 @@ def test_asked_moments(config, snapshots, at, steps):
     config = change(change(config, "train", snapshots=snapshots, steps=10), "sample", at=at)
     assert asked_moments(config) == steps
     assert sampled_moments(config) == {"last": [10], "all": steps}.get(at if isinstance(at, str) else "", at)
+
+
+def test_curves_have_a_set_of_their_own_at_every_moment(config, scored):
+    """It is the set that a request for as many images at all moments draws."""
+    config = change(change(config, "train", snapshots=[2]), "sample", curve_count=6)
+    do(config)
+    sets = [task for task in tasks(config, ABOUT, STAGES) if task.kind == "samples"]
+    assert [(task.step, task.config["sample"]["count"]) for task in sets] == [(2, 6), (4, 6), (4, 10)]
+    assert [len(open_samples(set_of(task.path))) for task in sets] == [6, 6, 10]
+    alike = [change(config, "sample", curve_count=None), change(config, "sample", curve_count=None, count=6, at="all")]
+    assert [do(one) for one in alike] == 2 * [{"model": [], "training": [], "samples": []}]
 
 
 def test_a_moment_beyond_the_end_is_one_line(config):

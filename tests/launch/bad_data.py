@@ -16,6 +16,14 @@ DATA = [
     Bad(train("evaluate.metrics=[heldout]"), "data.split=train of 'digits' is all of its images"),
     Bad(train("evaluate.split=test", "data.split=test"), "data.split=test is the test split itself"),
     Bad(train("evaluate.split=tset"), r"unknown evaluate.split 'tset' .*choices: train, test"),
+    Bad(train("evaluate.metrics=[fd@tset]"), r"unknown evaluate.metrics fd@ 'tset' .*choices: train, test"),
+    Bad(train("evaluate.metrics=[heldout@train]"), "evaluate.metrics heldout@train: heldout is of the test split"),
+    Bad(
+        train("evaluate.metrics=[fd@test]", "evaluate.reference=x.npz"),
+        "evaluate.metrics fd@test: fd is of the file evaluate.reference, so that it takes no @test",
+    ),
+    Bad(train("evaluate.metrics=[fd@test]"), "data.split=train of 'digits' is all of its images"),
+    Bad(train("sample.curve_count=0"), "sample.curve_count must be above 0"),
     Bad(train("evaluate.heldout_count=0"), "evaluate.heldout_count must be above 0"),
     Bad(
         train("run.heldout_every=70"), "run.heldout_every must be 0 .none. or a multiple of run.log_every 50.*, not 70"

@@ -203,7 +203,7 @@ register("mine", MyConfig, Mine, [Preset("mine", "Mine", MyConfig(4, 1, 3, 2, 16
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "check needs one model, not none; choices: lamamba_s"),
+        ([], "check needs one model, not none; choices: lamamba_t"),
         (["dit_nano", "model=unet_nano"], "check needs one model"),
         (["dit_nan"], "unknown model 'dit_nan'"),
         (["dit_nano", "depht=1"], "unknown key 'depht'"),

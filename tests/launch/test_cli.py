@@ -161,7 +161,7 @@ def test_train_without_a_model(capsys, tmp_path):
     code, out, err = run(capsys, "train")
     assert code == 2 and out.startswith("usage: lamabench train") and not err
     code, out, err = run(capsys, "train", "data=digits")
-    assert code == 2 and "train needs a model: model=NAME; choices: lamamba_s" in err and not list(tmp_path.iterdir())
+    assert code == 2 and "train needs a model: model=NAME; choices: lamamba_t" in err and not list(tmp_path.iterdir())
 
 
 def _folder(tmp_path):

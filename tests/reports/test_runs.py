@@ -98,6 +98,26 @@ def test_samples_drawn_in_two_ways_are_two_rows(tmp_path: Path) -> None:
     assert {row["macs"] for row in rows.values()} == {10_000_000}
 
 
+def test_sets_of_one_way_are_one_row(tmp_path: Path) -> None:
+    """A score's name has its number of images. The row shows the largest set."""
+    for count in (40, 60, 50):
+        write(tmp_path, "one", [drawn(), scored(float(count), metric=f"FD-{count}")], count=count)
+    (run,), (row,) = read([tmp_path]), summary_rows([tmp_path])
+    assert [row[f"FD-{count}"] for count in (40, 50, 60)] == [40.0, 50.0, 60.0]
+    assert run.samples is not None
+    assert json.loads((run.samples / "config.json").read_text())["config"]["sample"]["count"] == 60
+
+
+def test_columns_of_two_references_have_their_names(tmp_path: Path) -> None:
+    one, two = ({"protocol": name[0], "reference": name} for name in ("cifar10 test", "train"))
+    write(tmp_path, "one", [drawn(), scored(1.0) | one, scored(2.0) | two])
+    (row,) = summary_rows([tmp_path])
+    assert (row["FD-EffNetLite0-512@cifar10-test"], row["FD-EffNetLite0-512@train"]) == (1.0, 2.0)
+    write(tmp_path, "one", [scored(3.0) | one | {"protocol": "b"}])
+    (row,) = summary_rows([tmp_path])
+    assert [row[f"FD-EffNetLite0-512@{name}"] for name in "ctb"] == [1.0, 2.0, 3.0]
+
+
 def test_samples_of_an_earlier_version_were_drawn_in_the_same_way(tmp_path: Path) -> None:
     """Their folders do not say how labels and timesteps were chosen, and have no guide."""
     later = {"labels": "balanced", "timesteps": "even", "guidance_interval": None}

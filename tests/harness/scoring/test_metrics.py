@@ -6,12 +6,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from lamabench.baselines.dit import DiTConfig
+from lamabench.harness.config import Config
+from lamabench.harness.progress import Progress
 from lamabench.harness.random import Stream, generator
 from lamabench.harness.scoring import counts, networks
 from lamabench.harness.scoring.networks import sha256
 from lamabench.harness.scoring.reference import Reference, short_hash
-from lamabench.harness.scoring.score import evaluate
-from lamabench.harness.sections import METRICS, EvaluateConfig
+from lamabench.harness.scoring.score import evaluate, score
+from lamabench.harness.sections import METRICS, DataConfig, EvaluateConfig, RunConfig
 from lamabench.kernels.errors import InputError
 from torch.utils.data import TensorDataset
 
@@ -52,6 +55,25 @@ def test_precision_and_recall_take_reference_images_of_their_own(tmp_path, digit
     assert "reference_images" not in whole["precision"]["evaluation"], "all of them, as in earlier versions"
     with pytest.raises(InputError, match="prc needs at least 4 reference images, 3 given"):
         run(samples, images, tmp_path, config=EvaluateConfig(metrics=["prc"], prc_reference_count=3))
+
+
+def test_a_metric_may_name_its_split(tmp_path, digits, extracted):
+    """The scores are those of two calls with `evaluate.split`."""
+    model = DiTConfig(input_size=8, in_channels=1, num_classes=10, patch_size=2, hidden_size=16, depth=1, num_heads=2)
+    data = DataConfig(kind="digits", size=8, channels=1, num_classes=10, split="most")
+    config = Config(model, data, run=RunConfig(root=str(tmp_path), device="cpu"))
+    np.savez(tmp_path / "samples.npz", images=noisy(digits[:110], 30))
+
+    def values(split, *metrics):
+        asked = replace(config, evaluate=EvaluateConfig(split=split, metrics=list(metrics)))
+        rows = score(tmp_path / "samples.npz", asked, asked.evaluate.metrics, tmp_path / ".cache", Progress())
+        return {row["request"]: (row["metric"], row["value"], row["reference"], row["protocol"]) for row in rows}
+
+    both = values("test", "fd", "kid@train", "fd@train", "fd@test")
+    assert both.keys() == {"fd", "kid@train", "fd@train"}
+    assert {"fd": both["fd"]} == values("test", "fd") != {"fd": both["fd@train"]} == values("train", "fd")
+    assert {"kid": both["kid@train"]} == values("train", "kid")
+    assert [both[name][2] for name in ("fd", "fd@train")] == ["digits test", "digits"]
 
 
 def test_a_score_says_how_it_was_computed(tmp_path, digits, extracted):
