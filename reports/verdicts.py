@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from math import inf
 from typing import Any
 
+from .checks import checks
 from .differences import Difference, Mean, difference, mean_of, with_interval
 from .evidence import Evidence
 from .names import axis_noun, axis_word, value_word
@@ -24,8 +25,8 @@ def sentences(evidence: Evidence) -> list[str]:
     paired difference, and the best; values at the end of a numeric axis; speed; and what is missing.
 
     `evidence` has the runs of this study alone (`Evidence.studies`). A verdict is inconclusive with its reason: the
-    interval, fewer than three seeds in common, samples made in several ways, or weights of different steps. Empty if
-    nothing is on record.
+    interval, fewer than three seeds in common, samples made in several ways, or weights of different steps. Then what
+    must hold before scores are compared (`checks`). Empty if nothing is on record.
     """
     study = evidence.variants
     text = []
@@ -33,7 +34,7 @@ def sentences(evidence: Evidence) -> list[str]:
         text += _against_base(study, metric)
         text += _best(study, metric)
     text += [line for metric in list(study.values)[:1] for line in _ends(study, metric)]
-    return [*text, *_speeds(study), *_missing(study)]
+    return [*text, *_speeds(study), *_missing(study), *checks(study)]
 
 
 def headline(evidence: Evidence) -> str:

@@ -1,0 +1,87 @@
+"""What must hold before scores of a study are compared: no training diverged or waited for its data, and the order of
+the variants no longer changes."""
+
+from collections.abc import Collection
+from itertools import combinations
+from statistics import fmean
+
+from .moments import images_of, moments
+from .queries import better
+from .runs import Run
+from .variants import Variants
+
+WAITING = 0.02  # share of a training's time; above it, time says more about the host than about the model
+LATE = 2 / 3  # of the images of a training
+
+
+def checks(study: Variants) -> list[str]:
+    """Sentences about the trainings of a study: how many diverged, which waited for their data for more than 2 % of
+    their time, and whether the order of the variants was stable over the last third of the training. Nothing is said of
+    what is not on record."""
+    return [*_diverged(study), *_waiting(study), *_order(study)]
+
+
+def _diverged(study: Variants) -> list[str]:
+    states = {run: study.states[run][0] for run in study.evidence.runs}
+    ended = [run for run, state in states.items() if state == "diverged" or run.last("train", "done")]
+    wrong = [run for run in ended if states[run] == "diverged"]
+    if not ended:
+        return []
+    if wrong:
+        return [f"{len(wrong)} of {_trainings(ended)} diverged: {_listed(study, wrong)}."]
+    return [f"None of {_trainings(ended)} diverged."]
+
+
+def _waiting(study: Variants) -> list[str]:
+    rows = {run: run.last("train", "done") for run in study.evidence.runs}
+    shares = {run: row["waiting_share"] for run, row in rows.items() if row and row.get("waiting_share") is not None}
+    if not shares:
+        return []
+    if slow := [run for run, share in shares.items() if share > WAITING]:
+        words = f"{len(slow)} of {_trainings(shares)} waited for data for more than {_percent(WAITING, 0)} of the time"
+        return [f"{words}: {_listed(study, slow)} ({_percent(max(shares.values()), 1)} at most)."]
+    most = f"{_percent(max(shares.values()), 1)} at most"
+    return [f"None of {_trainings(shares)} waited for data for more than {_percent(WAITING, 0)} of the time ({most})."]
+
+
+def _order(study: Variants) -> list[str]:
+    """One sentence for each metric with two moments or more in the last third of the training that all variants have.
+    The order is that of means over the seeds that have all these moments."""
+    text = []
+    for name, lines in moments(study.evidence.runs).items():
+        if not better(name):
+            continue
+        curves: dict[str, list[dict[int, float]]] = {}
+        for run, rows in lines.items():
+            curve = {images: row["value"] for row in rows if (images := images_of(run, row)) is not None}
+            curves.setdefault(run.group, []).append(curve)
+        every = [set(curve) for each in curves.values() for curve in each]
+        common = set.intersection(*every) if every else set()
+        late = sorted(images for images in common if images >= LATE * max(common))
+        if len(curves) < 2 or len(late) < 2:
+            continue
+        means = {group: [fmean(curve[images] for curve in each) for images in late] for group, each in curves.items()}
+        swaps = [pair for pair in combinations(means, 2) if _swap(*(means[group] for group in pair))]
+        where = f"over the last {len(late)} moments of the training ({late[0]:,} to {late[-1]:,} images)"
+        if swaps:
+            pairs = "; ".join(" and ".join(f"`{study.labels[group]}`" for group in pair) for pair in swaps)
+            text.append(f"In {name}, the order of some variants changes {where}: {pairs}.")
+        else:
+            text.append(f"In {name}, the order of {len(curves)} variants is the same {where}.")
+    return text
+
+
+def _percent(share: float, places: int) -> str:
+    return f"{100 * share:.{places}f} %"
+
+
+def _swap(one: list[float], two: list[float]) -> bool:
+    return len({a < b for a, b in zip(one, two, strict=True)}) > 1
+
+
+def _trainings(runs: Collection[Run]) -> str:
+    return f"{len(runs)} training{'s' * (len(runs) != 1)}"
+
+
+def _listed(study: Variants, runs: list[Run]) -> str:
+    return ", ".join(f"`{study.labels[run.group]}` seed {run.info.get('seed')}" for run in runs)

@@ -1,0 +1,54 @@
+"""What is said of the trainings of a study before its scores are compared."""
+
+from pathlib import Path
+
+from lamabench.reports.checks import checks
+from lamabench.reports.evidence import Evidence
+from lamabench.reports.runs import Line, read
+from run_folders import drawn, line, scored, trained, write
+
+
+def study(root: Path, curves: dict[str, list[float]], training: Line | None = None) -> list[str]:
+    """The checks of a study with a variant for each curve, whose values are scores at 3, 6, 9 and 12 thousand steps of
+    64 images."""
+    for name, values in curves.items():
+        for step, value in zip((3000, 6000, 9000, 12_000), values, strict=True):
+            done = [trained() | (training or {}) | {"steps": step}] if step == 12_000 else []
+            moment = {"checkpoint_step": step, "images_seen": 64 * step}
+            write(
+                root,
+                name,
+                [*done, drawn(), scored(value) | moment],
+                variant={"model": "dit_demo", "a": name},
+                step=step,
+            )
+    return checks(Evidence(read([root])).variants)
+
+
+def test_the_order_of_the_last_third(tmp_path: Path) -> None:
+    """Only moments from 8,000 steps on count, so that `c`, which overtakes early, changes no order."""
+    curves = {"a": [9.0, 8.0, 5.0, 4.0], "b": [9.5, 8.5, 6.0, 5.0], "c": [9.9, 7.0, 4.0, 3.0]}
+    where = "over the last 2 moments of the training (576,000 to 768,000 images)"
+    assert study(tmp_path / "1", curves)[-1] == (f"In FD-EffNetLite0-512, the order of 3 variants is the same {where}.")
+    curves["b"][-1] = 3.5
+    text = study(tmp_path / "2", curves)[-1]
+    assert text == f"In FD-EffNetLite0-512, the order of some variants changes {where}: `a a` and `a b`."
+
+
+def test_one_variant_has_no_order(tmp_path: Path) -> None:
+    assert study(tmp_path, {"a": [4.0, 3.0, 2.0, 1.0]}) == ["None of 1 training diverged."]
+
+
+def test_trainings_that_waited_and_one_that_diverged(tmp_path: Path) -> None:
+    curves = {"a": [4.0, 3.0, 2.0, 1.0]}
+    patient = study(tmp_path / "1", curves, {"waiting_share": 0.0199})
+    assert patient[1] == "None of 1 training waited for data for more than 2 % of the time (2.0 % at most)."
+    root = tmp_path / "2"
+    write(
+        root, "z", [line("train", "diverged", error="step 3: the loss is nan")], variant={"model": "dit_demo", "a": "z"}
+    )
+    text = study(root, curves, {"waiting_share": 0.031})
+    assert text[:2] == [
+        "1 of 2 trainings diverged: `a z` seed 0.",
+        "1 of 1 training waited for data for more than 2 % of the time: `a a` seed 0 (3.1 % at most).",
+    ]
