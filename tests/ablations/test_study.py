@@ -23,9 +23,9 @@ from latents_of_a_study import NEEDED
 from omegaconf import OmegaConf
 
 QUESTIONS = [
-    "block_mix", "d_state", "dit_block", "guidance", "guidance_latents", "lr", "resolution", "rivals", "scale", "scan",
-    "unet", "window",
+    "d_state", "dit_block", "guidance", "guidance_latents", "lr", "resolution", "rivals", "scale", "scan", "window",
 ]  # fmt: skip
+LONG = ["block_mix", "unet", *(name for name in names() if name.startswith("cifar10_"))]
 
 
 def write(tmp_path, **data):
@@ -122,7 +122,7 @@ def test_committed_studies_plan(name):
             build(model)
 
 
-@pytest.mark.parametrize("name", QUESTIONS)
+@pytest.mark.parametrize("name", [*QUESTIONS, *(pytest.param(name, marks=pytest.mark.soak) for name in LONG)])
 def test_debug_sizes_run_to_the_end(name, tmp_path, monkeypatch):
     monkeypatch.setattr(Progress, "say", lambda *_: None)
     runs = plan(load(name).debug_size(), [f"run.root={tmp_path}", "run.device=cpu"])
