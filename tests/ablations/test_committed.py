@@ -135,7 +135,7 @@ def test_the_first_answers_share_trainings_and_sets_of_samples():
     assert len(base) == 3 and all(base <= trainings[name] for name in FIRST)
     for name in FIRST:
         sets = sample_sets(planned(name)[0].config)
-        assert sets == [*((step, 2000) for step in (1000, 2000, 3000, 4000, 5000)), (5000, 10_000)]
+        assert sets == [*((step, 2000) for step in (500, 1000, 1500, 2000, 2500)), (2500, 10_000)]
 
 
 def test_sizes_of_a_family_stand_beside_equal_ones():
