@@ -11,6 +11,7 @@ from ...harness.caches import keep_compiled
 from ...harness.config import Config
 from ...harness.device import device_name, pick_device
 from ...harness.keys import asked, config_to_dict, model_folder
+from ...harness.measure.gpus import derived
 from ...harness.measure.models import WrongOutput, check_bench
 from ...harness.measure.speed import measure, stored
 from ...harness.parallel import own_device, size
@@ -54,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
                     rows.append({"model": name, **row, "run": str(folder)})
             except WrongOutput as error:
                 wrong.append(f"{name}: {error}")
-    show(rows, COLUMNS, args.json)
+    show([row | derived(row) for row in rows], COLUMNS, args.json)
     return end(args, rows, wrong)
 
 
