@@ -34,6 +34,10 @@ COLUMNS |= {"peak_memory_gib": "Peak memory (GiB)", "mfu": "MFU", "state": "Stat
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.profile:
+        from .profiling import run as profile
+
+        return profile(args)
     rows, wrong = [], []
     for config, task in asked_of(args, "bench"):
         name, say = task.about["name"], speaker(task)
