@@ -213,10 +213,17 @@ class Subject:
         weights = output_weights(held.exact[0].shape).to(self.device)[images.to(self.device)]
         # In the type of the first argument, because plain torch may return another (CUDA's autocast norms in float32).
         result = weights.numel() * few.args[0].element_size()
+        rival = as_in_the_model(operator.rival, self.settings.precision, self.device)
+        timed = partial(
+            held.compare_timed,
+            images=images,
+            floor=floor,
+            plain=lambda: _steps(rival, many, weights)["forward+backward"](),
+        )
         for backend in operator.backends.values():
             if backend.name != "reference" and asked in ("auto", backend.name) and not backend.reasons(device_type):
                 run = as_in_the_model(backend.run, self.settings.precision, self.device)
-                compare = partial(held.compare, run, floor), partial(held.compare_timed, images=images, floor=floor)
+                compare = partial(held.compare, run, floor), timed
                 yield from self.passes(backend.name, compare, partial(_steps, run, many, weights), many, result)
         for yardstick in operator.yardsticks if asked == "auto" else ():
             if not yardstick.reasons(device_type):
