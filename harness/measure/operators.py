@@ -224,11 +224,13 @@ class Subject:
             if backend.name != "reference" and asked in ("auto", backend.name) and not backend.reasons(device_type):
                 run = as_in_the_model(backend.run, self.settings.precision, self.device)
                 compare = partial(held.compare, run, floor), timed
-                yield from self.passes(backend.name, compare, partial(_steps, run, many, weights), many, result)
+                steps = partial(_steps, run, many, weights)
+                yield from self.passes(backend.name, compare, steps, many, many.shape(few), result)
         for yardstick in operator.yardsticks if asked == "auto" else ():
             if not yardstick.reasons(device_type):
                 compare = partial(compare_yardstick, yardstick, few, held.exact), _not_compared
-                yield from self.passes(yardstick.name, compare, partial(_rival_steps, yardstick, many), many, result)
+                steps = partial(_rival_steps, yardstick, many)
+                yield from self.passes(yardstick.name, compare, steps, many, many.shape(few), result)
 
     def passes(
         self,
@@ -236,6 +238,7 @@ class Subject:
         compare: tuple[Callable[[], Line], Callable[[Any], Line]],
         steps: Callable[[], dict],
         call: Call,
+        shape: str,
         result: int,
     ) -> Iterator[Line]:
         """A row for each pass. `compare` are the check before the clock starts, and that of what was timed."""
@@ -248,7 +251,7 @@ class Subject:
         for mode in self.settings.modes:
             row: Line = {
                 "operator": call.operator,
-                "shape": call.shape(self.batch),
+                "shape": shape,
                 "batch_size": self.batch,
                 "input_size": self.input_size,
                 "precision": self.settings.precision,

@@ -30,7 +30,8 @@ from .train import describe
 
 COLUMNS = {"model": "Model", "input_size": "Input", "mode": "Mode", "compile": "Compile", "batch_size": "Batch"}
 COLUMNS |= {"p25_ms": "p25 (ms)", "p50_ms": "Median (ms)", "p75_ms": "p75 (ms)", "images_per_s": "Images/s"}
-COLUMNS |= {"peak_memory_gib": "Peak memory (GiB)", "mfu": "MFU", "state": "State"}
+COLUMNS |= {"peak_memory_gib": "Peak memory (GiB)", "mfu": "MFU", "clock_mhz": "Clock (MHz)"}
+COLUMNS |= {"power_w": "Power (W)", "throttled": "Held down by", "state": "State"}
 
 
 def run(args: argparse.Namespace) -> int:

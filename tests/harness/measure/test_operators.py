@@ -90,6 +90,13 @@ def test_kernel_rows():
     assert {row["pass"] for row in rows} == {"forward", "forward+backward"}
 
 
+def test_a_shape_has_what_grows_with_the_batch_alone():
+    """Parameters of four paths have as many rows as a batch of four."""
+    config = make(NANO, batch_size=4, modes=["forward"])
+    rows = operators.bench_operators(config.model, config.bench, config.backend, "cpu", only=["selective_scan"])
+    assert next(iter(rows))["shape"] == "x 4×16×8, dt 4×16×4×1, b 4×16×4×1, c 4×16×4×1"
+
+
 def test_floors_count_the_output_in_the_type_of_the_input(monkeypatch):
     """Plain torch's norm returns float32 under CUDA's autocast, but a kernel may return bfloat16 and write less."""
     planted(monkeypatch, lambda right: lambda *args: right(*args).float(), "gated_norm", "torch")
