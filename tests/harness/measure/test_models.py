@@ -62,6 +62,36 @@ def test_a_call_that_is_wrong_only_while_it_is_timed_has_no_number(mode, monkeyp
     assert row["error"].startswith("output off by" if mode == "forward" else "the last timed step is off by")
 
 
+def test_the_gradients_of_a_replayed_step_are_those_that_are_compared():
+    """A replay writes where the capture did, whatever Python calls the gradients since."""
+    torch.manual_seed(0)
+    net = build(DIT)
+    models.fill_constants(net)
+    step = models.training_step(net, net, "cpu", "float32", DDPM(), None)
+    captured = []
+
+    def replay(inputs):
+        before = [p.grad for p in check.trained(net)]
+        step._update(inputs)
+        for place, (p, grad) in enumerate(zip(check.trained(net), before, strict=True)):
+            if len(captured) <= place:
+                captured.append(p.grad)
+            else:
+                captured[place].copy_(p.grad)
+                p.grad = grad
+
+    def batch():
+        t = torch.randint(0, 1000, (2,))
+        return models.noisy(torch.randn(2, 1, 8, 8), t, torch.zeros_like(t))
+
+    step._run = replay
+    check.check_whole_step(step, batch(), "float32")
+    step(last := batch())
+    assert check.check_step(step, last, "float32") == 0
+    with pytest.raises(check.WrongOutput, match="the last timed step is off by"):
+        check.check_step(step, batch(), "float32")
+
+
 def test_the_weights_stay_those_of_the_check():
     settings = make(modes=["train"]).bench
     subject = models.Subject(DIT, settings, BackendConfig(), DDPM(), "cpu", lambda text: None)
@@ -280,6 +310,7 @@ def test_every_way_of_compiling_on_the_gpu(name, precision):
     assert error is None and len(rows) == 3 + 8, error  # whole-step is a mode of training
     for row in rows:
         assert row["peak_memory_gib"] > 0 and row["state"] == "done"
+        assert row["timed_error"] is not None and row["clock_mhz"] and row["power_w"]
 
 
 @pytest.mark.gpu
