@@ -1,5 +1,5 @@
-// How often a multiprocessor starts a product of its matrix units: WARPS warps, each with CHAINS sums that do not depend
-// on each other, LOOPS times. KIND is the place in `product_rate.KINDS`.
+// How often a multiprocessor starts a product of its matrix units: WARPS warps, each with CHAINS sums that do not
+// depend on each other, LOOPS times. KIND is the place in `product_rate.KINDS`.
 #if KIND == 0
 #define PRODUCT "m16n8k8.row.col.f32.tf32.tf32.f32"
 #define WIDE 1
