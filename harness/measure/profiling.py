@@ -96,7 +96,8 @@ def rows_of(events: Iterable[Any], device: str) -> list[Line]:
     if device.startswith("cuda"):
         known: Counter[str] = Counter()
         for event in events:
-            for kernel in getattr(event, "kernels", ()):
+            # The runtime (cudaLaunchKernel) numbers its calls itself, perhaps as torch numbers its operators.
+            for kernel in () if event.name.startswith("cu") else event.kernels:
                 note(kernel.name, event.name, kernel.duration, event.input_shapes)
                 known[kernel.name] += 1
         for event in events:

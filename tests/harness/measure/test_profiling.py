@@ -55,6 +55,7 @@ def test_rows_of_the_events_of_a_gpu():
         operator("aten::sum", [[4, 8], []], ("reduce_kernel", 20.0)),
         operator("aten::mean", [[2, 2]], ("reduce_kernel", 5.0)),
         operator("aten::empty", [[]]),
+        operator("cudaLaunchKernel", [], ("reduce_kernel", 20.0)),
         *(kernel("reduce_kernel", time) for time in (10.0, 20.0, 5.0, 7.0)),
         kernel("scan_backward", 1000.0, is_user_annotation=False),
         kernel("Optimizer.step#AdamW.step", 9999.0, is_user_annotation=True),
