@@ -193,6 +193,18 @@ class _Timed(Row):
     repeats: int | None = about("calls measured")
     peak_memory_gib: float | None = about("peak memory that torch held in the measured calls, GiB")
     disturbed: str | None = about("what else kept the host busy")
+    clock_mhz: float | None = about(
+        "median clock of the GPU's multiprocessors in the measured calls, MHz; null: unknown"
+    )
+    power_w: float | None = about("median power of the GPU then, W, which recent drivers average over a second")
+    throttled: str | None = about("why the GPU held its clock down then, empty: for no reason; null: unknown")
+    timed_error: float | None = about(
+        "relative RMS error of what the last timed call returned: the largest of all outputs and gradients; of a "
+        "training step, of its gradients against the same step run without a CUDA graph; null: not compared"
+    )
+    began: str | None = about(
+        "when the command that measured began, UTC, ISO 8601; equal for all rows of one call of it"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,7 +226,7 @@ class SpeedRow(_Timed):
     gradient_error: float | None = about("relative RMS error of all gradients against float32")
     check_s: float | None = about("seconds of the check, with compilation")
     images_per_s: float | None = about("images per second at the median")
-    mfu: float | None = about("model FLOPs over the device's peak (PaLM, appendix B)")
+    mfu: float | None = about("model FLOPs over the device's peak (PaLM, appendix B); reports derive it")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,10 +240,13 @@ class OperatorSpeedRow(_Timed):
     pass_: str | None = about("forward or forward+backward", name="pass")
     relative_error: float | None = about("largest relative RMS error against float64")
     error_of: str | None = about("the output or gradient that has it")
-    bytes_per_s: float | None = about("bytes per second of a large copy")
+    call_bytes: int | None = about("bytes of inputs and outputs, once through memory in each pass")
+    call_exponentials: int | None = about("exponentials of the call")
+    call_flops: int | None = about("FLOPs of matrix products and convolutions of the call")
+    bytes_per_s: float | None = about("bytes per second of a large copy, measured by the same command")
     exponentials_per_s: float | None = about("exponentials per second of the device")
     flops_per_s: float | None = about("peak FLOPs per second of the device")
-    bytes_floor_ms: float | None = about("least time by memory, ms")
+    bytes_floor_ms: float | None = about("least time by memory, ms; reports derive it and the next five")
     exponentials_floor_ms: float | None = about("least time by exponentials, ms")
     flops_floor_ms: float | None = about("least time by matrix products, ms")
     floor: str | None = about("name of the largest of the three floors")

@@ -201,11 +201,16 @@ def parser() -> argparse.ArgumentParser:
     operators = add(
         "bench-kernels",
         "measure every backend of the operators that models call, at the models' shapes, after checking every gradient",
-        "lamabench bench-kernels lamamba_xl bench.batch_size=64",
+        "lamabench bench-kernels lamamba_xl bench.batch_size=64\n"
+        "  lamabench bench-kernels lamamba_xl --operator gated_norm backend.gated_norm=triton    one backend",
         "MODEL|key=value",
-        "models or runs, fields of their configuration, and settings of the sections bench, run",
+        "models or runs, fields of their configuration, and settings of the sections bench, backend, run",
     )
+    help_text = "measure this operator alone; repeat it for several"
+    operators.add_argument("--operator", action="append", metavar="NAME", help=help_text)
     bench.add_argument("--again", action="store_true", help="repeat measurements that are on record")
+    help_text = "list the kernels of one call, by class and time, in place of measuring; records nothing"
+    bench.add_argument("--profile", action="store_true", help=help_text)
     sweep = add("sweep", "run a study on this machine or on SLURM", SWEEP)
     help_text = "run works on this machine; submit, retry and cancel use SLURM; the others serve both"
     sweep.add_argument("action", choices=ACTIONS, help=help_text)

@@ -45,12 +45,12 @@ UNITS = {
     "training_flops": "FLOPs", "count": "images", "reference_count": "images", "images_seen": "images",
     "batch_size": "images", "checkpoint_step": "steps", "steps": "steps", "repeats": "calls", "mfu": "share of 1",
     "threads": "threads", "processes": "processes", "fvcore": "multiply-adds",
-    "time": "UTC, ISO 8601", "input_size": "pixels or latents",
+    "time": "UTC, ISO 8601", "began": "UTC, ISO 8601", "input_size": "pixels or latents",
 }  # fmt: skip
 ENDINGS = {
     "_params": "parameters", "_macs": "multiply-adds", "_flops": "FLOPs", "images_per_s": "images/s",
     "exponentials_per_s": "1/s", "bytes_per_s": "bytes/s", "flops_per_s": "FLOPs/s", "_ms": "ms", "_gib": "GiB",
-    "seconds": "s", "_s": "s",
+    "_mhz": "MHz", "seconds": "s", "_s": "s", "power_w": "W", "call_bytes": "bytes", "call_flops": "FLOPs",
 }  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..harness.disk import read_lines
+from ..harness.measure.gpus import derived
 from ..harness.record import read_records
 from ..harness.run import STUDY, read_info, read_study
 from ..harness.run import Run as Folder
@@ -338,9 +339,10 @@ def _read(folder: Path | None) -> Folder | None:
 
 @cache
 def _rows(folder: Path | None) -> list[Line]:
-    """The records of a folder, oldest first. Runs that share it have the same dicts."""
+    """The records of a folder, oldest first, with what follows from them. Runs that share it have the same dicts."""
     content = _read(folder)
-    return [row.flat() for row in content.records] if content else []
+    rows = [row.flat() for row in content.records] if content else []
+    return [row | derived(row) for row in rows]
 
 
 def _way(config: Line) -> Line:

@@ -8,6 +8,7 @@ from math import exp, log
 from typing import Any
 
 from ..kernels.errors import InputError
+from .circumstances import circumstances
 from .names import distinct
 from .queries import measurement_of, words_of
 from .runs import Line, Run
@@ -178,6 +179,7 @@ def _bench(measured: list[Line], name: str | None, where: str, ending: str) -> T
         *(Column(f"p{percent}_ms") for percent in (20, 25, 50, 75, 80)),
         Column("peak_memory_gib", "Peak (GiB)", digits=3, rank=3),
         Column("mfu", "MFU (%)", 0.01, 3, mark="disturbed_mark", rank=5),
+        *(Column(name) for name in ("clock_mhz", "power_w", "throttled", "began")),
         Column("macs"),
         Column("flops"),
         Column("speed_up", "Speed-up", digits=3, mark="compared_mark", rank=1),
@@ -188,6 +190,7 @@ def _bench(measured: list[Line], name: str | None, where: str, ending: str) -> T
         Column("oom_batch", "Out of memory at", digits=0, rank=10),
         Column("backend", "Backend", rank=13),
         Column("output_error"),
+        Column("timed_error"),
         Column("gradient_error"),
         Column("operator_error"),
         Column("state"),
@@ -199,7 +202,7 @@ def _bench(measured: list[Line], name: str | None, where: str, ending: str) -> T
     notes = _terms(title)
     if any(row["efficiency"] for row in rows):
         notes.append("Efficiency: images per second of a GPU over those of one alone, with the same batch for each.")
-    notes += disturbances(rows)
+    notes += disturbances(rows) + circumstances(rows)
     return Table(f"bench{ending}", f"Speed and memory on {where}, each row at its best batch.", columns, rows, notes)
 
 
@@ -356,6 +359,7 @@ def _kernels(rows: list[Line], where: str, ending: str) -> Table:
         Column("times_floor", "Time ÷ floor", digits=3, mark="mark"),
         *(Column(f"{name}_floor_ms") for name in ("bytes", "exponentials", "flops")),
         *(Column(f"{name}_per_s") for name in ("bytes", "exponentials", "flops")),
+        *(Column(name) for name in ("clock_mhz", "power_w", "throttled", "began", "timed_error")),
         Column("relative_error", "Error", digits=2, rank=8),
         Column("error_of"),
         Column("state"),
@@ -366,6 +370,7 @@ def _kernels(rows: list[Line], where: str, ending: str) -> Table:
         "Each operator is checked against float64 before it is timed. Floor: the largest of three least times: for "
         "inputs and outputs once through memory, for the exponentials, and for the products.",
         *disturbances(rows),
+        *circumstances(rows),
     ]
     return Table(f"kernels{ending}", f"Operators at the shapes of a model, on {where}.", columns, rows, notes)
 

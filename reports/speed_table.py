@@ -1,5 +1,6 @@
 """The table of speed of a paper: one row per model and size of the image, forward and training side by side."""
 
+from .circumstances import circumstances
 from .runs import Line, Run
 from .speed import HARDWARE, MODES, apart, baseline_of, compared, crossings, disturbances, fastest, measurements
 from .table import DISTURBED, Column, Table, shortened
@@ -66,7 +67,7 @@ def _speed(measured: list[Line], name: str | None, where: str, ending: str) -> T
     columns += [Column("memory_batch", "at batch", digits=0, rank=8), Column("memory_compile")]
     columns += [Column("state"), Column("error"), Column(None, "State", key="status", tex=False)]
     title = next((row["title"] for row in rows if row["model"] == name), None)
-    notes = [*_terms(title, rows), *crossings(measured, name), *disturbances(shown)]
+    notes = [*_terms(title, rows), *crossings(measured, name), *disturbances(shown), *circumstances(shown)]
     return Table(f"speed{ending}", f"Speed and memory of models on {where}.", columns, rows, notes)
 
 

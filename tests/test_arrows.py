@@ -24,6 +24,7 @@ ARROWS: dict[str, set[str]] = {
     "reports": {
         "harness.grid",
         "harness.disk",
+        "harness.measure.gpus",
         "harness.record",
         "harness.run",
         "harness.scoring.protocol",

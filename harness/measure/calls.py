@@ -32,11 +32,15 @@ class Call(NamedTuple):
         named = zip(OPERATORS[self.operator].arguments, self.wanted, strict=True)
         return ["output", *(name for name, wanted in named if wanted)]
 
-    def shape(self, batch: int) -> str:
-        """The call in words: the shapes of tensors that grow with the batch and need a gradient, and the numbers."""
-        words = []
-        for name, arg, wanted in zip(OPERATORS[self.operator].arguments, self.args, self.wanted, strict=True):
-            if isinstance(arg, Tensor) and wanted and arg.shape[0] == batch:
+    def shape(self, few: "Call") -> str:
+        """The call in words: the shapes of tensors that grow with the batch and need a gradient, and the numbers. `few`
+        is the same call with another batch or, if there is none, this one: then the first axis says what grows."""
+        words, batch = [], len(self.args[0])
+        for name, arg, wanted, other in zip(
+            OPERATORS[self.operator].arguments, self.args, self.wanted, few.args, strict=True
+        ):
+            grows = isinstance(arg, Tensor) and (arg.shape[0] == batch if few is self else arg.shape != other.shape)
+            if isinstance(arg, Tensor) and wanted and grows:
                 words.append(f"{name} {'×'.join(map(str, arg.shape))}")
             elif isinstance(arg, int):
                 words.append(f"{name} {arg}")

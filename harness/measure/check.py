@@ -25,6 +25,7 @@ MANY_TOKENS = 1024
 # The relative RMS error of a model that is allowed on top of twice the error of plain torch in the same precision.
 MODEL_FLOOR = {"float32": 1e-4, "bfloat16": 5e-3}
 TIMES = 1000  # different times of a batch
+SLICE = 16  # images that are compared at a time, so that few of them are in float64
 SMALL = 2**20  # bytes; torch's allocator has separate blocks for tensors up to this size
 
 
@@ -164,21 +165,31 @@ def check(
     x, t, y = batch_of(expected, batch, device)
     with torch.set_grad_enabled(mode == "train"), autocast(device, precision), without_dropout(net):
         out = call(x, t, y)
-    ends = [out[place].detach().float() for place in (0, -1)]
-    errors = {"output_error": relative_rms(ends, [expected.output, expected.output])}
+    errors = {"output_error": ends_error(out, expected, precision)}
     if mode == "train":
         weights = torch.zeros_like(out)
         weights[-1] = expected.weights.to(out)
         out.backward(weights)
-        errors["gradient_error"] = relative_rms(_take_gradients(net), expected.gradients)
-    for name, plain in (("output_error", expected.plain_output), ("gradient_error", expected.plain_gradients)):
-        limit = 2 * plain + MODEL_FLOOR[precision]
-        if name in errors and not errors[name] <= limit:
-            raise WrongOutput(
-                f"{name.removesuffix('_error')} off by {errors[name]:.2e} (relative RMS) from the reference, "
-                f"limit {limit:.1e}: not measured"
-            )
+        errors["gradient_error"] = error = relative_rms(_take_gradients(net), expected.gradients)
+        _within("gradient", error, expected.plain_gradients, precision)
     return errors
+
+
+def ends_error(out: Tensor, expected: Reference, precision: str) -> float:
+    """The relative RMS error of the first and the last image of an output, whose inputs were those of `batch_of`.
+    Raises WrongOutput as `check` does."""
+    ends = [out[place].detach().float() for place in (0, -1)]
+    error = relative_rms(ends, [expected.output, expected.output])
+    _within("output", error, expected.plain_output, precision)
+    return error
+
+
+def _within(what: str, error: float, plain: float, precision: str) -> None:
+    limit = 2 * plain + MODEL_FLOOR[precision]
+    if not error <= limit:
+        raise WrongOutput(
+            f"{what} off by {error:.2e} (relative RMS) from the reference, limit {limit:.1e}: not measured"
+        )
 
 
 def check_whole_step(step: TrainStep, batch: Mapping[str, Tensor], precision: str, warm_up: int = WARM_UP) -> None:
@@ -186,15 +197,29 @@ def check_whole_step(step: TrainStep, batch: Mapping[str, Tensor], precision: st
     without one. Raises WrongOutput if they differ, relative to their norm, by more than `MODEL_FLOOR`."""
     for _ in range(warm_up + 1):
         step(batch)  # the last call is the first replay
-    results = []
+    results, of_the_graph = [], [p.grad for p in trained(step.net)]
     for run in (step, step.without_graph):
         step.window.zero_()
         run(batch)
         losses = step.window[: len(step.objective.metrics)].clone()
         results.append([losses, *(p.grad.clone() for p in trained(step.net) if p.grad is not None)])
     step.window.zero_()
+    for parameter, gradient in zip(trained(step.net), of_the_graph, strict=True):
+        parameter.grad = gradient  # where the next replay writes
     if not (error := relative_rms(*results)) <= MODEL_FLOOR[precision]:
         raise WrongOutput(f"the whole step as a CUDA graph is off by {error:.2e} (relative RMS): not measured")
+
+
+def check_step(step: TrainStep, batch: Mapping[str, Tensor], precision: str) -> float:
+    """Compare the gradients that the last call of a step left, with `batch`, with those of the same step run directly.
+    The weights must not have changed since. Returns the relative RMS error. Raises WrongOutput if it exceeds
+    `MODEL_FLOOR`."""
+    left = [p.grad.cpu() for p in trained(step.net) if p.grad is not None]  # on the host, because memory may be short
+    step.without_graph(batch)
+    gradients = [p.grad for p in trained(step.net) if p.grad is not None]
+    if not (error := relative_rms(gradients, left)) <= MODEL_FLOOR[precision]:
+        raise WrongOutput(f"the last timed step is off by {error:.2e} (relative RMS): not measured")
+    return error
 
 
 def relative_rms(outcome: list[Tensor], exact: list[Tensor]) -> float:
@@ -210,13 +235,15 @@ def relative_rms(outcome: list[Tensor], exact: list[Tensor]) -> float:
 
 class Held:
     """The expected results of one call: `exact`, in float64, and `plain`, those of the operator's rival in the model's
-    precision (see `results`). `backend` is the reference of the whole model (see `Operator.exact_alone`)."""
+    precision (see `results`); `rivals` are the errors of the latter. `backend` is the reference of the whole model (see
+    `Operator.exact_alone`)."""
 
     def __init__(self, call: Call, precision: str, device: str, backend: str = "reference") -> None:
         self.call, self.precision, self.device = call, precision, device
         operator = OPERATORS[call.operator]
         self.exact = results(operator.exact_alone(backend), call, torch.float64)
         self.plain = results(as_in_the_model(operator.rival, precision, device), call)
+        self.rivals = [relative_rms([a], [b]) for a, b in zip(self.plain, self.exact, strict=True)]
 
     def compare(self, run: Callable[..., Tensor], floor: float) -> dict[str, Any]:
         """Relative RMS errors of a backend as fields of a row: `relative_error` is the largest (null if it is not
@@ -227,15 +254,45 @@ class Held:
         """
         size = 8 * sum(arg.nbytes for arg in self.call.args if isinstance(arg, Tensor))
         outcome = results(run, self.call, spoil=lambda: fill_free_memory(self.device, size))
-        errors = [relative_rms([a.double()], [b]) for a, b in zip(outcome, self.exact, strict=True)]
-        rivals = [relative_rms([a.double()], [b]) for a, b in zip(self.plain, self.exact, strict=True)]
-        names = self.call.names
+        errors = [relative_rms([a], [b]) for a, b in zip(outcome, self.exact, strict=True)]
+        worst, wrong = self._worst(errors, self.rivals, floor)
+        row = {"state": "done", "relative_error": or_null(errors[worst]), "error_of": self.call.names[worst]}
+        return row | ({"state": "wrong", "error": wrong} if wrong else {})
+
+    def compare_timed(
+        self, outcome: list[Tensor], images: Tensor, floor: float, plain: Callable[[], list[Tensor]]
+    ) -> dict[str, Any]:
+        """As `compare`, for the results of a call with copies of the images of this one: the output and, if they were
+        asked for, the gradients. `images` [B] says which image of this call each is a copy of: equally often each, and
+        in order if there is one copy of each. `timed_error` is the largest error.
+
+        `plain` returns the results of plain torch for that call. It is called if an error is larger than plain torch's
+        with few images allows, because sums over many images in low precision have larger errors."""
+        errors = self._errors_of_copies(outcome, images)
+        worst, wrong = self._worst(errors, self.rivals, floor)
+        if wrong:
+            worst, wrong = self._worst(errors, self._errors_of_copies(plain(), images), floor)
+        row: dict[str, Any] = {"timed_error": or_null(errors[worst])}
+        return row | ({"state": "wrong", "error": f"what was timed: {wrong}"} if wrong else {})
+
+    def _errors_of_copies(self, outcome: list[Tensor], images: Tensor) -> list[float]:
+        copies, errors = len(images) / len(self.exact[0]), []
+        for value, true in zip(outcome, self.exact[: len(outcome)], strict=True):
+            if value.shape == true.shape:  # a sum over the images, of which there are equally many copies
+                errors.append(relative_rms([value.double() / copies], [true]))
+            else:
+                parts = [true[part] for part in images.split(SLICE)]
+                error = relative_rms(list(value.split(SLICE)), parts)
+                errors.append(error if bool(true.any()) else error / math.sqrt(copies))
+        return errors
+
+    def _worst(self, errors: list[float], rivals: list[float], floor: float) -> tuple[int, str | None]:
+        """The place of the largest error, and the first that is too large in words."""
         worst = max(range(len(errors)), key=lambda place: math.inf if math.isnan(errors[place]) else errors[place])
-        row = {"state": "done", "relative_error": or_null(errors[worst]), "error_of": names[worst]}
-        for name, error, rival in zip(names, errors, rivals, strict=True):
+        for name, error, rival in zip(self.call.names, errors, rivals, strict=False):  # forward has the output alone
             if not error <= 2 * rival + floor:
-                return row | {"state": "wrong", "error": f"{name} off by {error:.1e}, plain torch by {rival:.1e}"}
-        return row
+                return worst, f"{name} off by {error:.1e}, plain torch by {rival:.1e}"
+        return worst, None
 
 
 def check_operators(

@@ -1,9 +1,11 @@
-"""Peak rates of GPUs, by torch's name of the device, and how close a model comes to them."""
+"""Peak rates of GPUs, by torch's name of the device, and how close measurements come to them.
+
+Reports derive these from records, so there is no torch here, and a corrected peak corrects old records too.
+"""
 
 import re
-from typing import NamedTuple
-
-import torch
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 
 class GPU(NamedTuple):
@@ -50,10 +52,35 @@ def mfu(macs: int, mode: str, images_per_s: float, device_name: str, precision: 
     return None if peak is None else 2 * macs * {"forward": 1, "train": 3}[mode] * images_per_s / peak
 
 
-def exponentials_per_s(device_name: str) -> float | None:
+def exponentials_per_s(device_name: str, processors: int) -> float | None:
     """Exponentials a second of the special-function units: 16 per clock and multiprocessor. None if the clock is not
     known."""
     row = gpu(device_name)
-    if row is None or row.clock is None:
-        return None
-    return 16e9 * row.clock * torch.cuda.get_device_properties(torch.cuda.current_device()).multi_processor_count
+    return None if row is None or row.clock is None else 16e9 * row.clock * processors
+
+
+def floors(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a record of an operator: the least time of the call in ms by each limit of the machine, null if the limit is
+    not known; `floor_ms`, the largest of them; `floor`, its name; and `times_floor`, the median time over it. Empty if
+    the record does not say what the call needs."""
+    if not row.get("p50_ms") or row.get("call_bytes") is None:
+        return {}
+    limits = [(name, row[f"call_{name}"], row.get(f"{name}_per_s")) for name in ("bytes", "exponentials", "flops")]
+    least = {name: 1e3 * need / rate if rate else None for name, need, rate in limits}
+    known = {name: value for name, value in least.items() if value is not None}
+    largest = max(known, key=lambda name: known[name])
+    derived = {"floor": largest, "floor_ms": known[largest], "times_floor": row["p50_ms"] / known[largest]}
+    return {f"{name}_floor_ms": value for name, value in least.items()} | derived
+
+
+def derived(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What follows from a record of a speed, and so is not in it: `mfu` of a model, `floors` of an operator. Records of
+    earlier versions have it, and keep it where it cannot be derived."""
+    if row["kind"] == "operator_speed":
+        return floors(row)
+    if row["kind"] != "speed" or not row.get("images_per_s") or not row.get("macs"):
+        return {}
+    device = (row.get("provenance") or {}).get("device") or ""
+    speed = row["images_per_s"] / (row.get("processes") or 1)
+    used = mfu(row["macs"], row["mode"], speed, device, row["precision"])
+    return {} if used is None else {"mfu": used}

@@ -21,7 +21,6 @@ from ..device import (
     WHOLE_STEP,
     autocast,
     compiled,
-    device_name,
     device_type,
     exact_float32,
     is_cuda,
@@ -33,11 +32,20 @@ from ..sections import CUDA_GRAPHS, BackendConfig, BenchConfig, ObjectiveConfig,
 from ..training import averaging, graph
 from ..training.graph import Update, WholeStep
 from ..training.step import TrainStep
-from .check import Reference, WrongOutput, batch_of, check, check_operators, check_whole_step, reference
+from .check import (
+    Reference,
+    WrongOutput,
+    batch_of,
+    check,
+    check_operators,
+    check_step,
+    check_whole_step,
+    ends_error,
+    reference,
+)
 from .cost import cost
-from .gpus import mfu
 from .search import FINISHED, Point, next_point
-from .timing import first_line, one_at_a_time, out_of_memory, time_calls
+from .timing import began, first_line, keeping, one_at_a_time, out_of_memory, time_calls
 
 Line = dict[str, Any]
 Say = Callable[[str], None]
@@ -82,9 +90,12 @@ def bench(
     `backend` is a BackendConfig. Weights are random with nothing at zero, inputs are random. `forward` is one call
     without gradients, with weights rounded beforehand as in sampling (`device.round_weights`). `train` is a step of the
     training loop (`TrainStep`): forward, loss, backward, AdamW, EMA. Milliseconds are those of a batch: median,
-    quartiles, 20th and 80th percentile. `mfu` is null if the device's peak is not known. `peak_memory_gib` is null on
+    quartiles, 20th and 80th percentile. `peak_memory_gib` is null on
     the CPU and, with CUDA graphs, all memory that torch holds. `disturbed` says what else kept the host busy, so that
     the times may be too long. If another process measures on the same GPU, this waits for its end (`one_at_a_time`).
+
+    The last timed call is held to the same as the call before: a forward pass is compared with float32, and a step with
+    the same step run without a CUDA graph, of which it must have the gradients (`timed_error`).
 
     Before the measurements, every operator that the model calls is compared with the reference in isolation, for one
     image (see `check_operators`). `operator_error` is the largest relative RMS error of an output or a gradient, null
@@ -119,7 +130,7 @@ def bench(
                 raise
             except Exception as error:  # such as too little memory for the weights
                 row = {**point._asdict(), "precision": settings.precision, **no_number(error)}
-                row["threads"] = torch.get_num_threads()
+                row |= {"threads": torch.get_num_threads(), "began": began()}
             say(describe(row))
             rows.append(row)
             bad += [row] if row["state"] not in FINISHED else []
@@ -199,6 +210,7 @@ class Subject:
             "precision": self.settings.precision,
             "backend": self.backend,
             "threads": torch.get_num_threads(),
+            "began": began(),
             "macs": self.macs,
             "flops": self.flops,
             "processes": self.processes if self.processes > 1 else None,
@@ -247,6 +259,7 @@ class Subject:
         release(self.device)
         x, t, y = batch_of(expected, batch, self.device)
         how = (call, net, self.device, self.settings.precision)
+        training: TrainStep | None = None
         if point.mode == "train":
             whole_step = partial(WholeStep, warm_up=warm_up, most=most, stream=stream)
             training = training_step(*how, self.goal, whole_step if whole else None)
@@ -254,19 +267,23 @@ class Subject:
                 check_whole_step(training, noisy(x, t, y), self.settings.precision, warm_up)
                 release(self.device)  # the activations of the step without a graph
 
-            def step() -> None:
-                training(noisy(x, t, y))
+            def step() -> Any:
+                training(inputs := noisy(x, t, y))
+                return inputs
 
         else:
             step = partial(forward(*how), x, t, y)
         calls = (self.settings.warmup, self.settings.repeats, self.settings.seconds)
-        timed = time_calls(step, self.device, *calls, most)
+        kept, last = keeping(step)
+        timed = time_calls(kept, self.device, *calls, most)
         if (graphs or whole) and is_cuda(self.device):  # a replay allocates nothing, its memory is what the graphs hold
             timed["peak_memory_gib"] = torch.cuda.memory_reserved(self.device) / 2**30
+        if training is None:
+            errors["timed_error"] = ends_error(last[0], expected, self.settings.precision)
+        elif not net.draws:  # another call would draw other dropout
+            errors["timed_error"] = check_step(training, last[0], self.settings.precision)
         speed = 1e3 * point.batch_size / timed["p50_ms"]
-        share = speed / self.processes
-        used = mfu(self.macs, point.mode, share, device_name(self.device), self.settings.precision)
-        return {**errors, "check_s": seconds, **timed, "images_per_s": speed, "mfu": used}
+        return {**errors, "check_s": seconds, **timed, "images_per_s": speed}
 
 
 def no_number(error: Exception) -> Line:
@@ -308,13 +325,13 @@ def fill_constants(net: Backbone) -> None:
                 parameter.add_(torch.randn_like(parameter) * (0.5 if parameter.ndim == 1 else 0.02))
 
 
-def forward(call: Callable[..., Tensor], net: Backbone, device: str, precision: str) -> Callable[..., None]:
+def forward(call: Callable[..., Tensor], net: Backbone, device: str, precision: str) -> Callable[..., Tensor]:
     """A forward pass without gradients."""
 
     @torch.no_grad()
-    def step(x: Tensor, t: Tensor, y: Tensor) -> None:
+    def step(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
         with autocast(device, precision):
-            call(x, t, y)
+            return call(x, t, y)
 
     return step
 

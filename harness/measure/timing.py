@@ -6,12 +6,15 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import datetime, timezone
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from .. import signals
+from .clocks import conditions, reader
 
 LEAST = 5  # the least calls of a measurement, however long they take
 BUSY = 0.25  # a measurement is disturbed if other processes use more than this share of the host's cores
@@ -19,6 +22,12 @@ COUNTED_S = 0.3  # the kernel counts processor time in hundredths of a second, w
 CPU_TIMES = Path("/proc/stat")
 LOCKS = Path("/tmp")  # not TMPDIR, which may be private to a job: other jobs on the same GPU must find the lock
 WAIT_S = 0.5  # seconds between attempts to get the lock
+
+
+@cache
+def began() -> str:
+    """When this process first measured, as a field of its rows: measurements of one call can be compared best."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
 def quantiles(times: list[float]) -> dict[str, float]:
@@ -95,6 +104,18 @@ def _acquire(file: int) -> bool:
     return True
 
 
+def keeping(step: Callable[[], Any]) -> tuple[Callable[[], None], list[Any]]:
+    """`step`, and a list with what its last call returned. The list is empty during a call, so that no two results are
+    in memory."""
+    last: list[Any] = []
+
+    def call() -> None:
+        last.clear()
+        last.append(step())
+
+    return call, last
+
+
 def time_calls(
     step: Callable[[], Any],
     device: str,
@@ -109,9 +130,10 @@ def time_calls(
     `warmup` in all, while they start within `seconds`. Then at most `repeats` calls are measured: at least `LEAST` (or
     `repeats`, if that is less), and more while they start within `seconds`. On a GPU, `peak_memory_gib` is the most
     that torch's allocator held in the measured calls, else null. `disturbed` says that other processes kept the host
-    busy (`others_busy`), else null. `most` is the largest number of all processes that call this together, so that
-    they make as many calls.
+    busy (`others_busy`), else null. The GPU's clock and power are read after each measured call (`clocks.conditions`).
+    `most` is the largest number of all processes that call this together, so that they make as many calls.
     """
+    read = reader(device)
 
     def call() -> float:
         synchronize(device)
@@ -131,11 +153,13 @@ def time_calls(
     cuda = device.startswith("cuda")
     if cuda:
         torch.cuda.reset_peak_memory_stats(device)
-    times, started = [], time.perf_counter()
+    times, readings, started = [], [], time.perf_counter()
     while len(times) < repeats and (len(times) < LEAST or going()):
         times.append(call())
+        readings.append(read())
     return {
         **quantiles(times),
+        **conditions(readings),
         "repeats": len(times),
         "peak_memory_gib": torch.cuda.max_memory_allocated(device) / 2**30 if cuda else None,
         "disturbed": disturbed(),

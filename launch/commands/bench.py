@@ -11,6 +11,7 @@ from ...harness.caches import keep_compiled
 from ...harness.config import Config
 from ...harness.device import device_name, pick_device
 from ...harness.keys import asked, config_to_dict, model_folder
+from ...harness.measure.gpus import derived
 from ...harness.measure.models import WrongOutput, check_bench
 from ...harness.measure.speed import measure, stored
 from ...harness.parallel import own_device, size
@@ -29,10 +30,15 @@ from .train import describe
 
 COLUMNS = {"model": "Model", "input_size": "Input", "mode": "Mode", "compile": "Compile", "batch_size": "Batch"}
 COLUMNS |= {"p25_ms": "p25 (ms)", "p50_ms": "Median (ms)", "p75_ms": "p75 (ms)", "images_per_s": "Images/s"}
-COLUMNS |= {"peak_memory_gib": "Peak memory (GiB)", "mfu": "MFU", "state": "State"}
+COLUMNS |= {"peak_memory_gib": "Peak memory (GiB)", "mfu": "MFU", "clock_mhz": "Clock (MHz)"}
+COLUMNS |= {"power_w": "Power (W)", "throttled": "Held down by", "state": "State"}
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.profile:
+        from .profiling import run as profile
+
+        return profile(args)
     rows, wrong = [], []
     for config, task in asked_of(args, "bench"):
         name, say = task.about["name"], speaker(task)
@@ -54,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
                     rows.append({"model": name, **row, "run": str(folder)})
             except WrongOutput as error:
                 wrong.append(f"{name}: {error}")
-    show(rows, COLUMNS, args.json)
+    show([row | derived(row) for row in rows], COLUMNS, args.json)
     return end(args, rows, wrong)
 
 

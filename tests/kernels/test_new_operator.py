@@ -128,7 +128,7 @@ try:
 except check.WrongOutput as error:
     answer["check"] = str(error)
 (one, _), = operators.pairs_of(net, 2, "float32", "cpu")
-answer["floors"] = operators.floors(one, 0, False, {"bytes_per_s": 1e3, "exponentials_per_s": 1e3, "flops_per_s": 1e3})
+answer["needs"] = operators.needs(one, 0, False)
 print(json.dumps(answer))
 """
 
@@ -144,9 +144,7 @@ def test_a_name_in_one_place_is_enough(tmp_path):
     values = 4 * 4 * 4  # of the tensor that is doubled
     assert answer["choices"]["toy"] == "wrong"
     assert answer["macs"] == values * 2 + 3 * values  # of the convolution, then of the operator
-    assert answer["floors"] == {
-        "bytes_floor_ms": values * 4, "exponentials_floor_ms": values, "flops_floor_ms": 2 * 3 * values,
-    }  # fmt: skip
+    assert answer["needs"] == {"call_bytes": 2 * values * 4, "call_exponentials": 2 * values, "call_flops": 12 * values}
     rows = [(row["backend"]["toy"], row["pass"], row["state"], row["p50_ms"] is not None) for row in answer["rows"]]
     passes = ("forward", "forward+backward")
     expected = [("own", "done", True), ("wrong", "wrong", False), ("halves", "done", True)]

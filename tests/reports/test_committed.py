@@ -5,6 +5,7 @@ from pathlib import Path
 import lamabench.reports as reports
 import pytest
 from lamabench.harness.keys import model_key, operator_speed_key, speed_key
+from lamabench.harness.measure.gpus import derived
 from lamabench.harness.run import read_run
 from lamabench.harness.sections import BackendConfig
 from lamabench.models.registry import from_dict
@@ -26,5 +27,6 @@ def test_keys_are_those_of_today(root: str, folders: int, lines: int) -> None:
                 assert row.key == model_key(model)
             elif row.kind == "speed":
                 assert row.key == speed_key(model, line, BackendConfig(), device)
+                assert derived(line) == ({} if line["mfu"] is None else {"mfu": pytest.approx(line["mfu"])})
             else:
                 assert row.key == operator_speed_key(model, line, device)

@@ -283,6 +283,30 @@ def test_kernel_table(tmp_path: Path) -> None:
     assert state_of(runs[0]) == ("wrong", "bench selective_scan: dt off by 1e-1")
 
 
+def test_a_table_says_how_the_gpu_ran_and_which_calls_measured(tmp_path: Path) -> None:
+    """Floors are derived from what the calls need; a record that has floors and no needs keeps them."""
+    same: Line = {"operator": "attention", "pass": "forward", "batch_size": 8, "input_size": 32, "threads": 2}
+    same |= {"precision": "bfloat16", "backend": {"attention": "sdpa"}, "p50_ms": 0.5}
+    needs: Line = {"call_bytes": 10**9, "call_exponentials": 0, "call_flops": 2 * 10**11}
+    needs |= {"bytes_per_s": 4e12, "exponentials_per_s": None, "flops_per_s": 1e15}
+    new: Line = {**same, **needs, "clock_mhz": 1755.0, "power_w": 650.4, "began": "2026-11-29T10:00:00+00:00"}
+    rows = [
+        line("operator_speed", shape="a", throttled="power cap, heat", **new),
+        line("operator_speed", shape="b", throttled="power cap", **new | {"clock_mhz": 1410.0}),
+        line("operator_speed", shape="c", floor="flops", floor_ms=0.125, times_floor=4.0, **same),
+    ]
+    write(tmp_path, "one", rows)
+    (table,) = kernels(read([tmp_path]))
+    floors = [(row["shape"], row["floor"], row["floor_ms"], row["times_floor"]) for row in table.rows]
+    assert floors == [("a", "bytes", 0.25, 2.0), ("b", "bytes", 0.25, 2.0), ("c", "flops", 0.125, 4.0)]
+    assert (table.rows[0]["flops_floor_ms"], table.rows[0]["exponentials_floor_ms"]) == (0.2, None)
+    assert table.notes[1:] == [
+        "The GPU ran at 1,410 to 1,755 MHz, 650 W; held down by power cap in 2, heat in 1 of 3 measurements.",
+        "Measured by 2 calls of the command: 2026-11-29T10:00:00+00:00 (2), not on record (1).",
+    ]
+    assert parsed(table.csv())[1]["clock_mhz"] == "1410.0"
+
+
 def test_backends_asked_for_by_name_are_rows_of_their_own(tmp_path: Path) -> None:
     """One folder of a model has the measurements of all backends that were asked for."""
     lines = [swept("train", 100.0), swept("train", 50.0, asked={"attention": "torch"}, backend={"attention": "torch"})]

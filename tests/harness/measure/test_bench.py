@@ -103,11 +103,13 @@ def test_wrong_rows_are_recorded_and_the_command_fails(folder, monkeypatch, caps
 
 def test_bench_kernels_command(folder, capsys):
     words = ["bench.batch_size=[2,1]", "bench.repeats=2", "bench.precision=float32", "run.device=cpu"]
-    assert main(["bench-kernels", "dit_nano", *words, "depth=1", "--json"]) == 0
+    assert main(["bench-kernels", "dit_nano", "--operator", "attention", *words, "depth=1", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
     assert [row["pass"] for row in rows] == ["forward", "forward+backward"] * 2 and rows[0]["backend"] == "sdpa"
     assert [row["batch_size"] for row in rows] == [2, 2, 1, 1]
+    assert all(row["times_floor"] == row["p50_ms"] / row["floor_ms"] for row in rows)
     assert [row["p50_ms"] for row in records(folder)] == [row["p50_ms"] for row in rows]
+    assert not any("floor_ms" in row for row in records(folder))  # reports derive floors
     build_report([folder / "runs"], folder / "out")
     assert "attention" in (folder / "out" / "kernels.md").read_text()
 

@@ -25,3 +25,13 @@ def test_mfu_by_hand():
 )  # fmt: skip
 def test_peaks_by_name(name, peak):
     assert gpus.peak_flops(name, "bfloat16") == peak
+
+
+def test_what_follows_from_a_record_of_a_model():
+    """Forward and training, of one process and of two; nothing for an unknown device or without multiply-adds."""
+    row = {"kind": "speed", "macs": 10**12, "mode": "train", "images_per_s": 20.0, "precision": "bfloat16"}
+    row |= {"provenance": {"device": "NVIDIA A100-SXM4-80GB"}}
+    assert gpus.derived(row) == {"mfu": pytest.approx(120 / 312)}
+    assert gpus.derived({**row, "processes": 2, "mode": "forward"}) == {"mfu": pytest.approx(20 / 312)}
+    assert gpus.derived({**row, "provenance": None}) == gpus.derived({**row, "macs": None}) == {}
+    assert gpus.derived({**row, "images_per_s": None}) == gpus.derived({"kind": "score"}) == {}

@@ -35,11 +35,61 @@ def test_rows():
         assert row["state"] == "done" and 0 < row["p20_ms"] <= row["p50_ms"] <= row["p80_ms"]
         assert row["images_per_s"] == pytest.approx(2 / (row["p50_ms"] / 1e3))
         assert row["backend"] == {"attention": "sdpa"} and row["checked_against"] == {"attention": "reference"}
-        assert row["mfu"] is None and row["peak_memory_gib"] is None and row["repeats"] == 2
+        assert row["peak_memory_gib"] is None and row["repeats"] == 2 and row["began"] == rows[0]["began"]
+        assert row["timed_error"] < 1e-6 and row["clock_mhz"] is row["power_w"] is row["throttled"] is None
         assert json.dumps(row, allow_nan=False)
     assert "gradient_error" not in rows[0] and 0 <= rows[1]["gradient_error"] < 1e-6
     assert rows[0]["macs"] > 3 * rows[2]["macs"] and rows[0]["flops"] > 2 * rows[0]["macs"]
     assert collect(config, rows) == ([], None)  # nothing is missing
+
+
+@pytest.mark.parametrize("mode", ["forward", "train"])
+def test_a_call_that_is_wrong_only_while_it_is_timed_has_no_number(mode, monkeypatch):
+    timing = []
+    planted(monkeypatch, lambda right: lambda *args: right(*args) * (1.01 if timing else 1))
+
+    def timed(*args):
+        timing.append(True)
+        try:
+            return right(*args)
+        finally:
+            timing.clear()
+
+    right = models.time_calls
+    monkeypatch.setattr(models, "time_calls", timed)
+    (row,), error = collect(make(modes=[mode]))
+    assert row["state"] == "wrong" and "p50_ms" not in row and error is not None
+    assert row["error"].startswith("output off by" if mode == "forward" else "the last timed step is off by")
+
+
+def test_the_gradients_of_a_replayed_step_are_those_that_are_compared():
+    """A replay writes where the capture did, whatever Python calls the gradients since."""
+    torch.manual_seed(0)
+    net = build(DIT)
+    models.fill_constants(net)
+    step = models.training_step(net, net, "cpu", "float32", DDPM(), None)
+    captured = []
+
+    def replay(inputs):
+        before = [p.grad for p in check.trained(net)]
+        step._update(inputs)
+        for place, (p, grad) in enumerate(zip(check.trained(net), before, strict=True)):
+            if len(captured) <= place:
+                captured.append(p.grad)
+            else:
+                captured[place].copy_(p.grad)
+                p.grad = grad
+
+    def batch():
+        t = torch.randint(0, 1000, (2,))
+        return models.noisy(torch.randn(2, 1, 8, 8), t, torch.zeros_like(t))
+
+    step._run = replay
+    check.check_whole_step(step, batch(), "float32")
+    step(last := batch())
+    assert check.check_step(step, last, "float32") == 0
+    with pytest.raises(check.WrongOutput, match="the last timed step is off by"):
+        check.check_step(step, batch(), "float32")
 
 
 def test_the_weights_stay_those_of_the_check():
@@ -260,6 +310,7 @@ def test_every_way_of_compiling_on_the_gpu(name, precision):
     assert error is None and len(rows) == 3 + 8, error  # whole-step is a mode of training
     for row in rows:
         assert row["peak_memory_gib"] > 0 and row["state"] == "done"
+        assert row["timed_error"] is not None and row["clock_mhz"] and row["power_w"]
 
 
 @pytest.mark.gpu
