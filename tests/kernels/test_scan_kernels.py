@@ -52,7 +52,8 @@ def make(batch, grid, channels, states, rank, kind, dtype=torch.float32, device=
         -torch.rand(k, channels, states, generator=generator) * states - 0.1,
         normal(k, channels),
     ]
-    return [v.to(device).detach().requires_grad_() for v in inputs], type(paths)(*(p.to(device) for p in paths))
+    paths = paths._replace(order=paths.order.to(device), inverse=paths.inverse.to(device))
+    return [v.to(device).detach().requires_grad_() for v in inputs], paths
 
 
 def run(inputs, paths, backend):

@@ -1,0 +1,66 @@
+"""The forward pass of backend `cuda` where every path has a partner that is its reverse (`scan_forward_pairs.cu`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from .backend_cuda import Plan
+
+FILE = "scan_forward_pairs.cu"
+# Fewer chunks are no gain (README.md). A number that no path reaches turns this kernel off.
+LEAST_CHUNKS = 8
+WARPS = 12  # of a multiprocessor
+
+
+def constants(plan: Plan, pairs: Sequence[int]) -> dict[str, int]:
+    """What the kernels need to know of the pairs; empty where the pass that takes any paths is to run."""
+    served = (
+        len(pairs) == plan.paths and plan.paths in (2, 4) and plan.states == 1 and not plan.exact
+        and plan.channels % 32 == 0 and plan.length % 32 == 0 and plan.chunks >= LEAST_CHUNKS
+    )  # fmt: skip
+    if not served:
+        return {}
+    most = torch.cuda.get_device_properties(plan.device).shared_memory_per_block_optin
+    if WARPS // plan.paths * (_shared(plan) + 1024) > most + 1024:
+        return {}
+    return {"PAIRS": sum(path << 4 * place for place, path in enumerate(pairs))}
+
+
+def _shared(plan: Plan) -> int:
+    """Bytes of shared memory of a block."""
+    return 4 * plan.paths * (4 * plan.w_block + 4 * 20 + 2 * (plan.dt_block + plan.bc_block) + 256 + 32 * 20)
+
+
+def launch(
+    plan: Plan,
+    constants: dict[str, int],
+    x: Tensor,
+    dt_blocks: Tensor,
+    bc_blocks: Tensor,
+    fragments: Tensor,
+    dt_bias: Tensor,
+    a: Tensor,
+    skip: Tensor,
+    table: Tensor,
+    starts: Tensor,
+) -> Tensor:
+    """The output. `starts` gets the states at the start of every chunk, unless it is empty."""
+    keep = starts.numel() > 0
+    blocks = WARPS // plan.paths
+    kernel = plan.kernel(FILE, "scan_forward_pairs", _shared(plan), **constants, BLOCKS_AN_SM=blocks, KEEP=int(keep))
+    items = plan.batch * plan.tiles
+    grid = min(items, kernel.blocks_at_once(32 * plan.paths))
+    y = plan.empty(x, grid if plan.paths > 2 else 0, plan.length, 32, dtype=torch.float32)
+    if not keep:  # only for the length of the call
+        starts = plan.empty(x, grid, plan.paths, plan.chunks // 2, 32, dtype=torch.float32)
+    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    kernel(
+        (grid, 1), 32 * plan.paths, x, dt_blocks, bc_blocks, fragments, dt_bias, a, skip, table, y, out, starts,
+        plan.length, plan.chunks, plan.batch, items,
+    )  # fmt: skip
+    return out
