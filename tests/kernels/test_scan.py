@@ -191,7 +191,7 @@ def test_strided_inputs():
 def test_torch_opcheck():
     """torch's own checks of a custom operator: schema, fake implementation, autograd registration."""
     inputs, paths = make_inputs(1, (3, 5), 4, 2, 2, "cross", torch.float32)
-    torch.library.opcheck(torch.ops.lamabench.selective_scan.default, (*inputs, *paths))
+    torch.library.opcheck(torch.ops.lamabench.selective_scan.default, (*inputs, *paths[:2]))
 
 
 def test_the_environment_does_not_change_what_auto_means(monkeypatch):

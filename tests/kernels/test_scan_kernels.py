@@ -325,11 +325,11 @@ def test_cuda_adds_up_the_sums_of_blocks(monkeypatch):
         @property
         def saved_tensors(self):
             self.reads += 1
-            return (*inputs, *paths, torch.empty(0))
+            return (*inputs, *paths[:2], torch.empty(0))
 
     saved = Saved()
     gradients = backend_cuda._backward(saved, torch.ones(1), None)
-    assert saved.reads == 1 and gradients[8:] == (None, None, None)
+    assert saved.reads == 1 and gradients[8:] == (None,) * 4
     token, row = tokens.double().sum(0), rows.double().sum(0)
     true = [
         g_x, token[..., :rank], token[..., rank : rank + n], token[..., rank + n :],
