@@ -74,14 +74,17 @@ extern "C" __global__ void __launch_bounds__(32 * K, BLOCKS_AN_SM) scan_forward_
         dt_from = opaque(dt_blocks + block * DT_WORDS + lane * 4);
         bc_from = opaque(bc_blocks + block * BC_BLOCK + lane * 4);
     };
-    // x and dt of a chunk, and the table of the chunk `after` it.
-    auto fetch_first = [&](u32 number, u32 chunk, u32 after) {
+    // x of a chunk, and the table of the chunk `after` it.
+    auto fetch_x = [&](u32 number, u32 after) {
         const u32* tokens = entries + number % TABLES * TABLE + lane / 4;
         u32 one = tokens[0], other = tokens[8];
         copy16(x_here + lane * 8, x_from + (size_t)one * E);
         copy16(x_here + (32 + lane) * 8, x_from + (size_t)other * E);
-        copy_by_lane<DT_WORDS>(dt_mine + lane * 4, dt_from + chunk * DT_WORDS, lane);
         copy_by_lane<TABLE>(entries + (number + 1) % TABLES * TABLE + lane * 4, my_table + after * TABLE, lane);
+        copies_issued();
+    };
+    auto fetch_dt = [&](u32 chunk) {
+        copy_by_lane<DT_WORDS>(dt_mine + lane * 4, dt_from + chunk * DT_WORDS, lane);
         copies_issued();
     };
     // b and c of a chunk; in the second half, also what is needed of the other path.
@@ -98,7 +101,8 @@ extern "C" __global__ void __launch_bounds__(32 * K, BLOCKS_AN_SM) scan_forward_
     copy_by_lane<TABLE>(entries + lane * 4, my_table, lane);
     copies_issued();
     copies_done<0>();
-    fetch_first(0, 0, 1);
+    fetch_x(0, 1);
+    fetch_dt(0);
     fetch_rest(0);
     float offset_mine[4], offset_theirs[4], rate_mine = 0.f, rate_theirs = 0.f, jump = 0.f;
 
@@ -135,9 +139,11 @@ extern "C" __global__ void __launch_bounds__(32 * K, BLOCKS_AN_SM) scan_forward_
             copies_done<1>();           // x and dt; the warp's own W is there too
             #pragma unroll
             for (int t = 0; t < T; t++) u[t] = widen(x_here[t * 32 + lane]);
+            __syncwarp();
+            fetch_x(count + 1, chunk + 2);
             step_sizes<32>(d, dt_mine, w_mine, offset_mine, room, lane);
-            fetch_first(count + 1, chunk + 1, chunk + 2);
-            copies_done<1>();           // b
+            fetch_dt(chunk + 1);
+            copies_done<2>();           // b
             store_if(1, kept_mine + (u32)(chunk * 32), h);
             #pragma unroll
             for (int t = 0; t < T; t += 4) {
@@ -158,9 +164,9 @@ extern "C" __global__ void __launch_bounds__(32 * K, BLOCKS_AN_SM) scan_forward_
             copies_done<1>();           // x and dt of the warp's path
             #pragma unroll
             for (int t = 0; t < T; t++) x_[t] = widen(x_here[t * 32 + lane]);
-            step_sizes<32>(d, dt_mine, w_mine, offset_mine, room, lane);
+            __syncwarp();
             int coming = chunk + 1;
-            if (coming == chunks) {     // the next item's first; after the last item, nobody waits for the copies
+            if (coming == chunks) {     // the next item's first; after the last item, one that nobody reads
                 coming = 0;
                 if (item + 1 < end) {
                     if (++image == batch) {
@@ -170,8 +176,10 @@ extern "C" __global__ void __launch_bounds__(32 * K, BLOCKS_AN_SM) scan_forward_
                     choose();
                 }
             }
-            fetch_first(count + 1, coming, coming + 1 == chunks ? 0 : coming + 1);
-            copies_done<1>();           // the rest
+            fetch_x(count + 1, coming + 1 == chunks ? 0 : coming + 1);
+            step_sizes<32>(d, dt_mine, w_mine, offset_mine, room, lane);
+            fetch_dt(coming);
+            copies_done<2>();           // the rest
 #if KEEP
             store_if(1, kept_mine + (u32)(chunk * 32), h);
 #endif
@@ -244,4 +252,5 @@ extern "C" __global__ void __launch_bounds__(32 * K, BLOCKS_AN_SM) scan_forward_
 #endif
         }
     }
+    copies_done<0>();
 }

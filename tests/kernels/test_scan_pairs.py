@@ -37,7 +37,7 @@ SIZES = [
     # batch, grid, channels, states, rank, scan
     (3, (8, 8), 64, 1, 3, "continuous"),  # several images a block, and both tiles of 32 channels
     (1, (8, 12), 32, 1, 20, "cross"),  # three chunks a half; ranks of two k-steps
-    (2, (4, 16), 32, 1, 40, "bidirectional"),  # one pair: it writes the output at once
+    (3, (4, 16), 64, 1, 40, "bidirectional"),  # one pair: it writes the output at once, and takes no turns
 ]
 
 
