@@ -33,7 +33,8 @@ def constants(plan: Plan, pairs: Sequence[int]) -> dict[str, int]:
 
 def _shared(plan: Plan) -> int:
     """Bytes of shared memory of a block."""
-    return 4 * plan.paths * (4 * plan.w_block + 4 * 20 + 2 * (plan.dt_block + plan.bc_block) + 256 + 32 * 20)
+    weight = 4 * plan.w_block if plan.halves > 2 else 0
+    return 4 * plan.paths * (4 * 20 + 2 * (plan.dt_block + plan.bc_block) + 256 + 2 * 32 * 20 + weight)
 
 
 def launch(

@@ -3,9 +3,9 @@
 // Grid (K · chunks, B), any block.
 // dt, b, c: [B, L, K, R or N] with strides; order, inverse: [K, L].
 // table u32 [K, chunks, TABLE]; dt_blocks [B, K, chunks, DT_BLOCK], bc_blocks [B, K, chunks, BC_BLOCK].
-// Where PAIRS names the paths of two pairs, word T + 2 of a chunk's table says what scan_forward_pairs.cu needs: a bit a
-// token in the low half, where the path's pair comes to it first, and in the high half, where the other pair comes first,
-// but may still be there when this pair starts its step.
+// Where PAIRS names the paths of two pairs, word T + 2 of a chunk's table says what scan_forward_pairs.cu needs, a bit a
+// token: in the low half, that the path's pair comes to it first; in the high half, that the other pair comes first, but
+// may still be there when this pair starts its step.
 extern "C" __global__ void prepare_tokens(
     const value* dt, const value* b, const value* c, const long long* order, const long long* inverse,
     u32* table, u32* dt_blocks, float* bc_blocks,
@@ -29,9 +29,8 @@ extern "C" __global__ void prepare_tokens(
                 if (before && (theirs == chunk || (theirs == chunk - 1 && other > k))) flags[1] |= LATE(t);
             }
 #ifdef PAIRS
-            int pair = (PAIRS & 15) != k && (PAIRS >> 4 & 15) != k, other = PAIRS >> (pair ? 0 : 8) & 15, middle = chunks / 2;
-            int theirs = (int)(inverse[(long long)other * length + token] / T), step = chunk - middle;
-            theirs -= middle;
+            int pair = (PAIRS & 15) != k && (PAIRS >> 4 & 15) != k, other = PAIRS >> (pair ? 0 : 8) & 15;
+            int theirs = (int)(inverse[(long long)other * length + token] / T) - chunks / 2, step = chunk - chunks / 2;
             if (theirs < 0) theirs = -1 - theirs;           // steps go from the middle, both ways
             if (step < 0) step = -1 - step;
             bool before = theirs < step || (theirs == step && pair);
