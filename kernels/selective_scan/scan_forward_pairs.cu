@@ -3,7 +3,7 @@
 //   first, each walks the first half of its path and keeps the state at the start of every chunk;
 //   then, each goes on over the second half, whose tokens are those of the other path's first half. There it also
 //   computes the other path's chunk from the kept state, and has the sum of both.
-// Only the path's own warp has its W: in the second half, it computes the step sizes of two chunks of its path, and gives
+// Only a path's own warp has its W. In the second half, it computes the step sizes of two chunks of its path, and gives
 // those of one to the other warp through shared memory.
 // With one pair, the sum is the output. With two, the pair that comes to a token first leaves its sum in y [L, 32], a
 // scratch of the block, and the other one adds its own and writes the output. Because a + b = b + a, the output has the

@@ -3,9 +3,9 @@
 // Grid (K · chunks, B), any block.
 // dt, b, c: [B, L, K, R or N] with strides; order, inverse: [K, L].
 // table u32 [K, chunks, TABLE]; dt_blocks [B, K, chunks, DT_BLOCK], bc_blocks [B, K, chunks, BC_BLOCK].
-// Where PAIRS names the paths of two pairs, word T + 2 of a chunk's table says what scan_forward_pairs.cu needs, a bit a
-// token: in the low half, that the path's pair comes to it first; in the high half, that the other pair comes first, but
-// may still be there when this pair starts its step.
+// Where PAIRS names the paths of two pairs, word T + 2 of a chunk's table is for scan_forward_pairs.cu, a bit a token.
+// In the low half: the path's pair comes to it first. In the high half: the other pair comes first, but may still be
+// there when this pair starts its step.
 extern "C" __global__ void prepare_tokens(
     const value* dt, const value* b, const value* c, const long long* order, const long long* inverse,
     u32* table, u32* dt_blocks, float* bc_blocks,
