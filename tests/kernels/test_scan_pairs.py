@@ -64,6 +64,21 @@ def test_pairs_without_a_gpu(size, without_gpu, poison, monkeypatch):
     assert (y.float() - other.float()).norm() <= 3e-3 * y.float().norm()
 
 
+@needs_compiler
+def test_pairs_under_torch_compile_without_a_gpu(without_gpu, monkeypatch):
+    """The paths go through torch.compile and autograd as the model hands them over."""
+    monkeypatch.setattr(cuda_forward_pairs, "LEAST_CHUNKS", 4)
+    inputs, paths = scans.make(1, (8, 8), 32, 1, 3, "bidirectional", BFLOAT16)
+    call = torch.compile(backend_cuda.selective_scan, fullgraph=True, backend="aot_eager")
+    launches = []
+    launch = cuda_forward_pairs.launch
+    monkeypatch.setattr(cuda_forward_pairs, "launch", lambda *args: launches.append(1) or launch(*args))
+    results = [run(*inputs, *paths) for run in (call, backend_cuda.selective_scan)]
+    assert len(launches) == 2 and torch.equal(*results)
+    for one, other in zip(*(torch.autograd.grad(y, inputs, torch.ones_like(y)) for y in results), strict=True):
+        assert torch.equal(one, other)
+
+
 def test_what_the_kernel_of_pairs_serves(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: scans.H100)
 
@@ -104,13 +119,14 @@ def test_the_kernel_of_pairs_compiles(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "size",
     [
-        (3, (32, 32), 640, 1, 20, "continuous"),  # LaMamba-XL, stages 1 and 2
-        (40, (16, 16), 1280, 1, 40, "continuous"),
+        # Most have more pieces of work than an H200 has places for blocks.
+        (24, (32, 32), 640, 1, 20, "continuous"),  # LaMamba-XL, stages 1 and 2
+        (12, (16, 16), 1280, 1, 40, "continuous"),
         (5, (16, 16), 1280, 1, 40, "cross"),
-        (9, (32, 32), 128, 1, 4, "continuous"),  # LaMamba-S
-        (9, (16, 16), 256, 1, 8, "continuous"),
-        (9, (16, 16), 256, 1, 8, "bidirectional"),
-        (1, (128, 128), 640, 1, 20, "continuous"),
+        (128, (32, 32), 128, 1, 4, "continuous"),  # LaMamba-S
+        (60, (16, 16), 256, 1, 8, "continuous"),
+        (100, (16, 16), 256, 1, 8, "bidirectional"),
+        (1, (128, 128), 64, 1, 20, "continuous"),
     ],
 )
 def test_pairs_on_the_gpu(size, poison, monkeypatch):
