@@ -66,7 +66,7 @@ class Plan:
 
 
 def _tokens(
-    plan: Plan, dt: Tensor, b: Tensor, c: Tensor, order: Tensor, inverse: Tensor, **constants: int
+    plan: Plan, dt: Tensor, b: Tensor, c: Tensor, order: Tensor, inverse: Tensor, **layout: int
 ) -> tuple[Tensor, ...]:
     """The table of paths and the blocks of dt, b and c along them."""
     lead = (plan.batch, plan.paths, plan.chunks)
@@ -74,7 +74,7 @@ def _tokens(
     dt_blocks = plan.empty(dt, *lead, plan.dt_block)
     bc_blocks = plan.empty(dt, *lead, plan.bc_block, dtype=torch.float32)
     strides = [ctypes.c_longlong(s) for v in (dt, b, c) for s in v.stride()[:3]]
-    plan.kernel("scan_prepare.cu", "prepare_tokens", **constants)(
+    plan.kernel("scan_prepare.cu", "prepare_tokens", **layout)(
         (plan.paths * plan.chunks, plan.batch), 128,
         dt, b, c, order, inverse, table, dt_blocks, bc_blocks, *strides, plan.length, plan.chunks,
     )  # fmt: skip
@@ -126,15 +126,14 @@ def scan_forward(
     x, dt, b, c, dt_weight, dt_bias, a, skip = _inputs(x, (dt, b, c), (dt_weight, dt_bias, a, skip))
     with torch.cuda.device(x.device):
         plan = Plan(x, dt, a)
-        constants = cuda_forward_pairs.constants(plan, pairs)
-        table, dt_blocks, bc_blocks = _tokens(plan, dt, b, c, order, inverse, **constants)
-        fragments, _ = _weights(plan, dt_weight, transpose=False)
-        if constants:
+        if layout := cuda_forward_pairs.layout(plan, pairs):
+            tokens = _tokens(plan, dt, b, c, order, inverse, **layout)
+            fragments, _ = _weights(plan, dt_weight, transpose=False)
             starts = plan.empty(x, *plan.starts_shape(keep), dtype=torch.float32)
-            out = cuda_forward_pairs.launch(
-                plan, constants, x, dt_blocks, bc_blocks, fragments, dt_bias, a, skip, table, starts
-            )
+            out = cuda_forward_pairs.launch(plan, layout, x, tokens, fragments, dt_bias, a, skip, starts)
             return out.to(kind), starts
+        table, dt_blocks, bc_blocks = _tokens(plan, dt, b, c, order, inverse)
+        fragments, _ = _weights(plan, dt_weight, transpose=False)
         w_registers, blocks = forward_choices(plan)
         stage = plan.dt_block + plan.bc_block + STEPS * 32 * x.element_size() // 4
         warp = 3 * (STEPS + 4) + stage + 32 * 20 + (0 if plan.states <= 4 else plan.states * 64)

@@ -17,7 +17,7 @@ LEAST_CHUNKS = 8
 WARPS = 12  # of a multiprocessor
 
 
-def constants(plan: Plan, pairs: Sequence[int]) -> dict[str, int]:
+def layout(plan: Plan, pairs: Sequence[int]) -> dict[str, int]:
     """What the kernels need to know of the pairs; empty where the pass that takes any paths is to run."""
     served = (
         len(pairs) == plan.paths and plan.paths in (2, 4) and plan.states == 1 and not plan.exact
@@ -39,21 +39,21 @@ def _shared(plan: Plan) -> int:
 
 def launch(
     plan: Plan,
-    constants: dict[str, int],
+    layout: dict[str, int],
     x: Tensor,
-    dt_blocks: Tensor,
-    bc_blocks: Tensor,
+    tokens: tuple[Tensor, ...],
     fragments: Tensor,
     dt_bias: Tensor,
     a: Tensor,
     skip: Tensor,
-    table: Tensor,
     starts: Tensor,
 ) -> Tensor:
-    """The output. `starts` gets the states at the start of every chunk, unless it is empty."""
+    """The output. `tokens` are the table of paths and the blocks of dt, b and c along them. `starts` gets the states at
+    the start of every chunk, unless it is empty."""
+    table, *blocks_of_tokens = tokens
     keep = starts.numel() > 0
     blocks = WARPS // plan.paths
-    kernel = plan.kernel(FILE, "scan_forward_pairs", _shared(plan), **constants, BLOCKS_AN_SM=blocks, KEEP=int(keep))
+    kernel = plan.kernel(FILE, "scan_forward_pairs", _shared(plan), **layout, BLOCKS_AN_SM=blocks, KEEP=int(keep))
     items = plan.batch * plan.tiles
     grid = min(items, kernel.blocks_at_once(32 * plan.paths))
     y = plan.empty(x, grid if plan.paths > 2 else 0, plan.length, 32, dtype=torch.float32)
@@ -61,7 +61,7 @@ def launch(
         starts = plan.empty(x, grid, plan.paths, plan.chunks // 2, 32, dtype=torch.float32)
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     kernel(
-        (grid, 1), 32 * plan.paths, x, dt_blocks, bc_blocks, fragments, dt_bias, a, skip, table, y, out, starts,
+        (grid, 1), 32 * plan.paths, x, *blocks_of_tokens, fragments, dt_bias, a, skip, table, y, out, starts,
         plan.length, plan.chunks, plan.batch, items,
     )  # fmt: skip
     return out

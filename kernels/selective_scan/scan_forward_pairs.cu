@@ -26,15 +26,15 @@ __device__ __forceinline__ void await_pair(int one) { asm volatile("bar.sync %0,
 __device__ __forceinline__ void release_pair(int one) { asm volatile("bar.arrive %0, 128;" :: "r"(one) : "memory"); }
 
 // As `load_if` and `store_if`, for four floats, which stay as they are where nothing is loaded.
-__device__ __forceinline__ void load4_if(u32 condition, float4& to, const float* at) {
+__device__ __forceinline__ void load4_into(float4& to, u32 condition, const float* at) {
     asm volatile("{ .reg .pred p; setp.ne.u32 p, %4, 0; @p ld.global.v4.f32 {%0, %1, %2, %3}, [%5]; }"
                  : "+f"(to.x), "+f"(to.y), "+f"(to.z), "+f"(to.w) : "r"(condition), "l"(at) : "memory");
 }
-__device__ __forceinline__ void store4_if(u32 condition, float* at, const float4& v) {
+__device__ __forceinline__ void store4_if(u32 condition, float* at, float4 v) {
     asm volatile("{ .reg .pred p; setp.ne.u32 p, %0, 0; @p st.global.v4.f32 [%1], {%2, %3, %4, %5}; }"
                  :: "r"(condition), "l"(at), "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w) : "memory");
 }
-__device__ __forceinline__ void narrow4_if(u32 condition, u16* at, const float4& v) {
+__device__ __forceinline__ void narrow4_if(u32 condition, u16* at, float4 v) {
     asm volatile("{ .reg .pred p; setp.ne.u32 p, %0, 0; @p st.global.v2.u32 [%1], {%2, %3}; }"
                  :: "r"(condition), "l"(at), "r"(pack(v.x, v.y)), "r"(pack(v.z, v.w)) : "memory");
 }
@@ -279,7 +279,7 @@ extern "C" __global__ void __launch_bounds__(32 * K, BLOCKS_AN_SM) scan_forward_
             #pragma unroll
             for (int i = 0; i < 4; i++) {
                 sums[i] = {0.f, 0.f, 0.f, 0.f};
-                load4_if(~(flags | flags >> 16) & 1u << 4 * i, sums[i], y + (size_t)token[i] * 32);
+                load4_into(sums[i], ~(flags | flags >> 16) & 1u << 4 * i, y + (size_t)token[i] * 32);
             }
 #endif
             #pragma unroll
@@ -305,7 +305,7 @@ extern "C" __global__ void __launch_bounds__(32 * K, BLOCKS_AN_SM) scan_forward_
             await_pair(1 + pair);       // both warps of the pair have come, so that `given` may change
             if (late) {
                 #pragma unroll
-                for (int i = 0; i < 4; i++) load4_if(flags >> 16 & 1u << 4 * i, sums[i], y + (size_t)token[i] * 32);
+                for (int i = 0; i < 4; i++) load4_into(sums[i], flags >> 16 & 1u << 4 * i, y + (size_t)token[i] * 32);
             }
             #pragma unroll
             for (int i = 0; i < 4; i++) store4_if(flags & 1u << 4 * i, y + (size_t)token[i] * 32, v[i]);

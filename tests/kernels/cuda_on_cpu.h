@@ -89,9 +89,9 @@ template <class P> P* opaque(P* p) { return p; }
 inline float load_if(u32 condition, const float* at) { return condition ? *at : 0.f; }
 inline void store_if(u32 condition, float* at, float v) { if (condition) *at = v; }
 inline void narrow_if(u32 condition, float v, u16* at) { if (condition) *at = bfloat16(v); }
-inline void load4_if(u32 condition, float4& to, const float* at) { if (condition) to = *whole<float4>(at); }
-inline void store4_if(u32 condition, float* at, const float4& v) { if (condition) *whole<float4>(at) = v; }
-inline void narrow4_if(u32 condition, u16* at, const float4& v) {
+inline void load4_into(float4& to, u32 condition, const float* at) { if (condition) to = *whole<float4>(at); }
+inline void store4_if(u32 condition, float* at, float4 v) { if (condition) *whole<float4>(at) = v; }
+inline void narrow4_if(u32 condition, u16* at, float4 v) {
     if (condition) *whole<uint2>(at) = {pack(v.x, v.y), pack(v.z, v.w)};
 }
 

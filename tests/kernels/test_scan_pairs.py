@@ -42,7 +42,7 @@ SIZES = [
 
 
 def served(inputs, paths):
-    return cuda_forward_pairs.constants(backend_cuda.Plan(inputs[0], inputs[1], inputs[6]), paths.pairs)
+    return cuda_forward_pairs.layout(backend_cuda.Plan(inputs[0], inputs[1], inputs[6]), paths.pairs)
 
 
 @needs_compiler
@@ -87,7 +87,7 @@ def test_what_the_kernel_of_pairs_serves(monkeypatch):
         x = torch.empty(batch, grid[0] * grid[1], channels, dtype=dtype, device="meta")
         a = torch.empty(len(paths.order), channels, states, device="meta")
         plan = backend_cuda.Plan(x, torch.empty(4, rank, device="meta"), a)
-        return cuda_forward_pairs.constants(plan, paths.pairs).get("PAIRS")
+        return cuda_forward_pairs.layout(plan, paths.pairs).get("PAIRS")
 
     assert choice(64, (32, 32), 640, 1, 20, "continuous") == 0x3210  # LaMamba-XL's stages
     assert choice(64, (16, 16), 1280, 1, 40, "continuous") == 0x3210
