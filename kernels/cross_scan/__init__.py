@@ -14,10 +14,15 @@ DIRECTIONS = {
 
 
 class ScanPaths(NamedTuple):
-    """`order[k, l]` is the token that path k visits at step l; `inverse[k, order[k, l]] = l`. Both int64 [K, L]."""
+    """`order[k, l]` is the token that path k visits at step l; `inverse[k, order[k, l]] = l`. Both int64 [K, L].
+
+    `pairs` names two paths after two paths that are each other's reverse: (0, 2, 1, 3) are 0 and 2, 1 and 3. It is
+    empty where not every path has a partner.
+    """
 
     order: Tensor
     inverse: Tensor
+    pairs: tuple[int, ...] = ()
 
 
 def scan_paths(kind: str, height: int, width: int) -> ScanPaths:
@@ -51,7 +56,20 @@ def scan_paths(kind: str, height: int, width: int) -> ScanPaths:
             "unidirectional_4": [forward] * 4,
         }[kind]
     order = torch.stack(paths)
-    return ScanPaths(order, order.argsort(dim=1))
+    return ScanPaths(order, order.argsort(dim=1), _pairs(order))
+
+
+def _pairs(order: Tensor) -> tuple[int, ...]:
+    """See `ScanPaths`. Of several partners, a path gets the first that is free."""
+    free, pairs = list(range(len(order))), []
+    while free:
+        path = free.pop(0)
+        partner = next((other for other in free if torch.equal(order[other], order[path].flip(0))), None)
+        if partner is None:
+            return ()
+        free.remove(partner)
+        pairs += [path, partner]
+    return tuple(pairs)
 
 
 def _snake(lines: Tensor) -> Tensor:

@@ -83,4 +83,4 @@ def selective_scan(
             "use bfloat16 or float32"
         )
     run = OPERATOR.resolve(backend, x.device.type).run
-    return run(x, dt, b, c, dt_weight, dt_bias, a, skip, paths.order, paths.inverse)
+    return run(x, dt, b, c, dt_weight, dt_bias, a, skip, *paths)

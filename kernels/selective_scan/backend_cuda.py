@@ -1,6 +1,7 @@
 """The selective scan in CUDA C++ (`scan*.cu`), compiled at run time. README.md says how it works."""
 
 import ctypes
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from .. import nvrtc
 from ..errors import InputError
+from . import cuda_forward_pairs
 
 FOLDER = Path(__file__).parent
 COMMON = FOLDER / "scan.cuh"
@@ -63,14 +65,16 @@ class Plan:
         return torch.empty(shape, dtype=dtype, device=like.device)
 
 
-def _tokens(plan: Plan, dt: Tensor, b: Tensor, c: Tensor, order: Tensor, inverse: Tensor) -> tuple[Tensor, ...]:
+def _tokens(
+    plan: Plan, dt: Tensor, b: Tensor, c: Tensor, order: Tensor, inverse: Tensor, **layout: int
+) -> tuple[Tensor, ...]:
     """The table of paths and the blocks of dt, b and c along them."""
     lead = (plan.batch, plan.paths, plan.chunks)
     table = plan.empty(dt, plan.paths, plan.chunks, STEPS + 4)
     dt_blocks = plan.empty(dt, *lead, plan.dt_block)
     bc_blocks = plan.empty(dt, *lead, plan.bc_block, dtype=torch.float32)
     strides = [ctypes.c_longlong(s) for v in (dt, b, c) for s in v.stride()[:3]]
-    plan.kernel("scan_prepare.cu", "prepare_tokens")(
+    plan.kernel("scan_prepare.cu", "prepare_tokens", **layout)(
         (plan.paths * plan.chunks, plan.batch), 128,
         dt, b, c, order, inverse, table, dt_blocks, bc_blocks, *strides, plan.length, plan.chunks,
     )  # fmt: skip
@@ -112,6 +116,7 @@ def scan_forward(
     skip: Tensor,
     order: Tensor,
     inverse: Tensor,
+    pairs: Sequence[int],
     keep: bool,
 ) -> tuple[Tensor, Tensor]:
     """The output [B, L, E], and float32 states [B, K, tiles of 32 channels, chunks or segments, N, 32] for the backward
@@ -121,6 +126,12 @@ def scan_forward(
     x, dt, b, c, dt_weight, dt_bias, a, skip = _inputs(x, (dt, b, c), (dt_weight, dt_bias, a, skip))
     with torch.cuda.device(x.device):
         plan = Plan(x, dt, a)
+        if layout := cuda_forward_pairs.layout(plan, pairs):
+            tokens = _tokens(plan, dt, b, c, order, inverse, **layout)
+            fragments, _ = _weights(plan, dt_weight, transpose=False)
+            starts = plan.empty(x, *plan.starts_shape(keep), dtype=torch.float32)
+            out = cuda_forward_pairs.launch(plan, layout, x, tokens, fragments, dt_bias, a, skip, starts)
+            return out.to(kind), starts
         table, dt_blocks, bc_blocks = _tokens(plan, dt, b, c, order, inverse)
         fragments, _ = _weights(plan, dt_weight, transpose=False)
         w_registers, blocks = forward_choices(plan)
@@ -298,7 +309,7 @@ def _fastest(
 
 
 @scan_forward.register_fake
-def _(x, dt, b, c, dt_weight, dt_bias, a, skip, order, inverse, keep):
+def _(x, dt, b, c, dt_weight, dt_bias, a, skip, order, inverse, pairs, keep):
     like, dt, *_ = _inputs(x, (dt, b, c), ())
     return x.new_empty(x.shape), x.new_empty(Plan(like, dt, a).starts_shape(keep), dtype=torch.float32)
 
@@ -312,14 +323,14 @@ def _(grad, x, dt, b, c, dt_weight, dt_bias, a, skip, order, inverse, starts):
 
 
 def _setup_context(ctx, inputs, output) -> None:
-    ctx.save_for_backward(*inputs[:-1], output[1])
+    ctx.save_for_backward(*inputs[:10], output[1])
     ctx.mark_non_differentiable(output[1])
     ctx.set_materialize_grads(False)
 
 
 def _backward(ctx, grad, _):
     if grad is None:
-        return (None,) * 11
+        return (None,) * 12
     saved = ctx.saved_tensors  # read once: checkpointing computes them again, and forbids a second read
     _, dt, b, c, dt_weight, dt_bias, a, skip, *_ = saved
     n = a.shape[-1]
@@ -329,21 +340,22 @@ def _backward(ctx, grad, _):
     g_a, g_bias, g_skip = g_rows.sum(0).split([n, 1, 1], dim=-1)
     sums = (g_dt, g_b, g_c, g_weight.sum(0), g_bias[..., 0], g_a, g_skip[..., 0])
     likes = (dt, b, c, dt_weight, dt_bias, a, skip)
-    return g_x, *(v.to(like.dtype) for v, like in zip(sums, likes, strict=True)), None, None, None
+    return g_x, *(v.to(like.dtype) for v, like in zip(sums, likes, strict=True)), None, None, None, None
 
 
 scan_forward.register_autograd(_backward, setup_context=_setup_context)
 
 
-def selective_scan(*inputs: Tensor) -> Tensor:
+def selective_scan(*inputs: Any) -> Tensor:
     """See `lamabench.kernels.selective_scan.selective_scan`.
 
     Raises InputError for float64, because the kernel computes in float32, and where the backward pass does not fit
     shared memory.
     """
-    if torch.float64 in [v.dtype for v in inputs]:
+    tensors, pairs = inputs[:10], inputs[10] if len(inputs) > 10 else ()
+    if torch.float64 in [v.dtype for v in tensors]:
         raise InputError(
             "selective_scan: backend 'cuda' computes in float32, not in float64; use 'torch' or 'reference'"
         )
-    trained = torch.is_grad_enabled() and any(v.requires_grad for v in inputs)
-    return scan_forward(*inputs, trained)[0]
+    trained = torch.is_grad_enabled() and any(v.requires_grad for v in tensors)
+    return scan_forward(*tensors, pairs, trained)[0]

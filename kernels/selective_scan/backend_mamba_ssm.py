@@ -6,6 +6,7 @@ and outputs have one type, that of x. In bfloat16, the step sizes and every path
 """
 
 import importlib.util
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -102,8 +103,9 @@ def selective_scan(
     skip: Tensor,
     order: Tensor,
     inverse: Tensor,
+    pairs: Sequence[int] = (),
 ) -> Tensor:
-    """See `lamabench.kernels.selective_scan.selective_scan`.
+    """See `lamabench.kernels.selective_scan.selective_scan`. `pairs` is not read.
 
     Raises InputError for float64 and for more than 256 states, which the extension does not take.
     """

@@ -5,6 +5,8 @@ backward pass runs the chunk again from there, so that no tensor of size K·E·L
 so that torch.compile and the cost count see one node.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn.functional import softplus
@@ -170,6 +172,6 @@ def _backward(ctx, grad, _):
 scan_forward.register_autograd(_backward, setup_context=_setup_context)
 
 
-def selective_scan(*inputs: Tensor) -> Tensor:
-    """See `lamabench.kernels.selective_scan.selective_scan`."""
-    return scan_forward(*inputs)[0]
+def selective_scan(*inputs: Any) -> Tensor:
+    """See `lamabench.kernels.selective_scan.selective_scan`. Which paths are pairs is not read."""
+    return scan_forward(*inputs[:10])[0]

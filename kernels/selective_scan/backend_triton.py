@@ -164,13 +164,13 @@ def _backward(ctx, grad):
 scan_forward.register_autograd(_backward, setup_context=_setup_context)
 
 
-def selective_scan(*inputs: Tensor) -> Tensor:
-    """See `lamabench.kernels.selective_scan.selective_scan`. The inverse of the paths is not read.
+def selective_scan(*inputs: Any) -> Tensor:
+    """See `lamabench.kernels.selective_scan.selective_scan`. The inverse of the paths and their pairs are not read.
 
     Raises InputError for float64, because the kernel computes in float32.
     """
-    if torch.float64 in [v.dtype for v in inputs]:
+    if torch.float64 in [v.dtype for v in inputs[:8]]:
         raise InputError(
             "selective_scan: backend 'triton' computes in float32, not in float64; use 'torch' or 'reference'"
         )
-    return scan_forward(*inputs[:-1])
+    return scan_forward(*inputs[:9])

@@ -1,5 +1,7 @@
 """The selective scan as its equations say it, one step after the other, in float32 or float64."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn.functional import softplus
@@ -16,8 +18,9 @@ def selective_scan(
     skip: Tensor,
     order: Tensor,
     inverse: Tensor,
+    pairs: Sequence[int] = (),
 ) -> Tensor:
-    """See `lamabench.kernels.selective_scan.selective_scan`. `inverse` is not read."""
+    """See `lamabench.kernels.selective_scan.selective_scan`. `inverse` and `pairs` are not read."""
     dtype = torch.promote_types(x.dtype, torch.float32)
     u, dt, b, c, dt_weight, dt_bias, a, skip = (v.to(dtype) for v in (x, dt, b, c, dt_weight, dt_bias, a, skip))
     out = torch.zeros_like(u)

@@ -12,9 +12,9 @@ from . import backend_mamba_ssm
 class ScanAlone:
     """The scan, prepared from the arguments of a backend of `lamabench.kernels.selective_scan`."""
 
-    def __init__(self, *inputs: Tensor) -> None:
-        x, order, self.inverse = inputs[0], *inputs[-2:]
-        *flat, self.bias = backend_mamba_ssm.prepare(*inputs[:-1])
+    def __init__(self, *inputs: Any) -> None:
+        x, order, self.inverse = inputs[0], *inputs[8:10]
+        *flat, self.bias = backend_mamba_ssm.prepare(*inputs[:9])
         self.inputs = tuple(flat)
         directions, channels = order.shape[0], x.shape[2]
         gradient = output_weights(x.shape).to(x).transpose(1, 2)[:, None].expand(-1, directions, -1, -1)

@@ -3,6 +3,9 @@
 // Grid (K · chunks, B), any block.
 // dt, b, c: [B, L, K, R or N] with strides; order, inverse: [K, L].
 // table u32 [K, chunks, TABLE]; dt_blocks [B, K, chunks, DT_BLOCK], bc_blocks [B, K, chunks, BC_BLOCK].
+// Where PAIRS names the paths of two pairs, word T + 2 of a chunk's table is for scan_forward_pairs.cu, a bit a token.
+// In the low half: the path's pair comes to it first. In the high half: the other pair comes first, but may still be
+// there when this pair starts its step.
 extern "C" __global__ void prepare_tokens(
     const value* dt, const value* b, const value* c, const long long* order, const long long* inverse,
     u32* table, u32* dt_blocks, float* bc_blocks,
@@ -13,7 +16,7 @@ extern "C" __global__ void prepare_tokens(
     const long long* tokens = order + (long long)k * length + chunk * T;
     int steps = min(T, length - chunk * T);
     if (image == 0 && threadIdx.x < 32) {
-        u32 flags[2] = {0u, 0u};
+        u32 flags[3] = {0u, 0u, 0u};
         int t = threadIdx.x;
         long long token = t < steps ? tokens[t] : 0;
         if (t < steps) {
@@ -25,14 +28,23 @@ extern "C" __global__ void prepare_tokens(
                 flags[0] &= before ? ~FIRST(t) : ~LAST(t);
                 if (before && (theirs == chunk || (theirs == chunk - 1 && other > k))) flags[1] |= LATE(t);
             }
+#ifdef PAIRS
+            int pair = (PAIRS & 15) != k && (PAIRS >> 4 & 15) != k, other = PAIRS >> (pair ? 0 : 8) & 15;
+            int theirs = (int)(inverse[(long long)other * length + token] / T) - chunks / 2, step = chunk - chunks / 2;
+            if (theirs < 0) theirs = -1 - theirs;           // steps go from the middle, both ways
+            if (step < 0) step = -1 - step;
+            bool before = theirs < step || (theirs == step && pair);
+            if (!before) flags[2] |= 1u << t;
+            else if (theirs == step || (theirs == step - 1 && !pair)) flags[2] |= 0x10000u << t;
+#endif
         } else if (t < T) flags[1] = PAD(t);
         u32* row = table + (k * chunks + chunk) * TABLE;
         if (t < T) row[t] = (u32)token;
-        for (int i = 0; i < 2; i++) {
+        for (int i = 0; i < 3; i++) {
             for (int lanes = 16; lanes; lanes /= 2) flags[i] |= __shfl_xor_sync(~0u, flags[i], lanes);
             if (t == i) row[T + i] = flags[i];
-            if (t == i) row[T + 2 + i] = 0;
         }
+        if (t == 0) row[T + 3] = 0;
     }
     u32* dt_block = dt_blocks + at * ALIGN4(DT_BLOCK);
     const value* row = dt + image * dt_b + k * dt_k;

@@ -23,10 +23,12 @@ class PathScan(nn.Module):
     out_proj: nn.Linear
     order: Tensor
     inverse: Tensor
+    pairs: tuple[int, ...]
 
     def keep_paths(self, scan: str, side: int) -> None:
         """Keep the paths of `scan` over side × side tokens."""
         paths = scan_paths(scan, side, side)
+        self.pairs = paths.pairs
         self.register_buffer("order", paths.order, persistent=False)
         self.register_buffer("inverse", paths.inverse, persistent=False)
 
@@ -101,7 +103,7 @@ class SS2D(PathScan):
             self.dt_projs_bias,
             -torch.exp(rates).view(directions, inner, -1),
             self.Ds.view(directions, inner),
-            ScanPaths(self.order, self.inverse),
+            ScanPaths(self.order, self.inverse, self.pairs),
             self.operators["selective_scan"],
         )
         return self.finish(y, z)

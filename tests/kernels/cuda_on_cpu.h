@@ -14,6 +14,7 @@ typedef uint32_t u32;
 typedef uint16_t u16;
 struct float2 { float x, y; };
 struct float4 { float x, y, z, w; };
+struct uint2 { u32 x, y; };
 struct uint4 { u32 x, y, z, w; };
 struct Index { unsigned x, y, z; };
 inline float2 make_float2(float x, float y) { return {x, y}; }
@@ -41,7 +42,7 @@ static Meeting whole_block, named[16];
 static std::map<const void*, Phases> phases;
 static ucontext_t scheduler;
 static const std::function<void()>* body;
-static bool late, progress;
+static bool late, progress, askew;
 static int here;
 static Index threadIdx, blockIdx, blockDim, gridDim;
 static const size_t SHARED_BYTES = 256 * 1024;
@@ -78,15 +79,25 @@ inline u16 bfloat16(float v) {                      // to the nearest, ties to e
     return v != v ? 0x7fff : (u16)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 inline float float32(u16 v) { return __uint_as_float((u32)v << 16); }
+template <class V, class P> V* whole(P* at) {        // several numbers at once
+    askew |= (uintptr_t)at % sizeof(V) != 0;
+    return (V*)at;
+}
 inline u32 pack(float low, float high) { return bfloat16(low) | (u32)bfloat16(high) << 16; }
 inline float ex2(float v) { return exp2f(v); }
 template <class P> P* opaque(P* p) { return p; }
 inline float load_if(u32 condition, const float* at) { return condition ? *at : 0.f; }
 inline void store_if(u32 condition, float* at, float v) { if (condition) *at = v; }
 inline void narrow_if(u32 condition, float v, u16* at) { if (condition) *at = bfloat16(v); }
+inline void load4_into(float4& to, u32 condition, const float* at) { if (condition) to = *whole<float4>(at); }
+inline void store4_if(u32 condition, float* at, float4 v) { if (condition) *whole<float4>(at) = v; }
+inline void narrow4_if(u32 condition, u16* at, float4 v) {
+    if (condition) *whole<uint2>(at) = {pack(v.x, v.y), pack(v.z, v.w)};
+}
 
-static const uint4 ZEROS = {0, 0, 0, 0};
+alignas(16) static const uint4 ZEROS = {0, 0, 0, 0};
 inline void copy16(void* to, const void* from) {
+    askew |= ((uintptr_t)to | (uintptr_t)from) % 16 != 0;
     if (late) fibres[here].issued.push_back({to, from});
     else memcpy(to, from, 16);
 }
@@ -144,6 +155,8 @@ inline void matrices2(u32& v, u32& w, const u32* at) {
 
 inline void await_other(int barrier) { meet(named[barrier], 64); }
 inline void release_other(int barrier) { come(named[barrier], 64); }
+inline void await_pair(int barrier) { meet(named[barrier], 128); }
+inline void release_pair(int barrier) { come(named[barrier], 128); }
 inline void barrier_made(u32* at, int expected) { phases[at] = {expected, expected, 0}; }
 inline void barrier_arrived(u32* at, int lane) {
     __syncwarp();
@@ -161,12 +174,14 @@ static void fibre() {
 }
 
 // Runs a grid, block after block; 1 where the threads of a block wait for each other in vain, 2 where they write beyond
-// their `shared` bytes.
+// their `shared` bytes, 3 where they move several numbers at once to or from an address that is not a multiple of their
+// size.
 static int launch(
     const std::function<void()>& kernel, int columns, int rows, int threads, int shared, bool copies_late, unsigned seed) {
     std::mt19937 random(seed);
     body = &kernel;
     late = copies_late;
+    askew = false;
     gridDim = {(unsigned)columns, (unsigned)rows, 1};
     blockDim = {(unsigned)threads, 1, 1};
     std::vector<int> order(threads);
@@ -209,6 +224,7 @@ static int launch(
         }
         const u32* beyond = memory + (shared + 3) / 4, * end = memory + SHARED_BYTES / 4;
         if (std::any_of(beyond, end, [](u32 word) { return word != ~0u; })) return 2;
+        if (askew) return 3;
     }
     return 0;
 }

@@ -15,7 +15,7 @@ HEADER = Path(__file__).with_suffix(".h")
 COMPILER = shutil.which("g++")
 INCLUDES = "algorithm cmath cstdint cstring deque functional map random vector ucontext.h".split()
 DEFINITION = re.compile(r"^(?:template <[^>]*> )?__device__ [^;{]*\{", re.MULTILINE)
-FAULTS = {1: "its threads wait in vain", 2: "it writes beyond its shared memory"}
+FAULTS = {1: "its threads wait in vain", 2: "it writes beyond its shared memory", 3: "its addresses are not aligned"}
 KERNEL = re.compile(r'extern "C" __global__ void (?:__launch_bounds__\([^)]*\) )?(\w+)\(([^)]*)\)')
 
 

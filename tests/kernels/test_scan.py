@@ -191,7 +191,7 @@ def test_strided_inputs():
 def test_torch_opcheck():
     """torch's own checks of a custom operator: schema, fake implementation, autograd registration."""
     inputs, paths = make_inputs(1, (3, 5), 4, 2, 2, "cross", torch.float32)
-    torch.library.opcheck(torch.ops.lamabench.selective_scan.default, (*inputs, *paths))
+    torch.library.opcheck(torch.ops.lamabench.selective_scan.default, (*inputs, *paths[:2]))
 
 
 def test_the_environment_does_not_change_what_auto_means(monkeypatch):
@@ -369,7 +369,7 @@ def test_on_the_gpu(size, backend, dtype, monkeypatch):
     bfloat16 follows rule 4, against the same calls with a scan in plain torch. The floor is one rounding."""
     inputs, paths = make_inputs(*size, torch.float32)
     on_gpu = [v.detach().cuda().to(dtype if i < 4 else torch.float32).requires_grad_() for i, v in enumerate(inputs)]
-    paths = type(paths)(*(p.cuda() for p in paths))
+    paths = paths._replace(order=paths.order.cuda(), inverse=paths.inverse.cuda())
     exact = run([v.detach().double().requires_grad_() for v in on_gpu], paths, "torch")
     got = run(on_gpu, paths, backend)
     if dtype == torch.float32:

@@ -52,7 +52,8 @@ def make(batch, grid, channels, states, rank, kind, dtype=torch.float32, device=
         -torch.rand(k, channels, states, generator=generator) * states - 0.1,
         normal(k, channels),
     ]
-    return [v.to(device).detach().requires_grad_() for v in inputs], type(paths)(*(p.to(device) for p in paths))
+    paths = paths._replace(order=paths.order.to(device), inverse=paths.inverse.to(device))
+    return [v.to(device).detach().requires_grad_() for v in inputs], paths
 
 
 def run(inputs, paths, backend):
@@ -324,11 +325,11 @@ def test_cuda_adds_up_the_sums_of_blocks(monkeypatch):
         @property
         def saved_tensors(self):
             self.reads += 1
-            return (*inputs, *paths, torch.empty(0))
+            return (*inputs, *paths[:2], torch.empty(0))
 
     saved = Saved()
     gradients = backend_cuda._backward(saved, torch.ones(1), None)
-    assert saved.reads == 1 and gradients[8:] == (None, None, None)
+    assert saved.reads == 1 and gradients[8:] == (None,) * 4
     token, row = tokens.double().sum(0), rows.double().sum(0)
     true = [
         g_x, token[..., :rank], token[..., rank : rank + n], token[..., rank + n :],

@@ -35,7 +35,7 @@ def make_inputs(batch, shape, heads, width, states, kind, dtype, seed=0):
 
 def run(inputs, paths, backend):
     """Output and gradients of a fixed random loss, in float64. `backend` is a name, or the function of a backend."""
-    y = op.ssd(*inputs, paths, backend) if isinstance(backend, str) else backend(*inputs, *paths)
+    y = op.ssd(*inputs, paths, backend) if isinstance(backend, str) else backend(*inputs, *paths[:2])
     weights = torch.randn(y.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(y)
     return [y.detach().double(), *(g.double() for g in torch.autograd.grad((y * weights).sum(), inputs))]
 
@@ -196,7 +196,7 @@ def test_multiply_adds_are_those_of_the_products(size):
     inputs, paths = make_inputs(*size, torch.float32)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         op.ssd(*inputs, paths, "torch")
-    macs = op.OPERATOR.work(*inputs, *paths).macs
+    macs = op.OPERATOR.work(*inputs, *paths[:2]).macs
     assert counter.get_total_flops() == 2 * macs
     if size == SIZES[-1]:
         assert macs == 256 * 64 * 17 + 256 * 64 * 4 + 2 * 192 * 17 * 4
@@ -267,7 +267,7 @@ def test_mamba_ssm_under_autocast(kernels):
     inputs, paths = make_inputs(2, (5, 7), 2, 8, 5, "bidirectional", torch.float32)
     inputs = [v.detach().to(torch.bfloat16 if i < 4 else torch.float32).requires_grad_() for i, v in enumerate(inputs)]
     with torch.autocast("cpu", torch.bfloat16):
-        assert backend_mamba_ssm.ssd(*inputs, *paths).dtype == torch.bfloat16
+        assert backend_mamba_ssm.ssd(*inputs, *paths[:2]).dtype == torch.bfloat16
     compare(run(inputs, paths, backend_mamba_ssm.ssd), run(exactly(inputs), paths, "reference"), 2**-6)
 
 
@@ -296,10 +296,10 @@ def test_mamba_ssm_says_why_it_cannot_run(monkeypatch):
         backend_mamba_ssm.kernels()
     inputs, paths = make_inputs(1, (2, 2), 2, 1, 1, "cross", torch.float64)
     with pytest.raises(InputError, match="'mamba_ssm' computes in float32, not in float64; use 'torch' or 'reference'"):
-        backend_mamba_ssm.ssd(*inputs, *paths)
+        backend_mamba_ssm.ssd(*inputs, *paths[:2])
     inputs, paths = make_inputs(1, (2, 2), 2, 1, 257, "cross", torch.float32)
     with pytest.raises(InputError, match="'mamba_ssm' takes at most 256 states, not 257"):
-        backend_mamba_ssm.ssd(*inputs, *paths)
+        backend_mamba_ssm.ssd(*inputs, *paths[:2])
 
 
 # Every installed backend. The kernels of mamba-ssm multiply float32 as TF32, so that only bfloat16 is asked of them.
@@ -321,7 +321,9 @@ def test_on_the_gpu(size, backend, dtype):
     inputs = [v.detach().to(kind).requires_grad_() for v, kind in zip(inputs, types_of, strict=True)]
     exact = run(exactly(inputs), paths, "torch")
     on_gpu = [v.detach().cuda().requires_grad_() for v in inputs]
-    got = [v.cpu() for v in run(on_gpu, type(paths)(*(p.cuda() for p in paths)), backend)]
+    got = [
+        v.cpu() for v in run(on_gpu, paths._replace(order=paths.order.cuda(), inverse=paths.inverse.cuda()), backend)
+    ]
     if dtype == torch.float32:
         return compare(got, exact, 3e-5)
     for name, fast, base, true in zip(NAMES, got, run(inputs, paths, "torch"), exact, strict=True):

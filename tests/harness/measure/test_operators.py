@@ -219,7 +219,7 @@ def test_the_yardstick_of_the_scan_computes_the_operator(monkeypatch):
     shapes = ((2, 8, 5), (2, 8, 4, 3), (2, 8, 4, 2), (2, 8, 4, 2), (4, 5, 3), (4, 5), (4, 5, 2), (4, 5))
     args = [torch.randn(shape) for shape in shapes]
     args[6] = -args[6].exp()
-    one = calls.Call("selective_scan", (*args, *paths), (True,) * 8 + (False,) * 2)
+    one = calls.Call("selective_scan", (*args, *paths), (True,) * 8 + (False,) * 3)
     exact = calls.results(scan_reference.selective_scan, one, torch.float64)
     (yardstick,) = OPERATORS["selective_scan"].yardsticks
     for actual, expected in zip(yardstick.prepare(*one.args).output_and_gradient(), exact[:2], strict=True):
