@@ -256,7 +256,7 @@ def backward_choices(plan: Plan, starts: Tensor | None = None) -> Choice:
     ranks, columns = -(-plan.rank // 8) * 8, plan.rank + 2 * plan.states
     block = 2 * (plan.dt_block + plan.bc_block) + 4 * (STEPS + 4) + 4
     warp = (640 if plan.exact else 768) + 3 * STEPS * (32 if plan.exact else 16)
-    warp += 2 * plan.states * 32 + 32 * ranks + _align4(STEPS * (columns | 1))
+    warp += 2 * plan.states * 32 + 32 * ranks + STEPS * _align4(columns) + 2 * STEPS - 4
     sizes = (plan.batch, plan.chunks, plan.tiles, 4 * block, 4 * warp)
     choice = _fastest(
         *(int(v) for v in sizes),  # ints, because torch.compile may have symbols

@@ -80,6 +80,14 @@ __device__ __forceinline__ void store_if(u32 condition, float* at, float v) {
     asm volatile("{ .reg .pred p; setp.ne.u32 p, %0, 0; @p st.global.f32 [%1], %2; }"
                  :: "r"(condition), "l"(at), "f"(v) : "memory");
 }
+__device__ __forceinline__ void store_if(u32 condition, float* at, float2 v) {
+    asm volatile("{ .reg .pred p; setp.ne.u32 p, %0, 0; @p st.global.v2.f32 [%1], {%2, %3}; }"
+                 :: "r"(condition), "l"(at), "f"(v.x), "f"(v.y) : "memory");
+}
+__device__ __forceinline__ void store_if(u32 condition, float* at, float4 v) {
+    asm volatile("{ .reg .pred p; setp.ne.u32 p, %0, 0; @p st.global.v4.f32 [%1], {%2, %3, %4, %5}; }"
+                 :: "r"(condition), "l"(at), "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w) : "memory");
+}
 __device__ __forceinline__ void narrow_if(u32 condition, float v, float* at) { store_if(condition, at, v); }
 __device__ __forceinline__ void narrow_if(u32 condition, float v, u16* at) {
     asm volatile("{ .reg .pred p; setp.ne.u32 p, %0, 0; @p st.global.u16 [%1], %2; }"
@@ -91,6 +99,12 @@ __device__ __forceinline__ void mma(float* d, const uint4& a, u32 b0, u32 b1) {
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]) : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b0), "r"(b1));
 }
 
+// Four 8 x 8 matrices of 16-bit values: lanes 8i to 8i + 7 give the rows of the i-th, each 16 bytes long; lane 4r + c gets
+// (r, 2c) and (r, 2c + 1) of each.
+__device__ __forceinline__ void rows4(uint4& v, const u32* at) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"((u32)__cvta_generic_to_shared(at)));
+}
 __device__ __forceinline__ void copy16(void* to, const void* from) {
     u32 at = (u32)__cvta_generic_to_shared(to);
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" :: "r"(at), "l"(from) : "memory");
@@ -116,18 +130,37 @@ template <int words> __device__ __forceinline__ void copy(void* to, const void* 
 #define PIECE (EXACT ? 4 : 8)       // channels of a 16-byte copy
 #define X_BLOCK (T * 32 * (EXACT ? 4 : 2) / 4)
 
+#if E % PIECE == 0
+#define PIECES (T / PIECE)          // that a lane copies of a chunk's values [T, 32]
+
+// Where a lane's pieces of a chunk lie in some [L, E]; a bit for each that has a token and channels.
+// Addresses come before the copies, because reads of shared memory between copies cost three empty instructions each.
+__device__ __forceinline__ u32 places(size_t* at, int tile, const u32* table, int lane) {
+    u32 none = table[T + 1] >> 16, all = 0;
+    int first = tile * 32 + lane % (32 / PIECE) * PIECE;
+    #pragma unroll
+    for (int i = 0; i < PIECES; i++) {
+        int row = i * PIECE + lane / (32 / PIECE);
+        at[i] = (first < E ? first : 0) + (size_t)table[row] * E;
+        all |= (u32)(first < E && !(none >> row & 1)) << i;
+    }
+    return all;
+}
+__device__ __forceinline__ void fetch_pieces(value* to, const value* image, const size_t* at, u32 there, int lane) {
+    to += lane / (32 / PIECE) * 32 + lane % (32 / PIECE) * PIECE;
+    #pragma unroll
+    for (int i = 0; i < PIECES; i++) copy16_if(there >> i & 1, to + i * PIECE * 32, image + at[i]);
+}
+#endif
+
 // A chunk's values [T, 32] of some [L, E] into shared memory, by one warp; zeros beyond the last channel and for no token.
 __device__ __forceinline__ void fetch(value* to, const value* image, int tile, const u32* table, int lane) {
-    u32 none = table[T + 1] >> 16;
 #if E % PIECE == 0
-    #pragma unroll
-    for (int i = 0; i < T * 32 / PIECE / 32; i++) {
-        int row = i * PIECE + lane / (32 / PIECE), first = lane % (32 / PIECE) * PIECE;
-        bool there = tile * 32 + first < E;
-        const value* from = image + (there ? tile * 32 + first : 0) + (size_t)table[row] * E;
-        copy16_if(there && !(none >> row & 1), to + row * 32 + first, from);
-    }
+    size_t at[PIECES];
+    u32 there = places(at, tile, table, lane);
+    fetch_pieces(to, image, at, there, lane);
 #else
+    u32 none = table[T + 1] >> 16;
     bool there = tile * 32 + lane < E;
     for (int t = 0; t < T; t++)
         to[t * 32 + lane] = there && !(none >> t & 1) ? image[(size_t)table[t] * E + tile * 32 + lane] : (value)0;
@@ -166,19 +199,20 @@ __device__ __forceinline__ void step_sizes(
             v[s][m][0] = v[s][m][1] = bias[2 * m];
             v[s][m][2] = v[s][m][3] = bias[2 * m + 1];
         }
+    const u32* rows = dt + (lane / 16 * 8 + lane % 8) * DTW + lane / 8 % 2 * 4;
     #pragma unroll
-    for (int j = 0; j < KS; j++)
+    for (int j = 0; j < KS; j++) {
+        uint4 here;                 // of 16 ranks: their halves for steps 0-7, then for 8-15
+        rows4(here, rows + 8 * j);
         #pragma unroll
         for (int m = 0; m < 2; m++)
             #pragma unroll
             for (int half = 0; half < 2; half++) {
                 uint4 w = weight[((j * 2 + m) * 2 + half) * STRIDE];
-                #pragma unroll
-                for (int s = 0; s < 2; s++) {
-                    const u32* at = dt + (8 * s + row) * DTW + 8 * j + column;
-                    mma(v[s][m], w, at[0], at[4]);
-                }
+                mma(v[0][m], w, here.x, here.y);
+                mma(v[1][m], w, here.z, here.w);
             }
+    }
     #pragma unroll
     for (int s = 0; s < 2; s++)
         #pragma unroll

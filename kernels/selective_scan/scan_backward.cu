@@ -17,10 +17,11 @@
 #define STAGE (ALIGN4(DT_BLOCK) + BC_BLOCK)
 #define TABLES 4                    // chunks whose table is at hand
 #define BLOCK_WORDS (2 * STAGE + TABLES * TABLE + 4)
-#define SUMS_ROW (COLUMNS | 1)      // an odd number: no bank conflicts
-#define SUMS ALIGN4(T * SUMS_ROW)
+#define SUMS_AT(t) ((t) * ALIGN4(COLUMNS) + (t) / 2 * 4)    // where the sums of a token start: few bank conflicts
+#define SUMS (SUMS_AT(T - 1) + ALIGN4(COLUMNS))
 #define WARP_WORDS (ROOM + 3 * X_BLOCK + 2 * N * 32 + 32 * RANKS + SUMS)
 #define S (!EXACT && N % 2 == 0 && WARPS * BLOCKS_AN_SM <= 8 ? 2 : 1)      // states at a time, as registers allow
+#define KEEP_X (N == 1 && WARPS * BLOCKS_AN_SM <= 8)        // registers have room for a chunk's x
 
 __device__ __forceinline__ void matrices4(uint4& v, const u32* at) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
@@ -34,12 +35,13 @@ __device__ __forceinline__ void matrices2(u32& v, u32& w, const u32* at) {
 // The same for float32 sums [L, E] whatever the type of x.
 __device__ __forceinline__ void fetch_sums(float* to, const float* image, int tile, const u32* table, int lane) {
 #if E % 4 == 0
+    const float* from[T / 4];
+    int first = tile * 32 + lane % 8 * 4;
     #pragma unroll
-    for (int i = 0; i < T / 4; i++) {
-        int row = i * 4 + lane / 8, first = tile * 32 + lane % 8 * 4;
-        const float* from = image + (first < E ? first : 0) + (size_t)table[row] * E;
-        copy16(to + row * 32 + lane % 8 * 4, from);
-    }
+    for (int i = 0; i < T / 4; i++) from[i] = image + (first < E ? first : 0) + (size_t)table[i * 4 + lane / 8] * E;
+    to += lane / 8 * 32 + lane % 8 * 4;
+    #pragma unroll
+    for (int i = 0; i < T / 4; i++) copy16(to + i * 4 * 32, from[i]);
 #else
     int channel = min(tile * 32 + lane, E - 1);
     for (int t = 0; t < T; t++) to[t * 32 + lane] = image[(size_t)table[t] * E + channel];
@@ -63,12 +65,32 @@ __device__ __forceinline__ void barrier_passed(u32* at, u32 parity) {
                      : "=r"(done) : "r"(where), "r"(parity) : "memory");
 }
 
+// A chunk's values of x and of the gradient.
+__device__ __forceinline__ void fetch_both(
+    value* to, value* g_to, const value* image, const value* g_image, int tile, const u32* table, int lane) {
+#if E % PIECE == 0
+    size_t at[PIECES];
+    u32 there = places(at, tile, table, lane);
+    fetch_pieces(to, image, at, there, lane);
+    fetch_pieces(g_to, g_image, at, there, lane);
+#else
+    fetch(to, image, tile, table, lane);
+    fetch(g_to, g_image, tile, table, lane);
+#endif
+}
+
+// `words` (a multiple of 4) from global to shared memory, by the whole block.
+template <int words> __device__ __forceinline__ void copy_by_block(void* to, const void* from) {
+    uint4* mine = (uint4*)to + threadIdx.x;
+    const uint4* at = (const uint4*)from + threadIdx.x;
+    #pragma unroll
+    for (int i = 0; i < words / 4; i += 32 * WARPS)
+        if (i + 32 * WARPS <= words / 4 || threadIdx.x < words / 4 - i) copy16(mine + i, at + i);
+}
 // What a chunk needs of a path but for its table, by the whole block.
 __device__ __forceinline__ void stage(u32* to, const u32* dt, const float* bc, int chunk) {
-    dt += chunk * ALIGN4(DT_BLOCK);
-    bc += chunk * BC_BLOCK;
-    for (int i = threadIdx.x; i < ALIGN4(DT_BLOCK) / 4; i += 32 * WARPS) copy16(to + 4 * i, dt + 4 * i);
-    for (int i = threadIdx.x; i < BC_BLOCK / 4; i += 32 * WARPS) copy16(to + ALIGN4(DT_BLOCK) + 4 * i, bc + 4 * i);
+    copy_by_block<ALIGN4(DT_BLOCK)>(to, dt + chunk * ALIGN4(DT_BLOCK));
+    copy_by_block<BC_BLOCK>(to + ALIGN4(DT_BLOCK), bc + chunk * BC_BLOCK);
 }
 __device__ __forceinline__ void stage_table(u32* to, const u32* tables, int chunk) {
     if (threadIdx.x < TABLE / 4) copy16(to + chunk % TABLES * TABLE + 4 * threadIdx.x, tables + chunk * TABLE + 4 * threadIdx.x);
@@ -98,21 +120,43 @@ __device__ __forceinline__ float taken(const u32* bucket, int lane) {
 }
 #endif
 
-// Adds up what the warps have for a chunk's tokens and stores it, by the whole block, a token a warp.
-__device__ __forceinline__ void add_tokens(float* to, const u32* memory, const u32* table, int warp, int lane) {
-    const float* all = (const float*)(memory + BLOCK_WORDS) + WARP_WORDS - SUMS + lane;
-    u32 none = table[T + 1] >> 16;
+// Adds up what the warps have for a chunk's tokens and stores it, by the whole block: ACROSS threads a token, each with four
+// columns at a time. Threads without columns or without a token read those of another and store nothing.
+#define QUADS (ALIGN4(COLUMNS) / 4)
+#define ACROSS (QUADS > 16 ? 32 : QUADS > 8 ? 16 : QUADS > 4 ? 8 : 4)
+__device__ __forceinline__ void add_tokens(float* to, const u32* memory, const u32* table) {
+    const float* all = (const float*)(memory + BLOCK_WORDS) + WARP_WORDS - SUMS;
+    u32 real = ~(table[T + 1] >> 16);
     #pragma unroll
-    for (int t = warp; t < T; t += WARPS) {
-        if (none >> t & 1) continue;
-        float* row = to + (long long)table[t] * K * COLUMNS + lane;
+    for (int first = 0; first < T; first += 32 * WARPS / ACROSS) {
+        int t = first + threadIdx.x / ACROSS;
+        if (first + 32 * WARPS / ACROSS > T && t >= T) real = 0, t = T - 1;
+        float* row = to + (long long)table[t] * K * COLUMNS;
         #pragma unroll
-        for (int j = 0; j < COLUMNS; j += 32) {
-            if (j + lane >= COLUMNS) break;
-            float sum = 0.f;
+        for (int i = 0; i < QUADS; i += ACROSS) {
+            int quad = min(i + (int)threadIdx.x % ACROSS, QUADS - 1), column = 4 * quad;
+            float sum[4];
+            four(sum, all + SUMS_AT(t) + column);
             #pragma unroll
-            for (int other = 0; other < WARPS; other++) sum += all[other * WARP_WORDS + t * SUMS_ROW + j];
-            row[j] = R <= j + lane && j + lane < R + N ? LN2 * sum : sum;
+            for (int other = 1; other < WARPS; other++) {
+                float more[4];
+                four(more, all + other * WARP_WORDS + SUMS_AT(t) + column);
+                #pragma unroll
+                for (int j = 0; j < 4; j++) sum[j] += more[j];
+            }
+            #pragma unroll
+            for (int j = 0; j < 4; j++)
+                if (R % 4 || N % 4 ? (u32)(column + j - R) < N : (u32)(quad - R / 4) < N / 4) sum[j] *= LN2;
+            u32 there = i + (int)threadIdx.x % ACROSS < QUADS ? real >> t & 1 : 0;
+#if COLUMNS % 4 == 0
+            store_if(there, row + column, make_float4(sum[0], sum[1], sum[2], sum[3]));
+#elif COLUMNS % 2 == 0
+            store_if(there, row + column, make_float2(sum[0], sum[1]));
+            store_if(column + 2 < COLUMNS ? there : 0, row + column + 2, make_float2(sum[2], sum[3]));
+#else
+            #pragma unroll
+            for (int j = 0; j < 4; j++) store_if(column + j < COLUMNS ? there : 0, row + column + j, sum[j]);
+#endif
         }
     }
 }
@@ -151,11 +195,11 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS_AN_SM) scan_back
     float* carried = room + ROOM + 3 * X_BLOCK + lane;      // [N][32]: states, then their gradients
     float* rate_sums = carried + N * 32;                    // [N][32]: gradients of a
     float* weight_sums = rate_sums + N * 32 - lane;         // [32][RANKS]
-    float* token_sums = weight_sums + 32 * RANKS;           // [T][SUMS_ROW]
+    float* token_sums = weight_sums + 32 * RANKS;           // [T] rows at SUMS_AT
 #if !EXACT
     u32* bucket = (u32*)room + T * 32;                      // [S][32, 4 words], beyond what fetch_sums brings
     int summed = lane / 4 % 4 + 8 * (lane % 2) + 4 * (lane / 2 % 2);
-    float* state_sums = token_sums + summed * SUMS_ROW + R + (lane < 16 ? 0 : N);
+    float* state_sums = token_sums + SUMS_AT(summed) + R + (lane < 16 ? 0 : N);
 #endif
 #if !KEPT
     float* begun = starts + ((long long)(blockIdx.y * gridDim.x + blockIdx.x) * WARPS + warp) * (SEGMENTED ? every : chunks) * N * 32 + lane;
@@ -267,8 +311,8 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS_AN_SM) scan_back
             copies_issued();
             copies_done<0>();
             __syncthreads();
-            fetch(x_here + (high - 1) % 2 * T * 32, x_image, fetched, near + (high - 1) % TABLES * TABLE, lane);
-            fetch(gs, g_image, fetched, near + (high - 1) % TABLES * TABLE, lane);
+            fetch_both(x_here + (high - 1) % 2 * T * 32, gs, x_image, g_image, fetched,
+                       near + (high - 1) % TABLES * TABLE, lane);
             copies_issued();
             float coming[AHEAD], rate[S];
             #pragma unroll
@@ -284,14 +328,15 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS_AN_SM) scan_back
                 const value* xs = x_here + chunk % 2 * T * 32;
                 if (chunk + 1 < high) {         // what the chunk before has left
                     add_tokens(grad_tokens + (((long long)blockIdx.x * batch + image) * length * K + k) * COLUMNS, memory,
-                               near + (chunk + 1) % TABLES * TABLE, warp, lane);
+                               near + (chunk + 1) % TABLES * TABLE);
                     barrier_arrived(barrier, lane);
                 }
-                float d[T], u[T], g[T], by_u[T], by_d[T];
+                float d[T], u[T], g[T], by_u[T], by_d[T], x_t[T];
                 step_sizes<32>(d, dt, w, offset, room, lane);
                 #pragma unroll
                 for (int t = 0; t < T; t++) {
-                    u[t] = d[t] * widen(xs[t * 32 + lane]);
+                    x_t[t] = widen(xs[t * 32 + lane]);
+                    u[t] = d[t] * x_t[t];
                     g[t] = widen(gs[t * 32 + lane]);
                     by_u[t] = by_d[t] = 0.f;
                 }
@@ -301,8 +346,8 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS_AN_SM) scan_back
                 if (k) fetch_sums(room, gx_image, fetched, tokens, lane);
                 copies_issued();
                 if (chunk > low) {
-                    fetch(x_here + (chunk - 1) % 2 * T * 32, x_image, fetched, near + (chunk - 1) % TABLES * TABLE, lane);
-                    fetch(gs, g_image, fetched, near + (chunk - 1) % TABLES * TABLE, lane);
+                    fetch_both(x_here + (chunk - 1) % 2 * T * 32, gs, x_image, g_image, fetched,
+                               near + (chunk - 1) % TABLES * TABLE, lane);
                     stage(staged + (chunk - 1) % 2 * STAGE, dt_image, bc_image, chunk - 1);
                     if (chunk > low + 1) stage_table(near, tables, chunk - 2);
                 }
@@ -383,8 +428,8 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS_AN_SM) scan_back
                                     for_c[s][i] += __shfl_xor_sync(~0u, for_c[s][i], lanes);
                                 }
                                 if (lane == 0) {
-                                    token_sums[(t + i) * SUMS_ROW + R + n + s] = for_b[s][i];
-                                    token_sums[(t + i) * SUMS_ROW + R + N + n + s] = for_c[s][i];
+                                    token_sums[SUMS_AT(t + i) + R + n + s] = for_b[s][i];
+                                    token_sums[SUMS_AT(t + i) + R + N + n + s] = for_c[s][i];
                                 }
                             }
 #else
@@ -413,10 +458,10 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS_AN_SM) scan_back
                 float w_grad[T];
                 #pragma unroll
                 for (int t = 0; t < T; t++) {
-                    float x_t = widen(xs[t * 32 + lane]);
-                    w_grad[t] = fmaf(x_t, by_u[t], LN2 * by_d[t]) * sigmoid_of(d[t]);
+                    if (!KEEP_X) x_t[t] = widen(xs[t * 32 + lane]);
+                    w_grad[t] = fmaf(x_t[t], by_u[t], LN2 * by_d[t]) * sigmoid_of(d[t]);
                     bias_sum += w_grad[t];
-                    skip_sum = fmaf(x_t, g[t], skip_sum);
+                    skip_sum = fmaf(x_t[t], g[t], skip_sum);
                     by_u[t] = fmaf(d[t], by_u[t], jump * g[t]);
                 }
                 copies_done<1>();
@@ -458,7 +503,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS_AN_SM) scan_back
                     float sum = 0.f;
                     for (int other = 0; other < 32; other++)
                         sum = fmaf(room[other * 17 + i / R], rows[(long long)min(tile * 32 + other, E - 1) * R], sum);
-                    token_sums[i / R * SUMS_ROW + i % R] = LOG2E * sum;
+                    token_sums[SUMS_AT(i / R) + i % R] = LOG2E * sum;
                 }
 #else
                 u32* tile_high = (u32*)room, * tile_low = tile_high + 32 * DW_ROW;
@@ -477,10 +522,9 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS_AN_SM) scan_back
                 uint4 rows_high[2], rows_low[2], columns_high[2];
                 #pragma unroll
                 for (int m = 0; m < 2; m++) {
-                    const u32* at = tile_high + (16 * m + row) * DW_ROW + column;
-                    rows_high[m] = make_uint4(at[0], at[8 * DW_ROW], at[4], at[8 * DW_ROW + 4]);
-                    at = tile_low + (16 * m + row) * DW_ROW + column;
-                    rows_low[m] = make_uint4(at[0], at[8 * DW_ROW], at[4], at[8 * DW_ROW + 4]);
+                    int place = (16 * m + lane % 16) * DW_ROW + lane / 16 * 4;
+                    rows4(rows_high[m], tile_high + place);
+                    rows4(rows_low[m], tile_low + place);
                     matrices4(columns_high[m], tile_high + (16 * m + lane % 8 + lane / 16 * 8) * DW_ROW + lane / 8 % 2 * 4);
                 }
                 #pragma unroll
@@ -504,16 +548,18 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS_AN_SM) scan_back
                         }
                     }
                     #pragma unroll
-                    for (int i = 0; i < 4; i++) {
-                        int rank = 8 * j + 2 * column + i % 2;
-                        if (rank < R) token_sums[(row + i / 2 * 8) * SUMS_ROW + rank] = by_dt[i];
+                    for (int i = 0; i < 2; i++) {
+                        int rank = 8 * j + 2 * column;
+                        float* at = token_sums + SUMS_AT(row + 8 * i) + rank;
+                        if (rank + 1 < R) *(float2*)at = make_float2(by_dt[2 * i], by_dt[2 * i + 1]);
+                        else if (rank < R) *at = by_dt[2 * i];
                     }
                 }
 #endif
             }
             __syncthreads();
             add_tokens(grad_tokens + (((long long)blockIdx.x * batch + image) * length * K + k) * COLUMNS, memory,
-                       near + low % TABLES * TABLE, warp, lane);
+                       near + low % TABLES * TABLE);
         }
         __syncwarp();
         if (there) {

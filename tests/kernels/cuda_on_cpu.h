@@ -18,6 +18,7 @@ struct uint2 { u32 x, y; };
 struct uint4 { u32 x, y, z, w; };
 struct Index { unsigned x, y, z; };
 inline float2 make_float2(float x, float y) { return {x, y}; }
+inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 inline uint4 make_uint4(u32 x, u32 y, u32 z, u32 w) { return {x, y, z, w}; }
 inline u32 __float_as_uint(float v) { u32 r; memcpy(&r, &v, 4); return r; }
 inline float __uint_as_float(u32 v) { float r; memcpy(&r, &v, 4); return r; }
@@ -88,6 +89,11 @@ inline float ex2(float v) { return exp2f(v); }
 template <class P> P* opaque(P* p) { return p; }
 inline float load_if(u32 condition, const float* at) { return condition ? *at : 0.f; }
 inline void store_if(u32 condition, float* at, float v) { if (condition) *at = v; }
+template <class V> void store_if(u32 condition, float* at, V v) {
+    if (!condition) return;
+    if ((uintptr_t)at % sizeof v) abort();          // as the hardware faults
+    memcpy(at, &v, sizeof v);
+}
 inline void narrow_if(u32 condition, float v, u16* at) { if (condition) *at = bfloat16(v); }
 inline void load4_into(float4& to, u32 condition, const float* at) { if (condition) to = *whole<float4>(at); }
 inline void store4_if(u32 condition, float* at, float4 v) { if (condition) *whole<float4>(at) = v; }
@@ -133,21 +139,32 @@ inline void mma(float* d, const uint4& a, u32 b0, u32 b1) {
     __syncwarp();
 }
 
-// ldmatrix .trans: eight lanes give the rows of an 8 x 8 matrix; lane 4r + c gets (2c, r) and (2c + 1, r) of each.
+// ldmatrix: eight lanes give the rows of an 8 x 8 matrix; lane 4r + c gets (r, 2c) and (r, 2c + 1) of each.
+inline void row_is_at(const u32* at) {
+    if ((uintptr_t)at % 16) abort();                // as the hardware faults
+    warp_of().rows[lane_of()] = at;
+    __syncwarp();
+}
+inline void rows4(uint4& v, const u32* at) {
+    row_is_at(at);
+    auto word = [](int matrix) { return ((const u32*)warp_of().rows[8 * matrix + lane_of() / 4])[lane_of() % 4]; };
+    v = {word(0), word(1), word(2), word(3)};
+    __syncwarp();
+}
+
+// ldmatrix .trans: lane 4r + c gets (2c, r) and (2c + 1, r) of each.
 inline u32 transposed(int matrix) {
     int r = lane_of() / 4, c = lane_of() % 4;
     const u16* first = (const u16*)warp_of().rows[8 * matrix + 2 * c], * second = (const u16*)warp_of().rows[8 * matrix + 2 * c + 1];
     return first[r] | (u32)second[r] << 16;
 }
 inline void matrices4(uint4& v, const u32* at) {
-    warp_of().rows[lane_of()] = at;
-    __syncwarp();
+    row_is_at(at);
     v = {transposed(0), transposed(1), transposed(2), transposed(3)};
     __syncwarp();
 }
 inline void matrices2(u32& v, u32& w, const u32* at) {
-    warp_of().rows[lane_of()] = at;
-    __syncwarp();
+    row_is_at(at);
     v = transposed(0);
     w = transposed(1);
     __syncwarp();

@@ -258,6 +258,28 @@ def test_on_the_gpu(size, dtype, backend, poison):
     hold(*make(*size, dtype, "cuda"), floor=3e-6 if dtype == torch.float32 else 2e-5, backend=backend)
 
 
+REAL = [  # of LaMamba-XL at 256 px, and of LaMamba-S
+    (2, (32, 32), 640, 20),
+    (2, (16, 16), 1280, 40),
+    (2, (8, 8), 2560, 80),
+    (2, (32, 32), 128, 4),
+]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("batch", [64, 256])
+@pytest.mark.parametrize("states", [1, 16])
+@pytest.mark.parametrize("size", REAL)
+def test_cuda_as_large_batches_are_cut(size, states, batch, poison, monkeypatch):
+    """The code of a large batch, with few images."""
+    right = backend_cuda._fastest
+    monkeypatch.setattr(backend_cuda, "_fastest", lambda images, *more: right(batch, *more)._replace(parts=images))
+    inputs, paths = make(*size[:3], states, size[3], "continuous", torch.bfloat16, "cuda")
+    hold(inputs, paths, floor=2e-5, backend="cuda")
+    for one, other in zip(run(inputs, paths, "cuda"), run(inputs, paths, "cuda"), strict=True):
+        assert torch.equal(one, other)
+
+
 @pytest.mark.gpu
 @GPU
 def test_results_repeat_to_the_bit(backend):
