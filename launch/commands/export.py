@@ -57,7 +57,8 @@ def run(args: argparse.Namespace) -> int:
         with tempfile.TemporaryDirectory() as folder:
             write_export(Path(folder) / "export", export, text, draw_grid)
             place = upload(api, name, Path(folder) / "export", export)
-    what = f"the {kind} weights of step {export.weights.step} with {len(export.scores)} scores"
+    count = len(export.scores)
+    what = f"the {kind} weights of step {export.weights.step} with {count} score{'s' * (count != 1)}"
     print(f"{place}: {what}{'' if export.samples else ', without a picture, because no samples of them are kept'}")
     if hub:
         print("a new repository is private; no licence is stated: add `license:` to its README.md")
