@@ -82,12 +82,12 @@ def test_pairs_under_torch_compile_without_a_gpu(without_gpu, monkeypatch):
 def test_what_the_kernel_of_pairs_serves(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: scans.H100)
 
-    def choice(batch, grid, channels, states, rank, kind, dtype=BFLOAT16):
+    def choice(batch, grid, channels, states, rank, kind, dtype=BFLOAT16, pairs=None):
         paths = scan_paths(kind, *grid)
         x = torch.empty(batch, grid[0] * grid[1], channels, dtype=dtype, device="meta")
         a = torch.empty(len(paths.order), channels, states, device="meta")
         plan = backend_cuda.Plan(x, torch.empty(4, rank, device="meta"), a)
-        return cuda_forward_pairs.layout(plan, paths.pairs).get("PAIRS")
+        return cuda_forward_pairs.layout(plan, paths.pairs if pairs is None else pairs).get("PAIRS")
 
     assert choice(64, (32, 32), 640, 1, 20, "continuous") == 0x3210  # LaMamba-XL's stages
     assert choice(64, (16, 16), 1280, 1, 40, "continuous") == 0x3210
@@ -103,6 +103,7 @@ def test_what_the_kernel_of_pairs_serves(monkeypatch):
         (64, (32, 32), 640, 1, 160, "continuous"),
         (64, (32, 32), 640, 1, 20, "unidirectional"),
         (64, (32, 32), 640, 1, 20, "continuous", torch.float32),
+        *((64, (32, 32), 640, 1, 20, "continuous", BFLOAT16, pairs) for pairs in ((), (0, 1), (0, 1, 0, 1))),
     ]
     assert not any(choice(*other) for other in others)
 
