@@ -12,7 +12,7 @@ from measuring import DIT, NANO, make
 KERNELS = [
     ("scan_backward", "", "scan backward"),
     ("scan_segments", "", "scan backward"),
-    ("scan_forward_accumulators", "", "scan forward"),
+    ("scan_forward_pairs", "", "scan forward"),
     ("prepare_tokens", "lamabench::selective_scan_cuda", "scan forward"),
     ("prepare_tokens", "lamabench::selective_scan_cuda_backward", "scan backward"),
     ("triton_red_fused_native_layer_norm_backward_sum_12", "", "reductions"),
@@ -96,6 +96,9 @@ def test_the_command_lists_kernels_and_records_nothing(tmp_path, monkeypatch, ca
     assert main([*words, "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
     assert {"model", "mode", "class", "kernel", "count", "ms", "shapes"} <= rows[0].keys()
+    assert main([*words, "bench.checkpointing=[false,true]"]) == 0
+    titles = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Model dit_nano")]
+    assert len(set(titles)) == 2 and titles[1] == f"{titles[0]}, checkpointed"
     assert main([word.replace("=2", "=auto") for word in words]) == 2
     assert "--profile lists the kernels of a given batch" in capsys.readouterr().err
 
