@@ -24,7 +24,7 @@ def run(args: argparse.Namespace) -> int:
     device = pick_device(subjects[0][0].run.device)
     for config, _ in subjects:  # all, before the first is measured
         check_bench(config.model, config.bench, config.backend, device)
-        check_only(config.model, only)
+        check_only(config.model, only, config.backend)
     for config, task in subjects:
         folder, origin = begin(task, config), provenance(device)
         with locked(folder):

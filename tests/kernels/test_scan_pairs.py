@@ -1,5 +1,7 @@
 """The forward scan over pairs of reversed paths, on a GPU (marked gpu) and by g++, and what names the pairs."""
 
+from types import SimpleNamespace
+
 import cuda_on_cpu
 import pytest
 import test_scan_kernels as scans
@@ -106,6 +108,14 @@ def test_what_the_kernel_of_pairs_serves(monkeypatch):
         *((64, (32, 32), 640, 1, 20, "continuous", BFLOAT16, pairs) for pairs in ((), (0, 1), (0, 1, 0, 1))),
     ]
     assert not any(choice(*other) for other in others)
+
+    def ranks():
+        return [rank for rank in range(16, 97, 16) if choice(64, (32, 32), 640, 1, rank, "continuous")]
+
+    assert ranks() == [16, 32, 48]
+    a100 = SimpleNamespace(shared_memory_per_block_optin=163 * 1024)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: a100)
+    assert ranks() == [16, 32]
 
 
 def test_the_kernel_of_pairs_compiles(tmp_path, monkeypatch):
