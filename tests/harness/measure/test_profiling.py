@@ -12,6 +12,8 @@ from measuring import DIT, NANO, make
 KERNELS = [
     ("scan_backward", "", "scan backward"),
     ("scan_segments", "", "scan backward"),
+    ("void selective_scan_fwd_kernel<Selective_Scan_fwd_kernel_traits<32, 4>>", "", "scan forward"),  # mamba-ssm's
+    ("void selective_scan_bwd_kernel<Selective_Scan_bwd_kernel_traits<32, 4>>", "", "scan backward"),
     ("scan_forward_pairs", "", "scan forward"),
     ("prepare_tokens", "lamabench::selective_scan_cuda", "scan forward"),
     ("prepare_tokens", "lamabench::selective_scan_cuda_backward", "scan backward"),
@@ -25,6 +27,8 @@ KERNELS = [
     ("nvjet_tst_128x256_64x4_1x2_h_bz_coopA_TNT", "aten::addmm", "products"),
     ("sm90_xmma_gemm_bf16bf16_bf16f32_f32_tn_n_tilesize64x64x64", "", "products"),
     ("void cublasLt::splitKreduce_kernel<32, 16>", "", "products"),
+    ("sm90_xmma_fprop_implicit_gemm_bf16bf16_bf16f32_f32_nhwckrsc_nhwc", "aten::cudnn_convolution", "other"),
+    ("sm90_xmma_fprop_implicit_gemm_bf16bf16_bf16f32_f32_nhwckrsc_nhwc", "", "other"),  # in a CUDA graph
     ("forward", "lamabench::gated_norm", "other"),
     ("attend_backward", "", "other"),
     ("pytorch_flash::flash_fwd_kernel<cutlass::half_t>", "", "other"),
