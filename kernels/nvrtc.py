@@ -101,7 +101,8 @@ def _ensure_context(driver: Any) -> None:
 
 
 class Kernel:
-    """A function of compiled code, loaded on one device: `kernel(grid, threads_of_a_block, *arguments)`.
+    """A function of compiled code, loaded on one device: `kernel(grid, threads_of_a_block, *arguments)`. Nothing runs
+    if the grid has no block, which CUDA would refuse.
 
     Arguments are tensors (their address), None (a null pointer), int (32 bits) or `ctypes` values.
     """
@@ -122,6 +123,8 @@ class Kernel:
         return max(1, blocks) * torch.cuda.get_device_properties().multi_processor_count
 
     def __call__(self, grid: tuple[int, int], threads: int, *arguments: Any) -> None:
+        if 0 in grid:
+            return
         _ensure_context(self.driver)
         values, types = zip(*(_argument(v) for v in arguments), strict=True)
         stream = torch.cuda.current_stream().cuda_stream

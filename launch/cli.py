@@ -348,7 +348,7 @@ def _main(argv: Sequence[str] | None) -> int:
         _refuse(top, args.command, rest)
     if rest:  # settings after an option
         args.words += rest
-    reads = args.command in READERS
+    restarts = args.command in (*READERS, "bench-kernels") or (args.command == "bench" and args.profile)
     try:
         with interrupting():
             code = _run(args)
@@ -372,6 +372,6 @@ def _main(argv: Sequence[str] | None) -> int:
         word = "interrupted" if number == signal.SIGINT else f"ended by {number.name}"
         with suppress(OSError):  # the terminal was closed
             texts = [one for one in error.args if isinstance(one, str) and one]
-            next_time = texts[0] if texts else f"the same command {'begins again' if reads else 'continues'}"
+            next_time = texts[0] if texts else f"the same command {'begins again' if restarts else 'continues'}"
             print(f"lamabench {args.command}: {word}; {next_time}", file=sys.stderr)
         return 128 + number

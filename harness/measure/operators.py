@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ...kernels import OPERATORS
-from ...kernels.errors import unknown
+from ...kernels.errors import InputError, unknown
 from ...kernels.operator import Yardstick, output_weights
 from ...models.registry import Backbone, build, called_operators, select_backends
 from ..device import device_name, exact_float32
@@ -125,13 +125,18 @@ def time_queued(step: Callable[[], Any], device: str, repeats: int, seconds: flo
     return {**quantiles(times), **conditions(readings), "repeats": len(times)}
 
 
-def check_only(model: Any, only: Sequence[str]) -> None:
-    """Raise InputError, with the choices, for the name of an operator that a model does not call."""
+def check_only(model: Any, only: Sequence[str], backend: Any) -> None:
+    """Raise InputError, with the choices, for the name of an operator that a model does not call, and if `backend`
+    names the reference for an operator that is to be timed (see `bench_operators`)."""
     with torch.device("meta"):
         called = list(dict.fromkeys(name for names in called_operators(build(model)) for name in names))
     for name in only:
         if name not in called:
             raise unknown("operator of this model", name, called)
+    for name in only or called:
+        if getattr(backend, name) == "reference":
+            choices = ", ".join(["auto", *(other for other in OPERATORS[name].backends if other != "reference")])
+            raise InputError(f"backend.{name}=reference is what others are held to, and is not timed; use {choices}")
 
 
 def bench_operators(

@@ -96,6 +96,12 @@ def _dense(v: Tensor) -> Tensor:
     return v if v.stride(-1) == 1 else v.contiguous()
 
 
+def _aligned(v: Tensor) -> Tensor:
+    """`v`, contiguous, at an address that is a multiple of 16 bytes, because kernels copy so many at once."""
+    v = v.contiguous()
+    return v.clone() if v.data_ptr() % 16 else v
+
+
 def _inputs(x: Tensor, tokens: tuple[Tensor, ...], weights: tuple[Tensor, ...]) -> tuple[Any, ...]:
     """x, dt, b and c in bfloat16 if all of them are, else in float32; parameters in float32."""
     dtype = torch.bfloat16 if all(v.dtype == torch.bfloat16 for v in (x, *tokens)) else torch.float32
@@ -124,6 +130,7 @@ def scan_forward(
     start of every segment of the backward pass, and none where that pass takes whole paths."""
     kind = x.dtype
     x, dt, b, c, dt_weight, dt_bias, a, skip = _inputs(x, (dt, b, c), (dt_weight, dt_bias, a, skip))
+    x = _aligned(x)
     with torch.cuda.device(x.device):
         plan = Plan(x, dt, a)
         if layout := cuda_forward_pairs.layout(plan, pairs):
@@ -193,7 +200,7 @@ def scan_backward(
     [parts · segments, K, E, N + 2]."""
     kind = x.dtype
     x, dt, b, c, dt_weight, dt_bias, a, skip = _inputs(x, (dt, b, c), (dt_weight, dt_bias, a, skip))
-    grad = grad.to(x.dtype).contiguous()
+    x, grad = _aligned(x), _aligned(grad.to(x.dtype))
     with torch.cuda.device(x.device):
         plan = Plan(x, dt, a)
         table, dt_blocks, bc_blocks = _tokens(plan, dt, b, c, order, inverse)
@@ -300,7 +307,7 @@ def _fastest(
                 chunks_each = -(-chunks // count)
                 segments = -(-chunks // chunks_each)
                 parts = min(batch, max(1, slots // (groups * segments)))
-                rounds = -(-batch // parts) * -(-groups * parts * segments // slots)
+                rounds = -(-batch // (parts or 1)) * -(-groups * parts * segments // slots)
                 # A segment is walked twice and has a start of its own. A gain below a fifth is not worth segments.
                 time = rounds * chunk * (chunks if segments == 1 else 1.25 * (1.3 * chunks_each + 2))
                 if time < least:

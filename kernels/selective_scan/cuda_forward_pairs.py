@@ -20,7 +20,7 @@ WARPS = 12  # of a multiprocessor
 def layout(plan: Plan, pairs: Sequence[int]) -> dict[str, int]:
     """What the kernels need to know of the pairs; empty where the pass that takes any paths is to run."""
     served = (
-        len(pairs) == plan.paths and plan.paths in (2, 4) and plan.states == 1 and not plan.exact
+        plan.paths in (2, 4) and sorted(pairs) == list(range(plan.paths)) and plan.states == 1 and not plan.exact
         and plan.channels % 32 == 0 and plan.length % 32 == 0 and plan.chunks >= LEAST_CHUNKS
     )  # fmt: skip
     if not served:

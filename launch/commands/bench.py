@@ -39,12 +39,13 @@ def run(args: argparse.Namespace) -> int:
         from .profiling import run as profile
 
         return profile(args)
-    rows, wrong = [], []
-    for config, task in asked_of(args, "bench"):
-        name, say = task.about["name"], speaker(task)
-        device = own_device(pick_device(config.run.device))
-        keep_compiled(config.run.root, device)
+    rows, wrong, subjects = [], [], asked_of(args, "bench")
+    device = own_device(pick_device(subjects[0][0].run.device))
+    for config, _ in subjects:  # all, before the first is measured
         check_bench(config.model, config.bench, config.backend, device, size())
+    for config, task in subjects:
+        name, say = task.about["name"], speaker(task)
+        keep_compiled(config.run.root, device)
         folder, origin = begin(task, config), provenance(device)
         with locked(folder):
             newest_rows = newest(read_records(folder / "record.jsonl")).values()

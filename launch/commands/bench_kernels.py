@@ -20,10 +20,12 @@ COLUMNS |= {"clock_mhz": "Clock (MHz)", "power_w": "Power (W)", "throttled": "He
 
 def run(args: argparse.Namespace) -> int:
     rows, wrong, only = [], [], args.operator or []
-    for config, task in asked_of(args, "bench-kernels"):
-        device = pick_device(config.run.device)
+    subjects = asked_of(args, "bench-kernels")
+    device = pick_device(subjects[0][0].run.device)
+    for config, _ in subjects:  # all, before the first is measured
         check_bench(config.model, config.bench, config.backend, device)
-        check_only(config.model, only)
+        check_only(config.model, only, config.backend)
+    for config, task in subjects:
         folder, origin = begin(task, config), provenance(device)
         with locked(folder):
             try:

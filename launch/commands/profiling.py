@@ -20,12 +20,13 @@ WIDTH = 90  # characters of a name that are printed; --json has all
 
 def run(args: argparse.Namespace) -> int:
     """Profile every call that the settings of `bench` name. Nothing is recorded."""
-    every = []
-    for config, task in asked_of(args, "bench"):
-        device, settings = pick_device(config.run.device), config.bench
-        if settings.batch_size == "auto":
-            raise InputError("--profile lists the kernels of a given batch: bench.batch_size=N")
+    every, subjects = [], asked_of(args, "bench")
+    device, settings = pick_device(subjects[0][0].run.device), subjects[0][0].bench
+    if settings.batch_size == "auto":
+        raise InputError("--profile lists the kernels of a given batch: bench.batch_size=N")
+    for config, _ in subjects:  # all, before the first is profiled
         check_bench(config.model, settings, config.backend, device)
+    for config, task in subjects:
         keep_compiled(config.run.root, device)
         points = [
             Point(size, mode, checkpointing, kind, batch)
@@ -42,7 +43,8 @@ def run(args: argparse.Namespace) -> int:
             call = {"model": task.about["name"], **point._asdict()}
             every += [{**call, **row} for row in rows]
             if not args.json:
-                print(", ".join(f"{title} {call[name]}" for name, title in CALL.items()))
+                checkpointed = ", checkpointed" if point.checkpointing else ""
+                print(", ".join(f"{title} {call[name]}" for name, title in CALL.items()) + checkpointed)
                 show(totals(rows), CLASSES, False)
                 print()
                 show(

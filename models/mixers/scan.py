@@ -23,7 +23,7 @@ class PathScan(nn.Module):
     out_proj: nn.Linear
     order: Tensor
     inverse: Tensor
-    pairs: tuple[int, ...]
+    pairs: tuple[int, ...] = ()  # see `ScanPaths`: right for a class with other paths in `order` and `inverse` too
 
     def keep_paths(self, scan: str, side: int) -> None:
         """Keep the paths of `scan` over side × side tokens."""

@@ -1,5 +1,7 @@
 """The forward scan over pairs of reversed paths, on a GPU (marked gpu) and by g++, and what names the pairs."""
 
+from types import SimpleNamespace
+
 import cuda_on_cpu
 import pytest
 import test_scan_kernels as scans
@@ -82,12 +84,12 @@ def test_pairs_under_torch_compile_without_a_gpu(without_gpu, monkeypatch):
 def test_what_the_kernel_of_pairs_serves(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: scans.H100)
 
-    def choice(batch, grid, channels, states, rank, kind, dtype=BFLOAT16):
+    def choice(batch, grid, channels, states, rank, kind, dtype=BFLOAT16, pairs=None):
         paths = scan_paths(kind, *grid)
         x = torch.empty(batch, grid[0] * grid[1], channels, dtype=dtype, device="meta")
         a = torch.empty(len(paths.order), channels, states, device="meta")
         plan = backend_cuda.Plan(x, torch.empty(4, rank, device="meta"), a)
-        return cuda_forward_pairs.layout(plan, paths.pairs).get("PAIRS")
+        return cuda_forward_pairs.layout(plan, paths.pairs if pairs is None else pairs).get("PAIRS")
 
     assert choice(64, (32, 32), 640, 1, 20, "continuous") == 0x3210  # LaMamba-XL's stages
     assert choice(64, (16, 16), 1280, 1, 40, "continuous") == 0x3210
@@ -103,8 +105,17 @@ def test_what_the_kernel_of_pairs_serves(monkeypatch):
         (64, (32, 32), 640, 1, 160, "continuous"),
         (64, (32, 32), 640, 1, 20, "unidirectional"),
         (64, (32, 32), 640, 1, 20, "continuous", torch.float32),
+        *((64, (32, 32), 640, 1, 20, "continuous", BFLOAT16, pairs) for pairs in ((), (0, 1), (0, 1, 0, 1))),
     ]
     assert not any(choice(*other) for other in others)
+
+    def ranks():
+        return [rank for rank in range(16, 97, 16) if choice(64, (32, 32), 640, 1, rank, "continuous")]
+
+    assert ranks() == [16, 32, 48]
+    a100 = SimpleNamespace(shared_memory_per_block_optin=163 * 1024)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: a100)
+    assert ranks() == [16, 32]
 
 
 def test_the_kernel_of_pairs_compiles(tmp_path, monkeypatch):

@@ -72,6 +72,7 @@ MODELS = [
     Bad(["bench-kernels", "nope"], "unknown model 'nope'"),
     Bad(["bench-kernels", "dit_nano", "backend.attention=flash"], "unknown attention backend 'flash'"),
     Bad(["bench-kernels", "dit_nano", "--operator", "scan"], "unknown operator of this model 'scan'"),
+    Bad(["bench-kernels", "dit_nano", "backend.attention=reference"], r"backend\.attention=reference .* is not timed"),
     Bad(["bench-kernels", "dit_nano", "run.device=mps"], r"unknown run\.device 'mps'"),
     Bad(["bench-kernels", "dit_nano", "bench.precision=fp8"], r"unknown bench\.precision 'fp8'"),
 ]

@@ -71,13 +71,17 @@ def test_a_command_that_does_not_save_ends_with_one_line(number, tmp_path, termi
     assert err.splitlines()[-1] == f"lamabench bench: ended by {number.name}; {CONTINUES}"
 
 
-@pytest.mark.parametrize("command", ["compare", "runs", "studies", "doctor", "models", "cost", "check"])
-def test_a_command_that_only_reads_has_nothing_to_continue(command, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    "command", ["compare", "runs", "studies", "doctor", "models", "cost", "check", "bench-kernels", "bench --profile"]
+)
+def test_a_command_that_keeps_nothing_for_the_next_has_nothing_to_continue(command, monkeypatch, capsys):
+    command, *words = command.split()
+
     def interrupt(args):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(cli, "_run", interrupt)
-    words = {"compare": ["runs"]}.get(command, [])
+    words += {"compare": ["runs"]}.get(command, [])
     assert cli.main([command, *words]) == 130
     assert capsys.readouterr().err == f"lamabench {command}: interrupted; the same command begins again\n"
 

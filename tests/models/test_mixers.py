@@ -13,6 +13,7 @@ from lamabench.launch.compose import compose, model_config
 from lamabench.models import Mixer, create_model, register_mixer
 from lamabench.models.lamamba import SHARED, LaMamba, LaMambaConfig
 from lamabench.models.mixers import MIXERS, ConvMixer
+from lamabench.models.mixers.scan import SS2D
 from lamabench.models.registry import describe, from_dict, preset, presets
 from torch import nn
 
@@ -35,6 +36,23 @@ def test_an_entry_overrides_and_the_model_sets_the_rest():
     four, eight, three, five = LaMamba(config).encoder[0].blocks[0].mixers
     assert (four.window, four.heads, eight.window, eight.heads) == (4, 4, 8, 4)
     assert (three.d_state, five.d_state) == (3, 5)
+
+
+def test_a_scan_with_paths_of_its_own_needs_no_pairs():
+    class Upwards(SS2D):
+        def keep_paths(self, scan, side):
+            order = torch.arange(side * side).flip(0)[None]
+            self.register_buffer("order", order, persistent=False)
+            self.register_buffer("inverse", order.argsort(dim=1), persistent=False)
+
+    settings = {"dim": 4, "side": 2, "d_state": 1, "scan": "unidirectional", "ratio": 1, "conv_bias": True}
+    upwards, downwards = Upwards(**settings), SS2D(**settings)
+    upwards.load_state_dict(downwards.state_dict())
+    for net in (upwards, downwards):
+        torch.nn.init.zeros_(net.conv2d.weight)
+        net.conv2d.weight.data[:, :, 1, 1] = 1  # the convolution mixes nothing
+    x = torch.randn(1, 2, 2, 4)
+    torch.testing.assert_close(upwards(x), downwards(x.flip(1, 2)).flip(1, 2))
 
 
 def test_every_shared_field_is_a_setting_of_a_mixer():

@@ -114,6 +114,23 @@ def test_bench_kernels_command(folder, capsys):
     assert "attention" in (folder / "out" / "kernels.md").read_text()
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["bench", "dit_nano", "lamamba_nano", "bench.input_sizes=[6]"],
+        ["bench", "dit_nano", "lamamba_nano", "bench.input_sizes=[6]", "--profile"],
+        ["bench-kernels", "dit_nano", "lamamba_nano", "bench.input_sizes=[6]"],
+        ["bench-kernels", "lamamba_nano", "dit_nano", "--operator", "gated_norm"],
+    ],
+)
+def test_every_model_is_checked_before_the_first_is_measured(words, folder, capsys):
+    settings = ["bench.batch_size=1", "bench.repeats=1", "bench.modes=[forward]", "run.device=cpu"]
+    assert main([*words, *settings]) == 2
+    captured = capsys.readouterr()
+    assert "multiple of patch_size" in captured.err or "unknown operator of this model 'gated_norm'" in captured.err
+    assert captured.out == "" and len(captured.err.splitlines()) == 1 and not (folder / "runs").exists()
+
+
 def model_task(folder, **settings):
     config = replace(make(**settings), run=RunConfig(root=str(folder), device="cpu"))
     about = {"study": "s", "name": "n", "variant": {}, "seed": 0, "model": "dit_nano", "family": "dit", "title": "DiT"}

@@ -183,9 +183,14 @@ def test_one_operator_and_one_backend(monkeypatch):
     assert measured("selective_scan") == both
     assert measured("selective_scan", selective_scan="torch") == {one for one in both if "torch" in one[1]}
     assert measured(selective_scan="torch") > {one for one in both if "torch" in one[1]}
-    operators.check_only(NANO, ["selective_scan", "gated_norm"])
+    operators.check_only(NANO, ["selective_scan", "gated_norm"], config.backend)
     with pytest.raises(InputError, match=r"unknown operator of this model 'attention' .*; choices: depthwise_conv, "):
-        operators.check_only(NANO, ["gated_norm", "attention"])
+        operators.check_only(NANO, ["gated_norm", "attention"], config.backend)
+    other = replace(config.backend, selective_scan="reference")
+    operators.check_only(NANO, ["gated_norm"], other)
+    for only in (["selective_scan"], []):
+        with pytest.raises(InputError, match=r"is not timed; use auto, cuda, triton, torch, mamba_ssm$"):
+            operators.check_only(NANO, only, other)
 
 
 def scan_in_plain_torch(u, delta, a, b, c, skip, bias):

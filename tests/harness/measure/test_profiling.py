@@ -12,7 +12,9 @@ from measuring import DIT, NANO, make
 KERNELS = [
     ("scan_backward", "", "scan backward"),
     ("scan_segments", "", "scan backward"),
-    ("scan_forward_accumulators", "", "scan forward"),
+    ("void selective_scan_fwd_kernel<Selective_Scan_fwd_kernel_traits<32, 4>>", "", "scan forward"),  # mamba-ssm's
+    ("void selective_scan_bwd_kernel<Selective_Scan_bwd_kernel_traits<32, 4>>", "", "scan backward"),
+    ("scan_forward_pairs", "", "scan forward"),
     ("prepare_tokens", "lamabench::selective_scan_cuda", "scan forward"),
     ("prepare_tokens", "lamabench::selective_scan_cuda_backward", "scan backward"),
     ("triton_red_fused_native_layer_norm_backward_sum_12", "", "reductions"),
@@ -25,6 +27,8 @@ KERNELS = [
     ("nvjet_tst_128x256_64x4_1x2_h_bz_coopA_TNT", "aten::addmm", "products"),
     ("sm90_xmma_gemm_bf16bf16_bf16f32_f32_tn_n_tilesize64x64x64", "", "products"),
     ("void cublasLt::splitKreduce_kernel<32, 16>", "", "products"),
+    ("sm90_xmma_fprop_implicit_gemm_bf16bf16_bf16f32_f32_nhwckrsc_nhwc", "aten::cudnn_convolution", "other"),
+    ("sm90_xmma_fprop_implicit_gemm_bf16bf16_bf16f32_f32_nhwckrsc_nhwc", "", "other"),  # in a CUDA graph
     ("forward", "lamabench::gated_norm", "other"),
     ("attend_backward", "", "other"),
     ("pytorch_flash::flash_fwd_kernel<cutlass::half_t>", "", "other"),
@@ -96,6 +100,9 @@ def test_the_command_lists_kernels_and_records_nothing(tmp_path, monkeypatch, ca
     assert main([*words, "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
     assert {"model", "mode", "class", "kernel", "count", "ms", "shapes"} <= rows[0].keys()
+    assert main([*words, "bench.checkpointing=[false,true]"]) == 0
+    titles = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Model dit_nano")]
+    assert len(set(titles)) == 2 and titles[1] == f"{titles[0]}, checkpointed"
     assert main([word.replace("=2", "=auto") for word in words]) == 2
     assert "--profile lists the kernels of a given batch" in capsys.readouterr().err
 
