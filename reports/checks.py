@@ -81,10 +81,10 @@ def _swap(one: list[float], two: list[float]) -> bool:
 
 
 def _once(runs: Iterable[Run]) -> list[Run]:
-    """The first run of each training. Runs that differ in how their samples were drawn share one."""
+    """The first run of each training. Runs share one that differ in how their samples were drawn, or in their root."""
     first: dict[str, Run] = {}
     for run in runs:
-        first.setdefault(run.info["folder"], run)
+        first.setdefault(run.info["id"], run)
     return list(first.values())
 
 
