@@ -2,6 +2,7 @@
 away from. `sample.guide` names its folder, and its key and step stand for it in keys and records."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from .diffusion.objective import objective
 from .diffusion.samplers import ratios
 from .keys import config_of, encoder_facts, training_key
 from .measure.cost import cost
-from .moments import kept_steps, not_kept, sample_sets, step_of
+from .moments import kept_steps, not_kept, sample_sets, sampled_moments, step_of
 from .run import read_info, weights_home
 from .training.checkpoint import load_weights
 
@@ -59,8 +60,9 @@ def flops(config: Config) -> float:
     return total + of_guide * cost(open_guide(config).config.model).flops if of_guide else total
 
 
-def resolved(config: Config) -> Config:
-    """A configuration whose guide, if it has one, has an absolute path, a step and a key.
+def resolved(config: Config, moments: Sequence[int] | None = None) -> Config:
+    """A configuration whose guide, if it has one, has an absolute path, a step and a key. `moments` are as in
+    `sample_sets`.
 
     Raises InputError if there is no such training, if it is of another objective, shape or number of classes, if its
     key is not the one that the configuration has, or if it has the weights that are sampled.
@@ -72,10 +74,12 @@ def resolved(config: Config) -> Config:
     guide = open_guide(config)
     step = step_of(guide.home, settings.guide_at)
     own = (guide.key, settings.guide_weights) == (training_key(config), settings.weights)
-    if own and step in {at for at, _ in sample_sets(config)}:
+    if own and step in {at for at, _ in sample_sets(config, moments)}:
+        curve = config.sample.curve_count is not None and step not in sampled_moments(config)
+        way = "no sample.curve_count" if curve else "an earlier step (sample.guide_at=N)"
         raise InputError(
             f"sample.guide {folder} at step {step} has the weights that are sampled, which guide to nowhere: "
-            "give an earlier step (sample.guide_at=N) or a smaller model"
+            f"give {way} or a smaller model"
         )
     new = {"guide": str(folder), "guide_at": step, "guide_key": guide.key}
     return replace(config, sample=replace(settings, **new))

@@ -28,12 +28,13 @@ def sampled_moments(config: Config) -> list[int]:
     return list(at)
 
 
-def sample_sets(config: Config) -> list[tuple[int, int]]:
+def sample_sets(config: Config, moments: Sequence[int] | None = None) -> list[tuple[int, int]]:
     """The sets of samples that are asked for, each a step and a number of images: `sample.count` at `sample.at`, and
-    `sample.curve_count` at every moment. Raises InputError as `sampled_moments` does."""
+    `sample.curve_count` at every one of `moments` (None: those that are asked of the training). Raises InputError as
+    `sampled_moments` does."""
     sets = [(step, config.sample.count) for step in sampled_moments(config)]
     if (count := config.sample.curve_count) is not None:
-        sets += [(step, count) for step in asked_moments(config)]
+        sets += [(step, count) for step in (asked_moments(config) if moments is None else moments)]
     return sorted({*sets})
 
 

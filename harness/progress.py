@@ -20,7 +20,7 @@ class Progress:
 
     def __init__(self, folder: Path | None = None, every: float = 5.0) -> None:
         self.folder, self.every = folder, every
-        self._stage, self._started, self._first, self._printed = "", 0.0, 0, 0.0
+        self._stage, self._started, self._first, self._last, self._printed = "", 0.0, 0, 0, 0.0
 
     def say(self, text: str) -> None:
         """Print one line immediately. If nobody can read it any more, as after `2>&1 | head`, the work goes on without
@@ -33,8 +33,9 @@ class Progress:
     def update(self, stage: str, done: int, total: int, **facts: Any) -> None:
         """Report that `done` of `total` units of a stage are done."""
         now = time.monotonic()
-        if stage != self._stage:
+        if stage != self._stage or done < self._last:  # a second set of samples begins anew
             self._stage, self._started, self._first, self._printed = stage, now, done, 0.0
+        self._last = done
         rate = (done - self._first) / (now - self._started) if now > self._started else 0.0
         left = (total - done) / rate if rate else None
         if now - self._printed < self.every and done < total:

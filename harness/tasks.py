@@ -59,18 +59,25 @@ class Task:
         return Path(self.folder)
 
 
-def tasks(config: Config, about: dict[str, Any], stages: Sequence[str], training: Path | None = None) -> list[Task]:
+def tasks(
+    config: Config,
+    about: dict[str, Any],
+    stages: Sequence[str],
+    training: Path | None = None,
+    moments: Sequence[int] | None = None,
+) -> list[Task]:
     """What a configuration asks for: one task for each folder, in the order in which they can be done.
 
-    `training` is the folder of a training that already exists in another root. Raises InputError for an unknown stage,
-    for samples whose guide does not fit (`guide.resolved`), and for those that are to be drawn if the weights of their
-    guide are gone: drawn ones need them no more.
+    `training` is the folder of a training that already exists in another root, and `moments` are those that it has, at
+    which `sample.curve_count` images are drawn (None: those that are asked for). Raises InputError for an unknown
+    stage, for samples whose guide does not fit (`guide.resolved`), and for those that are to be drawn if the weights
+    of their guide are gone: drawn ones need them no more.
     """
     for stage in stages:
         if stage not in STAGES:
             raise unknown("stage", stage, STAGES)
     if "samples" in (KINDS[stage] for stage in stages):
-        config = resolved(config)
+        config = resolved(config, moments)
     root, plain, result = Path(config.run.root), config_to_dict(config), []
 
     def of(kind: str) -> tuple[str, ...]:
@@ -83,10 +90,10 @@ def tasks(config: Config, about: dict[str, Any], stages: Sequence[str], training
         result.append(Task("model", key, folder, about, plain, of("model"), plans=plans))
     home = training_folder(root, config)
     if of("training"):
-        moments = tuple(asked_moments(config))
-        result.append(Task("training", training_key(config), str(home), about, plain, of("training"), moments))
+        kept = tuple(asked_moments(config))
+        result.append(Task("training", training_key(config), str(home), about, plain, of("training"), kept))
     metrics = tuple(dict.fromkeys(config.evaluate.metrics)) if "evaluate" in stages else ()
-    for step, count in sample_sets(config) if of("samples") else ():
+    for step, count in sample_sets(config, moments) if of("samples") else ():
         one = replace(config, sample=replace(config.sample, count=count, curve_count=None))
         key, content = samples_key(one, step), plain | {"sample": asdict(one.sample)}
         where = {"training": str(training or home), "step": step, "metrics": metrics}

@@ -4,14 +4,20 @@
     unpack ROOT FILE.tar.gz …        into ROOT, where `sweep plan` takes these runs for done and `report` reads them
 
 A training is packed when it and all its samples in the studies below ROOT are done and scored, because without weights
-nothing can be done later. What ROOT has already is left as it is, except for the listings of studies.
+nothing can be done later. What ROOT has already is left as it is, except for the listings of studies. A command that
+was killed can be given again: FILE.tar.gz is whole or absent, and what was unpacked in part is unpacked again.
 """
 
 import argparse
+import gzip
+import os
 import sys
 import tarfile
+import zlib
+from io import BytesIO
 from pathlib import Path
 
+from ..harness.disk import write_atomically
 from ..harness.record import newest, read_records
 from ..harness.run import STUDY, read_info, read_study
 from ..harness.shards import images_of, labels_at, open_samples
@@ -29,7 +35,7 @@ def done(folder: Path, kind: str) -> bool:
 
 
 def pack(root: Path, file: Path) -> list[str]:
-    """Write the archive. Returns the trainings that are left out, each with the reason."""
+    """Write the archive. Returns the trainings that are left out, or have no grid of images, each with the reason."""
     listings = sorted(root.glob(f"*/{STUDY}"))
     if not listings:
         raise InputError(f"{root} has no study: give the run.root of lamabench sweep run")
@@ -40,23 +46,35 @@ def pack(root: Path, file: Path) -> list[str]:
     left = {name: reason for name, sets in samples.items() if (reason := unfinished(root, name, sets))}
     folders = [root / name for name in sorted(samples) if name not in left and (root / name).is_dir()]
     sets = [root / one for folder in folders for one in sorted(samples[str(folder.relative_to(root))])]
+    lines = [f"{name}: {reason}" for name, reason in left.items() if (root / name).exists()]
     for folder in folders:
-        draw_grid([path for path in sets if folder in path.parents])
-    with tarfile.open(file, "w:gz") as archive:
-        for folder in (*folders, *sets, *sorted(root.glob("models/*"))):
-            for path in (folder / name for name in (*FILES, GRID)):
-                if path.is_file():
-                    archive.add(path, path.relative_to(root).as_posix())
-        for path in listings:
-            archive.add(path, path.relative_to(root).as_posix())
-    return [f"{name}: {reason}" for name, reason in left.items() if (root / name).exists()]
+        try:
+            draw_grid([path for path in sets if folder in path.parents])
+        except InputError as error:  # the images were deleted or damaged, and the scores remain
+            lines.append(f"{folder.relative_to(root)}: has no grid of images: {error}")
+    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    try:
+        with tarfile.open(temporary, "w:gz") as archive:
+            for folder in (*folders, *sets, *sorted(root.glob("models/*"))):
+                for path in (folder / name for name in (*FILES, GRID)):
+                    if path.is_file():
+                        archive.add(path, path.relative_to(root).as_posix())
+            for path in listings:
+                archive.add(path, path.relative_to(root).as_posix())
+        os.replace(temporary, file)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return lines
 
 
 def unfinished(root: Path, training: str, samples: set[str]) -> str:
-    """What is still to do of a training and its samples; empty if nothing is."""
-    if not done(root / training, "train"):
-        return "its training is not done"
-    return next((f"{name} has no scores" for name in sorted(samples) if not done(root / name, "score")), "")
+    """What is still to do of a training and its samples, or which record is damaged; empty if all are done."""
+    try:
+        if not done(root / training, "train"):
+            return "its training is not done"
+        return next((f"{name} has no scores" for name in sorted(samples) if not done(root / name, "score")), "")
+    except InputError as error:
+        return str(error)
 
 
 def draw_grid(samples: list[Path]) -> None:
@@ -68,18 +86,45 @@ def draw_grid(samples: list[Path]) -> None:
 
 
 def unpack(root: Path, files: list[Path]) -> list[str]:
-    """Unpack archives. Returns the trainings and models of which ROOT had records already."""
+    """Unpack archives. Returns the trainings and models of which ROOT had records already. Raises InputError for a file
+    that is damaged or has anything for outside of ROOT; then nothing of it was written."""
     known = {path.parent.relative_to(root).as_posix() for path in root.glob("*/*/record.jsonl")}
     there: dict[str, None] = {}
     for file in files:
-        with tarfile.open(file) as archive:
-            for member in archive:
-                if (folder := "/".join(Path(member.name).parts[:2])) in known:
-                    there[folder] = None
-                else:
-                    archive.extract(member, root, filter="data")
-            known |= {"/".join(Path(name).parts[:2]) for name in archive.getnames() if not name.endswith(STUDY)}
+        content = read(root, file)
+        for name in sorted(content, key=is_record):  # a training with a record is known, so that the record is last
+            if (folder := _home(name)) in known:
+                there[folder] = None
+            else:
+                (root / name).parent.mkdir(parents=True, exist_ok=True)
+                write_atomically(root / name, content[name])
+        known |= {_home(name) for name in content if is_record(name)}
     return [f"{name}: left as it was" for name in there]
+
+
+def read(root: Path, file: Path) -> dict[str, bytes]:
+    """The files of an archive by their names below a root."""
+    content = {}
+    try:
+        whole = BytesIO(gzip.decompress(file.read_bytes()))  # and its sum is checked
+        with tarfile.open(fileobj=whole) as archive:
+            for member in archive:
+                data = archive.extractfile(tarfile.data_filter(member, str(root)))
+                if data is not None:  # of a folder
+                    content[member.name] = data.read()
+    except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
+        raise InputError(f"cannot unpack {file}: {error}") from None
+    return content
+
+
+def is_record(name: str) -> bool:
+    """Whether a file of an archive is the record of a training or a model."""
+    return len(Path(name).parts) == 3 and Path(name).name == "record.jsonl"
+
+
+def _home(name: str) -> str:
+    """The folder of a training or a model that a file of an archive belongs to."""
+    return "/".join(Path(name).parts[:2])
 
 
 def main() -> int:
@@ -93,7 +138,7 @@ def main() -> int:
         parser.error("pack writes one file")
     try:
         lines = pack(args.root, args.file[0]) if args.action == "pack" else unpack(args.root, args.file)
-    except (InputError, OSError, tarfile.TarError) as error:
+    except (InputError, OSError) as error:
         parser.exit(2, f"{error}\n")
     print("\n".join(lines), end="\n" if lines else "", file=sys.stderr)
     return 0

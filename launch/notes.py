@@ -221,7 +221,8 @@ def scoring(run: Planned, known: Mapping[str, Content]) -> list[str]:
             reference = f"evaluate.reference_count {settings.reference_count}"
             texts[f"{reference} is more than the {images} images of the data"] = None
         if text := shortage(metric, samples, settings.reference_count or images):
-            names = "sample.count, evaluate.reference_count and evaluate.metrics"
+            count = "sample.count" if samples == run.config.sample.count else "sample.curve_count"
+            names = f"{count}, evaluate.reference_count and evaluate.metrics"
             texts[f"{text}; {names} say how many"] = None
     if settings.features_path is not None and (text := without_network(run.config)):
         texts[text] = None

@@ -1,7 +1,7 @@
 """What must hold before scores of a study are compared: no training diverged or waited for its data, and the order of
 the variants no longer changes."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from itertools import combinations
 from statistics import fmean
 
@@ -23,8 +23,8 @@ def checks(study: Variants) -> list[str]:
 
 def _diverged(study: Variants) -> list[str]:
     states = {run: study.states[run][0] for run in study.evidence.runs}
-    ended = [run for run, state in states.items() if state == "diverged" or run.last("train", "done")]
-    wrong = [run for run in ended if states[run] == "diverged"]
+    ended = _once(run for run, state in states.items() if state == "diverged" or run.last("train", "done"))
+    wrong = _once(run for run, state in states.items() if state == "diverged")
     if not ended:
         return []
     if wrong:
@@ -33,7 +33,7 @@ def _diverged(study: Variants) -> list[str]:
 
 
 def _waiting(study: Variants) -> list[str]:
-    rows = {run: run.last("train", "done") for run in study.evidence.runs}
+    rows = {run: run.last("train", "done") for run in _once(study.evidence.runs)}
     shares = {run: row["waiting_share"] for run, row in rows.items() if row and row.get("waiting_share") is not None}
     if not shares:
         return []
@@ -45,8 +45,8 @@ def _waiting(study: Variants) -> list[str]:
 
 
 def _order(study: Variants) -> list[str]:
-    """One sentence for each metric with two moments or more in the last third of the training that all variants have.
-    The order is that of means over the seeds that have all these moments."""
+    """One sentence for each metric with two moments or more in the last third of the longest training. The order is
+    that of means over the runs that reached its end, at the moments that all of them have."""
     text = []
     for name, lines in moments(study.evidence.runs).items():
         if not better(name):
@@ -55,9 +55,10 @@ def _order(study: Variants) -> list[str]:
         for run, rows in lines.items():
             curve = {images: row["value"] for row in rows if (images := images_of(run, row)) is not None}
             curves.setdefault(run.group, []).append(curve)
+        end = max((images for each in curves.values() for curve in each for images in curve), default=0)
+        curves = {group: whole for group, each in curves.items() if (whole := [one for one in each if end in one])}
         every = [set(curve) for each in curves.values() for curve in each]
-        common = set.intersection(*every) if every else set()
-        late = sorted(images for images in common if images >= LATE * max(common))
+        late = sorted(images for images in (set.intersection(*every) if every else ()) if images >= LATE * end)
         if len(curves) < 2 or len(late) < 2:
             continue
         means = {group: [fmean(curve[images] for curve in each) for images in late] for group, each in curves.items()}
@@ -77,6 +78,14 @@ def _percent(share: float, places: int) -> str:
 
 def _swap(one: list[float], two: list[float]) -> bool:
     return len({a < b for a, b in zip(one, two, strict=True)}) > 1
+
+
+def _once(runs: Iterable[Run]) -> list[Run]:
+    """The first run of each training. Runs share one that differ in how their samples were drawn, or in their root."""
+    first: dict[str, Run] = {}
+    for run in runs:
+        first.setdefault(run.info["id"], run)
+    return list(first.values())
 
 
 def _trainings(runs: Collection[Run]) -> str:

@@ -147,12 +147,14 @@ def suffixes(columns: Iterable[tuple[str, str, str]]) -> dict[tuple[str, str, st
     metric has one protocol, `@REFERENCE` if each of its protocols has a reference of its own, and else `@PROTOCOL`."""
     columns = list(columns)
     protocols = Counter(metric for metric, _, _ in columns)
-    references = Counter((metric, reference) for metric, _, reference in columns)
+    words = {column: column[2].replace(" ", "-") for column in columns}
+    references = Counter((column[0], word) for column, word in words.items())
     result = {}
-    for metric, protocol, reference in columns:
+    for column, word in words.items():
+        metric, protocol, _ = column
         alone = all(count == 1 for (name, _), count in references.items() if name == metric)
-        suffix = f"@{reference.replace(' ', '-')}" if alone else f"@{protocol}"
-        result[metric, protocol, reference] = suffix if protocols[metric] > 1 else ""
+        suffix = f"@{word}" if alone else f"@{protocol}"
+        result[column] = suffix if protocols[metric] > 1 else ""
     return result
 
 

@@ -60,14 +60,15 @@ class EvaluateConfig:
         check_positive("evaluate", {"heldout_count": self.heldout_count})
         if not self.metrics:
             raise InputError(f"evaluate.metrics is empty; choices: {', '.join((*METRICS, HELDOUT))}")
-        own = {f"{metric}@{self.split}": metric for metric in METRICS}
+        own = {f"{metric}@{self.split}": metric for metric in METRICS if metric != "isc"}
         self.metrics = list(dict.fromkeys(own.get(request, request) for request in self.metrics))
         for request in self.metrics:
             metric, at, split = request.partition("@")
             if metric != HELDOUT:
                 check_metric(metric, self.features)
-            if at and (metric == HELDOUT or self.reference is not None):
-                whose = "the test split" if metric == HELDOUT else "the file evaluate.reference"
+            if at and (metric in ("isc", HELDOUT) or self.reference is not None):
+                others = {"isc": "the samples alone", HELDOUT: "the test split"}
+                whose = others.get(metric, "the file evaluate.reference")
                 raise InputError(f"evaluate.metrics {request}: {metric} is of {whose}, so that it takes no @{split}")
             if at and split not in SPLITS:
                 raise unknown(f"evaluate.metrics {metric}@", split, SPLITS)

@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
             execute(task, Progress(task.path))
         place, images = set_of(task.path), images_of(task.path)
         kept = "images" if images == place else "features (and the first images)"
-        print(f"{place}: {config.sample.count} {kept} at step {task.step}")
+        print(f"{place}: {task.config['sample']['count']} {kept} at step {task.step}")
         classes = write_grid(grid := task.path / "grid.png", open_samples(images), labels_at(images))
         rows = f", in rows by class: {', '.join(map(str, classes))}" if classes else ""
         print(f"{grid}: some of them{rows}")
@@ -100,8 +100,8 @@ def check_export(target: Path, checked: Sequence[Task], again: str) -> None:
     """Raise InputError if the last of `checked` cannot be written to `target`, if it is not the only one, or if only
     features are kept of it, with the command `again` that draws its images."""
     if len(checked) > 1:
-        steps = " and ".join(str(task.step) for task in checked[:2])
-        raise InputError(f"--to takes one set of samples, but sample.at asks for steps {steps}: give sample.at=[N]")
+        sets = " and ".join(f"{task.config['sample']['count']} images at step {task.step}" for task in checked[:2])
+        raise InputError(f"--to takes one set of samples, not {sets}: give sample.at=[N] and sample.curve_count=null")
     config, task = config_from_dict(checked[-1].config), checked[-1]
     if config.sample.keep == "features" and ("sample" in missing(task) or images_of(task.path) != set_of(task.path)):
         raise InputError(f"--to writes images, and sample.keep=features keeps none; draw and keep them: {again}")
@@ -178,7 +178,7 @@ def asked_of(
         check_decoded(config, path)
     check_fit(config)
     about = {key: info[key] for key in ABOUT}
-    wanted = tasks(config, about, stages, training=weights)
+    wanted = tasks(config, about, stages, training=weights, moments=words["all"])
     for task in wanted:
         check(task)
     if any(missing(task) for task in wanted):

@@ -18,6 +18,14 @@ def test_progress_is_read_as_written(tmp_path):
     assert progress.read(tmp_path) == STATE
 
 
+def test_a_stage_that_begins_anew_has_a_rate_of_its_own(tmp_path):
+    """Samples are scored against one split, then against another of fewer images."""
+    line = progress.Progress(tmp_path)
+    for done, total in ((64, 225), (225, 225), (50, 50)):
+        line.update("evaluate", done, total)
+    assert (progress.read(tmp_path) or {})["rate"] == 0
+
+
 @pytest.mark.parametrize(
     "content", ["", "{", "[]", "null", "3", '{"a": 1}', json.dumps({**STATE, "rate": "x"}), json.dumps(STATE)[:-9]]
 )

@@ -17,6 +17,7 @@ DATA = [
     Bad(train("evaluate.split=test", "data.split=test"), "data.split=test is the test split itself"),
     Bad(train("evaluate.split=tset"), r"unknown evaluate.split 'tset' .*choices: train, test"),
     Bad(train("evaluate.metrics=[fd@tset]"), r"unknown evaluate.metrics fd@ 'tset' .*choices: train, test"),
+    Bad(train("evaluate.metrics=[isc,isc@train]"), "evaluate.metrics isc@train: isc is of the samples alone"),
     Bad(train("evaluate.metrics=[heldout@train]"), "evaluate.metrics heldout@train: heldout is of the test split"),
     Bad(
         train("evaluate.metrics=[fd@test]", "evaluate.reference=x.npz"),

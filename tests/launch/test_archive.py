@@ -8,6 +8,8 @@ from lamabench.ablations.study import Study
 from lamabench.launch import archive
 from lamabench.launch.local import run_local
 from lamabench.launch.plan import pieces, plan, write
+from run_folders import drawn, scored, trained
+from run_folders import write as write_run
 
 SMALL = {"model": "dit_nano", "model.depth": 1, "model.hidden_size": 16, "model.num_heads": 2, "data": "digits",
          "data.size": 8, "train.batch_size": 4, "train.precision": "float32", "train.steps": 2, "sample.count": 20,
@@ -59,6 +61,81 @@ def test_no_weights_and_nothing_outside_the_root(tmp_path):
     home.mkdir()
     with tarfile.open(evil, "w:gz") as file:
         file.add(tmp_path / "f", "../outside")
-    with pytest.raises(tarfile.TarError):
+    with pytest.raises(archive.InputError, match=r"cannot unpack .*evil\.tar\.gz"):
         archive.unpack(home, [evil])
     assert not (tmp_path / "outside").exists()
+
+
+def root_of(path):
+    """A root with a study of two trainings, each with a set of scored samples whose images are gone."""
+    for name in ("a", "b"):
+        write_run(path, name, [trained(), drawn(), scored(1.0)], count=2, variant={"model": f"dit_{name}"})
+    return path
+
+
+def records(root):
+    return len([*root.rglob("record.jsonl")])
+
+
+def test_what_was_unpacked_in_part_is_unpacked_again(tmp_path, monkeypatch):
+    """A training with a record is left as it is, so that its record is written after its samples."""
+    root, file, home = root_of(tmp_path / "root"), tmp_path / "x.tar.gz", tmp_path / "home"
+    archive.pack(root, file)
+    home.mkdir()
+    written, write = [], archive.write_atomically
+
+    def killed(path, data):
+        if len(written) == 2:
+            raise KeyboardInterrupt
+        written.append(path)
+        write(path, data)
+
+    monkeypatch.setattr(archive, "write_atomically", killed)
+    with pytest.raises(KeyboardInterrupt):
+        archive.unpack(home, [file])
+    monkeypatch.setattr(archive, "write_atomically", write)
+    assert archive.unpack(home, [file]) == [] and records(home) == 4
+    assert len(archive.unpack(home, [file])) == 2
+
+
+def test_a_damaged_archive_is_an_error_before_anything_is_written(tmp_path):
+    file, home = tmp_path / "x.tar.gz", tmp_path / "home"
+    archive.pack(root_of(tmp_path / "root"), file)
+    home.mkdir()
+    whole = file.read_bytes()
+    for part in (whole[: len(whole) // 2], whole[:600] + bytes(300) + whole[900:], b"x"):
+        file.write_bytes(part)
+        with pytest.raises(archive.InputError, match=r"cannot unpack .*x\.tar\.gz: "):
+            archive.unpack(home, [file])
+        assert not [*home.iterdir()]
+
+
+def test_a_damaged_record_leaves_out_its_training_alone(tmp_path):
+    root, file = root_of(tmp_path / "root"), tmp_path / "x.tar.gz"
+    first, second = sorted((root / "trainings").iterdir())
+    with (first / "record.jsonl").open("a") as record:
+        record.write('{"kind": "trian"}\n')
+    line = archive.pack(root, file)[0]
+    assert line.startswith(f"trainings/{first.name}: ") and "is not a record of lamabench" in line
+    with tarfile.open(file) as packed:
+        assert {name.split("/")[1] for name in packed.getnames()} == {second.name, ".study.json"}
+
+
+def test_an_archive_is_whole_or_absent(tmp_path, monkeypatch):
+    root, file = root_of(tmp_path / "root"), tmp_path / "x.tar.gz"
+
+    def killed(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(archive.tarfile.TarFile, "add", killed)
+    with pytest.raises(KeyboardInterrupt):
+        archive.pack(root, file)
+    assert {path.name for path in tmp_path.iterdir()} == {"root"}
+
+
+def test_scores_are_packed_without_images(tmp_path):
+    root, file = root_of(tmp_path / "root"), tmp_path / "x.tar.gz"
+    lines = archive.pack(root, file)
+    assert len(lines) == 2 and all("has no grid of images: " in line for line in lines)
+    with tarfile.open(file) as packed:
+        assert sum(name.endswith("record.jsonl") for name in packed.getnames()) == 4

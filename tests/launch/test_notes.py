@@ -163,6 +163,7 @@ def test_scores_that_cannot_be_computed_are_told_before_training(study, finish, 
     cases = {
         (): None,
         ("sample.count=99",): "kid needs at least 100 samples, 99 given",
+        ("sample.curve_count=99",): "kid needs at least 100 samples, 99 given; sample.curve_count, evaluate",
         ("evaluate.reference_count=99",): "kid needs at least 100 reference images, 99 given",
         ("evaluate.reference_count=1797",): None,
         ("evaluate.reference_count=1798",): "evaluate.reference_count 1798 is more than the 1797 images of the data",

@@ -1,5 +1,6 @@
 """One training by single commands: other lengths of it, its moments, its weights, and data that changed."""
 
+import re
 import shlex
 import shutil
 
@@ -87,6 +88,25 @@ def test_moments_and_weights_that_a_training_has(capsys, tmp_path):
     assert "has no live weights any more" in drawn("sample.at=all", "sample.weights=live")[1]
     code, out, _ = run(capsys, "sample", str(folder), "sample.count=2", "backend.attention=reference")
     assert code == 0 and "backend" not in out, "the next command takes no backend"
+
+
+def test_curves_of_a_training_that_exists(capsys, tmp_path):
+    """They have all moments that it kept, also of an earlier request. Each line has the count of its set."""
+    for words in (["train.steps=4", "train.snapshots=[1,2]"], ["train.steps=6", "train.snapshots=[5]"]):
+        assert run(capsys, "train", *DIT, *QUICK, *words)[0] == 0
+    (folder,) = (tmp_path / "runs" / "train").glob("dit_nano-digits-*")
+    asked = [str(folder), "sample.count=4", "sample.curve_count=2"]
+    for _ in range(2):
+        code, out, _ = run(capsys, "sample", *asked)
+        sets = re.findall(r": (\d) images at step (\d)", out)
+        assert code == 0 and sets == [*(("2", step) for step in "12456"), ("4", "6")]
+    code, _, err = run(capsys, "sample", *asked, "--to", "x.npz")
+    words = "not 2 images at step 1 and 2 images at step 2: give sample.at=[N] and sample.curve_count=null"
+    assert code == 2 and f"--to takes one set of samples, {words}" in err
+    assert run(capsys, "sample", *asked, "sample.curve_count=null", "--to", "x.npz")[0] == 0
+    guide = [f"sample.guide={folder}", "sample.guide_at=1", "sample.guidance=2"]
+    code, _, err = run(capsys, "sample", *asked, *guide)
+    assert code == 2 and "guide to nowhere: give no sample.curve_count or a smaller model" in err
 
 
 def test_data_that_changed_under_one_name(capsys, tmp_path):

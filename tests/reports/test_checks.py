@@ -35,6 +35,28 @@ def test_the_order_of_the_last_third(tmp_path: Path) -> None:
     assert text == f"In FD-EffNetLite0-512, the order of some variants changes {where}: `a a` and `a b`."
 
 
+def test_a_training_without_the_end_has_no_say(tmp_path: Path) -> None:
+    """At its last moments the others are in the middle of theirs."""
+    curves = {"a": [9.0, 8.0, 5.0, 4.0], "b": [9.5, 8.5, 6.0, 5.0]}
+    text = study(tmp_path, curves)[-1]
+    assert "(576,000 to 768,000 images)" in text
+    for step, value in ((3000, 3.0), (6000, 9.9)):  # it stopped, and would change places
+        scores = [drawn(), scored(value) | {"checkpoint_step": step, "images_seen": 64 * step}]
+        write(tmp_path, "z", scores, variant={"model": "dit_demo", "a": "z"}, step=step)
+    assert checks(Evidence(read([tmp_path])).variants)[-1] == text
+
+
+def test_samples_drawn_in_two_ways_are_of_one_training(tmp_path: Path) -> None:
+    training = [trained() | {"waiting_share": 0.5}]
+    for guidance in (1.0, 2.0):
+        write(tmp_path, "a", [*training, drawn(), scored(guidance)], guidance=guidance)
+        training = []
+    runs = read([tmp_path])
+    assert len(runs) == 2
+    first, second = checks(Evidence(runs).variants)
+    assert first == "None of 1 training diverged." and second.startswith("1 of 1 training waited for data")
+
+
 def test_one_variant_has_no_order(tmp_path: Path) -> None:
     assert study(tmp_path, {"a": [4.0, 3.0, 2.0, 1.0]}) == ["None of 1 training diverged."]
 

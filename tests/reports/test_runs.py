@@ -118,6 +118,13 @@ def test_columns_of_two_references_have_their_names(tmp_path: Path) -> None:
     assert [row[f"FD-EffNetLite0-512@{name}"] for name in "ctb"] == [1.0, 2.0, 3.0]
 
 
+def test_references_whose_names_are_one_word_keep_their_columns(tmp_path: Path) -> None:
+    one, two = {"protocol": "a", "reference": "cifar10 test"}, {"protocol": "b", "reference": "cifar10-test"}
+    write(tmp_path, "one", [drawn(), scored(1.0) | one, scored(2.0) | two])
+    (row,) = summary_rows([tmp_path])
+    assert [row[f"FD-EffNetLite0-512@{protocol}"] for protocol in "ab"] == [1.0, 2.0]
+
+
 def test_samples_of_an_earlier_version_were_drawn_in_the_same_way(tmp_path: Path) -> None:
     """Their folders do not say how labels and timesteps were chosen, and have no guide."""
     later = {"labels": "balanced", "timesteps": "even", "guidance_interval": None}
