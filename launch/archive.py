@@ -10,7 +10,6 @@ was killed can be given again: FILE.tar.gz is whole or absent, and what was unpa
 
 import argparse
 import gzip
-import os
 import sys
 import tarfile
 import zlib
@@ -52,18 +51,15 @@ def pack(root: Path, file: Path) -> list[str]:
             draw_grid([path for path in sets if folder in path.parents])
         except InputError as error:  # the images were deleted or damaged, and the scores remain
             lines.append(f"{folder.relative_to(root)}: has no grid of images: {error}")
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    try:
-        with tarfile.open(temporary, "w:gz") as archive:
-            for folder in (*folders, *sets, *sorted(root.glob("models/*"))):
-                for path in (folder / name for name in (*FILES, GRID)):
-                    if path.is_file():
-                        archive.add(path, path.relative_to(root).as_posix())
-            for path in listings:
-                archive.add(path, path.relative_to(root).as_posix())
-        os.replace(temporary, file)
-    finally:
-        temporary.unlink(missing_ok=True)
+    content = BytesIO()
+    with tarfile.open(fileobj=content, mode="w:gz") as archive:
+        for folder in (*folders, *sets, *sorted(root.glob("models/*"))):
+            for path in (folder / name for name in (*FILES, GRID)):
+                if path.is_file():
+                    archive.add(path, path.relative_to(root).as_posix())
+        for path in listings:
+            archive.add(path, path.relative_to(root).as_posix())
+    write_atomically(file, content.getvalue())
     return lines
 
 
@@ -92,13 +88,13 @@ def unpack(root: Path, files: list[Path]) -> list[str]:
     there: dict[str, None] = {}
     for file in files:
         content = read(root, file)
-        for name in sorted(content, key=is_record):  # a training with a record is known, so that the record is last
+        for name in sorted(content, key=_is_record):  # a training with a record is known, so that the record is last
             if (folder := _home(name)) in known:
                 there[folder] = None
             else:
                 (root / name).parent.mkdir(parents=True, exist_ok=True)
                 write_atomically(root / name, content[name])
-        known |= {_home(name) for name in content if is_record(name)}
+        known |= {_home(name) for name in content if _is_record(name)}
     return [f"{name}: left as it was" for name in there]
 
 
@@ -117,7 +113,7 @@ def read(root: Path, file: Path) -> dict[str, bytes]:
     return content
 
 
-def is_record(name: str) -> bool:
+def _is_record(name: str) -> bool:
     """Whether a file of an archive is the record of a training or a model."""
     return len(Path(name).parts) == 3 and Path(name).name == "record.jsonl"
 
