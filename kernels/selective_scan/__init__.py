@@ -37,6 +37,7 @@ OPERATOR = Operator(
     "selective_scan",
     [
         Backend("cuda", backend_cuda.selective_scan, backend_cuda.reasons, auto_on=("cuda",)),
+        Backend("cuda_kept", backend_cuda.kept_selective_scan, backend_cuda.reasons, auto_on=()),
         Backend("triton", backend_triton.selective_scan, triton_reasons, auto_on=("cuda",)),
         Backend("torch", backend_torch.selective_scan),
         Backend("mamba_ssm", backend_mamba_ssm.selective_scan, backend_mamba_ssm.reasons, auto_on=()),

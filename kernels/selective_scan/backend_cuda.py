@@ -16,8 +16,10 @@ from . import cuda_forward_pairs
 FOLDER = Path(__file__).parent
 COMMON = FOLDER / "scan.cuh"
 STEPS = 16  # of a chunk
-# Up to so many states a channel, the forward pass stores those at the start of every chunk: K·E·L / 4 numbers or fewer.
-FEW_STATES = 4
+# What the forward pass stores for the backward pass. none: nothing, because there is none. few: the states at the start of
+# every chunk, but of more than FEW_STATES a channel only those at the start of segments. all: at every chunk.
+KEEP = ("none", "few", "all")
+FEW_STATES = 4  # take K·E·L / 4 numbers an image or fewer
 MOST_SEGMENTS = 64  # of a path in the backward pass
 reasons = nvrtc.reasons
 
@@ -42,11 +44,12 @@ class Plan:
         self.dt_block, self.bc_block = _align4(words), self.states * 2 * STEPS
         self.w_block = self.halves * 128
 
-    def starts_shape(self, keep: bool) -> tuple[int, ...]:
-        """The shape of the states that the forward pass stores for the backward pass, if `keep`. With few states these
-        are the states at the start of every chunk, else of every segment, and none where paths stay whole."""
-        count = self.chunks if keep else 0
-        if keep and self.states > FEW_STATES:
+    def starts_shape(self, keep: str) -> tuple[int, ...]:
+        """The shape of the states that the forward pass stores for the backward pass, by a name of `KEEP`. With `all` or
+        few states these are the states at the start of every chunk, else of every segment, and none where paths stay
+        whole."""
+        count = self.chunks if keep != "none" else 0
+        if keep == "few" and self.states > FEW_STATES:
             segments = backward_choices(self).segments
             count = segments if segments > 1 else 0
         return (self.batch, self.paths, self.tiles, count, self.states, 32)
@@ -123,11 +126,10 @@ def scan_forward(
     order: Tensor,
     inverse: Tensor,
     pairs: Sequence[int],
-    keep: bool,
+    keep: str,
 ) -> tuple[Tensor, Tensor]:
     """The output [B, L, E], and float32 states [B, K, tiles of 32 channels, chunks or segments, N, 32] for the backward
-    pass, if `keep`. These are the states at the start of every chunk; with more than 4 states a channel, those at the
-    start of every segment of the backward pass, and none where that pass takes whole paths."""
+    pass, by a name of `KEEP` (`Plan.starts_shape`)."""
     kind = x.dtype
     x, dt, b, c, dt_weight, dt_bias, a, skip = _inputs(x, (dt, b, c), (dt_weight, dt_bias, a, skip))
     x = _aligned(x)
@@ -206,7 +208,7 @@ def scan_backward(
         table, dt_blocks, bc_blocks = _tokens(plan, dt, b, c, order, inverse)
         fragments, transposed = _weights(plan, dt_weight, transpose=True)
         choice = backward_choices(plan, starts)
-        segmented, stored = choice.segments > 1, starts.numel() > 0 and plan.states <= FEW_STATES
+        segmented, stored = choice.segments > 1, starts.shape[3] == plan.chunks
         constants = {
             "WARPS": choice.warps, "BLOCKS_AN_SM": choice.blocks, "KEPT": int(stored), "SEGMENTED": int(segmented)
         }  # fmt: skip
@@ -353,8 +355,8 @@ def _backward(ctx, grad, _):
 scan_forward.register_autograd(_backward, setup_context=_setup_context)
 
 
-def selective_scan(*inputs: Any) -> Tensor:
-    """See `lamabench.kernels.selective_scan.selective_scan`.
+def selective_scan(*inputs: Any, keep: str = "few") -> Tensor:
+    """See `lamabench.kernels.selective_scan.selective_scan`. `keep`, of `KEEP`, is what training stores.
 
     Raises InputError for float64, because the kernel computes in float32, and where the backward pass does not fit
     shared memory.
@@ -365,4 +367,10 @@ def selective_scan(*inputs: Any) -> Tensor:
             "selective_scan: backend 'cuda' computes in float32, not in float64; use 'torch' or 'reference'"
         )
     trained = torch.is_grad_enabled() and any(v.requires_grad for v in tensors)
-    return scan_forward(*tensors, pairs, trained)[0]
+    return scan_forward(*tensors, pairs, keep if trained else "none")[0]
+
+
+def kept_selective_scan(*inputs: Any) -> Tensor:
+    """`selective_scan` that keeps all states in training: K·E·L·N / 16 more numbers an image, and no walk forwards in the
+    backward pass."""
+    return selective_scan(*inputs, keep="all")

@@ -105,7 +105,8 @@ def without_gpu(monkeypatch, libraries):
     monkeypatch.setattr(nvrtc, "kernel", kernel)
     monkeypatch.setattr(torch.cuda, "device", lambda _: nullcontext())
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: gpu)
-    monkeypatch.setitem(op.OPERATOR._resolved, ("cuda", "cpu"), op.OPERATOR.backends["cuda"])
+    for name in ("cuda", "cuda_kept"):
+        monkeypatch.setitem(op.OPERATOR._resolved, (name, "cpu"), op.OPERATOR.backends[name])
     monkeypatch.setattr(cuda_on_cpu.Kernel, "late", True)
     monkeypatch.setattr(cuda_on_cpu.Kernel, "seed", 0)
     return cuda_on_cpu.Kernel
@@ -133,6 +134,9 @@ SEGMENTED = [
 ]
 
 
+CASES = [*((size, dtype, 1) for size, dtype in WITHOUT_GPU), *SEGMENTED]
+
+
 def cut(monkeypatch, segments):
     """Let the backward pass cut a path into `segments` segments, whatever is fastest."""
     right = backend_cuda._fastest
@@ -145,9 +149,7 @@ def cut(monkeypatch, segments):
 
 
 @pytest.mark.skipif(cuda_on_cpu.COMPILER is None, reason="g++ is not installed")
-@pytest.mark.parametrize(
-    ("size", "dtype", "segments"), [*((size, dtype, 1) for size, dtype in WITHOUT_GPU), *SEGMENTED]
-)
+@pytest.mark.parametrize(("size", "dtype", "segments"), CASES)
 def test_cuda_without_a_gpu(size, dtype, segments, without_gpu, poison, monkeypatch):
     """The bits are the same whenever copies land and in whatever order threads run."""
     cut(monkeypatch, segments)
@@ -165,19 +167,32 @@ def test_paths_stay_whole_where_the_forward_pass_stored_nothing(states, without_
     cut(monkeypatch, 3)
     inputs, paths = make(1, (1, 70), 40, states, 3, "bidirectional", torch.bfloat16)
     results = []
-    for keep in (True, False):
+    for keep in ("few", "none"):
         y, starts = torch.ops.lamabench.selective_scan_cuda(*inputs, *paths, keep)
-        assert (starts.numel() > 0) == keep
+        assert (starts.numel() > 0) == (keep == "few")
         results.append(torch.autograd.grad(y, inputs, torch.ones_like(y)))
     for name, one, other in zip(NAMES[1:], *results, strict=True):
         assert (one - other).norm() <= 1e-3 * one.norm(), name
 
 
 @pytest.mark.skipif(cuda_on_cpu.COMPILER is None, reason="g++ is not installed")
+@pytest.mark.parametrize(("size", "dtype", "segments"), [case for case in CASES if case[0][3] > backend_cuda.FEW_STATES])
+def test_kept_states_without_a_gpu(size, dtype, segments, without_gpu, poison, monkeypatch):
+    """States that the forward pass kept are those that the backward pass walks to."""
+    cut(monkeypatch, segments)
+    inputs, paths = make(*size, dtype)
+    hold(inputs, paths, floor=3e-6 if dtype == torch.float32 else 2e-5, backend="cuda_kept")
+    _, starts = torch.ops.lamabench.selective_scan_cuda(*inputs, *paths, "all")
+    assert starts.shape[3] == -(-inputs[0].shape[1] // backend_cuda.STEPS)
+    for name, one, other in zip(NAMES, run(inputs, paths, "cuda_kept"), run(inputs, paths, "cuda"), strict=True):
+        assert (one - other).norm() <= 1e-6 * other.norm(), name
+
+
+@pytest.mark.skipif(cuda_on_cpu.COMPILER is None, reason="g++ is not installed")
 def test_cuda_opcheck_without_a_gpu(without_gpu):
     """Also with symbols as sizes, as under torch.compile."""
     inputs, paths = make(1, (1, 50), 33, 5, 3, "bidirectional")
-    for keep in (False, True):
+    for keep in backend_cuda.KEEP:
         torch.library.opcheck(torch.ops.lamabench.selective_scan_cuda.default, (*inputs, *paths, keep))
 
 
@@ -209,12 +224,12 @@ def test_few_long_images_are_cut_into_segments(states, monkeypatch):
     for size in ((1024, 640), (256, 1280), (64, 2560)):
         plan, choice = choice_on_an_h100(monkeypatch, 256, *size, states, size[1] // 32)
         assert choice.segments == 1 and plan.chunks_a_segment(1) == plan.chunks
-        assert plan.starts_shape(True)[3] == (plan.chunks if states <= backend_cuda.FEW_STATES else 0)
-        assert plan.starts_shape(False)[3] == 0
+        assert plan.starts_shape("few")[3] == (plan.chunks if states <= backend_cuda.FEW_STATES else 0)
+        assert plan.starts_shape("none")[3] == 0
     plan, choice = choice_on_an_h100(monkeypatch, 4, 16384, 640, states, 20)
     assert 0.75 * 132 * choice.blocks < choice.groups * choice.parts * choice.segments <= 132 * choice.blocks
-    assert plan.starts_shape(True)[3] == (plan.chunks if states <= backend_cuda.FEW_STATES else choice.segments)
-    assert math.prod(plan.starts_shape(True)) <= 4 * 4 * 640 * 16384 / 4  # K·E·L / 4 an image
+    assert plan.starts_shape("few")[3] == (plan.chunks if states <= backend_cuda.FEW_STATES else choice.segments)
+    assert math.prod(plan.starts_shape("few")) <= 4 * 4 * 640 * 16384 / 4  # K·E·L / 4 an image
 
 
 def test_segments_hold_every_chunk_once(monkeypatch):
@@ -247,7 +262,7 @@ BIG = [
 ]
 
 
-GPU = pytest.mark.parametrize("backend", ["cuda", "triton"])
+GPU = pytest.mark.parametrize("backend", ["cuda", "cuda_kept", "triton"])
 
 
 @pytest.mark.gpu
@@ -275,9 +290,10 @@ def test_cuda_as_large_batches_are_cut(size, states, batch, poison, monkeypatch)
     right = backend_cuda._fastest
     monkeypatch.setattr(backend_cuda, "_fastest", lambda images, *more: right(batch, *more)._replace(parts=images))
     inputs, paths = make(*size[:3], states, size[3], "continuous", torch.bfloat16, "cuda")
-    hold(inputs, paths, floor=2e-5, backend="cuda")
-    for one, other in zip(run(inputs, paths, "cuda"), run(inputs, paths, "cuda"), strict=True):
-        assert torch.equal(one, other)
+    for backend in ("cuda", "cuda_kept"):
+        hold(inputs, paths, floor=2e-5, backend=backend)
+        for one, other in zip(run(inputs, paths, backend), run(inputs, paths, backend), strict=True):
+            assert torch.equal(one, other)
 
 
 @pytest.mark.gpu
@@ -318,7 +334,7 @@ def test_a_thread_that_has_not_called_cuda():
     results = []
     with torch.no_grad():
         expected = backend_cuda.selective_scan(*inputs, *paths)
-        call = partial(torch.ops.lamabench.selective_scan_cuda.default, *[v.detach() for v in inputs], *paths, False)
+        call = partial(torch.ops.lamabench.selective_scan_cuda.default, *[v.detach() for v in inputs], *paths, "none")
         thread = Thread(target=lambda: results.append(call()[0]))
         thread.start()
         thread.join()
@@ -329,7 +345,7 @@ def test_a_thread_that_has_not_called_cuda():
 def test_cuda_opcheck():
     for size in (SMALL[1], (1, (1, 1000), 33, 5, 3, "bidirectional")):  # whole paths, and segments
         inputs, paths = make(*size, torch.float32, "cuda")
-        for keep in (False, True):
+        for keep in backend_cuda.KEEP:
             torch.library.opcheck(torch.ops.lamabench.selective_scan_cuda.default, (*inputs, *paths, keep))
 
 

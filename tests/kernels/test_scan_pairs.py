@@ -56,12 +56,12 @@ def test_pairs_without_a_gpu(size, without_gpu, poison, monkeypatch):
     assert served(inputs, paths)
     scans.hold(inputs, paths, floor=2e-5, backend="cuda")
     call = torch.ops.lamabench.selective_scan_cuda.default
-    y, starts = call(*inputs, *paths, True)
+    y, starts = call(*inputs, *paths, "few")
     without_gpu.late, without_gpu.seed = False, 1
-    for keep in (True, False):  # other scratch where the states are not kept
+    for keep in ("few", "none"):  # other scratch where the states are not kept
         other, again = call(*inputs, *paths, keep)
-        assert torch.equal(y, other) and (torch.equal(starts, again) if keep else again.numel() == 0)
-    other, again = call(*inputs, *paths[:2], (), True)
+        assert torch.equal(y, other) and (torch.equal(starts, again) if keep == "few" else again.numel() == 0)
+    other, again = call(*inputs, *paths[:2], (), "few")
     assert torch.equal(starts, again)
     assert (y.float() - other.float()).norm() <= 3e-3 * y.float().norm()
 
@@ -146,11 +146,11 @@ def test_pairs_on_the_gpu(size, poison, monkeypatch):
     scans.hold(inputs, paths, floor=2e-5, backend="cuda")
     call = torch.ops.lamabench.selective_scan_cuda.default
     with torch.no_grad():
-        y, starts = call(*inputs, *paths, True)
-        for keep in (True, False, True, False):
+        y, starts = call(*inputs, *paths, "few")
+        for keep in ("few", "none", "all", "none"):
             other, again = call(*inputs, *paths, keep)
-            assert torch.equal(y, other) and (not keep or torch.equal(starts, again))
-        other, again = call(*inputs, *paths[:2], (), True)
+            assert torch.equal(y, other) and (keep == "none" or torch.equal(starts, again))
+        other, again = call(*inputs, *paths[:2], (), "few")
     assert (starts - again).norm() <= 1e-6 * again.norm()
     assert (y.float() - other.float()).norm() <= 3e-3 * y.float().norm()
 
@@ -159,5 +159,5 @@ def test_pairs_on_the_gpu(size, poison, monkeypatch):
 def test_pairs_opcheck():
     inputs, paths = scans.make(2, (8, 16), 64, 1, 3, "bidirectional", BFLOAT16, "cuda")
     assert served(inputs, paths)
-    for keep in (False, True):
+    for keep in ("none", "few"):
         torch.library.opcheck(torch.ops.lamabench.selective_scan_cuda.default, (*inputs, *paths, keep))
