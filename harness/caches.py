@@ -6,21 +6,23 @@ import platform
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
+from . import launcher
 
-from ..kernels import nvrtc
-from .device import device_name, is_cuda
-
-VARIABLES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", nvrtc.FOLDER)
+VARIABLES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "LAMABENCH_NVRTC_CACHE_DIR")
 
 
 def keep_compiled(root: str | Path, device: str) -> None:
     """Let torch.compile, Triton and NVRTC keep what they compile for a GPU in ROOT/.cache/compiled/MACHINE, which any
-    number of processes share. On a CPU, and if the environment names another folder, nothing changes.
+    number of processes share. On a CPU, and if the environment named another folder when this process began, nothing
+    changes.
 
     The compilers find code by hashes of what they compile. MACHINE stands for what else the code depends on: the
     versions of torch and Python, the GPU, and the CPU, for which small parts of it are built.
     """
+    import torch
+
+    from .device import device_name, is_cuda
+
     if not is_cuda(device):
         return
     machine = (torch.__version__, platform.python_version(), device_name(device), device_name("cpu"))
@@ -35,6 +37,12 @@ def folders() -> dict[str, str]:
 
 
 def share(others: Mapping[str, str]) -> None:
-    """Keep compiled code in the `folders` of another process, unless the environment names one."""
-    for name, folder in others.items():
-        os.environ.setdefault(name, folder)
+    """Keep compiled code in the `folders` of another process, unless the environment named one when this process began.
+    A folder that torch has chosen since then is no reason to stay there."""
+    os.environ.update({name: folder for name, folder in others.items() if name not in launcher.GIVEN})
+
+
+def own() -> set[str]:
+    """The variables of folders that torch or `keep_compiled` chose for this process. A process that it starts must not
+    inherit them, because it would take them for the user's choice."""
+    return {name for name in VARIABLES if name in os.environ} - launcher.GIVEN

@@ -4,6 +4,10 @@ import os
 
 from ..kernels.errors import InputError
 
+# The names in the environment when this process began. Every command imports this first, because libraries add names:
+# torch._dynamo, which torch imports for much that compiles nothing, adds TORCHINDUCTOR_CACHE_DIR.
+GIVEN = frozenset(os.environ)
+
 
 def variable(name: str, default: int) -> int:
     """The environment variable `name`, a number."""

@@ -23,6 +23,7 @@ from ..kernels.errors import InputError
 from ..models import plugins
 from ..models.registry import Backbone, build, describe, select_backends
 from . import parallel, signals
+from .caches import keep_compiled
 from .config import Config, check_fit
 from .data.encoder import encoder
 from .device import autocast, compiled, device_type, exact_float32, pick_device, round_weights
@@ -138,6 +139,7 @@ def join(out: str, training: str, config: dict[str, Any], step: int, sources: Se
         try:
             plugins.load_recorded(sources)
             here = config_from_dict(config)
+            keep_compiled(here.run.root, parallel.own_device(pick_device(here.run.device)))
         except Exception as error:
             parallel.check(error)
             raise

@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -15,6 +15,7 @@ import submitit
 import torch
 from submitit.local.local import LocalJob, start_controller
 
+from ..harness import caches
 from ..harness.device import pick_device
 from ..harness.disk import write_atomically
 from ..harness.progress import clock, describe
@@ -101,21 +102,28 @@ def parallelism(runs: Sequence[Piece], available: Sequence[str]) -> int:
 
 @contextmanager
 def _job_environment(threads: int) -> Iterator[None]:
-    """What a job inherits: no imports from the folder where it starts, its share of the cores, and blocked SIGINT and
-    SIGHUP. The terminal sends these to every process, but `run_local` itself tells its jobs to end."""
-    wanted = {"PYTHONSAFEPATH": "1", "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+    """What a job inherits: no imports from the folder where it starts, its share of the cores, no folder for compiled
+    code that this process chose, and blocked SIGINT and SIGHUP. The terminal sends these to every process, but
+    `run_local` itself tells its jobs to end."""
+    wanted: dict[str, str | None] = dict.fromkeys(caches.own())
+    wanted |= {"PYTHONSAFEPATH": "1", "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
     before = {name: os.environ.get(name) for name in wanted}
-    os.environ.update(wanted)
+    _set(wanted)
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+        _set(before)
+
+
+def _set(values: Mapping[str, str | None]) -> None:
+    """Set variables of the environment, and remove those whose value is None."""
+    for name, value in values.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import argparse
 
+from ...harness.caches import keep_compiled
 from ...harness.device import device_name, pick_device
 from ...harness.keys import operator_speed_key
 from ...harness.measure.gpus import derived
@@ -26,6 +27,7 @@ def run(args: argparse.Namespace) -> int:
         check_bench(config.model, config.bench, config.backend, device)
         check_only(config.model, only, config.backend)
     for config, task in subjects:
+        keep_compiled(config.run.root, device)
         folder, origin = begin(task, config), provenance(device)
         with locked(folder):
             try:

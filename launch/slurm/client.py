@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import takewhile
 from pathlib import Path
 
+from ...harness import caches
 from ...kernels.errors import InputError
 
 # Errors that pass by themselves: slurmctld restarts, or is too busy to answer.
@@ -64,13 +65,16 @@ def call(*words: str) -> str:
 
 
 def _environment() -> dict[str, str]:
-    """The environment of this process, without variables that change the answer of a command (SQUEUE_STATES …).
+    """The environment of this process, without variables that change the answer of a command (SQUEUE_STATES …), and
+    without the folders for compiled code that this process chose, which jobs would inherit.
 
     In an interactive job, the variables of that job are left out too (SLURM_MEM_PER_CPU …): a batch job would inherit
     them, and its srun would obey them.
     """
     left = ("SQUEUE_", "SCANCEL_", "SLURM_TIME_FORMAT", *(("SLURM_",) if "SLURM_JOB_ID" in os.environ else ()))
     kept = {key: value for key, value in os.environ.items() if not key.startswith(left) or key in REACH}
+    for name in caches.own():
+        del kept[name]
     return {**kept, "SLURM_BITSTR_LEN": "0"}  # so that sacct lists every task that did not start
 
 

@@ -1,10 +1,12 @@
 """Where compilers keep what they compile for a GPU."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from lamabench.harness import caches
+from lamabench.harness import caches, device, launcher
 from lamabench.harness.measure import models
 from lamabench.kernels import nvrtc
 from lamabench.models import registry
@@ -14,8 +16,9 @@ NAMES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "LAMABENCH_NVRTC_CACHE_D
 
 @pytest.fixture(autouse=True)
 def environment(monkeypatch, tmp_path):
-    """What the code sets does not outlive the test."""
+    """What the code sets does not outlive the test. The environment of this process named no folder."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(launcher, "GIVEN", frozenset())
     for name in NAMES:
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
@@ -25,7 +28,7 @@ def kept(monkeypatch, gpu):
     """The folders for a GPU, as a new process has them."""
     for name in NAMES:
         os.environ.pop(name, None)
-    monkeypatch.setattr(caches, "device_name", lambda device: gpu if device.startswith("cuda") else "CPU")
+    monkeypatch.setattr(device, "device_name", lambda device: gpu if device.startswith("cuda") else "CPU")
     caches.keep_compiled("runs", "cuda")
     return [Path(os.environ[name]) for name in NAMES]
 
@@ -39,9 +42,39 @@ def test_the_jobs_of_a_root_share_what_they_compile_for_one_gpu(monkeypatch, tmp
 
 def test_a_folder_of_the_user_stays(monkeypatch, tmp_path):
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr(caches, "device_name", lambda device: device)
+    monkeypatch.setattr(launcher, "GIVEN", frozenset({"TRITON_CACHE_DIR"}))
+    monkeypatch.setattr(device, "device_name", lambda device: device)
     caches.keep_compiled("runs", "cuda")
-    assert os.environ["TRITON_CACHE_DIR"] == str(tmp_path)
+    assert os.environ["TRITON_CACHE_DIR"] == str(tmp_path) and NAMES[0] in os.environ
+
+
+FRESH = """
+import os
+from lamabench.harness import parallel  # as every command does first
+import torch
+from lamabench.harness import caches, device
+from lamabench.models import registry
+with torch.device("meta"):
+    registry.build(registry.preset("dit_nano").config)
+device.device_name = lambda device: device
+before = os.environ["TORCHINDUCTOR_CACHE_DIR"]
+caches.keep_compiled("runs", "cuda")
+print(before, os.environ["TORCHINDUCTOR_CACHE_DIR"], *caches.own(), sep="\\n")
+"""
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_a_folder_that_torch_chose_is_not_the_users(named, monkeypatch, tmp_path):
+    """torch writes its own choice into the environment when a network is built on the device `meta`."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    if named:
+        monkeypatch.setenv(NAMES[0], str(tmp_path / "mine"))
+    done = subprocess.run([sys.executable, "-c", FRESH], capture_output=True, text=True, check=True)
+    before, after, *own = done.stdout.splitlines()
+    assert Path(before).parent == (tmp_path if named else tmp_path / "temporary")
+    assert after == before if named else Path(after).is_relative_to(tmp_path / "runs" / ".cache")
+    assert {*own} == {*NAMES[1:]} if named else {*own} == {*NAMES}
 
 
 def test_on_a_cpu_nothing_changes():
