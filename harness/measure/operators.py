@@ -18,7 +18,7 @@ from ...kernels.operator import Yardstick, output_weights
 from ...models.registry import Backbone, build, called_operators, select_backends
 from ..device import device_name, exact_float32
 from ..sections import BenchConfig
-from .calls import Call, as_in_the_model, calls_of, fresh
+from .calls import Call, as_in_the_model, calls_of, fresh, listed
 from .check import Held, WrongOutput, or_null, relative_rms
 from .clocks import conditions, reader
 from .gpus import exponentials_per_s, peak_flops
@@ -78,9 +78,9 @@ def limits(device: str, precision: str) -> dict[str, float | None]:
 def needs(call: Call, result: int, backward: bool) -> dict[str, int]:
     """What a call needs of the machine, as fields of a record, of which reports derive the least times (gpus.floors).
 
-    Bytes: inputs and output (`result` bytes) once; in the backward pass the inputs and the output's gradient once more,
-    and every gradient. Products: two FLOPs per multiply-add, three times as many with the backward pass. Exponentials:
-    once in each pass.
+    Bytes: inputs and outputs (`result` bytes) once; in the backward pass the inputs and the outputs' gradients once
+    more, and every gradient. Products: two FLOPs per multiply-add, three times as many with the backward pass.
+    Exponentials: once in each pass.
     """
     inputs = sum(arg.numel() * arg.element_size() for arg in call.args if isinstance(arg, Tensor))
     gradients = sum(
@@ -215,9 +215,10 @@ class Subject:
         operator, device_type = OPERATORS[few.operator], self.device.split(":")[0]
         asked, floor = getattr(self.backend, few.operator), OPERATOR_FLOOR[self.settings.precision]
         images = copy_images(few, many)
-        weights = output_weights(held.exact[0].shape).to(self.device)[images.to(self.device)]
-        # In the type of the first argument, because plain torch may return another (CUDA's autocast norms in float32).
-        result = weights.numel() * few.args[0].element_size()
+        places, exact = images.to(self.device), held.exact[: len(few.outputs)]
+        weights = [output_weights(v.shape).to(self.device)[places] for v in exact]
+        # In the types of the operator, because plain torch may return others (CUDA's autocast norms in float32).
+        result = sum(v.numel() * kind.itemsize for v, kind in zip(weights, few.outputs.values(), strict=True))
         rival = as_in_the_model(operator.rival, self.settings.precision, self.device)
         timed = partial(
             held.compare_timed,
@@ -299,17 +300,17 @@ def compare_yardstick(yardstick: Yardstick, call: Call, exact: list[Tensor]) -> 
     return row
 
 
-def _steps(run: Callable[..., Tensor], call: Call, weights: Tensor) -> dict[str, Callable[[], list[Tensor]]]:
-    """Both passes, which return what `calls.results` returns. `weights` are those of the output."""
+def _steps(run: Callable[..., Any], call: Call, weights: list[Tensor]) -> dict[str, Callable[[], list[Tensor]]]:
+    """Both passes, which return what `calls.results` returns. `weights` are those of the outputs."""
     args, leaves = fresh(call)
     with torch.no_grad():
-        weights = torch.empty_like(run(*args)).copy_(weights)
+        alike = [torch.empty_like(v).copy_(weight) for v, weight in zip(listed(run(*args)), weights, strict=True)]
 
     def both() -> list[Tensor]:
-        out = run(*args)
-        return [out.detach(), *torch.autograd.grad(out, leaves, weights)]
+        out = listed(run(*args))
+        return [*(v.detach() for v in out), *torch.autograd.grad(out, leaves, alike)]
 
-    return {"forward": torch.no_grad()(lambda: [run(*args)]), "forward+backward": both}
+    return {"forward": torch.no_grad()(lambda: listed(run(*args))), "forward+backward": both}
 
 
 def _rival_steps(yardstick: Yardstick, call: Call) -> dict[str, Callable[[], Any]]:
