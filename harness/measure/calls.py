@@ -38,18 +38,27 @@ class Call(NamedTuple):
         return OPERATORS[self.operator].outputs(*self.args)
 
     def shape(self, few: "Call") -> str:
-        """The call in words: the shapes of tensors that grow with the batch and need a gradient, and the numbers. `few`
-        is the same call with another batch or, if there is none, this one: then the first axis says what grows."""
-        words, batch = [], len(self.args[0])
-        for name, arg, wanted, other in zip(
-            OPERATORS[self.operator].arguments, self.args, self.wanted, few.args, strict=True
-        ):
+        """The call in words: the shapes of tensors that grow with the batch and need a gradient, the types of those
+        that are wider than another one, and the numbers. `few` is the same call with another batch or, if there is
+        none, this one: then the first axis says what grows."""
+        named = zip(OPERATORS[self.operator].arguments, self.args, self.wanted, few.args, strict=True)
+        batch, told = len(self.args[0]), []
+        for name, arg, wanted, other in named:
             grows = isinstance(arg, Tensor) and (arg.shape[0] == batch if few is self else arg.shape != other.shape)
-            if isinstance(arg, Tensor) and wanted and grows:
-                words.append(f"{name} {'×'.join(map(str, arg.shape))}")
-            elif isinstance(arg, int):
-                words.append(f"{name} {arg}")
+            if (grows and wanted) or isinstance(arg, int):
+                told.append((name, arg))
+        least = min((arg.element_size() for _, arg in told if isinstance(arg, Tensor)), default=0)
+        words = []
+        for name, arg in told:
+            text = "×".join(map(str, arg.shape)) if isinstance(arg, Tensor) else str(arg)
+            wide = isinstance(arg, Tensor) and arg.element_size() > least
+            words.append(f"{name} {text} {str(arg.dtype).removeprefix('torch.')}" if wide else f"{name} {text}")
         return ", ".join(words)
+
+    @property
+    def missing(self) -> list[str]:
+        """The names of the arguments that are None."""
+        return [name for name, arg in zip(OPERATORS[self.operator].arguments, self.args, strict=True) if arg is None]
 
 
 @contextmanager

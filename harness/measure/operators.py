@@ -179,11 +179,14 @@ def bench_operators(
             calls = [pair for pair in calls if not only or pair[0].operator in only]
             for name in [] if held else dict.fromkeys(few.operator for few, _ in calls):
                 say(f"{name} left out: {OPERATORS[name].why_not(device.split(':')[0]) or 'none'}")
-            subject = Subject(settings, backend, device, batch, model.input_size, machine)
+            subject, named = Subject(settings, backend, device, batch, model.input_size, machine), set()
             for few, many in calls:
-                key = few.operator, few.signature
+                key, shape = (few.operator, few.signature), many.shape(few)
+                if (few.operator, shape) in named:  # its parameters differ, which shapes that grow do not say
+                    shape += f", without {', '.join(few.missing)}"
+                named.add((few.operator, shape))
                 held[key] = held.get(key) or Held(few, settings.precision, device)
-                for row in subject.rows(held[key], few, many):
+                for row in subject.rows(held[key], few, many, shape):
                     outcome = f"{row['p50_ms']:.3f} ms" if row["state"] == "done" else f"{row['state']}: {row['error']}"
                     text = f"{row['operator']}={row['backend'][row['operator']]}, {row['shape']}, {row['pass']}"
                     say(f"{text}: {outcome}")
@@ -209,9 +212,9 @@ class Subject:
         self.settings, self.backend, self.device, self.batch = settings, backend, device, batch
         self.input_size, self.machine = input_size, machine
 
-    def rows(self, held: Held, few: Call, many: Call) -> Iterator[Line]:
-        """A row for every backend, yardstick and pass of a call, checked with `few` images, whose results are `held`,
-        and timed with `many`."""
+    def rows(self, held: Held, few: Call, many: Call, shape: str) -> Iterator[Line]:
+        """A row for every backend, yardstick and pass of a call, `shape` in words, checked with `few` images, whose
+        results are `held`, and timed with `many`."""
         operator, device_type = OPERATORS[few.operator], self.device.split(":")[0]
         asked, floor = getattr(self.backend, few.operator), OPERATOR_FLOOR[self.settings.precision]
         images = copy_images(few, many)
@@ -231,12 +234,12 @@ class Subject:
                 run = as_in_the_model(backend.run, self.settings.precision, self.device)
                 compare = partial(held.compare, run, floor), timed
                 steps = partial(_steps, run, many, weights)
-                yield from self.passes(backend.name, compare, steps, many, many.shape(few), result)
+                yield from self.passes(backend.name, compare, steps, many, shape, result)
         for yardstick in operator.yardsticks if asked == "auto" else ():
             if not yardstick.reasons(device_type):
                 compare = partial(compare_yardstick, yardstick, few, held.exact), _not_compared
                 steps = partial(_rival_steps, yardstick, many)
-                yield from self.passes(yardstick.name, compare, steps, many, many.shape(few), result)
+                yield from self.passes(yardstick.name, compare, steps, many, shape, result)
 
     def passes(
         self,

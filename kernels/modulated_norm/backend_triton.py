@@ -20,8 +20,11 @@ LARGEST = 4096  # channels, because a program holds a row in its registers
 NARROWEST = 16  # channels of a tile
 # Channels of a tile that a thread has, by the number of tiles of a row: 8 to 14 of a row.
 OF_A_THREAD = {1: 8, 2: 4, 3: 4, 5: 2, 7: 2}
-WARPS = 8192  # two to four times as many as an H100 runs at a time; programs are shorter where there would be fewer
-LEAST_BACKWARD = 4  # steps of a program, whose sums then take less memory than its rows
+# About as many warps as an H100 runs at a time, as registers allow, and the least steps of a program: each program of
+# the backward pass writes sums.
+FORWARD, BACKWARD = (4096, 1), (2048, 4)
+# More warps where programs stay longer than LONG tokens: then the last programs take a small part of the time.
+SEVERAL, LONG = 8192, 32
 
 
 def tiles(channels: int, wide: bool) -> dict[str, int]:
@@ -41,11 +44,14 @@ def tiles(channels: int, wide: bool) -> dict[str, int]:
     return {"D": channels, "BE": size, "R": 32 * warps // threads, "num_warps": warps}
 
 
-def tokens_of_a_program(images: int, tokens: int, constants: dict[str, int], least: int) -> int:
-    """Tokens of an image that a program walks down: all, or fewer where the GPU would be idle; `least` steps or more,
-    if the image has them."""
+def tokens_of_a_program(images: int, tokens: int, constants: dict[str, int], direction: tuple[int, int]) -> int:
+    """Tokens of an image that a program walks down in a direction, FORWARD or BACKWARD: all, or fewer where the GPU
+    would be idle, but not fewer than the least steps."""
+    full, least = direction
     span = max(1, tokens)
-    while span > least * constants["R"] and images * -(-tokens // span) * constants["num_warps"] < WARPS:
+    while span > least * constants["R"]:
+        if images * -(-tokens // span) * constants["num_warps"] >= (SEVERAL if span > LONG else full):
+            break
         span = -(-span // 2)
     return span
 
@@ -59,11 +65,11 @@ def _dense(v: Tensor | None) -> Tensor | None:
     return None if v is None else dense_rows(v)
 
 
-def _plan(x: Tensor, stream: torch.dtype, least: int) -> tuple[dict[str, int], int, int]:
+def _plan(x: Tensor, stream: torch.dtype, direction: tuple[int, int]) -> tuple[dict[str, int], int, int]:
     """The constants of a kernel, the tokens of a program, and how many programs share an image."""
     images, *grid, channels = (int(n) for n in x.shape)  # ints, even where torch.compile has symbols
     constants = tiles(channels, stream.itemsize > 2)
-    span = tokens_of_a_program(images, math.prod(grid), constants, least)
+    span = tokens_of_a_program(images, math.prod(grid), constants, direction)
     return constants, span, max(1, -(-math.prod(grid) // span))
 
 
@@ -92,7 +98,7 @@ def norm_forward(
     kind = written.get("x'", x.dtype)
     stream = torch.empty(x.shape if branch is not None else 0, dtype=kind, device=x.device)
     y = torch.empty(x.shape, dtype=written["y"], device=x.device)
-    constants, span, spans = _plan(x, kind, 1)
+    constants, span, spans = _plan(x, kind, FORWARD)
     x, branch = _rows(x), None if branch is None else _rows(branch)
     gate, shift, scale = _dense(gate), dense_rows(shift), dense_rows(scale)
     with launched_on(x):
@@ -122,7 +128,7 @@ def norm_backward(
 
     kernel: Any = triton_kernels.backward  # Any, because type checkers take a kernel for a function
 
-    constants, span, spans = _plan(stream, stream.dtype, LEAST_BACKWARD)
+    constants, span, spans = _plan(stream, stream.dtype, BACKWARD)
     g_x = torch.empty(stream.shape, dtype=stream.dtype, device=stream.device)
     g_branch = torch.empty(
         0 if branch is None else branch.shape, dtype=(branch if branch is not None else g_y).dtype, device=stream.device
@@ -151,7 +157,7 @@ def _(x, branch, gate, shift, scale, weight, bias, eps):
 
 @norm_backward.register_fake
 def _(g_stream, g_y, stream, branch, gate, scale, weight, eps):
-    spans = _plan(stream, stream.dtype, LEAST_BACKWARD)[2]
+    spans = _plan(stream, stream.dtype, BACKWARD)[2]
     sums = stream.new_empty(stream.shape[0], spans, 2 if branch is None else 3, stream.shape[-1], dtype=torch.float32)
     return stream.new_empty(stream.shape), g_y.new_empty(0) if branch is None else branch.new_empty(branch.shape), sums
 

@@ -43,9 +43,11 @@ def read(x, e, channels: tl.constexpr, live):
 @triton.jit
 def read_vector(x, e, channels: tl.constexpr, missing: tl.constexpr):
     """The tiles [1, BE] of a vector at x, or of `missing` if there is none."""
-    if x is None:
-        return filled(missing, 1, e[0].shape[1], len(e))
-    return read(x, e, channels, tl.full((1, 1), 1, tl.int1))
+    if x is None:  # noqa: SIM108 — Triton compiles both sides of an expression
+        out = filled(missing, 1, e[0].shape[1], len(e))
+    else:
+        out = read(x, e, channels, tl.full((1, 1), 1, tl.int1))
+    return out
 
 
 @triton.jit
