@@ -8,9 +8,13 @@ import os
 
 import pytest
 import torch
+from lamabench.baselines.dit import DiTConfig
+from lamabench.harness.measure.models import fill_constants
 from lamabench.kernels import modulated_norm as op
 from lamabench.kernels.errors import InputError
 from lamabench.kernels.modulated_norm import backend_triton
+from lamabench.models.lamamba import LaMambaConfig
+from lamabench.models.registry import build, select_backends
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 INSTALLED = importlib.util.find_spec("triton") is not None
@@ -155,6 +159,32 @@ def test_small_unused_outputs(poison):
 
 
 @here_only
+@pytest.mark.parametrize("name", ["lamamba", "parallel", "dit"])
+def test_small_models(name, poison):
+    """Outputs and all gradients of whole models, with checkpointed blocks: a U-Net, mixers in parallel, a DiT."""
+    lamamba = {"input_size": 4, "in_channels": 1, "num_classes": 3, "dim": 8, "num_heads": 2, "window_size": 2}
+    config = {
+        "lamamba": LaMambaConfig(**lamamba, depths=[1, 1, 1], bottleneck_depth=1, mixers=["window"]),
+        "parallel": LaMambaConfig(**lamamba, depths=[1], layout="isotropic", mixers=["window", "conv"], parallel=True),
+        "dit": DiTConfig(4, 1, 3, patch_size=1, hidden_size=20, depth=2, num_heads=1),
+    }[name]
+    torch.manual_seed(0)
+    net = build(config).train()
+    fill_constants(net)
+    net.checkpointing = True
+    inputs = torch.randn(3, 1, 4, 4), torch.tensor([1.0, 400, 900]), torch.tensor([0, 1, 3])
+    results = []
+    for backend in ("triton", "torch"):
+        assert select_backends(net, {"modulated_norm": backend}, "cpu")["modulated_norm"] == backend
+        out = net(*inputs)
+        results.append(
+            [out, *torch.autograd.grad(out.square().sum(), [p for p in net.parameters() if p.requires_grad])]
+        )
+    for one, other in zip(*results, strict=True):
+        assert (one - other).norm() <= 1e-5 * other.norm()
+
+
+@here_only
 @pytest.mark.parametrize(("affine", "branch"), CASES)
 def test_torch_opcheck(affine, branch):
     given = make((2, 3, 8), affine=affine, branch=branch)
@@ -170,7 +200,7 @@ def test_torch_opcheck(affine, branch):
 @pytest.mark.skipif(INTERPRETED, reason="this is its own process")
 @pytest.mark.skipif(not INSTALLED, reason="triton is not installed")
 def test_interpreted(interpreted):
-    interpreted(__file__, "small or torch", 4 * len(SMALL) + 24 + 4 + 4)
+    interpreted(__file__, "small or torch", 4 * len(SMALL) + 24 + 4 + 3 + 4)
 
 
 @pytest.mark.skipif(INTERPRETED, reason="kernels are interpreted here")
@@ -191,11 +221,12 @@ def test_kernels_compile_for_an_h100(channels, wide, affine, branch):
     warps = constants.pop("num_warps")
     constants |= {} if affine else {"weight": None, "bias": None}
     constants |= {} if branch else {"branch": None, "gate": None, "g_stream": None}
+    options = {"num_warps": warps, "enable_fp_fusion": True}
     for kernel in (triton_kernels.forward, triton_kernels.backward):
         signature = {name: "constexpr" if name in constants else types.get(name, "i32") for name in kernel.arg_names}
         own = {name: value for name, value in constants.items() if name in signature}
         source = triton.compiler.ASTSource(kernel, signature, own)
-        compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": warps})
+        compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
         assert len(compiled.asm["cubin"]) > 1000
 
 
