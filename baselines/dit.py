@@ -14,7 +14,16 @@ from torch import Tensor, nn
 from ..kernels.attention import attention, macs
 from ..kernels.errors import InputError
 from ..models.fields import check_blocks, check_dropout
-from ..models.layers import LabelEmbedder, TimestepEmbedder, dropout, gate, modulate, sincos_positions, xavier_linears
+from ..models.layers import (
+    LabelEmbedder,
+    ModulatedNorm,
+    TimestepEmbedder,
+    dropout,
+    gate,
+    modulate,
+    sincos_positions,
+    xavier_linears,
+)
 from ..models.registry import Backbone, PaperSum, Preset, load_reference, out_channels, register
 
 
@@ -196,7 +205,17 @@ def _norm(config: DiTConfig) -> nn.Module:
     """The norm before attention, before the MLP and before the head."""
     if config.rms_norm:
         return RMSNorm(config.hidden_size)
-    return nn.LayerNorm(config.hidden_size, elementwise_affine=False, eps=1e-6)
+    return ModulatedNorm(config.hidden_size, eps=1e-6, affine=False)
+
+
+def _modulated(
+    norm: nn.Module, x: Tensor, shift: Tensor, scale: Tensor, branch: Tensor | None = None, g: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """`ModulatedNorm` with any norm: RMSNorm has no such operator."""
+    if isinstance(norm, ModulatedNorm):
+        return norm(x, shift, scale, branch, g)
+    x = x if branch is None or g is None else x + gate(branch, g)
+    return x, modulate(norm(x), shift, scale)
 
 
 class Block(nn.Module):
@@ -215,8 +234,9 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, c: Tensor, *turns: Tensor) -> Tensor:
         shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN_modulation(c).chunk(6, dim=-1)
-        x = x + gate(self.attn(modulate(self.norm1(x), shift1, scale1), *turns), gate1)
-        return x + gate(self.mlp(modulate(self.norm2(x), shift2, scale2)), gate2)
+        x, y = _modulated(self.norm1, x, shift1, scale1)
+        x, y = _modulated(self.norm2, x, shift2, scale2, self.attn(y, *turns), gate1)
+        return x + gate(self.mlp(y), gate2)
 
 
 class FinalLayer(nn.Module):
@@ -230,7 +250,8 @@ class FinalLayer(nn.Module):
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
         shift, scale = self.adaLN_modulation(c).chunk(2, dim=-1)
-        return self.linear(modulate(self.norm_final(x), shift, scale))
+        _, y = _modulated(self.norm_final, x, shift, scale)
+        return self.linear(y)
 
 
 class PatchEmbed(nn.Module):

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     OPERATORS: dict[str, Operator]
 
 # Every operator that backbones call. Each is a folder here.
-NAMES = ("depthwise_conv", "selective_scan", "ssd", "gated_norm", "window_attention", "attention")
+NAMES = ("depthwise_conv", "selective_scan", "ssd", "gated_norm", "modulated_norm", "window_attention", "attention")
 
 
 @cache

@@ -43,12 +43,14 @@ class Work(NamedTuple):
     exponentials     one for each score, decay, softplus and SiLU
     scan_operations  floating-point operations of a scan, by the papers' rule
     normalised       elements of a LayerNorm with parameters
+    plain_normalised elements of a LayerNorm without parameters
     """
 
     macs: int = 0
     exponentials: int = 0
     scan_operations: int = 0
     normalised: int = 0
+    plain_normalised: int = 0
 
 
 class Timed(Protocol):
@@ -96,6 +98,8 @@ class Operator:
                 backend that `auto` takes on a CPU. In float64 it is exact, and it replaces the reference where `exact`
                 is another backend
     yardsticks  what is timed beside the backends
+    outputs     {name: type} of the outputs of a call, from its arguments; a backend returns a tuple of them if there
+                are several. By default there is one, in the type of the first argument
     """
 
     def __init__(
@@ -108,6 +112,7 @@ class Operator:
         exact: str = "reference",
         rival: Callable[..., Any] | None = None,
         yardsticks: Sequence[Yardstick] = (),
+        outputs: Callable[..., dict[str, torch.dtype]] = lambda first, *_: {"output": first.dtype},
     ) -> None:
         self.name = name
         self.backends = {backend.name: backend for backend in backends}
@@ -115,6 +120,7 @@ class Operator:
         self.traced = dict(traced or {})
         self.exact = exact
         self.yardsticks = tuple(yardsticks)
+        self.outputs = outputs
         self._rival = rival
         self._resolved: dict[tuple[str, str], Backend] = {}
         self._watcher: Callable[..., None] | None = None

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..kernels.errors import InputError, unknown
 from .fields import check_blocks, check_dropout
-from .layers import LabelEmbedder, TimestepEmbedder, dropout, gate, modulate, sincos_positions, xavier_linears
+from .layers import LabelEmbedder, ModulatedNorm, TimestepEmbedder, dropout, gate, sincos_positions, xavier_linears
 from .mixers import Mixer, stage_mixers
 from .registry import Backbone, PaperSum, Preset, load_reference, out_channels, register
 
@@ -176,20 +176,24 @@ class Block(nn.Module):
         self.parallel = config.parallel
         self.condition_projection = ConditionProjection(cond, dim) if project or cond != dim else nn.Identity()
         self.adaLN_modulation = Conditioning(dim, 3 * (len(mixers) + 1) * dim)
-        self.norms = nn.ModuleList(nn.LayerNorm(dim) for _ in range(len(mixers) + 1))
+        self.norms = nn.ModuleList(ModulatedNorm(dim) for _ in range(len(mixers) + 1))
         self.mixers = nn.ModuleList(mixer.build(dim, side, shift) for mixer in mixers)
         self.mlp = MLP(dim, config.mlp_ratio * dim, config.dropout)
         self.dropout = dropout(config.dropout)
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
         vectors = self.adaLN_modulation(self.condition_projection(c)).chunk(3 * len(self.norms), dim=-1)
-        source = x
+        source, branch = x, None  # of the mixer before
         for i, mixer in enumerate([*self.mixers, self.mlp]):
-            if not self.parallel or i == len(self.mixers):
-                source = x
             shift, scale, g = vectors[3 * i : 3 * i + 3]
-            x = x + gate(self.dropout(mixer(modulate(self.norms[i](source), shift, scale))), g)
-        return x
+            if self.parallel and i < len(self.mixers):
+                x = x if branch is None else x + gate(*branch)
+                _, y = self.norms[i](source, shift, scale)
+            else:
+                x, y = self.norms[i](x, shift, scale, *(branch or ()))
+            branch = self.dropout(mixer(y)), g
+        assert branch is not None
+        return x + gate(*branch)
 
 
 class PatchMerging(nn.Module):
@@ -293,7 +297,7 @@ class LaMamba(Backbone):
                 mixers = [stages[i]] * (depths[i] + 1)
                 self.decoder.append(Stage(config, mixers, widths[i], sides[i], expanding, project=True))
         self.final_up = PatchExpanding(dim, dim, config.patch_size)
-        self.final_norm = nn.LayerNorm(dim, elementwise_affine=False, eps=1e-6)
+        self.final_norm = ModulatedNorm(dim, eps=1e-6, affine=False)
         self.final_condition_projection = ConditionProjection(cond, dim)
         self.final_adaLN_modulation = Conditioning(dim, 2 * dim)
         self.final_linear = nn.Linear(dim, out_channels(config))
@@ -335,8 +339,8 @@ class LaMamba(Backbone):
                 x = stage.fuse(torch.cat([x, skips.pop()], dim=-1))
             x = stage(x, c, self.run_block)
         shift, scale = self.final_adaLN_modulation(self.final_condition_projection(c)).chunk(2, dim=-1)
-        x = self.final_linear(modulate(self.final_norm(self.final_up(x)), shift, scale))
-        return x.permute(0, 3, 1, 2)
+        _, y = self.final_norm(self.final_up(x), shift, scale)
+        return self.final_linear(y).permute(0, 3, 1, 2)
 
 
 # Parts of parameter names here, and what the released code has for them, in the order of replacement.

@@ -5,6 +5,10 @@ import math
 import torch
 from torch import Tensor, nn
 
+from ..kernels.modulated_norm import modulated_norm
+from ..kernels.modulated_norm.backend_torch import gate as gate
+from ..kernels.modulated_norm.backend_torch import modulate as modulate
+
 
 def timestep_features(t: Tensor, width: int, max_period: float = 10000.0) -> Tensor:
     """Sinusoidal features of timesteps: cosines, then sines (DiT; ADM).
@@ -66,15 +70,21 @@ def dropout(probability: float) -> nn.Module:
     return nn.Dropout(probability) if probability else nn.Identity()
 
 
-def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """`x · (1 + scale) + shift`; x [B, …, C], shift and scale [B, C] (DiT, adaLN)."""
-    lead = (shift.shape[0],) + (1,) * (x.ndim - 2) + (shift.shape[-1],)
-    return x * (1 + scale.view(lead)) + shift.view(lead)
+class ModulatedNorm(nn.LayerNorm):
+    """What stands between the mixers of a block: a gated residual, LayerNorm, shift and scale, by the operator
+    `modulated_norm`."""
 
+    def __init__(self, width: int, eps: float = 1e-5, affine: bool = True) -> None:
+        super().__init__(width, eps, affine)
+        self.operators = {"modulated_norm": "auto"}
 
-def gate(x: Tensor, g: Tensor) -> Tensor:
-    """`g · x`; x [B, …, C], g [B, C] (adaLN-Zero)."""
-    return x * g.view((g.shape[0],) + (1,) * (x.ndim - 2) + (g.shape[-1],))
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, x: Tensor, shift: Tensor, scale: Tensor, branch: Tensor | None = None, g: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """`x + g · branch`, or x without a branch, and its norm with shift and scale: x and branch [B, …, C], shift,
+        scale and g [B, C] -> two of the shape of x."""
+        backend = self.operators["modulated_norm"]
+        return modulated_norm(x, shift, scale, self.weight, self.bias, self.eps, branch, g, backend)
 
 
 def xavier_linears(module: nn.Module) -> None:

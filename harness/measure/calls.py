@@ -28,23 +28,37 @@ class Call(NamedTuple):
 
     @property
     def names(self) -> list[str]:
-        """The names of what `results` returns: the output, then the arguments with a gradient."""
+        """The names of what `results` returns: the outputs, then the arguments with a gradient."""
         named = zip(OPERATORS[self.operator].arguments, self.wanted, strict=True)
-        return ["output", *(name for name, wanted in named if wanted)]
+        return [*self.outputs, *(name for name, wanted in named if wanted)]
+
+    @property
+    def outputs(self) -> dict[str, torch.dtype]:
+        """The names of the outputs, with their types (see `Operator`)."""
+        return OPERATORS[self.operator].outputs(*self.args)
 
     def shape(self, few: "Call") -> str:
-        """The call in words: the shapes of tensors that grow with the batch and need a gradient, and the numbers. `few`
-        is the same call with another batch or, if there is none, this one: then the first axis says what grows."""
-        words, batch = [], len(self.args[0])
-        for name, arg, wanted, other in zip(
-            OPERATORS[self.operator].arguments, self.args, self.wanted, few.args, strict=True
-        ):
+        """The call in words: the shapes of tensors that grow with the batch and need a gradient, the types of those
+        that are wider than another one, and the numbers. `few` is the same call with another batch or, if there is
+        none, this one: then the first axis says what grows."""
+        named = zip(OPERATORS[self.operator].arguments, self.args, self.wanted, few.args, strict=True)
+        batch, told = len(self.args[0]), []
+        for name, arg, wanted, other in named:
             grows = isinstance(arg, Tensor) and (arg.shape[0] == batch if few is self else arg.shape != other.shape)
-            if isinstance(arg, Tensor) and wanted and grows:
-                words.append(f"{name} {'×'.join(map(str, arg.shape))}")
-            elif isinstance(arg, int):
-                words.append(f"{name} {arg}")
+            if (grows and wanted) or isinstance(arg, int):
+                told.append((name, arg))
+        least = min((arg.element_size() for _, arg in told if isinstance(arg, Tensor)), default=0)
+        words = []
+        for name, arg in told:
+            text = "×".join(map(str, arg.shape)) if isinstance(arg, Tensor) else str(arg)
+            wide = isinstance(arg, Tensor) and arg.element_size() > least
+            words.append(f"{name} {text} {str(arg.dtype).removeprefix('torch.')}" if wide else f"{name} {text}")
         return ", ".join(words)
+
+    @property
+    def missing(self) -> list[str]:
+        """The names of the arguments that are None."""
+        return [name for name, arg in zip(OPERATORS[self.operator].arguments, self.args, strict=True) if arg is None]
 
 
 @contextmanager
@@ -87,9 +101,9 @@ def fresh(call: Call, dtype: torch.dtype | None = None) -> tuple[list[Any], list
 
 
 def results(
-    run: Callable[..., Tensor], call: Call, dtype: torch.dtype | None = None, spoil: Callable[[], None] = lambda: None
+    run: Callable[..., Any], call: Call, dtype: torch.dtype | None = None, spoil: Callable[[], None] = lambda: None
 ) -> list[Tensor]:
-    """The output, then every wanted gradient, for the loss that is the sum of the output times fixed random weights.
+    """The outputs, then every wanted gradient, for the loss that is the sum of the outputs times fixed random weights.
 
     Float tensors get `dtype`. `spoil` is called before each of the two passes. The gradient of the output has the
     memory layout of the output, as attention gets it in our models, because that layout must not change within a
@@ -97,16 +111,21 @@ def results(
     """
     args, leaves = fresh(call, dtype)
     spoil()
-    out = run(*args)
-    weights = torch.empty_like(out).copy_(output_weights(out.shape))
+    out = listed(run(*args))
+    weights = [torch.empty_like(v).copy_(output_weights(v.shape)) for v in out]
     spoil()
-    return [out.detach(), *torch.autograd.grad(out, leaves, weights)]
+    return [*(v.detach() for v in out), *torch.autograd.grad(out, leaves, weights)]
 
 
-def as_in_the_model(run: Callable[..., Tensor], precision: str, device: str) -> Callable[..., Tensor]:
+def listed(out: Any) -> list[Tensor]:
+    """The outputs of a backend, which returns a tensor or a tuple of tensors."""
+    return list(out) if isinstance(out, tuple) else [out]
+
+
+def as_in_the_model(run: Callable[..., Any], precision: str, device: str) -> Callable[..., Any]:
     """A backend under the same autocast as in a model."""
 
-    def wrapped(*args: Any) -> Tensor:
+    def wrapped(*args: Any) -> Any:
         with autocast(device, precision):
             return run(*args)
 

@@ -245,7 +245,7 @@ class Held:
         self.plain = results(as_in_the_model(operator.rival, precision, device), call)
         self.rivals = [relative_rms([a], [b]) for a, b in zip(self.plain, self.exact, strict=True)]
 
-    def compare(self, run: Callable[..., Tensor], floor: float) -> dict[str, Any]:
+    def compare(self, run: Callable[..., Any], floor: float) -> dict[str, Any]:
         """Relative RMS errors of a backend as fields of a row: `relative_error` is the largest (null if it is not
         finite) and `error_of` the output or gradient that has it.
 
@@ -289,7 +289,7 @@ class Held:
     def _worst(self, errors: list[float], rivals: list[float], floor: float) -> tuple[int, str | None]:
         """The place of the largest error, and the first that is too large in words."""
         worst = max(range(len(errors)), key=lambda place: math.inf if math.isnan(errors[place]) else errors[place])
-        for name, error, rival in zip(self.call.names, errors, rivals, strict=False):  # forward has the output alone
+        for name, error, rival in zip(self.call.names, errors, rivals, strict=False):  # forward has the outputs alone
             if not error <= 2 * rival + floor:
                 return worst, f"{name} off by {error:.1e}, plain torch by {rival:.1e}"
         return worst, None

@@ -229,8 +229,8 @@ class Count(TorchDispatchMode):
         if isinstance(module, nn.LayerNorm | nn.GroupNorm):
             affine = module.weight is not None
             name = ("affine_" if affine else "plain_") + ("norm" if isinstance(module, nn.LayerNorm) else "group_norm")
-            asked[name] += output.numel()
-            part.flops += output.numel() * (AFFINE_OPS if affine else PLAIN_OPS)
+            asked[name] += inputs[0].numel()
+            part.flops += inputs[0].numel() * (AFFINE_OPS if affine else PLAIN_OPS)
         if isinstance(module, nn.RMSNorm):
             asked["rms_norm"] += output.numel() // output.shape[-1]
             part.flops += output.numel() * (PLAIN_RMS_OPS if module.weight is None else AFFINE_RMS_OPS)
@@ -267,7 +267,8 @@ class Count(TorchDispatchMode):
             watched["macs"] += flop_registry[packet](*args, **(kwargs or {}), out_val=out) // 2
         elif name in self.traced:
             work = self.traced[name](*args, **(kwargs or {}))
-            watched.update({"macs": work.macs, "scan": work.scan_operations, "affine_norm": work.normalised})
+            watched.update({"macs": work.macs, "scan": work.scan_operations})
+            watched.update({"affine_norm": work.normalised, "plain_norm": work.plain_normalised})
         elif name == "aten::native_layer_norm":
             watched["plain_norm" if args[2] is None else "affine_norm"] += args[0].numel()
         elif name == "aten::native_group_norm":

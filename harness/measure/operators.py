@@ -18,7 +18,7 @@ from ...kernels.operator import Yardstick, output_weights
 from ...models.registry import Backbone, build, called_operators, select_backends
 from ..device import device_name, exact_float32
 from ..sections import BenchConfig
-from .calls import Call, as_in_the_model, calls_of, fresh
+from .calls import Call, as_in_the_model, calls_of, fresh, listed
 from .check import Held, WrongOutput, or_null, relative_rms
 from .clocks import conditions, reader
 from .gpus import exponentials_per_s, peak_flops
@@ -78,9 +78,9 @@ def limits(device: str, precision: str) -> dict[str, float | None]:
 def needs(call: Call, result: int, backward: bool) -> dict[str, int]:
     """What a call needs of the machine, as fields of a record, of which reports derive the least times (gpus.floors).
 
-    Bytes: inputs and output (`result` bytes) once; in the backward pass the inputs and the output's gradient once more,
-    and every gradient. Products: two FLOPs per multiply-add, three times as many with the backward pass. Exponentials:
-    once in each pass.
+    Bytes: inputs and outputs (`result` bytes) once; in the backward pass the inputs and the outputs' gradients once
+    more, and every gradient. Products: two FLOPs per multiply-add, three times as many with the backward pass.
+    Exponentials: once in each pass.
     """
     inputs = sum(arg.numel() * arg.element_size() for arg in call.args if isinstance(arg, Tensor))
     gradients = sum(
@@ -179,11 +179,14 @@ def bench_operators(
             calls = [pair for pair in calls if not only or pair[0].operator in only]
             for name in [] if held else dict.fromkeys(few.operator for few, _ in calls):
                 say(f"{name} left out: {OPERATORS[name].why_not(device.split(':')[0]) or 'none'}")
-            subject = Subject(settings, backend, device, batch, model.input_size, machine)
+            subject, named = Subject(settings, backend, device, batch, model.input_size, machine), set()
             for few, many in calls:
-                key = few.operator, few.signature
+                key, shape = (few.operator, few.signature), many.shape(few)
+                if (few.operator, shape) in named:  # its parameters differ, which shapes that grow do not say
+                    shape += f", without {', '.join(few.missing)}"
+                named.add((few.operator, shape))
                 held[key] = held.get(key) or Held(few, settings.precision, device)
-                for row in subject.rows(held[key], few, many):
+                for row in subject.rows(held[key], few, many, shape):
                     outcome = f"{row['p50_ms']:.3f} ms" if row["state"] == "done" else f"{row['state']}: {row['error']}"
                     text = f"{row['operator']}={row['backend'][row['operator']]}, {row['shape']}, {row['pass']}"
                     say(f"{text}: {outcome}")
@@ -209,15 +212,16 @@ class Subject:
         self.settings, self.backend, self.device, self.batch = settings, backend, device, batch
         self.input_size, self.machine = input_size, machine
 
-    def rows(self, held: Held, few: Call, many: Call) -> Iterator[Line]:
-        """A row for every backend, yardstick and pass of a call, checked with `few` images, whose results are `held`,
-        and timed with `many`."""
+    def rows(self, held: Held, few: Call, many: Call, shape: str) -> Iterator[Line]:
+        """A row for every backend, yardstick and pass of a call, `shape` in words, checked with `few` images, whose
+        results are `held`, and timed with `many`."""
         operator, device_type = OPERATORS[few.operator], self.device.split(":")[0]
         asked, floor = getattr(self.backend, few.operator), OPERATOR_FLOOR[self.settings.precision]
         images = copy_images(few, many)
-        weights = output_weights(held.exact[0].shape).to(self.device)[images.to(self.device)]
-        # In the type of the first argument, because plain torch may return another (CUDA's autocast norms in float32).
-        result = weights.numel() * few.args[0].element_size()
+        places, exact = images.to(self.device), held.exact[: len(few.outputs)]
+        weights = [output_weights(v.shape).to(self.device)[places] for v in exact]
+        # In the types of the operator, because plain torch may return others (CUDA's autocast norms in float32).
+        result = sum(v.numel() * kind.itemsize for v, kind in zip(weights, few.outputs.values(), strict=True))
         rival = as_in_the_model(operator.rival, self.settings.precision, self.device)
         timed = partial(
             held.compare_timed,
@@ -230,12 +234,12 @@ class Subject:
                 run = as_in_the_model(backend.run, self.settings.precision, self.device)
                 compare = partial(held.compare, run, floor), timed
                 steps = partial(_steps, run, many, weights)
-                yield from self.passes(backend.name, compare, steps, many, many.shape(few), result)
+                yield from self.passes(backend.name, compare, steps, many, shape, result)
         for yardstick in operator.yardsticks if asked == "auto" else ():
             if not yardstick.reasons(device_type):
                 compare = partial(compare_yardstick, yardstick, few, held.exact), _not_compared
                 steps = partial(_rival_steps, yardstick, many)
-                yield from self.passes(yardstick.name, compare, steps, many, many.shape(few), result)
+                yield from self.passes(yardstick.name, compare, steps, many, shape, result)
 
     def passes(
         self,
@@ -299,17 +303,17 @@ def compare_yardstick(yardstick: Yardstick, call: Call, exact: list[Tensor]) -> 
     return row
 
 
-def _steps(run: Callable[..., Tensor], call: Call, weights: Tensor) -> dict[str, Callable[[], list[Tensor]]]:
-    """Both passes, which return what `calls.results` returns. `weights` are those of the output."""
+def _steps(run: Callable[..., Any], call: Call, weights: list[Tensor]) -> dict[str, Callable[[], list[Tensor]]]:
+    """Both passes, which return what `calls.results` returns. `weights` are those of the outputs."""
     args, leaves = fresh(call)
     with torch.no_grad():
-        weights = torch.empty_like(run(*args)).copy_(weights)
+        alike = [torch.empty_like(v).copy_(weight) for v, weight in zip(listed(run(*args)), weights, strict=True)]
 
     def both() -> list[Tensor]:
-        out = run(*args)
-        return [out.detach(), *torch.autograd.grad(out, leaves, weights)]
+        out = listed(run(*args))
+        return [*(v.detach() for v in out), *torch.autograd.grad(out, leaves, alike)]
 
-    return {"forward": torch.no_grad()(lambda: [run(*args)]), "forward+backward": both}
+    return {"forward": torch.no_grad()(lambda: listed(run(*args))), "forward+backward": both}
 
 
 def _rival_steps(yardstick: Yardstick, call: Call) -> dict[str, Callable[[], Any]]:

@@ -17,8 +17,9 @@ from lamabench.kernels import OPERATORS
 from lamabench.kernels.attention import PlainAttention, sdpa
 from lamabench.kernels.errors import InputError
 from lamabench.launch.cli import main
-from lamabench.models.registry import build, preset, select_backends
+from lamabench.models.registry import Backbone, build, preset, select_backends
 from measuring import collect
+from torch import nn
 
 DIT = DiTConfig(input_size=8, in_channels=1, num_classes=10, patch_size=2, hidden_size=16, depth=2, num_heads=2)
 
@@ -111,7 +112,8 @@ def test_the_command_reports_it_and_fails(plant, tmp_path, monkeypatch, capsys):
     lines = read_lines(path)
     assert [line["state"] for line in lines] == ["wrong", "wrong", "done", "done"]
     (error,) = {line.get("operator_error") for line in lines[2:]}
-    assert f"checked against float32, attention=reference; operators alone off by {error:.1e} at most" in output
+    assert "checked against float32, modulated_norm=reference, attention=reference; operators alone" in output
+    assert f"operators alone off by {error:.1e} at most" in output
 
 
 def test_a_wrong_output_is_detected_if_only_forward_passes_are_measured(plant):
@@ -133,11 +135,15 @@ def test_the_floor_is_that_of_whole_models(factor, state, plant):
 @pytest.mark.parametrize(
     ("name", "calls"),
     [
-        ("dit_nano", {"attention": 1}),
+        # The norms of a block without and with the branch before; the head's is as a block's first.
+        ("dit_nano", {"modulated_norm": 2, "attention": 1}),
         ("dit_modern_nano", {"attention": 1}),
         ("uvit_nano", {"attention": 1}),
         # Two levels, of 8 × 8 and 4 × 4 tokens. Windows are shifted only on the larger level.
-        ("lamamba_nano", {"depthwise_conv": 2, "selective_scan": 2, "gated_norm": 2, "window_attention": 3}),
+        (
+            "lamamba_nano",
+            {"depthwise_conv": 2, "selective_scan": 2, "gated_norm": 2, "modulated_norm": 5, "window_attention": 3},
+        ),
         ("unet_nano", {"attention": 1}),
     ],
 )
@@ -153,12 +159,27 @@ def test_the_right_backends_pass(name, calls, precision, compared):
 def test_operators_are_checked_once_for_each_size(compared):
     rows, error = collect(make(attention="reference", input_sizes=[8, 4], checkpointing=[False, True]))
     assert error is None and len(rows) == 2 * 3 * 2
-    assert compared == [("attention", (1, 2, 16, 8)), ("attention", (1, 2, 4, 8))]
+    assert [one for one in compared if one[0] == "attention"] == [
+        ("attention", (1, 2, 16, 8)),
+        ("attention", (1, 2, 4, 8)),
+    ]
     assert all(0 < row["operator_error"] < 1e-5 for row in rows)
 
 
+class Convolution(Backbone):
+    """A net without operators."""
+
+    def __init__(self):
+        super().__init__()
+        self.config, self.layer = DIT, nn.Conv2d(1, 2, 1)
+
+    def forward(self, x, t, y):
+        return self.layer(x)
+
+
 def test_a_net_without_operators_has_no_error():
-    net, backends, expected = ready(replace(preset("lamamba_nano").config, mixers=["none"]), "float32")
+    net = Convolution()
+    backends, expected = select_backends(net, {}, "cpu"), check.reference(net, "float32", "cpu")
     assert backends == {} and check_operators(net, backends, expected.backends, "float32", "cpu") is None
 
 
@@ -368,5 +389,5 @@ def test_the_check_of_attention_passes_after_the_model_ran_on_the_gpu():
     models.fill_constants(net)
     backends = select_backends(net, {}, "cuda")
     expected = check.reference(net, "bfloat16", "cuda")
-    assert expected.backends == backends == {"attention": "sdpa"}
+    assert expected.backends["attention"] == backends["attention"] == "sdpa"
     assert (check_operators(net, backends, expected.backends, "bfloat16", "cuda") or 0) < 0.3

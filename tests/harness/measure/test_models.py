@@ -34,7 +34,8 @@ def test_rows():
     for row in rows:
         assert row["state"] == "done" and 0 < row["p20_ms"] <= row["p50_ms"] <= row["p80_ms"]
         assert row["images_per_s"] == pytest.approx(2 / (row["p50_ms"] / 1e3))
-        assert row["backend"] == {"attention": "sdpa"} and row["checked_against"] == {"attention": "reference"}
+        assert row["backend"] == {"modulated_norm": "torch", "attention": "sdpa"}
+        assert row["checked_against"] == dict.fromkeys(row["backend"], "reference")
         assert row["peak_memory_gib"] is None and row["repeats"] == 2 and row["began"] == rows[0]["began"]
         assert row["timed_error"] < 1e-6 and row["clock_mhz"] is row["power_w"] is row["throttled"] is None
         assert json.dumps(row, allow_nan=False)
@@ -217,7 +218,7 @@ def test_bfloat16_may_have_twice_the_error_of_plain_bfloat16(monkeypatch):
 def test_many_tokens_are_checked_against_plain_torch(monkeypatch):
     monkeypatch.setattr(check, "MANY_TOKENS", 16)
     (row,) = collect(make(modes=["forward"]))[0]
-    assert row["state"] == "done" and row["checked_against"] == {"attention": "sdpa"}
+    assert row["state"] == "done" and row["checked_against"] == {"modulated_norm": "reference", "attention": "sdpa"}
 
 
 def test_out_of_memory_is_a_row_and_ends_the_search(monkeypatch):
