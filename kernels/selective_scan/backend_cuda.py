@@ -16,8 +16,8 @@ from . import cuda_forward_pairs
 FOLDER = Path(__file__).parent
 COMMON = FOLDER / "scan.cuh"
 STEPS = 16  # of a chunk
-# What the forward pass stores for the backward pass. none: nothing, because there is none. few: the states at the start of
-# every chunk, but of more than FEW_STATES a channel only those at the start of segments. all: at every chunk.
+# What the forward pass stores for the backward pass. none: nothing, because there is none. few: the states at the start
+# of every chunk, but of more than FEW_STATES a channel only those at the start of segments. all: at every chunk.
 KEEP = ("none", "few", "all")
 FEW_STATES = 4  # take K·E·L / 4 numbers an image or fewer
 MOST_SEGMENTS = 64  # of a path in the backward pass
@@ -45,8 +45,8 @@ class Plan:
         self.w_block = self.halves * 128
 
     def starts_shape(self, keep: str) -> tuple[int, ...]:
-        """The shape of the states that the forward pass stores for the backward pass, by a name of `KEEP`. With `all` or
-        few states these are the states at the start of every chunk, else of every segment, and none where paths stay
+        """The shape of the states that the forward pass stores for the backward pass, by a name of `KEEP`. With `all`
+        or few states these are the states at the start of every chunk, else of every segment, and none where paths stay
         whole."""
         count = self.chunks if keep != "none" else 0
         if keep == "few" and self.states > FEW_STATES:
@@ -371,6 +371,6 @@ def selective_scan(*inputs: Any, keep: str = "few") -> Tensor:
 
 
 def kept_selective_scan(*inputs: Any) -> Tensor:
-    """`selective_scan` that keeps all states in training: K·E·L·N / 16 more numbers an image, and no walk forwards in the
-    backward pass."""
+    """`selective_scan` that keeps all states in training: K·E·L·N / 16 more numbers an image, and no walk forwards in
+    the backward pass."""
     return selective_scan(*inputs, keep="all")
