@@ -1,6 +1,8 @@
 """The place of this process among those that torchrun or SLURM started, as the environment tells it."""
 
 import os
+import platform
+from contextlib import suppress
 
 from ..kernels.errors import InputError
 
@@ -34,6 +36,27 @@ def rank() -> int:
 def neighbours() -> int:
     """The number of processes of the run on this machine."""
     return max(1, variable("LOCAL_WORLD_SIZE", 1))
+
+
+def identity() -> str:
+    """This process among all of its run: its machine, with the container that numbers its processes, and its number."""
+    space = ""
+    with suppress(OSError):
+        space = os.readlink("/proc/self/ns/pid")
+    return f"{platform.node()} {space} {os.getpid()}"
+
+
+def gone(process: str) -> bool:
+    """Whether a process, by its `identity`, has ended; False if it is of another machine or container."""
+    place, number = process.rsplit(" ", 1)
+    if place == identity().rsplit(" ", 1)[0]:
+        try:
+            os.kill(int(number), 0)
+        except ProcessLookupError:
+            return True
+        except PermissionError:
+            pass
+    return False
 
 
 def check_address() -> None:

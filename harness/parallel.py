@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..kernels.errors import InputError
 from . import signals
-from .launcher import check_address, rank, size, variable
+from .launcher import check_address, gone, identity, rank, size, variable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -119,6 +119,7 @@ def _join(port: Path | None) -> None:
         _until(port.exists, "the first process")
         number = int(port.read_text(encoding="utf-8"))
         _store = TCPStore(os.environ["MASTER_ADDR"], number, is_master=False, timeout=limit)
+    _store.set(f"process/{rank()}", identity())
     _store.add("joined", 1)
     _until(lambda: _store.add("joined", 0) >= size(), f"all {size()} processes")
     gpus = torch.cuda.is_available() and dist.is_nccl_available()
@@ -154,15 +155,21 @@ def call(work: str, **values: Any) -> None:
 
 
 def end(code: int | None) -> None:
-    """In the first process: tell the others to end with an exit code, and wait for a moment until they know. A second
-    call does nothing."""
+    """In the first process: tell the others to end with an exit code, and wait for a moment until those that still run
+    know. A second call does nothing."""
     if size() == 1 or _store is None or not _ending.acquire(blocking=False):
         return
     with suppress(RuntimeError):  # of a launcher that is gone
         _send({"end": code})
-        limit = time.monotonic() + (LOST_S if _lost else 2 * LEAVE_S)
-        while _store.add("heard", 0) < size() - 1 and time.monotonic() < limit:
+        limit, others = time.monotonic() + (LOST_S if _lost else 2 * LEAVE_S), range(1, size())
+        while others and time.monotonic() < limit:
             time.sleep(LOOK_S)
+            others = [one for one in others if not (_store.check([f"heard/{one}"]) or _ended(one))]
+
+
+def _ended(number: int) -> bool:
+    """Whether a process of the run ended on this machine."""
+    return gone(_store.get(f"process/{number}").decode())
 
 
 def _lead(work: Callable[[], int | None]) -> int | None:
@@ -185,11 +192,13 @@ def _follow() -> int | None:
     try:
         while True:
             while not _store.check([f"message/{number}"]):
+                if _ended(0):  # which torchrun's store outlives
+                    raise Lost(f"the first process {GONE}")
                 time.sleep(LOOK_S)
             message = json.loads(_store.get(f"message/{number}"))
             number += 1
             if "end" in message:
-                _store.add("heard", 1)
+                _store.set(f"heard/{rank()}", "")
                 return message["end"]
             done = threading.Event()
             threading.Thread(target=_leave, args=(number, done), daemon=True).start()
@@ -212,12 +221,13 @@ def _leave(number: int, done: threading.Event) -> None:
     """End this process if the first one has ended while this one still works, perhaps in a call that never returns."""
     with suppress(RuntimeError):
         while not done.wait(LOOK_S * 5):
-            if not _store.check([f"message/{number}"]):
+            told = _store.check([f"message/{number}"])
+            if not told and not _ended(0):
                 continue
             if done.wait(LEAVE_S):
                 return
-            code = json.loads(_store.get(f"message/{number}"))["end"]
-            _store.add("heard", 1)
+            code = json.loads(_store.get(f"message/{number}"))["end"] if told else 1
+            _store.set(f"heard/{rank()}", "")
             os._exit(code or 0)
 
 

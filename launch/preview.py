@@ -56,7 +56,7 @@ def show_plan(sweep: Sweep) -> int:
     except InputError as error:
         print(error)
     hints = notes.hints(sweep.study, sweep.whole)
-    for line in (*notes.problems(runs, known), *notes.data(runs, known), *notes.earlier(runs), *hints):
+    for line in dict.fromkeys((*notes.problems(runs, known), *notes.data(runs, known), *notes.earlier(runs), *hints)):
         print(line)
     if queue:
         _print_arrays(sweep, pieces, asked)

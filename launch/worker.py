@@ -322,7 +322,8 @@ def check_gpus(count: int) -> None:
 
     if count and not torch.cuda.is_available():
         names = os.environ.get("CUDA_VISIBLE_DEVICES", "not set")
-        raise RuntimeError(f"the job was given {count} GPU, and torch sees none (CUDA_VISIBLE_DEVICES: {names})")
+        gpus = f"{count} GPU{'s' if count > 1 else ''}"
+        raise RuntimeError(f"the job was given {gpus}, and torch sees none (CUDA_VISIBLE_DEVICES: {names})")
 
 
 def _patiently(task: dict[str, Any], folder: Path) -> None:

@@ -88,6 +88,10 @@ def _run(sweep: Sweep) -> int:
 
     if sweep.cluster is not None and cluster.load(sweep.cluster).kind != "local":
         raise InputError(f"sweep run works on this machine; to queue on cluster {sweep.cluster}, use sweep submit")
+    if typed := [word for word in sweep.words if cluster.of_cluster(word)]:  # a study may have some for its jobs
+        raise InputError(
+            f"sweep run gives each job one GPU of this machine, if it has any: {typed[0]} is for sweep submit"
+        )
     runs = sweep.readable()
     notes.check(runs, here=True)
     folder = plan.write(sweep.study, sweep.whole)

@@ -1,8 +1,15 @@
 """What a process of several knows before and beside the others; one process is as if there were no others."""
 
+import json
+import subprocess
+import sys
+import threading
+import time
+from datetime import timedelta
+
 import pytest
 import torch
-from lamabench.harness import parallel, signals
+from lamabench.harness import launcher, parallel, signals
 from lamabench.harness.checks import check_batch
 from lamabench.harness.training.averaging import averaging
 from lamabench.harness.training.folder import process_seconds
@@ -119,6 +126,38 @@ def test_a_signal_to_another_process_is_noted_here(place, monkeypatch):
     monkeypatch.setattr(signals, "_noted", [])
     assert parallel.stopping() and signals.asked() == 15
     assert parallel.stopping() and signals._noted == [15]
+
+
+def test_what_ended_on_this_machine_is_gone():
+    here, number = launcher.identity().rsplit(" ", 1)
+    assert not launcher.gone(f"{here} {number}") and not launcher.gone(f"{here} 1")
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    child.wait()
+    assert launcher.gone(f"{here} {child.pid}")
+    assert not launcher.gone(f"elsewhere{here} {child.pid}")
+
+
+def test_the_first_process_tells_its_end_to_those_that_run(place, monkeypatch):
+    """It waits for them, but not for one that ended."""
+    place(0, 3)
+    store = torch.distributed.HashStore()  # pyright: ignore[reportPrivateImportUsage]
+    store.set_timeout(timedelta(seconds=1))
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    child.wait()
+    here = launcher.identity().rsplit(" ", 1)[0]
+    store.set("process/1", f"{here} {child.pid}")
+    store.set("process/2", launcher.identity())
+    monkeypatch.setattr(parallel, "_store", store)
+    monkeypatch.setattr(parallel, "_sent", 0)
+    monkeypatch.setattr(parallel, "LEAVE_S", 0.5)
+    for heard, seconds in ((False, (1.0, 2.0)), (True, (0.0, 0.9))):
+        monkeypatch.setattr(parallel, "_ending", threading.Lock())
+        if heard:
+            store.set("heard/2", "")
+        started = time.monotonic()
+        parallel.end(3)
+        assert seconds[0] <= time.monotonic() - started < seconds[1]
+    assert json.loads(store.get("message/0")) == {"end": 3}
 
 
 def test_seconds_count_once_for_each_process():

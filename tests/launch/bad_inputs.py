@@ -235,6 +235,9 @@ STUDIES = [
     with_study(sweep("plan", "cluster.options=[x]"), "cluster.options are options of sbatch"),
     with_study(sweep("plan", "cluster.signal_s=99999"), "cluster.signal_s 99999 is not before the end"),
     with_study(sweep("run", "cluster=slurm"), "sweep run works on this machine"),
+    with_study(
+        sweep("run", "cluster=local", "cluster.gpus=2"), "one GPU of this machine, .*cluster.gpus=2 is for sweep"
+    ),
     with_study(sweep("submit"), "name the cluster to submit to"),
     with_study(sweep("submit", "cluster=local"), "cluster local has no queue"),
     with_study(sweep("submit", "cluster=slurm", "cluster.nodes=3"), "cluster.tasks_per_node and cluster.nodes"),

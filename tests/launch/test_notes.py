@@ -16,6 +16,7 @@ from lamabench.harness.scoring import networks
 from lamabench.harness.sections import ObjectiveConfig
 from lamabench.kernels.errors import InputError
 from lamabench.launch import notes
+from lamabench.launch.cli import main
 from lamabench.launch.plan import pieces, plan
 from latents_of_a_study import NEEDED
 from PIL import Image
@@ -208,6 +209,15 @@ def test_weights_of_networks_that_are_missing_are_told_before_training(study, fi
         (tmp_path / folder / "dinov2_vitl14_pretrain.pth").touch()
         notes.check(runs, here=True)
         assert not list(notes.hints(mine, runs))
+
+
+def test_a_plan_says_what_is_missing_once(tmp_path, monkeypatch, capsys):
+    """A file of weights that does not exist is a problem of the run and of its scores."""
+    monkeypatch.chdir(tmp_path)
+    text = "question: q\nbase: {data: digits}\naxes: {model: [dit_nano]}\nstages: [train, sample, evaluate]"
+    (tmp_path / "s.yaml").write_text(text)
+    assert main(["sweep", "plan", "s.yaml", "evaluate.features=inception_v3", "evaluate.features_path=no.pt"]) == 0
+    assert capsys.readouterr().out.count("evaluate.features_path no.pt does not exist") == 1
 
 
 def test_the_held_out_loss_needs_no_weights_of_a_network(study, tmp_path, monkeypatch):

@@ -297,11 +297,19 @@ def test_an_image_that_one_process_cannot_read_stops_all_at_a_whole_step(start, 
 
 def torchrun(*words):
     program = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python"]
-    return [*program, Path(sys.executable).with_name("lamabench"), "train", *MODEL, *SMALL, *words]
+    return [*program, Path(sys.executable).with_name("lamabench"), *words]
+
+
+def ranks(launcher):
+    """The processes that torchrun started, by their ranks."""
+    children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
+    environments = {int(pid): Path(f"/proc/{pid}/environ").read_text().split("\0") for pid in children}
+    return sorted(environments, key=lambda pid: next(word for word in environments[pid] if word.startswith("RANK=")))
 
 
 def test_torchrun_starts_the_command(tmp_path):
-    done = subprocess.run(torchrun("train.steps=3"), cwd=tmp_path, capture_output=True, text=True, timeout=240)
+    command = torchrun("train", *MODEL, *SMALL, "train.steps=3")
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0 and done.stdout.count("3 steps, loss") == 1, done.stderr
     assert read_run(training(tmp_path)).last("train").processes == 2
 
@@ -316,18 +324,19 @@ def alive(pid):
 def test_a_killed_torchrun_ends_its_processes_which_save(tmp_path):
     words = ["train.steps=1000000", "run.checkpoint_every=1000000", "run.log_every=1"]
     with open(tmp_path / "err", "w") as file:
-        launcher = subprocess.Popen(torchrun(*words), cwd=tmp_path, stderr=file, start_new_session=True)
+        command = torchrun("train", *MODEL, *SMALL, *words)
+        launcher = subprocess.Popen(command, cwd=tmp_path, stderr=file, start_new_session=True)
     try:
         end = time.monotonic() + 120
         while not list(tmp_path.glob("runs/trainings/*/metrics.jsonl")):
             assert launcher.poll() is None and time.monotonic() < end, (tmp_path / "err").read_text()
             time.sleep(0.02)
-        ranks = [int(pid) for pid in Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()]
-        assert len(ranks) == 2
+        pids = ranks(launcher)
+        assert len(pids) == 2
         launcher.kill()
         launcher.wait()
         end = time.monotonic() + 20
-        while any(alive(pid) for pid in ranks):
+        while any(alive(pid) for pid in pids):
             assert time.monotonic() < end, (tmp_path / "err").read_text()
             time.sleep(0.02)
     finally:
@@ -337,6 +346,22 @@ def test_a_killed_torchrun_ends_its_processes_which_save(tmp_path):
     err = (tmp_path / "err").read_text()
     assert f"saved at step {step} of 1000000" in err and "Traceback" not in err
     assert err.splitlines()[-1] == "lamabench train: ended by SIGTERM; the same command continues"
+
+
+def test_the_end_of_the_first_process_ends_a_sampling_by_torchrun(whole, tmp_path):
+    """The other one does not wait for it until torchrun kills it too, after 30 s."""
+    words = [*DRAWN, f"run.root={tmp_path}", "sample.count=100000"]
+    launcher = subprocess.Popen(torchrun("sample", whole[2], *words), cwd=tmp_path, stderr=subprocess.DEVNULL)
+    try:
+        end = time.monotonic() + 120
+        while len(list(tmp_path.glob("trainings/*/samples/*/shards/*/0*.npy"))) < 4:
+            assert launcher.poll() is None and time.monotonic() < end
+            time.sleep(0.02)
+        os.kill(ranks(launcher)[0], signal.SIGKILL)
+        assert launcher.wait(20) == 1
+    finally:
+        launcher.kill()
+        launcher.wait()
 
 
 def test_a_benchmark_of_several_processes(start, tmp_path):

@@ -169,7 +169,7 @@ def test_a_job_with_other_code_does_nothing(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(("count", "sees", "error"), [(1, False, "given 1 GPU, and torch sees none"), (0, False, ""),
-                                                      (1, True, "")])  # fmt: skip
+                                                      (2, False, "given 2 GPUs, and"), (1, True, "")])  # fmt: skip
 def test_a_job_that_requested_a_gpu_does_not_run_on_the_cpu(count, sees, error, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: sees)
     if not error:
