@@ -135,6 +135,7 @@ SEGMENTED = [
 
 
 CASES = [*((size, dtype, 1) for size, dtype in WITHOUT_GPU), *SEGMENTED]
+KEPT = [(*WITHOUT_GPU[3], 1), (*WITHOUT_GPU[5], 1), SEGMENTED[2], SEGMENTED[4]]  # more than four states
 
 
 def cut(monkeypatch, segments):
@@ -176,9 +177,7 @@ def test_paths_stay_whole_where_the_forward_pass_stored_nothing(states, without_
 
 
 @pytest.mark.skipif(cuda_on_cpu.COMPILER is None, reason="g++ is not installed")
-@pytest.mark.parametrize(
-    ("size", "dtype", "segments"), [case for case in CASES if case[0][3] > backend_cuda.FEW_STATES]
-)
+@pytest.mark.parametrize(("size", "dtype", "segments"), KEPT)
 def test_kept_states_without_a_gpu(size, dtype, segments, without_gpu, poison, monkeypatch):
     """States that the forward pass kept are those that the backward pass walks to."""
     cut(monkeypatch, segments)

@@ -196,7 +196,7 @@ BAD = [
     (["train", "data=cifar10", "model=dit_nano", "data.path=empty"], "cifar"),
     (["train", "data=npz", "model=dit_nano", "data.path=no.npz"], r"no\.npz"),
     (["train", "model=lamamba_nano", "backend.selective_scan=pallas"],
-     "unknown selective_scan backend 'pallas'; choices: auto, cuda, triton, torch, mamba_ssm, reference"),
+     "unknown selective_scan backend 'pallas'; choices: auto, cuda, cuda_kept, triton, torch, mamba_ssm, reference"),
     (["sample"], "name one run folder"),
     (["sample", "nowhere"], "nowhere is not a run folder"),
     (["evaluate", "nowhere.npz", "data=digits"], r"nowhere\.npz does not exist"),

@@ -218,7 +218,7 @@ def test_one_operator_and_one_backend(monkeypatch):
     other = replace(config.backend, selective_scan="reference")
     operators.check_only(NANO, ["gated_norm"], other)
     for only in (["selective_scan"], []):
-        with pytest.raises(InputError, match=r"is not timed; use auto, cuda, triton, torch, mamba_ssm$"):
+        with pytest.raises(InputError, match=r"is not timed; use auto, cuda, cuda_kept, triton, torch, mamba_ssm$"):
             operators.check_only(NANO, only, other)
 
 
