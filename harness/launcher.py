@@ -8,7 +8,8 @@ from ..kernels.errors import InputError
 
 # The names in the environment when this process began. Every command imports this first, because libraries add names:
 # torch._dynamo, which torch imports for much that compiles nothing, adds TORCHINDUCTOR_CACHE_DIR.
-GIVEN = frozenset(os.environ)
+# An empty value is none: torch would take it for the working directory.
+GIVEN = frozenset(name for name, value in os.environ.items() if value)
 
 
 def variable(name: str, default: int) -> int:

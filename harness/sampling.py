@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..kernels import OPERATORS
 from ..kernels.errors import InputError
 from ..models import plugins
 from ..models.registry import Backbone, build, describe, select_backends
@@ -246,7 +247,9 @@ class Sampler:
         }
         # Not the distribution of t in training, which is in the weights.
         facts |= {"objective": {"kind": config.objective.kind, "schedule": config.objective.schedule}}
-        facts |= {"backend": self.backend, "device": device_type(self.device)}
+        # Half of a set may have been drawn before the network called an operator.
+        backend = {name: value for name, value in self.backend.items() if value != OPERATORS[name].since}
+        facts |= {"backend": backend, "device": device_type(self.device)}
         digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
         for name in sorted(tensors):
             digest.update(name.encode())

@@ -100,6 +100,8 @@ class Operator:
     yardsticks  what is timed beside the backends
     outputs     {name: type} of the outputs of a call, from its arguments; a backend returns a tuple of them if there
                 are several. By default there is one, in the type of the first argument
+    since       the backend that computes what models computed before they called this operator; None: they always did.
+                Records and checkpoints of then do not name the operator
     """
 
     def __init__(
@@ -113,6 +115,7 @@ class Operator:
         rival: Callable[..., Any] | None = None,
         yardsticks: Sequence[Yardstick] = (),
         outputs: Callable[..., dict[str, torch.dtype]] = lambda first, *_: {"output": first.dtype},
+        since: str | None = None,
     ) -> None:
         self.name = name
         self.backends = {backend.name: backend for backend in backends}
@@ -121,6 +124,7 @@ class Operator:
         self.exact = exact
         self.yardsticks = tuple(yardsticks)
         self.outputs = outputs
+        self.since = since
         self._rival = rival
         self._resolved: dict[tuple[str, str], Backend] = {}
         self._watcher: Callable[..., None] | None = None

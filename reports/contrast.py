@@ -42,7 +42,7 @@ def configuration(pairs: Iterable[tuple[Pair, Line]]) -> Table:
         for name in sorted(
             {**values[0], **values[1]}, key=lambda name: (*SECTIONS, "sample").index(name.split(".")[0])
         ):
-            a, b = (each.get(name) for each in values)
+            a, b = (_value(each, name) for each in values)
             if a != b and ((one[0].way and two[0].way) or not name.startswith("sample.")):
                 row: Line = {**labels, "field": name, "a_value": a, "b_value": b}
                 rows.append(row | {"a_text": _plain(a), "b_text": _plain(b)})
@@ -123,6 +123,12 @@ def _settings(run: Run) -> Line:
     if "train.steps" in settings and run.info.get("steps"):
         settings["train.steps"] = run.info["steps"]  # the training may go on for another study
     return {name: value for name, value in (settings | run.way).items() if name not in LEFT_OUT}
+
+
+def _value(settings: Line, name: str) -> Any:
+    """One of the `_settings`. An operator that an older section `backend` does not name was left to `auto`."""
+    older = name.startswith("backend.") and any(other.startswith("backend.") for other in settings)
+    return settings.get(name, "auto" if older else None)
 
 
 def _ratios(a: Line, b: Line, names: Iterable[str]) -> Line:

@@ -286,7 +286,8 @@ def _config(folder: Path | None) -> Line:
 
 def _of_training(config: Line) -> Line:
     """The settings that distinguish trainings, other than seed and length."""
-    settings = {name: config[name] for name in ("model", "encoder", "objective", "backend") if name in config}
+    settings = {name: config[name] for name in ("model", "encoder", "objective") if name in config}
+    settings["backend"] = _by_name(config.get("backend") or {})
     settings |= {"released": released} if any((released := config.get("released") or {}).values()) else {}
     for name, less in (("data", ("path",)), ("train", ("steps", "snapshots"))):
         if name in config:
@@ -363,7 +364,12 @@ def _count(folder: Folder) -> int:
     return (folder.info["config"].get("sample") or {}).get("count") or 0
 
 
+def _by_name(backend: Line) -> Line:
+    """The implementations that a section `backend` asks for by name. Older ones do not name every operator."""
+    return {name: value for name, value in backend.items() if value != "auto"}
+
+
 def _asked(info: Line) -> Line | None:
     """The implementations that a run asks for by name; None for a single model, for which all timings count."""
     backend = info["config"].get("backend") if info.get("backend") is None else info["backend"]
-    return None if backend is None else {name: value for name, value in backend.items() if value != "auto"}
+    return None if backend is None else _by_name(backend)

@@ -29,6 +29,7 @@ from ..run import read_info, read_json
 from .checkpoint import check_data
 from .checkpoint import load as load_checkpoint
 from .loop import initial_model
+from .resume import ran
 from .step import TrainStep
 from .storage import of_step
 from .window import window_means
@@ -52,7 +53,7 @@ def replay(snapshot: Path, device: str = "auto") -> Iterator[dict[str, Any]]:
     data = load_data(config, lambda text: print(text, file=sys.stderr))
     check_data(folder, data.fingerprint)
     net = initial_model(config).to(device).train()
-    select_backends(net, facts["stretch"]["backend"], device_type(device))
+    select_backends(net, ran(facts["stretch"]["backend"]), device_type(device))
     watched = _Losses(objective(config.objective))
     step = TrainStep(
         net,

@@ -130,7 +130,7 @@ def backends_to_ask(config: Config, before: Sequence[dict[str, Any]], device: st
     Raises InputError if that backend cannot run here, unless `run.new_backends` allows another one.
     """
     asked = dict(vars(config.backend))
-    for operator, name in (before[-1]["backend"] if before else {}).items():
+    for operator, name in ran(before[-1]["backend"]).items() if before else ():
         if asked.get(operator) != "auto":
             continue
         try:
@@ -145,6 +145,11 @@ def backends_to_ask(config: Config, before: Sequence[dict[str, Any]], device: st
             continue
         asked[operator] = name
     return asked
+
+
+def ran(backend: dict[str, str]) -> dict[str, str]:
+    """The backends of a stretch, and those of operators that its code had no name for."""
+    return {name: op.since for name, op in OPERATORS.items() if op.since is not None} | backend
 
 
 def with_stretch(
@@ -173,7 +178,8 @@ def with_stretch(
     start = {"from_step": at.step}
     since = {"parallel": "ddp"} if len(everyone) > 1 else {}  # of stretches that do not say it yet
     unmoved = {"from_step": 0, "from_seconds": 0}
-    if before and {**since, **before[-1], **unmoved} == {**unmoved, **stretch}:
+    last = {**before[-1], "backend": ran(before[-1]["backend"])} if before else {}
+    if before and {**since, **last, **unmoved} == {**stretch, "backend": ran(backend), **unmoved}:
         return list(before)
     if before and before[-1]["commit"] != stretch["commit"]:
         say(f"the code is commit {stretch['commit']} from step {at.step} on; it was {before[-1]['commit']}")

@@ -34,6 +34,7 @@ OPERATOR = Operator(
     work,
     traced={"lamabench::modulated_norm": work},
     outputs=types,
+    since="torch",
 )
 
 

@@ -63,16 +63,17 @@ print(before, os.environ["TORCHINDUCTOR_CACHE_DIR"], *caches.own(), sep="\\n")
 """
 
 
-@pytest.mark.parametrize("named", [False, True])
+@pytest.mark.parametrize("named", [None, "", "mine"])
 def test_a_folder_that_torch_chose_is_not_the_users(named, monkeypatch, tmp_path):
-    """torch writes its own choice into the environment when a network is built on the device `meta`."""
+    """torch writes its own choice into the environment when a network is built on the device `meta`. It takes an empty
+    name for the working directory, which nobody chose either."""
     monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
     (tmp_path / "temporary").mkdir()
-    if named:
-        monkeypatch.setenv(NAMES[0], str(tmp_path / "mine"))
+    if named is not None:
+        monkeypatch.setenv(NAMES[0], named and str(tmp_path / named))
     done = subprocess.run([sys.executable, "-c", FRESH], capture_output=True, text=True, check=True)
     before, after, *own = done.stdout.splitlines()
-    assert Path(before).parent == (tmp_path if named else tmp_path / "temporary")
+    assert Path(before).parent == {None: tmp_path / "temporary", "": tmp_path.parent, "mine": tmp_path}[named]
     assert after == before if named else Path(after).is_relative_to(tmp_path / "runs" / ".cache")
     assert {*own} == {*NAMES[1:]} if named else {*own} == {*NAMES}
 

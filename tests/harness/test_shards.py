@@ -26,8 +26,10 @@ from lamabench.harness.stages import execute, missing
 from lamabench.harness.tasks import tasks
 from lamabench.harness.training.loop import train
 from lamabench.kernels.errors import InputError
+from lamabench.models.registry import build, preset
 
 DIT = DiTConfig(input_size=8, in_channels=1, num_classes=10, patch_size=2, hidden_size=16, depth=1, num_heads=2)
+NANO = preset("lamamba_nano").config
 ABOUT = {"study": "s", "name": "n", "variant": {}, "seed": 0, "model": "dit_nano", "family": "dit", "title": "DiT-nano"}
 # Each batch says when it begins. With "hang", the second one never ends, so that a test can kill in the middle of it.
 WORK = """
@@ -133,6 +135,16 @@ def test_three_processes_one_of_them_killed(tmp_path, training):
     assert record["processes"] == 1 and record["shards"] == place.name
     assert np.array_equal(Shards(alone / "shards" / record["shards"])[:], Shards(place)[:])
     assert labels_at(place).tolist() == [i % 10 for i in range(42)]
+
+
+@pytest.mark.parametrize(("model", "key"), [(DIT, "66a1e1664114a964"), (NANO, "3cbea5f4e2a08d70")])
+def test_a_set_from_before_an_operator_had_a_name_goes_on(model, key):
+    """The keys are those of commit 7566601, where the norms of these models were no operator."""
+    config = replace(make("."), model=model)
+    tensors = {name: torch.zeros_like(value) for name, value in build(model).state_dict().items()}
+    assert Sampler(config, tensors, "cpu").key(tensors) == key
+    config.backend.modulated_norm = "reference"  # computes other digits
+    assert Sampler(config, tensors, "cpu").key(tensors) != key
 
 
 def test_another_batch_size_fills_what_is_left(tmp_path, training):

@@ -14,7 +14,7 @@ from lamabench.reports.contrast import CONFIGURATION, COST
 from lamabench.reports.runs import read
 from lamabench.reports.seeds import seeds
 from lamabench.reports.summary import summary
-from run_folders import H100, Line, cost, made, scored, swept, timed, write
+from run_folders import H100, Line, cost, made, scored, swept, timed, trained, write
 from scipy import stats
 
 FD = "FD-EffNetLite0-512"
@@ -226,6 +226,26 @@ def test_what_else_differs(tmp_path: Path) -> None:
     text = " ".join(comparison.configuration.terminal().split())
     assert "model.mixers ssm, window none" in text and "model.shift - yes" in text
     assert row["disturbed"] is False
+
+
+def test_older_settings_lack_an_operator(tmp_path: Path) -> None:
+    """A configuration from before an operator had a name asks for nothing else than `auto`, and its run is a seed of
+    the same variant."""
+    older, newer = {"attention": "auto"}, {"attention": "auto", "norm": "auto"}
+    for name, backends in (("one", [older, older, newer]), ("two", [newer, {**older, "attention": "sdpa"}])):
+        for seed, backend in enumerate(backends):
+            lines = [trained(), made(scored(BASE[seed]))]
+            run = write(tmp_path, f"{name}-s{seed}", lines, variant={"v": name}, seed=seed)
+            for path in (run.resolve() / "config.json", *run.resolve().glob("samples/*/config.json")):
+                info = json.loads(path.read_text())
+                path.write_text(json.dumps(info | {"config": info["config"] | {"backend": backend}}))
+    alone = read(sorted(path.resolve() for path in (tmp_path / "demo").iterdir() if path.is_symlink()))
+    one, two = ([run for run in alone if run.info["variant"]["v"] == name] for name in ("one", "two"))
+    assert len(one) == 3 and len({run.group for run in one}) == 1
+    assert len(two) == 2 and len({run.group for run in two}) == 2  # another implementation by name
+    assert compare(tmp_path / "demo/one-s0", tmp_path / "demo/one-s2").configuration.rows == []
+    (row,) = compare(tmp_path / "demo/one-s2", tmp_path / "demo/two-s1").configuration.rows
+    assert [row[key] for key in ("field", "a_value", "b_value")] == ["backend.attention", "auto", "sdpa"]
 
 
 def test_a_disturbed_speed_is_marked(tmp_path: Path) -> None:

@@ -8,11 +8,13 @@ import torch
 from lamabench.harness.disk import append
 from lamabench.harness.measure.cost import cost
 from lamabench.harness.progress import Progress
+from lamabench.harness.provenance import provenance
 from lamabench.harness.record import row
 from lamabench.harness.sections import BackendConfig
 from lamabench.harness.training import checkpoint, resume
+from lamabench.harness.training.folder import Position
 from lamabench.harness.training.loop import train
-from lamabench.harness.training.resume import asked_moments
+from lamabench.harness.training.resume import asked_moments, backends_to_ask, with_stretch
 from lamabench.kernels import OPERATORS
 from lamabench.kernels.errors import InputError
 from trainings import DIT, FAMILIES, LAMAMBA, assert_same, longer, make, metrics, tensors, trained
@@ -48,6 +50,26 @@ def test_the_record_counts_images_and_flops(tmp_path):
     assert record["backend"] == {"modulated_norm": "torch", "attention": "sdpa"}
     assert set(stretch) == {"from_step", "backend", "compile", "torch", "commit", "dirty", "device", "host"}
     assert stretch["torch"] == torch.__version__
+
+
+def test_a_training_from_before_an_operator_had_a_name_goes_on():
+    """With the backend that computes what it computed, whatever `auto` takes now, and without a new stretch."""
+    here = {key: provenance("cpu")[key] for key in ("torch", "commit", "dirty", "device", "host")}
+    before = [{"from_step": 0, "backend": {"attention": "sdpa"}, "compile": "eager", **here}]
+    at = Position(4)
+
+    def stretches(backend):
+        return with_stretch(before, at, backend, "eager", "cpu", print, [{}])
+
+    assert stretches({"modulated_norm": "torch", "attention": "sdpa"}) == before
+    other = {"modulated_norm": "reference", "attention": "sdpa"}
+    assert stretches(other) == [*before, {"from_step": 4, "backend": other, "compile": "eager", **here}]
+    config = make()
+    asked = backends_to_ask(config, before, "cpu", print)
+    assert (asked["modulated_norm"], asked["attention"], asked["ssd"]) == ("torch", "sdpa", "auto")
+    assert backends_to_ask(config, [], "cpu", print)["modulated_norm"] == "auto"
+    config.backend.modulated_norm = "reference"
+    assert backends_to_ask(config, before, "cpu", print)["modulated_norm"] == "reference"
 
 
 @pytest.mark.parametrize(
