@@ -26,7 +26,7 @@ def work(
 OPERATOR = Operator(
     "modulated_norm",
     [
-        # By name alone, because it has not been measured.
+        # By name alone, because its own gain has not been measured.
         Backend("triton", backend_triton.modulated_norm, triton_reasons, auto_on=()),
         Backend("torch", backend_torch.modulated_norm),
         Backend("reference", reference.modulated_norm),
