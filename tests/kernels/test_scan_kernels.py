@@ -132,9 +132,6 @@ SEGMENTED = [
     ((3, (3, 7), 200, 6, 3, "cross"), torch.bfloat16, 2),  # several images a block; a warp without channels
     ((1, (3, 11), 200, 2, 3, "cross"), torch.float32, 3),  # in float32, what such a warp adds shows
 ]
-
-
-CASES = [*((size, dtype, 1) for size, dtype in WITHOUT_GPU), *SEGMENTED]
 KEPT = [(*WITHOUT_GPU[3], 1), (*WITHOUT_GPU[5], 1), SEGMENTED[2], SEGMENTED[4]]  # more than four states
 
 
@@ -150,7 +147,9 @@ def cut(monkeypatch, segments):
 
 
 @pytest.mark.skipif(cuda_on_cpu.COMPILER is None, reason="g++ is not installed")
-@pytest.mark.parametrize(("size", "dtype", "segments"), CASES)
+@pytest.mark.parametrize(
+    ("size", "dtype", "segments"), [*((size, dtype, 1) for size, dtype in WITHOUT_GPU), *SEGMENTED]
+)
 def test_cuda_without_a_gpu(size, dtype, segments, without_gpu, poison, monkeypatch):
     """The bits are the same whenever copies land and in whatever order threads run."""
     cut(monkeypatch, segments)
