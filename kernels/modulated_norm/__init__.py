@@ -26,8 +26,7 @@ def work(
 OPERATOR = Operator(
     "modulated_norm",
     [
-        # By name alone, because its own gain has not been measured.
-        Backend("triton", backend_triton.modulated_norm, triton_reasons, auto_on=()),
+        Backend("triton", backend_triton.modulated_norm, triton_reasons, auto_on=("cuda",)),
         Backend("torch", backend_torch.modulated_norm),
         Backend("reference", reference.modulated_norm),
     ],

@@ -1,6 +1,7 @@
 """The selective scan in CUDA C++ (`scan*.cu`), compiled at run time. README.md says how it works."""
 
 import ctypes
+import math
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -18,8 +19,10 @@ COMMON = FOLDER / "scan.cuh"
 STEPS = 16  # of a chunk
 # What the forward pass stores for the backward pass. none: nothing, because there is none. few: the states at the start
 # of every chunk, but of more than FEW_STATES a channel only those at the start of segments. all: at every chunk.
-KEEP = ("none", "few", "all")
+# auto: all where one call's take at most a KEPT_SHARE of the GPU's memory, else few.
+KEEP = ("none", "few", "auto", "all")
 FEW_STATES = 4  # take K·E·L / 4 numbers an image or fewer
+KEPT_SHARE = 1 / 128  # 22 calls, as of LaMamba-Diff-XL, take a sixth of the memory or less
 MOST_SEGMENTS = 64  # of a path in the backward pass
 reasons = nvrtc.reasons
 
@@ -48,11 +51,18 @@ class Plan:
         """The shape of the states that the forward pass stores for the backward pass, by a name of `KEEP`. With `all`
         or few states these are the states at the start of every chunk, else of every segment, and none where paths stay
         whole."""
+        if keep == "auto":
+            keep = "all" if self.may_keep_all() else "few"
         count = self.chunks if keep != "none" else 0
         if keep == "few" and self.states > FEW_STATES:
             segments = backward_choices(self).segments
             count = segments if segments > 1 else 0
         return (self.batch, self.paths, self.tiles, count, self.states, 32)
+
+    def may_keep_all(self) -> bool:
+        """Whether the states at the start of every chunk are at most a KEPT_SHARE of the GPU's memory."""
+        memory = torch.cuda.get_device_properties(self.device).total_memory
+        return 4 * math.prod(int(v) for v in self.starts_shape("all")) <= KEPT_SHARE * memory
 
     def chunks_a_segment(self, segments: int) -> int:
         """Chunks of every segment but the last, which may have fewer."""
@@ -355,7 +365,7 @@ def _backward(ctx, grad, _):
 scan_forward.register_autograd(_backward, setup_context=_setup_context)
 
 
-def selective_scan(*inputs: Any, keep: str = "few") -> Tensor:
+def selective_scan(*inputs: Any, keep: str = "auto") -> Tensor:
     """See `lamabench.kernels.selective_scan.selective_scan`. `keep`, of `KEEP`, is what training stores.
 
     Raises InputError for float64, because the kernel computes in float32, and where the backward pass does not fit
@@ -371,6 +381,6 @@ def selective_scan(*inputs: Any, keep: str = "few") -> Tensor:
 
 
 def kept_selective_scan(*inputs: Any) -> Tensor:
-    """`selective_scan` that keeps all states in training: K·E·L·N / 16 more numbers an image, and no walk forwards in
-    the backward pass."""
+    """`selective_scan` that keeps all states in training whatever they take: K·E·L·N / 16 numbers an image, and no walk
+    forwards in the backward pass."""
     return selective_scan(*inputs, keep="all")
