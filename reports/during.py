@@ -14,7 +14,7 @@ from ..harness.scoring.protocol import target_of
 from .differences import seed_of
 from .drawing import few_ticks, title_of_scores
 from .evidence import Evidence
-from .moments import first_column, flops_of, hours_of, images_of, is_marked, main_device, moments
+from .moments import first_column, flops_of, hours_notes, hours_of, images_of, is_marked, main_device, moments
 from .protocols import losses_words
 from .runs import Line, Run
 from .scaling import hours_words
@@ -153,7 +153,8 @@ def _draw(evidence: Evidence) -> Figure | None:
     text = "Thick: means over training seeds; thin: seeds." if seeds_shown else ""
     text += " *: a run failed or is unfinished." * marked
     text += " " + losses_words(columns.get(LOGGED, {}), heldout=True)
-    caption(figure, [text.strip()])
+    notes = hours_notes({run for scored in columns.values() for run in scored}) if "hours" in measures else []
+    caption(figure, [text.strip(), *notes])
     legend(figure, keys, len(drawn) - len(keys))
     return figure
 

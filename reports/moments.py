@@ -9,7 +9,9 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from math import inf
+from statistics import median
 from typing import Any, NamedTuple, TypeVar
 
 from .names import axis_values, kind_of, line_of, words
@@ -20,6 +22,7 @@ Moments = dict[str, dict[Run, list[Line]]]
 # Of a column: its metric, its protocol of evaluation, the name of its reference, and whether models have no classes.
 Key = tuple[str, str, str, bool]
 Value = TypeVar("Value")
+LONG = 2.0  # see `pauses`
 
 
 def moments(runs: Iterable[Run]) -> Moments:
@@ -85,8 +88,8 @@ def flops_of(run: Run, row: Line) -> float | None:
 
 
 def hours_of(run: Run, row: Line) -> tuple[float, str] | None:
-    """Hours of training up to a score, each counted once for each process (with GPUs, GPU-hours), and `machine_of` the
-    run; None if unknown."""
+    """Hours of training up to a score without its `pauses`, each counted once for each process (with GPUs, GPU-hours),
+    and `machine_of` the run; None if unknown."""
     train, machine, seconds = run.last("train", "done") or {}, machine_of(run), row.get("training_seconds")
     if not machine or seconds is None:
         return None
@@ -94,11 +97,41 @@ def hours_of(run: Run, row: Line) -> tuple[float, str] | None:
     counts = [one.get("processes") or 1 for one in stretches]
     starts = [0.0, *(one.get("from_seconds") for one in stretches[1:])]
     if len(set(counts)) == 1:
-        return counts[0] * seconds / 3600, machine
+        counts, starts = counts[:1], starts[:1]
     if None in starts:
         return None
+    gone = pauses(run)
+
+    def at_work(until: float) -> float:
+        until = min(until, seconds)
+        return until - sum(min(length, max(0.0, until - start)) for start, length in gone)
+
     spans = zip(counts, starts, [*starts[1:], inf], strict=True)
-    return sum(count * max(0.0, min(end, seconds) - start) for count, start, end in spans) / 3600, machine
+    return sum(count * max(0.0, at_work(end) - at_work(start)) for count, start, end in spans) / 3600, machine
+
+
+@lru_cache(maxsize=1000)
+def pauses(run: Run) -> list[tuple[float, float]]:
+    """When a training made no steps, as its log shows: seconds of training before a pause, and those of the pause.
+
+    A line of the log that took more than LONG times the median time of as many images holds a pause, and that time is
+    what it took beside. It is compilation at the start of a process, or waiting for something. It lies at the line's
+    start.
+    """
+    ends = {
+        line["images"]: line["seconds"] for line in run.metrics if None not in (line.get("images"), line.get("seconds"))
+    }
+    lines = [
+        (start, end - start, images - before)
+        for (before, start), (images, end) in itertools.pairwise([(0, 0.0), *sorted(ends.items())])
+    ]
+    pace = median(seconds / images for _, seconds, images in lines) if lines else 0.0
+    return [(start, seconds - pace * images) for start, seconds, images in lines if seconds > LONG * pace * images]
+
+
+def hours_notes(runs: Iterable[Run]) -> list[str]:
+    """What is said of the hours of some runs."""
+    return ["Hours are without compilation and other pauses of the training."] if any(map(pauses, runs)) else []
 
 
 def machine_of(run: Run) -> str:

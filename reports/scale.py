@@ -9,7 +9,7 @@ from typing import NamedTuple
 from .budgets import Comparison, Moment, at_amount, by_machine, comparisons, equal_budgets, rising
 from .differences import by_seed, count_of, mean_of, seed_of
 from .evidence import Evidence
-from .moments import equal_images, is_unfinished, machine_of
+from .moments import equal_images, hours_notes, is_unfinished, machine_of
 from .names import labels
 from .protocols import UNKNOWN, notes
 from .published import PublishedRow
@@ -82,6 +82,7 @@ def scale_hours(evidence: Evidence) -> list[Table]:
         table, absent = _table(part, HOURS), [run for run in runs if not machine_of(run)]
         words = "Left out, because it is not on record on which device they ran, or they changed it: {}."
         more = [words.format(_whose(absent, runs, labels(runs)))] if absent else []
+        more += hours_notes(part.runs)
         tables.append(replace(table, notes=[*table.notes, *more]))
     return _named([part for part, _ in compared], tables, HOURS)
 

@@ -14,6 +14,7 @@ from .moments import (
     at_equal_images,
     first_column,
     flops_of,
+    hours_notes,
     hours_of,
     images_words,
     is_marked,
@@ -269,6 +270,7 @@ def remarks_of(one: Scaling) -> list[str]:
             )
         if left := _names(run for run, each in hours.items() if not each):
             remarks.append(f"Left out of hours, because theirs are not on record: {left}.")
+        remarks += hours_notes(hours)
     return remarks
 
 

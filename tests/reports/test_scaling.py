@@ -1,14 +1,15 @@
 """The table and the figure of scaling curves: their data against the law that the records follow."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from lamabench.reports.evidence import Evidence
-from lamabench.reports.moments import hours_of
-from lamabench.reports.runs import read
+from lamabench.reports.moments import hours_notes, hours_of, pauses
+from lamabench.reports.runs import Run, read
 from lamabench.reports.scale import scale
 from lamabench.reports.scaling import scaling_of, scaling_table
 from lamabench.reports.scaling_figure import scaling
@@ -198,6 +199,21 @@ def test_hours_are_of_one_precision_and_of_the_processes_of_each_stretch(tmp_pat
     run = next(run for run in one.equal.rows if run.info["model"] == "dit_s")
     half = hours_of(run, {"training_seconds": 5400.0})
     assert half == (1 + 0.5 * 4, "A CPU, float32")
+
+
+def test_hours_are_without_compilation(tmp_path: Path) -> None:
+    """30 s before the first step, 20 s after a restart with four processes in place of one, and 1 s for every 100
+    images; a line that takes one and a half times as long is none of them. A line that a resumed process logged again
+    counts as the process logged it."""
+    ends = {100: 31.0, 200: 32.0, 300: 33.5, 350: 33.9, 400: 54.5, 500: 55.5, 600: 56.5}
+    log = [{"images": images, "seconds": seconds} for images, seconds in [(350, 34.2), *ends.items()]]
+    stretches = [{"processes": 1}, {"processes": 4, "from_seconds": 33.9}]
+    run = Run({"name": "one"}, "one", [trained() | {"stretches": stretches, "precision": "float32"}], metrics=log)
+    assert [(start, round(length, 6)) for start, length in pauses(run)] == [(0.0, 30.0), (33.9, 20.1)]
+    hours = {seconds: hours_of(run, {"training_seconds": seconds}) for seconds in (20.0, 33.5, 40.0, 56.5)}
+    expected = {20.0: 0.0, 33.5: 3.5, 40.0: 3.9, 56.5: 3.9 + 4 * 2.5}
+    assert {seconds: round(3600 * found[0], 6) for seconds, found in hours.items() if found} == expected
+    assert hours_notes([run]) and not hours_notes([replace(run, metrics=log[4:5])])
 
 
 def test_samples_that_were_made_in_several_ways_have_no_law(tmp_path: Path) -> None:
