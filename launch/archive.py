@@ -1,7 +1,7 @@
 """Records of finished runs as one file, for machines that are given back: `python -m lamabench.launch.archive`.
 
-    pack ROOT FILE.tar.gz            records, metrics, configurations, distances to training images (evaluate --neighbours)
-                                     and a grid of images of each training, no weights
+    pack ROOT FILE.tar.gz            records, metrics, configurations, distances to the nearest training images, and a
+                                     grid of images of each training, no weights
     unpack ROOT FILE.tar.gz …        into ROOT, where `sweep plan` takes these runs for done and `report` reads them
 
 A training is packed when it and all its samples in the studies below ROOT are done and scored, because without weights

@@ -1,9 +1,13 @@
-"""What must hold before scores of a study are compared: no training diverged or waited for its data, and the order of
-the variants no longer changes."""
+"""What must hold before scores of a study are compared: no training diverged, waited for its data or learned images by
+heart, and the order of the variants no longer changes."""
 
+import json
 from collections.abc import Collection, Iterable
 from itertools import combinations
+from pathlib import Path
 from statistics import fmean
+
+import numpy as np
 
 from .moments import images_of, moments
 from .queries import better
@@ -12,13 +16,15 @@ from .variants import Variants
 
 WAITING = 0.02  # share of a training's time; above it, time says more about the host than about the model
 LATE = 2 / 3  # of the images of a training
+NEAR = 0.05  # share of test images that are nearer to a training image than the others
 
 
 def checks(study: Variants) -> list[str]:
     """Sentences about the trainings of a study: how many diverged, which waited for their data for more than 2 % of
-    their time, and whether the order of the variants was stable over the last third of the training. Nothing is said of
-    what is not on record."""
-    return [*_diverged(study), *_waiting(study), *_order(study)]
+    their time, what they took, how near their samples are to training images (`lamabench evaluate --neighbours`), and
+    whether the order of the variants was stable over the last third of the training. Nothing is said of what is not on
+    record."""
+    return [*_diverged(study), *_waiting(study), *_cost(study), *_neighbours(study), *_order(study)]
 
 
 def _diverged(study: Variants) -> list[str]:
@@ -42,6 +48,29 @@ def _waiting(study: Variants) -> list[str]:
         return [f"{words}: {_listed(study, slow)} ({_percent(max(shares.values()), 1)} at most)."]
     most = f"{_percent(max(shares.values()), 1)} at most"
     return [f"None of {_trainings(shares)} waited for data for more than {_percent(WAITING, 0)} of the time ({most})."]
+
+
+def _neighbours(study: Variants) -> list[str]:
+    """One sentence for each space in which distances to training images were measured, about the training whose samples
+    are nearest."""
+    shares: dict[str, dict[Run, tuple[float, int]]] = {}
+    for run in _once(study.evidence.runs):
+        for file in sorted(Path(run.info["folder"]).glob("samples/*/neighbours.json")):
+            for space, found in json.loads(file.read_text(encoding="utf-8")).items():
+                if found["test_distance"]:
+                    near = float((np.array(found["distance"]) < np.quantile(found["test_distance"], NEAR)).mean())
+                    of_run = shares.setdefault(space, {})
+                    of_run[run] = max(of_run.get(run, (0.0, 0)), (near, len(found["distance"])))
+    text = []
+    for space, of_run in shares.items():
+        run, (share, count) = max(of_run.items(), key=lambda item: item[1])
+        where = "in pixels" if space == "pixels" else f"in the features of {space}"
+        text.append(
+            f"Of the samples of {_trainings(of_run)}, {_percent(share, 1)} at most ({_listed(study, [run])}, {count} "
+            f"samples) are nearer to a training image, {where}, than {_percent(1 - NEAR, 0)} of test images are; of "
+            f"new images it would be {_percent(NEAR, 0)}."
+        )
+    return text
 
 
 def _order(study: Variants) -> list[str]:
@@ -70,6 +99,19 @@ def _order(study: Variants) -> list[str]:
         else:
             text.append(f"In {name}, the order of {len(curves)} variants is the same {where}.")
     return text
+
+
+def _cost(study: Variants) -> list[str]:
+    """One sentence for each device: the hours of all trainings, compilation and restarts included."""
+    hours: dict[str, list[float]] = {}
+    for run in _once(study.evidence.runs):
+        row = run.last("train", "done") or {}
+        if device := (row.get("provenance") or {}).get("device"):
+            hours.setdefault(device, []).append((row.get("process_seconds") or row.get("seconds") or 0.0) / 3600)
+    return [
+        f"{_trainings(each).capitalize()} took {sum(each):.3g} hours of {device} in all, compilation included."
+        for device, each in hours.items()
+    ]
 
 
 def _percent(share: float, places: int) -> str:

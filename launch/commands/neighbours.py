@@ -40,7 +40,7 @@ def run(path: Path, overrides: Sequence[str], count: int, as_json: bool) -> int:
         find_weights(*(task.config["evaluate"][name] for name in ("features", "features_path", "download")))
 
     words = [*overrides, "sample.keep=features"]  # of which the first images are kept
-    config, wanted = asked_of(path, words, ("sample", "evaluate", "run"), ["sample"], check)
+    config, wanted = asked_of(path, words, ("sample", "evaluate", "run"), ["sample"], check, adds=False)
     progress, rows = Progress(), []
     data = load(config.data, progress.say)
     for task in wanted:

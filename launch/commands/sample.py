@@ -136,9 +136,10 @@ def asked_of(
     sections: Sequence[str],
     stages: Sequence[str],
     check: Callable[[Task], None],
+    adds: bool = True,
 ) -> tuple[Config, list[Task]]:
     """What `sample` or `evaluate` asks of a training: its configuration with overrides, and one task for each moment.
-    Each task passes `check` before anything is written.
+    Each task passes `check` before anything is written. If the command `adds` samples or scores, they are noted.
 
     Samples are added to the training's folder. With run.root=R, or if that folder cannot be written, they go below R
     (`runs` by default), into a folder with the same key. Its config.json names the folder of the weights.
@@ -186,9 +187,7 @@ def asked_of(
     copy = training_folder(Path(config.run.root), config)
     if copy.resolve() not in (home, weights):
         create(copy, {**info, "weights": str(weights)})
-    note(
-        config,
-        about | {"study": STUDY, "name": f"{info['model']}-{plain_name(config.data.name or config.data.kind)}"},
-        wanted,
-    )
+    if adds:
+        name = f"{info['model']}-{plain_name(config.data.name or config.data.kind)}"
+        note(config, about | {"study": STUDY, "name": name}, wanted)
     return config, wanted

@@ -1,5 +1,6 @@
 """What is said of the trainings of a study before its scores are compared."""
 
+import json
 from pathlib import Path
 
 from lamabench.reports.checks import checks
@@ -53,12 +54,41 @@ def test_samples_drawn_in_two_ways_are_of_one_training(tmp_path: Path) -> None:
         training = []
     runs = read([tmp_path])
     assert len(runs) == 2
-    first, second = checks(Evidence(runs).variants)
+    first, second, _ = checks(Evidence(runs).variants)
     assert first == "None of 1 training diverged." and second.startswith("1 of 1 training waited for data")
 
 
+def test_what_trainings_took(tmp_path: Path) -> None:
+    """Two trainings of two processes and half an hour each: the hours of processes count."""
+    took = {"seconds": 1800.0, "process_seconds": 3600.0}
+    text = study(tmp_path, {"a": [4.0, 3.0, 2.0, 1.0], "b": [4.0, 3.0, 2.0, 1.0]}, took)
+    assert text[1] == "2 trainings took 2 hours of A CPU in all, compilation included."
+
+
 def test_one_variant_has_no_order(tmp_path: Path) -> None:
-    assert study(tmp_path, {"a": [4.0, 3.0, 2.0, 1.0]}) == ["None of 1 training diverged."]
+    assert study(tmp_path, {"a": [4.0, 3.0, 2.0, 1.0]}) == [
+        "None of 1 training diverged.",
+        "1 training took 0.0267 hours of A CPU in all, compilation included.",
+    ]
+
+
+def test_samples_that_are_copies_of_training_images(tmp_path: Path) -> None:
+    """Half of one training's samples lie at 0, where no test image is: a twentieth of 100 are nearer than 5."""
+    study(tmp_path, {"a": [4.0, 3.0, 2.0, 1.0], "b": [4.0, 3.0, 2.0, 1.0]})
+    test = [float(place) for place in range(1, 102)]
+    for name, near in (("a", 0.0), ("b", 7.0)):
+        place = next((tmp_path / "demo" / name).resolve().glob("samples/*"))
+        spaces = {"pixels": {"distance": [near, 50.0], "test_distance": test},
+                  "inception_v3": {"distance": [7.0, 50.0], "test_distance": test},
+                  "dinov2": {"distance": [0.0], "test_distance": None}}  # fmt: skip
+        (place / "neighbours.json").write_text(json.dumps(spaces), encoding="utf-8")
+    pixels, features = (text for text in checks(Evidence(read([tmp_path])).variants) if "nearer" in text)
+    rest = "than 95 % of test images are; of new images it would be 5 %."
+    assert pixels == (
+        "Of the samples of 2 trainings, 50.0 % at most (`a a` seed 0, 2 samples) are nearer to a training image, in "
+        f"pixels, {rest}"
+    )
+    assert "2 trainings, 0.0 % at most" in features and f"in the features of inception_v3, {rest}" in features
 
 
 def test_trainings_that_waited_and_one_that_diverged(tmp_path: Path) -> None:

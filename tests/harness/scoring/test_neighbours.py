@@ -109,7 +109,9 @@ def test_the_command_writes_beside_the_samples(tmp_path, config, capsys):
     assert "has no samples to compare; draw them first: lamabench sample" in capsys.readouterr().err
     assert main(["sample", str(run), *asked]) == 0
     capsys.readouterr()
+    (tmp_path / "train/.study.json").unlink()  # it adds nothing that would have to be noted
     assert main(["evaluate", str(run), *asked, "--neighbours", "4", "--json"]) == 0
+    assert not (tmp_path / "train/.study.json").exists()
     rows = json.loads(capsys.readouterr().out)
     assert [(row["space"], row["samples"]) for row in rows] == [("pixels", 4), ("efficientnet_lite0", 4)]
     (folder,) = (run / "samples").iterdir()
