@@ -1,13 +1,13 @@
 """Scores of models at equal amounts of training: which may be compared, at which amount, and interpolated how."""
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import exp, inf, isclose, log
 from typing import NamedTuple
 
 from .moments import Key, columns_of, flops_of, hours_of, images_of, machine_of, named
-from .names import axis_values
+from .names import axis_values, axis_word
 from .protocols import generation_of
 from .runs import Line, Run
 
@@ -56,6 +56,22 @@ def models(runs: Iterable[Run]) -> list[Run]:
         first = {run.info["model"]: run.group for run in reversed(ordered) if run.info["model"] not in covered}
         result += [run for run in each if _setting(run) == base or run.group in first.values()]
     return result
+
+
+def others_words(runs: Iterable[Run], compared: Collection[Run]) -> list[str]:
+    """A sentence for each study of which `models` leaves variants out: with which axis values its runs are compared."""
+    left = [run for run in runs if run not in compared]
+    words: dict[str, dict[str, None]] = {}
+    for run in compared:
+        values, about = axis_values(run), (run.info["study"], run.info["model"])
+        others = [_setting(other) for other in left if (other.info["study"], other.info["model"]) == about]
+        for axis, value in _setting(run).items():
+            if any(one.get(axis) != value for one in others) and (word := axis_word(axis, values[axis])):
+                words.setdefault(run.info["study"], {})[word] = None
+    return [
+        f"Of {study}, runs with {', '.join(each)} stand here; the other variants are in the table of the study."
+        for study, each in words.items()
+    ]
 
 
 def _setting(run: Run) -> dict[str, str]:

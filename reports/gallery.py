@@ -13,7 +13,13 @@ from pathlib import Path
 from .report import build
 
 HERE = Path(__file__).parent
-FOLDERS = ("demo", "bench", "bench-kernels", "costs")  # of records; the first one that has a table or figure shows it
+FOLDERS = (
+    "demo",
+    "cifar10",
+    "bench",
+    "bench-kernels",
+    "costs",
+)  # of records; the first one that has a table or figure shows it
 MARK = re.compile(r"(<!-- (table|picture) ([\w*]+) -->\n)(?:.*?<!-- end -->\n)?", re.DOTALL)
 MOST_ROWS = 12  # of a table
 

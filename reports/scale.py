@@ -6,7 +6,7 @@ from dataclasses import replace
 from statistics import fmean
 from typing import NamedTuple
 
-from .budgets import Comparison, Moment, at_amount, by_machine, comparisons, equal_budgets, rising
+from .budgets import Comparison, Moment, at_amount, by_machine, comparisons, equal_budgets, others_words, rising
 from .differences import by_seed, count_of, mean_of, seed_of
 from .evidence import Evidence
 from .moments import equal_images, hours_notes, is_unfinished, machine_of
@@ -65,13 +65,13 @@ def scale(evidence: Evidence) -> list[Table]:
     is unfinished holds nobody back. One table a data set and generation protocol. Published rows of the same protocol
     stand below."""
     compared = comparisons(evidence.runs)
-    return _named(compared, [_table(one, IMAGES, evidence.published.steps_400k) for one in compared], IMAGES)
+    return _named(evidence, compared, [_table(one, IMAGES, evidence.published.steps_400k) for one in compared], IMAGES)
 
 
 def scale_flops(evidence: Evidence) -> list[Table]:
     """Quality at equal FLOPs of training, interpolated between the moments of a run (T1b)."""
     compared = comparisons(evidence.runs)
-    return _named(compared, [_table(one, FLOPS) for one in compared], FLOPS)
+    return _named(evidence, compared, [_table(one, FLOPS) for one in compared], FLOPS)
 
 
 def scale_hours(evidence: Evidence) -> list[Table]:
@@ -84,19 +84,21 @@ def scale_hours(evidence: Evidence) -> list[Table]:
         more = [words.format(_whose(absent, runs, labels(runs)))] if absent else []
         more += hours_notes(part.runs)
         tables.append(replace(table, notes=[*table.notes, *more]))
-    return _named([part for part, _ in compared], tables, HOURS)
+    return _named(evidence, [part for part, _ in compared], tables, HOURS)
 
 
-def _named(compared: Sequence[Comparison], tables: Sequence[Table], budget: Budget) -> list[Table]:
-    """The tables that have rows, or else an empty one, with names that say in what they differ."""
+def _named(evidence: Evidence, compared: Sequence[Comparison], tables: Sequence[Table], budget: Budget) -> list[Table]:
+    """The tables that have rows, or else an empty one, with names that say in what they differ, and with what is said
+    of variants that are left out."""
     filled = [(one, table) for one, table in zip(compared, tables, strict=True) if table.rows]
     facts = [(one.data, one.way, one.machine) for one, _ in filled]
     apart = [place for place in range(3) if len({fact[place] for fact in facts}) > 1]
     result = []
-    for fact, (_, table) in zip(facts, filled, strict=True):
+    for fact, (one, table) in zip(facts, filled, strict=True):
         words = "_".join(fact[place] for place in apart)
         safe = "".join(sign if sign.isalnum() else "_" for sign in words).strip("_")
-        result.append(replace(table, name=f"{budget.table}_{safe}" if safe else budget.table))
+        remarks = [*others_words(evidence.runs, one.runs), *table.notes]
+        result.append(replace(table, name=f"{budget.table}_{safe}" if safe else budget.table, notes=remarks))
     return result or [Table(budget.table, "", [], [])]
 
 

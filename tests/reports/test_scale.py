@@ -166,6 +166,9 @@ def test_only_models_as_such_are_compared(tmp_path: Path) -> None:
     # All have the window of the base; of ADM there is no such variant, so that its first one stands for it.
     values = {row["model"]: float(row["FD-EffNetLite0-512_mean"]) for row in parsed(table.csv())}
     assert values == {"dit_demo": 8.0, "lamamba_demo": 8.0, "adm_demo": 2.0}
+    assert table.notes[0] == (
+        "Of demo, runs with window 8 stand here; the other variants are in the table of the study."
+    )
 
 
 def test_runs_that_are_not_done_are_marked(tmp_path: Path) -> None:
