@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 from lamabench.ablations import study as suite
 from lamabench.reports.contents import FIGURES, TABLES
+from lamabench.reports.moments import hours_of
 from lamabench.reports.report import evidence_of, table_text
+from lamabench.reports.runs import read
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("ablations", "baselines", "harness", "kernels", "launch", "models", "reports")
@@ -76,3 +78,22 @@ def test_speeds_are_those_of_the_records(page: str, heading: str, count: int, co
         for number, key in zip(numbers, columns, strict=True):
             value = float(row[key]) * (100 if key == "mfu" else 1)
             assert f"{value:,.{len(number.partition('.')[2])}f}" == number, (*here, key)
+
+
+def test_qualities_are_those_of_the_records() -> None:
+    runs = [run for run in read([ROOT / "reports" / "records" / "cifar10"]) if run.last("train", "done")]
+    rows = rows_below((ROOT / "README.md").read_text(encoding="utf-8"), "## How good they are")
+    assert {row[0] for row in rows} == {run.info["title"] for run in runs}
+    for title, macs, minutes, *values in rows:
+        for rate, value in zip((1e-4, 2e-4, 4e-4), values, strict=True):
+            at = {"train.lr": rate}.items()
+            (run,) = [run for run in runs if run.info["title"] == title and at <= run.info["variant"].items()]
+            (score,) = [
+                row for row in run.rows if row["kind"] == "score" and row["metric"] == "FD-EffNetLite0-10k"
+                and row["reference"] == "cifar10 test"
+            ]  # fmt: skip
+            hours = hours_of(run, score)
+            assert hours is not None and hours[1] == "NVIDIA H200, bfloat16"
+            assert f"{score['value']:.1f}" == value and abs(60 * hours[0] - float(minutes)) < 0.01
+            cost = run.last("cost", "done")
+            assert cost is not None and f"{cost['macs'] / 1e9:.3f}" == macs
