@@ -130,7 +130,7 @@ def _once(runs: Iterable[Run]) -> list[Run]:
     return list(first.values())
 
 
-def _trainings(runs: Collection[Run]) -> str:
+def _trainings(runs: Collection[object]) -> str:
     return f"{len(runs)} training{'s' * (len(runs) != 1)}"
 
 
