@@ -4,6 +4,7 @@ import itertools
 import math
 import os
 import re
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from .yaml_file import read_yaml
 FOLDER = Path(__file__).parent
 MOST = 100_000  # runs of a study
 STAGES = ("cost", "train", "sample", "evaluate", "bench")
+NOISE = "sample.seed"  # an axis along which nothing differs but the noise of samples: it makes no variants
 # The settings of every study's debug size. It takes seconds on a CPU, and its results mean nothing.
 DEBUG: dict[str, Any] = {
     "data": "digits",
@@ -81,6 +83,8 @@ class Study:
     question, claim   the question, and what the paper or we claim about it
     answer            what would count as an answer: which difference, over how many seeds
     budget            what the study takes: trainings, images, FLOPs, hours
+    verdicts          {a claim in a short sentence: the pairs [better, worse] that it says}; a side is the name of a
+                      variant, a value of the only axis, or a value of each axis {axis: value}
     extends           another file whose settings apply unless this file sets them: a name (looked up in the folder of
                       this file, then among our studies) or a path relative to that folder
     base              the settings of every run, {key: value}
@@ -99,6 +103,7 @@ class Study:
     claim: str = ""
     answer: str = ""
     budget: str = ""
+    verdicts: dict[str, list[list[Any]]] = field(default_factory=dict)
     base: dict[str, Any] = field(default_factory=dict)
     axes: dict[str, list[Any]] = field(default_factory=dict)
     variants: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -109,7 +114,8 @@ class Study:
     file: str | None = None
 
     def debug_size(self) -> "Study":
-        """The study at its debug size, called `NAME-debug`. Raises InputError if the file has no section debug."""
+        """The study at its debug size, called `NAME-debug`, without the verdicts on variants that it lacks. Raises
+        InputError if the file has no section debug."""
         if not self.debug:
             raise InputError(f"study {self.name} has no debug size: its file has no section debug")
         fixed = {key: value for key, value in {**DEBUG, **self.debug}.items() if key not in self.axes}
@@ -119,7 +125,13 @@ class Study:
         }
         axes = {key: self.debug.get(key, values) for key, values in self.axes.items()}
         base = {**self.base, **fixed}
-        return replace(self, name=f"{self.name}-debug", base=base, axes=axes, variants=variants, seeds=self.seeds[:1])
+        small = replace(self, name=f"{self.name}-debug", base=base, axes=axes, variants=variants, seeds=self.seeds[:1])
+        verdicts = {
+            claim: pairs
+            for claim, pairs in self.verdicts.items()
+            if all(small._has(side) for one in pairs for side in one)
+        }
+        return replace(small, verdicts=verdicts)
 
     def expand(self) -> list[Variant]:
         """Every run of the study, in the order of the file. Raises InputError if two variants get the same name, if a
@@ -138,10 +150,52 @@ class Study:
 
     def about(self) -> dict[str, Any]:
         """What the study is about, as .study.json holds it. The variants of a study without axes are the values of an
-        axis `variant`."""
+        axis `variant`. Raises InputError as `pairs` does."""
         axes = {"variant": list(self.variants)} if self.variants else self.axes
         texts = {"question": self.question, "claim": self.claim, "answer": self.answer, "budget": self.budget}
-        return {**texts, "axes": axes}
+        return {**texts, "axes": axes, **({"verdicts": self.pairs()} if self.verdicts else {})}
+
+    def pairs(self) -> dict[str, list[dict[str, dict[str, Any]]]]:
+        """The verdicts with variants as axis values: {claim: [{"better": {axis: value}, "worse": {axis: value}}]}.
+
+        Raises InputError for a side that is no variant, and for a variant beside itself.
+        """
+        result: dict[str, list[dict[str, dict[str, Any]]]] = {}
+        for claim, pairs in self.verdicts.items():
+            result[claim] = []
+            for better, worse in pairs:
+                sides = {"better": self._side(better), "worse": self._side(worse)}
+                if literal(sides["better"]) == literal(sides["worse"]):
+                    raise InputError(f"{self._verdicts}: {better!r:.200} is beside itself in {claim!r}")
+                result[claim].append(sides)
+        return result
+
+    @property
+    def _verdicts(self) -> str:
+        return f"verdicts of {self.file or self.name}"
+
+    def _side(self, side: Any) -> dict[str, Any]:
+        """The axis values of a side of a pair, in the order of the axes."""
+        axes = {"variant": list(self.variants)} if self.variants else {**self.axes}
+        axes.pop(NOISE, None)
+        if isinstance(side, dict) and side.keys() == axes.keys():
+            values = {axis: side[axis] for axis in axes}
+        elif len(axes) == 1:
+            values = dict.fromkeys(axes, side)
+        else:
+            example = ", ".join(f"{axis}: {literal(choices[0])}" for axis, choices in axes.items())
+            raise InputError(
+                f"{self._verdicts}: {side!r:.200} is no variant; give a value of each axis, such as {{{example}}}"
+            )
+        for axis, value in values.items():
+            if literal(value) not in map(literal, axes[axis]):
+                raise unknown(f"{axis} in {self._verdicts}", value, axes[axis])
+        return values
+
+    def _has(self, side: Any) -> bool:
+        with suppress(InputError):
+            return bool(self._side(side))
+        return False
 
     def run_name(self, variant: Variant) -> str:
         """The name of a run: the name of its variant, with the seed if the study has several."""
@@ -191,11 +245,13 @@ def load(name: str) -> Study:
     if bool(data.get("axes")) == bool(data.get("variants")):
         raise InputError(f"{path}: a study needs either axes or variants, not both")
     builtin = path.resolve().parent == FOLDER.resolve()
-    return Study(name=path.stem, file=f"lamabench:{path.stem}" if builtin else str(path.resolve()), **data)
+    study = Study(name=path.stem, file=f"lamabench:{path.stem}" if builtin else str(path.resolve()), **data)
+    study.pairs()
+    return study
 
 
 _TYPES = {"question": str, "claim": str, "answer": str, "budget": str, "extends": str, "base": dict, "axes": dict}
-_TYPES |= {"variants": dict, "seeds": list, "stages": list, "debug": dict, "plugins": list}
+_TYPES |= {"variants": dict, "seeds": list, "stages": list, "debug": dict, "plugins": list, "verdicts": dict}
 _MERGED = ("base", "debug")
 
 
@@ -225,8 +281,8 @@ def _extended(path: Path, data: dict[str, Any], extending: tuple[Path, ...]) -> 
         raise InputError(f"{path}: extends {name!r}, which extends it in turn")
     below = _extended(other, _read(other), extending)
     merged = {key: {**below.get(key, {}), **data.get(key, {})} for key in _MERGED}
-    if "axes" in data or "variants" in data:  # they replace those of the other file, axes or variants
-        below = {key: value for key, value in below.items() if key not in ("axes", "variants")}
+    if "axes" in data or "variants" in data:  # they replace those of the other file, and verdicts are on variants
+        below = {key: value for key, value in below.items() if key not in ("axes", "variants", "verdicts")}
     return {**below, **data, **merged}
 
 
@@ -246,6 +302,12 @@ def _check(path: Path, data: Any) -> None:
         if not isinstance(values, dict):
             raise InputError(f"{path}: variant {key} must map keys to values, not {values!r:.200}")
         _check_name(str(path), key)
+    for claim, pairs in data.get("verdicts", {}).items():
+        if not claim.strip() or not claim.isprintable():
+            raise InputError(f"{path}: a key of verdicts must be a claim in a line, not {claim!r:.200}")
+        for pair in pairs if isinstance(pairs, list) and pairs else [None]:
+            if not isinstance(pair, list) or len(pair) != 2:
+                raise InputError(f"{path}: {claim!r} must be a list of pairs [better, worse], not {pairs!r:.200}")
     settings = [data.get(key, {}) for key in ("base", "axes", "debug")]
     for place in (*settings, *data.get("variants", {}).values()):
         if "seed" in place:

@@ -53,6 +53,7 @@ ENTRY: dict[str, Any] = {name: kind for name, kind in ABOUT.items() if name != "
 }  # fmt: skip
 # What a study is about, as its file says.
 FACTS: dict[str, Any] = {"question": str, "claim": str, "answer": str, "budget": str, "axes": dict}
+SIDES = {"better": dict, "worse": dict}  # of a pair of `verdicts`, which are among the facts where a file has some
 
 
 class Busy(RuntimeError):
@@ -209,8 +210,9 @@ def read_study(folder: Path) -> dict[str, Any]:
     folders `training` (None if it has none), `model_folder` and `samples` (a list), relative to ROOT; `to_draw` are
     those of `samples` that are not scored by the held-out loss alone (without it: all, of an earlier version).
     `guide` is the training that guides its samples, if it has one below ROOT.
-    `about` is what the file says of the study: `question`, `claim`, `answer`, `budget` and `axes` {axis: [values]}, all
-    in the file's order; single commands and earlier versions write none.
+    `about` is what the file says of the study: `question`, `claim`, `answer`, `budget`, `axes` {axis: [values]} and, if
+    it has some, `verdicts` {claim: pairs, each {"better": {axis: value}, "worse": {axis: value}}}, all in the file's
+    order; single commands and earlier versions write none.
 
     Raises InputError if there is no .study.json or if it cannot be read.
     """
@@ -222,6 +224,11 @@ def read_study(folder: Path) -> dict[str, Any]:
     if "about" in listing:
         _check(folder / STUDY, listing["about"], FACTS, " in about,")
         _check(folder / STUDY, listing["about"]["axes"], dict.fromkeys(listing["about"]["axes"], list), " in axes,")
+        verdicts = listing["about"].get("verdicts", {})
+        _check(folder / STUDY, {"verdicts": verdicts}, {"verdicts": dict}, " in about,")
+        _check(folder / STUDY, verdicts, dict.fromkeys(verdicts, list), " in verdicts,")
+        for pair in (pair for pairs in verdicts.values() for pair in pairs):
+            _check(folder / STUDY, pair, SIDES, " in verdicts,")
     for number, run in enumerate(listing["runs"], start=1):
         _check(folder / STUDY, run, ENTRY, f" in run {number},")
         for name in run["samples"]:

@@ -85,7 +85,7 @@ def comparisons(runs: Iterable[Run]) -> list[Comparison]:
     scored: dict[tuple[str, str], dict[Key, Series]] = {}
     for key, by_run in columns_of(models(runs)).items():
         for run, rows in by_run.items():
-            if points := [_moment(run, row, images) for row in rows if (images := images_of(run, row))]:
+            if points := moments_of(run, rows):
                 columns = scored.setdefault((_data_words(run), generation_of(rows[-1])), {})
                 columns.setdefault(key, {})[run] = points
     result = []
@@ -101,9 +101,13 @@ def comparisons(runs: Iterable[Run]) -> list[Comparison]:
     return result
 
 
-def _moment(run: Run, row: Line, images: int) -> Moment:
-    hours = hours_of(run, row)
-    return Moment(row, images, flops_of(run, row), hours[0] if hours else None)
+def moments_of(run: Run, rows: Iterable[Line]) -> list[Moment]:
+    """The scores of one run, less those of which it is not on record how many images the weights had seen."""
+    return [
+        Moment(row, images, flops_of(run, row), hours[0] if (hours := hours_of(run, row)) else None)
+        for row in rows
+        if (images := images_of(run, row))
+    ]
 
 
 def _runs(columns: Mapping[Key, Series]) -> set[Run]:

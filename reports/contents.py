@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 
 from .ablation import ablations
 from .axis import axis
+from .claims import verdicts
 from .costs import costs
 from .during import during
 from .evidence import Evidence
@@ -104,6 +105,11 @@ TABLES: dict[str, TableItem] = {
         lambda evidence: evidence.over_seeds,
         "means over training seeds with 95 % intervals, and differences to the base of the study",
         "no variant was run with several seeds",
+    ),
+    "verdicts": TableItem(
+        verdicts,
+        "the pairs of variants that claims of studies name, and whether each claim holds here",
+        "no study names pairs of variants that its claim is about",
     ),
     "scale": TableItem(
         scale, "models of all families and sizes at equal images", "no two models were scored alike at equal images"

@@ -14,7 +14,7 @@ from ..harness.scoring.protocol import target_of
 from .differences import seed_of
 from .drawing import few_ticks, title_of_scores
 from .evidence import Evidence
-from .moments import first_column, flops_of, hours_notes, hours_of, images_of, is_marked, main_device, moments
+from .moments import curves, first_column, flops_of, hours_notes, hours_of, images_of, is_marked, main_device
 from .protocols import losses_words
 from .runs import Line, Run
 from .scaling import hours_words
@@ -51,11 +51,7 @@ def logged_losses(runs: list[Run]) -> dict[Run, list[Line]]:
 def columns_of(evidence: Evidence) -> dict[str, dict[Run, list[Line]]]:
     """The columns to draw, with runs that have values at two moments or more: the first Frechet distance (or else the
     first metric), and the held-out loss, of scores or else of the logs."""
-    every = {
-        name: {run: rows for run, rows in scored.items() if len(rows) > 1}
-        for name, scored in moments(evidence.runs).items()
-    }
-    every = {name: scored for name, scored in every.items() if scored}
+    every = curves(evidence.runs)
     losses = {name: scored for name, scored in every.items() if name.startswith(HELDOUT)}
     others = {name: scored for name, scored in every.items() if name not in losses}
     if not losses and (logged := {run: rows for run, rows in logged_losses(evidence.runs).items() if len(rows) > 1}):

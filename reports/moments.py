@@ -34,6 +34,14 @@ def moments(runs: Iterable[Run]) -> Moments:
     return named(columns_of(runs))
 
 
+def curves(runs: Iterable[Run]) -> Moments:
+    """The same less what has no curve: runs with a score at a single moment, and columns without another run."""
+    several = {
+        name: {run: rows for run, rows in scored.items() if len(rows) > 1} for name, scored in moments(runs).items()
+    }
+    return {name: scored for name, scored in several.items() if scored}
+
+
 def columns_of(runs: Iterable[Run]) -> dict[Key, dict[Run, list[Line]]]:
     """The same by what the scores of a column have in common."""
     columns: dict[Key, dict[Run, list[Line]]] = {}

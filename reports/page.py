@@ -13,6 +13,7 @@ from urllib.parse import quote
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from .claims import claims
 from .contents import FIGURES, TABLES, sample_names
 from .evidence import Evidence
 from .names import value_word
@@ -34,6 +35,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     "Cost": ("cost",),
     "Runs": ("summary", "runs", "samples"),
 }
+VERDICTS = "verdicts"  # the table that stands at the head of the page
 QUESTION = {"question": "Question", "claim": "Claim"}
 DESIGN = {"answer": "What would count as an answer", "budget": "Budget"}
 LINKED = ("label", "name")  # columns whose cells link to the folder of the row's run
@@ -135,7 +137,7 @@ def _rendered(
         }
         for name, texts in about.items()
     ]
-    shared = [name for name, study in of_study.items() if study is None and name not in samples]
+    shared = [name for name, study in of_study.items() if study is None and name not in (*samples, VERDICTS)]
     sections = [
         {
             "id": re.sub(r"\W+", "-", title.lower()),
@@ -157,6 +159,8 @@ def _rendered(
     return environment.get_template("page.html").render(
         title=_title(evidence),
         facts=facts(evidence),
+        claims=[claim for texts in about.values() for claim in texts["claims"]],
+        verdicts=tables.get(VERDICTS),
         studies=studies,
         sections=[section for section in sections if section["tables"] or section["figures"]],
         absent=reasons,
@@ -225,6 +229,7 @@ def _about_study(study: Evidence) -> Line:
     return {
         "name": info["study"],
         "question": question or [("Question", "not on record")],
+        "claims": [(claim.verdict.capitalize(), claim.text) for claim in claims(study)],
         "headline": headline(study),
         "verdict": sentences(study),
         "design": [*design, *axes, ("Runs", _states(study))],

@@ -96,6 +96,13 @@ def rankable(runs: Iterable[Run], rows: Mapping[Run, Line]) -> str:
     images = {images_of(run, row) for run, row in rows.items() if run in runs} - {None}
     if len(images) > 1 and not ends_by_design(runs, rows):
         return IMAGES
+    return unlike(runs, rows)
+
+
+def unlike(runs: Iterable[Run], rows: Mapping[Run, Line]) -> str:
+    """Why scores of one column do not compare because of their samples, empty if they do: samples that were made in
+    several ways, unless the study asks for that, or in unknown ways."""
+    runs = dict.fromkeys(runs)
     protocols = {generation_of(row) for run, row in rows.items() if run in runs}
     if by_design(runs, rows) or protocols <= {""} or (len(protocols) == 1 and UNKNOWN not in protocols):
         return ""

@@ -17,6 +17,7 @@ from matplotlib.backends.backend_pdf import FigureCanvasPdf
 from matplotlib.figure import Figure
 
 from ..kernels.errors import InputError
+from .claims import claims
 from .contents import FIGURES, TABLES
 from .evidence import Evidence
 from .frame import frame
@@ -212,6 +213,11 @@ def _write_figure(figure: Figure, path: Path) -> bytes:
     return png.getvalue()
 
 
+def _claims(evidence: Evidence) -> list[str]:
+    """A line for each claim: its verdict, the claim, and why."""
+    return [f"- **{one.verdict.capitalize()}**: {one.text}" for one in claims(evidence)]
+
+
 def _readme(evidence: Evidence, about: dict[str, str], absent: dict[str, str]) -> str:
     runs, overview, over_seeds = evidence.runs, evidence.overview, evidence.over_seeds
     lines = [row for run in runs for row in run.rows]
@@ -223,17 +229,13 @@ def _readme(evidence: Evidence, about: dict[str, str], absent: dict[str, str]) -
     text = [f"# Report: {', '.join(dict.fromkeys(run.info['study'] for run in runs))}", ""]
     text += [f"Commits: {', '.join(commits) or 'none'}. Devices: {', '.join(devices) or 'none'}. Recorded: {when}.", ""]
     shown = replace(overview, notes=[]) if over_seeds.rows else overview  # the other table has these notes too
+    if lines := _claims(evidence):
+        text += ["## Claims", "", *lines, ""]
     for name, study in evidence.studies.items():
         question = (study.runs[0].info.get("about") or {}).get("question")
-        findings = sentences(study)
+        findings = [*_claims(study), *(f"- {one}" for one in sentences(study))]
         if question or findings:
-            text += [
-                f"## Study {name}",
-                "",
-                *([f"*{question}*", ""] if question else []),
-                *(f"- {one}" for one in findings),
-            ]
-            text += [""]
+            text += [f"## Study {name}", "", *([f"*{question}*", ""] if question else []), *findings, ""]
     text += ["## Runs", "", shown.markdown()]
     text += ["## Over training seeds", "", over_seeds.markdown()] if over_seeds.rows else []
     notes = []

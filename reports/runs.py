@@ -38,10 +38,10 @@ class Run:
 
     info      `study`, `name`, `id` (the key of the training, or of the model where there is no training), `variant`
               (axis values), `seed`, `model` (preset), `family`, `title`, `config`, `about` (what its study is about:
-              `question`, `claim`, `answer`, `budget`, `axes` {axis: [values]}; {} if that is not on record), `folder`
-              (of its training or model); of a study also `place` (in its list of runs), `of_file` (whether it has a
-              file), `by_hand` (samples were added to those of the study) and `to_do` (how many of its sets of samples
-              have no record)
+              `question`, `claim`, `answer`, `budget`, `axes` {axis: [values]}, and `verdicts` if it has some; {} if
+              that is not on record), `folder` (of its training or model); of a study also `place` (in its list of
+              runs), `of_file` (whether it has a file), `by_hand` (samples were added to those of the study) and
+              `to_do` (how many of its sets of samples have no record)
     group     equal for runs that differ only in their seeds
     rows      records of its model, its training, and its samples at the furthest step; oldest first within each
     earlier   records of its samples at earlier steps

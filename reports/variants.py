@@ -89,13 +89,13 @@ class Variants:
         order = sorted(columns, key=lambda name: (not match("FI?D", name), -len(columns[name])))
         return {name: over_seeds(self.evidence.overview.rows, name) for name in order}
 
-    def difference(self, metric: str, group: str) -> Difference | None:
-        """The variant against the base; None for the base, and if one of them has no score."""
-        values = self.values[metric]
-        if self.base is None or group == self.base or not {group, self.base} <= values.keys():
+    def difference(self, metric: str, group: str, other: str | None = None) -> Difference | None:
+        """The variant against another one, by default the base; None for itself, and if one of them has no score."""
+        values, other = self.values[metric], other or self.base
+        if other is None or group == other or not {group, other} <= values.keys():
             return None
-        lines, both = self.evidence.scores[metric], [*self.members[group], *self.members[self.base]]
-        return against(values, group, self.base, metric, {run: lines[run] for run in both if run in lines})
+        lines, both = self.evidence.scores[metric], [*self.members[group], *self.members[other]]
+        return against(values, group, other, metric, {run: lines[run] for run in both if run in lines})
 
     def best(self, metric: str) -> tuple[str | None, str]:
         """The variant with the best mean if it is distinguishable from the second; or else None, and why."""

@@ -48,7 +48,7 @@ def headline(evidence: Evidence) -> str:
     if best:
         mean = mean_of(study.values[metric][best].values())
         name = f"The base {_name(study, best)}" if best == study.base else _name(study, best)
-        return f"{name} is best in {metric} ({with_interval(mean)}{_over([mean.n])})."
+        return f"{name} is best in {metric} ({with_interval(mean)}{over_words([mean.n])})."
     if not results:
         return f"Inconclusive: {_few_scores(study, metric)}."
     counts = {verdict: [group for group in results if results[group].verdict == verdict] for verdict in VERDICTS}
@@ -59,7 +59,7 @@ def headline(evidence: Evidence) -> str:
     parts = [f"{len(groups)} {_are(groups)} {verdict}" for verdict, groups in counts.items() if groups]
     first, _, rest = parts[0].partition(" ")
     parts[0] = f"{first} of {_count(len(results), 'variant')} {rest}"
-    return f"Against {base}, {_listed(parts)}."
+    return f"Against {base}, {listed(parts)}."
 
 
 VERDICTS = ("better", "worse", "inconclusive")
@@ -88,7 +88,7 @@ def _against_base(study: Variants, metric: str) -> list[str]:
         if groups := [group for group, result in results.items() if result.verdict == verdict]:
             than = "it" if clauses else base
             means = [mean for group in groups if (mean := results[group].mean)]
-            numbers = f"{'' if clauses else metric + ' '}{_numbers(means)}{_over([mean.n for mean in means])}"
+            numbers = f"{'' if clauses else metric + ' '}{_numbers(means)}{over_words([mean.n for mean in means])}"
             clauses.append(f"{_names(study, groups)} {_are(groups)} {verdict} than {than} ({numbers})")
     if not clauses:
         start += f"none is better or worse than {base} in {metric}: "
@@ -110,7 +110,7 @@ def _reason(reason: str, results: Sequence[Difference]) -> str:
     if not means:
         return reason
     if reason == "the interval includes 0":
-        return f"{_intervals(means)}{_over([mean.n for mean in means])}"
+        return f"{_intervals(means)}{over_words([mean.n for mean in means])}"
     return f"{reason}; difference{'s' * (len(means) > 1)} {_numbers(means)}"
 
 
@@ -156,7 +156,7 @@ def _ends(study: Variants, metric: str) -> list[str]:
                 second = value_word(study.value(rest[0], axis))
                 sentence += f", which is not distinguishable from {second} ({result.reason})"
             text.setdefault(sentence, []).append(line)
-    return [f"{sentence}, with {_listed(each)}." if any(each) else f"{sentence}." for sentence, each in text.items()]
+    return [f"{sentence}, with {listed(each)}." if any(each) else f"{sentence}." for sentence, each in text.items()]
 
 
 def _axis_word(study: Variants, axis: str, value: Any) -> str:
@@ -263,7 +263,7 @@ def _missing(study: Variants) -> list[str]:
         parts = []
         for state, groups in states.items():
             names = [_name(study, group) + _seeds(seeds) * (group in study.members) for group, seeds in groups.items()]
-            parts.append(f"{sum(map(len, groups.values()))} {state} ({_listed(names)})")
+            parts.append(f"{sum(map(len, groups.values()))} {state} ({listed(names)})")
         if parts:
             text.append(f"{len(some)} of {_count(len(planned), 'planned run')} {what}: {'; '.join(parts)}.")
     return text
@@ -271,7 +271,7 @@ def _missing(study: Variants) -> list[str]:
 
 def _seeds(seeds: Sequence[Any]) -> str:
     numbers = [str(seed) for seed in dict.fromkeys(seeds) if seed is not None]
-    return f" seed{'s' * (len(numbers) > 1)} {_listed(numbers)}" if numbers else ""
+    return f" seed{'s' * (len(numbers) > 1)} {listed(numbers)}" if numbers else ""
 
 
 def _name(study: Variants, group: str | None) -> str:
@@ -279,10 +279,10 @@ def _name(study: Variants, group: str | None) -> str:
 
 
 def _names(study: Variants, groups: Sequence[str]) -> str:
-    return _listed([_name(study, group) for group in groups])
+    return listed([_name(study, group) for group in groups])
 
 
-def _listed(words: Sequence[str]) -> str:
+def listed(words: Sequence[str]) -> str:
     """Such as "a, b and c", or "a, b, c, d and 4 more"."""
     if len(words) > MOST:
         words = [*words[: MOST - 1], f"{len(words) - MOST + 1} more"]
@@ -292,7 +292,7 @@ def _listed(words: Sequence[str]) -> str:
 def _numbers(means: Sequence[Mean]) -> str:
     """Differences with their intervals; of many, the range."""
     if len(means) <= MOST:
-        return _listed([with_interval(mean, "+") for mean in means])
+        return listed([with_interval(mean, "+") for mean in means])
     low, high = min(mean.value for mean in means), max(mean.value for mean in means)
     return f"{format(low, '+' + style_of(low, 3))} to {format(high, '+' + style_of(high, 3))}"
 
@@ -305,10 +305,10 @@ def _intervals(means: Sequence[Mean]) -> str:
         least = min(abs(mean.low), abs(mean.high))  # so that neither end becomes 0
         style = "+" + max(style_of(mean.half or mean.value, 2), style_of(least or mean.value, 1), key=places_of)
         words.append(f"{format(mean.low, style)} to {format(mean.high, style)}")
-    return f"interval{'s' * (len(words) > 1)} {_listed(words)}"
+    return f"interval{'s' * (len(words) > 1)} {listed(words)}"
 
 
-def _over(counts: Sequence[int]) -> str:
+def over_words(counts: Sequence[int]) -> str:
     low, high = min(counts), max(counts)
     return f" over {_count(high, 'seed')}" if low == high else f" over {low} to {high} seeds"
 

@@ -64,6 +64,25 @@ def test_a_study_says_what_would_be_an_answer(name):
     assert study.answer and study.answer.endswith(".")
 
 
+JUDGED = {
+    "block_mix", "cifar10_block_mix", "cifar10_d_state", "cifar10_scale", "cifar10_scan", "cifar10_skip",
+    "cifar10_window", "d_state", "dit_block", "objective", "rivals", "scale", "scan", "unet",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", names())
+def test_verdicts_are_on_variants(name):
+    """The studies whose answers name pairs have verdicts, which end up in the listing and not in a debug study that
+    lacks their variants."""
+    study = load(name)
+    assert bool(study.verdicts) == (name in JUDGED)
+    known = [variant.values for variant in study.expand()]
+    for pairs in study.about().get("verdicts", {}).values():
+        assert all(side in known for pair in pairs for side in pair.values())
+    if study.debug:
+        assert study.debug_size().pairs().keys() <= study.verdicts.keys()
+
+
 @pytest.mark.parametrize("name", QUALITY)
 def test_a_study_of_quality_states_seeds_and_budget(name):
     study = load(name)

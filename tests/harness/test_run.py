@@ -16,6 +16,7 @@ from lamabench.kernels.errors import InputError
 INFO = {"kind": "training", "key": "a" * 12, "study": "s", "name": "n", "variant": {}, "seed": 0, "config": {"x": 1}}
 ENTRY = {"name": "small", "variant": {"model": "dit_nano"}, "seed": 0, "model": "dit_nano", "family": "dit"}
 ENTRY |= {"title": "DiT-nano", "training": "trainings/dit-digits-1", "model_folder": "models/dit-2", "samples": []}
+PAIR = {"better": {"model": "a"}, "worse": {"model": "b"}}
 FACTS = {"question": "q?", "claim": "", "answer": "a", "budget": "b", "axes": {"z": [4, None], "a": [[1], True]}}
 
 
@@ -191,6 +192,16 @@ def test_a_folder_in_the_place_of_a_link_stays(tmp_path):
         (
             json.dumps({"runs": [], "file": None, "about": {**FACTS, "axes": {"a": 2}}}),
             "lamabench: in axes, its a is 2",
+        ),
+        (json.dumps({"runs": [], "file": None, "about": {**FACTS, "verdicts": {"c": [PAIR]}}}), None),
+        (
+            json.dumps({"runs": [], "file": None, "about": {**FACTS, "verdicts": 1}}),
+            "lamabench: in about, its verdicts is 1",
+        ),
+        (json.dumps({"runs": [], "file": None, "about": {**FACTS, "verdicts": {"c": 1}}}), "in verdicts, its c is 1"),
+        (
+            json.dumps({"runs": [], "file": None, "about": {**FACTS, "verdicts": {"c": [{**PAIR, "worse": "b"}]}}}),
+            "lamabench: in verdicts, its worse is 'b'",
         ),
     ],
 )

@@ -1,4 +1,6 @@
-"""Backend `cuda` of the scan at the edges of what it takes: any address, and no image at all."""
+"""Backend `cuda` of the scan at the edges of what it takes: any address, no image at all, states that just fit."""
+
+import math
 
 import cuda_on_cpu
 import pytest
@@ -43,3 +45,24 @@ def test_a_grid_without_blocks_is_not_launched():
     kernel = nvrtc.Kernel.__new__(nvrtc.Kernel)
     for grid in ((0, 1), (1, 0)):
         kernel(grid, 32, torch.zeros(1))
+
+
+@pytest.mark.parametrize(("batch", "keep"), [(64, "few"), (63, "all")])
+def test_states_are_kept_where_they_fit(batch, keep, monkeypatch):
+    """At stage 1 of LaMamba-Diff-XL an image's are 10 MiB, and a 128th of an H100's 79 GiB is 632 MiB."""
+    plan, _ = scans.choice_on_an_h100(monkeypatch, batch, 1024, 640, 16, 20)
+    assert math.prod(plan.starts_shape("all")) * 4 == batch * 10 * 2**20
+    assert plan.starts_shape("auto") == plan.starts_shape(keep) != plan.starts_shape("none" if keep == "all" else "all")
+
+
+@needs_compiler
+@pytest.mark.parametrize("gib", [0, 1])
+def test_backend_cuda_keeps_what_fits(gib, without_gpu, monkeypatch):
+    """A training under `cuda` stores all states if the GPU has the memory, and few if it has not."""
+    monkeypatch.setattr(torch.cuda.get_device_properties(0), "total_memory", gib * 2**30)
+    inputs, paths = scans.make(2, (4, 5), 72, 16, 20, "continuous", torch.bfloat16)
+    stored = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda v: stored.append(v) or v, lambda v: v):
+        scans.run(inputs, paths, "cuda")
+    (starts,) = [v for v in stored if v.ndim == 6]
+    assert starts.shape[3] == (2 if gib else 0)  # chunks of 20 tokens

@@ -232,27 +232,6 @@ def test_few_long_images_are_cut_into_segments(states, monkeypatch):
     assert math.prod(plan.starts_shape("few")) <= 4 * 4 * 640 * 16384 / 4  # K·E·L / 4 an image
 
 
-@pytest.mark.parametrize(("batch", "keep"), [(64, "few"), (63, "all")])
-def test_states_are_kept_where_they_fit(batch, keep, monkeypatch):
-    """At stage 1 of LaMamba-Diff-XL an image's are 10 MiB, and a 128th of an H100's 79 GiB is 632 MiB."""
-    plan, _ = choice_on_an_h100(monkeypatch, batch, 1024, 640, 16, 20)
-    assert math.prod(plan.starts_shape("all")) * 4 == batch * 10 * 2**20
-    assert plan.starts_shape("auto") == plan.starts_shape(keep) != plan.starts_shape("none" if keep == "all" else "all")
-
-
-@pytest.mark.skipif(cuda_on_cpu.COMPILER is None, reason="g++ is not installed")
-@pytest.mark.parametrize("gib", [0, 1])
-def test_backend_cuda_keeps_what_fits(gib, without_gpu, monkeypatch):
-    """A training under `cuda` stores all states if the GPU has the memory, and few if it has not."""
-    monkeypatch.setattr(torch.cuda.get_device_properties(0), "total_memory", gib * 2**30)
-    inputs, paths = make(2, (4, 5), 72, 16, 20, "continuous", torch.bfloat16)
-    stored = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda v: stored.append(v) or v, lambda v: v):
-        run(inputs, paths, "cuda")
-    (starts,) = [v for v in stored if v.ndim == 6]
-    assert starts.shape[3] == (2 if gib else 0)  # chunks of 20 tokens
-
-
 def test_segments_hold_every_chunk_once(monkeypatch):
     for length in (1, 15, 16, 17, 100, 1000, 1025, 4097, 16384, 70000):
         for batch in (1, 3, 30):

@@ -295,7 +295,16 @@ def test_the_listing_of_a_study_says_what_it_is_about(study, tmp_path):
     write(mine, plan(mine))
     about = read_study(tmp_path / "s")["about"]
     assert about == {"question": mine.question, "claim": "", "answer": "", "budget": "", "axes": mine.axes}
+    assert "verdicts" not in mine.about()
     whole = load("block_mix")
+    order = {"better": {"variant": "ssm+window"}, "worse": {"variant": "window+ssm"}}
+    assert whole.about()["verdicts"]["The scan is better first than second"] == [order]
+    judged = replace(
+        mine, axes={"model": ["dit_nano", "dit_modern_nano"]}, verdicts={"It wins": [["dit_nano", "dit_modern_nano"]]}
+    )
+    write(judged, plan(judged))
+    pair = {"better": {"model": "dit_nano"}, "worse": {"model": "dit_modern_nano"}}
+    assert read_study(tmp_path / "s")["about"]["verdicts"] == {"It wins": [pair]}
     assert whole.about()["axes"] == {"variant": list(whole.variants)} and whole.about()["claim"] == whole.claim
 
 
