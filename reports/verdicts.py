@@ -1,5 +1,6 @@
 """What the numbers of a study say, in sentences that are computed from them."""
 
+import re
 from collections.abc import Sequence
 from math import inf
 from typing import Any
@@ -18,11 +19,13 @@ from .variants import Variants, is_number
 MOST = 5  # names in a list
 FEW = 3  # variants of which each has a sentence about its speed
 FEWEST_VALUES = 3  # of an axis that has ends
+COUNT = re.compile(r"-\d+[kK]?$")  # of samples, at the end of a metric's name
 
 
 def sentences(evidence: Evidence) -> list[str]:
     """What the numbers of one study say: for each metric the variants against the base with the 95 % interval of the
-    paired difference, and the best; values at the end of a numeric axis; speed; and what is missing.
+    paired difference, and the best; values at the end of a numeric axis; speed; and what is missing. A metric of fewer
+    samples than the same one of others, as those during training, has no sentence.
 
     `evidence` has the runs of this study alone (`Evidence.studies`). A verdict is inconclusive with its reason: the
     interval, fewer than three seeds in common, samples made in several ways, or weights of different steps. Then what
@@ -30,7 +33,7 @@ def sentences(evidence: Evidence) -> list[str]:
     """
     study = evidence.variants
     text = []
-    for metric in study.values:
+    for metric in _largest(study):
         text += _against_base(study, metric)
         text += _best(study, metric)
     text += [line for metric in list(study.values)[:1] for line in _ends(study, metric)]
@@ -60,6 +63,16 @@ def headline(evidence: Evidence) -> str:
     first, _, rest = parts[0].partition(" ")
     parts[0] = f"{first} of {_count(len(results), 'variant')} {rest}"
     return f"Against {base}, {listed(parts)}."
+
+
+def _largest(study: Variants) -> list[str]:
+    """The metrics with a score, less those of fewer samples than another of the same name and reference."""
+    about = {metric: next(iter(study.evidence.scores[metric].values())) for metric in study.values}
+    keys = {metric: (COUNT.sub("", row["metric"]), row.get("reference")) for metric, row in about.items()}
+    most: dict[tuple[str, Any], int] = {}
+    for metric, row in about.items():
+        most[keys[metric]] = max(most.get(keys[metric], 0), row.get("count") or 0)
+    return [metric for metric, row in about.items() if (row.get("count") or 0) == most[keys[metric]]]
 
 
 VERDICTS = ("better", "worse", "inconclusive")

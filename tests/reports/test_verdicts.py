@@ -198,3 +198,14 @@ def test_nothing_on_record(tmp_path: Path) -> None:
     listing = tmp_path / "rest" / ".study.json"
     listing.write_text(listing.read_text().replace('"file": "rest.yaml"', '"file": null'))
     assert headline(of(tmp_path, "rest")).startswith("`v b` is best") or "no study" in headline(of(tmp_path, "rest"))
+
+
+def test_the_set_of_most_images_has_sentences(tmp_path: Path) -> None:
+    """Of one network and reference. Another reference has sentences of its own."""
+    for name, value in (("a", 4.0), ("b", 3.0)):
+        few = scored(value, "p2", "FD-EffNetLite0-2k") | {"count": 2000}
+        most = scored(value, "p3", "FD-EffNetLite0-10k") | {"count": 10_000}
+        write(tmp_path, name, [cost(), made(few), made(most), made(few | {"reference": "other", "protocol": "p4"})],
+              variant={"v": name})  # fmt: skip
+    told = {word for text in sentences(of(tmp_path, "demo")) for word in text.split() if word.startswith("FD-")}
+    assert {word.strip(":;,.") for word in told} == {"FD-EffNetLite0-10k", "FD-EffNetLite0-2k@other"}
