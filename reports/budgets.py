@@ -61,16 +61,17 @@ def models(runs: Iterable[Run]) -> list[Run]:
 def others_words(runs: Iterable[Run], compared: Collection[Run]) -> list[str]:
     """A sentence for each study of which `models` leaves variants out: with which axis values its runs are compared."""
     left = [run for run in runs if run not in compared]
-    words: dict[str, dict[str, None]] = {}
+    words: dict[str, dict[str, dict[str, None]]] = {}
     for run in compared:
         values, about = axis_values(run), (run.info["study"], run.info["model"])
         others = [_setting(other) for other in left if (other.info["study"], other.info["model"]) == about]
         for axis, value in _setting(run).items():
             if any(one.get(axis) != value for one in others) and (word := axis_word(axis, values[axis])):
-                words.setdefault(run.info["study"], {})[word] = None
+                words.setdefault(run.info["study"], {}).setdefault(axis, {})[word] = None
     return [
-        f"Of {study}, runs with {', '.join(each)} stand here; the other variants are in the table of the study."
-        for study, each in words.items()
+        f"Of {study}, runs with {' and '.join(' or '.join(each) for each in by_axis.values())} stand here; the other "
+        "variants are in the table of the study."
+        for study, by_axis in words.items()
     ]
 
 

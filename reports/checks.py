@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import fmean
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .moments import images_of, moments
 from .queries import better
@@ -51,26 +52,41 @@ def _waiting(study: Variants) -> list[str]:
 
 
 def _neighbours(study: Variants) -> list[str]:
-    """One sentence for each space in which distances to training images were measured, about the training whose samples
-    are nearest."""
-    shares: dict[str, dict[Run, tuple[float, int]]] = {}
+    """One sentence for each space in which distances to training images were measured: the share of the samples that
+    are nearer than nearly all test images, together and by training."""
+    found: dict[str, dict[Run, list[tuple[int, int, int]]]] = {}  # nearer, samples, test images
+    text = []
     for run in _once(study.evidence.runs):
         for file in sorted(Path(run.info["folder"]).glob("samples/*/neighbours.json")):
-            for space, found in json.loads(file.read_text(encoding="utf-8")).items():
-                if found["test_distance"]:
-                    near = float((np.array(found["distance"]) < np.quantile(found["test_distance"], NEAR)).mean())
-                    of_run = shares.setdefault(space, {})
-                    of_run[run] = max(of_run.get(run, (0.0, 0)), (near, len(found["distance"])))
-    text = []
-    for space, of_run in shares.items():
-        run, (share, count) = max(of_run.items(), key=lambda item: item[1])
+            try:
+                spaces = json.loads(file.read_text(encoding="utf-8"))
+                pairs = {
+                    name: (_numbers(one["distance"]), _numbers(one["test_distance"])) for name, one in spaces.items()
+                }
+            except (OSError, ValueError, KeyError, TypeError, AttributeError):
+                text.append(f"{file} is damaged: `lamabench evaluate --neighbours` writes it again.")
+                continue
+            for space, (own, test) in pairs.items():
+                if own.size and test.size:
+                    nearer = int((own < np.quantile(test, NEAR)).sum())
+                    found.setdefault(space, {}).setdefault(run, []).append((nearer, own.size, test.size))
+    for space, of_run in found.items():
+        sums = {run: np.sum(counts, axis=0) for run, counts in of_run.items()}
+        nearer, samples = sum(one[0] for one in sums.values()), sum(one[1] for one in sums.values())
+        ends = [one[0] / one[1] for one in sums.values()]
+        each = f", {_percent(min(ends), 1)} to {_percent(max(ends), 1)} by training" if len(ends) > 1 else ""
+        tests = max(count[2] for counts in of_run.values() for count in counts)
         where = "in pixels" if space == "pixels" else f"in the features of {space}"
         text.append(
-            f"Of the samples of {_trainings(of_run)}, {_percent(share, 1)} at most ({_listed(study, [run])}, {count} "
-            f"samples) are nearer to a training image, {where}, than {_percent(1 - NEAR, 0)} of test images are; of "
-            f"new images it would be {_percent(NEAR, 0)}."
+            f"Of {samples} samples of {_trainings(of_run)}, {_percent(nearer / samples, 1)} are nearer to a training "
+            f"image, {where}, than {_percent(1 - NEAR, 0)} of {tests} test images are{each}; of new images it would be "
+            f"about {_percent(NEAR, 0)}."
         )
     return text
+
+
+def _numbers(values: list[float] | None) -> NDArray[np.float64]:
+    return np.array(values or [], dtype=np.float64)
 
 
 def _order(study: Variants) -> list[str]:
@@ -106,8 +122,10 @@ def _cost(study: Variants) -> list[str]:
     hours: dict[str, list[float]] = {}
     for run in _once(study.evidence.runs):
         row = run.last("train", "done") or {}
-        if device := (row.get("provenance") or {}).get("device"):
-            hours.setdefault(device, []).append((row.get("process_seconds") or row.get("seconds") or 0.0) / 3600)
+        devices = {one.get("device"): None for one in row.get("stretches") or ()}
+        devices = devices or {(row.get("provenance") or {}).get("device"): None}
+        if None not in devices and (seconds := row.get("process_seconds") or row.get("seconds")):
+            hours.setdefault(" and ".join(devices), []).append(seconds / 3600)
     return [
         f"{_trainings(each).capitalize()} took {sum(each):.3g} hours of {device} in all, compilation included."
         for device, each in hours.items()

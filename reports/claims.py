@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from .budgets import Series, at_amount, equal_budgets, moments_of, rising
-from .differences import FEWEST, LOWER_IS_BETTER, Difference, by_seed, difference, seed_of, with_interval
+from .differences import FEWEST, Difference, by_seed, difference, seed_of, with_interval
 from .evidence import Evidence
 from .moments import curves, first_column, hours_notes, is_unfinished, machine_of, main_device
 from .names import value_word
@@ -13,7 +13,7 @@ from .protocols import notes, unlike
 from .queries import better
 from .runs import Line, Run
 from .table import Column, Table
-from .variants import Variants
+from .variants import Variants, measure
 from .verdicts import listed, over_words
 
 HOLDS, FAILS, OPEN = "holds here", "does not hold here", "inconclusive"
@@ -22,7 +22,8 @@ BUDGETS = {"flops": "training FLOPs", "hours": "GPU-hours"}  # fields of Moment
 DELTA = (
     "Δ: the score of the variant less that of the other one, over common training seeds, ± half its 95 % interval. A "
     f"claim holds here if the interval at equal images excludes 0 for all of its pairs, over {FEWEST} seeds or more, "
-    "and the variant is the better one. It does not hold here if one interval excludes 0 and the other one is better."
+    "and the variant is the better one. It does not hold here if one interval excludes 0 and the other one is better. "
+    "Nothing is corrected for the number of pairs: without a difference, each is reversed by chance in 2.5 % of cases."
 )
 CURVES = (
     "At equal training FLOPs and GPU-hours (of one device and precision), Δ is of {}, at the largest amount that both "
@@ -69,7 +70,7 @@ class Claim:
     def verdict(self) -> str:
         """`HOLDS`, `FAILS` or `OPEN`."""
         each = {pair.result.verdict for pair in self.pairs}
-        return FAILS if "worse" in each else OPEN if "inconclusive" in each else HOLDS
+        return FAILS if "worse" in each else HOLDS if each == {"better"} else OPEN
 
     @property
     def text(self) -> str:
@@ -84,9 +85,9 @@ class Claim:
         """What becomes of a verdict at equal images at another equal budget, in a sentence."""
         results = {pair.name: pair.budgets[name].result for pair in pairs}
         turned = {
-            pair.name: results[pair.name]
+            pair.name: result
             for pair in pairs
-            if _sign(results[pair.name], better(self.curve)) not in ("", pair.result.verdict)
+            if (result := results[pair.name]).verdict not in ("inconclusive", pair.result.verdict)
         }
         left = {pair: one for pair, one in results.items() if one.verdict == "inconclusive"}
         if turned:
@@ -117,8 +118,8 @@ def verdicts(evidence: Evidence) -> Table:
     rows = [_row(claim, pair) for claim in found for pair in claim.pairs]
     metrics, several = {claim.metric for claim in found} - {""}, len({claim.study for claim in found}) > 1
     columns = [
-        Column("study", "Study" if several else None, rank=7), Column("claim", "Claim", width=30, rank=1),
-        Column("claim_verdict", "The claim", width=20), Column("variant", "Variant"), Column("against", "Against"),
+        Column("study", "Study" if several else None, rank=7), Column("claim", "Statement", width=30, rank=1),
+        Column("claim_verdict", "Verdict", width=20), Column("variant", "Variant"), Column("against", "Against"),
         Column("metric", "Metric" if len(metrics) > 1 else None, width=20, rank=6),
         Column("n", "Seeds", digits=0, rank=5), *_columns("difference", "Δ at equal images", 0),
         Column("verdict", "This pair", width=20), Column("reason", "Why", width=24, rank=4), Column("curve_metric"),
@@ -132,7 +133,7 @@ def verdicts(evidence: Evidence) -> Table:
         every = {one: {run: each[-1] for run, each in rows.items()} for one, rows in _curves(study.variants).items()}
         below += notes(study.runs, {one: (study.scores | every)[one] for one in own})
     below += hours_notes(run for claim in found for pair in claim.pairs for run in pair.runs)
-    caption = f"Claims of studies, and whether they hold here{f': {min(metrics)}' if len(metrics) == 1 else ''}."
+    caption = f"Statements of studies, and whether they hold here{f': {min(metrics)}' if len(metrics) == 1 else ''}."
     return Table("verdicts", caption, columns, rows, list(dict.fromkeys(below)))
 
 
@@ -161,9 +162,14 @@ def _of_study(name: str, study: Variants) -> list[Claim]:
     found: dict[str, list[Line]] = next((one["verdicts"] for one in about if one.get("verdicts")), {})
     if not found:
         return []
-    metric = next(iter(study.values), "")
+    metric = next(iter(study.metrics), "")
     scored = _curves(study)
-    curve = first_column({name: scored[name] for name in (metric, *scored) if name in scored}) if scored else ""
+    last = {name: {run: each[-1] for run, each in rows.items()} for name, rows in scored.items()}
+    alike = {
+        name: scored[name] for name, rows in last.items()
+        if metric and measure(rows) == measure(study.evidence.scores[metric])
+    }  # fmt: skip
+    curve = first_column(alike or scored) if scored else ""
     scores = scored.get(curve, {})
     return [
         Claim(name, words, metric, curve, [_pair(study, metric, curve, scores, one) for one in pairs])
@@ -174,7 +180,7 @@ def _of_study(name: str, study: Variants) -> list[Claim]:
 def _curves(study: Variants) -> dict[str, dict[Run, list[Line]]]:
     """The metrics of samples that were scored during training and, if the study has no other, the held-out loss."""
     every = curves(study.evidence.runs)
-    first = next(iter(study.values), "")
+    first = next(iter(study.metrics), "")
     return {name: rows for name, rows in every.items() if name == first or any(map(_has_samples, rows.values()))}
 
 
@@ -240,13 +246,6 @@ def _at_equal(name: str, one: str, other: str, curve: str, scores: Mapping[Run, 
         found.append(AtBudget(result, amount))
     nothing = AtBudget(Difference("inconclusive", f"no scored moments at equal {BUDGETS[name]}"))
     return max(found, key=lambda at: (at.result.n, at.amount), default=nothing)
-
-
-def _sign(result: Difference, best: str) -> str:
-    """Whether the mean of a difference is better or worse than 0, whatever its interval; "" if that is unknown."""
-    if not best or not result.mean or not result.mean.value:
-        return ""
-    return "better" if (result.mean.value < 0) == (best == LOWER_IS_BETTER) else "worse"
 
 
 def _by_reason(results: Mapping[str, Difference]) -> str:

@@ -179,7 +179,7 @@ def _scale(axes: Axes) -> None:
         low, high = float(ends[0]), float(ends[1])
         if 0 < 4 * low < high:
             axes.set(**{f"{axis.axis_name}scale": "log"})
-            few_ticks(axis, *axis.get_view_interval(), most=4 if axis.axis_name == "x" else 5)
+            few_ticks(axis, *axis.get_view_interval(), most=3 if axis.axis_name == "x" else 5)
         elif axis.axis_name == "x":
             axis.set_major_locator(MaxNLocator(4))
         if high >= 1e4:

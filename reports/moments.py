@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from math import inf
-from statistics import median
+from statistics import median_low
 from typing import Any, NamedTuple, TypeVar
 
 from .names import axis_values, kind_of, line_of, words
@@ -122,24 +122,37 @@ def hours_of(run: Run, row: Line) -> tuple[float, str] | None:
 def pauses(run: Run) -> list[tuple[float, float]]:
     """When a training made no steps, as its log shows: seconds of training before a pause, and those of the pause.
 
-    A line of the log that took more than LONG times the median time of as many images holds a pause, and that time is
-    what it took beside. It is compilation at the start of a process, or waiting for something. It lies at the line's
-    start.
+    A line of the log that took more than LONG times the median time of as many images in its stretch holds a pause,
+    and that time is what it took beside. It is compilation at the start of a process, and lies at the line's start.
+    Waiting for data is none, where the log has it. A stretch of one line shows none.
     """
-    ends = {
-        line["images"]: line["seconds"] for line in run.metrics if None not in (line.get("images"), line.get("seconds"))
-    }
-    lines = [
-        (start, end - start, images - before)
-        for (before, start), (images, end) in itertools.pairwise([(0, 0.0), *sorted(ends.items())])
+    train, batch = run.last("train", "done") or {}, (run.info.get("config") or {}).get("train", {}).get("batch_size")
+    points = {0: (0.0, 0.0)}
+    for line in run.metrics:
+        if line.get("images") and line.get("seconds") is not None:
+            points[line["images"]] = line["seconds"], line.get("waited") or 0.0
+    later = [one for one in (train.get("stretches") or [])[1:] if batch and one.get("from_step")]
+    for one in later:
+        if one.get("from_seconds") is not None:
+            waited = max((value for images, (_, value) in points.items() if images <= one["from_step"] * batch))
+            points.setdefault(one["from_step"] * batch, (one["from_seconds"], waited))
+    lines: dict[int, list[tuple[float, float, int]]] = {}
+    for (before, (start, waited)), (images, (end, more)) in itertools.pairwise(sorted(points.items())):
+        stretch = sum(one["from_step"] * batch <= before for one in later)
+        lines.setdefault(stretch, []).append((start, end - start - max(0.0, more - waited), images - before))
+    return [
+        (start, seconds - pace * images)
+        for each in lines.values()
+        for pace in [median_low(seconds / images for _, seconds, images in each)]
+        for start, seconds, images in each
+        if seconds > LONG * pace * images
     ]
-    pace = median(seconds / images for _, seconds, images in lines) if lines else 0.0
-    return [(start, seconds - pace * images) for start, seconds, images in lines if seconds > LONG * pace * images]
 
 
 def hours_notes(runs: Iterable[Run]) -> list[str]:
     """What is said of the hours of some runs."""
-    return ["Hours are without compilation and other pauses of the training."] if any(map(pauses, runs)) else []
+    words = "Hours are without compilation and other pauses, as far as the logs of the trainings show them."
+    return [words] if any(map(pauses, runs)) else []
 
 
 def machine_of(run: Run) -> str:

@@ -230,7 +230,7 @@ def _readme(evidence: Evidence, about: dict[str, str], absent: dict[str, str]) -
     text += [f"Commits: {', '.join(commits) or 'none'}. Devices: {', '.join(devices) or 'none'}. Recorded: {when}.", ""]
     shown = replace(overview, notes=[]) if over_seeds.rows else overview  # the other table has these notes too
     if lines := _claims(evidence):
-        text += ["## Claims", "", *lines, ""]
+        text += ["## Verdicts", "", *lines, ""]
     for name, study in evidence.studies.items():
         question = (study.runs[0].info.get("about") or {}).get("question")
         findings = [*_claims(study), *(f"- {one}" for one in sentences(study))]

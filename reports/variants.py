@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from math import inf, isfinite
-from re import match
+from re import match, sub
 from typing import Any
 
 from .differences import Difference, mean_of
@@ -16,6 +16,13 @@ from .queries import better, state_of
 from .runs import SEEDS, Line, Run
 from .seeds import Values, against, base_groups, best_of, not_done, over_seeds
 from .speed import BASELINE, cell_of, fastest, measurements
+
+
+def measure(rows: Mapping[Run, Line]) -> tuple[str, Any]:
+    """What a column of scores measures, however many samples it has: the metric's name without their number, and the
+    reference."""
+    row = next(iter(rows.values()))
+    return sub(r"-\d+[kK]?$", "", row["metric"]), row.get("reference")
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,6 +95,23 @@ class Variants:
         columns = self.evidence.scores
         order = sorted(columns, key=lambda name: (not match("FI?D", name), -len(columns[name])))
         return {name: over_seeds(self.evidence.overview.rows, name) for name in order}
+
+    @cached_property
+    def metrics(self) -> list[str]:
+        """The metrics of `values` that verdicts are about, the first one first: less those of fewer samples than
+        another with the same `measure`, as during training, that all their runs have."""
+        scores = {name: self.evidence.scores[name] for name in self.values}
+        counts = {
+            name: max((row.get("count") or 0 for row in rows.values()), default=0) for name, rows in scores.items()
+        }
+        return [
+            name
+            for name, rows in scores.items()
+            if not any(
+                counts[other] > counts[name] and rows.keys() <= more.keys() and measure(rows) == measure(more)
+                for other, more in scores.items()
+            )
+        ]
 
     def difference(self, metric: str, group: str, other: str | None = None) -> Difference | None:
         """The variant against another one, by default the base; None for itself, and if one of them has no score."""

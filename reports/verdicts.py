@@ -1,6 +1,5 @@
 """What the numbers of a study say, in sentences that are computed from them."""
 
-import re
 from collections.abc import Sequence
 from math import inf
 from typing import Any
@@ -19,7 +18,6 @@ from .variants import Variants, is_number
 MOST = 5  # names in a list
 FEW = 3  # variants of which each has a sentence about its speed
 FEWEST_VALUES = 3  # of an axis that has ends
-COUNT = re.compile(r"-\d+[kK]?$")  # of samples, at the end of a metric's name
 
 
 def sentences(evidence: Evidence) -> list[str]:
@@ -33,10 +31,10 @@ def sentences(evidence: Evidence) -> list[str]:
     """
     study = evidence.variants
     text = []
-    for metric in _largest(study):
+    for metric in study.metrics:
         text += _against_base(study, metric)
         text += _best(study, metric)
-    text += [line for metric in list(study.values)[:1] for line in _ends(study, metric)]
+    text += [line for metric in study.metrics[:1] for line in _ends(study, metric)]
     return [*text, *_speeds(study), *_missing(study), *checks(study)]
 
 
@@ -45,7 +43,7 @@ def headline(evidence: Evidence) -> str:
     study = evidence.variants
     if not study.values:
         return next(iter(_speeds(study)), "No scores yet." if study.base else "No scores.")
-    metric = next(iter(study.values))
+    metric = study.metrics[0]
     results = {group: result for group in study.members if (result := study.difference(metric, group))}
     best, _ = study.best(metric)
     if best:
@@ -63,16 +61,6 @@ def headline(evidence: Evidence) -> str:
     first, _, rest = parts[0].partition(" ")
     parts[0] = f"{first} of {_count(len(results), 'variant')} {rest}"
     return f"Against {base}, {listed(parts)}."
-
-
-def _largest(study: Variants) -> list[str]:
-    """The metrics with a score, less those of fewer samples than another of the same name and reference."""
-    about = {metric: next(iter(study.evidence.scores[metric].values())) for metric in study.values}
-    keys = {metric: (COUNT.sub("", row["metric"]), row.get("reference")) for metric, row in about.items()}
-    most: dict[tuple[str, Any], int] = {}
-    for metric, row in about.items():
-        most[keys[metric]] = max(most.get(keys[metric], 0), row.get("count") or 0)
-    return [metric for metric, row in about.items() if (row.get("count") or 0) == most[keys[metric]]]
 
 
 VERDICTS = ("better", "worse", "inconclusive")
@@ -256,7 +244,7 @@ def _circumstances(cell: tuple[Any, ...], points: Sequence[Line]) -> str:
 
 def _missing(study: Variants) -> list[str]:
     """Planned runs without a score, and scores of runs that are not done."""
-    metric = next(iter(study.values), None)
+    metric = next(iter(study.metrics), None)
     lines = study.evidence.scores[metric] if metric else {}
     runs = sorted(study.evidence.runs, key=lambda run: run.info.get("place", inf))
     planned = [run for run in runs if run.info.get("trains", True)]

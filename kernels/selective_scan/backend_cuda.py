@@ -17,12 +17,13 @@ from . import cuda_forward_pairs
 FOLDER = Path(__file__).parent
 COMMON = FOLDER / "scan.cuh"
 STEPS = 16  # of a chunk
-# What the forward pass stores for the backward pass. none: nothing, because there is none. few: the states at the start
-# of every chunk, but of more than FEW_STATES a channel only those at the start of segments. all: at every chunk.
-# auto: all where one call's take at most a KEPT_SHARE of the GPU's memory, else few.
-KEEP = ("none", "few", "auto", "all")
 FEW_STATES = 4  # take K·E·L / 4 numbers an image or fewer
-KEPT_SHARE = 1 / 128  # 22 calls, as of LaMamba-Diff-XL, take a sixth of the memory or less
+SHARE = 128  # the 22 calls of LaMamba-Diff-XL take 17 % of the memory or less
+SMALL = f"small-{SHARE}"  # with the number, because compiled graphs are kept by the name
+# What the forward pass stores for the backward pass. none: nothing, because there is none. few: the states at the start
+# of every chunk, but of more than FEW_STATES a channel only those at the start of segments. all: at every chunk. SMALL:
+# all where one call's take at most a part in SHARE of the GPU's memory, else few.
+KEEP = ("none", "few", SMALL, "all")
 MOST_SEGMENTS = 64  # of a path in the backward pass
 reasons = nvrtc.reasons
 
@@ -51,7 +52,7 @@ class Plan:
         """The shape of the states that the forward pass stores for the backward pass, by a name of `KEEP`. With `all`
         or few states these are the states at the start of every chunk, else of every segment, and none where paths stay
         whole."""
-        if keep == "auto":
+        if keep == SMALL:
             keep = "all" if self.may_keep_all() else "few"
         count = self.chunks if keep != "none" else 0
         if keep == "few" and self.states > FEW_STATES:
@@ -60,9 +61,9 @@ class Plan:
         return (self.batch, self.paths, self.tiles, count, self.states, 32)
 
     def may_keep_all(self) -> bool:
-        """Whether the states at the start of every chunk are at most a KEPT_SHARE of the GPU's memory."""
+        """Whether the states at the start of every chunk are at most a part in SHARE of the GPU's memory."""
         memory = torch.cuda.get_device_properties(self.device).total_memory
-        return 4 * math.prod(int(v) for v in self.starts_shape("all")) <= KEPT_SHARE * memory
+        return 4 * math.prod(int(v) for v in self.starts_shape("all")) <= memory / SHARE
 
     def chunks_a_segment(self, segments: int) -> int:
         """Chunks of every segment but the last, which may have fewer."""
@@ -365,7 +366,7 @@ def _backward(ctx, grad, _):
 scan_forward.register_autograd(_backward, setup_context=_setup_context)
 
 
-def selective_scan(*inputs: Any, keep: str = "auto") -> Tensor:
+def selective_scan(*inputs: Any, keep: str = SMALL) -> Tensor:
     """See `lamabench.kernels.selective_scan.selective_scan`. `keep`, of `KEEP`, is what training stores.
 
     Raises InputError for float64, because the kernel computes in float32, and where the backward pass does not fit

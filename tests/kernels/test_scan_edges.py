@@ -8,6 +8,7 @@ import test_scan_kernels as scans
 import torch
 from lamabench.kernels import nvrtc
 from lamabench.kernels import selective_scan as op
+from lamabench.kernels.selective_scan import backend_cuda
 
 libraries, without_gpu = scans.libraries, scans.without_gpu
 needs_compiler = pytest.mark.skipif(cuda_on_cpu.COMPILER is None, reason="g++ is not installed")
@@ -52,7 +53,8 @@ def test_states_are_kept_where_they_fit(batch, keep, monkeypatch):
     """At stage 1 of LaMamba-Diff-XL an image's are 10 MiB, and a 128th of an H100's 79 GiB is 632 MiB."""
     plan, _ = scans.choice_on_an_h100(monkeypatch, batch, 1024, 640, 16, 20)
     assert math.prod(plan.starts_shape("all")) * 4 == batch * 10 * 2**20
-    assert plan.starts_shape("auto") == plan.starts_shape(keep) != plan.starts_shape("none" if keep == "all" else "all")
+    shape = plan.starts_shape(backend_cuda.SMALL)
+    assert shape == plan.starts_shape(keep) != plan.starts_shape("few" if keep == "all" else "all")
 
 
 @needs_compiler

@@ -73,22 +73,23 @@ def test_one_variant_has_no_order(tmp_path: Path) -> None:
 
 
 def test_samples_that_are_copies_of_training_images(tmp_path: Path) -> None:
-    """Half of one training's samples lie at 0, where no test image is: a twentieth of 100 are nearer than 5."""
-    study(tmp_path, {"a": [4.0, 3.0, 2.0, 1.0], "b": [4.0, 3.0, 2.0, 1.0]})
+    """Of 101 test images at 1 … 101, a twentieth lie below 6."""
+    study(tmp_path, {"a": [4.0, 3.0, 2.0, 1.0], "b": [4.0, 3.0, 2.0, 1.0], "c": [4.0, 3.0, 2.0, 1.0]})
     test = [float(place) for place in range(1, 102)]
-    for name, near in (("a", 0.0), ("b", 7.0)):
-        place = next((tmp_path / "demo" / name).resolve().glob("samples/*"))
+    files = {name: next((tmp_path / "demo" / name).resolve().glob("samples/*")) / "neighbours.json" for name in "abc"}
+    for name, near in (("a", 5.9), ("b", 6.1)):
         spaces = {"pixels": {"distance": [near, 50.0], "test_distance": test},
                   "inception_v3": {"distance": [7.0, 50.0], "test_distance": test},
                   "dinov2": {"distance": [0.0], "test_distance": None}}  # fmt: skip
-        (place / "neighbours.json").write_text(json.dumps(spaces), encoding="utf-8")
-    pixels, features = (text for text in checks(Evidence(read([tmp_path])).variants) if "nearer" in text)
-    rest = "than 95 % of test images are; of new images it would be 5 %."
+        files[name].write_text(json.dumps(spaces), encoding="utf-8")
+    files["c"].write_text('{"pixels": {"distance": [1.0]}}', encoding="utf-8")
+    damaged, pixels, features = checks(Evidence(read([tmp_path])).variants)[2:5]
+    assert damaged == f"{files['c']} is damaged: `lamabench evaluate --neighbours` writes it again."
     assert pixels == (
-        "Of the samples of 2 trainings, 50.0 % at most (`a a` seed 0, 2 samples) are nearer to a training image, in "
-        f"pixels, {rest}"
+        "Of 4 samples of 2 trainings, 25.0 % are nearer to a training image, in pixels, than 95 % of 101 test images "
+        "are, 0.0 % to 50.0 % by training; of new images it would be about 5 %."
     )
-    assert "2 trainings, 0.0 % at most" in features and f"in the features of inception_v3, {rest}" in features
+    assert "2 trainings, 0.0 % are nearer to a training image, in the features of inception_v3, than" in features
 
 
 def test_trainings_that_waited_and_one_that_diverged(tmp_path: Path) -> None:

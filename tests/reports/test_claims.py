@@ -185,19 +185,19 @@ def test_claims_stand_at_the_head_of_a_report(tmp_path: Path) -> None:
     judge(tmp_path / "runs", LOSES | {EVIL: [("lamamba", "dit")]}, "two")
     build([tmp_path / "runs"], tmp_path / "out")
     readme = (tmp_path / "out/README.md").read_text().split("\n## ")
-    assert [part.splitlines()[0] for part in readme[1:4]] == ["Claims", "Study one", "Study two"]
+    assert [part.splitlines()[0] for part in readme[1:4]] == ["Verdicts", "Study one", "Study two"]
     lines = [text for text in readme[1].splitlines() if text.startswith("- ")]
     assert [text[: text.index(" (")] for text in lines[:2]] == [
         "- **Holds here**: It wins", "- **Does not hold here**: It loses",
     ]  # fmt: skip
     assert lines[0] in readme[2] and lines[1] in readme[3] and lines[1] not in readme[2]
     html = Parsed((tmp_path / "out/index.html").read_text())
-    assert [text for _, text in html.all("h2")][:4] == ["Claims", "What was read", "Study: one", "Study: two"]
+    assert [text for _, text in html.all("h2")][:4] == ["Verdicts", "What was read", "Study: one", "Study: two"]
     bold = [text.partition(" (")[0] for _, text in html.all("b") if "It " in text or EVIL in text]
     assert bold[:3] == ["Holds here: It wins", "Does not hold here: It loses", f"Holds here: {EVIL}".partition(" (")[0]]
     assert bold[3:] == bold[:3]
     assert not any("onerror" in attributes or "alert" in text for attributes, text in html.all("img"))
-    assert len([text for _, text in html.all("span") if text.startswith("Claims of studies, and whether")]) == 1
+    assert len([text for _, text in html.all("span") if text.startswith("Statements of studies, and whether")]) == 1
     rows = parsed((tmp_path / "out/verdicts.csv").read_text())
     assert [row["study"] for row in rows] == ["one", "two", "two"]
 
@@ -206,7 +206,7 @@ def test_a_listing_without_verdicts_has_no_claims(tmp_path: Path) -> None:
     put(tmp_path, "lamamba", BETTER)
     put(tmp_path, "dit", DIT)
     evidence = evidence_of([tmp_path])  # as earlier versions wrote it
-    assert claims(evidence) == [] and "## Claims" not in _readme(evidence, {}, {})
-    assert "Claims" not in [text for _, text in Parsed(page(evidence, [], {}, {})).all("h2")]
+    assert claims(evidence) == [] and "## Verdicts" not in _readme(evidence, {}, {})
+    assert "Verdicts" not in [text for _, text in Parsed(page(evidence, [], {}, {})).all("h2")]
     with pytest.raises(InputError, match="the table verdicts has no rows: no study names pairs"):
         table_text(evidence, "verdicts")

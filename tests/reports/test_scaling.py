@@ -201,19 +201,30 @@ def test_hours_are_of_one_precision_and_of_the_processes_of_each_stretch(tmp_pat
     assert half == (1 + 0.5 * 4, "A CPU, float32")
 
 
-def test_hours_are_without_compilation(tmp_path: Path) -> None:
-    """30 s before the first step, 20 s after a restart with four processes in place of one, and 1 s for every 100
-    images; a line that takes one and a half times as long is none of them. A line that a resumed process logged again
-    counts as the process logged it."""
-    ends = {100: 31.0, 200: 32.0, 300: 33.5, 350: 33.9, 400: 54.5, 500: 55.5, 600: 56.5}
-    log = [{"images": images, "seconds": seconds} for images, seconds in [(350, 34.2), *ends.items()]]
-    stretches = [{"processes": 1}, {"processes": 4, "from_seconds": 33.9}]
-    run = Run({"name": "one"}, "one", [trained() | {"stretches": stretches, "precision": "float32"}], metrics=log)
-    assert [(start, round(length, 6)) for start, length in pauses(run)] == [(0.0, 30.0), (33.9, 20.1)]
-    hours = {seconds: hours_of(run, {"training_seconds": seconds}) for seconds in (20.0, 33.5, 40.0, 56.5)}
-    expected = {20.0: 0.0, 33.5: 3.5, 40.0: 3.9, 56.5: 3.9 + 4 * 2.5}
-    assert {seconds: round(3600 * found[0], 6) for seconds, found in hours.items() if found} == expected
-    assert hours_notes([run]) and not hours_notes([replace(run, metrics=log[4:5])])
+def log_of(spans: list[tuple[int, float, float]]) -> list[Line]:
+    """Lines of a log {images, seconds} from spans: images, seconds that they took, and seconds of these for data."""
+    ends = np.cumsum(np.array(spans), axis=0)
+    return [{"images": int(i), "seconds": float(s), "waited": float(w)} for i, s, w in ends]
+
+
+def test_hours_are_without_compilation() -> None:
+    """Lines of 100 images. One process takes 1 s for a line after 30 s of compilation; four take 0.2 s each after 20 s.
+    They start in the middle of a line. Lines that take 1.5 times as long, or wait for data, hold no pause."""
+    one = [(100, 31.0, 0.0), (100, 1.0, 0.0), (100, 1.5, 0.0), (100, 1.0, 0.0), (100, 4.0, 3.0)]
+    four = [(100, 0.5 + 20.1, 0.0), (100, 0.2, 0.0), (100, 0.2, 0.0), (100, 0.2, 0.0)]
+    stretches = [{"processes": 1, "from_step": 0}, {"processes": 4, "from_step": 55, "from_seconds": 39.0}]
+    done = trained() | {"stretches": stretches, "precision": "float32"}
+    run = Run({"name": "one", "config": {"train": {"batch_size": 10}}}, "one", [done], metrics=log_of([*one, *four]))
+    assert [(start, round(length, 6)) for start, length in pauses(run)] == [(0.0, 30.0), (39.0, 20.0)]
+    hours = {seconds: hours_of(run, {"training_seconds": seconds}) for seconds in (20.0, 38.5, 39.0, 45.0, 59.7)}
+    expected = {20.0: 0.0, 38.5: 8.5, 39.0: 9.0, 45.0: 9.0, 59.7: 9.0 + 4 * 0.7}
+    assert {seconds: round(3600 * each[0], 6) for seconds, each in hours.items() if each} == expected
+    assert hours_notes([run]) and not hours_notes([replace(run, rows=[trained()], metrics=run.metrics[:1])])
+
+
+def test_half_of_the_lines_may_have_a_start() -> None:
+    run = Run({"name": "one"}, "one", [trained()], metrics=log_of([(100, 11.0, 0.0), (100, 1.0, 0.0)]))
+    assert pauses(run) == [(0.0, 10.0)]
 
 
 def test_samples_that_were_made_in_several_ways_have_no_law(tmp_path: Path) -> None:
