@@ -17,6 +17,8 @@ from ...kernels.errors import InputError
 from ...models import plugins
 from ..plan import Piece
 
+UNREAD = (":(exclude)reports/records", ":(exclude)reports/gallery")  # megabytes that no job reads
+
 
 def _git(*words: str, scratch: Path | None = None, stdin: str | None = None) -> str:
     """The output of git in the checkout. With `scratch`, the index and what git adds to the repository are in that
@@ -94,7 +96,7 @@ def freeze(home: Path) -> dict[str, Any]:
         target = home / tree[:12]
         if not _is_whole(target):
             new = Path(temporary, "tree")
-            listed = _git("ls-files", "-z", "--", *CODE, scratch=scratch)
+            listed = _git("ls-files", "-z", "--", *CODE, *UNREAD, scratch=scratch)
             try:
                 _git("checkout-index", "-z", "--stdin", f"--prefix={new}/lamabench/", scratch=scratch, stdin=listed)
             except InputError as error:  # git does not give the reason
