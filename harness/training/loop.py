@@ -6,10 +6,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-import torch
-
 from ...models import plugins, registry
-from ...models.registry import Backbone, build, select_backends
+from ...models.registry import Backbone, select_backends
 from .. import parallel, signals
 from ..caches import keep_compiled
 from ..checks import check_batch
@@ -32,6 +30,7 @@ from .loggers import check_loggers
 from .logs import Log, peak_of
 from .resume import all_asked, backends_to_ask, continue_from, missing, with_stretch
 from .sharding import assembled, passes, shard, sharded_mode
+from .start import Start, initial_model
 from .step import TrainStep
 from .steps import Diverged, freeing, loop
 
@@ -46,17 +45,20 @@ def train(folder: Path, config: Config, progress: Progress, moments: Sequence[in
     that were not kept are missing (see `continue_from`). Raises Stopped after the step in which a signal came, with a
     checkpoint of that step.
     """
+    start = Start()
     check_fit(config)
     check_loggers(config.run.log_to)
     check_batch(config.train.batch_size, parallel.size())
     exact_float32()
     asked, device = all_asked(config, moments), parallel.own_device(pick_device(config.run.device))
     price = cost(config.model)
+    start.part("cost")
     if not missing(folder, asked):
         return record(folder, config, price.flops)
     check_noise(config.train, device)
     data = load(config, progress.say)
     saved = continue_from(folder, config, asked, data.fingerprint, progress.say)
+    start.part("data")
     if not missing(folder, asked):
         return record(folder, config, price.flops)
     parallel.call(
@@ -68,7 +70,7 @@ def train(folder: Path, config: Config, progress: Progress, moments: Sequence[in
         sources=plugins.loaded(),
     )
     with parallel.attending():
-        _train(folder, config, asked, device, data, saved, progress, price.macs)
+        _train(folder, config, asked, device, data, saved, progress, price.macs, start)
     return record(folder, config, price.flops)
 
 
@@ -101,8 +103,10 @@ def _train(
     saved: Checkpoint | None,
     progress: Progress,
     macs: int = 0,
+    start: Start | None = None,
 ) -> None:
-    """What all processes do together in `train`. The first knows the `macs` of a forward pass and writes files."""
+    """What all processes do together in `train`. The first knows the `macs` of a forward pass and what its `start`
+    took, and writes files."""
     before = saved.stretches if saved else []
     with parallel.agreeing():
         net = initial_model(config)
@@ -152,6 +156,7 @@ def _train(
             keep=files.keep if writes else _nothing,
             preview=preview,
             heldout=partial(of_training, step, test, config, device, _sharded(config)),
+            start=start,
             progress=progress,
         )
 
@@ -190,10 +195,3 @@ def _step(net: Backbone, config: Config, device: str, mode: str, fallback: Calla
         rank=parallel.rank(),
         graph=partial(WholeStep, fallback=fallback, **together) if mode == WHOLE_STEP else None,
     )
-
-
-def initial_model(config: Config) -> Backbone:
-    """The backbone with initial weights from the run's seed. They are drawn on the CPU, the same for every device."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        return build(config.model)

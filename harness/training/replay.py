@@ -28,8 +28,8 @@ from ..keys import config_of
 from ..run import read_info, read_json
 from .checkpoint import check_data
 from .checkpoint import load as load_checkpoint
-from .loop import initial_model
 from .resume import ran
+from .start import initial_model
 from .step import TrainStep
 from .storage import of_step
 from .window import window_means

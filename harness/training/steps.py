@@ -14,6 +14,7 @@ from ..measure.timing import synchronize
 from ..progress import Progress
 from ..sections import RunConfig
 from .folder import Position
+from .start import Start
 from .step import TrainStep
 from .waiting import Waiting
 from .window import window_means
@@ -56,6 +57,7 @@ def loop(
     keep: Callable[[Position, float], None],
     preview: Callable[[Position], None],
     heldout: Callable[[], dict[str, float | None]],
+    start: Start | None,
     progress: Progress,
 ) -> None:
     """Train to the step `until`. `log` gets the means of the metrics every `run.log_every` steps and at the end, `keep`
@@ -63,6 +65,8 @@ def loop(
     is called every `run.preview_every` steps. The line of every `run.heldout_every` steps has what `heldout` returns,
     too. The time of both does not count. A signal ends `heldout` early (Stopped). The training that continues measures
     again and writes that line; at the end of a training, the line lacks the held-out loss.
+
+    `start` is told of its last two parts, and its line follows the first step.
 
     A line at the end that is not due leaves the window as it is, so that a longer training continues the window. Raises
     Diverged if the loss is not finite, Stopped after the step in which a signal came (signals.py), and InputError of
@@ -108,6 +112,8 @@ def loop(
             save(at)
             progress.say(f"saved at step {at.step} of {until}")
 
+    if start is not None:
+        start.part("network")
     progress.update("train", at.step, until)
     if run.heldout_every and at.step % run.heldout_every == 0 and at.step > at.window_start:
         means = mean_metrics(step, at, until)  # of a line that a signal left for now
@@ -119,6 +125,10 @@ def loop(
         step(batch)
         parallel.mean_(step.window)
         at.step += 1
+        if start is not None and at.step == first + 1:
+            synchronize(step.device)
+            start.part("step")
+            progress.say(start.text())
         last, stopping = at.step == until, parallel.stopping()
         logging, keeping = at.step % run.log_every == 0, at.step in asked
         saving = last or stopping or at.step % run.checkpoint_every == 0

@@ -19,6 +19,7 @@ from lamabench.harness.tasks import tasks
 from lamabench.harness.training import loop
 from lamabench.harness.training.checkpoint import files, load
 from lamabench.harness.training.graph import WARM_UP, NotCaptured, WholeStep
+from lamabench.harness.training.start import initial_model
 from lamabench.harness.training.steps import Diverged, freeing
 from lamabench.kernels.errors import InputError
 from trainings import DIT, EVERY, make, metrics, tensors, trained
@@ -59,7 +60,7 @@ def test_replays_are_the_same_training(family, micro_batch, tmp_path):
     assert len(losses[1]) == 12 > WARM_UP + 2 and losses[1] == pytest.approx(losses[0], rel=1e-4)
     first, second = tensors(plain), tensors(whole)
     assert first.keys() == second.keys()
-    initial = loop.initial_model(on_gpu(model)).state_dict()
+    initial = initial_model(on_gpu(model)).state_dict()
     for kind in ("model/", "ema/", "exp_avg/", "exp_avg_sq/"):
         names = [name for name in first if name.startswith(kind)]
         start = {name: initial[name.removeprefix(kind)] if kind in ("model/", "ema/") else 0 for name in names}

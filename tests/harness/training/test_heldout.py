@@ -21,7 +21,7 @@ from lamabench.harness.keys import score_key
 from lamabench.harness.record import read_records
 from lamabench.harness.scoring.heldout import TIMES, heldout_losses, mean
 from lamabench.harness.scoring.reference import reference_of
-from lamabench.harness.training.loop import initial_model
+from lamabench.harness.training.start import initial_model
 from lamabench.kernels.errors import InputError
 from lamabench.launch.cli import main
 from PIL import Image

@@ -16,7 +16,8 @@ from lamabench.harness.disk import read_lines
 from lamabench.harness.progress import Progress
 from lamabench.harness.sections import BackendConfig, RunConfig
 from lamabench.harness.training import checkpoint, loop
-from lamabench.harness.training.loop import initial_model, train
+from lamabench.harness.training.loop import train
+from lamabench.harness.training.start import initial_model
 from lamabench.harness.training.steps import Diverged
 from lamabench.kernels import OPERATORS
 from lamabench.kernels.errors import InputError

@@ -1,0 +1,54 @@
+"""The line that says what the time to the first step went into."""
+
+import re
+import subprocess
+import sys
+import time
+
+import pytest
+from lamabench.harness.progress import Progress
+from lamabench.harness.training.start import Start
+from trainings import make, trained
+
+CODE = "import time; from lamabench.harness.training.start import age; time.sleep(0.5); print(age())"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux says when a process began")
+def test_the_age_of_a_process_is_what_its_parent_measures():
+    begun = time.monotonic()
+    answer = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, check=True)
+    whole = time.monotonic() - begun
+    assert 0.5 < float(answer.stdout) < whole + 0.02  # the system counts in hundredths of a second
+
+
+def parts(text):
+    """The sum and the parts of a line."""
+    whole, words = re.fullmatch(r"first step after ([\d.]+) s: (.+)", text).groups()
+    return float(whole), {name: float(seconds) for name, seconds in (word.split() for word in words.split(", "))}
+
+
+def test_parts_follow_one_another_and_only_the_first_training_has_imports(monkeypatch):
+    monkeypatch.setattr("lamabench.harness.training.start._waiting", True)
+    monkeypatch.setattr("lamabench.harness.training.start.age", lambda: 5.0)
+    first = Start()
+    time.sleep(0.2)
+    first.part("data")
+    first.part("step")
+    whole, seconds = parts(first.text())
+    assert list(seconds) == ["imports", "data", "step"]
+    assert seconds["imports"] == 5 and 0.2 <= seconds["data"] < 2
+    assert whole == pytest.approx(sum(seconds.values()), abs=0.2)
+    assert list(Start().parts) == []
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_a_training_says_it_once_after_its_first_step(tmp_path, monkeypatch, steps):
+    said = []
+    monkeypatch.setattr(Progress, "say", lambda self, text: said.append(text))
+    begun = time.monotonic()
+    trained(tmp_path, make(steps=steps))
+    (place,) = (index for index, text in enumerate(said) if text.startswith("first step"))
+    whole, seconds = parts(said[place])
+    assert {*seconds} - {"imports"} == {"cost", "data", "network", "step"}
+    assert whole - seconds.get("imports", 0) < time.monotonic() - begun + 0.1
+    assert said[place - 1].startswith("train 0/")
