@@ -22,10 +22,8 @@ from lamabench.models.registry import build
 from latents_of_a_study import NEEDED
 from omegaconf import OmegaConf
 
-QUESTIONS = [
-    "d_state", "dit_block", "guidance", "guidance_latents", "lr", "resolution", "rivals", "scale", "scan", "window",
-]  # fmt: skip
-LONG = ["block_mix", "unet", *(name for name in names() if name.startswith("cifar10_"))]
+QUESTIONS = ["d_state", "dit_block", "guidance", "guidance_latents", "resolution", "rivals", "scale", "window"]
+LONG = ["block_mix", "lr", "scan", "unet", *(name for name in names() if name.startswith("cifar10_"))]
 
 
 def write(tmp_path, **data):

@@ -20,17 +20,17 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 def test_a_training_has_this_noise_and_goes_on_bit_for_bit(tmp_path):
     from lamabench.harness.data.noise import noise
 
-    config = make(steps=6, noise="gpu")
+    config = make(steps=4, noise="gpu")
     data, goal = load(config.data), objective(config.objective)
-    plain = batches(data, goal, make(steps=6), 10, 2, "cpu")
+    plain = batches(data, goal, make(steps=4), 10, 2, "cpu")
     for step, (batch, other) in enumerate(zip(batches(data, goal, config, 10, 2, "cpu"), plain, strict=True), start=2):
         assert list(batch) == ["x0", "y", "t", "noise"]
         assert all(torch.equal(batch[name], other[name]) for name in ("x0", "y", "t"))
         assert torch.equal(batch["noise"], noise(config.seed, torch.arange(4 * step, 4 * step + 4), (1, 8, 8)))
     whole = trained(tmp_path / "whole", config)
-    broken = trained(trained(tmp_path / "broken", longer(config, 3)), config)
+    broken = trained(trained(tmp_path / "broken", longer(config, 2)), config)
     assert_same(whole, broken)
-    other = trained(tmp_path / "other", make(steps=6))
+    other = trained(tmp_path / "other", make(steps=4))
     assert metrics(whole)[0]["loss"] != metrics(other)[0]["loss"]
 
 
