@@ -22,7 +22,7 @@ FEWEST_VALUES = 3  # of an axis that has ends
 
 def sentences(evidence: Evidence) -> list[str]:
     """What the numbers of one study say: for each metric the variants against the base with the 95 % interval of the
-    paired difference, and the best; values at the end of a numeric axis; speed; and what is missing. A metric of fewer
+    paired difference, and the best; the best values of numeric axes; speed; and what is missing. A metric of fewer
     samples than the same one of others, as those during training, has no sentence.
 
     `evidence` has the runs of this study alone (`Evidence.studies`). A verdict is inconclusive with its reason: the
@@ -34,7 +34,7 @@ def sentences(evidence: Evidence) -> list[str]:
     for metric in study.metrics:
         text += _against_base(study, metric)
         text += _best(study, metric)
-    text += [line for metric in study.metrics[:1] for line in _ends(study, metric)]
+    text += [line for metric in study.metrics[:1] for line in _best_values(study, metric)]
     return [*text, *_speeds(study), *_missing(study), *checks(study)]
 
 
@@ -130,8 +130,8 @@ def _best(study: Variants, metric: str) -> list[str]:
     return [f"No variant is best in {metric}: {why}."] if why else []
 
 
-def _ends(study: Variants, metric: str) -> list[str]:
-    """Numeric axes of which the best value is the smallest or the largest one."""
+def _best_values(study: Variants, metric: str) -> list[str]:
+    """The best values of numeric axes, and whether they are the smallest or the largest one."""
     lines = study.evidence.scores[metric]
     if not better(metric) or rankable(study.evidence.runs, lines):
         return []
@@ -148,10 +148,12 @@ def _ends(study: Variants, metric: str) -> list[str]:
             numbers = [study.value(group, axis) for group in groups]
             best, *rest = study.ranked(metric, groups)
             place = study.value(best, axis)
-            if len(set(numbers)) < FEWEST_VALUES or place not in (min(numbers), max(numbers)):
+            if len(set(numbers)) < FEWEST_VALUES:
                 continue
-            end = f"{'largest' if place == max(numbers) else 'smallest'} of {len(numbers)} tried, {value_word(place)}"
-            sentence = f"The best {axis_noun(axis)} in {metric} is the {end}"
+            ends, tried = {max(numbers): "largest", min(numbers): "smallest"}, f"of {len(numbers)} tried"
+            number = value_word(place)
+            words = f"the {ends[place]} {tried}, {number}" if place in ends else f"{number}, {tried}"
+            sentence = f"The best {axis_noun(axis)} in {metric} is {words}"
             result = difference(values[best], values[rest[0]], better(metric))
             if result.verdict != "better":
                 second = value_word(study.value(rest[0], axis))

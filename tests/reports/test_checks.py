@@ -1,6 +1,7 @@
 """What is said of the trainings of a study before its scores are compared."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from lamabench.reports.checks import checks
@@ -8,10 +9,14 @@ from lamabench.reports.evidence import Evidence
 from lamabench.reports.runs import Line, read
 from run_folders import drawn, line, scored, trained, write
 
+FD = "FD-EffNetLite0-512"
 
-def study(root: Path, curves: dict[str, list[float]], training: Line | None = None) -> list[str]:
+
+def study(
+    root: Path, curves: dict[str, list[float]], training: Line | None = None, metrics: Sequence[str] = (FD,)
+) -> list[str]:
     """The checks of a study with a variant for each curve, whose values are scores at 3, 6, 9 and 12 thousand steps of
-    64 images."""
+    64 images, the same in each metric."""
     for name, values in curves.items():
         for step, value in zip((3000, 6000, 9000, 12_000), values, strict=True):
             done = [trained() | (training or {}) | {"steps": step}] if step == 12_000 else []
@@ -19,7 +24,7 @@ def study(root: Path, curves: dict[str, list[float]], training: Line | None = No
             write(
                 root,
                 name,
-                [*done, drawn(), scored(value) | moment],
+                [*done, drawn(), *(scored(value, metric=metric) | {"key": metric} | moment for metric in metrics)],
                 variant={"model": "dit_demo", "a": name},
                 step=step,
             )
@@ -34,6 +39,19 @@ def test_the_order_of_the_last_third(tmp_path: Path) -> None:
     curves["b"][-1] = 3.5
     text = study(tmp_path / "2", curves)[-1]
     assert text == f"In FD-EffNetLite0-512, the order of some variants changes {where}: `a a` and `a b`."
+
+
+def test_metrics_with_the_same_order_share_a_sentence(tmp_path: Path) -> None:
+    curves = {"a": [9.0, 8.0, 5.0, 4.0], "b": [9.5, 8.5, 6.0, 5.0]}
+    *_, text = study(tmp_path, curves, metrics=(FD, "KD-EffNetLite0-512", "held-out loss"))
+    assert text.startswith(f"In {FD}, KD-EffNetLite0-512 and held-out loss, the order of 2 variants is the same over ")
+
+
+def test_of_many_pairs_that_change_places_a_few_are_named(tmp_path: Path) -> None:
+    """Four variants whose order is reversed are six pairs."""
+    curves = {name: [9.0, 8.0, 5.0 + place, 4.0 - place] for place, name in enumerate("abcd")}
+    text = study(tmp_path, curves)[-1]
+    assert text.endswith(": `a a` and `a b`; `a a` and `a c`; `a a` and `a d`; `a b` and `a c`; 2 more pairs.")
 
 
 def test_a_training_without_the_end_has_no_say(tmp_path: Path) -> None:
