@@ -1,14 +1,18 @@
-"""The hours of a GPU, or of a CPU, that the trainings of a study take, estimated only from measurements: committed ones
-and its own."""
+"""The hours of a GPU, or of a CPU, that the trainings of a study take, estimated only from measurements and from
+trainings: committed ones and its own."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from ..harness.config import Config, micro_batch
+from ..harness.disk import read_lines
 from ..harness.keys import config_from_dict
-from ..harness.run import Run, read_run
+from ..harness.record import read_records
+from ..harness.run import Run, read_info, read_run
+from ..kernels.errors import InputError
 from ..models.registry import from_dict
 from .output import number
 from .plan import Planned, pieces
@@ -19,6 +23,8 @@ Line = dict[str, Any]
 Hours = dict[str, float] | str
 BUSY = ", busy host"
 PLAIN = ", without dropout"
+FEWEST_LINES = 5  # of metrics from which the speed of a training is taken
+LACK = "no training and no bench record"
 
 
 def committed_speeds(folder: Path = RECORDS, mode: str = "train") -> list[Line]:
@@ -39,6 +45,35 @@ def speeds(runs: Iterable[Run], mode: str = "train") -> list[Line]:
         for row in run.records
         if row.kind == "speed" and row.state == "done" and getattr(row, "mode", None) == mode
     ]
+
+
+def committed_roots(folder: Path = RECORDS) -> list[Path]:
+    """The committed folders, each of them the root of some runs."""
+    return sorted(path for path in folder.glob("*") if path.is_dir())
+
+
+def trained(roots: Iterable[Path], families: Collection[str]) -> Iterator[Line]:
+    """The speeds of finished trainings of some families below `roots`, in the form of `speeds`.
+
+    The speed of a training is the median of its lines of metrics, in which compilation and pauses do not count. Left
+    out are trainings with too few lines, of several processes or on several devices, and those that cannot be read.
+    """
+    folders = [
+        path.parent for root in roots for name in families for path in root.glob(f"trainings/{name}-*/record.jsonl")
+    ]
+    for folder in sorted(folders):
+        try:
+            rows = [row.flat() for row in read_records(folder / "record.jsonl") if row.kind == "train"]
+            model = from_dict(read_info(folder)["config"]["model"])
+            every = [line.get("images_per_s") for line in read_lines(folder / "metrics.jsonl")]
+        except (InputError, OSError, KeyError, TypeError):
+            continue
+        last = next((row for row in reversed(rows) if row["state"] == "done"), {})
+        devices = {one.get("device") for one in last.get("stretches") or ()}
+        known = [speed for speed in every if speed]
+        if last and len(devices) == 1 and (last["processes"] or 1) == 1 and len(known) >= FEWEST_LINES:
+            size = {"batch_size": last["micro_batch"] or last["batch_size"], "input_size": model.input_size}
+            yield {**last, **size, "images_per_s": median(known), "model": model}
 
 
 def of_runs(runs: Sequence[Planned], rows: Sequence[Line]) -> tuple[list[Hours], list[str]]:
@@ -63,12 +98,13 @@ def of_runs(runs: Sequence[Planned], rows: Sequence[Line]) -> tuple[list[Hours],
 def gpu_hours(config: Config, rows: Sequence[Line], name: str) -> Hours:
     """The hours of a training by name of the GPU, or why they are unknown. `name` stands for the model in that text.
 
-    The speed is that of the fastest measured batch of the same model, at the same size, precision, checkpointing and
-    compile mode (any, for `auto`). Batches larger than what a step passes at a time (`run.micro_batch`) count only if
-    no other was measured. Channels and classes may differ, because they change only the first and the last layer.
-    Without a measurement of the model's dropout, one of another dropout counts, and the name of the GPU ends in
-    `PLAIN`. A GPU whose name ends in ", busy host" was measured while other processes kept the host busy, so that the
-    training may take fewer hours; it is used only if there is no undisturbed measurement. Sampling is not included.
+    The speed is that of the fastest training or measured batch of the same model, at the same size, precision,
+    checkpointing and compile mode (any, for `auto`). Batches larger than what a step passes at a time
+    (`run.micro_batch`) count only if there is no other. Channels and classes may differ, because they change only the
+    first and the last layer. Without a measurement of the model's dropout, one of another dropout counts, and the name
+    of the GPU ends in `PLAIN`. A GPU whose name ends in ", busy host" was measured while other processes kept the host
+    busy, so that the training may take fewer hours; it is used only if there is no undisturbed measurement. Sampling is
+    not included.
     """
     settings = config.train
     every = [row for row in rows if _same(row, config)]
@@ -77,7 +113,7 @@ def gpu_hours(config: Config, rows: Sequence[Line], name: str) -> Hours:
     images_per_s = fastest([row for row in same if row["batch_size"] <= micro_batch(config)] or same)
     if not images_per_s:
         how = f"{settings.precision}, {settings.compile}" + (", checkpointed" if settings.checkpointing else "")
-        return f"unknown (no bench record of {name} at side {config.model.input_size}, {how})"
+        return f"unknown ({LACK} of {name} at side {config.model.input_size}, {how})"
     images = settings.steps * settings.batch_size
     return {device + about: images / speed / 3600 for device, speed in images_per_s.items()}
 
@@ -124,7 +160,7 @@ def cell(hours: Hours, shared: str = "") -> str:
     return ", ".join(f"{value:.3g} ({device})" for device, value in hours.items()) or none
 
 
-def total(hours: Sequence[Hours], lack: str = "no bench record") -> str:
+def total(hours: Sequence[Hours], lack: str = LACK) -> str:
     """The sum over runs for each GPU, with the number of runs that have a measurement on it, and how many runs have
     none, because of a `lack`."""
     estimates = [each for each in hours if isinstance(each, dict)]

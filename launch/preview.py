@@ -26,9 +26,12 @@ def show_plan(sweep: Sweep) -> int:
     print_question(sweep, whole=True)
     models = {task.path for run in runs for task in run.tasks if task.kind == "model"}
     own = [read_run(folder) for folder in models if (folder / "config.json").is_file()]
-    hours, shared = gpu_hours.of_runs(runs, gpu_hours.committed_speeds() + gpu_hours.speeds(own))
+    committed, families = gpu_hours.committed_roots(), {run.about["family"] for run in runs}
+    speeds = [*gpu_hours.committed_speeds(), *gpu_hours.speeds(own)]
+    speeds += gpu_hours.trained({*committed, *(run.root for run in runs)}, families)
+    hours, shared = gpu_hours.of_runs(runs, speeds)
     forward = gpu_hours.committed_speeds(mode="forward") + gpu_hours.speeds(own, "forward")
-    sampling, scoring = set_hours.of_sampling(runs, forward), set_hours.of_scoring(runs)
+    sampling, scoring = set_hours.of_sampling(runs, forward, committed), set_hours.of_scoring(runs, committed)
     room = notes.room(runs)
     by_name = {row["run"]: row for row in rows}
     for one, cost, other, drawing, judging in zip(runs, hours, shared, sampling, scoring, strict=True):
@@ -44,7 +47,7 @@ def show_plan(sweep: Sweep) -> int:
         lack = "no samples and no bench record of forward passes"
         print(f"hours of sampling: {gpu_hours.total([one for one in sampling if one], lack)}")
     if any(scoring):
-        lack = "no score with this network below the root"
+        lack = "no score with this network"
         print(f"hours of scoring: {gpu_hours.total([one for one in scoring if one], lack)}")
     if room:
         print(f"checkpoints and weights: {sum(room.values()):.3g} GiB")

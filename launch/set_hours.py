@@ -18,9 +18,10 @@ from .gpu_hours import Hours, Line, fastest, same_model
 from .plan import Piece, Planned, pieces
 
 
-def of_sampling(runs: Sequence[Planned], forward: Sequence[Line]) -> list[Hours]:
+def of_sampling(runs: Sequence[Planned], forward: Sequence[Line], committed: Sequence[Path] = ()) -> list[Hours]:
     """The hours of drawing the samples of each run by name of the device, or why they are unknown. A set that several
-    runs share is counted once, for the first of them. `forward` are the measured forward passes of models."""
+    runs share is counted once, for the first of them. `forward` are the measured forward passes of models, `committed`
+    the roots of other runs, whose samples tell too."""
     models = {run.name: run.about["model"] for run in runs}
     earlier: dict[str, list[Line]] = {}  # by family
 
@@ -28,21 +29,23 @@ def of_sampling(runs: Sequence[Planned], forward: Sequence[Line]) -> list[Hours]
         config = config_from_dict(piece.task.config)
         family = family_of(config.model).name
         if family not in earlier:
-            earlier[family] = list(sample_speeds(Path(config.run.root), family))
+            roots = (Path(config.run.root), *committed)
+            earlier[family] = [row for root in roots for row in sample_speeds(root, family)]
         return sampling_hours(config, earlier[family], forward, models[piece.run])
 
     return _of_sets(runs, "sample", hours)
 
 
-def of_scoring(runs: Sequence[Planned]) -> list[Hours]:
+def of_scoring(runs: Sequence[Planned], committed: Sequence[Path] = ()) -> list[Hours]:
     """The hours of scoring the samples of each run, as in `of_sampling`. They come from the fastest earlier scores with
-    the same network of features below the same root."""
+    the same network of features below the same root, or those of `committed`."""
     earlier: dict[str, list[Line]] = {}  # by root
 
     def hours(piece: Piece) -> Hours:
         config = config_from_dict(piece.task.config)
         if config.run.root not in earlier:
-            earlier[config.run.root] = list(score_speeds(Path(config.run.root)))
+            roots = (Path(config.run.root), *committed)
+            earlier[config.run.root] = [row for root in roots for row in score_speeds(root)]
         name = config.evaluate.features
         speeds = fastest([row for row in earlier[config.run.root] if row["features"] == name])
         if not speeds:

@@ -48,13 +48,17 @@ def budget(name):
             sampling += cost_of(config.model).flops * each
     (seen,) = images
     trainings = sum(piece.task.kind == "training" for piece in pieces(runs))
-    hours = [one for one in gpu_hours.of_runs(runs, gpu_hours.committed_speeds())[0] if one]
-    known = [max(one.values()) for one in hours if isinstance(one, dict)]
+    families = {run.about["family"] for run in runs}
+    speeds = [*gpu_hours.committed_speeds(), *gpu_hours.trained(gpu_hours.committed_roots(), families)]
+    known = [one for one in gpu_hours.of_runs(runs, speeds)[0] if one and isinstance(one, dict)]
+    slowest = [max(one, key=lambda device: one[device]) for one in known]
+    gpus = [gpu for gpu in ("H100", "H200") if any(gpu in device for device in slowest)]
+    hours = sum(max(one.values()) for one in known)
     text = f"{trainings} trainings of {seen / 1e6:g} M images, {training:.2g} FLOPs; {sets} sets of samples, "
     text += f"{sampling:.2g} FLOPs; "
     if not known:
         return text + "hours of training unmeasured"
-    text += f"{sum(known):.{0 if sum(known) > 2 else 1}f} hours of training on an H100"
+    text += f"{hours:.{0 if hours > 2 else 1}f} hours of training on an {' or an '.join(gpus)}"
     return text + (f" for {len(known)} trainings, the others unmeasured" if len(known) < trainings else "")
 
 

@@ -329,9 +329,9 @@ def test_a_study_that_samples_one_checkpoint_often_trains_once(capsys, tmp_path)
 
     code, out, _ = run(capsys, "sweep", "plan", path)
     assert code == 0 and not (tmp_path / "runs").exists()
-    assert "3 runs; hours of training: unknown for 1 run (no bench record)" in out
+    assert "3 runs; hours of training: unknown for 1 run (no training and no bench record)" in out
     rows = json.loads(run(capsys, "sweep", "plan", path, "--debug", "--json")[1])
-    assert "no bench record of dit_nano (model.depth=2, model" in rows[0]["gpu_hours"]
+    assert "no training and no bench record of dit_nano (model.depth=2, model" in rows[0]["gpu_hours"]
     assert [(row["gpu_hours"], row["trained_by"]) for row in rows[1:]] == [({}, "scale-1")] * 2
     assert run(capsys, "sweep", "plan", "demo", "--debug")[0] == 2
 

@@ -40,7 +40,7 @@ def test_hours_come_only_from_records(tmp_path):
 
     plain, deeper = {"model": "dit_s_2"}, {"model": "dit_s_2", "model.depth": 14}
     nothing = gpu_hours.committed_speeds(tmp_path / "nowhere")
-    assert cost(plain, nothing) == "unknown (no bench record of dit_s_2 at side 32, bfloat16, eager)"
+    assert cost(plain, nothing) == "unknown (no training and no bench record of dit_s_2 at side 32, bfloat16, eager)"
     rows = write_records(
         tmp_path,
         {},
@@ -63,11 +63,12 @@ def test_hours_come_only_from_records(tmp_path):
     assert cost({**plain, "model.dropout": 0.1}, rows) == without
     assert cost({**deeper, "run.micro_batch": 4}, rows) == {"GPU A": pytest.approx(0.25)}  # measured only at 8
     assert cost(deeper | {"model.depth": 15}, rows) == (
-        "unknown (no bench record of dit_s_2 (model.depth=15) at side 32, bfloat16, eager)"
+        "unknown (no training and no bench record of dit_s_2 (model.depth=15) at side 32, bfloat16, eager)"
     )
     hours = [cost(plain, rows), cost(deeper, rows), cost({"model": "unet_s"}, rows), {}]
     assert gpu_hours.cell(hours[0]) == "0.5 (GPU A), 2 (GPU B)" and gpu_hours.cell({}) == "none: no training"
-    assert gpu_hours.total(hours) == "0.75 on GPU A (2 runs); 2 on GPU B (1 run); unknown for 1 run (no bench record)"
+    lack = "unknown for 1 run (no training and no bench record)"
+    assert gpu_hours.total(hours) == f"0.75 on GPU A (2 runs); 2 on GPU B (1 run); {lack}"
     rows = write_records(tmp_path / "dropout", {}, {"images_per_s": 50.0, "overrides": {"dropout": 0.1}})
     assert cost({**plain, "model.dropout": 0.1}, rows) == {"GPU A": pytest.approx(2.0)}
     assert cost(plain, rows) == {"GPU A": pytest.approx(1.0)}
@@ -86,6 +87,51 @@ def test_hours_come_only_from_records(tmp_path):
     (tmp_path / "models" / "old" / "config.json").write_text('{"config": {}}')
     with pytest.raises(InputError, match="was written by an earlier version of lamabench"):
         gpu_hours.committed_speeds(tmp_path)
+
+
+def write_training(root: Path, name: str, speeds, **fields):
+    """Write a training of DiT-S/2 without weights, whose lines of metrics have these speeds."""
+    folder = root / "trainings" / f"dit-cifar10-{name}"
+    create(folder, {"kind": "training", "key": name, "config": {"model": to_dict(preset("dit_s_2").config)}})
+    line = {"steps": 9, "images": 900, "seconds": 9e9, "final_loss": 1.0, "precision": "bfloat16", "compile": "eager"}
+    line |= {"checkpointing": False, "batch_size": 100, "micro_batch": 50, "provenance": {"device": "GPU A"}}
+    line |= {"stretches": [{"from_step": 0, "backend": {}, "device": "GPU A"}]}
+    append(folder / "record.jsonl", row("train", key=name, **{**line, **fields}).as_dict())
+    for step, speed in enumerate(speeds):
+        append(folder / "metrics.jsonl", {"step": step, "loss": 1.0, "images_per_s": speed})
+    return folder
+
+
+def test_trainings_tell_hours_without_their_pauses(tmp_path):
+    """The median of lines is 200 images/s, of which the first has compilation in it."""
+    study = Study("s", "?", base={"model": "dit_s_2", "data": "cifar10", "train.steps": 3600, "train.batch_size": 100},
+                  variants={"a": {}})  # fmt: skip
+    write_training(tmp_path, "a", [3.0, 190.0, 200.0, 201.0, 202.0])
+    write_training(tmp_path, "b", [9e9] * 4)  # too short
+    write_training(tmp_path, "c", [9e9] * 9, processes=2)
+    two = [{"from_step": step, "backend": {}, "device": f"GPU {name}"} for step, name in enumerate("AB")]
+    write_training(tmp_path, "d", [9e9] * 9, stretches=two)
+    write_training(tmp_path, "e", [9e9] * 9, state="failed", error="x")
+    write_training(tmp_path, "f", [9e9] * 9, precision="float32")
+    (write_training(tmp_path, "g", [9e9] * 9) / "config.json").write_text("{")
+    rows = list(gpu_hours.trained([tmp_path], ["dit"]))
+    assert gpu_hours.of_runs(plan(study), rows)[0] == [{"GPU A": pytest.approx(0.5)}]
+    assert list(gpu_hours.trained([tmp_path], ["lamamba"])) == []
+
+
+def test_a_plan_knows_what_was_trained(tmp_path, capsys, monkeypatch):
+    """Below the root, and in what is committed."""
+    base = {"model": "dit_s_2", "data": "cifar10", "train.steps": 3600, "train.batch_size": 100}
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump({"question": "?", "base": base, "variants": {"a": {}}}))
+    committed = {"device": "GPU B"}
+    write_training(tmp_path / "runs", "a", [200.0] * 5)
+    write_training(tmp_path / "records" / "mine", "b", [400.0] * 5, provenance=committed)
+    monkeypatch.setattr(gpu_hours, "committed_roots", lambda: [tmp_path / "records" / "mine"])
+    monkeypatch.setattr(gpu_hours, "committed_speeds", lambda mode="train": [])
+    assert main(["sweep", "plan", str(path), f"run.root={tmp_path / 'runs'}", "--json"]) == 0
+    (planned,) = json.loads(capsys.readouterr().out)
+    assert planned["gpu_hours"] == {"GPU A": pytest.approx(0.5), "GPU B": pytest.approx(0.25)}
 
 
 def test_hours_of_one_training_are_counted_once():
