@@ -1,7 +1,8 @@
 """The hours of a GPU, or of a CPU, that the trainings of a study take, estimated only from measurements and from
 trainings: committed ones and its own."""
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -13,7 +14,7 @@ from ..harness.keys import config_from_dict
 from ..harness.record import read_records
 from ..harness.run import Run, read_info, read_run
 from ..kernels.errors import InputError
-from ..models.registry import from_dict
+from ..models.registry import family_of, from_dict
 from .output import number
 from .plan import Planned, pieces
 
@@ -24,6 +25,7 @@ Hours = dict[str, float] | str
 BUSY = ", busy host"
 PLAIN = ", without dropout"
 FEWEST_LINES = 5  # of metrics from which the speed of a training is taken
+ENOUGH = 10  # trainings that are alike
 LACK = "no training and no bench record"
 
 
@@ -52,28 +54,51 @@ def committed_roots(folder: Path = RECORDS) -> list[Path]:
     return sorted(path for path in folder.glob("*") if path.is_dir())
 
 
-def trained(roots: Iterable[Path], families: Collection[str]) -> Iterator[Line]:
-    """The speeds of finished trainings of some families below `roots`, in the form of `speeds`.
+def on_gpus(rows: Iterable[Line]) -> list[Line]:
+    """The rows that a GPU made. What a CPU of somebody else did says little about another one."""
+    return [row for row in rows if (row["provenance"] or {}).get("driver")]
+
+
+def trained(roots: Iterable[Path], wanted: Collection[Config]) -> list[Line]:
+    """The speeds of finished trainings below `roots` that say what those of `wanted` take, in the form of `speeds`.
 
     The speed of a training is the median of its lines of metrics, in which compilation and pauses do not count. Left
-    out are trainings with too few lines, of several processes or on several devices, and those that cannot be read.
+    out are trainings with too few lines, with stretches by several processes, on several devices or of several compile
+    modes, and those that cannot be read. Of many alike, some have a say.
     """
-    folders = [
-        path.parent for root in roots for name in families for path in root.glob(f"trainings/{name}-*/record.jsonl")
-    ]
-    for folder in sorted(folders):
+    names = {family_of(config.model).name for config in wanted}
+    records = (path for root in roots for name in names for path in root.glob(f"trainings/{name}-*/record.jsonl"))
+    counts, result = Counter[str](), list[Line]()
+    for path in sorted(records):
         try:
-            rows = [row.flat() for row in read_records(folder / "record.jsonl") if row.kind == "train"]
-            model = from_dict(read_info(folder)["config"]["model"])
-            every = [line.get("images_per_s") for line in read_lines(folder / "metrics.jsonl")]
-        except (InputError, OSError, KeyError, TypeError):
+            rows = [row.flat() for row in read_records(path) if row.kind == "train" and row.state == "done"]
+            model = from_dict(read_info(path.parent)["config"]["model"])
+            stretches = rows[-1]["stretches"]
+            ways = {(one["device"], one.get("compile"), one.get("processes", 1)) for one in stretches}
+            ((device, _, processes),) = ways
+            size = {"batch_size": rows[-1]["micro_batch"], "input_size": model.input_size, "model": model}
+            row = {**rows[-1], **size, "provenance": {**(rows[-1]["provenance"] or {}), "device": device}}
+            kind = repr((model, device, *(row[name] for name in ("precision", "compile", "checkpointing"))))
+            if processes > 1 or counts[kind] == ENOUGH or not any(_same(row, config) for config in wanted):
+                continue
+            lines = read_lines(path.with_name("metrics.jsonl"))
+            known = [line["images_per_s"] for line in lines if "images_per_s" in line]
+            if len(known) >= FEWEST_LINES and (speed := median(known)) > 0:
+                result.append({**row, "images_per_s": speed})
+                counts[kind] += 1
+        except (InputError, OSError, LookupError, TypeError, ValueError):
             continue
-        last = next((row for row in reversed(rows) if row["state"] == "done"), {})
-        devices = {one.get("device") for one in last.get("stretches") or ()}
-        known = [speed for speed in every if speed]
-        if last and len(devices) == 1 and (last["processes"] or 1) == 1 and len(known) >= FEWEST_LINES:
-            size = {"batch_size": last["micro_batch"] or last["batch_size"], "input_size": model.input_size}
-            yield {**last, **size, "images_per_s": median(known), "model": model}
+    return result
+
+
+def of_device(rows: Iterable[Line], count: int) -> dict[str, float]:
+    """The median of the images per second of sets of samples by name of the device: of sets of `count` images, because
+    the start of a set takes as long for a few images as for many, or else of all sets."""
+    speeds: dict[str, dict[bool, list[float]]] = {}
+    for row in rows:
+        device = (row["provenance"] or {}).get("device", "an unknown device")
+        speeds.setdefault(device, {}).setdefault(row["count"] == count, []).append(row["images_per_s"])
+    return {device: median(each.get(True) or each[False]) for device, each in speeds.items()}
 
 
 def of_runs(runs: Sequence[Planned], rows: Sequence[Line]) -> tuple[list[Hours], list[str]]:

@@ -26,9 +26,10 @@ def show_plan(sweep: Sweep) -> int:
     print_question(sweep, whole=True)
     models = {task.path for run in runs for task in run.tasks if task.kind == "model"}
     own = [read_run(folder) for folder in models if (folder / "config.json").is_file()]
-    committed, families = gpu_hours.committed_roots(), {run.about["family"] for run in runs}
+    committed, configs = gpu_hours.committed_roots(), [run.config for run in runs]
     speeds = [*gpu_hours.committed_speeds(), *gpu_hours.speeds(own)]
-    speeds += gpu_hours.trained({*committed, *(run.root for run in runs)}, families)
+    speeds += gpu_hours.trained({run.root for run in runs}, configs)
+    speeds += gpu_hours.on_gpus(gpu_hours.trained(committed, configs))
     hours, shared = gpu_hours.of_runs(runs, speeds)
     forward = gpu_hours.committed_speeds(mode="forward") + gpu_hours.speeds(own, "forward")
     sampling, scoring = set_hours.of_sampling(runs, forward, committed), set_hours.of_scoring(runs, committed)

@@ -14,7 +14,7 @@ from ..harness.run import read_info
 from ..harness.sections import HELDOUT
 from ..kernels.errors import InputError
 from ..models.registry import family_of, from_dict
-from .gpu_hours import Hours, Line, fastest, same_model
+from .gpu_hours import Hours, Line, fastest, of_device, on_gpus, same_model
 from .plan import Piece, Planned, pieces
 
 
@@ -29,25 +29,26 @@ def of_sampling(runs: Sequence[Planned], forward: Sequence[Line], committed: Seq
         config = config_from_dict(piece.task.config)
         family = family_of(config.model).name
         if family not in earlier:
-            roots = (Path(config.run.root), *committed)
-            earlier[family] = [row for root in roots for row in sample_speeds(root, family)]
+            rows = on_gpus(row for root in committed for row in sample_speeds(root, family))
+            earlier[family] = [*sample_speeds(Path(config.run.root), family), *rows]
         return sampling_hours(config, earlier[family], forward, models[piece.run])
 
     return _of_sets(runs, "sample", hours)
 
 
 def of_scoring(runs: Sequence[Planned], committed: Sequence[Path] = ()) -> list[Hours]:
-    """The hours of scoring the samples of each run, as in `of_sampling`. They come from the fastest earlier scores with
-    the same network of features below the same root, or those of `committed`."""
+    """The hours of scoring the samples of each run, as in `of_sampling`. They come from earlier scores with the same
+    network of features, below the same root or those of `committed`, by `of_device`."""
     earlier: dict[str, list[Line]] = {}  # by root
 
     def hours(piece: Piece) -> Hours:
         config = config_from_dict(piece.task.config)
         if config.run.root not in earlier:
-            roots = (Path(config.run.root), *committed)
-            earlier[config.run.root] = [row for root in roots for row in score_speeds(root)]
+            rows = on_gpus(row for root in committed for row in score_speeds(root))
+            earlier[config.run.root] = [*score_speeds(Path(config.run.root)), *rows]
         name = config.evaluate.features
-        speeds = fastest([row for row in earlier[config.run.root] if row["features"] == name])
+        rows = [row for row in earlier[config.run.root] if row["features"] == name]
+        speeds = of_device(rows, config.sample.count)
         if not speeds:
             return f"unknown (no score with {name})"
         return {device: config.sample.count / speed / 3600 for device, speed in speeds.items()}
@@ -92,7 +93,7 @@ def sample_speeds(root: Path, family: str) -> Iterator[Line]:
     for path in sorted(root.glob(f"trainings/{family}-*/samples/*/record.jsonl")):
         try:
             rows, model = read_records(path), from_dict(read_info(path.parent)["config"]["model"])
-        except (InputError, OSError, KeyError, TypeError):
+        except (InputError, OSError, KeyError, TypeError, ValueError):
             continue
         for row in (one.flat() for one in rows if one.kind == "sample" and one.state == "done"):
             if seconds := row["process_seconds"] or row["seconds"]:
@@ -108,9 +109,9 @@ def passes_of(row: Line, model: Any) -> float:
 
 
 def sampling_hours(config: Config, earlier: Sequence[Line], forward: Sequence[Line], name: str) -> Hours:
-    """The hours of one set of samples, or why they are unknown. They come from the fastest earlier set of the same
-    model, precision and compile mode, or on a device without one, from its fastest forward pass. `name` stands for the
-    model in the text."""
+    """The hours of one set of samples, or why they are unknown. They come from earlier sets of the same model,
+    precision and compile mode, by `of_device`, or on a device without one, from its fastest forward pass. `name` stands
+    for the model in the text."""
     settings = config.sample
     needed = settings.count * (flops(config) / cost(config.model).flops if guides(config) else passes(config)[0])
 
@@ -118,7 +119,8 @@ def sampling_hours(config: Config, earlier: Sequence[Line], forward: Sequence[Li
         how = (row["precision"], row["compile"]) == (settings.precision, settings.compile)
         return how and row["input_size"] == config.model.input_size and same_model(row["model"], config.model)
 
-    speeds = fastest([row for row in forward if same(row)]) | fastest([row for row in earlier if same(row)])
+    drawn = of_device([row for row in earlier if same(row)], settings.count)
+    speeds = fastest([row for row in forward if same(row)]) | drawn
     if not speeds:
         side = f"side {config.model.input_size}, {settings.precision}, {settings.compile}"
         return f"unknown (no samples and no bench record of forward passes of {name} at {side})"

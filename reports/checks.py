@@ -17,7 +17,7 @@ from .variants import Variants
 
 WAITING = 0.02  # share of a training's time; above it, time says more about the host than about the model
 LATE = 2 / 3  # of the images of a training
-MOST_PAIRS = 4  # of variants that change places, in a sentence
+MOST_PAIRS = 5  # of variants that change places, in a sentence
 NEAR = 0.05  # share of test images that are nearer to a training image than the others
 
 
@@ -92,9 +92,9 @@ def _numbers(values: list[float] | None) -> NDArray[np.float64]:
 
 def _order(study: Variants) -> list[str]:
     """What the metrics with two moments or more in the last third of the longest training say, a sentence for those
-    that say the same. The order is that of means over the runs that reached its end, at the moments that all of them
-    have."""
-    names: dict[str, list[str]] = {}  # {the rest of the sentence: the metrics that it is about}
+    with the same order or the same changes. The order is that of means over the runs that reached its end, at the
+    moments that all of them have."""
+    names: dict[tuple[str, ...], list[str]] = {}  # {the rest of the sentence, and what it is about: its metrics}
     for name, lines in moments(study.evidence.runs).items():
         if not better(name):
             continue
@@ -113,13 +113,17 @@ def _order(study: Variants) -> list[str]:
         where = f"over the last {len(late)} moments of the training ({late[0]:,} to {late[-1]:,} images)"
         if swaps:
             pairs = [" and ".join(f"`{study.labels[group]}`" for group in pair) for pair in swaps]
-            more = [f"{len(pairs) - MOST_PAIRS} more pairs"] if len(pairs) > MOST_PAIRS + 1 else []
-            words = "; ".join((pairs[:MOST_PAIRS] if more else pairs) + more)
-            rest = f"the order of some variants changes {where}: {words}."
+            few = (
+                pairs if len(pairs) <= MOST_PAIRS else [*pairs[: MOST_PAIRS - 1], f"{len(pairs) - MOST_PAIRS + 1} more"]
+            )
+            key = (f"the order of some variants changes {where}: {'; '.join(few)}.", *pairs)
         else:
-            rest = f"the order of {len(curves)} variants is the same {where}."
-        names.setdefault(rest, []).append(name)
-    return [f"In {', '.join(each[:-1])}{' and ' * (len(each) > 1)}{each[-1]}, {rest}" for rest, each in names.items()]
+            order = sorted(means, key=lambda group: means[group][-1], reverse=better(name) == "max")
+            key = (f"the order of {len(order)} variants is the same {where}.", *order)
+        names.setdefault(key, []).append(name)
+    return [
+        f"In {', '.join(each[:-1])}{' and ' * (len(each) > 1)}{each[-1]}, {rest}" for (rest, *_), each in names.items()
+    ]
 
 
 def _cost(study: Variants) -> list[str]:

@@ -152,7 +152,7 @@ def _best_values(study: Variants, metric: str) -> list[str]:
                 continue
             ends, tried = {max(numbers): "largest", min(numbers): "smallest"}, f"of {len(numbers)} tried"
             number = value_word(place)
-            words = f"the {ends[place]} {tried}, {number}" if place in ends else f"{number}, {tried}"
+            words = f"the {ends[place]} {tried}, {number}" if place in ends else f"{number} ({tried})"
             sentence = f"The best {axis_noun(axis)} in {metric} is {words}"
             result = difference(values[best], values[rest[0]], better(metric))
             if result.verdict != "better":

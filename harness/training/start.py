@@ -9,7 +9,7 @@ import torch
 from ...models.registry import Backbone, build
 from ..config import Config
 
-_waiting = True  # no training of this process has begun
+_waiting = True  # no training of this process has made a step
 
 
 def initial_model(config: Config) -> Backbone:
@@ -24,20 +24,18 @@ def age() -> float | None:
     try:
         since_boot = Path("/proc/self/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19]
         return time.clock_gettime(time.CLOCK_BOOTTIME) - int(since_boot) / os.sysconf("SC_CLK_TCK")
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, IndexError, AttributeError):
         return None
 
 
 class Start:
     """The parts of the time to the first step, one after the other. The first training of a process counts from the
-    start of the process, a later one from here."""
+    beginning of the process (`start`), a later one from here."""
 
     def __init__(self) -> None:
-        global _waiting
         self._last = time.perf_counter()
         before = age() if _waiting else None
-        self.parts: dict[str, float] = {} if before is None else {"imports": before}
-        _waiting = False
+        self.parts: dict[str, float] = {} if before is None else {"start": before}
 
     def part(self, name: str) -> None:
         """End a part."""
@@ -45,6 +43,8 @@ class Start:
         self.parts[name], self._last = now - self._last, now
 
     def text(self) -> str:
-        """The parts as a line: `first step after 4.1 s: imports 3.2, data 0.2, network 0.3, step 0.4`."""
+        """The parts as a line after the first step: `first step after 4.1 s: start 3.2, data 0.5, step 0.4`."""
+        global _waiting
+        _waiting = False
         words = ", ".join(f"{name} {seconds:.1f}" for name, seconds in self.parts.items())
         return f"first step after {sum(self.parts.values()):.1f} s: {words}"

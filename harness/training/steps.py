@@ -66,7 +66,7 @@ def loop(
     too. The time of both does not count. A signal ends `heldout` early (Stopped). The training that continues measures
     again and writes that line; at the end of a training, the line lacks the held-out loss.
 
-    `start` is told of its last two parts, and its line follows the first step.
+    `start` is told of its last parts, and its line follows the first step.
 
     A line at the end that is not due leaves the window as it is, so that a longer training continues the window. Raises
     Diverged if the loss is not finite, Stopped after the step in which a signal came (signals.py), and InputError of
@@ -121,6 +121,8 @@ def loop(
             signals.check()
         log(at, means | (values or {}))
         end_window()
+        if start is not None:
+            start.part("heldout")
     for batch in waiting.around(_until_damage(batches, save_before_damage)):
         step(batch)
         parallel.mean_(step.window)

@@ -48,8 +48,8 @@ def budget(name):
             sampling += cost_of(config.model).flops * each
     (seen,) = images
     trainings = sum(piece.task.kind == "training" for piece in pieces(runs))
-    families = {run.about["family"] for run in runs}
-    speeds = [*gpu_hours.committed_speeds(), *gpu_hours.trained(gpu_hours.committed_roots(), families)]
+    committed = gpu_hours.trained(gpu_hours.committed_roots(), [run.config for run in runs])
+    speeds = [*gpu_hours.committed_speeds(), *gpu_hours.on_gpus(committed)]
     known = [one for one in gpu_hours.of_runs(runs, speeds)[0] if one and isinstance(one, dict)]
     slowest = [max(one, key=lambda device: one[device]) for one in known]
     gpus = [gpu for gpu in ("H100", "H200") if any(gpu in device for device in slowest)]

@@ -89,13 +89,16 @@ def test_hours_come_only_from_records(tmp_path):
         gpu_hours.committed_speeds(tmp_path)
 
 
+STRETCH = {"from_step": 0, "backend": {}, "device": "GPU A", "compile": "eager"}
+
+
 def write_training(root: Path, name: str, speeds, **fields):
     """Write a training of DiT-S/2 without weights, whose lines of metrics have these speeds."""
     folder = root / "trainings" / f"dit-cifar10-{name}"
     create(folder, {"kind": "training", "key": name, "config": {"model": to_dict(preset("dit_s_2").config)}})
     line = {"steps": 9, "images": 900, "seconds": 9e9, "final_loss": 1.0, "precision": "bfloat16", "compile": "eager"}
     line |= {"checkpointing": False, "batch_size": 100, "micro_batch": 50, "provenance": {"device": "GPU A"}}
-    line |= {"stretches": [{"from_step": 0, "backend": {}, "device": "GPU A"}]}
+    line |= {"stretches": [STRETCH]}
     append(folder / "record.jsonl", row("train", key=name, **{**line, **fields}).as_dict())
     for step, speed in enumerate(speeds):
         append(folder / "metrics.jsonl", {"step": step, "loss": 1.0, "images_per_s": speed})
@@ -106,32 +109,58 @@ def test_trainings_tell_hours_without_their_pauses(tmp_path):
     """The median of lines is 200 images/s, of which the first has compilation in it."""
     study = Study("s", "?", base={"model": "dit_s_2", "data": "cifar10", "train.steps": 3600, "train.batch_size": 100},
                   variants={"a": {}})  # fmt: skip
-    write_training(tmp_path, "a", [3.0, 190.0, 200.0, 201.0, 202.0])
+    (run,) = plan(study)
+    # The newest row, of a moment that was kept later, is of another machine than the steps.
+    write_training(tmp_path, "a", [3.0, 190.0, 200.0, 201.0, 202.0], provenance={"device": "a laptop"})
     write_training(tmp_path, "b", [9e9] * 4)  # too short
-    write_training(tmp_path, "c", [9e9] * 9, processes=2)
-    two = [{"from_step": step, "backend": {}, "device": f"GPU {name}"} for step, name in enumerate("AB")]
-    write_training(tmp_path, "d", [9e9] * 9, stretches=two)
-    write_training(tmp_path, "e", [9e9] * 9, state="failed", error="x")
-    write_training(tmp_path, "f", [9e9] * 9, precision="float32")
-    (write_training(tmp_path, "g", [9e9] * 9) / "config.json").write_text("{")
-    rows = list(gpu_hours.trained([tmp_path], ["dit"]))
-    assert gpu_hours.of_runs(plan(study), rows)[0] == [{"GPU A": pytest.approx(0.5)}]
-    assert list(gpu_hours.trained([tmp_path], ["lamamba"])) == []
+    write_training(tmp_path, "c", [9e9] * 9, stretches=[{**STRETCH, "processes": 2}])
+    write_training(tmp_path, "d", [9e9] * 9, stretches=[STRETCH, {**STRETCH, "device": "GPU B"}])
+    write_training(tmp_path, "e", [9e9] * 9, stretches=[{**STRETCH, "processes": 4}, STRETCH])
+    write_training(tmp_path, "f", [9e9] * 9, stretches=[{**STRETCH, "compile": "compile"}, STRETCH])
+    write_training(tmp_path, "g", [9e9] * 9, state="failed", error="x")
+    write_training(tmp_path, "h", [9e9] * 9, precision="float32")
+    (write_training(tmp_path, "i", [9e9] * 9) / "config.json").write_text("{")
+    write_training(tmp_path, "j", ["fast"] * 9)
+    write_training(tmp_path, "k", [0.0] * 9)
+    rows = gpu_hours.trained([tmp_path], [run.config])
+    assert gpu_hours.of_runs([run], rows)[0] == [{"GPU A": pytest.approx(0.5)}]
+    (other,) = plan(replace(study, base={**study.base, "model": "dit_b_2"}))
+    assert gpu_hours.trained([tmp_path], [other.config]) == []
+
+
+def test_of_many_trainings_alike_only_some_are_read(tmp_path, monkeypatch):
+    for number in range(gpu_hours.ENOUGH + 2):
+        write_training(tmp_path, f"a{number}", [200.0] * 5)
+    read = []
+    lines = gpu_hours.read_lines
+    monkeypatch.setattr(gpu_hours, "read_lines", lambda path: (read.append(path), lines(path))[1])
+    (run,) = plan(Study("s", "?", base={"model": "dit_s_2", "data": "cifar10"}, variants={"a": {}}))
+    assert len(gpu_hours.trained([tmp_path], [run.config])) == len(read) == gpu_hours.ENOUGH
 
 
 def test_a_plan_knows_what_was_trained(tmp_path, capsys, monkeypatch):
-    """Below the root, and in what is committed."""
+    """Below the root, and in what is committed of GPUs."""
     base = {"model": "dit_s_2", "data": "cifar10", "train.steps": 3600, "train.batch_size": 100}
-    path = tmp_path / "mine.yaml"
+    path, records = tmp_path / "mine.yaml", tmp_path / "records"
     path.write_text(yaml.safe_dump({"question": "?", "base": base, "variants": {"a": {}}}))
-    committed = {"device": "GPU B"}
     write_training(tmp_path / "runs", "a", [200.0] * 5)
-    write_training(tmp_path / "records" / "mine", "b", [400.0] * 5, provenance=committed)
-    monkeypatch.setattr(gpu_hours, "committed_roots", lambda: [tmp_path / "records" / "mine"])
+    gpu, cpu = ({**STRETCH, "device": f"{kind} B"} for kind in ("GPU", "CPU"))
+    write_training(records / "mine", "b", [400.0] * 5, stretches=[gpu], provenance={"driver": "580"})
+    write_training(records / "other", "c", [9e9] * 5, stretches=[cpu], provenance={"driver": None})
+    monkeypatch.setattr(gpu_hours, "committed_roots", lambda: sorted(records.iterdir()))
     monkeypatch.setattr(gpu_hours, "committed_speeds", lambda mode="train": [])
     assert main(["sweep", "plan", str(path), f"run.root={tmp_path / 'runs'}", "--json"]) == 0
     (planned,) = json.loads(capsys.readouterr().out)
     assert planned["gpu_hours"] == {"GPU A": pytest.approx(0.5), "GPU B": pytest.approx(0.25)}
+
+
+def test_hours_of_sets_are_those_of_as_many_images():
+    """2,000 images take as long as 10,000 where most of it is the start."""
+    where = {"provenance": {"device": "GPU A"}}
+    rows = [{"count": 2000, "images_per_s": 100.0 + more, **where} for more in (0, 1, 50)]
+    rows += [{"count": 10_000, "images_per_s": 500.0, **where}]
+    speeds = [gpu_hours.of_device(rows, count) for count in (2000, 10_000, 50_000)]
+    assert speeds == [{"GPU A": 101.0}, {"GPU A": 500.0}, {"GPU A": 125.5}]
 
 
 def test_hours_of_one_training_are_counted_once():

@@ -1,8 +1,9 @@
 """What is said of the trainings of a study before its scores are compared."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from lamabench.reports.checks import checks
 from lamabench.reports.evidence import Evidence
@@ -12,22 +13,25 @@ from run_folders import drawn, line, scored, trained, write
 FD = "FD-EffNetLite0-512"
 
 
+def write_curve(root: Path, name: str, metrics: Mapping[str, list[float]], training: Line | None = None) -> None:
+    """Write a training with scores at 3, 6, 9 and 12 thousand steps of 64 images, in each of `metrics` its own."""
+    for place, step in enumerate((3000, 6000, 9000, 12_000)):
+        done = [trained() | (training or {}) | {"steps": step}] if step == 12_000 else []
+        moment = {"checkpoint_step": step, "images_seen": 64 * step}
+        scores = [scored(each[place], metric=metric) | {"key": metric} | moment for metric, each in metrics.items()]
+        write(root, name, [*done, drawn(), *scores], variant={"model": "dit_demo", "a": name}, step=step)
+
+
 def study(
-    root: Path, curves: dict[str, list[float]], training: Line | None = None, metrics: Sequence[str] = (FD,)
+    root: Path,
+    curves: dict[str, list[float]],
+    training: Line | None = None,
+    metrics: Mapping[str, float] = MappingProxyType({FD: 1.0}),
 ) -> list[str]:
-    """The checks of a study with a variant for each curve, whose values are scores at 3, 6, 9 and 12 thousand steps of
-    64 images, the same in each metric."""
+    """The checks of a study with a training for each curve. Its scores in a metric are the curve times a factor."""
     for name, values in curves.items():
-        for step, value in zip((3000, 6000, 9000, 12_000), values, strict=True):
-            done = [trained() | (training or {}) | {"steps": step}] if step == 12_000 else []
-            moment = {"checkpoint_step": step, "images_seen": 64 * step}
-            write(
-                root,
-                name,
-                [*done, drawn(), *(scored(value, metric=metric) | {"key": metric} | moment for metric in metrics)],
-                variant={"model": "dit_demo", "a": name},
-                step=step,
-            )
+        each = {metric: [factor * value for value in values] for metric, factor in metrics.items()}
+        write_curve(root, name, each, training)
     return checks(Evidence(read([root])).variants)
 
 
@@ -42,16 +46,29 @@ def test_the_order_of_the_last_third(tmp_path: Path) -> None:
 
 
 def test_metrics_with_the_same_order_share_a_sentence(tmp_path: Path) -> None:
+    """The inception score is better if it is higher, and one of the distances has another order."""
     curves = {"a": [9.0, 8.0, 5.0, 4.0], "b": [9.5, 8.5, 6.0, 5.0]}
-    *_, text = study(tmp_path, curves, metrics=(FD, "KD-EffNetLite0-512", "held-out loss"))
-    assert text.startswith(f"In {FD}, KD-EffNetLite0-512 and held-out loss, the order of 2 variants is the same over ")
+    kinds = {FD: 1.0, "KD-EffNetLite0-512": 2.0, "IS-512": -1.0, "held-out loss": -1.0}
+    *_, first, second = study(tmp_path, curves, metrics=kinds)
+    assert first.startswith(f"In {FD}, KD-EffNetLite0-512 and IS-512, the order of 2 variants is the same over ")
+    assert second.startswith("In held-out loss, the order of 2 variants is the same over ")
 
 
 def test_of_many_pairs_that_change_places_a_few_are_named(tmp_path: Path) -> None:
     """Four variants whose order is reversed are six pairs."""
     curves = {name: [9.0, 8.0, 5.0 + place, 4.0 - place] for place, name in enumerate("abcd")}
     text = study(tmp_path, curves)[-1]
-    assert text.endswith(": `a a` and `a b`; `a a` and `a c`; `a a` and `a d`; `a b` and `a c`; 2 more pairs.")
+    assert text.endswith(": `a a` and `a b`; `a a` and `a c`; `a a` and `a d`; `a b` and `a c`; 2 more.")
+
+
+def test_changes_of_which_only_unnamed_ones_differ_are_told_apart(tmp_path: Path) -> None:
+    """Of five variants all pairs but one change places in one metric, and all in the other."""
+    every = {name: [9.0, 8.0, 5.0 + place, 4.0 - place] for place, name in enumerate("abcde")}
+    for name, values in every.items():
+        last = {"KD-EffNetLite0-512": 5.5 if name == "e" else values[-1], FD: values[-1]}
+        write_curve(tmp_path, name, {metric: [*values[:-1], end] for metric, end in last.items()})
+    text = [line for line in checks(Evidence(read([tmp_path])).variants) if "changes" in line]
+    assert len(text) == 2
 
 
 def test_a_training_without_the_end_has_no_say(tmp_path: Path) -> None:

@@ -73,7 +73,7 @@ def test_a_best_variant(tmp_path: Path) -> None:
 
 def test_the_best_in_the_middle_of_an_axis_is_no_end(tmp_path: Path) -> None:
     fill(tmp_path, "guidance", "sample.guidance", {1.0: FOUR[:3], 1.5: BASE[:3], 4.0: EIGHT[:3]})
-    assert sentences(of(tmp_path, "guidance"))[-1] == f"The best guidance in {FD} is 1.5, of 3 tried."
+    assert sentences(of(tmp_path, "guidance"))[-1] == f"The best guidance in {FD} is 1.5 (of 3 tried)."
 
 
 def test_two_axes_have_an_end_for_each_line(tmp_path: Path) -> None:

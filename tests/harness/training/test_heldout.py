@@ -168,7 +168,7 @@ def test_a_training_with_it_is_the_same_training(tmp_path, family):
 
 
 @pytest.mark.parametrize("end", [4, 6])
-def test_a_signal_ends_it_within_a_batch_and_the_training_goes_on_bit_for_bit(tmp_path, monkeypatch, end):
+def test_a_signal_ends_it_within_a_batch_and_the_training_goes_on_bit_for_bit(tmp_path, monkeypatch, capsys, end):
     """The line of that step is written by the training that continues, unless the signal came at the last step."""
     plain = most(make(steps=end), batch_size=32)
     config = replace(plain, run=replace(plain.run, heldout_every=4))
@@ -191,8 +191,10 @@ def test_a_signal_ends_it_within_a_batch_and_the_training_goes_on_bit_for_bit(tm
     assert [line["step"] for line in lines] == ([2] if end > 4 else [2, 4])
     assert not any("heldout_loss" in line for line in lines)
     signals._noted.clear()
+    assert ", heldout " not in capsys.readouterr().err
     trained(tmp_path / "cut", config)
     if end > 4:
+        assert ", heldout " in capsys.readouterr().err  # it is no part of the first step
         assert_same(tmp_path / "cut", whole)
         assert [line["step"] for line in metrics(whole) if "heldout_loss" in line] == [4]
 

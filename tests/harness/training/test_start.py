@@ -27,16 +27,17 @@ def parts(text):
     return float(whole), {name: float(seconds) for name, seconds in (word.split() for word in words.split(", "))}
 
 
-def test_parts_follow_one_another_and_only_the_first_training_has_imports(monkeypatch):
+def test_parts_follow_one_another_and_only_the_first_training_has_a_start(monkeypatch):
     monkeypatch.setattr("lamabench.harness.training.start._waiting", True)
     monkeypatch.setattr("lamabench.harness.training.start.age", lambda: 5.0)
+    assert list(Start().parts) == ["start"]  # of a training that had nothing to do
     first = Start()
     time.sleep(0.2)
     first.part("data")
     first.part("step")
     whole, seconds = parts(first.text())
-    assert list(seconds) == ["imports", "data", "step"]
-    assert seconds["imports"] == 5 and 0.2 <= seconds["data"] < 2
+    assert list(seconds) == ["start", "data", "step"]
+    assert seconds["start"] == 5 and 0.2 <= seconds["data"] < 2
     assert whole == pytest.approx(sum(seconds.values()), abs=0.2)
     assert list(Start().parts) == []
 
@@ -49,6 +50,6 @@ def test_a_training_says_it_once_after_its_first_step(tmp_path, monkeypatch, ste
     trained(tmp_path, make(steps=steps))
     (place,) = (index for index, text in enumerate(said) if text.startswith("first step"))
     whole, seconds = parts(said[place])
-    assert {*seconds} - {"imports"} == {"cost", "data", "network", "step"}
-    assert whole - seconds.get("imports", 0) < time.monotonic() - begun + 0.1
+    assert {*seconds} - {"start"} == {"cost", "data", "network", "step"}
+    assert whole - seconds.get("start", 0) < time.monotonic() - begun + 0.1
     assert said[place - 1].startswith("train 0/")
