@@ -66,20 +66,20 @@ def trained(roots: Iterable[Path], wanted: Collection[Config]) -> list[Line]:
     out are trainings with too few lines, with stretches by several processes, on several devices or of several compile
     modes, and those that cannot be read. Of many alike, some have a say.
     """
-    names = {family_of(config.model).name for config in wanted}
+    kinds = {repr((one.model, one.train.precision, one.train.checkpointing, one.train.compile)): one for one in wanted}
+    names, distinct = {family_of(one.model).name for one in wanted}, list(kinds.values())
     records = (path for root in roots for name in names for path in root.glob(f"trainings/{name}-*/record.jsonl"))
     counts, result = Counter[str](), list[Line]()
     for path in sorted(records):
         try:
             rows = [row.flat() for row in read_records(path) if row.kind == "train" and row.state == "done"]
             model = from_dict(read_info(path.parent)["config"]["model"])
-            stretches = rows[-1]["stretches"]
-            ways = {(one["device"], one.get("compile"), one.get("processes", 1)) for one in stretches}
+            ways = {(one["device"], one.get("compile"), one.get("processes", 1)) for one in rows[-1]["stretches"]}
             ((device, _, processes),) = ways
             size = {"batch_size": rows[-1]["micro_batch"], "input_size": model.input_size, "model": model}
             row = {**rows[-1], **size, "provenance": {**(rows[-1]["provenance"] or {}), "device": device}}
             kind = repr((model, device, *(row[name] for name in ("precision", "compile", "checkpointing"))))
-            if processes > 1 or counts[kind] == ENOUGH or not any(_same(row, config) for config in wanted):
+            if processes > 1 or counts[kind] == ENOUGH or not any(_same(row, config) for config in distinct):
                 continue
             lines = read_lines(path.with_name("metrics.jsonl"))
             known = [line["images_per_s"] for line in lines if "images_per_s" in line]
