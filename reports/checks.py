@@ -11,13 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .moments import images_of, moments
+from .names import few, joined
 from .queries import better
 from .runs import Run
 from .variants import Variants
 
 WAITING = 0.02  # share of a training's time; above it, time says more about the host than about the model
 LATE = 2 / 3  # of the images of a training
-MOST_PAIRS = 5  # of variants that change places, in a sentence
 NEAR = 0.05  # share of test images that are nearer to a training image than the others
 
 
@@ -112,18 +112,13 @@ def _order(study: Variants) -> list[str]:
         swaps = [pair for pair in combinations(means, 2) if _swap(*(means[group] for group in pair))]
         where = f"over the last {len(late)} moments of the training ({late[0]:,} to {late[-1]:,} images)"
         if swaps:
-            pairs = [" and ".join(f"`{study.labels[group]}`" for group in pair) for pair in swaps]
-            few = (
-                pairs if len(pairs) <= MOST_PAIRS else [*pairs[: MOST_PAIRS - 1], f"{len(pairs) - MOST_PAIRS + 1} more"]
-            )
-            key = (f"the order of some variants changes {where}: {'; '.join(few)}.", *pairs)
+            pairs = [joined([f"`{study.labels[group]}`" for group in pair]) for pair in swaps]
+            key = (f"the order of some variants changes {where}: {'; '.join(few(pairs))}.", *pairs)
         else:
             order = sorted(means, key=lambda group: means[group][-1], reverse=better(name) == "max")
             key = (f"the order of {len(order)} variants is the same {where}.", *order)
         names.setdefault(key, []).append(name)
-    return [
-        f"In {', '.join(each[:-1])}{' and ' * (len(each) > 1)}{each[-1]}, {rest}" for (rest, *_), each in names.items()
-    ]
+    return [f"In {joined(each)}, {rest}" for (rest, *_), each in names.items()]
 
 
 def _cost(study: Variants) -> list[str]:

@@ -8,13 +8,13 @@ from .budgets import Series, at_amount, equal_budgets, moments_of, rising
 from .differences import FEWEST, Difference, by_seed, difference, seed_of, with_interval
 from .evidence import Evidence
 from .moments import curves, first_column, hours_notes, is_unfinished, machine_of, main_device
-from .names import value_word
+from .names import listed, value_word
 from .protocols import notes, unlike
 from .queries import better
 from .runs import Line, Run
 from .table import Column, Table
 from .variants import Variants, measure
-from .verdicts import listed, over_words
+from .verdicts import over_words
 
 HOLDS, FAILS, OPEN = "holds here", "does not hold here", "inconclusive"
 WORDS = {"better": HOLDS, "worse": FAILS, "inconclusive": OPEN}  # of a difference in the direction of a claim

@@ -1,13 +1,15 @@
 """Names of groups of runs as people write them: "LaMamba-Diff-S, window 8", or "window 8" where all are one model."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
 import yaml
 
 from .runs import SEEDS, Run
+
+MOST = 5  # names in a list
 
 # Settings in words; {} is the value. Without a value (no, none, an empty list) the rest of the words stands after "no".
 # A setting that is not listed is called by its last word: `model.my_setting` 3 is "my setting 3".
@@ -186,3 +188,18 @@ def _axes(entries: list[Mapping[str, Any]], alike: bool) -> set[str]:
     """The axes in which entries differ, or those in which they are alike. An entry that lacks an axis differs in it."""
     values = [{axis: str(value) for axis, value in one.items()} for one in entries]
     return {axis for one in values for axis in one if (len({other.get(axis) for other in values}) == 1) == alike}
+
+
+def few(words: Sequence[str]) -> list[str]:
+    """The words, or of many the first ones and "4 more"."""
+    return [*words] if len(words) <= MOST else [*words[: MOST - 1], f"{len(words) - MOST + 1} more"]
+
+
+def joined(words: Sequence[str]) -> str:
+    """Such as "a, b and c"."""
+    return " and ".join(filter(None, (", ".join(words[:-1]), words[-1])))
+
+
+def listed(words: Sequence[str]) -> str:
+    """Such as "a, b and c", or "a, b, c, d and 4 more"."""
+    return joined(few(words))

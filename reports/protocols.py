@@ -6,7 +6,7 @@ from typing import Any
 
 from ..harness.scoring.protocol import words
 from .moments import images_of
-from .names import is_released, labels
+from .names import is_released, joined, labels
 from .queries import score_words
 from .runs import Line, Run
 
@@ -119,15 +119,11 @@ def losses_words(runs: Iterable[Run], heldout: bool = False) -> str:
     words = {"objective": "objectives", "encoder": "encoders", "data": "data"}
     values = {word: [_without(config.get(name), places) for config in configs] for name, word in words.items()}
     apart = [word for word, each in values.items() if any(value != each[0] for value in each)]
-    return f"Losses are of different quantities and do not compare, because {_and(apart)} differ." if apart else ""
+    return f"Losses are of different quantities and do not compare, because {joined(apart)} differ." if apart else ""
 
 
 def _without(section: Mapping[str, Any] | None, names: Iterable[str]) -> Mapping[str, Any]:
     return {name: value for name, value in (section or {}).items() if name not in names}
-
-
-def _and(words: list[str]) -> str:
-    return " and ".join(filter(None, (", ".join(words[:-1]), words[-1])))
 
 
 def notes(runs: list[Run], columns: Mapping[str, Mapping[Run, Line]]) -> list[str]:

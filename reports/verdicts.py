@@ -7,7 +7,7 @@ from typing import Any
 from .checks import checks
 from .differences import Difference, Mean, difference, mean_of, with_interval
 from .evidence import Evidence
-from .names import axis_noun, axis_word, value_word
+from .names import MOST, axis_noun, axis_word, listed, value_word
 from .protocols import rankable
 from .queries import better
 from .runs import Line
@@ -15,9 +15,8 @@ from .speed import CELL, MODES, crossing
 from .table import places_of, style_of
 from .variants import Variants, is_number
 
-MOST = 5  # names in a list
 FEW = 3  # variants of which each has a sentence about its speed
-FEWEST_VALUES = 3  # of an axis that has ends
+FEWEST_VALUES = 3  # of an axis of which the best one is named
 
 
 def sentences(evidence: Evidence) -> list[str]:
@@ -283,13 +282,6 @@ def _name(study: Variants, group: str | None) -> str:
 
 def _names(study: Variants, groups: Sequence[str]) -> str:
     return listed([_name(study, group) for group in groups])
-
-
-def listed(words: Sequence[str]) -> str:
-    """Such as "a, b and c", or "a, b, c, d and 4 more"."""
-    if len(words) > MOST:
-        words = [*words[: MOST - 1], f"{len(words) - MOST + 1} more"]
-    return " and ".join(filter(None, (", ".join(words[:-1]), words[-1])))
 
 
 def _numbers(means: Sequence[Mean]) -> str:

@@ -70,7 +70,7 @@ def train(folder: Path, config: Config, progress: Progress, moments: Sequence[in
         sources=plugins.loaded(),
     )
     with parallel.attending():
-        _train(folder, config, asked, device, data, saved, progress, price.macs, start)
+        _train(folder, config, asked, device, data, saved, progress, start, price.macs)
     return record(folder, config, price.flops)
 
 
@@ -79,6 +79,7 @@ def join(
 ) -> None:
     """What the other processes of a run do in `train` of the first one: the same steps on their parts of the batches,
     from the checkpoint `saved`, without messages and, unless the training is in shards, without files."""
+    start = Start()
     with suppress(Diverged, signals.Stopped), parallel.attending():
         try:
             plugins.load_recorded(sources)
@@ -91,7 +92,7 @@ def join(
         except Exception as error:
             parallel.check(error)
             raise
-        _train(Path(folder), here, asked, device, data, before, Quiet())
+        _train(Path(folder), here, asked, device, data, before, Quiet(), start)
 
 
 def _train(
@@ -102,11 +103,10 @@ def _train(
     data: DataSet,
     saved: Checkpoint | None,
     progress: Progress,
+    start: Start,
     macs: int = 0,
-    start: Start | None = None,
 ) -> None:
-    """What all processes do together in `train`. The first knows the `macs` of a forward pass and what its `start`
-    took, and writes files."""
+    """What all processes do together in `train`. The first knows the `macs` of a forward pass and writes files."""
     before = saved.stretches if saved else []
     with parallel.agreeing():
         net = initial_model(config)

@@ -57,7 +57,7 @@ def loop(
     keep: Callable[[Position, float], None],
     preview: Callable[[Position], None],
     heldout: Callable[[], dict[str, float | None]],
-    start: Start | None,
+    start: Start,
     progress: Progress,
 ) -> None:
     """Train to the step `until`. `log` gets the means of the metrics every `run.log_every` steps and at the end, `keep`
@@ -112,8 +112,7 @@ def loop(
             save(at)
             progress.say(f"saved at step {at.step} of {until}")
 
-    if start is not None:
-        start.part("network")
+    start.part("network")
     progress.update("train", at.step, until)
     if run.heldout_every and at.step % run.heldout_every == 0 and at.step > at.window_start:
         means = mean_metrics(step, at, until)  # of a line that a signal left for now
@@ -121,13 +120,12 @@ def loop(
             signals.check()
         log(at, means | (values or {}))
         end_window()
-        if start is not None:
-            start.part("heldout")
+        start.part("heldout")
     for batch in waiting.around(_until_damage(batches, save_before_damage)):
         step(batch)
         parallel.mean_(step.window)
         at.step += 1
-        if start is not None and at.step == first + 1:
+        if at.step == first + 1:
             synchronize(step.device)
             start.part("step")
             progress.say(start.text())
