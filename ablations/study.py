@@ -3,13 +3,13 @@
 import itertools
 import math
 import os
-import re
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from ..kernels.errors import InputError, unknown
+from .words import literal, word
 from .yaml_file import read_yaml
 
 FOLDER = Path(__file__).parent
@@ -89,6 +89,8 @@ class Study:
                       this file, then among our studies) or a path relative to that folder
     base              the settings of every run, {key: value}
     axes              {key: [values]}; every combination is a variant
+    per               {axis: {value as in names of runs: {key: value}}}: more settings of these runs, such as a rate per
+                      model
     variants          {name: {key: value}}; a study has axes or variants, not both
     seeds             every variant is run once with each seed
     stages            what a run does, a list of `STAGES`
@@ -106,6 +108,7 @@ class Study:
     verdicts: dict[str, list[list[Any]]] = field(default_factory=dict)
     base: dict[str, Any] = field(default_factory=dict)
     axes: dict[str, list[Any]] = field(default_factory=dict)
+    per: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
     variants: dict[str, dict[str, Any]] = field(default_factory=dict)
     seeds: list[int] = field(default_factory=lambda: [0])
     stages: list[str] = field(default_factory=lambda: list(STAGES))
@@ -124,8 +127,16 @@ class Study:
             for name, values in self.variants.items()
         }
         axes = {key: self.debug.get(key, values) for key, values in self.axes.items()}
-        base = {**self.base, **fixed}
-        small = replace(self, name=f"{self.name}-debug", base=base, axes=axes, variants=variants, seeds=self.seeds[:1])
+        per = {
+            axis: {
+                value: {key: fixed.get(key, setting) for key, setting in more.items()}
+                for value, more in settings.items()
+            }
+            for axis, settings in self.per.items()
+            if axis not in self.debug
+        }
+        base, seeds = {**self.base, **fixed}, self.seeds[:1]
+        small = replace(self, name=f"{self.name}-debug", base=base, axes=axes, per=per, variants=variants, seeds=seeds)
         verdicts = {
             claim: pairs
             for claim, pairs in self.verdicts.items()
@@ -143,10 +154,18 @@ class Study:
         for name in settings:
             _check_name(f"study {self.name}", name)
         return [
-            Variant(name, {"variant": name} if self.variants else values, {**self.base, **values}, seed)
+            Variant(name, {"variant": name} if self.variants else values, self._settings(values), seed)
             for name, values in settings.items()
             for seed in self.seeds
         ]
+
+    def _settings(self, values: dict[str, Any]) -> dict[str, Any]:
+        """The settings of a run with these axis values, or with these settings of a variant."""
+        settings = {**self.base, **values}
+        for axis, more in self.per.items():
+            for value, others in more.items():
+                settings |= others if value == word(values[axis]) else {}
+        return settings
 
     def about(self) -> dict[str, Any]:
         """What the study is about, as .study.json holds it. The variants of a study without axes are the values of an
@@ -205,15 +224,15 @@ class Study:
         for key, values in self.axes.items():
             values_by_word: dict[str, Any] = {}
             for value in values:
-                word = _word(value)
-                if word in values_by_word:
+                name = word(value)
+                if name in values_by_word:
                     raise InputError(
-                        f"study {self.name}: the values {values_by_word[word]!r} and {value!r} of axis {key} would "
-                        f"both be called {word!r}; remove one, or write variants and name them"
+                        f"study {self.name}: the values {values_by_word[name]!r} and {value!r} of axis {key} would "
+                        f"both be called {name!r}; remove one, or write variants and name them"
                     )
-                values_by_word[word] = value
+                values_by_word[name] = value
         return {
-            "-".join(_word(value) for value in values): dict(zip(self.axes, values, strict=True))
+            "-".join(word(value) for value in values): dict(zip(self.axes, values, strict=True))
             for values in itertools.product(*self.axes.values())
         }
 
@@ -247,11 +266,13 @@ def load(name: str) -> Study:
     builtin = path.resolve().parent == FOLDER.resolve()
     study = Study(name=path.stem, file=f"lamabench:{path.stem}" if builtin else str(path.resolve()), **data)
     study.pairs()
+    _check_per(path, study)
     return study
 
 
 _TYPES = {"question": str, "claim": str, "answer": str, "budget": str, "extends": str, "base": dict, "axes": dict}
 _TYPES |= {"variants": dict, "seeds": list, "stages": list, "debug": dict, "plugins": list, "verdicts": dict}
+_TYPES |= {"per": dict}
 _MERGED = ("base", "debug")
 
 
@@ -281,8 +302,8 @@ def _extended(path: Path, data: dict[str, Any], extending: tuple[Path, ...]) -> 
         raise InputError(f"{path}: extends {name!r}, which extends it in turn")
     below = _extended(other, _read(other), extending)
     merged = {key: {**below.get(key, {}), **data.get(key, {})} for key in _MERGED}
-    if "axes" in data or "variants" in data:  # they replace those of the other file, and verdicts are on variants
-        below = {key: value for key, value in below.items() if key not in ("axes", "variants", "verdicts")}
+    if "axes" in data or "variants" in data:  # they replace those of the other file, with what is about them
+        below = {key: value for key, value in below.items() if key not in ("axes", "per", "variants", "verdicts")}
     return {**below, **data, **merged}
 
 
@@ -308,7 +329,11 @@ def _check(path: Path, data: Any) -> None:
         for pair in pairs if isinstance(pairs, list) and pairs else [None]:
             if not isinstance(pair, list) or len(pair) != 2:
                 raise InputError(f"{path}: {claim!r} must be a list of pairs [better, worse], not {pairs!r:.200}")
+    for axis, more in data.get("per", {}).items():
+        if not isinstance(more, dict) or not all(isinstance(settings, dict) for settings in more.values()):
+            raise InputError(f"{path}: {axis} in per must map values to settings, not {more!r:.200}")
     settings = [data.get(key, {}) for key in ("base", "axes", "debug")]
+    settings += [place for more in data.get("per", {}).values() for place in more.values()]
     for place in (*settings, *data.get("variants", {}).values()):
         if "seed" in place:
             raise InputError(f"{path}: seed is not a setting of runs; list the seeds, such as seeds: [0, 1]")
@@ -327,6 +352,18 @@ def _check(path: Path, data: Any) -> None:
             raise InputError(f"{path}: plugins must be Python files or modules, not {name!r:.200}")
 
 
+def _check_per(path: Path, study: Study) -> None:
+    """Raise InputError for an axis or a value that the study lacks, and for the setting of an axis."""
+    for axis, more in study.per.items():
+        if axis not in study.axes:
+            raise unknown(f"axis in per in {path}", axis, study.axes)
+        for value, settings in more.items():
+            if value not in map(word, study.axes[axis]):
+                raise unknown(f"{axis} in per in {path}", value, map(word, study.axes[axis]))
+            for key in settings.keys() & study.axes.keys():
+                raise InputError(f"{path}: per gives {key}, which is an axis")
+
+
 def _check_name(where: str, name: str) -> None:
     """Raise InputError for a name of a variant that cannot be the name of a link."""
     if not name or "/" in name or name.startswith("."):
@@ -338,43 +375,3 @@ def _check_name(where: str, name: str) -> None:
         raise InputError(f"{where}: the name of a variant stands in tables: it must be printable, not {name!r}")
     if len(name.encode()) > 200:
         raise InputError(f"{where}: the name of a variant becomes a link: at most 200 bytes, not {name[:40]!r}…")
-
-
-# Texts that an override may hold without quotes; any other text could be read as a number, a list or an expression.
-_PLAIN = re.compile(r"[A-Za-z_/][\w./-]*", re.ASCII)
-_READ_OTHERWISE = ("null", "true", "false", "nan", "inf")
-
-
-def literal(value: Any) -> str:
-    """A value in the syntax of overrides. A text is quoted where needed, so that it is read as the same text."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, list):
-        return f"[{','.join(literal(item) for item in value)}]"
-    if isinstance(value, dict):
-        return f"{{{','.join(f'{literal(key)}:{literal(item)}' for key, item in value.items())}}}"
-    if isinstance(value, int | float):
-        return str(value)
-    text = str(value)
-    if _PLAIN.fullmatch(text) and text.lower() not in _READ_OTHERWISE:
-        return text
-    # A backslash escapes only before a quote; there each one is doubled.
-    escaped = re.sub(r"(\\*)('|$)", lambda end: end[1] * 2 + ("\\'" if end[2] else ""), text)
-    return f"'{escaped}'"
-
-
-def _word(value: Any) -> str:
-    """A value as part of a name."""
-    text = _text(value)
-    return "".join(c if c.isalnum() or c in "._+" else "_" for c in text) or "none"
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, list):
-        lists = any(isinstance(item, list) for item in value)
-        return ("_" if lists else "+").join(_text(item) for item in value)
-    if isinstance(value, dict):
-        return ".".join(str(item) if key == "kind" else f"{key}{_text(item)}" for key, item in value.items())
-    return str(value)

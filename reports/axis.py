@@ -20,7 +20,7 @@ from .variants import Variants, is_number, of_study
 
 DODGE = 0.014, 0.08  # of the width of the axes: between two lines, and between the first and the last, at most
 ROW = 0.19  # inches: the height of a category
-CLOSEST = 0.06  # of the width of the axes, between the labels of ticks
+LETTER, CLOSEST = 0.028, 0.02  # of the width of the axes: a letter of a tick's label, and between two labels
 Lines = dict[tuple[str, ...], list[str]]  # {values of the other axes: groups}
 
 
@@ -115,11 +115,14 @@ def _scale(axes: Axes, study: Variants, along: str) -> None:
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xticks(values)
     labels: list[str] = []
-    last = -1.0
+    end = -1.0
     for value in values:
         x = float(axes.transAxes.inverted().transform(axes.transData.transform((value, 0)))[0])
-        labels.append(study.word(along, value) if x - last > CLOSEST else "")
-        last = x if labels[-1] else last
+        label = study.word(along, value)
+        half = LETTER * len(label) / 2
+        fits = x - half - end > CLOSEST
+        labels.append(label if fits else "")
+        end = x + half if fits else end
     axes.set_xticklabels(labels)
 
 

@@ -28,6 +28,7 @@ MARKERS = "osD^vPXp<>h*"
 FAMILIES = ("lamamba", "dit", "adm", "uvit", "dit_modern")  # these keep their colour and marker in every report
 DASHES: tuple[Literal["-", "--", ":", "-."], ...] = ("-", "--", "-.", ":")
 LIGHTEST, DARKEST = 68.0, 26.0  # CIE L* of the smallest and the largest size of a family
+SHADES = 7  # the most shades of one hue
 AREAS = (14.0, 62.0)  # points²: of the markers of the smallest and the largest model
 STYLE: dict[Any, Any] = {
     "font.size": 8.0, "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True, "axes.grid": True,
@@ -42,8 +43,9 @@ class Look:
     """Colours, dashes and markers of the groups of a summary.
 
     A family (`kind_of`) has one hue and one marker. Its presets are shades from light to dark and markers from small to
-    large, in the order of their FLOPs. Variants of one preset differ by their dash. If all groups are one preset, its
-    variants have shades if they are numbers on one axis, and otherwise hues of their own.
+    large, in the order of their FLOPs. Variants of one preset differ by their dash. Those of a family's only preset
+    have shades instead where they are numbers on one axis, and more than there are dashes. If all groups are one
+    preset, its variants have shades if they are numbers on one axis, and otherwise hues of their own.
 
     Of more than `ENTRIES` groups, the first variant of each study and those with the best scores are shown as above;
     the others are `faint`.
@@ -70,8 +72,12 @@ class Look:
         for members in presets.values():
             of_preset = sorted({_variant(row) for row in members}, key=variants.index)
             self._dashes |= {row["group"]: of_preset.index(_variant(row)) for row in members}
-        if len(presets) == 1 and len(ordered) > 1:
-            self._one_preset(ordered)
+        for family in self.families:
+            own = [members for key, members in presets.items() if key[0] == family]
+            alone = len(presets) == 1 and len(ordered) > 1
+            many = len(own) == 1 and len(own[0]) > len(DASHES)
+            if own and (alone or many) and not self._shaded(family, own[0]) and alone:
+                self._hued(ordered)
         sizes = {group: row["params"] for group, row in rows.items() if row.get("params")}
         ends = (log10(min(sizes.values())), log10(max(sizes.values()))) if sizes else (0.0, 0.0)
         self._areas = {
@@ -81,19 +87,22 @@ class Look:
         }
         self._faint = set() if len(rows) <= ENTRIES else {row["group"] for row in _ranked(overview)[ENTRIES - 1 :]}
 
-    def _one_preset(self, ordered: list[Line]) -> None:
-        groups = [row["group"] for row in ordered]
-        numbers = [_number(row) for row in ordered]
-        if len(ordered) <= 6 and None not in numbers and len({*numbers}) == len(numbers):
-            rising = sorted(range(len(ordered)), key=lambda at: numbers[at] or 0.0)
-            hue = COLOURS[self.families.index(_kind(ordered[0])) % len(COLOURS)]
-            self._colours = dict(zip((groups[at] for at in rising), shades(hue, len(ordered)), strict=True))
-            self._dashes = dict.fromkeys(groups, 0)
-            return
-        for at, group in enumerate(groups):
-            self._colours[group] = COLOURS[at % len(COLOURS)]
-            self._dashes[group] = at // len(COLOURS)
-            self._markers[group] = MARKERS[at % len(MARKERS)]
+    def _shaded(self, family: str, members: list[Line]) -> bool:
+        """Give variants of one preset shades if they are different numbers on one axis, and say whether they are."""
+        numbers = {row["group"]: _number(row) for row in members}
+        if len(members) > SHADES or None in numbers.values() or len({*numbers.values()}) < len(numbers):
+            return False
+        rising = sorted(numbers, key=lambda group: numbers[group] or 0.0)
+        hue = COLOURS[self.families.index(family) % len(COLOURS)]
+        self._colours |= dict(zip(rising, shades(hue, len(rising)), strict=True))
+        self._dashes |= dict.fromkeys(rising, 0)
+        return True
+
+    def _hued(self, members: list[Line]) -> None:
+        for at, row in enumerate(members):
+            self._colours[row["group"]] = COLOURS[at % len(COLOURS)]
+            self._dashes[row["group"]] = at // len(COLOURS)
+            self._markers[row["group"]] = MARKERS[at % len(MARKERS)]
 
     def colour(self, group: str) -> str:
         return self._colours[group]
@@ -161,8 +170,8 @@ def _variant(row: Line) -> str:
 
 
 def _number(row: Line) -> float | None:
-    """The value of the only axis of a variant, if it is a number."""
-    values = list(_axes(row).values())
+    """The value of the only axis of a variant beside the model, if it is a number."""
+    values = [value for axis, value in _axes(row).items() if axis != "model"]
     return float(values[0]) if len(values) == 1 and type(values[0]) in (int, float) else None
 
 

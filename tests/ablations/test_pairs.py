@@ -2,7 +2,8 @@
 
 import pytest
 import yaml
-from lamabench.ablations.study import literal, load
+from lamabench.ablations.study import load
+from lamabench.ablations.words import literal
 from lamabench.kernels.errors import InputError
 
 

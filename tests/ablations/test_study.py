@@ -10,7 +10,8 @@ import yaml
 from hydra import compose as hydra_compose
 from hydra import initialize_config_module
 from lamabench.ablations.study import STAGES as STUDY_STAGES
-from lamabench.ablations.study import Study, literal, load, names
+from lamabench.ablations.study import Study, load, names
+from lamabench.ablations.words import literal
 from lamabench.harness.keys import config_to_dict
 from lamabench.harness.progress import Progress
 from lamabench.harness.stages import execute
@@ -43,6 +44,42 @@ def test_axes_multiply_in_order():
     assert [*map(str, variants[1].overrides)] == ["data=digits", "model=a", "model.shift=true", "seed=7"]
     assert variants[1].values == {"model": "a", "model.shift": True} and variants[1].name == "a-True"
     assert variants[1].settings == {"data": "digits", "model": "a", "model.shift": True} and variants[1].seed == 7
+
+
+def test_a_value_of_an_axis_brings_settings_along(tmp_path):
+    """They come before those of the base, and after those of the debug size."""
+    per = {"model": {"unet_nano": {"train.lr": 1e-3, "train.steps": 9}}, "data.size": {"8": {"train.batch_size": 4}}}
+    path = write(
+        tmp_path, question="?", base={"train.lr": 1e-4}, per=per, debug={"data.size": [4]},
+        axes={"model": ["dit_nano", "unet_nano"], "data.size": [8, 16]},
+    )  # fmt: skip
+    study = load(path)
+    rates = {(*variant.values.values(),): variant.settings for variant in study.expand()}
+    assert {key: settings["train.lr"] for key, settings in rates.items()} == {
+        (8, "dit_nano"): 1e-4, (16, "dit_nano"): 1e-4, (8, "unet_nano"): 1e-3, (16, "unet_nano"): 1e-3,
+    }  # fmt: skip
+    assert [settings.get("train.batch_size") for settings in rates.values()] == [4, 4, None, None]
+    dit, unet = study.debug_size().expand()
+    assert unet.settings == {**dit.settings, "model": "unet_nano", "train.lr": 1e-3}
+    assert dit.settings["train.steps"] == 2 and dit.settings["train.batch_size"] == 2
+
+
+@pytest.mark.parametrize(
+    ("per", "message"),
+    [
+        ({"modle": {"dit_nano": {}}}, "unknown axis in per in .* 'modle' .*choices: model"),
+        ({"model": {"dit_nana": {}}}, "unknown model in per in .* 'dit_nana' .*choices: dit_nano, unet_nano"),
+        ({"model": {"dit_nano": {"model": "unet_nano"}}}, "per gives model, which is an axis"),
+        ({"model": {"dit_nano": 3}}, "model in per must map values to settings, not {'dit_nano': 3}"),
+        ({"model": 3}, "model in per must map values to settings, not 3"),
+        ({"model": {"dit_nano": {"seed": 3}}}, "seed is not a setting of runs"),
+        ([], r"per must be a dict, not \[\]"),
+    ],
+)
+def test_settings_of_no_value_are_refused(tmp_path, per, message):
+    axes = {"model": ["dit_nano", "unet_nano"]}
+    with pytest.raises(InputError, match=message):
+        load(write(tmp_path, question="?", axes=axes, per=per))
 
 
 def test_named_variants_and_literals():

@@ -7,7 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from lamabench.ablations.study import Setting, Study, literal
+from lamabench.ablations.study import Setting, Study
+from lamabench.ablations.words import literal
 from lamabench.harness.config import Config
 from lamabench.kernels.errors import InputError
 from lamabench.launch import plan

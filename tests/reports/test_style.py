@@ -109,6 +109,19 @@ def test_variants_of_one_preset_have_dashes_beside_other_models(tmp_path: Path) 
     assert by_rate["DiT, lr 4e-4"] == ("#D55E00", "-.") and by_rate["LaMamba, lr 4e-4"] == ("#0072B2", "-.")
 
 
+def test_more_numbers_than_dashes_are_shades_of_their_family(tmp_path: Path) -> None:
+    for family, title in (("lamamba", "LaMamba"), ("dit", "DiT")):
+        for rate in (3e-4, 1e-4, 2e-4, 5e-4, 4e-4):
+            variant = {"train.lr": rate, "model": f"{family}_s"}
+            write(tmp_path, f"{family}-{rate}", [cost()], family, title, variant)
+    look, overview = look_of(tmp_path)
+    colours = {row["model_label"]: look.colour(row["group"]) for row in overview.rows}
+    assert len({*colours.values()}) == 10 and {look.dash(row["group"]) for row in overview.rows} == {"-"}
+    for title in ("LaMamba", "DiT"):
+        levels = [lightness(colours[f"{title}, lr {rate}e-4"]) for rate in range(1, 6)]
+        assert levels == sorted(levels, reverse=True)
+
+
 def test_variants_of_a_single_preset_are_shades_of_numbers_or_hues_of_words(tmp_path: Path) -> None:
     for size in (16, 4, 8):
         write(tmp_path / "a", f"w{size}", [cost()], "lamamba", "LaMamba", {"model.window_size": size})
