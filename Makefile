@@ -14,8 +14,10 @@ help:  ## list the targets
 demo: $(READY)  ## train, score and compare three small backbones on real digits (10 minutes on 2 cores)
 	$(VENV)/bin/lamabench sweep run demo
 
+# One worker more than cores, because some tests wait for processes.
+test: WORKERS = $(shell n=$$(nproc); echo $$((n < 4 ? n + 1 : 4)))
 test: $(READY)  ## run the tests (but those that need a GPU, SLURM or programs of Debian)
-	OMP_NUM_THREADS=1 $(VENV)/bin/pytest -n auto --maxprocesses 4 --dist worksteal
+	OMP_NUM_THREADS=1 $(VENV)/bin/pytest -n $(WORKERS) --dist worksteal
 
 # A thread each: what they compile and compute on the CPU would otherwise fight for the cores.
 gpu-test: $(READY)  ## run the tests that need a GPU (NVIDIA's, of compute capability 8.0 or newer)

@@ -2,7 +2,9 @@
 
 import platform
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import torch
@@ -36,6 +38,17 @@ def device_type(device: str) -> str:
 def is_cuda(device: str) -> bool:
     """Whether a device is a GPU."""
     return device_type(device) == "cuda"
+
+
+def wake(device: str) -> None:
+    """Begin to set up a GPU, which takes seconds, in a thread of its own, and return at once. Nothing for a CPU."""
+    if is_cuda(device):
+        Thread(target=_first_use, args=(device,), daemon=True).start()
+
+
+def _first_use(device: str) -> None:
+    with suppress(RuntimeError):  # whoever uses the GPU next meets the same error
+        torch.zeros(1, device=device)
 
 
 def device_name(device: str) -> str:

@@ -14,7 +14,7 @@ from ..checks import check_batch
 from ..config import Config, check_fit, micro_batch
 from ..data.encoder import DataSet, load, load_held_out
 from ..data.items import batches, check_noise
-from ..device import WHOLE_STEP, compiled, device_type, exact_float32, pick_device, training_mode
+from ..device import WHOLE_STEP, compiled, device_type, exact_float32, pick_device, training_mode, wake
 from ..diffusion.objective import objective
 from ..keys import config_from_dict, config_to_dict
 from ..measure.cost import cost
@@ -51,6 +51,8 @@ def train(folder: Path, config: Config, progress: Progress, moments: Sequence[in
     check_batch(config.train.batch_size, parallel.size())
     exact_float32()
     asked, device = all_asked(config, moments), parallel.own_device(pick_device(config.run.device))
+    if parallel.size() == 1:  # several processes set theirs up in own_device
+        wake(device)
     price = cost(config.model)
     start.part("cost")
     if not missing(folder, asked):

@@ -23,8 +23,9 @@ from lamabench.models.registry import build
 from latents_of_a_study import NEEDED
 from omegaconf import OmegaConf
 
-QUESTIONS = ["d_state", "dit_block", "guidance", "guidance_latents", "resolution", "rivals", "scale", "window"]
-LONG = ["block_mix", "lr", "scan", "unet", *(name for name in names() if name.startswith("cifar10_"))]
+QUESTIONS = ["d_state", "dit_block", "guidance", "guidance_latents", "rivals", "scale"]
+LONG = ["block_mix", "lr", "resolution", "scan", "unet", "window"]
+LONG += [name for name in names() if name.startswith("cifar10_")]
 
 
 def write(tmp_path, **data):

@@ -1,12 +1,14 @@
 """Devices, rounded weights, and torch.compile."""
 
+import threading
 from dataclasses import replace
+from queue import Queue
 
 import pytest
 import torch
 from lamabench.baselines.dit import DiTConfig
 from lamabench.harness import device, sections
-from lamabench.harness.device import autocast, compiled, device_type, is_cuda, pick_device, round_weights
+from lamabench.harness.device import autocast, compiled, device_type, is_cuda, pick_device, round_weights, wake
 from lamabench.harness.measure.models import fill_constants
 from lamabench.kernels.errors import InputError
 from lamabench.models.registry import build, preset
@@ -92,3 +94,19 @@ def test_a_graph_break_is_an_error(traced):
     net.blocks[0].register_forward_hook(lambda *_: torch._dynamo.graph_break())
     with pytest.raises(torch._dynamo.exc.Unsupported):
         compiled(net, "compile")(torch.randn(1, 1, 8, 8), *torch.zeros(2, 1, dtype=torch.long))
+
+
+def test_a_gpu_wakes_in_a_thread_whose_errors_are_those_of_the_next_use(monkeypatch):
+    calls, errors = Queue(), []
+
+    def zeros(*size, device):
+        calls.put((threading.current_thread(), device))
+        raise torch.OutOfMemoryError("none left")
+
+    monkeypatch.setattr(torch, "zeros", zeros)
+    monkeypatch.setattr(threading, "excepthook", errors.append)
+    wake("cpu")
+    wake("cuda:1")
+    thread, device = calls.get(timeout=60)
+    thread.join(60)
+    assert device == "cuda:1" and thread is not threading.current_thread() and calls.empty() and not errors
