@@ -35,7 +35,7 @@ def without_ptx(source: str) -> str:
 def compiled(files: tuple[Path, ...], constants: tuple[tuple[str, int], ...], folder: Path) -> ctypes.CDLL:
     """A library of the files: `run_NAME(arguments, columns, rows, threads, shared, late, seed)` for every kernel."""
     source = without_ptx("".join(file.read_text() for file in files))
-    lines = [f"#include <{name}>" for name in INCLUDES] + [f"#define {name} {value}" for name, value in constants]
+    lines = [f'#include "{_precompiled(folder)}"', *(f"#define {name} {value}" for name, value in constants)]
     calls = []
     for name, parameters in KERNEL.findall(source):
         types = [re.sub(r"__restrict__|\w+$", "", one.strip()) for one in parameters.split(",")]
@@ -48,11 +48,24 @@ def compiled(files: tuple[Path, ...], constants: tuple[tuple[str, int], ...], fo
     text = "\n".join([*lines, HEADER.read_text(), source, *calls])
     path = folder / f"{files[-1].stem}-{abs(hash(constants)):x}"
     path.with_suffix(".cpp").write_text(text)
-    assert COMPILER is not None
-    command = [COMPILER, "-std=c++17", "-Og", "-w", "-shared", "-fPIC", path.with_suffix(".cpp"), "-o"]
-    outcome = subprocess.run([*command, path.with_suffix(".so")], capture_output=True, text=True)
-    assert outcome.returncode == 0, outcome.stderr[:4000]
+    _compile("-shared", path.with_suffix(".cpp"), "-o", path.with_suffix(".so"))
     return ctypes.CDLL(str(path.with_suffix(".so")))
+
+
+@cache
+def _precompiled(folder: Path) -> Path:
+    """A header with the standard library's, which takes half of a compilation, and its compiled form beside it."""
+    path = folder / "standard.hpp"
+    path.write_text("\n".join(f"#include <{name}>" for name in INCLUDES))
+    _compile("-x", "c++-header", path, "-o", f"{path}.gch")
+    return path
+
+
+def _compile(*words: str | Path) -> None:
+    assert COMPILER is not None
+    command = [COMPILER, "-std=c++17", "-Og", "-w", "-fPIC", *words]
+    outcome = subprocess.run(command, capture_output=True, text=True)
+    assert outcome.returncode == 0, outcome.stderr[:4000]
 
 
 class Kernel:
