@@ -172,7 +172,16 @@ class Study:
         axis `variant`. Raises InputError as `pairs` does."""
         axes = {"variant": list(self.variants)} if self.variants else self.axes
         texts = {"question": self.question, "claim": self.claim, "answer": self.answer, "budget": self.budget}
-        return {**texts, "axes": axes, **({"verdicts": self.pairs()} if self.verdicts else {})}
+        more = {"per": self.exceptions()} if self.per else {}
+        return {**texts, "axes": axes, **more, **({"verdicts": self.pairs()} if self.verdicts else {})}
+
+    def exceptions(self) -> str:
+        """The settings of `per` in words: `model unet_s: train.lr=0.0002`."""
+        return "; ".join(
+            f"{axis} {value}: {', '.join(f'{key}={literal(setting)}' for key, setting in settings.items())}"
+            for axis, more in self.per.items()
+            for value, settings in more.items()
+        )
 
     def pairs(self) -> dict[str, list[dict[str, dict[str, Any]]]]:
         """The verdicts with variants as axis values: {claim: [{"better": {axis: value}, "worse": {axis: value}}]}.
@@ -359,7 +368,7 @@ def _check_per(path: Path, study: Study) -> None:
             raise unknown(f"axis in per in {path}", axis, study.axes)
         for value, settings in more.items():
             if value not in map(word, study.axes[axis]):
-                raise unknown(f"{axis} in per in {path}", value, map(word, study.axes[axis]))
+                raise unknown(f"value of {axis} in per in {path}", value, map(word, study.axes[axis]))
             for key in settings.keys() & study.axes.keys():
                 raise InputError(f"{path}: per gives {key}, which is an axis")
 

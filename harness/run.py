@@ -211,8 +211,8 @@ def read_study(folder: Path) -> dict[str, Any]:
     those of `samples` that are not scored by the held-out loss alone (without it: all, of an earlier version).
     `guide` is the training that guides its samples, if it has one below ROOT.
     `about` is what the file says of the study: `question`, `claim`, `answer`, `budget`, `axes` {axis: [values]} and, if
-    it has some, `verdicts` {claim: pairs, each {"better": {axis: value}, "worse": {axis: value}}}, all in the file's
-    order; single commands and earlier versions write none.
+    it has some, `per` (settings of single values, in words) and `verdicts` {claim: pairs, each {"better": {axis:
+    value}, "worse": {axis: value}}}, all in the file's order; single commands and earlier versions write none.
 
     Raises InputError if there is no .study.json or if it cannot be read.
     """

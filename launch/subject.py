@@ -45,7 +45,9 @@ class Sweep:
 def print_question(sweep: Sweep, whole: bool = False) -> None:
     """Print the question and the claim, and with `whole` also what would be an answer, and what the study takes."""
     study = sweep.study
-    lines = {"Claim": study.claim} | ({"Answer": study.answer, "Budget": study.budget} if whole else {})
+    lines = {"Claim": study.claim}
+    if whole:
+        lines |= {"Answer": study.answer, "Settings": study.exceptions(), "Budget": study.budget}
     if not sweep.args.json:
         text = "".join(f"\n{word}: {line}" for word, line in lines.items() if line)
         print(f"{study.name}: {study.question}{text}\n")

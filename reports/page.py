@@ -37,7 +37,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
 }
 VERDICTS = "verdicts"  # the table that stands at the head of the page
 QUESTION = {"question": "Question", "claim": "Claim"}
-DESIGN = {"answer": "What would count as an answer", "budget": "Budget"}
+DESIGN = {"answer": "What would count as an answer", "per": "Settings of single values", "budget": "Budget"}
 LINKED = ("label", "name")  # columns whose cells link to the folder of the row's run
 COSTS = ("params", "macs", "flops", "paper_gflops")
 

@@ -171,3 +171,5 @@ def test_plan_prints_answer_and_budget(capsys, tmp_path):
     assert main(["sweep", "plan", "guidance", f"run.root={tmp_path}"]) == 0
     study, out = load("guidance"), capsys.readouterr().out
     assert f"\nAnswer: {study.answer}\nBudget: {study.budget}\n" in out
+    assert main(["sweep", "plan", "cifar10_scale", f"run.root={tmp_path}", f"data.path={tmp_path}"]) == 0
+    assert "\nSettings: model unet_t: train.lr=0.0016; model unet_s: train.lr=0.0016\n" in capsys.readouterr().out

@@ -63,13 +63,15 @@ def test_a_value_of_an_axis_brings_settings_along(tmp_path):
     dit, unet = study.debug_size().expand()
     assert unet.settings == {**dit.settings, "model": "unet_nano", "train.lr": 1e-3}
     assert dit.settings["train.steps"] == 2 and dit.settings["train.batch_size"] == 2
+    assert study.about()["per"] == "data.size 8: train.batch_size=4; model unet_nano: train.lr=0.001, train.steps=9"
+    assert "per" not in Study("s", "?", axes={"model": ["dit_nano"]}).about()
 
 
 @pytest.mark.parametrize(
     ("per", "message"),
     [
         ({"modle": {"dit_nano": {}}}, "unknown axis in per in .* 'modle' .*choices: model"),
-        ({"model": {"dit_nana": {}}}, "unknown model in per in .* 'dit_nana' .*choices: dit_nano, unet_nano"),
+        ({"model": {"dit_nana": {}}}, "unknown value of model in per in .* 'dit_nana' .*choices: dit_nano, unet_nano"),
         ({"model": {"dit_nano": {"model": "unet_nano"}}}, "per gives model, which is an axis"),
         ({"model": {"dit_nano": 3}}, "model in per must map values to settings, not {'dit_nano': 3}"),
         ({"model": 3}, "model in per must map values to settings, not 3"),

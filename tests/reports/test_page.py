@@ -92,11 +92,13 @@ def test_headings_captions_and_alternatives(report: Path, html: Parsed) -> None:
 def test_the_axes_of_a_study_are_in_words(tmp_path: Path) -> None:
     axes = {"model.mixers": [["ssm", "window"], ["conv"]], "train.lr": [5e-5, 1e-4]}
     facts = {"question": "Which?", "claim": "", "answer": "", "budget": "", "axes": axes}
+    facts |= {"per": "train.lr 0.0001: train.clip=1"}
     write(tmp_path, "dit", everything(75.5, 1200.0), study="mine", facts=facts)
     html = Parsed(page(Evidence(read([tmp_path])), [], {}, {}))
     terms = [text.strip() for tag, _, text in html.elements if tag in ("dt", "dd")]
     words = dict(zip(terms[::2], terms[1::2], strict=True))
     assert words["Axis model.mixers"] == "ssm + window, conv" and words["Axis train.lr"] == "5e-5, 1e-4"
+    assert words["Settings of single values"] == "train.lr 0.0001: train.clip=1"
 
 
 def test_a_section_for_each_study_says_what_it_is_about(tmp_path: Path) -> None:
