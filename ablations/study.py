@@ -122,21 +122,20 @@ class Study:
         if not self.debug:
             raise InputError(f"study {self.name} has no debug size: its file has no section debug")
         fixed = {key: value for key, value in {**DEBUG, **self.debug}.items() if key not in self.axes}
-        variants = {
-            name: {key: fixed.get(key, value) for key, value in values.items()}
-            for name, values in self.variants.items()
-        }
+
+        def smaller(several: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+            return {name: {key: fixed.get(key, value) for key, value in one.items()} for name, one in several.items()}
+
         axes = {key: self.debug.get(key, values) for key, values in self.axes.items()}
-        per = {
-            axis: {
-                value: {key: fixed.get(key, setting) for key, setting in more.items()}
-                for value, more in settings.items()
-            }
-            for axis, settings in self.per.items()
-            if axis not in self.debug
-        }
-        base, seeds = {**self.base, **fixed}, self.seeds[:1]
-        small = replace(self, name=f"{self.name}-debug", base=base, axes=axes, per=per, variants=variants, seeds=seeds)
+        small = replace(
+            self,
+            name=f"{self.name}-debug",
+            base={**self.base, **fixed},
+            axes=axes,
+            per={axis: smaller(more) for axis, more in self.per.items() if axis not in self.debug},
+            variants=smaller(self.variants),
+            seeds=self.seeds[:1],
+        )
         verdicts = {
             claim: pairs
             for claim, pairs in self.verdicts.items()

@@ -72,9 +72,9 @@ class Look:
         for members in presets.values():
             of_preset = sorted({_variant(row) for row in members}, key=variants.index)
             self._dashes |= {row["group"]: of_preset.index(_variant(row)) for row in members}
+        alone = len(presets) == 1 and len(ordered) > 1
         for family in self.families:
             own = [members for key, members in presets.items() if key[0] == family]
-            alone = len(presets) == 1 and len(ordered) > 1
             many = len(own) == 1 and len(own[0]) > len(DASHES)
             if own and (alone or many) and not self._shaded(family, own[0]) and alone:
                 self._hued(ordered)
