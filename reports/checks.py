@@ -18,15 +18,16 @@ from .variants import Variants
 
 WAITING = 0.02  # share of a training's time; above it, time says more about the host than about the model
 LATE = 2 / 3  # of the images of a training
+LOST = 2.0  # times the lowest loss of a training; above it, what was learned is lost
 NEAR = 0.05  # share of test images that are nearer to a training image than the others
 
 
 def checks(study: Variants) -> list[str]:
-    """Sentences about the trainings of a study: how many diverged, which waited for their data for more than 2 % of
-    their time, what they took, how near their samples are to training images (`lamabench evaluate --neighbours`), and
-    whether the order of the variants was stable over the last third of the training. Nothing is said of what is not on
-    record."""
-    return [*_diverged(study), *_waiting(study), *_cost(study), *_neighbours(study), *_order(study)]
+    """Sentences about the trainings of a study: how many diverged, which ended with more than twice their lowest loss,
+    which waited for their data for more than 2 % of their time, what they took, how near their samples are to training
+    images (`lamabench evaluate --neighbours`), and whether the order of the variants was stable over the last third of
+    the training. Nothing is said of what is not on record."""
+    return [*_diverged(study), *_lost(study), *_waiting(study), *_cost(study), *_neighbours(study), *_order(study)]
 
 
 def _diverged(study: Variants) -> list[str]:
@@ -38,6 +39,18 @@ def _diverged(study: Variants) -> list[str]:
     if wrong:
         return [f"{len(wrong)} of {_trainings(ended)} diverged: {_listed(study, wrong)}."]
     return [f"None of {_trainings(ended)} diverged."]
+
+
+def _lost(study: Variants) -> list[str]:
+    """A loss that rises and stays finite ends no training."""
+    logs = {
+        run: [line["loss"] for line in run.metrics if line.get("loss") is not None]
+        for run in _once(study.evidence.runs) if run.last("train", "done")
+    }  # fmt: skip
+    lost = [run for run, losses in logs.items() if losses and losses[-1] > LOST * min(losses)]
+    if not lost:
+        return []
+    return [f"{len(lost)} of {_trainings(logs)} ended with more than twice its lowest loss: {_listed(study, lost)}."]
 
 
 def _waiting(study: Variants) -> list[str]:

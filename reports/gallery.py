@@ -1,8 +1,9 @@
 """The gallery, README.md of this folder: the tables and figures of the committed records. `python -m
 lamabench.reports.gallery` makes it again in a checkout.
 
-A line `<!-- table NAME -->` or `<!-- picture NAME -->`, by a name of contents.py, is followed by that table or figure,
-or by why the committed records have none, up to a line `<!-- end -->`.
+A line `<!-- table NAME -->` or `<!-- picture NAME -->`, by a name of contents.py or, where studies have files of their
+own, that of one, is followed by that table or figure, or by why the committed records have none, up to a line
+`<!-- end -->`.
 """
 
 import json

@@ -19,6 +19,7 @@ from ..device import autocast
 from ..training.graph import WARM_UP
 from ..training.step import TrainStep
 from .calls import Call, as_in_the_model, calls_of, results
+from .timing import release
 
 # From this many tokens on, `Operator.exact` replaces the reference, which may loop over tokens or store all scores.
 MANY_TOKENS = 1024
@@ -193,33 +194,40 @@ def _within(what: str, error: float, plain: float, precision: str) -> None:
 
 
 def check_whole_step(step: TrainStep, batch: Mapping[str, Tensor], precision: str, warm_up: int = WARM_UP) -> None:
-    """Compare the losses and gradients of a step that replays a CUDA graph (`WholeStep`) with those of the same step
-    without one. Raises WrongOutput if they differ, relative to their norm, by more than `MODEL_FLOOR`."""
-    for _ in range(warm_up + 1):
-        step(batch)  # the last call is the first replay
-    results, of_the_graph = [], [p.grad for p in trained(step.net)]
-    for run in (step, step.without_graph):
-        step.window.zero_()
-        run(batch)
-        losses = step.window[: len(step.objective.metrics)].clone()
-        results.append([losses, *(p.grad.clone() for p in trained(step.net) if p.grad is not None)])
-    step.window.zero_()
-    for parameter, gradient in zip(trained(step.net), of_the_graph, strict=True):
-        parameter.grad = gradient  # where the next replay writes
-    if not (error := relative_rms(*results)) <= MODEL_FLOOR[precision]:
+    """Compare the losses and gradients of a step that replays a CUDA graph (`WholeStep`) with those of the last step
+    before the capture, which runs directly. The memory of that step is free by then. The weights must not change from
+    step to step. Raises WrongOutput if the two differ, relative to their norm, by more than `MODEL_FLOOR`."""
+    for _ in range(warm_up - 1):
+        step(batch)
+    direct = [value.cpu() for value in _outcome(step, batch)]
+    release(step.device)
+    step(batch)  # captures the step, and replays it for the first time
+    if not (error := relative_rms(_outcome(step, batch), direct)) <= MODEL_FLOOR[precision]:
         raise WrongOutput(f"the whole step as a CUDA graph is off by {error:.2e} (relative RMS): not measured")
+    step.window.zero_()
 
 
 def check_step(step: TrainStep, batch: Mapping[str, Tensor], precision: str) -> float:
     """Compare the gradients that the last call of a step left, with `batch`, with those of the same step run directly.
     The weights must not have changed since. Returns the relative RMS error. Raises WrongOutput if it exceeds
-    `MODEL_FLOOR`."""
-    left = [p.grad.cpu() for p in trained(step.net) if p.grad is not None]  # on the host, because memory may be short
+    `MODEL_FLOOR`. The step cannot be called again, because its graph and the direct step need the memory twice."""
+    left = [p.grad.cpu() for p in trained(step.net) if p.grad is not None]
+    step.close()
+    step.net.zero_grad(set_to_none=True)
+    release(step.device)
     step.without_graph(batch)
     gradients = [p.grad for p in trained(step.net) if p.grad is not None]
     if not (error := relative_rms(gradients, left)) <= MODEL_FLOOR[precision]:
         raise WrongOutput(f"the last timed step is off by {error:.2e} (relative RMS): not measured")
     return error
+
+
+def _outcome(step: TrainStep, batch: Mapping[str, Tensor]) -> list[Tensor]:
+    """The losses and gradients of one call of a step."""
+    step.window.zero_()
+    step(batch)
+    losses = step.window[: len(step.objective.metrics)].clone()
+    return [losses, *(p.grad for p in trained(step.net) if p.grad is not None)]
 
 
 def relative_rms(outcome: list[Tensor], exact: list[Tensor]) -> float:

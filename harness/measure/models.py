@@ -1,7 +1,6 @@
 """Speed and memory of a backbone. There is no number if outputs or gradients do not agree with the reference."""
 
 import copy
-import gc
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext, suppress
@@ -45,7 +44,7 @@ from .check import (
 )
 from .cost import cost
 from .search import FINISHED, Point, next_point
-from .timing import began, first_line, keeping, one_at_a_time, out_of_memory, time_calls
+from .timing import began, first_line, keeping, one_at_a_time, out_of_memory, release, time_calls
 
 Line = dict[str, Any]
 Say = Callable[[str], None]
@@ -265,7 +264,6 @@ class Subject:
             training = training_step(*how, self.goal, whole_step if whole else None)
             if whole:
                 check_whole_step(training, noisy(x, t, y), self.settings.precision, warm_up)
-                release(self.device)  # the activations of the step without a graph
 
             def step() -> Any:
                 training(inputs := noisy(x, t, y))
@@ -304,13 +302,6 @@ def describe(row: Line) -> str:
     memory = "" if row["peak_memory_gib"] is None else f", {row['peak_memory_gib']:.1f} GiB"
     disturbed = f" (disturbed: {row['disturbed']})" if row.get("disturbed") else ""
     return where + f"{row['images_per_s']:.4g} images/s{memory}{disturbed}"
-
-
-def release(device: str) -> None:
-    """Return unused GPU memory to the device, so that each measurement starts with the same memory."""
-    if is_cuda(device):
-        gc.collect()
-        torch.cuda.empty_cache()
 
 
 def fill_constants(net: Backbone) -> None:

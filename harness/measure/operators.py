@@ -22,9 +22,9 @@ from .calls import Call, as_in_the_model, calls_of, fresh, listed
 from .check import Held, WrongOutput, or_null, relative_rms
 from .clocks import conditions, reader
 from .gpus import exponentials_per_s, peak_flops
-from .models import Line, fill_constants, no_number, release
+from .models import Line, fill_constants, no_number
 from .search import FINISHED
-from .timing import LEAST, began, keeping, one_at_a_time, quantiles, time_calls
+from .timing import LEAST, began, keeping, one_at_a_time, quantiles, release, time_calls
 
 # The relative error of an operator in isolation that is allowed on top of twice that of plain torch in the same
 # precision. It is smaller than that of a model.

@@ -1,6 +1,7 @@
 """Timing of calls."""
 
 import fcntl
+import gc
 import os
 import statistics
 import time
@@ -40,6 +41,13 @@ def synchronize(device: str) -> None:
     """Wait until a GPU has finished its work. Does nothing on a CPU."""
     if device.startswith("cuda"):
         torch.cuda.synchronize(device)
+
+
+def release(device: str) -> None:
+    """Return unused GPU memory to the device, so that each measurement starts with the same memory."""
+    if device.startswith("cuda"):
+        gc.collect()
+        torch.cuda.empty_cache()
 
 
 def others_busy() -> Callable[[], str | None]:

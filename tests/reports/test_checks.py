@@ -140,3 +140,17 @@ def test_trainings_that_waited_and_one_that_diverged(tmp_path: Path) -> None:
         "1 of 2 trainings diverged: `a z` seed 0.",
         "1 of 1 training waited for data for more than 2 % of the time: `a a` seed 0 (3.1 % at most).",
     ]
+
+
+def test_a_loss_that_rose_again(tmp_path: Path) -> None:
+    """A finite loss of more than twice the lowest one is said, but not one of twice, nor one early in the training."""
+    for name, losses in {"a": [1.0, 0.1, 0.21], "b": [1.0, 0.1, 0.2], "c": [1.0, 9.0, 0.1]}.items():
+        write_curve(tmp_path, name, {FD: [4.0, 3.0, 2.0, 1.0]})
+        lines = [{"step": 10 * at, "images": 640 * at, "loss": loss} for at, loss in enumerate(losses)]
+        log = (tmp_path / "demo" / name).resolve() / "metrics.jsonl"
+        log.write_text("".join(json.dumps(one) + "\n" for one in lines), encoding="utf-8")
+    text = checks(Evidence(read([tmp_path])).variants)
+    assert text[:2] == [
+        "None of 3 trainings diverged.",
+        "1 of 3 trainings ended with more than twice its lowest loss: `a a` seed 0.",
+    ]

@@ -14,6 +14,7 @@ from lamabench.harness.diffusion.gaussian import DDPM
 from lamabench.harness.measure import check, models
 from lamabench.harness.measure.search import Point
 from lamabench.harness.sections import BackendConfig, ObjectiveConfig
+from lamabench.harness.training import graph
 from lamabench.kernels.errors import InputError
 from lamabench.models.registry import build, preset
 from measuring import DIT, NANO, collect, make, out_of_memory_above, planted, rows_of
@@ -63,34 +64,53 @@ def test_a_call_that_is_wrong_only_while_it_is_timed_has_no_number(mode, monkeyp
     assert row["error"].startswith("output off by" if mode == "forward" else "the last timed step is off by")
 
 
-def test_the_gradients_of_a_replayed_step_are_those_that_are_compared():
-    """A replay writes where the capture did, whatever Python calls the gradients since."""
+def replayed(wrong=1.0):
+    """A step that takes losses and gradients from a replay at the call after the warm-up: it writes where the capture
+    did, `wrong` times what is right, whatever Python calls the gradients since."""
     torch.manual_seed(0)
     net = build(DIT)
     models.fill_constants(net)
     step = models.training_step(net, net, "cpu", "float32", DDPM(), None)
-    captured = []
+    captured, direct = [], []
 
-    def replay(inputs):
+    def run(inputs):
         before = [p.grad for p in check.trained(net)]
         step._update(inputs)
+        if len(direct) < graph.WARM_UP:
+            direct.append(inputs)
+            return
         for place, (p, grad) in enumerate(zip(check.trained(net), before, strict=True)):
+            p.grad.mul_(wrong)
             if len(captured) <= place:
                 captured.append(p.grad)
             else:
                 captured[place].copy_(p.grad)
                 p.grad = grad
 
-    def batch():
-        t = torch.randint(0, 1000, (2,))
-        return models.noisy(torch.randn(2, 1, 8, 8), t, torch.zeros_like(t))
+    step._run = run
+    return step
 
-    step._run = replay
-    check.check_whole_step(step, batch(), "float32")
-    step(last := batch())
+
+def batch_of_two():
+    t = torch.randint(0, 1000, (2,))
+    return models.noisy(torch.randn(2, 1, 8, 8), t, torch.zeros_like(t))
+
+
+def test_the_gradients_of_a_replayed_step_are_those_that_are_compared():
+    step = replayed()
+    check.check_whole_step(step, batch_of_two(), "float32")
+    step(last := batch_of_two())
     assert check.check_step(step, last, "float32") == 0
+    step = replayed()
+    check.check_whole_step(step, batch_of_two(), "float32")
+    step(batch_of_two())
     with pytest.raises(check.WrongOutput, match="the last timed step is off by"):
-        check.check_step(step, batch(), "float32")
+        check.check_step(step, batch_of_two(), "float32")
+
+
+def test_a_replay_that_is_wrong_has_no_number():
+    with pytest.raises(check.WrongOutput, match="the whole step as a CUDA graph is off by"):
+        check.check_whole_step(replayed(1.001), batch_of_two(), "float32")
 
 
 def test_the_weights_stay_those_of_the_check():
