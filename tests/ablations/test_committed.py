@@ -70,7 +70,8 @@ def test_a_study_says_what_would_be_an_answer(name):
 
 JUDGED = {
     "block_mix", "cifar10_block_mix", "cifar10_d_state", "cifar10_lr", "cifar10_objective", "cifar10_scale",
-    "cifar10_scan", "cifar10_skip", "cifar10_window", "d_state", "dit_block", "objective", "rivals", "scale", "scan", "unet",
+    "cifar10_scan", "cifar10_skip", "cifar10_window", "d_state", "dit_block", "objective", "rivals", "scale", "scan",
+    "unet",
 }  # fmt: skip
 
 
