@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..kernels.errors import InputError, unknown
 from ..models.registry import Backbone
+from .launcher import size, variable
 
 WHOLE_STEP = "whole-step"  # torch.compile, and the whole training step as one CUDA graph (training/graph.py)
 
@@ -28,6 +29,21 @@ def pick_device(request: str) -> str:
     if request not in choices:
         raise unknown("run.device", request, choices)
     return request
+
+
+def own_device(device: str) -> str:
+    """The device of this process of a run. Of several GPUs that it sees, the one with the number of its local rank
+    becomes the current one, which `cuda` means. Raises InputError if there is none, or if `device` is one GPU by
+    number."""
+    if size() == 1 or not is_cuda(device):
+        return device
+    if ":" in device:
+        raise InputError(f"run.device={device} is one GPU, but the run has {size()} processes: choose run.device=cuda")
+    count, local = torch.cuda.device_count(), variable("LOCAL_RANK", 0)
+    if 1 < count <= local:
+        raise InputError(f"{local + 1} processes or more on {platform.node()}, which has {count} GPUs")
+    torch.cuda.set_device(local if count > 1 else 0)
+    return device
 
 
 def device_type(device: str) -> str:

@@ -35,7 +35,7 @@ from .data.latents import (
     write_index,
 )
 from .data.workers import cores
-from .device import device_type, pick_device
+from .device import device_type, own_device, pick_device
 from .latent_shards import (
     READERS,
     REQUEST,
@@ -78,7 +78,7 @@ def encode(
     if dtype not in DTYPES:
         raise unknown("--dtype", dtype, DTYPES)
     check_target(target)
-    device = parallel.own_device(pick_device(config.run.device))
+    device = own_device(pick_device(config.run.device))
     network = autoencoder.load(source, device, download)
     network.check(config.data.channels, config.data.size)
     data = images.load(config.data, progress.say)
@@ -103,16 +103,16 @@ def encode(
         source=str(source),
         device=config.run.device,
     )
-    with parallel.attending():
+    with parallel.attending("encode"):
         _work(target, data, network, device, progress)
     return _finish(target, wanted)
 
 
 def join(target: str, data: dict[str, Any], source: str, device: str) -> None:
     """What the other processes of a run do in `encode` of the first one: they claim shards too, without messages."""
-    with suppress(signals.Stopped), parallel.attending():
+    with suppress(signals.Stopped), parallel.attending("encode"):
         try:
-            own = parallel.own_device(pick_device(device))
+            own = own_device(pick_device(device))
             network = autoencoder.load(source, own)
             pictures = images.load(DataConfig(**data), Quiet().say)
         except Exception as error:

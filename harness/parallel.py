@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..kernels.errors import InputError
 from . import signals
-from .launcher import check_address, gone, identity, rank, size, variable
+from .launcher import check_address, gone, identity, rank, size
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -146,6 +146,7 @@ def _send(message: dict[str, Any]) -> None:
 
 # Where the function `join` of each kind of work is.
 JOIN = {"train": ".training.loop", "sample": ".sampling", "bench": ".measure.models", "encode": ".encoding"}
+TOGETHER = ("train", "bench")  # work in which all processes wait for each other at every step
 
 
 def call(work: str, **values: Any) -> None:
@@ -200,8 +201,8 @@ def _follow() -> int | None:
             if "end" in message:
                 _store.set(f"heard/{rank()}", "")
                 return message["end"]
-            done = threading.Event()
-            threading.Thread(target=_leave, args=(number, done), daemon=True).start()
+            done, watched = threading.Event(), _others() if message["work"] in TOGETHER else _others()[:1]
+            threading.Thread(target=_leave, args=(done, watched, number), daemon=True).start()
             try:
                 import_module(JOIN[message["work"]], __package__).join(**message["values"])
             except (Agreed, signals.Stopped):
@@ -217,18 +218,28 @@ def _follow() -> int | None:
         return 1
 
 
-def _leave(number: int, done: threading.Event) -> None:
-    """End this process if the first one has ended while this one still works, perhaps in a call that never returns."""
-    with suppress(RuntimeError):
-        while not done.wait(LOOK_S * 5):
-            told = _store.check([f"message/{number}"])
-            if not told and not _ended(0):
-                continue
-            if done.wait(LEAVE_S):
-                return
-            code = json.loads(_store.get(f"message/{number}"))["end"] if told else 1
+def _leave(done: threading.Event, others: list[str], number: int | None = None) -> None:
+    """End this process if one of `others` has ended while this one still works, perhaps in a call of NCCL that never
+    returns. `number`: the message in which the first process may say that it ends; None in the first process."""
+    told = False
+    while not done.wait(LOOK_S * 5):
+        with suppress(RuntimeError):  # of a store that ended with the first process
+            told = number is not None and _store.check([f"message/{number}"])
+        if not told and not any(gone(one) for one in others):
+            continue
+        if done.wait(LEAVE_S):
+            return
+        if number is None:
+            print(f"lamabench: {_last_words()}", file=sys.stderr, flush=True)
+        code = json.loads(_store.get(f"message/{number}"))["end"] if told else 1
+        if told:
             _store.set(f"heard/{rank()}", "")
-            os._exit(code or 0)
+        os._exit(code or 0)
+
+
+def _others() -> list[str]:
+    """The identities of the other processes."""
+    return [_store.get(f"process/{one}").decode() for one in range(size()) if one != rank()]
 
 
 def most(number: int) -> int:
@@ -311,13 +322,16 @@ def agreeing() -> Iterator[None]:
 
 
 @contextmanager
-def attending() -> Iterator[None]:
-    """Around what the processes do together. The others learn of an error of this process. An error that comes from the
-    loss of another process becomes Lost, with the words of that process."""
+def attending(work: str) -> Iterator[None]:
+    """Around a kind of work (JOIN) of all processes. The others learn of an error of this process. An error that comes
+    from the loss of another process becomes Lost, with the words of that process."""
     global _lost
     if size() == 1:
         yield
         return
+    done = threading.Event()
+    if rank() == 0 and work in TOGETHER:
+        threading.Thread(target=_leave, args=(done, _others()), daemon=True).start()
     try:
         yield
     except (signals.Stopped, Agreed):
@@ -331,6 +345,8 @@ def attending() -> Iterator[None]:
         if signals.asked():
             raise signals.Stopped(f"{signals.asked()} during training: a process is gone") from error
         raise Lost(_last_words()) from error
+    finally:
+        done.set()
 
 
 def broken(error: BaseException) -> bool:
@@ -357,22 +373,6 @@ def _last_words() -> str:
                 return _store.get("failure").decode()
             time.sleep(LOOK_S)
     return f"one of the {size()} processes of the run {GONE} (killed, perhaps for its memory)"
-
-
-def own_device(device: str) -> str:
-    """The device of this process. Of several GPUs that it sees, the one with the number of its local rank becomes the
-    current one, which `cuda` means. Raises InputError if there is none, or if `device` is one GPU by number."""
-    if size() == 1 or not device.startswith("cuda"):
-        return device
-    import torch
-
-    if ":" in device:
-        raise InputError(f"run.device={device} is one GPU, but the run has {size()} processes: choose run.device=cuda")
-    count, local = torch.cuda.device_count(), variable("LOCAL_RANK", 0)
-    if 1 < count <= local:
-        raise InputError(f"{local + 1} processes or more on {platform.node()}, which has {count} GPUs")
-    torch.cuda.set_device(local if count > 1 else 0)
-    return device
 
 
 def facts(device: str, **values: Any) -> list[dict[str, Any]]:

@@ -27,7 +27,7 @@ from . import parallel, signals
 from .caches import keep_compiled
 from .config import Config, check_fit
 from .data.encoder import encoder
-from .device import autocast, compiled, device_type, exact_float32, pick_device, round_weights
+from .device import autocast, compiled, device_type, exact_float32, own_device, pick_device, round_weights
 from .diffusion.guidance import Net
 from .diffusion.objective import objective
 from .diffusion.samplers import draws, index_noise, sample
@@ -101,7 +101,7 @@ def draw_shards(out: Path, training: Path, config: Config, step: int, progress: 
         step=step,
         sources=plugins.loaded(),
     )
-    with parallel.attending():
+    with parallel.attending("sample"):
         sampler, weights, key = _draw(out, training, config, step, progress)
     guide, (own, of_guide) = sampler.guide, passes(config)
     return {
@@ -136,11 +136,11 @@ def draw_shards(out: Path, training: Path, config: Config, step: int, progress: 
 def join(out: str, training: str, config: dict[str, Any], step: int, sources: Sequence[dict[str, str]]) -> None:
     """What the other processes of a run do in `draw_shards` of the first one: they claim images too, without
     messages."""
-    with suppress(signals.Stopped), parallel.attending():
+    with suppress(signals.Stopped), parallel.attending("sample"):
         try:
             plugins.load_recorded(sources)
             here = config_from_dict(config)
-            keep_compiled(here.run.root, parallel.own_device(pick_device(here.run.device)))
+            keep_compiled(here.run.root, own_device(pick_device(here.run.device)))
         except Exception as error:
             parallel.check(error)
             raise
@@ -152,7 +152,7 @@ def _draw(out: Path, training: Path, config: Config, step: int, progress: Progre
     settings, network = config.sample, None
     with parallel.agreeing():
         exact_float32()
-        device = parallel.own_device(pick_device(config.run.device))
+        device = own_device(pick_device(config.run.device))
         encoder(config.encoder).check_decoder(device)
         weights = load_weights(training, step, settings.weights, config.model)
         sampler = Sampler(config, weights.tensors, device)

@@ -23,6 +23,7 @@ from ..device import (
     device_type,
     exact_float32,
     is_cuda,
+    own_device,
     round_weights,
     training_mode,
 )
@@ -117,7 +118,7 @@ def bench(
         plain = {name: vars(section) for name, section in sections.items()}
         shared = {"device": device, "sources": plugins.loaded(), "compiled": caches.folders()}
         parallel.call("bench", model=registry.to_dict(model), **plain, **shared)
-    with parallel.attending() if together else nullcontext(), one_at_a_time(device, say):
+    with parallel.attending("bench") if together else nullcontext(), one_at_a_time(device, say):
         while (point := _next(settings, model, rows, together)) is not None:
             try:
                 if subject is None or subject.net.config.input_size != point.input_size:
@@ -154,7 +155,7 @@ def join(
     plugins.load_recorded(sources)
     here = (BenchConfig(**settings), BackendConfig(**backend), ObjectiveConfig(**objective))
     with suppress(WrongOutput):
-        for _ in bench(registry.from_dict(model), *here, parallel.own_device(device), together=True):
+        for _ in bench(registry.from_dict(model), *here, own_device(device), together=True):
             pass
 
 

@@ -14,7 +14,7 @@ from ..checks import check_batch
 from ..config import Config, check_fit, micro_batch
 from ..data.encoder import DataSet, load, load_held_out
 from ..data.items import batches, check_noise
-from ..device import WHOLE_STEP, compiled, device_type, exact_float32, pick_device, training_mode, wake
+from ..device import WHOLE_STEP, compiled, device_type, exact_float32, own_device, pick_device, training_mode, wake
 from ..diffusion.objective import objective
 from ..keys import config_from_dict, config_to_dict
 from ..measure.cost import cost
@@ -50,7 +50,7 @@ def train(folder: Path, config: Config, progress: Progress, moments: Sequence[in
     check_loggers(config.run.log_to)
     check_batch(config.train.batch_size, parallel.size())
     exact_float32()
-    asked, device = all_asked(config, moments), parallel.own_device(pick_device(config.run.device))
+    asked, device = all_asked(config, moments), own_device(pick_device(config.run.device))
     if parallel.size() == 1:  # several processes set theirs up in own_device
         wake(device)
     price = cost(config.model)
@@ -71,7 +71,7 @@ def train(folder: Path, config: Config, progress: Progress, moments: Sequence[in
         saved=str(saved.path.absolute()) if saved and saved.path else None,
         sources=plugins.loaded(),
     )
-    with parallel.attending():
+    with parallel.attending("train"):
         _train(folder, config, asked, device, data, saved, progress, start, price.macs)
     return record(folder, config, price.flops)
 
@@ -82,12 +82,12 @@ def join(
     """What the other processes of a run do in `train` of the first one: the same steps on their parts of the batches,
     from the checkpoint `saved`, without messages and, unless the training is in shards, without files."""
     start = Start()
-    with suppress(Diverged, signals.Stopped), parallel.attending():
+    with suppress(Diverged, signals.Stopped), parallel.attending("train"):
         try:
             plugins.load_recorded(sources)
             here = config_from_dict(config)
             exact_float32()
-            device = parallel.own_device(pick_device(here.run.device))
+            device = own_device(pick_device(here.run.device))
             keep_compiled(here.run.root, device)
             data = load(here, Quiet().say)
             before = load_checkpoint(Path(saved), tensors=not _sharded(here)) if saved else None

@@ -9,12 +9,12 @@ from typing import Any
 
 from ...harness.caches import keep_compiled
 from ...harness.config import Config
-from ...harness.device import device_name, pick_device
+from ...harness.device import device_name, own_device, pick_device
 from ...harness.keys import asked, config_to_dict, model_folder
 from ...harness.measure.gpus import derived
 from ...harness.measure.models import WrongOutput, check_bench
 from ...harness.measure.speed import measure, stored
-from ...harness.parallel import own_device, size
+from ...harness.parallel import size
 from ...harness.provenance import provenance
 from ...harness.record import newest, read_records
 from ...harness.run import locked, write_study

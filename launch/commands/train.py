@@ -11,11 +11,11 @@ import yaml
 from ...harness import signals
 from ...harness.checks import check_batch
 from ...harness.config import Config, check_fit
-from ...harness.device import device_type, is_cuda, pick_device, training_mode
+from ...harness.device import device_type, is_cuda, own_device, pick_device, training_mode
 from ...harness.guide import passes
 from ...harness.keys import asked, config_to_dict, model_folder, training_folder
 from ...harness.moments import kept_steps, not_kept
-from ...harness.parallel import own_device, size
+from ...harness.parallel import size
 from ...harness.progress import Progress, clock
 from ...harness.run import read_info, read_run, write_study
 from ...harness.stages import execute, lost, missing, problem

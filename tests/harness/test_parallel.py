@@ -1,6 +1,7 @@
 """What a process of several knows before and beside the others; one process is as if there were no others."""
 
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -9,7 +10,7 @@ from datetime import timedelta
 
 import pytest
 import torch
-from lamabench.harness import launcher, parallel, signals
+from lamabench.harness import device, launcher, parallel, signals
 from lamabench.harness.checks import check_batch
 from lamabench.harness.training.averaging import averaging
 from lamabench.harness.training.folder import process_seconds
@@ -42,11 +43,11 @@ def test_one_process_is_left_alone(place):
     assert parallel.everywhere(lambda: 5) == 5 and not torch.distributed.is_initialized()
     parallel.call("train", step=1)
     parallel.end(0)
-    for block in (parallel.agreeing, parallel.attending):
-        with pytest.raises(ValueError, match="own") as caught, block():
+    for block in (parallel.agreeing(), parallel.attending("train")):
+        with pytest.raises(ValueError, match="own") as caught, block:
             raise error
         assert caught.value is error
-    assert parallel.own_device("cuda:3") == "cuda:3" and not parallel.stopping()
+    assert device.own_device("cuda:3") == "cuda:3" and not parallel.stopping()
 
 
 def test_a_batch_has_equal_parts():
@@ -62,16 +63,16 @@ def test_a_process_takes_the_gpu_of_its_local_rank(place, monkeypatch, gpus, loc
     taken = []
     monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
     monkeypatch.setattr("torch.cuda.set_device", taken.append)
-    assert parallel.own_device("cuda") == "cuda" and taken == [current]
-    assert parallel.own_device("cpu") == "cpu" and len(taken) == 1
+    assert device.own_device("cuda") == "cuda" and taken == [current]
+    assert device.own_device("cpu") == "cpu" and len(taken) == 1
 
 
-@pytest.mark.parametrize(("device", "message"), [("cuda:1", "is one GPU, but the run has 4"), ("cuda", "has 2 GPUs")])
-def test_no_gpu_for_a_process_is_one_line(place, monkeypatch, device, message):
+@pytest.mark.parametrize(("name", "message"), [("cuda:1", "is one GPU, but the run has 4"), ("cuda", "has 2 GPUs")])
+def test_no_gpu_for_a_process_is_one_line(place, monkeypatch, name, message):
     place(3, 4, 3)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     with pytest.raises(InputError, match=message):
-        parallel.own_device(device)
+        device.own_device(name)
 
 
 @pytest.mark.parametrize(
@@ -158,6 +159,38 @@ def test_the_first_process_tells_its_end_to_those_that_run(place, monkeypatch):
         parallel.end(3)
         assert seconds[0] <= time.monotonic() - started < seconds[1]
     assert json.loads(store.get("message/0")) == {"end": 3}
+
+
+HANGS = """
+import sys, threading, time
+import torch.distributed
+from lamabench.harness import parallel
+parallel.LOOK_S, parallel.LEAVE_S, parallel.WORDS_S = 0.02, 0.2, 0.1
+parallel._store = store = torch.distributed.HashStore()
+store.set("process/0", sys.argv[1])
+store.set("process/1", parallel.identity())
+store.set("process/2", sys.argv[2])
+with parallel.attending(sys.argv[3]):
+    time.sleep(float(sys.argv[4]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("work", "seconds", "code"), [("train", 30, 1), ("bench", 30, 1), ("train", 0.1, 0), ("sample", 2, 0)]
+)
+def test_the_first_process_ends_in_a_call_that_another_one_never_answers(work, seconds, code):
+    """NCCL's calls do not return if a process is gone, and their processes hear no signal. Samples need no other."""
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    child.wait()
+    here = launcher.identity().rsplit(" ", 1)[0]
+    environment = os.environ | {"RANK": "0", "WORLD_SIZE": "3"}
+    arguments = [launcher.identity(), f"{here} {child.pid}", work, str(seconds)]
+    run = subprocess.run(
+        [sys.executable, "-c", HANGS, *arguments], env=environment, capture_output=True, text=True, timeout=25
+    )
+    assert run.returncode == code
+    words = "lamabench: one of the 3 processes of the run is gone without a word (killed, perhaps for its memory)\n"
+    assert run.stderr == (words if code else "")
 
 
 def test_seconds_count_once_for_each_process():

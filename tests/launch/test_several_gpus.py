@@ -105,11 +105,13 @@ def start_each(folder, *words):
     return runs
 
 
+@pytest.mark.parametrize("words", [AUTO, FSDP])
 @pytest.mark.parametrize("killed", [1, 0])
-def test_a_process_that_is_killed_between_captured_steps_ends_the_other(tmp_path, killed):
+def test_a_process_that_is_killed_between_steps_ends_the_other(tmp_path, killed, words):
     """With `auto`, the exchange of gradients is in the CUDA graph, whose replay then never ends on the other GPU. The
-    other process learns of it from gloo, which both ask after each step (`parallel.stopping`)."""
-    runs, lines = start_each(tmp_path, *AUTO, "train.steps=10000000"), []
+    other process learns of it from gloo, which both ask after each step (`parallel.stopping`). FSDP2 waits in the
+    middle of a step, and a thread ends the process (`parallel._leave`)."""
+    runs, lines = start_each(tmp_path, *words, "train.steps=10000000"), []
     try:
         end = time.monotonic() + 240
         while len(lines) < 3:  # 60 steps: the fourth is captured
@@ -127,7 +129,8 @@ def test_a_process_that_is_killed_between_captured_steps_ends_the_other(tmp_path
     assert "the step cannot be one CUDA graph" not in text, "captured steps ran"
     assert "Traceback" not in (tmp_path / f"err-{1 - killed}").read_text()
     if killed:
-        assert text.splitlines()[-1].startswith("lamabench train: one of the 2 processes of the run is gone")
+        assert "one of the 2 processes of the run is gone" in text.splitlines()[-1]
+    if killed and words == AUTO:
         assert read_run(training(tmp_path)).last("train").state == "failed"
     step = max(int(path.stem[5:]) for path in training(tmp_path).glob("checkpoints/step-*"))
     assert start(tmp_path, 1, f"train.steps={step + 20}").wait(120) == 0, "it goes on on one GPU"
