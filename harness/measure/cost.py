@@ -17,15 +17,17 @@ If all operators are known, both counts must be equal.
 The attribute `part`, one of `PARTS`, assigns a module and the modules in it to a part.
 """
 
+import io
+import pickle
 import warnings
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
@@ -125,6 +127,7 @@ def cost(config: Any) -> Cost:
             x = torch.empty(1, config.in_channels, config.input_size, config.input_size)
             label = torch.zeros(1, dtype=torch.int64)
         count = Count(net)
+        net.__dict__["run_block"] = count.run_block
         with torch.no_grad(), count.watching():
             net(x, label, label)
     except (RuntimeError, TypeError) as error:
@@ -141,11 +144,11 @@ def cost(config: Any) -> Cost:
         + rule.scan * totals["scan"]
     )
     return Cost(
-        params=sum(p.params for p in parts.values()),
+        params=sum(part["params"] for part in parts.values()),
         macs=totals["macs"],
-        flops=sum(p.flops for p in parts.values()),
+        flops=sum(part["flops"] for part in parts.values()),
         paper_gflops=paper / 1e9,
-        parts=parts,
+        parts={name: Part(**part) for name, part in parts.items()},
     )
 
 
@@ -176,12 +179,13 @@ class Count(TorchDispatchMode):
         super().__init__()
         self.net = net
         self.names = {module: name for name, module in net.named_modules()}
-        self.parts = {name: Part() for name in PARTS}
+        self.parts: dict[str, Counter] = {name: Counter() for name in PARTS}  # by the names of a Part's fields
         self.asked: dict[nn.Module, Counter] = {module: Counter() for module in self.names}
         self.watched: dict[nn.Module, Counter] = {module: Counter() for module in self.names}
         self.unknown: set[nn.Module] = set()  # modules that call an operator of unknown cost
         self.traced = {name: work for op in OPERATORS.values() for name, work in op.traced.items()}
         self._inside: list[tuple[nn.Module, str]] = []  # the modules that are running, with their parts
+        self._alike: dict[Any, tuple[list[Counter], set[int], Tensor]] = {}
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -193,6 +197,29 @@ class Count(TorchDispatchMode):
         finally:
             for handle in (handle for pair in hooks for handle in pair):
                 handle.remove()
+
+    def run_block(self, block: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+        """`block(*inputs)` (`Backbone.run_block`). Of blocks that are alike, the first runs and counts for the others.
+
+        Blocks are alike if pickle writes the same bytes for them and their inputs. On the meta device no tensor has
+        values.
+        """
+        key = _pickled(block, inputs, [part for _, part in self._inside[-1:]])
+        if key is None:
+            return block(*inputs)
+        modules = list(cast(nn.Module, block).modules())
+        counters = [*self.parts.values(), *(each[module] for each in (self.asked, self.watched) for module in modules)]
+        if key not in self._alike:
+            before = [Counter(counter) for counter in counters]
+            out = block(*inputs)
+            sums = [counter - start for counter, start in zip(counters, before, strict=True)]
+            self._alike[key] = sums, {place for place, module in enumerate(modules) if module in self.unknown}, out
+            return out
+        sums, unknown_places, out = self._alike[key]
+        for counter, more in zip(counters, sums, strict=True):
+            counter.update(more)
+        self.unknown.update(modules[place] for place in unknown_places)
+        return out
 
     def totals(self) -> Counter:
         """The sums over all modules. Raises InputError for the first module whose counts differ."""
@@ -224,21 +251,21 @@ class Count(TorchDispatchMode):
         part, asked = self.parts[self._inside[-1][1]], self.asked[module]
         macs = self._macs(module, inputs, output)
         asked["macs"] += macs
-        part.macs += macs
-        part.flops += 2 * macs
+        part["macs"] += macs
+        part["flops"] += 2 * macs
         if isinstance(module, nn.LayerNorm | nn.GroupNorm):
             affine = module.weight is not None
             name = ("affine_" if affine else "plain_") + ("norm" if isinstance(module, nn.LayerNorm) else "group_norm")
             asked[name] += inputs[0].numel()
-            part.flops += inputs[0].numel() * (AFFINE_OPS if affine else PLAIN_OPS)
+            part["flops"] += inputs[0].numel() * (AFFINE_OPS if affine else PLAIN_OPS)
         if isinstance(module, nn.RMSNorm):
             asked["rms_norm"] += output.numel() // output.shape[-1]
-            part.flops += output.numel() * (PLAIN_RMS_OPS if module.weight is None else AFFINE_RMS_OPS)
+            part["flops"] += output.numel() * (PLAIN_RMS_OPS if module.weight is None else AFFINE_RMS_OPS)
         operations, elements = _own(module, "own_scan_operations", inputs), _own(module, "own_normalised", inputs)
         asked["scan"] += operations or 0
-        self.parts["scan"].flops += operations or 0
+        self.parts["scan"]["flops"] += operations or 0
         asked["affine_norm"] += elements or 0
-        part.flops += (elements or 0) * AFFINE_OPS
+        part["flops"] += (elements or 0) * AFFINE_OPS
         self._inside.pop()
 
     def _macs(self, module: nn.Module, inputs: tuple, output: Any) -> int:
@@ -285,6 +312,28 @@ class Count(TorchDispatchMode):
         return out
 
 
+class _Pickler(pickle.Pickler):
+    """Writes modules without the hooks of `Count.watching`. Raises PicklingError for one that has others."""
+
+    def reducer_override(self, obj: Any) -> Any:
+        if not isinstance(obj, nn.Module):
+            return NotImplemented
+        state = dict(obj.__dict__)
+        if max(len(state.pop(name)) for name in ("_forward_hooks", "_forward_pre_hooks")) > 1:
+            raise pickle.PicklingError
+        return object.__new__, (type(obj),), state
+
+
+def _pickled(block: Callable[..., Tensor], *context: Any) -> bytes | None:
+    """What pickle writes of a block and its context; None if the block is no module or pickle cannot write it."""
+    file = io.BytesIO()
+    with suppress(pickle.PicklingError, AttributeError, TypeError):  # of functions within functions, and the like
+        if isinstance(block, nn.Module):
+            _Pickler(file).dump((block, context))
+            return file.getvalue()
+    return None
+
+
 def _own(module: nn.Module, method: str, inputs: tuple) -> int | None:
     """What a module declares by a method; None if it has no such method."""
     own = getattr(module, method, None)
@@ -295,11 +344,11 @@ def _listed(counts: Counter) -> str:
     return ", ".join(f"{name} {count}" for name, count in sorted(counts.items()) if count) or "nothing"
 
 
-def _count_params(module: nn.Module, part: str, parts: dict[str, Part], seen: set[int]) -> None:
+def _count_params(module: nn.Module, part: str, parts: dict[str, Counter], seen: set[int]) -> None:
     part = getattr(module, "part", part)
     for parameter in module.parameters(recurse=False):
         if id(parameter) not in seen:
             seen.add(id(parameter))
-            parts[part].params += parameter.numel()
+            parts[part]["params"] += parameter.numel()
     for child in module.children():
         _count_params(child, part, parts, seen)

@@ -52,7 +52,7 @@ def test_what_is_refused_is_one_line_at_once(tmp_path, text, message):
         with pytest.raises(InputError, match=message) as caught:
             load(path)
         assert "\n" not in str(caught.value) and str(caught.value).startswith(f"{path} is not YAML: ")
-    assert time.monotonic() - start < 10
+    assert time.monotonic() - start < 60
 
 
 def test_plain_data_come_through(tmp_path):

@@ -130,12 +130,48 @@ def test_norm_after_the_scan_by_hand():
     with torch.no_grad(), count.watching():
         mixer(x)
     assert count.totals()["affine_norm"] == count.watched[mixer]["affine_norm"] == 2 * 4 * 4 * 32
-    assert count.parts["ssm"].flops == 2 * count.parts["ssm"].macs + 5 * 2 * 4 * 4 * 32
+    assert count.parts["ssm"]["flops"] == 2 * count.parts["ssm"]["macs"] + 5 * 2 * 4 * 4 * 32
     y, weight = torch.empty(2, 4, 4, 32, device="meta"), torch.empty(32, device="meta")
     count = Count(mixer)
     with count.watching():
         torch.ops.lamabench.gated_norm(y, y, weight, weight, 1e-5)
     assert count.watched[mixer]["affine_norm"] == 2 * 4 * 4 * 32
+
+
+@pytest.mark.parametrize("name", ["dit_nano", "dit_modern_nano", "lamamba_nano", "unet_nano", "uvit_nano"])
+def test_blocks_that_are_alike_count_as_if_each_had_run(monkeypatch, name):
+    config = preset(name).config
+    shared = cost(config)
+    monkeypatch.setattr("lamabench.harness.measure.cost._pickled", lambda *_: None)
+    assert cost(config) == shared
+
+
+class Repeated(nn.Module):
+    def __init__(self, times, part="mlp"):
+        super().__init__()
+        self.linear, self.times, self.part, self.runs = nn.Linear(3, 3), times, part, []
+
+    def forward(self, x):
+        self.runs.append(x)
+        for _ in range(self.times):
+            x = self.linear(x)
+        return x
+
+
+def test_blocks_are_alike_only_if_nothing_about_them_differs():
+    """One is like the first. Others differ in a number, their part, their input or a hook."""
+    with torch.device("meta"):
+        blocks = nn.ModuleList(Repeated(*each) for each in ((1,), (1,), (2,), (1, "ssm"), (1,), (1,)))
+        x = torch.empty(4, 3)
+    blocks[-1].register_forward_hook(lambda *_: None)
+    count = Count(blocks)
+    with torch.no_grad(), count.watching():
+        for block, value in zip(blocks, [x, x, x, x, x[:2], x], strict=True):
+            assert count.run_block(block, value).shape == value.shape
+    assert [len(block.runs) for block in blocks] == [1, 0, 1, 1, 1, 1]
+    assert [count.asked[block.linear]["macs"] for block in blocks] == [36, 36, 72, 36, 18, 36]
+    assert (count.parts["mlp"]["macs"], count.parts["ssm"]["macs"]) == (36 + 36 + 72 + 18 + 36, 36)
+    assert count.totals()["macs"] == 36 * 6.5
 
 
 def test_fvcore_counts_the_same_products():

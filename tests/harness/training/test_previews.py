@@ -84,16 +84,24 @@ def test_a_preview_does_not_hide_that_a_training_diverges(tmp_path, capsys):
 
 
 def test_the_time_of_previews_is_no_training(tmp_path, monkeypatch):
-    from lamabench.harness.training import logs
+    from lamabench.harness.training import logs, steps
+
+    class Clock:
+        ahead = 0
+
+        def perf_counter(self):
+            return time.perf_counter() + self.ahead
 
     def slow(*words):
-        time.sleep(0.5)
+        clock.ahead += 10_000
         return write_preview(*words)
 
+    clock = Clock()
+    monkeypatch.setattr(steps, "time", clock)
     monkeypatch.setattr(logs, "write_preview", slow)
     tmp_path.joinpath("run").mkdir()
     record = train(tmp_path / "run", previewing(), Progress())
-    assert record["seconds"] < 1.5
+    assert clock.ahead >= 20_000 and 0 < record["seconds"] < 10_000
 
 
 def test_a_training_keeps_one_image_of_each_class(tmp_path):
