@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 from contextlib import contextmanager
@@ -34,21 +33,6 @@ def poison(monkeypatch):
         return out.fill_(float("nan")) if out.is_floating_point() else out
 
     monkeypatch.setattr(torch, "empty", full)
-
-
-@pytest.fixture
-def interpreted():
-    """Runs the tests of a file that `pick` chooses, in a process in which Triton interprets; so many must pass."""
-
-    def run(file, pick, passed):
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", pick, file]
-        environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-        environment.pop("PYTEST_XDIST_WORKER", None)
-        done = subprocess.run([*command, "--import-mode=importlib"], env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout[-4000:]
-        assert f"{passed} passed" in done.stdout
-
-    return run
 
 
 @pytest.fixture

@@ -3,17 +3,11 @@
 Triton decides at import whether it interprets, so that the CPU's tests run in their own process.
 """
 
-import importlib.util
-import os
-
 import pytest
 import torch
 from lamabench.kernels import depthwise_conv as op
 from lamabench.kernels.depthwise_conv import backend_triton
 from lamabench.kernels.errors import InputError
-
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-here_only = pytest.mark.skipif(not INTERPRETED, reason="test_interpreted runs it in its own process")
 
 SMALL = [
     # batch, height, width, channels, kernel, bias
@@ -61,18 +55,18 @@ def poison(poison, monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
 
 
-@here_only
+@pytest.mark.interpreted
 @pytest.mark.parametrize("size", SMALL)
 def test_small(size, poison):
     hold(make(*size), floor=2e-6)
 
 
-@here_only
+@pytest.mark.interpreted
 def test_small_bfloat16(poison):
     hold(make(*SMALL[0], torch.bfloat16), floor=2e-5)
 
 
-@here_only
+@pytest.mark.interpreted
 def test_torch_opcheck():
     for bias in (True, False):
         x, weight, *rest = (v.detach().requires_grad_() for v in make(1, 2, 2, 2, 3, bias))
@@ -80,12 +74,6 @@ def test_torch_opcheck():
         torch.library.opcheck(torch.ops.lamabench.depthwise_conv_silu.default, arguments)
         detached = [None if v is None else v.detach() for v in (torch.ones_like(x), *arguments)]
         torch.library.opcheck(torch.ops.lamabench.depthwise_conv_silu_backward.default, tuple(detached))
-
-
-@pytest.mark.skipif(INTERPRETED, reason="this is its own process")
-@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
-def test_interpreted(interpreted):
-    interpreted(__file__, "small or torch", len(SMALL) + 2)
 
 
 def test_errors(monkeypatch):

@@ -3,17 +3,11 @@
 Triton decides at import whether it interprets, so that the CPU's tests run in their own process.
 """
 
-import importlib.util
-import os
-
 import pytest
 import torch
 from lamabench.kernels import gated_norm as op
 from lamabench.kernels.errors import InputError
 from lamabench.kernels.gated_norm import backend_triton
-
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-here_only = pytest.mark.skipif(not INTERPRETED, reason="test_interpreted runs it in its own process")
 
 SMALL = [
     (2, 3, 5, 7),
@@ -62,19 +56,19 @@ def hold(inputs, floor):
         assert error <= 2 * (plain - true).norm() + floor * true.norm(), (name, float(error / true.norm()))
 
 
-@here_only
+@pytest.mark.interpreted
 @pytest.mark.parametrize("shape", SMALL)
 def test_small(shape, poison):
     hold(make(shape), floor=2e-6)
 
 
-@here_only
+@pytest.mark.interpreted
 def test_small_far_from_zero(poison):
     """The mean is a thousand deviations, and squares are summed around it."""
     hold(make((6, 100), offset=1000.0), floor=2e-6)
 
 
-@here_only
+@pytest.mark.interpreted
 @pytest.mark.parametrize("shape", [SMALL[0], SMALL[6]])
 def test_small_bfloat16(shape, poison):
     hold(make(shape, torch.bfloat16), floor=2e-5)
@@ -92,12 +86,12 @@ def one_channel(device):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
 
 
-@here_only
+@pytest.mark.interpreted
 def test_small_one_channel(poison):
     one_channel("cpu")
 
 
-@here_only
+@pytest.mark.interpreted
 def test_small_whatever_the_strides(poison):
     """Inputs with strided channels, a broadcast gate and a broadcast gradient give what dense copies give."""
     y, z, weight, bias = (v.detach() for v in make((4, 3, 6)))
@@ -112,7 +106,7 @@ def test_small_whatever_the_strides(poison):
         assert torch.equal(one, other) and other.is_contiguous() and torch.isfinite(one).all()
 
 
-@here_only
+@pytest.mark.interpreted
 def test_small_types_that_differ(poison):
     """The output has the type of y, and every gradient has the type of its input."""
     y, z, weight, bias = (v.detach() for v in make((4, 6)))
@@ -125,18 +119,12 @@ def test_small_types_that_differ(poison):
     torch.testing.assert_close(out.double(), op.gated_norm(*exact, backend="torch"), rtol=2**-7, atol=1e-6)
 
 
-@here_only
+@pytest.mark.interpreted
 def test_torch_opcheck():
     arguments = [v.detach().requires_grad_() for v in make((2, 3, 4))]
     torch.library.opcheck(torch.ops.lamabench.gated_norm.default, (*arguments, 1e-5))
     detached = [v.detach() for v in (torch.ones_like(arguments[0]), *arguments)]
     torch.library.opcheck(torch.ops.lamabench.gated_norm_backward.default, (*detached, 1e-5))
-
-
-@pytest.mark.skipif(INTERPRETED, reason="this is its own process")
-@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
-def test_interpreted(interpreted):
-    interpreted(__file__, "small or torch", len(SMALL) + 7)
 
 
 def test_errors(monkeypatch):

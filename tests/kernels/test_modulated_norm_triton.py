@@ -4,7 +4,7 @@ Triton decides at import whether it interprets, so that the CPU's tests run in t
 """
 
 import importlib.util
-import os
+from itertools import cycle
 
 import pytest
 import torch
@@ -16,9 +16,7 @@ from lamabench.kernels.modulated_norm import backend_triton
 from lamabench.models.lamamba import LaMambaConfig
 from lamabench.models.registry import build, select_backends
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 INSTALLED = importlib.util.find_spec("triton") is not None
-here_only = pytest.mark.skipif(not INTERPRETED, reason="test_interpreted runs it in its own process")
 
 SMALL = [
     (2, 3, 5, 7),
@@ -36,6 +34,7 @@ SMALL = [
 ]
 # The types of the stream, and of the branch and vectors: one precision, bfloat16, and that of DiT under autocast.
 TYPES = {"float32": (torch.float32,) * 2, "bfloat16": (torch.bfloat16,) * 2, "mixed": (torch.float32, torch.bfloat16)}
+LOW = ("bfloat16", "mixed")
 CASES = [(True, True), (False, True), (True, False), (False, False)]  # with weight and bias, with a branch
 
 
@@ -79,23 +78,32 @@ def hold(given, floor):
         assert error <= 2 * (plain - true).norm() + floor * true.norm(), (name, float(error / true.norm()))
 
 
-@here_only
-@pytest.mark.parametrize(("affine", "branch"), CASES)
-@pytest.mark.parametrize("shape", SMALL)
+@pytest.mark.interpreted
+@pytest.mark.parametrize(
+    ("shape", "affine", "branch"),
+    [
+        *((shape, *case) for shape in (SMALL[0], SMALL[3]) for case in CASES),
+        *((shape, *case) for shape, case in zip(SMALL, cycle(CASES))),
+    ],
+)
 def test_small(shape, affine, branch, poison):
     hold(make(shape, "float32", affine, branch), floor=2e-6)
 
 
-@here_only
-@pytest.mark.parametrize("types", ["bfloat16", "mixed"])
-@pytest.mark.parametrize(("affine", "branch"), CASES)
-@pytest.mark.parametrize("shape", [SMALL[0], SMALL[3], SMALL[5]])
+@pytest.mark.interpreted
+@pytest.mark.parametrize(
+    ("shape", "affine", "branch", "types"),
+    [
+        *((SMALL[0], *case, types) for case in CASES for types in LOW),
+        *((shape, *case, types) for shape in (SMALL[3], SMALL[5]) for case, types in zip(CASES, cycle(LOW))),
+    ],
+)
 def test_small_low(shape, affine, branch, types, poison):
     # A unit in bfloat16's last place, because interpreted Triton truncates where a GPU rounds.
     hold(make(shape, types, affine, branch), floor=2e-3)
 
 
-@here_only
+@pytest.mark.interpreted
 def test_small_far_from_zero(poison):
     """The mean is a thousand deviations, and squares are summed around it."""
     hold(make((2, 6, 100), offset=1000.0), floor=2e-6)
@@ -125,12 +133,12 @@ def whatever_the_layout(device):
         assert torch.equal(one, other) and torch.isfinite(one).all()
 
 
-@here_only
+@pytest.mark.interpreted
 def test_small_whatever_the_layout(poison):
     whatever_the_layout("cpu")
 
 
-@here_only
+@pytest.mark.interpreted
 def test_small_types_that_differ(poison):
     """A bfloat16 stream becomes float32 by a float32 branch, and every gradient has the type of its input."""
     given = {name: v.detach() for name, v in make((2, 3, 6)).items()}
@@ -145,7 +153,7 @@ def test_small_types_that_differ(poison):
         torch.testing.assert_close(one.double(), other, rtol=1e-5, atol=1e-6)
 
 
-@here_only
+@pytest.mark.interpreted
 def test_small_unused_outputs(poison):
     """A model that reads one output alone."""
     for place in range(2):
@@ -158,7 +166,7 @@ def test_small_unused_outputs(poison):
             torch.testing.assert_close(one, torch.zeros_like(one) if other is None else other, rtol=1e-4, atol=1e-4)
 
 
-@here_only
+@pytest.mark.interpreted
 @pytest.mark.parametrize("name", ["lamamba", "parallel", "dit"])
 def test_small_models(name, poison):
     """Outputs and all gradients of whole models, with checkpointed blocks: a U-Net, mixers in parallel, a DiT."""
@@ -184,7 +192,7 @@ def test_small_models(name, poison):
         assert (one - other).norm() <= 1e-5 * other.norm()
 
 
-@here_only
+@pytest.mark.interpreted
 @pytest.mark.parametrize(("affine", "branch"), CASES)
 def test_torch_opcheck(affine, branch):
     given = make((2, 3, 8), affine=affine, branch=branch)
@@ -197,13 +205,6 @@ def test_torch_opcheck(affine, branch):
     torch.library.opcheck(torch.ops.lamabench.modulated_norm_backward.default, backward)
 
 
-@pytest.mark.skipif(INTERPRETED, reason="this is its own process")
-@pytest.mark.skipif(not INSTALLED, reason="triton is not installed")
-def test_interpreted(interpreted):
-    interpreted(__file__, "small or torch", 4 * len(SMALL) + 24 + 4 + 3 + 4)
-
-
-@pytest.mark.skipif(INTERPRETED, reason="kernels are interpreted here")
 @pytest.mark.skipif(not INSTALLED, reason="triton is not installed")
 @pytest.mark.parametrize("branch", [True, False])
 @pytest.mark.parametrize(("channels", "wide", "affine"), [(68, False, True), (64, True, False)])

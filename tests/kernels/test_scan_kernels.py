@@ -3,9 +3,7 @@
 Triton decides at import whether it interprets, so that the CPU's tests run in their own process.
 """
 
-import importlib.util
 import math
-import os
 from contextlib import nullcontext
 from functools import partial
 from threading import Thread
@@ -22,8 +20,6 @@ from lamabench.kernels.operator import Operator
 from lamabench.kernels.selective_scan import backend_cuda
 
 NAMES = ("y", "x", "dt", "b", "c", "dt_weight", "dt_bias", "a", "skip")
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-here_only = pytest.mark.skipif(not INTERPRETED, reason="test_interpreted runs it in its own process")
 
 SMALL = [
     # batch, grid, channels, states, rank, scan
@@ -71,22 +67,16 @@ def hold(inputs, paths, floor, backend="triton"):
         assert error <= 2 * (plain - true).norm() + floor * true.norm(), (name, float(error / true.norm()))
 
 
-@here_only
+@pytest.mark.interpreted
 @pytest.mark.parametrize("size", SMALL)
 def test_small(size, poison):
     hold(*make(*size), floor=2e-6)
 
 
-@here_only
+@pytest.mark.interpreted
 def test_torch_opcheck():
     inputs, paths = make(*SMALL[0])
     torch.library.opcheck(torch.ops.lamabench.selective_scan_triton.default, (*inputs, paths.order))
-
-
-@pytest.mark.skipif(INTERPRETED, reason="this is its own process")
-@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
-def test_interpreted(interpreted):
-    interpreted(__file__, "small or test_torch_opcheck", len(SMALL) + 1)
 
 
 @pytest.fixture(scope="session")

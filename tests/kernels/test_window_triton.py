@@ -4,7 +4,6 @@ Triton decides at import whether it interprets, so that the CPU's tests run in t
 """
 
 import importlib.util
-import os
 from pathlib import Path
 
 import pytest
@@ -19,8 +18,6 @@ _pairs = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(_pairs)
 by_pairs, make = _pairs.by_pairs, _pairs.make
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-here_only = pytest.mark.skipif(not INTERPRETED, reason="test_interpreted runs it in its own process")
 
 SMALL = [
     # batch, height, width, heads, head width, window, shift, bias
@@ -84,14 +81,14 @@ def two_programs(monkeypatch):
     monkeypatch.setattr(backend_triton, "_plan", plan)
 
 
-@here_only
+@pytest.mark.interpreted
 @pytest.mark.parametrize(("dtype", "floor"), [(torch.float32, 1e-6), (torch.float16, 1e-5)])
 @pytest.mark.parametrize("size", SMALL)
 def test_small(size, dtype, floor, poison, two_programs):
     hold(size, dtype, floor)
 
 
-@here_only
+@pytest.mark.interpreted
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_small_and_strided(dtype, poison):
     """A slice of wider rows, channels first, and a gradient that is not contiguous give what contiguous ones give."""
@@ -108,7 +105,7 @@ def test_small_and_strided(dtype, poison):
         assert all(torch.equal(one, other) for one, other in zip(got, expected, strict=True))
 
 
-@here_only
+@pytest.mark.interpreted
 @pytest.mark.parametrize(("window", "table"), [(2, True), (2, False), (6, True)])  # one block, and several
 def test_small_opcheck(window, table):
     size = (1, window, window, 1, 2, window, 1, table)
@@ -121,7 +118,7 @@ def test_small_opcheck(window, table):
         torch.library.opcheck(torch.ops.lamabench.window_attention_triton_backward.default, saved)
 
 
-@here_only
+@pytest.mark.interpreted
 def test_small_and_traced():
     """A traced call is one graph with the same numbers."""
     size = (1, 4, 4, 2, 3, 2, 1, True)
@@ -132,12 +129,6 @@ def test_small_and_traced():
     weights = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(torch.float16).to(out)
     for one, other in zip(plain, (out, *torch.autograd.grad(out, inputs, weights)), strict=True):
         assert torch.equal(one, other.double())
-
-
-@pytest.mark.skipif(INTERPRETED, reason="this is its own process")
-@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
-def test_interpreted(interpreted):
-    interpreted(__file__, "small", 2 * len(SMALL) + 2 + 3 + 1)
 
 
 @pytest.mark.parametrize("window", [1, 2, 3, 5])

@@ -5,7 +5,6 @@ Triton decides at import whether it interprets, so that the CPU's tests run in t
 
 import importlib.util
 import math
-import os
 
 import numpy as np
 import pytest
@@ -17,10 +16,8 @@ from lamabench.harness.random import Stream
 from lamabench.harness.sections import DataConfig
 from scipy import stats
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-here_only = pytest.mark.skipif(not INTERPRETED, reason="test_interpreted runs it in its own process")
 device_of = pytest.mark.parametrize(
-    "device", [pytest.param("cpu", marks=here_only), pytest.param("cuda", marks=pytest.mark.gpu)]
+    "device", [pytest.param("cpu", marks=pytest.mark.interpreted), pytest.param("cuda", marks=pytest.mark.gpu)]
 )
 SEEDS = (0, 1, 7, 2**31 + 5, 2**32, 2**63 + 1, 2**64 - 1)
 INDICES = (0, 1, 2, 2**31, 2**32, 2**32 + 1, 2**44 + 12345)
@@ -99,12 +96,6 @@ def test_moments(device):
         assert abs(((a**2 - 1) * (b**2 - 1)).mean()) < 8 / a.size**0.5
 
 
-@pytest.mark.skipif(INTERPRETED, reason="this is its own process")
-@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
-def test_interpreted(interpreted):
-    interpreted(__file__, "cpu", 4)
-
-
 def test_items_have_their_index_instead():
     data = load(DataConfig(size=8))
     options = {"seed": 5, "flip": True, "class_dropout": 0.5, "null_class": 10}
@@ -114,7 +105,6 @@ def test_items_have_their_index_instead():
     assert all(torch.equal(a[name], b[name]) for name in ("x0", "y", "t"))
 
 
-@pytest.mark.skipif(INTERPRETED, reason="it compiles")
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 @pytest.mark.parametrize("capability", [80, 90, 100])
 def test_no_instruction_leaves_its_rounding_to_the_gpu(capability, monkeypatch, tmp_path):

@@ -1,7 +1,5 @@
 """Trainings with noise of a GPU, interpreted on the CPU and (marked gpu) on a GPU."""
 
-import importlib.util
-import os
 from dataclasses import replace
 
 import pytest
@@ -13,10 +11,8 @@ from lamabench.harness.sections import TrainConfig
 from lamabench.kernels.errors import InputError
 from trainings import assert_same, longer, make, metrics, trained
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
-
-@pytest.mark.skipif(not INTERPRETED, reason="test_interpreted runs it in its own process")
+@pytest.mark.interpreted
 def test_a_training_has_this_noise_and_goes_on_bit_for_bit(tmp_path):
     from lamabench.harness.data.noise import noise
 
@@ -32,12 +28,6 @@ def test_a_training_has_this_noise_and_goes_on_bit_for_bit(tmp_path):
     assert_same(whole, broken)
     other = trained(tmp_path / "other", make(steps=4))
     assert metrics(whole)[0]["loss"] != metrics(other)[0]["loss"]
-
-
-@pytest.mark.skipif(INTERPRETED, reason="this is its own process")
-@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
-def test_interpreted(interpreted):
-    interpreted(__file__, "bit_for_bit", 1)
 
 
 def test_it_needs_a_gpu(monkeypatch, tmp_path):
