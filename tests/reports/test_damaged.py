@@ -13,6 +13,7 @@ from lamabench.reports.frame import load
 from lamabench.reports.queries import state_of
 from lamabench.reports.report import build, evidence_of, tables_of
 from lamabench.reports.runs import read
+from lamabench.reports.samples import mosaic
 from run_folders import cost, samples_of, scored, summary_rows, summary_text, timed, write
 
 JUNK = [b"", b"{", b"\xff\xfe", b"[]", b"null", b"{}", b'{"a": 1}', b'{"layout": 2, "config": []}']
@@ -97,28 +98,22 @@ def test_samples_that_cannot_be_read_are_left_out(three: Path, tmp_path: Path) -
     np.save(tmp_path / "array.npy", labels)
     others = [(tmp_path / name).read_bytes() for name in ("float.npz", "short.npz", "bare.npz", "array.npy")]
     whole = samples.read_bytes()
-    for content in (whole[: len(whole) // 2], b"", *others):
-        lines: list[str] = []
+    text = f"{samples} cannot be read as samples: "
+    (run,) = (run for run in read([three]) if run.info["name"] == "dit")
+    for content in (b"", *others, whole[: len(whole) // 2]):
         samples.write_bytes(content)
-        build([three], tmp_path / "out", say=lines.append)
-        after = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
-        text = f"{samples} cannot be read as samples: "
-        assert len(lines) == 1 and lines[0].startswith(f"dit: {text}") and "\n" not in lines[0]
-        assert {name for name in before if before[name] != after.get(name)} == {
-            *(
-                "README.md",
-                "index.html",
-                "index.json",
-                "samples_dit.png",
-                "samples_dit.pdf",
-                "samples.png",
-                "samples.pdf",
-            ),
-        }
-        assert {*before} - {*after} == {
-            f"{name}.{end}" for name in ("samples", "samples_dit") for end in ("png", "pdf")
-        }
-        assert f"- not included: samples_dit ({text}" in after["README.md"].decode()
+        with pytest.raises(InputError) as caught:
+            mosaic(run)
+        assert str(caught.value).startswith(text) and "\n" not in str(caught.value)
+    lines: list[str] = []
+    build([three], tmp_path / "out", say=lines.append)
+    after = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    assert len(lines) == 1 and lines[0].startswith(f"dit: {text}") and "\n" not in lines[0]
+    pictures = {f"{name}.{end}" for name in ("samples", "samples_dit") for end in ("png", "pdf")}
+    assert {*before} - {*after} == pictures
+    changed = {name for name in before if before[name] != after.get(name)}
+    assert changed == {"README.md", "index.html", "index.json", *pictures}
+    assert f"- not included: samples_dit ({text}" in after["README.md"].decode()
 
 
 def test_a_report_of_nothing_readable_is_refused(three: Path, tmp_path: Path) -> None:
