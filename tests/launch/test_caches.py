@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections import Counter
 
+import pytest
 import yaml
 from lamabench.harness import launcher
 from lamabench.harness.caches import VARIABLES
@@ -61,6 +62,7 @@ def start(folder, *words, **environment):
     return [Counter(one["found"]) for one in notes], {one["code"] for one in notes}
 
 
+@pytest.mark.soak  # it generates code twice, for a minute and more
 def test_a_job_finds_what_a_command_compiled_elsewhere(tmp_path):
     """The graphs of `train`, forward and backward, serve a job of a study: in another working directory, of another
     copy of the code, on another seed, and on a machine with other temporary files."""
