@@ -271,6 +271,9 @@ def test_what_is_too_large_or_has_no_name_is_one_line_at_once(study, message):
     with pytest.raises(InputError, match=re.escape(message)) as caught:
         study.expand()
     assert "\n" not in str(caught.value) and time.monotonic() - start < 20
+
+
+def test_a_hundred_thousand_runs_are_allowed():
     axes = {"model.depth": [*range(100)], "train.lr": [*range(100)]}
     assert len(Study("s", "?", axes=axes, seeds=[*range(10)]).expand()) == 100_000
 

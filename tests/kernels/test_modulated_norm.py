@@ -147,7 +147,7 @@ def test_both_counts_of_a_cost_have_every_element(affine):
     with torch.no_grad(), count.watching():
         norm(*given)
     assert count.totals()[name] == count.watched[norm][name] == 24
-    assert count.parts["rest"].flops == 24 * (5 if affine else 4)
+    assert count.parts["rest"]["flops"] == 24 * (5 if affine else 4)
     x, shift, scale, branch, gate = given
     count = Count(norm)
     with torch.no_grad(), count.watching():
