@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 from lamabench.harness.progress import Progress
@@ -31,7 +32,8 @@ def test_parts_follow_one_another_and_only_the_first_training_has_a_start(monkey
     monkeypatch.setattr("lamabench.harness.training.start._waiting", True)
     monkeypatch.setattr("lamabench.harness.training.start.age", lambda: 5.0)
     assert list(Start().parts) == ["start"]  # of a training that had nothing to do
-    monkeypatch.setattr("lamabench.harness.training.start.time.perf_counter", iter([10.0, 12.5, 20.0, 30.0]).__next__)
+    clock = SimpleNamespace(perf_counter=iter([10.0, 12.5, 20.0, 30.0]).__next__)
+    monkeypatch.setattr("lamabench.harness.training.start.time", clock)
     first = Start()
     first.part("data")
     first.part("step")
