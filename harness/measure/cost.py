@@ -127,7 +127,7 @@ def cost(config: Any) -> Cost:
             x = torch.empty(1, config.in_channels, config.input_size, config.input_size)
             label = torch.zeros(1, dtype=torch.int64)
         count = Count(net)
-        net.__dict__["run_block"] = count.run_block
+        net.run_block = count.run_block
         with torch.no_grad(), count.watching():
             net(x, label, label)
     except (RuntimeError, TypeError) as error:
@@ -185,7 +185,7 @@ class Count(TorchDispatchMode):
         self.unknown: set[nn.Module] = set()  # modules that call an operator of unknown cost
         self.traced = {name: work for op in OPERATORS.values() for name, work in op.traced.items()}
         self._inside: list[tuple[nn.Module, str]] = []  # the modules that are running, with their parts
-        self._alike: dict[Any, tuple[list[Counter], set[int], Tensor]] = {}
+        self._alike: dict[bytes, tuple[list[Counter], set[int], Tensor]] = {}  # what the first of such blocks counted
 
     @contextmanager
     def watching(self) -> Iterator[None]:

@@ -267,10 +267,10 @@ REFUSED = [
 
 @pytest.mark.parametrize(("study", "message"), REFUSED, ids=range(len(REFUSED)))
 def test_what_is_too_large_or_has_no_name_is_one_line_at_once(study, message):
-    start = time.monotonic()
+    start = time.process_time()
     with pytest.raises(InputError, match=re.escape(message)) as caught:
         study.expand()
-    assert "\n" not in str(caught.value) and time.monotonic() - start < 20
+    assert "\n" not in str(caught.value) and time.process_time() - start < 2
 
 
 def test_a_hundred_thousand_runs_are_allowed():

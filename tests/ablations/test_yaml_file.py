@@ -47,12 +47,12 @@ BAD = [
 def test_what_is_refused_is_one_line_at_once(tmp_path, text, message):
     path = tmp_path / "x.yaml"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    start = time.monotonic()
+    start = time.process_time()
     for load in (read_yaml, lambda path: load_study(str(path)), lambda path: load_cluster(str(path))):
         with pytest.raises(InputError, match=message) as caught:
             load(path)
         assert "\n" not in str(caught.value) and str(caught.value).startswith(f"{path} is not YAML: ")
-    assert time.monotonic() - start < 60
+    assert time.process_time() - start < 10
 
 
 def test_plain_data_come_through(tmp_path):

@@ -153,7 +153,7 @@ def test_a_killed_process_ends_the_others_and_another_number_goes_on(start, whol
     run.kill(signal.SIGKILL, killed)
     started = time.monotonic()
     codes = run.codes
-    assert time.monotonic() - started < 60 and codes[killed] == -9 and codes[1 - killed] == 1
+    assert time.monotonic() - started < 15 and codes[killed] == -9 and codes[1 - killed] == 1
     if killed:
         line = run.text("err").splitlines()[-1]
         assert line.startswith("lamabench train: one of the 2 processes of the run is gone") and "Traceback" not in line
@@ -248,7 +248,7 @@ def test_the_error_of_one_process_ends_all(start, tmp_path, rank):
     started = time.monotonic()
     model = ["model=lamamba_nano", "model.mixers=[failing]", "plugins=[own.py]"]
     run = start(tmp_path, model=model, count=2)
-    assert run.codes == [1, 1] and time.monotonic() - started < 90
+    assert run.codes == [1, 1] and time.monotonic() - started < 30
     record = read_run(training(tmp_path)).last("train")
     place = f"process 1 of 2 on {socket.gethostname()}: " if rank else ""
     assert record.state == "failed" and record.error.endswith(f"{place}ValueError: no more")
@@ -261,7 +261,7 @@ def test_the_error_of_a_process_that_samples_ends_all(start, tmp_path):
     assert start(tmp_path, "train.steps=1", model=model).codes == [0]
     started = time.monotonic()
     run = start(tmp_path, count=2, command=["sample", str(training(tmp_path)), *DRAWN])
-    assert run.codes == [1, 1] and time.monotonic() - started < 90
+    assert run.codes == [1, 1] and time.monotonic() - started < 30
     (folder,) = training(tmp_path).glob("samples/*")
     record = read_run(folder).last("sample")
     words = f"process 1 of 2 on {socket.gethostname()}: ValueError: no more"

@@ -82,7 +82,7 @@ def test_a_killed_process_ends_the_others_and_the_run_goes_on_bit_for_bit(start,
     run.until(lambda: saved(tmp_path))
     run.kill(signal.SIGKILL, 1)
     started = time.monotonic()
-    assert run.codes == [1, -9] and time.monotonic() - started < 60
+    assert run.codes == [1, -9] and time.monotonic() - started < 15
     line = run.text("err").splitlines()[-1]
     assert line.startswith("lamabench train: one of the 2 processes of the run is gone"), run.text("err")
     folder = storage.files(training(tmp_path) / "checkpoints")[0]

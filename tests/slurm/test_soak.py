@@ -118,8 +118,8 @@ def soak(node, folder, sweep, count, groups, seconds):
 
 
 @pytest.mark.slurm
-def test_of_twelve_runs_a_third_is_disturbed(node, tmp_path, sweep):
-    soak(node, tmp_path, sweep, 12, 1, 120)
+def test_of_twenty_runs_a_fifth_is_disturbed(node, tmp_path, sweep):
+    soak(node, tmp_path, sweep, 20, 1, 120)
 
 
 @pytest.mark.soak
