@@ -4,9 +4,10 @@
                                      grid of images of each training, no weights
     unpack ROOT FILE.tar.gz …        into ROOT, where `sweep plan` takes these runs for done and `report` reads them
 
-A training is packed when it and all its samples in the studies below ROOT are done and scored, because without weights
-nothing can be done later. What ROOT has already is left as it is, except for the listings of studies. A command that
-was killed can be given again: FILE.tar.gz is whole or absent, and what was unpacked in part is unpacked again.
+A training is packed when it is done, with those sets of samples of the studies below ROOT that are scored. What is left
+out is said, because without weights it cannot be done later. What ROOT has already is left as it is, except for the
+listings of studies. A command that was killed can be given again: FILE.tar.gz is whole or absent, and what was unpacked
+in part is unpacked again.
 """
 
 import argparse
@@ -24,18 +25,20 @@ from ..harness.shards import images_of, labels_at, open_samples
 from ..kernels.errors import InputError
 from .grid import write_grid
 
-FILES = ("config.json", "record.jsonl", "metrics.jsonl", "real.npz", "neighbours.json")
+RECORD = "record.jsonl"
+FILES = ("config.json", RECORD, "metrics.jsonl", "real.npz", "neighbours.json")
 GRID = "grid.png"
 
 
 def done(folder: Path, kind: str) -> bool:
     """Whether a folder has records of a kind, and none of them is a failure."""
-    rows = [row for row in newest(read_records(folder / "record.jsonl")).values() if row.kind == kind]
+    rows = [row for row in newest(read_records(folder / RECORD)).values() if row.kind == kind]
     return bool(rows) and all(row.state == "done" for row in rows)
 
 
 def pack(root: Path, file: Path) -> list[str]:
-    """Write the archive. Returns the trainings that are left out, or have no grid of images, each with the reason."""
+    """Write the archive. Returns what is left out, trainings and sets of samples, and the trainings that have no grid
+    of images, each with the reason."""
     listings = sorted(root.glob(f"*/{STUDY}"))
     if not listings:
         raise InputError(f"{root} has no study: give the run.root of lamabench sweep run")
@@ -43,10 +46,12 @@ def pack(root: Path, file: Path) -> list[str]:
     for run in (run for listing in listings for run in read_study(listing.parent)["runs"]):
         if run["training"]:
             samples.setdefault(run["training"], set()).update(run["samples"])
-    left = {name: reason for name, sets in samples.items() if (reason := unfinished(root, name, sets))}
-    folders = [root / name for name in sorted(samples) if name not in left and (root / name).is_dir()]
-    sets = [root / one for folder in folders for one in sorted(samples[str(folder.relative_to(root))])]
-    lines = [f"{name}: {reason}" for name, reason in left.items() if (root / name).exists()]
+    left = {name: reason for name in sorted(samples) if (reason := unfinished(root / name, "train"))}
+    folders = [root / name for name in sorted(samples) if name not in left]
+    wanted = [one for name in sorted(samples) if name not in left for one in sorted(samples[name])]
+    left |= {name: reason for name in wanted if (reason := unfinished(root / name, "score"))}
+    sets = [root / name for name in wanted if name not in left]
+    lines = [f"{name}: {reason}" for name, reason in left.items() if (root / name).exists() or name in wanted]
     for folder in folders:
         try:
             draw_grid([path for path in sets if folder in path.parents])
@@ -64,12 +69,10 @@ def pack(root: Path, file: Path) -> list[str]:
     return lines
 
 
-def unfinished(root: Path, training: str, samples: set[str]) -> str:
-    """What is still to do of a training and its samples, or which record is damaged; empty if all are done."""
+def unfinished(folder: Path, kind: str) -> str:
+    """What is still to do of a training or a set of samples, or which record is damaged; empty if it is done."""
     try:
-        if not done(root / training, "train"):
-            return "its training is not done"
-        return next((f"{name} has no scores" for name in sorted(samples) if not done(root / name, "score")), "")
+        return "" if done(folder, kind) else "is not trained" if kind == "train" else "has no scores"
     except InputError as error:
         return str(error)
 
@@ -83,19 +86,21 @@ def draw_grid(samples: list[Path]) -> None:
 
 
 def unpack(root: Path, files: list[Path]) -> list[str]:
-    """Unpack archives. Returns the trainings and models of which ROOT had records already. Raises InputError for a file
-    that is damaged or has anything for outside of ROOT; then nothing of it was written."""
-    known = {path.parent.relative_to(root).as_posix() for path in root.glob("*/*/record.jsonl")}
+    """Unpack archives. Returns the trainings and models of which ROOT had records already; their sets of samples that
+    ROOT has not are unpacked. Raises InputError for a file that is damaged or has anything for outside of ROOT; then
+    nothing of it was written."""
+    records = [path for level in ("*/*", "*/*/samples/*") for path in root.glob(f"{level}/{RECORD}")]
+    known = {path.parent.relative_to(root).as_posix() for path in records}
     there: dict[str, None] = {}
     for file in files:
         content = read(root, file)
-        for name in sorted(content, key=_is_record):  # a training with a record is known, so that the record is last
-            if (folder := _home(name)) in known:
-                there[folder] = None
-            else:
+        for name in sorted(content, key=_is_record):  # a folder with a record is known, so that the record is last
+            if (folder := _folder(name)) not in known:
                 (root / name).parent.mkdir(parents=True, exist_ok=True)
                 write_atomically(root / name, content[name])
-        known |= {_home(name) for name in content if _is_record(name)}
+            elif "/samples/" not in folder:
+                there[folder] = None
+        known |= {_folder(name) for name in content if _is_record(name)}
     return [f"{name}: left as it was" for name in there]
 
 
@@ -115,13 +120,11 @@ def read(root: Path, file: Path) -> dict[str, bytes]:
 
 
 def _is_record(name: str) -> bool:
-    """Whether a file of an archive is the record of a training or a model."""
-    return len(Path(name).parts) == 3 and Path(name).name == "record.jsonl"
+    return Path(name).name == RECORD
 
 
-def _home(name: str) -> str:
-    """The folder of a training or a model that a file of an archive belongs to."""
-    return "/".join(Path(name).parts[:2])
+def _folder(name: str) -> str:
+    return Path(name).parent.as_posix()
 
 
 def main() -> int:

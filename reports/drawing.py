@@ -23,9 +23,9 @@ ROUND: tuple[tuple[float, ...], ...] = ((1,), (1, 3), (1, 2, 5), (1, 2, 3, 5), (
 ROUND += tuple(tuple(one / parts for one in range(parts, 10 * parts)) for parts in (1, 2, 5, 10))
 
 
-def few_ticks(axis: Axis, low: float, high: float, most: int = 4) -> None:
+def few_ticks(axis: Axis, low: float, high: float, most: int = 4, apart: float = 0.0) -> None:
     """At most `most` ticks between the ends of a logarithmic axis, as round as they can be: in equal steps if the ends
-    differ by a factor of less than 4."""
+    differ by a factor of less than 4. Two of them are the share `apart` of the axis from each other, or more."""
     decades = range(floor(log10(low)), ceil(log10(high)) + 1)
     if high < 4 * low:
         steps = [one * 10.0**k for k in range(floor(log10(high - low)) - 2, decades[-1]) for one in (1, 2, 5)]
@@ -34,6 +34,8 @@ def few_ticks(axis: Axis, low: float, high: float, most: int = 4) -> None:
         every = [sorted(step * 10.0**k for k in decades for step in steps) for steps in ROUND]
         every += [[10.0**k for k in decades if k % apart == 0] for apart in (2, 3, 5, 10)]
     inside = [[tick for tick in ticks if low <= tick <= high] for ticks in every]
+    least = (high / low) ** apart
+    inside = [ticks for ticks in inside if all(right >= least * left for left, right in pairwise(ticks))]
     ticks = max((ticks for ticks in inside if len(ticks) <= most), key=len, default=[low, high])
     axis.set_major_locator(FixedLocator(ticks))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}" if value < 1e6 else f"{value:.0e}"))

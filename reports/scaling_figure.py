@@ -47,7 +47,7 @@ def _draw(evidence: Evidence, one: Scaling) -> Figure:
         axes.set(xscale="log", yscale="log")
         for curve in curves:
             keys |= _draw_curve(evidence, axes, curve)
-        few_ticks(axes.xaxis, *axes.get_xlim())
+        few_ticks(axes.xaxis, *axes.get_xlim(), apart=0.25)
         axes.set_xlabel(wrapped(MEASURES[name].axis.format(hours_words(one.device)), 24))
     few_ticks(panels[0].yaxis, *panels[0].get_ylim(), most=7)
     first = next(iter(one.equal.rows.values()))

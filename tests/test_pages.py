@@ -3,8 +3,9 @@
 import csv
 import io
 import re
+from math import sqrt
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median, stdev
 
 import pytest
 from lamabench.ablations import study as suite
@@ -12,6 +13,7 @@ from lamabench.reports.contents import FIGURES, TABLES
 from lamabench.reports.moments import hours_of
 from lamabench.reports.report import evidence_of, table_text
 from lamabench.reports.runs import read
+from scipy.stats import t
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("ablations", "baselines", "harness", "kernels", "launch", "models", "reports")
@@ -82,30 +84,28 @@ def test_speeds_are_those_of_the_records(page: str, heading: str, count: int, co
 
 
 def test_qualities_are_those_of_the_records() -> None:
+    """The mean over seeds and half its interval, of Student's t, or each seed's value; minutes are the median."""
     runs = [run for run in read([ROOT / "reports" / "records" / "cifar10"]) if run.last("train", "done")]
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    rows = rows_below(text, "## How good they are")
+    rows = rows_below((ROOT / "README.md").read_text(encoding="utf-8"), "## How good they are")
     assert {row[0] for row in rows} == {run.info["title"] for run in runs}
-    (header,) = re.findall(r"^\| Model \| MACs \(G\) \| Minutes \|(.*)\|$", text, re.MULTILINE)
-    rates = [float(rate) for rate in header.split("|")]
-    for title, macs, minutes, *values in rows:
-        times = []
-        for rate, value in zip(rates, values, strict=True):
-            at = {"train.lr": rate}.items()
-            of_rate = [run for run in runs if run.info["title"] == title and at <= run.info["variant"].items()]
-            first = [run for run in of_rate if run.info["seed"] == 0]
-            assert len(first) == bool(value)
-            if not first:
-                continue
-            (run,) = first
+    for title, params, macs, rate, minutes, quality in rows:
+        at, seeds = {"title": title, "train.lr": float(rate)}.items(), {}
+        for run in runs:
+            if at <= {**run.info["variant"], "title": run.info["title"]}.items():
+                seeds[run.info["seed"]] = run
+        assert sorted(seeds) == [0, 1, 2], title
+        values, times = [], []
+        for _, run in sorted(seeds.items()):
             (score,) = [
                 row for row in run.rows if row["kind"] == "score" and row["metric"] == "FD-EffNetLite0-10k"
                 and row["reference"] == "cifar10 test"
             ]  # fmt: skip
-            hours = hours_of(run, score)
-            assert hours is not None and hours[1] == "NVIDIA H200, bfloat16"
-            assert f"{score['value']:.1f}" == value
+            hours, cost = hours_of(run, score), run.last("cost", "done")
+            assert hours is not None and hours[1] == "NVIDIA H200, bfloat16" and cost is not None
+            assert (f"{cost['params'] / 1e6:.3f}", f"{cost['macs'] / 1e9:.3f}") == (params, macs)
+            values.append(score["value"])
             times.append(60 * hours[0])
-            cost = run.last("cost", "done")
-            assert cost is not None and f"{cost['macs'] / 1e9:.3f}" == macs
+        half = t.ppf(0.975, 2) * stdev(values) / sqrt(3)
+        each = ", ".join(f"{value:.1f}" for value in values)
+        assert quality in (f"{fmean(values):.1f} ± {half:.1f}", each)
         assert f"{median(times):.2f}" == minutes

@@ -69,9 +69,9 @@ def test_a_study_says_what_would_be_an_answer(name):
 
 
 JUDGED = {
-    "block_mix", "cifar10_block_mix", "cifar10_d_state", "cifar10_lr", "cifar10_objective", "cifar10_scale",
-    "cifar10_scan", "cifar10_skip", "cifar10_window", "d_state", "dit_block", "objective", "rivals", "scale", "scan",
-    "unet",
+    "block_mix", "cifar10_block_mix", "cifar10_d_state", "cifar10_lr", "cifar10_lr_s", "cifar10_objective",
+    "cifar10_scale", "cifar10_scan", "cifar10_skip", "cifar10_window", "d_state", "dit_block", "objective", "rivals",
+    "scale", "scan", "unet",
 }  # fmt: skip
 
 
@@ -154,9 +154,13 @@ def test_the_first_answers_share_trainings_and_sets_of_samples():
     """The base of the ablations is one training for each seed. A table has 10,000 samples, and curves have five
     moments."""
     trainings = {name: {run.training.key for run in planned(name)} for name in FIRST}
-    assert len(FIRST) == 8
-    base = {run.training.key for run in planned("cifar10_scale") if run.about["model"] == "lamamba_t"}
-    assert len(base) == 3 and all(base <= trainings[name] for name in FIRST)
+    assert len(FIRST) == 9
+    base, large = (
+        {run.training.key for run in planned("cifar10_scale") if run.about["model"] in models}
+        for models in (["lamamba_t"], ["lamamba_s68", "dit_s_2", "unet_s"])
+    )
+    assert len(base) == 3 and all(base <= trainings[name] for name in FIRST if name != "cifar10_lr_s")
+    assert len(large) == 9 and large <= trainings["cifar10_lr_s"]
     for name in FIRST:
         sets = sample_sets(planned(name)[0].config)
         assert sets == [*((step, 2000) for step in (500, 1000, 1500, 2000, 2500)), (2500, 10_000)]
@@ -173,4 +177,5 @@ def test_plan_prints_answer_and_budget(capsys, tmp_path):
     study, out = load("guidance"), capsys.readouterr().out
     assert f"\nAnswer: {study.answer}\nBudget: {study.budget}\n" in out
     assert main(["sweep", "plan", "cifar10_scale", f"run.root={tmp_path}", f"data.path={tmp_path}"]) == 0
-    assert "\nSettings: model unet_t: train.lr=0.0016; model unet_s: train.lr=0.0016\n" in capsys.readouterr().out
+    rates = "; ".join(f"model {model}: train.lr=0.0016" for model in ("unet_t", "dit_s_2", "unet_s"))
+    assert f"\nSettings: {rates}\n" in capsys.readouterr().out

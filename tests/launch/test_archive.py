@@ -41,7 +41,7 @@ def test_archives_of_two_machines_make_one_root(tmp_path):
             begun.path.mkdir()
             (begun.path / "metrics.jsonl").write_text("")
         left = archive.pack(root, files[-1])
-        assert left == ([f"trainings/{begun.path.name}: its training is not done"] if seed else [])
+        assert left == ([f"trainings/{begun.path.name}: is not trained"] if seed else [])
     home = tmp_path / "home"
     home.mkdir()
     assert [line.split("/")[0] for line in archive.unpack(home, files)] == ["models"]  # both had its cost
@@ -121,6 +121,22 @@ def test_a_damaged_record_leaves_out_its_training_alone(tmp_path):
     assert line.startswith(f"trainings/{first.name}: ") and "is not a record of lamabench" in line
     with tarfile.open(file) as packed:
         assert {name.split("/")[1] for name in packed.getnames()} == {second.name, ".study.json"}
+
+
+def test_a_set_without_scores_is_left_out_alone_and_comes_with_the_next_archive(tmp_path):
+    root, home, files = root_of(tmp_path / "root"), tmp_path / "home", [tmp_path / "1.tar.gz", tmp_path / "2.tar.gz"]
+    one = min(root.glob("trainings/*/samples/*"))
+    name = one.relative_to(root).as_posix()
+    rows = (one / "record.jsonl").read_text()
+    failed = json.loads(rows.splitlines()[-1]) | {"state": "oom", "value": None, "error": "CUDA out of memory"}
+    (one / "record.jsonl").write_text(rows.splitlines()[0] + "\n" + json.dumps(failed) + "\n")
+    assert f"{name}: has no scores" in archive.pack(root, files[0])
+    home.mkdir()
+    assert archive.unpack(home, files[:1]) == [] and records(home) == 3
+    (one / "record.jsonl").write_text(rows)
+    archive.pack(root, files[1])
+    assert len(archive.unpack(home, files[1:])) == 2  # both trainings were there
+    assert records(home) == 4 and (home / name / "record.jsonl").read_text() == rows
 
 
 def test_an_archive_is_whole_or_absent(tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,15 @@ def test_two_sizes_predict_nothing_and_one_has_no_figure(tmp_path: Path) -> None
     write_many(tmp_path / "one", 2, 1, 2)
     assert scaling(evidence_of(tmp_path / "one")) == "no family has scores of two sizes"
     assert scaling_table(evidence_of(tmp_path / "one")).rows == []
+
+
+def test_labels_of_ticks_stand_apart() -> None:
+    """Four narrow panels of numbers with many digits: training FLOPs of CIFAR-10."""
+    figure = drawn(Path(__file__).parents[2] / "reports" / "records" / "cifar10" / "cifar10_scale")
+    figure.draw_without_rendering()
+    for axes in figure.axes:
+        boxes = [label.get_window_extent() for label in axes.get_xticklabels() if label.get_text()]
+        assert boxes and not any(left.x1 + 4 > right.x0 for left, right in pairwise(boxes))
 
 
 def sizes_of(root: Path, values: list[float], **more: Any) -> None:
