@@ -40,10 +40,12 @@ def reasons(device_type: str) -> list[str]:
 
 
 def cache_folder() -> Path:
-    """The folder in which processes share compiled kernels: that of LAMABENCH_NVRTC_CACHE_DIR, or lamabench below
-    XDG_CACHE_HOME or ~/.cache."""
-    if folder := os.environ.get(FOLDER):
-        return Path(folder)
+    """The folder in which processes share compiled kernels: that of LAMABENCH_NVRTC_CACHE_DIR, or the user's."""
+    return Path(folder) if (folder := os.environ.get(FOLDER)) else user_cache()
+
+
+def user_cache() -> Path:
+    """The user's folder of caches: lamabench below XDG_CACHE_HOME or ~/.cache."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lamabench"
 
 

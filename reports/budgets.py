@@ -43,19 +43,24 @@ class Comparison:
 
 def models(runs: Iterable[Run]) -> list[Run]:
     """The runs of models as such: of each study those that are like its base in everything but the model. A model that
-    has none like that is there with its first variant."""
+    has none like that is there with its first variant. Trainings that studies share are there once, for the study with
+    the most models."""
     by_study: dict[str, list[Run]] = {}
     for run in runs:
         if not run.damage and run.info.get("trains", True):
             by_study.setdefault(run.info["study"], []).append(run)
-    result = []
-    for each in by_study.values():
+    kept: set[Run] = set()
+    trained: set[str] = set()  # the folders of trainings that are there
+    for each in sorted(by_study.values(), key=lambda runs: -len({run.info["model"] for run in runs})):
         ordered = sorted(each, key=lambda run: run.info.get("place", inf))
         base = _setting(ordered[0])
         covered = {run.info["model"] for run in ordered if _setting(run) == base}
         first = {run.info["model"]: run.group for run in reversed(ordered) if run.info["model"] not in covered}
-        result += [run for run in each if _setting(run) == base or run.group in first.values()]
-    return result
+        alike = [run for run in each if _setting(run) == base or run.group in first.values()]
+        new = {run.group for run in alike if run.info["folder"] not in trained}
+        kept |= {run for run in alike if run.group in new}
+        trained |= {run.info["folder"] for run in alike}
+    return [run for each in by_study.values() for run in each if run in kept]
 
 
 def others_words(runs: Iterable[Run], compared: Collection[Run]) -> list[str]:

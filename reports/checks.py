@@ -18,15 +18,15 @@ from .variants import Variants
 
 WAITING = 0.02  # share of a training's time; above it, time says more about the host than about the model
 LATE = 2 / 3  # of the images of a training
-LOST = 2.0  # times the lowest loss of a training; above it, what was learned is lost
+LOST = 2.0  # times the lowest loss of a training, or the last one of another seed; above it, it has not learned
 NEAR = 0.05  # share of test images that are nearer to a training image than the others
 
 
 def checks(study: Variants) -> list[str]:
-    """Sentences about the trainings of a study: how many diverged, which ended with more than twice their lowest loss,
-    which waited for their data for more than 2 % of their time, what they took, how near their samples are to training
-    images (`lamabench evaluate --neighbours`), and whether the order of the variants was stable over the last third of
-    the training. Nothing is said of what is not on record."""
+    """Sentences about the trainings of a study: how many diverged, which ended with more than twice their lowest loss
+    or that of another seed, which waited for their data for more than 2 % of their time, what they took, how near their
+    samples are to training images (`lamabench evaluate --neighbours`), and whether the order of the variants was stable
+    over the last third of the training. Nothing is said of what is not on record."""
     return [*_diverged(study), *_lost(study), *_waiting(study), *_cost(study), *_neighbours(study), *_order(study)]
 
 
@@ -42,15 +42,20 @@ def _diverged(study: Variants) -> list[str]:
 
 
 def _lost(study: Variants) -> list[str]:
-    """A loss that rises and stays finite ends no training."""
+    """A loss that rises, or never falls, and stays finite ends no training."""
     logs = {
         run: [line["loss"] for line in run.metrics if line.get("loss") is not None]
         for run in _once(study.evidence.runs) if run.last("train", "done")
     }  # fmt: skip
-    lost = [run for run, losses in logs.items() if losses and losses[-1] > LOST * min(losses)]
+    ends: dict[str, float] = {}  # the lowest end of a variant
+    for run, losses in logs.items():
+        if losses:
+            ends[run.group] = min(losses[-1], ends.get(run.group, losses[-1]))
+    lost = [run for run, losses in logs.items() if losses and losses[-1] > LOST * min(*losses, ends[run.group])]
     if not lost:
         return []
-    return [f"{len(lost)} of {_trainings(logs)} ended with more than twice its lowest loss: {_listed(study, lost)}."]
+    words = "ended with more than twice its lowest loss, or that of another seed"
+    return [f"{len(lost)} of {_trainings(logs)} {words}: {_listed(study, lost)}."]
 
 
 def _waiting(study: Variants) -> list[str]:

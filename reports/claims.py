@@ -1,6 +1,6 @@
 """The claims of studies: the pairs of variants that a study file names, their paired differences, and verdicts."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -16,20 +16,24 @@ from .table import Column, Table
 from .variants import Variants, measure
 from .verdicts import over_words
 
-HOLDS, FAILS, OPEN = "holds here", "does not hold here", "inconclusive"
+HOLDS, FAILS, OPEN, NO_SCORE = "holds here", "does not hold here", "inconclusive", "not run yet"
 WORDS = {"better": HOLDS, "worse": FAILS, "inconclusive": OPEN}  # of a difference in the direction of a claim
 BUDGETS = {"flops": "training FLOPs", "hours": "GPU-hours"}  # fields of Moment
 DELTA = (
     "Δ: the score of the variant less that of the other one, over common training seeds, ± half its 95 % interval. A "
     f"claim holds here if the interval at equal images excludes 0 for all of its pairs, over {FEWEST} seeds or more, "
     "and the variant is the better one. It does not hold here if one interval excludes 0 and the other one is better. "
-    "Nothing is corrected for the number of pairs: without a difference, each is reversed by chance in 2.5 % of cases."
+    "Nothing is corrected for the number of pairs: without a difference, a pair holds by chance in 2.5 % of cases, and "
+    "fails in 2.5 %."
 )
 CURVES = (
     "At equal training FLOPs and GPU-hours (of one device and precision), Δ is of {}, at the largest amount that both "
     "variants have reached, interpolated between the moments at which each was scored: linearly in the logarithms of "
     "score and amount."
 )
+
+
+Columns = Mapping[str, dict[Run, list[Line]]]  # {metric: {run: its scores}}
 
 
 class AtBudget(NamedTuple):
@@ -42,13 +46,20 @@ class AtBudget(NamedTuple):
 @dataclass(frozen=True)
 class Pair:
     """Two variants, the first of which a claim calls better: their labels, their runs, the difference at equal images,
-    what must stand beside it (such as "1 failed"), and the differences at equal `BUDGETS`."""
+    what must stand beside it (such as "1 failed"), the differences at equal `BUDGETS`, those in other metrics (at equal
+    images, `BUDGETS[name]`, by metric), and whether one of the variants has no score."""
 
     labels: tuple[str, str]
     runs: list[Run]
     result: Difference
     mark: str = ""
     budgets: dict[str, AtBudget] = field(default_factory=dict)
+    others: Mapping[str, Mapping[str, Difference]] = field(default_factory=dict)
+    absent: bool = False
+
+    def at(self, name: str) -> Difference:
+        """The difference at equal images, or at another equal budget."""
+        return self.budgets[name].result if name else self.result
 
     @property
     def name(self) -> str:
@@ -68,18 +79,35 @@ class Claim:
 
     @property
     def verdict(self) -> str:
-        """`HOLDS`, `FAILS` or `OPEN`."""
+        """`HOLDS`, `FAILS`, `OPEN` or, if nothing but a score is missing, `NO_SCORE`."""
         each = {pair.result.verdict for pair in self.pairs}
-        return FAILS if "worse" in each else HOLDS if each == {"better"} else OPEN
+        if "worse" in each or each == {"better"}:
+            return FAILS if "worse" in each else HOLDS
+        left = [pair for pair in self.pairs if pair.result.verdict != "better"]
+        return NO_SCORE if all(pair.absent for pair in left) else OPEN
+
+    @property
+    def headline(self) -> str:
+        """The verdict, and at which equal amounts a claim that holds does so, if not at all of them."""
+        if self.verdict != HOLDS:
+            return self.verdict
+        also = [
+            words for name, words in BUDGETS.items()
+            if all(pair.budgets[name].result.verdict == "better" for pair in self.pairs)
+        ]  # fmt: skip
+        return HOLDS if len(also) == len(BUDGETS) else f"{HOLDS} at equal {' and '.join(('images', *also))}"
 
     @property
     def text(self) -> str:
         """The claim, and the numbers or the reason of its verdict. Names of variants stand between backticks."""
-        which = {HOLDS: "better", FAILS: "worse", OPEN: "inconclusive"}[self.verdict]
+        which = {HOLDS: "better", FAILS: "worse"}.get(self.verdict, "inconclusive")
         pairs = [pair for pair in self.pairs if pair.result.verdict == which]
         where = ", ".join(filter(None, (self.metric, _by_reason({pair.name: pair.result for pair in pairs}))))
         text = f"{self.words.rstrip('.')} ({self.study}: {where})."
-        return text if self.verdict == OPEN else text + "".join(self._at_budget(name, pairs) for name in BUDGETS)
+        if which != "inconclusive":
+            return text + "".join(self._at_budget(name, pairs) for name in BUDGETS) + _others_words(which, pairs)
+        held = {pair.name: pair.result for pair in self.pairs if pair.result.verdict == "better"}
+        return text + (f" At equal images it holds for {_by_reason(held)}." if held else "")
 
     def _at_budget(self, name: str, pairs: list[Pair]) -> str:
         """What becomes of a verdict at equal images at another equal budget, in a sentence."""
@@ -99,6 +127,29 @@ class Claim:
         else:
             text = f"it holds too ({self.curve})"
         return f" At equal {BUDGETS[name]} {text}."
+
+
+def _others_words(verdict: str, pairs: list[Pair]) -> str:
+    """Which other metrics say something else than that of the claim at equal images, FLOPs or hours, in a sentence."""
+    parts = []
+    for name, words in {"": "images", **BUDGETS}.items():
+        usual = _word(verdict, [pair.at(name) for pair in pairs])
+        metrics = dict.fromkeys(metric for pair in pairs for metric in pair.others.get(name, ()))
+        unlike: dict[str, list[str]] = {}
+        for metric in metrics:
+            results = {pair.name: pair.others[name][metric] for pair in pairs if metric in pair.others[name]}
+            if (word := _word(verdict, results.values())) != usual:
+                numbers = {pair: one for pair, one in results.items() if _word(verdict, [one]) == word}
+                unlike.setdefault(word, []).append(metric + (f", {_by_reason(numbers)}" if word != OPEN else ""))
+        words_of = [f"{word} ({'; '.join(each)})" for word, each in unlike.items()]
+        parts += [f"at equal {words} {' and '.join(words_of)}"] if words_of else []
+    return f" Other metrics differ: {'; '.join(parts)}." if parts else ""
+
+
+def _word(verdict: str, results: Iterable[Difference]) -> str:
+    """What becomes of a verdict by several differences: one that is reversed counts before one that is open."""
+    each = {result.verdict for result in results}
+    return "reversed" if each - {verdict, "inconclusive"} else OPEN if "inconclusive" in each else "the same"
 
 
 def claims(evidence: Evidence) -> list[Claim]:
@@ -143,14 +194,15 @@ def _columns(name: str, title: str, rank: int) -> list[Column]:
 
 
 def _row(claim: Claim, pair: Pair) -> Line:
-    row: Line = {"study": claim.study, "claim": claim.words, "claim_verdict": claim.verdict, "runs": pair.runs}
+    row: Line = {"study": claim.study, "claim": claim.words, "claim_verdict": claim.headline, "runs": pair.runs}
     row |= {"variant": pair.labels[0], "against": pair.labels[1], "metric": claim.metric or None}
     row |= {"curve_metric": claim.curve or None, "n": pair.result.n, **_numbers("difference", pair.result)}
     row["difference_mark"] = f" ({pair.mark})" if pair.mark else ""
     for name, (result, amount) in pair.budgets.items():
         row |= {f"{name}_amount": amount, **_numbers(f"{name}_difference", result)}
         row |= {f"{name}_difference_n": result.n} if amount else {}
-    return row | {"verdict": WORDS[pair.result.verdict], "reason": pair.result.reason or None}
+    verdict = NO_SCORE if pair.absent else WORDS[pair.result.verdict]
+    return row | {"verdict": verdict, "reason": pair.result.reason or None}
 
 
 def _numbers(name: str, result: Difference) -> Line:
@@ -205,12 +257,40 @@ def _pair(study: Variants, metric: str, curve: str, scores: Mapping[Run, list[Li
     many = f"{' and '.join(several)} {'was' if len(several) == 1 else 'were'} trained or drawn in several ways"
     if reason := none or (many if several else ""):
         nothing = Difference("inconclusive", reason)
-        return Pair((labels[0], labels[1]), runs, nothing, budgets=dict.fromkeys(BUDGETS, AtBudget(nothing)))
+        budgets = dict.fromkeys(BUDGETS, AtBudget(nothing))
+        return Pair((labels[0], labels[1]), runs, nothing, budgets=budgets, absent=bool(absent))
     (one,), (other,) = named
     result = study.difference(metric, one, other) or Difference("inconclusive", "it is one variant")
     mark = ", ".join(dict.fromkeys(filter(None, (study.marked(metric, group) for group in (one, other)))))
     budgets = {name: _at_equal(name, one, other, curve, scores) for name in BUDGETS}
-    return Pair((labels[0], labels[1]), runs, result, mark, budgets)
+    others = {"": _others_at_end(study, metric, one, other)}
+    more = {name: rows for name, rows in _alike(study, metric, curves(study.evidence.runs)).items() if name != curve}
+    for name in BUDGETS:
+        found = {column: _at_equal(name, one, other, column, rows) for column, rows in more.items()}
+        others[name] = {column: at.result for column, at in found.items() if at.amount}
+    return Pair((labels[0], labels[1]), runs, result, mark, budgets, others)
+
+
+def _others_at_end(study: Variants, metric: str, one: str, other: str) -> dict[str, Difference]:
+    scores = {name: {run: [row] for run, row in study.evidence.scores[name].items()} for name in study.metrics}
+    every = {name: study.difference(name, one, other) for name in _alike(study, metric, scores) if name != metric}
+    return {name: result for name, result in every.items() if result}
+
+
+def _alike(
+    study: Variants, metric: str, columns: Mapping[str, dict[Run, list[Line]]]
+) -> dict[str, dict[Run, list[Line]]]:
+    """The columns of scores against the same images as a metric. Those against others would say things twice."""
+    reference = _reference(study.evidence.scores[metric])
+    return {
+        name: rows
+        for name, rows in columns.items()
+        if _reference({run: each[-1] for run, each in rows.items()}) == reference
+    }
+
+
+def _reference(rows: Mapping[Run, Line]) -> Any:
+    return measure(rows)[1]
 
 
 def _groups(study: Variants, values: Mapping[str, Any]) -> list[str]:

@@ -73,7 +73,8 @@ def loss(runs: list[Run], overview: Table) -> Figure | str:
     if left_out:
         rest = "1 score under another protocol is" if left_out == 1 else f"{left_out} scores under other protocols are"
         text.append(f"Held-out loss: {rest} left out")
-    if words := losses_words(row["run"] for row in overview.rows if row["group"] in ends):
+    shown = {row["run"]: None for row in (*rows, *held)}
+    if words := losses_words(shown):
         text.append(words.removesuffix("."))
     states = {group: [row["state"] for row in overview.rows if row["group"] == group] for group in ends}
     counts = {len(each) for each in states.values()}

@@ -145,7 +145,7 @@ def notes(runs: list[Run], columns: Mapping[str, Mapping[Run, Line]]) -> list[st
         if how := words_of_protocol(apart):
             text += f" Scored: {how}."
         if floors := sorted({one["floor"] for one in rows.values() if one.get("floor") is not None}):
-            ends = " to ".join(f"{one:.4g}" for one in dict.fromkeys((floors[0], floors[-1])))
+            ends = " to ".join(dict.fromkeys(f"{one:.4g}" for one in (floors[0], floors[-1])))
             text += f" Floor (images of the reference against its others): {ends}."
         if any(one.get("std") is not None for one in rows.values()):
             text += f" Its standard deviation over {spread_of(name)} says nothing about other trainings."

@@ -114,6 +114,8 @@ def _table(compared: Comparison, budget: Budget, printed: Sequence[PublishedRow]
         amounts = {run: [x for x, _ in rising(each, budget.field)] for run, each in series.items()}
         if len({run.group for run, each in amounts.items() if each}) < 2:
             continue
+        if budget.between and all(len(each) < 2 for each in amounts.values()):  # a score at the end alone is no curve
+            continue
         finished = {run: each for run, each in amounts.items() if not is_unfinished(run)}
         if budget.between:
             targets = equal_budgets(finished) or equal_budgets(amounts)

@@ -125,11 +125,17 @@ class Variants:
         """The variant with the best mean if it is distinguishable from the second; or else None, and why."""
         return best_of(self.values[metric], metric, rankable(self.evidence.runs, self.evidence.scores[metric]))
 
-    def ranked(self, metric: str, groups: Iterable[str]) -> list[str]:
-        """Variants that have the score, from the best mean on."""
+    def ranked(self, metric: str, groups: Iterable[str], common: bool = False) -> list[str]:
+        """Variants that have the score, from the best mean on; `common`: over the training seeds that all of them have,
+        if there are such, because seeds may differ by more than variants."""
         values, sign = self.values[metric], -1 if better(metric) == "max" else 1
         scored = [group for group in groups if group in values]
-        return sorted(scored, key=lambda group: sign * mean_of(values[group].values()).value)
+        seeds = set.intersection(*(set(values[group]) for group in scored)) if common and scored else set()
+
+        def mean(group: str) -> float:
+            return mean_of(value for seed, value in values[group].items() if not seeds or seed in seeds).value
+
+        return sorted(scored, key=lambda group: sign * mean(group))
 
     @cached_property
     def states(self) -> dict[Run, tuple[str, str]]:

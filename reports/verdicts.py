@@ -145,7 +145,7 @@ def _best_values(study: Variants, metric: str) -> list[str]:
                 lines_of.setdefault(", ".join(words), []).append(group)
         for line, groups in lines_of.items():
             numbers = [study.value(group, axis) for group in groups]
-            best, *rest = study.ranked(metric, groups)
+            best, *rest = study.ranked(metric, groups, common=True)
             place = study.value(best, axis)
             if len(set(numbers)) < FEWEST_VALUES:
                 continue

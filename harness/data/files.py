@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 from ...kernels.errors import InputError
-from ...kernels.nvrtc import cache_folder
+from ...kernels.nvrtc import user_cache
 from ..disk import write_atomically
 from .archive import read_npz
 from .one_line import FEW, few, line_of, reason_of
@@ -190,7 +190,7 @@ def _read_entry(file: Path) -> Entry | Damage:
 
 def _cache_file(root: Path) -> Path:
     name = hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:16]
-    return cache_folder() / "data" / f"{name}.npz"
+    return user_cache() / "data" / f"{name}.npz"
 
 
 def _cached(root: Path, names: Sequence[bytes]) -> list[Entry | None]:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ...kernels.errors import InputError
-from ...kernels.nvrtc import cache_folder
+from ...kernels.nvrtc import user_cache
 from ..disk import write_atomically
 from ..sections import DataConfig
 from .archive import read_npz
@@ -215,4 +215,4 @@ def keep(place: str, stamps: Stamps, facts: Facts, **more: Any) -> None:
 
 
 def _cache_file(place: str) -> Path:
-    return cache_folder() / "data" / f"{hashlib.sha256(os.fsencode(place)).hexdigest()[:16]}.npz"
+    return user_cache() / "data" / f"{hashlib.sha256(os.fsencode(place)).hexdigest()[:16]}.npz"

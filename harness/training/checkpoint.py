@@ -25,7 +25,7 @@ from ..record import read_records
 from .ema import of_width, part
 from .sharding import own_part, own_rows
 from .storage import file_name, files, of_step, read, read_rows, remove, step_of, write, write_shards
-from .window import MORE
+from .window import EARLIER, MORE
 
 KEEP = 2
 OTHERS = ("ema@", "power@")  # how the names of further averages begin
@@ -166,8 +166,8 @@ def check_complete(saved: Checkpoint, model: Any, averages: Iterable[str], metri
     expected = {f"{group}/{name}": value for group in ("model", *averages) for name, value in weights.items()}
     expected |= {f"{group}/{name}": parameters[name] for group in ("exp_avg", "exp_avg_sq") for name in moments}
     window = saved.tensors.get("window")
-    earlier = window is not None and window.shape == (metrics,)  # of a version that summed only these
-    expected["window"] = torch.empty(metrics if earlier else metrics + MORE, device="meta")
+    sizes = [metrics + more for more in EARLIER if window is not None and window.shape == (metrics + more,)]
+    expected["window"] = torch.empty(*sizes or [metrics + MORE], device="meta")
     check_tensors(saved.tensors, expected, where)
 
 

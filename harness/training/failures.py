@@ -19,14 +19,15 @@ from .checkpoint import files
 from .folder import Position
 from .storage import link, step_of
 
-SPIKE = 5.0  # a loss is a spike above so many times the median of the last windows
+SPIKE = 5.0  # a loss is a spike above so many times the median of the largest losses of the last windows
 WINDOWS, LEAST = 20, 5  # how many windows are the last, and how many are needed
 MOST = 3  # snapshots of spikes; each holds a checkpoint on disk
 
 
 @dataclass
 class Failures:
-    """Looks at the losses of a training and leaves snapshots. `losses` are those of its lines so far."""
+    """Looks at the losses of a training and leaves snapshots. `losses` are those of its lines so far, which are means
+    over windows and so at most the largest ones."""
 
     folder: Path
     config: Config
@@ -39,7 +40,8 @@ class Failures:
         self.recent = deque(self.losses, maxlen=WINDOWS)
 
     def look(self, at: Position, loss: float) -> None:
-        """Note the loss of a window. A spike is said in one line and, unless there are `MOST` snapshots, leaves one."""
+        """Note the largest loss of a step in a window. A spike is said in one line and, unless there are `MOST`
+        snapshots, leaves one."""
         usual = median(self.recent) if len(self.recent) >= LEAST else loss
         self.recent.append(loss)
         if loss > SPIKE * usual:

@@ -20,6 +20,7 @@ from .folder import Position, TrainingFolder
 from .loggers import Identity, Loggers
 from .previews import FOLDER, write_preview, write_real
 from .steps import Diverged
+from .window import LARGEST
 
 
 class Speed:
@@ -93,10 +94,11 @@ class Log:
         self.failures = Failures(folder, config, files.fingerprint, files.stretches, losses, say)
 
     def line(self, at: Position, means: dict[str, float | None]) -> None:
-        """Write a line of metrics, send it to the loggers, and look whether its loss is a spike."""
-        line = self.files.log(at, means, self.speed.since(at))
+        """Write a line of metrics, send it to the loggers, and look whether the loss of a step was a spike."""
+        shown = {name: value for name, value in means.items() if name != LARGEST}
+        line = self.files.log(at, shown, self.speed.since(at))
         self.loggers.line(at.step, line)
-        self.failures.look(at, line["loss"])
+        self.failures.look(at, means.get(LARGEST) or line["loss"])
 
     def preview(self, at: Position, net: Backbone) -> None:
         """Draw and send a preview with the averaged weights. One that cannot be written is one line,

@@ -20,7 +20,7 @@ from .window import new_window, restore_window, sums
 class TrainStep:
     """Forward, loss, backward, clipping, AdamW and EMA, and the state that they change: weights, their averages, Adam's
     moments, `updates`, the number of steps so far, and `window` (window.py), the sums of what is not yet logged: the
-    metrics, the loss by quarter of t, and the norm of the gradients before clipping.
+    metrics, the loss by quarter of t, and the norm of the gradients before clipping; and the largest loss of a step.
 
     `call` is `net`, or `net` compiled or wrapped. The caller sets the net's training mode and checkpointing. If the
     parameters of `net` are in shards (sharding.py), so is all that has their shapes.
@@ -102,15 +102,19 @@ class TrainStep:
         self.optimizer.zero_grad(set_to_none=True)
         size = self.micro_batch or len(inputs[0])
         passes = len(inputs[0]) // size
+        loss, place = torch.zeros_like(self.window[-1]), self.objective.metrics.index("loss")
         for x0, y, t, noise in zip(*(tensor.split(size) for tensor in inputs), strict=True):
             x_t = self.objective.corrupt(x0, t, noise)
             with autocast(self.device, self.precision):
                 out = self.call(x_t, t, y)
             losses = self.objective.loss(out.float(), x0, x_t, t, noise)
             (losses["loss"].mean() / passes).backward()
-            self.window[:-1].add_(sums(losses, self.objective.metrics, t, self.objective.span) / passes)
+            part = sums(losses, self.objective.metrics, t, self.objective.span) / passes
+            self.window[:-2].add_(part)
+            loss += part[place]
         norm = torch.nn.utils.get_total_norm([p.grad for p in self.trained if p.grad is not None], foreach=True)
-        self.window[-1].add_(whole(norm))
+        self.window[-2].add_(whole(norm))
+        self.window[-1].clamp_(min=loss)
         if self.clip is not None:
             torch.nn.utils.clip_grads_with_norm_(self.trained, self.clip, norm, foreach=True)
         self.optimizer.step()

@@ -7,17 +7,21 @@ import torch
 from torch import Tensor
 
 QUARTERS = 4  # of the range of t
-MORE = 2 * QUARTERS + 1  # sums beside those of the metrics
+MORE = 2 * QUARTERS + 2  # numbers beside the sums of the metrics
+EARLIER = (0, MORE - 1)  # of earlier versions
+LARGEST = "largest"  # among the means: the largest loss of a step
 
 
 def new_window(metrics: Sequence[str], device: str) -> Tensor:
     """Zeros: the sums over steps of each metric; for each quarter of t the sum of its images' losses, over the batch,
-    and their share of the batch; and the norm of the gradients."""
+    and their share of the batch; and the norm of the gradients. Last, the largest loss of a step (of several processes,
+    about the mean of their largest)."""
     return torch.zeros(len(metrics) + MORE, device=device)
 
 
 def sums(losses: Mapping[str, Tensor], metrics: Sequence[str], t: Tensor, span: float) -> Tensor:
-    """What a pass of B images adds to a window, but for the norm, from the losses [B] and t [B] in [0, span]."""
+    """What a pass of B images adds to a window, but for its last two numbers, from the losses [B] and t [B] in
+    [0, span]."""
     loss = losses["loss"].detach()
     means = torch.stack([losses[name].detach().mean() for name in metrics])
     quarter = (t * QUARTERS / span).long().clamp(0, QUARTERS - 1)
@@ -35,11 +39,14 @@ def restore_window(window: Tensor, saved: Tensor, begun: bool) -> None:
 
 def window_means(window: Tensor, metrics: Sequence[str], steps: int) -> dict[str, float | None]:
     """The means over a window of so many steps: the metrics, `grad_norm`, and `loss_q1` … `loss_q4`, the loss of the
-    images with t in that quarter of its range. None for a quarter without images, and for what was not summed."""
+    images with t in that quarter of its range. None for a quarter without images, and for what was not summed. And the
+    largest loss of a step (`LARGEST`), None if it is not known."""
     count = len(metrics)
     values = (window / steps).tolist()
     means: dict[str, float | None] = dict(zip(metrics, values[:count], strict=True))
-    losses, shares, norm = values[count : count + QUARTERS], values[count + QUARTERS : -1], values[-1]
+    losses, shares, norm = values[count : count + QUARTERS], values[count + QUARTERS : -2], values[-2]
+    largest = float(window[-1])
+    means[LARGEST] = None if math.isnan(largest) else largest
     means["grad_norm"] = None if math.isnan(shares[0]) else norm
     for number, (loss, share) in enumerate(zip(losses, shares, strict=True), start=1):
         means[f"loss_q{number}"] = loss / share if share > 0 else None

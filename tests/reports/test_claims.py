@@ -1,6 +1,7 @@
 """Verdicts on the claims of studies, against intervals that were computed by hand."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from lamabench.reports.report import _readme, build, evidence_of, table_text
 from run_folders import H100, Line, cost, line, made, markdown, parsed, scored, trained, write
 from test_page import EVIL, Parsed
 
-END, CURVE = "FD-EffNetLite0-10k", "FD-EffNetLite0-2k"
+END, CURVE, KID = "FD-EffNetLite0-10k", "FD-EffNetLite0-2k", "KD-EffNetLite0-2k"
 # Of three differences with the sample standard deviation s, half the interval is t(0.975, 2) · s / √3; t is 4.3027.
 HALF = 2.4841
 DIT = [24.0, 24.0, 24.0]
@@ -22,14 +23,23 @@ TITLES = {"lamamba": "LaMamba-T", "dit": "DiT-T", "unet": "U-Net-T"}
 
 
 def put(
-    root: Path, name: str, ends: list[float], flops: float = 1.0, metric: str = END, study: str = "s", **about: Line
+    root: Path,
+    name: str,
+    ends: list[float],
+    flops: float = 1.0,
+    metric: str = END,
+    study: str = "s",
+    kid: Sequence[float] = (),
+    **about: Line,
 ) -> None:
     """The trainings of a model, a seed each, that took so many FLOPs and one second for a step. A set of 2,000 samples
-    has twice the last score in the middle; that of 10,000 at the end is lower by 2."""
+    has twice the last score in the middle; that of 10,000 at the end is lower by 2. `kid` has last scores of another
+    metric."""
     for seed, end in enumerate(ends):
-        for step, value in ((300, 2 * end), (600, end)):
+        for step, factor in ((300, 2), (600, 1)):
             at = {"training_flops": 64e9 * flops * step, "training_seconds": 1.0 * step}
-            sets = [made(scored(value, "p2", CURVE)) | at]
+            sets = [made(scored(factor * end, "p2", CURVE)) | at]
+            sets += [made(scored(factor * kid[seed], "p3", KID)) | at] if kid else []
             sets = [made(scored(end - 2, "p1", metric)) | at, *sets] if step == 600 else sets
             lines = [cost(), trained() | about, *sets]
             who = {"family": name, "title": TITLES[name], "variant": {"model": name}, "seed": seed, "study": study}
@@ -117,7 +127,7 @@ def test_a_claim_that_is_inconclusive_says_why(tmp_path: Path) -> None:
 
 
 def test_one_pair_decides_a_claim(tmp_path: Path) -> None:
-    """One that is the other way round, or else one that is inconclusive; the others are not named."""
+    """One that is the other way round, or else one that is inconclusive. Of the others, those that hold are named."""
     put(tmp_path, "lamamba", BETTER)
     put(tmp_path, "dit", DIT)
     put(tmp_path, "unet", CLOSE)
@@ -125,7 +135,43 @@ def test_one_pair_decides_a_claim(tmp_path: Path) -> None:
     assert claim.verdict == "does not hold here" and "U-Net" not in claim.text
     assert claim.text.startswith(f"First (s: {END}, `DiT-T` against `LaMamba-T`: +4.0 ± 2.5 over 3 seeds).")
     (claim,) = judge(tmp_path, {"First": [("lamamba", "dit"), ("unet", "dit")]})
-    assert claim.verdict == "inconclusive" and "LaMamba" not in claim.text
+    zero = "`U-Net-T` against `DiT-T`: -1.0 ± 5.0 over 3 seeds, the interval includes 0"
+    held = f"At equal images it holds for {NAME}: -4.0 ± 2.5 over 3 seeds."
+    assert claim.verdict == "inconclusive" and claim.text == f"First (s: {END}, {zero}). {held}"
+
+
+def test_a_claim_holds_at_the_amounts_at_which_all_its_pairs_do(tmp_path: Path) -> None:
+    """With half again as many FLOPs a step it is reversed at equal FLOPs."""
+    put(tmp_path, "lamamba", BETTER, flops=1.5)
+    put(tmp_path, "dit", DIT)
+    put(tmp_path, "unet", DIT, flops=1.5)
+    both, hours = judge(tmp_path, {"Both": [("lamamba", "unet")], "Hours": [("lamamba", "unet"), ("lamamba", "dit")]})
+    assert (both.headline, hours.headline) == ("holds here", "holds here at equal images and GPU-hours")
+    assert [row["claim_verdict"] for row in verdicts(evidence_of([tmp_path])).rows] == [
+        both.headline, hours.headline, hours.headline,
+    ]  # fmt: skip
+
+
+def test_other_metrics_are_named_where_they_say_something_else(tmp_path: Path) -> None:
+    """KD is worse by 1.0, 1.1 and 0.9 (s = 0.1) at the end, or by 0, 1 and -1; at equal FLOPs of a model that takes
+    half again as many, FD is reversed too."""
+    put(tmp_path / "worse", "lamamba", BETTER, kid=[3.0, 3.1, 2.9])
+    put(tmp_path / "worse", "dit", DIT, kid=[2.0] * 3)
+    (claim,) = judge(tmp_path / "worse", WINS)
+    each = [f"at equal {what} reversed ({KID}, {NAME}: +1.00 ± 0.25 over 3 seeds)" for what in AMOUNTS]
+    assert claim.text.endswith(f" Other metrics differ: {'; '.join(each)}.")
+    put(tmp_path / "open", "lamamba", BETTER, kid=[2.0, 3.0, 1.0], flops=1.5)
+    put(tmp_path / "open", "dit", DIT, kid=[2.0] * 3)
+    (claim,) = judge(tmp_path / "open", WINS)
+    each = [f"at equal {what} inconclusive ({KID})" for what in AMOUNTS]
+    assert claim.text.endswith(f" Other metrics differ: {'; '.join(each)}.")
+    put(tmp_path / "same", "lamamba", BETTER, kid=[1.0, 1.1, 0.9])
+    put(tmp_path / "same", "dit", DIT, kid=[2.0] * 3)
+    (claim,) = judge(tmp_path / "same", WINS)
+    assert "Other metrics" not in claim.text and claim.headline == "holds here"
+
+
+AMOUNTS = ("images", "training FLOPs", "GPU-hours")
 
 
 def test_a_run_that_failed_is_marked(tmp_path: Path) -> None:
@@ -174,7 +220,8 @@ def test_what_does_not_compare_is_inconclusive(tmp_path: Path) -> None:
         write(tmp_path / "none", name, [cost()], **more)
     (claim,) = judge(tmp_path / "none", WINS)
     assert claim.text == f"It wins (s: {NAME}: LaMamba-T and DiT-T have no score)."
-    assert verdicts(evidence_of([tmp_path / "none"])).rows[0]["verdict"] == "inconclusive"
+    assert claim.verdict == "not run yet"
+    assert verdicts(evidence_of([tmp_path / "none"])).rows[0]["verdict"] == "not run yet"
 
 
 def test_claims_stand_at_the_head_of_a_report(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from lamabench.harness.run import STUDY
 from lamabench.reports.budgets import Moment, at_amount, equal_budgets, interpolated, rising
 from lamabench.reports.evidence import Evidence
 from lamabench.reports.moments import equal_images
@@ -131,6 +132,24 @@ def test_equal_flops_and_hours(tmp_path: Path) -> None:
     assert [one.rows for one in scale_hours(evidence(tmp_path))] == [[]]
 
 
+def test_a_score_at_the_end_alone_has_no_column_at_equal_flops(tmp_path: Path) -> None:
+    """Two studies have the same model as different variants, whose runs end at equal FLOPs. Curves are compared there,
+    and ends are not."""
+    for study in ("one", "two"):
+        write_many(tmp_path / study, 2, 1, 1, study=study)
+    listing = tmp_path / "two" / "two" / STUDY
+    listing.write_text(listing.read_text().replace('"variant": {', '"variant": {"n": 1, '))
+
+    def named_at_the_end(line: Line) -> Line:
+        return line | {"metric": "FD-end"} if (line.get("metric"), line.get("images_seen")) == (FD, IMAGES) else line
+
+    change(tmp_path, "*/trainings/*/samples/*/record.jsonl", named_at_the_end)
+    both = Evidence(read([tmp_path / "one", tmp_path / "two"]))
+    titles = [[column.title or "" for column in table.columns] for table in (*scale(both), *scale_flops(both))]
+    assert [any(title.startswith("FD-end") for title in each) for each in titles] == [True, False]
+    assert all(any(title.startswith(FD) for title in each) for each in titles)
+
+
 def test_data_sets_and_ways_of_sampling_have_tables_of_their_own(tmp_path: Path) -> None:
     write_many(tmp_path, 2, 1, 1)
     for model in ("lamamba", "dit"):
@@ -169,6 +188,24 @@ def test_only_models_as_such_are_compared(tmp_path: Path) -> None:
     assert table.notes[0] == (
         "Of demo, runs with window 8 stand here; the other variants are in the table of the study."
     )
+
+
+def test_a_training_of_two_studies_is_there_once(tmp_path: Path) -> None:
+    """The model `a` of `window` is a training of `scale` too, which has as many models and is first; `c` is new."""
+    for place, model in enumerate(("a", "b")):
+        who: Line = {
+            "variant": {"model": model},
+            "title": f"Model-{model}",
+            "study": "scale",
+            "entry": {"place": place},
+        }
+        write(tmp_path, model, [cost(), trained(), scored(1.0)], **who)
+    write(tmp_path, "c", [cost(), trained(), scored(1.0)], variant={"model": "c", "n": 1}, title="C", study="window")
+    scale_listing, listing = (json.loads((tmp_path / name / STUDY).read_text()) for name in ("scale", "window"))
+    listing["runs"].append({**scale_listing["runs"][0], "study": "window", "variant": {"model": "a", "n": 1}})
+    (tmp_path / "window" / STUDY).write_text(json.dumps(listing))
+    (table,) = scale(evidence(tmp_path))
+    assert [row["label"] for row in table.rows] == ["C, n 1", "Model-a", "Model-b"]
 
 
 def test_runs_that_are_not_done_are_marked(tmp_path: Path) -> None:

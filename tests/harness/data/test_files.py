@@ -52,6 +52,16 @@ def edit(file: Path, at: int = -1, time_ns: int | None = None) -> None:
         os.utime(file, ns=(time_ns, time_ns))
 
 
+def test_a_folder_for_compiled_code_holds_no_fingerprints(tmp_path, opened, cache, monkeypatch):
+    """A training moves compiled code below the root of its runs after it has read the names of its images."""
+    files = folder_of_images(tmp_path / "set")
+    first = fingerprint(tmp_path / "set", files)
+    opened.clear()
+    monkeypatch.setenv("LAMABENCH_NVRTC_CACHE_DIR", str(tmp_path / "compiled"))
+    assert fingerprint(tmp_path / "set", files) == first and not opened
+    assert [*cache.iterdir()] and not (tmp_path / "compiled").exists()
+
+
 def test_the_second_fingerprint_reads_no_file(tmp_path, opened):
     files = folder_of_images(tmp_path / "set")
     opened.clear()

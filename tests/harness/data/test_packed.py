@@ -156,6 +156,7 @@ def test_the_second_look_decodes_nothing(tmp_path, kind, monkeypatch):
     assert before == ((None, None) if kind == "webdataset" else (12, None))
     first = load(config)
     monkeypatch.setattr(packed_module, "decode", lambda content: pytest.fail("an image was decoded"))
+    monkeypatch.setenv("LAMABENCH_NVRTC_CACHE_DIR", str(tmp_path / "compiled"))  # as a training sets it on a GPU
     assert glance(config) == (12, first.fingerprint) and load(config).fingerprint == first.fingerprint
     assert summary(config).images == 12
     with pytest.raises(InputError, match=r"data.num_classes is 5, but .* has 2 classes; set it to 2"):

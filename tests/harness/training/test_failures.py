@@ -161,6 +161,25 @@ def test_spikes_leave_a_few_snapshots_and_the_training_goes_on(spoil, tmp_path, 
     assert [path.name for path in snapshots(broken)] == [path.name for path in places]  # the losses before are known
 
 
+@pytest.mark.parametrize("passes", [{}, {"micro_batch": 2}])
+def test_a_spike_of_one_step_is_seen_in_a_window_of_many(passes, spoil, tmp_path, capsys):
+    """Step 33 of 40 has noise of six times. The mean of its window of five steps is below five times the usual one."""
+    config = make(DIT, steps=40, log_every=5, checkpoint_every=10)
+    config = replace(config, run=replace(config.run, **passes))
+    folder = trained(folder_of(tmp_path / "usual", config), config)
+    assert not snapshots(folder)
+    spoil({4 * 33 - 3: 6.0})
+    folder = trained(folder_of(tmp_path / "run", config), config)
+    usual = sorted(line["loss"] for line in metrics(folder)[:6])[3]
+    assert metrics(folder)[6]["step"] == 35 and metrics(folder)[6]["loss"] < 5 * usual
+    (snapshot,) = snapshots(folder)
+    assert "by step 35, more than 5 times the usual" in capsys.readouterr().err
+    rows = list(replay(snapshot, "cpu"))
+    assert [row["step"] for row in rows] == [31, 32, 33, 34, 35]
+    assert max(rows, key=lambda row: row["loss"])["step"] == 33
+    assert "largest" not in metrics(folder)[6]
+
+
 def test_what_is_no_spike(tmp_path):
     losses = [3.0, 1.0, 1.0, 1.0, 1.0, 4.9, 5.0]
     said = []
