@@ -12,7 +12,7 @@ from matplotlib.ticker import NullFormatter, NullLocator
 
 from .ablation import plain
 from .differences import Mean, mean_of
-from .drawing import title_of_scores
+from .drawing import cut_bars, ends_of, log_if_wide, title_of_scores
 from .evidence import Evidence
 from .names import axis_noun, axis_word, kind_of
 from .style import COLOURS, COLUMN, ENTRIES, FAINT, MARKERS, SMALL, Look, blank, caption, label_ends, legend
@@ -44,7 +44,7 @@ def _draw(study: Variants, look: Look) -> Figure | str:
     if not study.axes:
         return "the variants of the study differ in no axis"
     metric = next(iter(study.values))
-    means = {group: mean_of(seeds.values()) for group, seeds in study.values[metric].items()}
+    means, cut = cut_bars({group: mean_of(seeds.values()) for group, seeds in study.values[metric].items()}, metric)
     numeric = [name for name, values in study.axes.items() if all(map(is_number, values))]
     along = (numeric or list(study.axes))[0]
     lines = _lines(study, along)
@@ -70,7 +70,8 @@ def _draw(study: Variants, look: Look) -> Figure | str:
             name = ", ".join(key)
             keys[name] = Line2D([], [], linestyle="-" if numeric else "", **styles[key])
             ends.append((points[-1][0], points[-1][1].value, name, styles[key]["color"]))
-    _titles(figure, axes, study, metric, along, bool(numeric))
+    _titles(figure, axes, study, metric, along, bool(numeric), cut)
+    log_if_wide(axes.yaxis if numeric else axes.xaxis, ends_of(means), most=5)
     if len(lines) > 1 and not (numeric and len(lines) <= ENTRIES and label_ends(axes, ends)):
         legend(figure, keys, max(0, len(lines) - ENTRIES))
     return figure
@@ -199,8 +200,8 @@ def _points(
                 axes.annotate(marked, (end, x), (4, 0), ha="left", va="center", **text)
 
 
-def _titles(figure: Figure, axes: Axes, study: Variants, metric: str, along: str, numeric: bool) -> None:
-    """The titles of both axes, and below them what the marks mean and which variants are not shown."""
+def _titles(figure: Figure, axes: Axes, study: Variants, metric: str, along: str, numeric: bool, more: str) -> None:
+    """The titles of both axes, and below them what the marks mean, `more`, and which variants are not shown."""
     lines = study.evidence.scores[metric]
     if numeric:
         axes.set_xlabel(axis_noun(along))
@@ -214,6 +215,7 @@ def _titles(figure: Figure, axes: Axes, study: Variants, metric: str, along: str
     if max(shown) > 1:
         low, high = min(shown), max(shown)
         words.append(f"Bars: 95 % intervals over {f'{low} to ' * (low != high)}{high} training seeds.")
+    words += [more] if more else []
     if study.base in study.values[metric]:
         band = "interval" if len(study.values[metric][study.base or ""]) > 1 else "value"
         words.append(f"Hollow: the base, {study.labels[study.base or '']}, whose {band} is grey.")

@@ -1,16 +1,17 @@
 """What figures share: ticks of logarithmic axes, titles of axes of scores, and labels beside points."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from math import ceil, floor, log10
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis
+from matplotlib.axis import Axis, XAxis, YAxis
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from numpy.typing import NDArray
 
+from .differences import Mean
 from .queries import better, score_words
 from .runs import Line
 from .style import SMALL, legible, wrapped
@@ -40,6 +41,28 @@ def few_ticks(axis: Axis, low: float, high: float, most: int = 4, apart: float =
     axis.set_major_locator(FixedLocator(ticks))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}" if value < 1e6 else f"{value:.0e}"))
     axis.set_minor_locator(NullLocator())
+
+
+def cut_bars(means: Mapping[str, Mean], metric: str) -> tuple[dict[str, Mean], str]:
+    """Means for a figure, and a sentence about bars that are cut. A bar that reaches below 0, where no distance or loss
+    is, would leave no room for the others. Kernel distances may be negative, and are not cut."""
+    wide = {group for group, mean in means.items() if mean.half is not None and mean.half >= mean.value > 0}
+    if metric.startswith("K") or not wide:
+        return dict(means), ""
+    cut = {group: Mean(mean.value, mean.value / 2, mean.n) if group in wide else mean for group, mean in means.items()}
+    return cut, "Bars that reach below 0 are cut to half of their mean on either side."
+
+
+def ends_of(means: Mapping[str, Mean]) -> list[float]:
+    """The ends of the bars of means."""
+    return [mean.value + sign * (mean.half or 0.0) for mean in means.values() for sign in (-1, 1)]
+
+
+def log_if_wide(axis: XAxis | YAxis, numbers: Sequence[float], most: int = 6) -> None:
+    """Make an axis logarithmic if its numbers are above 0 and differ by a factor of more than 4."""
+    if min(numbers) > 0 and max(numbers) > 4 * min(numbers):
+        axis.axes.set(**{f"{axis.axis_name}scale": "log"})
+        few_ticks(axis, *axis.get_view_interval(), most=most)
 
 
 def round_numbers(low: float, high: float) -> list[float]:

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from .differences import Mean, count_of, mean_of
-from .drawing import few_ticks, place_labels, round_numbers, title_of_scores
+from .drawing import cut_bars, ends_of, log_if_wide, place_labels, round_numbers, title_of_scores
 from .evidence import Evidence
 from .moments import (
     AtEqualImages,
@@ -53,7 +53,7 @@ def quality_vs_flops(evidence: Evidence) -> Figure | str:
     values = {group: seeds for group, seeds in over_seeds(scores, name).items() if group in models}
     if not values:
         return f"no run has both {name} and a cost"
-    means = {group: mean_of(seeds.values()) for group, seeds in values.items()}
+    means, cut = cut_bars({group: mean_of(seeds.values()) for group, seeds in values.items()}, name)
     marked = {run.group for run in equal.rows if is_marked(run)}
     params = sorted({float(models[group]["params"]) for group in values if models[group]["params"]})
     areas = {group: max(LEAST, LARGEST * (models[group]["params"] or 0) / params[-1]) for group in values if params}
@@ -68,16 +68,15 @@ def quality_vs_flops(evidence: Evidence) -> Figure | str:
     axes.margins(0.15, 0.15)
     for axis, numbers in (
         (axes.xaxis, [*(models[group]["flops"] / 1e9 for group in values), *(2 * x for x, _ in printed)]),
-        (axes.yaxis, [*_heights(means), *(y for _, y in printed)]),
+        (axes.yaxis, [*ends_of(means), *(y for _, y in printed)]),
     ):
-        if min(numbers) > 0 and max(numbers) > 4 * min(numbers):
-            axes.set(**{f"{axis.axis_name}scale": "log"})
-            few_ticks(axis, *axis.get_view_interval(), most=6)
+        log_if_wide(axis, numbers)
     axes.set_xlabel("FLOPs (G) of one forward pass of one image")
     axes.set_ylabel(title_of_scores(name, next(iter(equal.rows.values())), 36))
     several = {count_of(seeds) for seeds in values.values()}
     seeds = f"{max(several)} training seeds" if len(several) == 1 else "training seeds"
     facts = [f"Means over {seeds} with their 95 % intervals."] if max(several) > 1 else []
+    facts += [cut] if cut else []
     facts += ["Hollow: a run failed or is unfinished."] if marked & set(values) else []
     facts += ["Grey: published rows, at twice the multiply-adds that they print."] if printed else []
     why = rankable(equal.rows, equal.rows) if len(values) > 1 else ""
@@ -94,11 +93,6 @@ def published_rows(evidence: Evidence, name: str, equal: AtEqualImages) -> list[
         return []
     rows = evidence.published.steps_400k
     return [(row.macs_g, row.fid) for row in rows if row.macs_g and row.conditional != name.endswith("(unconditional)")]
-
-
-def _heights(means: Mapping[str, Mean]) -> list[float]:
-    ends = [(mean.value, mean.value) if mean.half is None else (mean.low, mean.high) for mean in means.values()]
-    return [height for pair in ends for height in pair]
 
 
 def _draw(

@@ -2,13 +2,17 @@
 
 import csv
 import io
+import os
 import re
+import subprocess
 from math import sqrt
 from pathlib import Path
 from statistics import fmean, median, stdev
 
 import pytest
 from lamabench.ablations import study as suite
+from lamabench.launch.cli import parser
+from lamabench.launch.commands.bench import asked_of
 from lamabench.reports.contents import FIGURES, TABLES
 from lamabench.reports.moments import hours_of
 from lamabench.reports.report import evidence_of, table_text
@@ -111,3 +115,17 @@ def test_qualities_are_those_of_the_records() -> None:
             each = ", ".join(f"{value:.{places}f}" for value in numbers)
             assert text in (f"{fmean(numbers):.{places}f} ± {half:.{places}f}", each)
         assert f"{median(times):.2f}" == minutes
+
+
+def test_the_script_of_measurements_has_models_and_settings_that_there_are() -> None:
+    script = [str(ROOT / "kernels" / "measure.sh"), "run.device=cpu"]
+    lines = subprocess.run(script, env={**os.environ, "PRINT": "1"}, capture_output=True, text=True, check=True).stdout
+    commands = [line.split()[1:] for line in lines.splitlines()]
+    assert [words[0] for words in commands] == ["bench"] * 13 + ["bench-kernels"] * 2
+    for words in commands:
+        args, settings = parser().parse_known_args(
+            words
+        )  # settings after an option are left, as `lamabench` takes them
+        args.words += settings
+        for config, task in asked_of(args, "bench"):
+            assert config.run.device == "cpu" and task.plans

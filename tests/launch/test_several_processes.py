@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 from lamabench.harness.disk import read_lines
 from lamabench.harness.run import read_run
-from lamabench.harness.shards import open_samples
+from lamabench.harness.shards import joined, open_samples
 from processes import MODEL, SMALL, STEPS, losses, same, saved, training
 from safetensors.torch import load_file
 
@@ -202,15 +203,22 @@ def drawn(root):
 
 
 def test_a_signal_to_one_process_stops_the_sampling_of_all_and_the_same_command_goes_on(start, whole):
+    """Images that this process has claimed keep the others from being done before the signal comes."""
     folder = whole[2].parents[2]
-    command = ["sample", str(whole[2]), *DRAWN, "run.root=stopped", "sample.steps=160"]
-    run = start(folder, count=2, command=command)
-    parts = lambda: list(folder.glob("stopped/trainings/*/samples/*/shards/*/0*.npy"))  # noqa: E731
-    run.until(lambda: len(parts()) > 3)
-    run.kill(signal.SIGTERM, 1)
-    assert run.codes == [143, 143] and len(parts()) < 30
-    assert start(folder, count=1, command=command).codes == [0]
+    command = ["sample", str(whole[2]), *DRAWN, "sample.steps=160"]
     assert start(folder, count=1, command=[*command, "run.root=plain"]).codes == [0]
+    begun = shutil.ignore_patterns("*.npy", "*.jsonl", "*.png")
+    shutil.copytree(folder / "plain", folder / "stopped", ignore=begun)
+    (shards,) = folder.glob("stopped/trainings/*/samples/*/shards/*")
+    command.append("run.root=stopped")
+    parts = lambda: list(shards.glob("0*.npy"))  # noqa: E731
+    with joined(shards, 60) as claims:
+        assert claims.take(2) == range(2)
+        run = start(folder, count=2, command=command)
+        run.until(lambda: len(parts()) > 3)
+        run.kill(signal.SIGTERM, 1)
+        assert run.codes == [143, 143]
+    assert start(folder, count=1, command=command).codes == [0] and len(parts()) == 30
     assert np.array_equal(drawn(folder / "stopped")[0], drawn(folder / "plain")[0])
 
 

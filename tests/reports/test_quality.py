@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 from lamabench.reports import fits
-from lamabench.reports.drawing import few_ticks, place_labels, round_numbers
+from lamabench.reports.differences import Mean
+from lamabench.reports.drawing import cut_bars, ends_of, few_ticks, log_if_wide, place_labels, round_numbers
 from lamabench.reports.during import columns_of, during, trajectories
 from lamabench.reports.evidence import Evidence
 from lamabench.reports.pareto import front, pareto, speeds_of
@@ -201,6 +202,24 @@ def test_ticks_are_few_and_round(low: float, high: float, most: int, ticks: list
     few_ticks(axis, low, high, most)
     np.testing.assert_allclose(np.asarray(axis.get_majorticklocs()), ticks)
     assert round_numbers(28e6, 680e6) == [3e7, 1e8, 3e8]
+
+
+def test_bars_that_reach_below_0_are_cut() -> None:
+    means = {"a": Mean(30.0, 4.0, 3), "b": Mean(150.0, 450.0, 3), "c": Mean(50.0, None, 1), "d": Mean(8.0, 8.0, 3)}
+    cut, words = cut_bars(means, "FD-EffNetLite0-10k")
+    assert cut == means | {"b": Mean(150.0, 75.0, 3), "d": Mean(8.0, 4.0, 3)}
+    assert words.startswith("Bars that reach below 0 are cut")
+    assert min(ends_of(cut)) == 4.0 and max(ends_of(cut)) == 225.0
+    assert cut_bars(means, "KD-EffNetLite0-10k") == (means, "")  # may be negative
+    assert cut_bars({"a": means["a"]}, "FD-EffNetLite0-10k") == ({"a": means["a"]}, "")
+
+
+@pytest.mark.parametrize(("numbers", "scale"), [([1.0, 4.1], "log"), ([1.0, 4.0], "linear"), ([0.0, 4.1], "linear")])
+def test_an_axis_of_a_wide_range_is_logarithmic(numbers: list[float], scale: str) -> None:
+    axes = Figure().add_subplot()
+    axes.plot(numbers, numbers)
+    log_if_wide(axes.yaxis, numbers)
+    assert (axes.get_yscale(), axes.get_xscale()) == (scale, "linear")
 
 
 def test_labels_avoid_lines_points_and_each_other() -> None:
