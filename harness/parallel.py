@@ -122,9 +122,8 @@ def _join(port: Path | None) -> None:
     _store.set(f"process/{rank()}", identity())
     _store.add("joined", 1)
     _until(lambda: _store.add("joined", 0) >= size(), f"all {size()} processes")
-    gpus = torch.cuda.is_available() and dist.is_nccl_available()
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
     store = PrefixStore("group", _store)
-    backend = "cpu:gloo,cuda:nccl" if gpus else "gloo"
     dist.init_process_group(backend, store=store, rank=rank(), world_size=size(), timeout=TIMEOUT)
 
 
@@ -335,6 +334,8 @@ def attending(work: str) -> Iterator[None]:
     try:
         yield
     except (signals.Stopped, Agreed):
+        if own := signals.asked():  # `heed` misses one that comes while it asks the store
+            _store.set("stop", str(int(own)))
         raise
     except Exception as error:
         _lost = True
@@ -385,8 +386,7 @@ def facts(device: str, **values: Any) -> list[dict[str, Any]]:
     from .device import device_name, is_cuda
 
     gpu = str(torch.cuda.get_device_properties(device).uuid) if size() > 1 and is_cuda(device) else None
-    place = {"host": platform.node(), "device": device_name(device), "gpu": gpu}
-    everyone = gather({**place, **values})
+    everyone = gather({"host": platform.node(), "device": device_name(device), "gpu": gpu, **values})
     for number, other in enumerate(everyone):
         for name in values:
             if other[name] != everyone[0][name]:

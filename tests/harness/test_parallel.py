@@ -211,3 +211,19 @@ def test_processes_that_never_meet_leave_no_port_behind(tmp_path, monkeypatch):
     with pytest.raises(parallel.Lost, match="for all 2 processes"):
         parallel.everywhere(lambda: None, tmp_path / "7_0.0.port")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_signal_that_comes_while_a_process_looks_for_others_stops_them_too(place, monkeypatch):
+    """It comes when the process has looked for its own signals, and asks the store for those of the others."""
+    store, numbers = {}, []
+
+    def check(names):
+        numbers[:] = [15]
+        return False
+
+    monkeypatch.setattr(parallel, "_store", SimpleNamespace(check=check, set=store.__setitem__))
+    monkeypatch.setattr(signals, "_noted", numbers)
+    place(1, 2)
+    with pytest.raises(signals.Stopped, match="SIGTERM"), parallel.attending("sample"):
+        parallel.heed()
+    assert store == {"stop": "15"}

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -216,8 +217,11 @@ def test_a_signal_to_one_process_stops_the_sampling_of_all_and_the_same_command_
         assert claims.take(2) == range(2)
         run = start(folder, count=2, command=command)
         run.until(lambda: len(parts()) > 3)
+        killer = threading.Timer(60, run.kill, [signal.SIGKILL, 0, 1])  # where the other process does not learn of it
+        killer.start()
         run.kill(signal.SIGTERM, 1)
         assert run.codes == [143, 143]
+        killer.cancel()
     assert start(folder, count=1, command=command).codes == [0] and len(parts()) == 30
     assert np.array_equal(drawn(folder / "stopped")[0], drawn(folder / "plain")[0])
 
