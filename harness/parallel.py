@@ -265,9 +265,7 @@ def heed() -> None:
     """Between two parts of work that each process does by itself: raise Stopped if a signal came to any of them, and
     Lost, with its words, if one failed."""
     if size() > 1 and _store is not None:
-        if (own := signals.asked()) is not None:
-            _store.set("stop", str(int(own)))
-        elif _store.check(["stop"]):
+        if _store.check(["stop"]):
             signals.take(int(_store.get("stop")))
         if _store.check(["failure"]):
             raise Lost(_store.get("failure").decode())
@@ -334,7 +332,7 @@ def attending(work: str) -> Iterator[None]:
     try:
         yield
     except (signals.Stopped, Agreed):
-        if own := signals.asked():  # `heed` misses one that comes while it asks the store
+        if own := signals.asked():  # wherever this process noticed it; `heed` of the others looks for it
             _store.set("stop", str(int(own)))
         raise
     except Exception as error:

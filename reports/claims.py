@@ -272,14 +272,13 @@ def _pair(study: Variants, metric: str, curve: str, scores: Mapping[Run, list[Li
 
 
 def _others_at_end(study: Variants, metric: str, one: str, other: str) -> dict[str, Difference]:
+    """The differences at the end of the trainings in the metrics besides one."""
     scores = {name: {run: [row] for run, row in study.evidence.scores[name].items()} for name in study.metrics}
     every = {name: study.difference(name, one, other) for name in _alike(study, metric, scores) if name != metric}
     return {name: result for name, result in every.items() if result}
 
 
-def _alike(
-    study: Variants, metric: str, columns: Mapping[str, dict[Run, list[Line]]]
-) -> dict[str, dict[Run, list[Line]]]:
+def _alike(study: Variants, metric: str, columns: Columns) -> Columns:
     """The columns of scores against the same images as a metric. Those against others would say things twice."""
     reference = _reference(study.evidence.scores[metric])
     return {
