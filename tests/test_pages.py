@@ -11,6 +11,7 @@ from statistics import fmean, median, stdev
 
 import pytest
 from lamabench.ablations import study as suite
+from lamabench.harness.disk import read_lines
 from lamabench.launch.cli import parser
 from lamabench.launch.commands.bench import asked_of
 from lamabench.reports.contents import FIGURES, TABLES
@@ -115,6 +116,30 @@ def test_qualities_are_those_of_the_records() -> None:
             each = ", ".join(f"{value:.{places}f}" for value in numbers)
             assert text in (f"{fmean(numbers):.{places}f} ± {half:.{places}f}", each)
         assert f"{median(times):.2f}" == minutes
+
+
+def test_several_gpus_are_those_of_the_records() -> None:
+    """Losses and memory of DDP and FSDP2, and the training that went on: its number of processes, losses and steps."""
+    records = ROOT / "reports" / "records" / "several-gpus"
+    text = (ROOT / "kernels" / "README.md").read_text(encoding="utf-8")
+    lines = {
+        path.name: {line["step"]: line for line in read_lines(next(path.glob("trainings/*/metrics.jsonl")))}
+        for path in records.glob("[!s]*")
+    }
+    for name, folder in (("DDP", "ddp"), ("FSDP2", "fsdp")):
+        (run,) = read([records / folder])
+        row, last = run.last("train", "done"), lines[folder][60]
+        assert row is not None and row["processes"] == 2
+        losses = f"{lines[folder][10]['loss']:.4f}", f"{last['loss']:.4f}"
+        cells = [name, row["compile"], *losses, f"{last['peak_memory_gib']:.1f}"]
+        assert re.search(r"\| +".join(rf"{re.escape(cell)} *" for cell in cells), text), cells
+    (run,) = read([records / "continued"])
+    row = run.last("train", "done")
+    assert row is not None
+    assert [(part["from_step"], part.get("processes", 1)) for part in row["stretches"]] == [(0, 2), (200, 1)]
+    assert f"went on from step 200, with {lines['continued'][250]['loss']:.4f} by step 250" in text
+    (one,), (two,) = (read([records / f"sampled-on-{count}"]) for count in (1, 2))
+    assert {row["key"] for run in (one, two) for row in run.rows if row["kind"] == "sample"} == {"30f99e024ef8"}
 
 
 def test_the_script_of_measurements_has_models_and_settings_that_there_are() -> None:

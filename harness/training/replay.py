@@ -2,14 +2,15 @@
 
     python -m lamabench.harness.training.replay RUN/failures/step-00000123
 
-It runs the network eagerly in one process, so that losses are those of the training except for rounding; dropout is
-drawn anew where the training had several processes.
+It runs the network eagerly in one process, so that losses are those of the training except for rounding. The masks of
+dropout are those of each process of the training, but others if its network was compiled.
 """
 
 import argparse
 import math
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from itertools import cycle
 from pathlib import Path
 from typing import Any, cast
 
@@ -30,7 +31,7 @@ from .checkpoint import check_data
 from .checkpoint import load as load_checkpoint
 from .resume import ran
 from .start import initial_model
-from .step import TrainStep
+from .step import TrainStep, seed_dropout
 from .storage import of_step
 from .window import window_means
 
@@ -61,9 +62,12 @@ def replay(snapshot: Path, device: str = "auto") -> Iterator[dict[str, Any]]:
         config.train,
         call=net,
         device=device,
-        micro_batch=facts["micro_batch"],
+        micro_batch=(size := facts["micro_batch"]),
         seed=config.seed,
     )
+    processes = facts["stretch"].get("processes", 1)
+    if net.draws:
+        step.call = _drawing(step, processes, config.train.batch_size // processes // size)
     if start:
         if (path := of_step(snapshot, start)) is None:
             raise InputError(f"{snapshot} lacks the checkpoint of step {start}")
@@ -95,6 +99,19 @@ def replay(snapshot: Path, device: str = "auto") -> Iterator[dict[str, Any]]:
         yield row
         if row["layer"] or row["gradient"] or not math.isfinite(row["loss"]):
             return
+
+
+def _drawing(step: TrainStep, processes: int, passes: int) -> Callable[..., Tensor]:
+    """The network of a step, with the dropout of `processes`, each of which has the next so many passes of the step."""
+    numbers = cycle(range(processes * passes))
+
+    def run(*inputs: Tensor) -> Tensor:
+        rank, number = divmod(next(numbers), passes)
+        if number == 0:
+            seed_dropout(step.seed, step.updates, rank)
+        return step.net(*inputs)
+
+    return run
 
 
 def _facts(snapshot: Path) -> dict[str, Any]:

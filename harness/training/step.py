@@ -17,6 +17,12 @@ from .sharding import local, own_rows, whole
 from .window import new_window, restore_window, sums
 
 
+def seed_dropout(seed: int, updates: int, rank: int) -> None:
+    """Seed the dropout of the step after `updates` others, in one of the processes of a training."""
+    draw = generator(seed, Stream.DROPOUT, updates * RANKS + rank)
+    torch.manual_seed(int(draw.integers(2**63)))
+
+
 class TrainStep:
     """Forward, loss, backward, clipping, AdamW and EMA, and the state that they change: weights, their averages, Adam's
     moments, `updates`, the number of steps so far, and `window` (window.py), the sums of what is not yet logged: the
@@ -76,10 +82,9 @@ class TrainStep:
         inputs = [batch[key].to(self.device, non_blocking=True) for key in ("x0", "y", "t", "noise")]
         self._set_rate()
         if self.net.draws:  # dropout of a step depends on nothing before it, so that a continued training repeats it
-            draw = generator(self.seed, Stream.DROPOUT, self.updates * RANKS + self.rank)
-            torch.manual_seed(int(draw.integers(2**63)))
+            seed_dropout(self.seed, self.updates, self.rank)
         update(inputs)
-        self.ema.update(self.updates)
+        self.ema.update(self.updates)  # after the graph, because its share is another at each step; it starts meanwhile
         self.updates += 1
 
     def rate(self, step: int) -> float:

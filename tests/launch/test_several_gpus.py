@@ -7,10 +7,12 @@ import socket
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from lamabench.harness import signals
 from lamabench.harness.disk import read_lines
 from lamabench.harness.run import read_run
 
@@ -24,6 +26,7 @@ WORDS = [
     f"train.steps={STEPS}", "run.device=cuda", "run.log_every=20", "run.checkpoint_every=50",
 ]  # fmt: skip
 FSDP = ("run.parallel=fsdp",)
+ENDING = partial(signals.end_with_parent, signal.SIGKILL)  # with the tests, however those end
 
 
 def start(folder, count, *words):
@@ -33,7 +36,7 @@ def start(folder, count, *words):
     if count > 1:
         torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
         program = [*torchrun, "--no-python", *program]
-    return subprocess.Popen([*program, *WORDS, *words], cwd=folder, start_new_session=True)
+    return subprocess.Popen([*program, *WORDS, *words], cwd=folder, start_new_session=True, preexec_fn=ENDING)
 
 
 def processes_in(folder):
@@ -101,7 +104,10 @@ def start_each(folder, *words):
         environment = {**os.environ, **place, "RANK": str(rank), "LOCAL_RANK": str(rank)}
         command = [shutil.which("lamabench") or "lamabench", *WORDS, *words]
         with open(folder / f"err-{rank}", "w") as file:
-            runs.append(subprocess.Popen(command, cwd=folder, env=environment, stderr=file, start_new_session=True))
+            run = subprocess.Popen(
+                command, cwd=folder, env=environment, stderr=file, start_new_session=True, preexec_fn=ENDING
+            )
+            runs.append(run)
     return runs
 
 
