@@ -89,33 +89,51 @@ def test_speeds_are_those_of_the_records(page: str, heading: str, count: int, co
 
 
 def test_qualities_are_those_of_the_records() -> None:
-    """The mean over seeds and half its interval, of Student's t, or each seed's value; minutes are the median."""
+    """The mean over three seeds and half its interval, of Student's t, or the values of seeds with scores; minutes are
+    the median. The paired differences are of the same scores."""
     runs = [run for run in read([ROOT / "reports" / "records" / "cifar10"]) if run.last("train", "done")]
-    rows = rows_below((ROOT / "README.md").read_text(encoding="utf-8"), "## How good they are")
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    rows = rows_below(readme, "## How good they are")
     assert {row[0] for row in rows} == {run.info["title"] for run in runs}
+    values: dict[str, dict[int, float]] = {}
     for title, params, macs, rate, minutes, quality, heldout in rows:
         at, seeds = {"title": title, "train.lr": float(rate)}.items(), {}
         for run in runs:
             if at <= {**run.info["variant"], "title": run.info["title"]}.items():
                 seeds[run.info["seed"]] = run
         assert sorted(seeds) == [0, 1, 2], title
-        values, losses, times = [], [], []
-        for _, run in sorted(seeds.items()):
-            (score,) = [
-                row for row in run.rows if row["kind"] == "score" and row["metric"] == "FD-EffNetLite0-10k"
-                and row["reference"] == "cifar10 test"
-            ]  # fmt: skip
-            hours, cost = hours_of(run, score), run.last("cost", "done")
-            assert hours is not None and hours[1] == "NVIDIA H200, bfloat16" and cost is not None
-            assert (f"{cost['params'] / 1e6:.3f}", f"{cost['macs'] / 1e9:.3f}") == (params, macs)
-            values.append(score["value"])
-            losses += {row["value"] for row in run.rows if row["kind"] == "score" and row["metric"] == "held-out loss"}
-            times.append(60 * hours[0])
-        for numbers, text, places in ((values, quality, 1), (losses, heldout, 5)):
-            half = t.ppf(0.975, 2) * stdev(numbers) / sqrt(3)
-            each = ", ".join(f"{value:.{places}f}" for value in numbers)
-            assert text in (f"{fmean(numbers):.{places}f} ± {half:.{places}f}", each)
+        values[title], losses, times = {}, [], []
+        for seed, run in sorted(seeds.items()):
+            scores = [row for row in run.rows if row["kind"] == "score" and row["images_seen"] == 640_000]
+            for row in scores:
+                if row["metric"] == "FD-EffNetLite0-10k" and row["reference"] == "cifar10 test":
+                    values[title][seed] = row["value"]
+            losses += {row["value"] for row in scores if row["metric"] == "held-out loss"}
+            if scores:
+                hours, cost = hours_of(run, scores[0]), run.last("cost", "done")
+                assert hours is not None and hours[1] == "NVIDIA H200, bfloat16" and cost is not None
+                assert (f"{cost['params'] / 1e6:.3f}", f"{cost['macs'] / 1e9:.3f}") == (params, macs)
+                times.append(60 * hours[0])
+        for numbers, text, places in (([*values[title].values()], quality, 1), (losses, heldout, 5)):
+            assert text == (with_interval(numbers, places) if len(numbers) == 3 else each(numbers, places)), title
         assert f"{median(times):.2f}" == minutes
+    for one, other, text in (
+        ("LaMamba-Diff-T", "DiT-T/2", "DiT's by {} at size T"),
+        ("LaMamba-Diff-S (dim 68)", "DiT-S/2", "by {} at S,"),
+        ("LaMamba-Diff-T", "U-Net-T", "U-Net-T's by {}."),
+    ):
+        differences = [values[other][seed] - values[one][seed] for seed in (0, 1, 2)]
+        places = 0 if stdev(differences) > 5 else 1
+        assert text.format(with_interval(differences, places)) in " ".join(readme.split())
+
+
+def with_interval(numbers: list[float], places: int) -> str:
+    half = t.ppf(0.975, len(numbers) - 1) * stdev(numbers) / sqrt(len(numbers))
+    return f"{fmean(numbers):.{places}f} ± {half:.{places}f}"
+
+
+def each(numbers: list[float], places: int) -> str:
+    return ", ".join(f"{value:.{places}f}" for value in numbers)
 
 
 def test_several_gpus_are_those_of_the_records() -> None:
