@@ -72,7 +72,7 @@ def _waiting(study: Variants) -> list[str]:
 
 def _neighbours(study: Variants) -> list[str]:
     """One sentence for each space in which distances to training images were measured: the share of the samples that
-    are nearer than nearly all test images, together and by training."""
+    are nearer than nearly all test images, together and by training, and which trainings with samples have none."""
     found: dict[str, dict[Run, list[tuple[int, int, int]]]] = {}  # nearer, samples, test images
     text = []
     for run in _once(study.evidence.runs):
@@ -96,10 +96,12 @@ def _neighbours(study: Variants) -> list[str]:
         each = f", {_percent(min(ends), 1)} to {_percent(max(ends), 1)} by training" if len(ends) > 1 else ""
         tests = max(count[2] for counts in of_run.values() for count in counts)
         where = "in pixels" if space == "pixels" else f"in the features of {space}"
+        sampled = (run for run in _once(study.evidence.runs) if run.last("sample", "done"))
+        rest = few([_listed(study, [run]) for run in sampled if run not in of_run])
         text.append(
             f"Of {samples} samples of {_trainings(of_run)}, {_percent(nearer / samples, 1)} are nearer to a training "
             f"image, {where}, than {_percent(1 - NEAR, 0)} of {tests} test images are{each}; of new images it would be "
-            f"about {_percent(NEAR, 0)}."
+            f"about {_percent(NEAR, 0)}{f' (not measured: {joined(rest)})' if rest else ''}."
         )
     return text
 

@@ -265,7 +265,8 @@ def _missing(study: Variants) -> list[str]:
         parts = []
         for state, groups in states.items():
             names = [_name(study, group) + _seeds(seeds) * (group in study.members) for group, seeds in groups.items()]
-            parts.append(f"{sum(map(len, groups.values()))} {state} ({listed(names)})")
+            word = "trained" if state == "done" and some is absent else state
+            parts.append(f"{sum(map(len, groups.values()))} {word} ({listed(names)})")
         if parts:
             text.append(f"{len(some)} of {_count(len(planned), 'planned run')} {what}: {'; '.join(parts)}.")
     return text

@@ -6,7 +6,7 @@ import pytest
 from lamabench.reports.evidence import Evidence
 from lamabench.reports.runs import read
 from lamabench.reports.verdicts import headline, sentences
-from run_folders import Line, cost, line, made, put, scored, swept, write
+from run_folders import Line, cost, line, made, put, scored, swept, trained, write
 from scipy import stats
 
 FD = "FD-EffNetLite0-512"
@@ -138,14 +138,16 @@ def test_what_is_missing(tmp_path: Path) -> None:
     for seed, lines in more.items():
         write(tmp_path, f"w-8-s{seed}", lines, title="DiT-S/2", variant={"model.window_size": 8}, seed=seed, study="w")
     write(tmp_path, "w-2-s0", [cost()], title="DiT-S/2", variant={"model.window_size": 2}, seed=0, study="w")
+    write(tmp_path, "w-2-s1", [trained()], title="DiT-S/2", variant={"model.window_size": 2}, seed=1, study="w")
     (tmp_path / "w" / "w-4-{}-s1").resolve().joinpath("record.jsonl").write_text("junk\n")
-    first, *_, absent, early = sentences(of(tmp_path, "w"))
+    first, *rest = sentences(of(tmp_path, "w"))
+    absent, early = (sentence for sentence in rest if "planned run" in sentence)
     assert first.endswith("; `window 2` has no score.")
     assert absent == (
-        f"4 of 10 planned runs have no {FD}: 1 unreadable (`w-4-{{}}-s1`); 2 not started (`window 8` seed 3 and "
-        "`window 2` seed 0); 1 oom (`window 8` seed 4)."
+        f"5 of 11 planned runs have no {FD}: 1 unreadable (`w-4-{{}}-s1`); 2 not started (`window 8` seed 3 and "
+        "`window 2` seed 0); 1 oom (`window 8` seed 4); 1 trained (`window 2` seed 1)."
     )
-    assert early == "1 of 10 planned runs has a score and is not done: 1 oom (`window 8` seed 5)."
+    assert early == "1 of 11 planned runs has a score and is not done: 1 oom (`window 8` seed 5)."
 
 
 def test_speed(tmp_path: Path) -> None:
