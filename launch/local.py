@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -143,18 +144,32 @@ def _noting() -> Iterator[list[int]]:
 
 
 class _Job:
-    """A run that is being done: by a job of this process or, if `job` is None, by another process that is watched."""
+    """Runs that are being done one after the other, by a job of this process, or one that another process does and that
+    is watched, if `job` is None. `first` is the run that the job begins with."""
 
-    def __init__(self, run: Piece, job: submitit.Job[None] | None = None, visible: str = "") -> None:
-        self.run, self.job, self.visible = run, job, visible
+    def __init__(self, runs: Sequence[Piece], job: submitit.Job[None] | None = None, visible: str = "") -> None:
+        self.runs, self.job, self.visible = list(runs), job, visible
+        self.first = self.runs[0]
 
     def ended(self) -> bool:
-        return not is_locked(self.run.folder) and (self.job is None or self.job.done())
+        return (self.job is None or self.job.done()) and not any(is_locked(run.folder) for run in self.runs)
+
+    def at_work(self) -> Piece:
+        """The run that it works on now: the last one that has begun."""
+        return next((run for run in reversed(self.runs) if is_locked(run.folder) or run.progress()), self.runs[0])
+
+    def attempts(self, run: Piece) -> list[dict[str, Any]]:
+        """What the job noted of a run (worker.py); its error is that of a file that is damaged."""
+        try:
+            return read_attempts(run.folder, self.job.job_id) if self.job is not None else []
+        except InputError as damage:
+            return [{"error": str(damage)}]
 
 
 def run_local(runs: Sequence[Piece], parallel: int | None = None, every: float = 10.0) -> bool:
     """Do what is missing of every task (called a run here), as processes of submitit's local executor, `parallel` at a
-    time (None: as `parallelism` says).
+    time (None: as `parallelism` says). Sets of samples of one training share the processes that are free, so that the
+    network is loaded and compiled once for several sets.
 
     A run that another process works on is watched, and taken over if that process dies. Samples wait for the training
     whose weights they take. The progress of each run is printed every `every` seconds. On Ctrl-C, SIGTERM and SIGHUP
@@ -179,28 +194,34 @@ def run_local(runs: Sequence[Piece], parallel: int | None = None, every: float =
             say(f"{run.name}: already done")
     with _noting() as came:
         while (waiting or jobs) and not came:
-            while len(jobs) < parallel and not came and (run := next((run for run in waiting if run.ready()), None)):
-                waiting.remove(run)
-                visible = visible_to(device_of(run), available, (job.visible for job in jobs))
-                jobs.append(_start(run, threads, visible, say))
+            while (free := parallel - len(jobs)) > 0 and not came and (some := together(waiting, free)):
+                waiting = [run for run in waiting if run not in some]
+                visible = visible_to(device_of(some[0]), available, (job.visible for job in jobs))
+                jobs.append(_start(some, threads, visible, say))
             if not jobs:
                 for run in waiting:
                     reason = problem(run.task) or f"{run.task.training} has no weights of step {run.task.step}"
                     say(f"{run.name}: not started, {reason}")
                 break
             time.sleep(0.5)
+            for one in jobs:
+                while len(one.runs) > 1 and not one.runs[0].missing():
+                    _finish(one, one.runs.pop(0), say)
             for one in [one for one in jobs if one.ended()]:
                 jobs.remove(one)
-                if one.job is None and one.run.missing() and one.run.error() is None:
-                    say(f"{one.run.name}: whoever worked on it is gone")
-                    waiting.insert(0, one.run)
-                else:
-                    _finish(one, say)
+                for run in one.runs:
+                    if one.job is None and run.missing() and run.error() is None:
+                        say(f"{run.name}: whoever worked on it is gone")
+                        waiting.insert(0, run)
+                    elif run is not one.first and run.missing() and not one.attempts(run):
+                        waiting.insert(0, run)  # the job ended before it came to it
+                    else:
+                        _finish(one, run, say)
             if time.monotonic() - last >= every:
                 last = time.monotonic()
-                for one in jobs:
-                    progress = one.run.progress()
-                    say(f"{one.run.name}: {describe(progress) if progress else 'starting'}")
+                for run in [one.at_work() for one in jobs]:
+                    progress = run.progress()
+                    say(f"{run.name}: {describe(progress) if progress else 'starting'}")
         if came:
             _end([one for one in jobs if one.job is not None], came, say)
     if came:
@@ -208,40 +229,55 @@ def run_local(runs: Sequence[Piece], parallel: int | None = None, every: float =
     return not any(run.missing() for run in runs)
 
 
-def _start(run: Piece, threads: int, visible: str, say: Callable[[str], None]) -> _Job:
+def together(waiting: Sequence[Piece], free: int) -> list[Piece]:
+    """What the next of so many `free` processes does: the first run that is ready and, of samples, its share of the
+    other sets of that training that are ready, all in one process or one in each. Empty if no run is ready."""
+    first = next((run for run in waiting if run.ready()), None)
+    if first is None or is_locked(first.folder) or first.task.kind != "samples":
+        return [] if first is None else [first]
+    alike = [run for run in waiting if _place(run) == _place(first) and run.ready() and not is_locked(run.folder)]
+    return alike[: ceil(len(alike) / free)]
+
+
+def _place(run: Piece) -> tuple[Any, ...]:
+    """What runs of one process have in common."""
+    return run.task.kind, run.task.training, run.task.stages, device_of(run), run.plugins
+
+
+def _start(runs: Sequence[Piece], threads: int, visible: str, say: Callable[[str], None]) -> _Job:
+    run = runs[0]
     if is_locked(run.folder):
         say(f"{run.name}: already running, watching it")
-        return _Job(run)
-    task = entry(run)
-    logs = prepare(task) / "logs"
-    (run.folder / "progress.json").unlink(missing_ok=True)
+        return _Job([run])
+    tasks = [entry(one) for one in runs]
+    for one, task in zip(runs, tasks, strict=True):
+        prepare(task)
+        (one.folder / "progress.json").unlink(missing_ok=True)
+    logs = run.folder / "logs"
     logs.mkdir(exist_ok=True)
     cluster = ClusterConfig(kind="local", gpus=1 if visible else 0, signal_s=SIGNAL_S)
     manifest = logs / "manifest.json"
-    write_atomically(manifest, json.dumps({"arrays": [{"cluster": asdict(cluster), "tasks": [task]}]}).encode())
+    write_atomically(manifest, json.dumps({"arrays": [{"cluster": asdict(cluster), "tasks": tasks}]}).encode())
     with _job_environment(threads):
         job = LocalExecutor(logs, visible).submit(work, str(manifest), 0)
     where = f" on GPU {visible}" if visible else ""
-    missing = run.missing()
-    left = f", {', '.join(missing)} to do" if missing != list(run.task.stages) else ""
-    say(f"{run.name}: started{where}{left}, log {job.paths.stdout}")
-    return _Job(run, job, visible)
+    for one in runs:
+        missing = one.missing()
+        left = f", {', '.join(missing)} to do" if missing != list(one.task.stages) else ""
+        begun = f"started{where}" if one is run else f"follows {run.name}"
+        say(f"{one.name}: {begun}{left}, log {job.paths.stdout}")
+    return _Job(runs, job, visible)
 
 
-def _finish(one: _Job, say: Callable[[str], None]) -> None:
-    run, job = one.run, one.job
+def _finish(one: _Job, run: Piece, say: Callable[[str], None]) -> None:
     if not run.missing():
         say(f"{run.name}: done")
         return
     error, state = run.error(), run.state()
-    if error is None and job is not None:
-        try:
-            attempts = read_attempts(run.folder, job.job_id)
-        except InputError as damage:
-            attempts = [{"error": str(damage)}]
-        error = next((line["error"] for line in attempts if line.get("error")), None)
+    if error is None and one.job is not None:
+        error = next((line["error"] for line in one.attempts(run) if line.get("error")), None)
         state = "failed" if error else state
-        error = error or f"the job ended without a record; its log: {job.paths.stdout}"
+        error = error or f"the job ended without a record; its log: {one.job.paths.stdout}"
     say(f"{run.name}: {state}: {error or 'stopped'}")
 
 
@@ -249,7 +285,7 @@ def _end(jobs: Sequence[_Job], came: Sequence[int], say: Callable[[str], None]) 
     """Tell jobs to save and end, and wait until they do. A second signal ends the waiting."""
     left, end, asked = [one for one in jobs if not one.ended()], time.monotonic() + END_S, len(came)
     if left:
-        say(f"{', '.join(one.run.name for one in left)}: saving, then ending")
+        say(f"{', '.join(one.at_work().name for one in left)}: saving, then ending")
     while left and len(came) == asked and time.monotonic() < end:
         for one in left:
             assert one.job is not None
@@ -258,4 +294,4 @@ def _end(jobs: Sequence[_Job], came: Sequence[int], say: Callable[[str], None]) 
         time.sleep(1)
         left = [one for one in left if not one.ended()]
     for one in left:
-        say(f"{one.run.name}: still at work, it ends by itself")
+        say(f"{one.at_work().name}: still at work, it ends by itself")

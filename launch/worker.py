@@ -193,11 +193,9 @@ def ours(notice: bool) -> bool:
 
 
 def work(manifest: str, index: int) -> None:
-    """Do what is missing of one task of array `index` of a manifest. The environment tells which task.
-
-    Returns if the task is done. Otherwise raises SystemExit, because submitit would store another exception as the
-    result. The code is 0 if the job is queued again and will continue, 1 if it was stopped, or a key of `EXITS`.
-    """
+    """Do what is missing of array `index` of a manifest: of the task that SLURM's environment tells, elsewhere of all.
+    Returns if that is done. Otherwise raises SystemExit, because submitit would store another exception as the
+    result. The code is 0 if the job is queued again and will continue, 1 if it was stopped, or a key of `EXITS`."""
     path = Path(manifest)
     with _listening():
         say(f"{job_key()} on {platform.node()}: " + " ".join(f"{key}={value}" for key, value in environment().items()))
@@ -249,14 +247,14 @@ def _listening() -> Iterator[None]:
 
 
 def _guarded(path: Path, index: int, met: bool = True) -> int | None:
-    """The exit code of `_attempt`, or a key of `EXITS` if one describes the error that stopped it."""
+    """The exit code of `_attempts`, or a key of `EXITS` if one describes the error that stopped it."""
     try:
         manifest = read_manifest(path)
     except OSError as error:
         say(str(error))
         return errno.ESTALE
     try:
-        return _attempt(path, index, manifest, met)
+        return _attempts(path, index, manifest, met)
     except Exception as error:
         number = next((one.errno for one in _causes(error) if isinstance(one, OSError) and one.errno in EXITS), None)
         if number is None and not path.exists():  # the folder is gone, whatever the error is
@@ -274,13 +272,28 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def _attempt(path: Path, index: int, manifest: dict[str, Any], met: bool) -> int | None:
-    """Do a task. If a signal came before its processes `met`, only queue it again where it must (`_stopped`)."""
+def _attempts(path: Path, index: int, manifest: dict[str, Any], met: bool) -> int | None:
+    """Do a task of an array on SLURM, elsewhere all of them in turn, also after one that failed. Returns the exit code,
+    None if all are done; raises what the last one raises."""
     array = manifest["arrays"][index]
-    task = array["tasks"][task_number()]
     job = path.parent / f"array-{index}.job"
     if executor() == "slurm" and not job.exists():  # the submit was killed before it could write the id
         job.write_text(os.environ["SLURM_ARRAY_JOB_ID"] + "\n", encoding="utf-8")
+    tasks, failed = [array["tasks"][task_number()]] if executor() == "slurm" else array["tasks"], None
+    for number, task in enumerate(tasks, 1):
+        try:
+            if (code := _attempt(task, array["cluster"], manifest, met)) is not None:
+                return code
+        except Exception:
+            if number == len(tasks):
+                raise
+            say(traceback.format_exc())
+            failed = 1
+    return failed
+
+
+def _attempt(task: dict[str, Any], cluster: dict[str, Any], manifest: dict[str, Any], met: bool) -> int | None:
+    """Do a task. If a signal came before its processes `met`, only queue it again where it must (`_stopped`)."""
     from .slurm.snapshot import other_code
 
     if (text := other_code(manifest.get("code", {}), task.get("plugins", ()))) is not None:
@@ -296,10 +309,10 @@ def _attempt(path: Path, index: int, manifest: dict[str, Any], met: bool) -> int
     (folder / "progress.json").unlink(missing_ok=True)  # so that a file that appears later is from this start
     attempt.note("start", restart=restart, host=platform.node(), records=records, **code())
     ended = threading.Event()
-    watch = threading.Thread(target=_let_go, args=(attempt, array["cluster"]["signal_s"] / 2, ended), daemon=True)
+    watch = threading.Thread(target=_let_go, args=(attempt, cluster["signal_s"] / 2, ended), daemon=True)
     watch.start()
     try:
-        check_gpus(array["cluster"]["gpus"])
+        check_gpus(cluster["gpus"])
         if not met:
             signals.check()
         _patiently(task, folder)

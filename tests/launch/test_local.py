@@ -5,6 +5,7 @@ import signal
 import time
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import yaml
@@ -115,13 +116,82 @@ def test_jobs_share_the_gpus_and_none_works_on_the_cpu(names, parallel, each, tm
 def test_without_a_gpu_jobs_share_the_cores(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
     seen = []
-    monkeypatch.setattr(local, "_start", lambda run, threads, visible, say: seen.append((threads, visible)) or
-                        local._Job(replace(run, task=replace(run.task, stages=()))))  # fmt: skip
+    monkeypatch.setattr(local, "_start", lambda runs, threads, visible, say: seen.append((threads, visible)) or
+                        local._Job([replace(run, task=replace(run.task, stages=())) for run in runs]))  # fmt: skip
     monkeypatch.setattr("os.sched_getaffinity", lambda _: range(6))
     mine = runs(tmp_path, 3)
     local.run_local(mine)
     local.run_local(mine, 1)
     assert seen == [(2, "")] * 3 + [(6, "")] * 3
+
+
+STEPS = (2, 4, 6, 8)
+
+
+def sampled(root):
+    """The sets of a training at four moments, after it, and of another one that is not trained."""
+    more = {"train.steps": 8, "train.snapshots": list(STEPS), "sample.at": "all", "sample.count": 6,
+            "sample.method": "ddim", "sample.steps": 2, "run.device": "cpu", "run.root": str(root)}  # fmt: skip
+    study = Study("s", "?", base=SMALL | more, axes={"train.lr": [1e-3, 2e-3]}, stages=["train", "sample"])
+    every = pieces(plan(study))
+    assert local.run_local([run for run in every if run.task.kind == "training"][:1], 1)
+    return [run for run in every if run.task.kind == "samples"]
+
+
+def jobs_of(runs):
+    """The jobs that worked on runs, in their order."""
+    return [
+        [line["job"] for line in read_lines(run.folder / "attempts.jsonl") if line["event"] == "start"] for run in runs
+    ]
+
+
+def images_of(runs):
+    return [[path.read_bytes() for path in sorted(run.folder.glob("shards/*/0*.npy"))] for run in runs]
+
+
+def test_sets_of_one_training_share_processes(tmp_path, capsys):
+    """With one process, it draws all. With two, each draws half. The images are the same, and one set that cannot be
+    drawn keeps no other one from it."""
+    one, two, three = (sampled(tmp_path / name) for name in "abc")
+    assert [len(local.together(one, free)) for free in (1, 2, 3, 4, 9)] == [4, 2, 2, 1, 1]
+    assert local.together(one[4:], 1) == []  # that training has no weights
+    assert not local.run_local(one, 1)
+    (first,), *others = jobs_of(one[:4])
+    assert others == [[first]] * 3
+    err = capsys.readouterr().err
+    assert err.count(f"follows {one[0].name}, log") == 3 and all(f"{run.name}: done" in err for run in one[:4])
+    assert not local.run_local(two[:4] + two[5:], 2)
+    jobs = jobs_of(two[:4])
+    assert jobs[0] == jobs[1] != jobs[2] == jobs[3]
+    assert images_of(one[:4]) == images_of(two[:4]) and all(images_of(one[:4]))
+    weights = Path(three[1].task.training) / "weights" / "step-00000004.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    assert not local.run_local(three[:4], 1)
+    assert [run.missing() for run in three[:4]] == [[], ["sample"], [], []]
+    assert f"{three[1].name}: failed: " in capsys.readouterr().err
+
+
+def test_sets_that_a_lost_process_did_not_reach_are_drawn(tmp_path, monkeypatch, capsys):
+    """The process dies at the second of four sets. That one failed, and the next process draws the other two."""
+    runs = sampled(tmp_path)[:4]
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    (tmp_path / "sitecustomize.py").write_text(DIES)
+    monkeypatch.setenv("DIES_AT", str(runs[1].folder))
+    assert not local.run_local(runs, 1)
+    assert [run.missing() for run in runs] == [[], ["sample"], [], []]
+    jobs = jobs_of(runs)
+    assert jobs[0] == jobs[1] != jobs[2] == jobs[3]
+    assert f"{runs[1].name}: " in capsys.readouterr().err
+
+
+# A module that Python imports at its start: a process ends by SIGKILL when it begins to draw in a folder.
+DIES = """
+import os, signal, sys
+def hook(event, words):
+    if event == "open" and str(words[0]).startswith(os.environ["DIES_AT"] + "/shards"):
+        os.kill(os.getpid(), signal.SIGKILL)
+sys.addaudithook(hook)
+"""
 
 
 @pytest.mark.parametrize(
