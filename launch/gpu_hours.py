@@ -39,13 +39,16 @@ def committed_speeds(folder: Path = RECORDS, mode: str = "train") -> list[Line]:
 
 
 def speeds(runs: Iterable[Run], mode: str = "train") -> list[Line]:
-    """The measured training steps, or forward passes, in folders of models, each with the configuration of its model as
-    `model`."""
+    """The measured training steps, or forward passes, of one process in folders of models, each with the configuration
+    of its model as `model`."""
     return [
         {**row.flat(), "model": from_dict(run.info["config"]["model"])}
         for run in runs
         for row in run.records
-        if row.kind == "speed" and row.state == "done" and getattr(row, "mode", None) == mode
+        if row.kind == "speed"
+        and row.state == "done"
+        and getattr(row, "mode", None) == mode
+        and (getattr(row, "processes", None) or 1) == 1
     ]
 
 

@@ -259,7 +259,10 @@ def plan(
         run = Planned(name, variant.name, about, config, run_tasks, tuple(words), settings, tuple(names))
         request = tuple(_request(task) for task in run_tasks)
         if request in runs:
-            raise InputError(f"study {study.name}: {name} and {runs[request].name} are the same run")
+            other = runs[request]
+            more = "; they differ in how samples are scored: `lamabench sweep run STUDY evaluate.…` scores them again"
+            same = config.evaluate == other.config.evaluate
+            raise InputError(f"study {study.name}: {name} and {other.name} are the same run{'' if same else more}")
         runs[request] = run
     planned = list(runs.values())
     if len(roots := {run.config.run.root for run in planned}) > 1:

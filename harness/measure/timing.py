@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from .. import signals
+from .. import launcher, signals
 from .clocks import conditions, reader
 
 LEAST = 5  # the least calls of a measurement, however long they take
@@ -61,7 +61,8 @@ def others_busy() -> Callable[[], str | None]:
         except (OSError, IndexError, ValueError):
             return None
         ticks = sum(map(int, (user, nice, system, *interrupts)))
-        return ticks / os.sysconf("SC_CLK_TCK") - time.process_time()
+        own = time.process_time() * launcher.neighbours()  # the other processes of the run do as much
+        return ticks / os.sysconf("SC_CLK_TCK") - own
 
     before, started = busy(), time.perf_counter()
 

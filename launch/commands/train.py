@@ -4,6 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import yaml
@@ -12,6 +13,7 @@ from ...harness import signals
 from ...harness.checks import check_batch
 from ...harness.config import Config, check_fit
 from ...harness.device import device_type, is_cuda, own_device, pick_device, training_mode
+from ...harness.disk import read_lines
 from ...harness.guide import passes
 from ...harness.keys import asked, config_to_dict, model_folder, training_folder
 from ...harness.moments import kept_steps, not_kept
@@ -60,16 +62,19 @@ def run(args: argparse.Namespace) -> int:
         execute(task, Progress(task.path))
     rows = [row.flat() for row in read_run(task.path).records if row.kind == "train" and row.state == "done"]
     done = next((row for row in reversed(rows) if row["steps"] == config.train.steps), None)
+    last = done or rows[-1]
+    lines = [line["images_per_s"] for line in read_lines(task.path / "metrics.jsonl") if line.get("images_per_s")]
+    speed = median(lines) if lines else last["images_per_s"]  # without compilation, which the first line has
     if done is None:  # a moment of a longer training
         print(f"{folder}: step {config.train.steps} is kept, of {max(row['steps'] for row in rows)} steps")
     else:
         steps = number(done["steps"], "step")
-        print(f"{folder}: {steps}, loss {done['final_loss']:.4f}, {done['images_per_s']:.1f} images/s")
-    if text := late(done or rows[-1], config):
+        print(f"{folder}: {steps}, loss {done['final_loss']:.4f}, {speed:.1f} images/s")
+    if text := late(last, config):
         print(text)
     from .sample import fitting
 
-    speed = (done or rows[-1])["images_per_s"]
+    speed /= last["processes"] or 1
     print(f"next: {command('sample', folder, *fitting(speed, config.objective.kind))}")
     sample = config.sample
     whole = sample.count * sum(passes(config)) / (3 * speed)

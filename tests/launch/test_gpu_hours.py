@@ -51,6 +51,7 @@ def test_hours_come_only_from_records(tmp_path):
         {"images_per_s": 9e9, "compile": "compile"},
         {"images_per_s": 9e9, "precision": "float32"},
         {"images_per_s": 9e9, "input_size": 16},
+        {"images_per_s": 9e9, "processes": 2},
         {"images_per_s": 9e9, "model": "dit_b_2"},
         {"state": "oom", "error": "x"},
         {"images_per_s": 400.0, "overrides": {"depth": 14}},

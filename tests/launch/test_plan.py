@@ -268,6 +268,9 @@ def test_two_runs_that_ask_for_the_same_are_refused(study):
     same = Study("s", "?", variants={"a": {"model": "dit_nano"}, "b": {"model": "dit_nano", "sample.batch_size": 7}})
     with pytest.raises(InputError, match="b and a are the same run"):
         plan(same)
+    scored = {name: {"model": "dit_nano", "evaluate.features": name} for name in ("inception_v3", "dinov2_vitl14")}
+    with pytest.raises(InputError, match="dinov2_vitl14 and inception_v3 are the same run; they differ in how samples"):
+        plan(Study("s", "?", variants=scored, stages=["train", "sample", "evaluate"]))
     with pytest.raises(InputError, match="are the same run"):  # the cost of a model is the same for all seeds
         plan(study(stages=["cost"], seeds=(0, 1)))
     assert len(plan(study(stages=["cost", "train"], seeds=(0, 1)))) == 2

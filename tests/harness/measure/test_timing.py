@@ -76,6 +76,24 @@ def test_the_work_of_other_processes_is_neither_idle_time_nor_our_own(others, se
     assert text is None if words is None else text == f"other processes kept {words} cores busy"
 
 
+def test_processes_of_the_same_run_are_no_others(tmp_path, monkeypatch):
+    """Four cores are busy for a second. With three ranks that keep one each, others have the fourth, which is a quarter."""
+    monkeypatch.setattr(timing, "CPU_TIMES", tmp_path / "stat")
+    monkeypatch.setattr(timing, "os", types.SimpleNamespace(cpu_count=lambda: 4, sysconf=lambda name: 100))
+    clocks = {"perf_counter": 0.0, "process_time": 0.0}
+    monkeypatch.setattr(timing, "time", types.SimpleNamespace(**{name: partial(clocks.get, name) for name in clocks}))
+    texts = []
+    for ranks in ("1", "3"):
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", ranks)
+        clocks.update(perf_counter=0.0, process_time=0.0)
+        (tmp_path / "stat").write_text("cpu  0 0 0 0 0 0 0 0 0 0\n")
+        summary = timing.others_busy()
+        clocks.update(perf_counter=1.0, process_time=1.0)
+        (tmp_path / "stat").write_text("cpu  400 0 0 0 0 0 0 0 0 0\n")
+        texts.append(summary())
+    assert texts == ["other processes kept 3.0 of 4 cores busy", None]
+
+
 def test_measurements_on_a_gpu_take_turns(tmp_path, monkeypatch):
     """Another process holds the lock until it is killed. A signal ends the wait for the lock."""
     monkeypatch.setattr(timing, "LOCKS", tmp_path)
