@@ -77,7 +77,7 @@ def test_the_work_of_other_processes_is_neither_idle_time_nor_our_own(others, se
 
 
 def test_processes_of_the_same_run_are_no_others(tmp_path, monkeypatch):
-    """Four cores are busy for a second. With three ranks that keep one each, others have the fourth, which is a quarter."""
+    """Four cores are busy for a second, three of them with ranks of one run: others keep a quarter of the cores."""
     monkeypatch.setattr(timing, "CPU_TIMES", tmp_path / "stat")
     monkeypatch.setattr(timing, "os", types.SimpleNamespace(cpu_count=lambda: 4, sysconf=lambda name: 100))
     clocks = {"perf_counter": 0.0, "process_time": 0.0}
