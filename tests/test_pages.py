@@ -140,9 +140,10 @@ def test_several_gpus_are_those_of_the_records() -> None:
     """Losses and memory of DDP and FSDP2, and the training that went on: its number of processes, losses and steps."""
     records = ROOT / "reports" / "records" / "several-gpus"
     text = (ROOT / "kernels" / "README.md").read_text(encoding="utf-8")
+    words = " ".join(text.split())
     lines = {
         path.name: {line["step"]: line for line in read_lines(next(path.glob("trainings/*/metrics.jsonl")))}
-        for path in records.glob("[!s]*")
+        for path in records.glob("[!s]*/")
     }
     for name, folder in (("DDP", "ddp"), ("FSDP2", "fsdp")):
         (run,) = read([records / folder])
@@ -151,6 +152,10 @@ def test_several_gpus_are_those_of_the_records() -> None:
         losses = f"{lines[folder][10]['loss']:.4f}", f"{last['loss']:.4f}"
         cells = [name, row["compile"], *losses, f"{last['peak_memory_gib']:.1f}"]
         assert re.search(r"\| +".join(rf"{re.escape(cell)} *" for cell in cells), text), cells
+    assert f"at {lines['fsdp-eager'][60]['images_per_s']:.0f} images/s with it on two" in words
+    four = {line["step"]: line for line in read_lines(records / "four-then-two.jsonl")}
+    pair = " ".join(f"{four[step]['images_per_s']:,.0f} and" for step in (30, 20)).removesuffix(" and")
+    assert f"and at {pair} on four" in words and f"({four[40]['loss']:.4f} by step 40)" in words
     (run,) = read([records / "continued"])
     row = run.last("train", "done")
     assert row is not None
