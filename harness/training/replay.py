@@ -62,12 +62,12 @@ def replay(snapshot: Path, device: str = "auto") -> Iterator[dict[str, Any]]:
         config.train,
         call=net,
         device=device,
-        micro_batch=(size := facts["micro_batch"]),
+        micro_batch=facts["micro_batch"],
         seed=config.seed,
     )
-    processes = facts["stretch"].get("processes", 1)
     if net.draws:
-        step.call = _drawing(step, processes, config.train.batch_size // processes // size)
+        processes = facts["stretch"].get("processes", 1)
+        step.call = _drawing(step, processes, config.train.batch_size // processes // facts["micro_batch"])
     if start:
         if (path := of_step(snapshot, start)) is None:
             raise InputError(f"{snapshot} lacks the checkpoint of step {start}")
