@@ -56,8 +56,12 @@ class TexColumn:
 def escaped(text: str, letters: int = 0) -> str:
     """Text for LaTeX, in ASCII. Letters that its standard fonts lack become question marks. With `letters`, TeX breaks
     words if it must: after signs such as _ and =, and within those of more letters."""
-    signed = re.sub(r"(?<![\w-])-(?=[\d.])", "−", unicodedata.normalize("NFC", text))  # of numbers; others are hyphens
-    return " ".join(_escaped(word, letters) for word in signed.split())
+    return " ".join(_escaped(word, letters) for word in _signed(unicodedata.normalize("NFC", text)).split())
+
+
+def _signed(text: str) -> str:
+    """The text with the minus of numbers; other signs like it are hyphens."""
+    return re.sub(r"(?<![\w-])-(?=[\d.])", "−", text)
 
 
 def _escaped(word: str, letters: int) -> str:
@@ -103,6 +107,7 @@ def _advance(sign: str) -> float:
 
     font = get_font(str(Path(matplotlib.get_data_path(), "fonts/ttf/cmr10.ttf")))
     font.set_size(100, 72)
+    sign = "+" if sign == "−" else sign  # of the font of symbols, and as wide
     if ord(sign) not in font.get_charmap():
         return 0.86  # of signs from other fonts
     return font.load_char(ord(sign)).linearHoriAdvance / 65536 / 100
@@ -110,7 +115,7 @@ def _advance(sign: str) -> float:
 
 def width_of(text: str, bold: bool = False) -> float:
     """The width of a text in points, at the size of footnotes."""
-    letters = unicodedata.normalize("NFKD", text)
+    letters = unicodedata.normalize("NFKD", _signed(text))
     return FOOTNOTE * (BOLD if bold else 1) * sum(_advance(sign) for sign in letters if not unicodedata.combining(sign))
 
 

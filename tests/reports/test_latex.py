@@ -78,8 +78,10 @@ def test_text_is_wrapped_and_then_columns_are_left_out_by_rank() -> None:
 
 
 def test_widths_are_those_of_the_font() -> None:
-    """Of cmr8 (the letters of \\footnotesize), from its metrics file: digits 0.5313 em, m 0.8854 em, i 0.2951 em."""
-    for text, em in (("0123456789", 5.313), ("mmmm", 4 * 0.8854), ("iiii", 4 * 0.2951)):
+    """Of cmr8 (the letters of \\footnotesize), from its metrics file: digits 0.5313 em, m 0.8854 em, i 0.2951 em and a
+    hyphen 0.3542 em. A minus is of cmsy8, 0.8264 em."""
+    texts = ("0123456789", 5.313), ("mmmm", 4 * 0.8854), ("iiii", 4 * 0.2951)
+    for text, em in (*texts, ("-0.0", 0.8264 + 2 * 0.5313 + 0.2951), ("i-0-0", 2 * (0.3542 + 0.5313) + 0.2951)):
         assert width_of(text) == pytest.approx(8 * em, rel=0.01)
 
 
