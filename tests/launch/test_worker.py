@@ -212,14 +212,14 @@ class NoReader:
 
 
 def test_a_full_disk_is_reported_by_the_exit_code(tmp_path, monkeypatch):
-    (path := tmp_path / "manifest.json").write_text('{"arrays": [{}]}')
+    (path := tmp_path / "manifest.json").write_text('{"arrays": [{"cluster": {}, "tasks": [{}]}]}')
 
     def full(*_):
         worker.say("started")
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setenv("SUBMITIT_DEBUG_JOB_ID", "7")
-    monkeypatch.setattr(worker, "_attempts", full)
+    monkeypatch.setattr(worker, "_attempt", full)
     monkeypatch.setattr(sys, "stderr", NoReader())
     with pytest.raises(SystemExit) as caught:
         worker.work(str(path), 0)
