@@ -9,6 +9,8 @@ bench dit_xl_2 lamamba_xl_release lamamba_xl bench.modes=[train] bench.compile=[
 bench dit_xl_2 bench.modes=[train] bench.compile=[whole-step] bench.input_sizes=[32] bench.batch_size=128
 bench dit_s_2 lamamba_s bench.modes=[train] bench.compile=[whole-step] bench.batch_size=256
 bench lamamba_s d_state=1 bench.modes=[train] bench.compile=[whole-step] bench.batch_size=256
+bench-kernels lamamba_xl lamamba_xl_release bench.batch_size=64
+bench-kernels lamamba_xl lamamba_xl_release lamamba_s --operator selective_scan bench.batch_size=256
 bench dit_xl_2 lamamba_xl_release lamamba_xl bench.modes=[forward] bench.compile=[reduce-overhead] bench.input_sizes=[64] bench.batch_size=128
 bench dit_xl_2 lamamba_xl_release lamamba_xl bench.modes=[forward] bench.compile=[reduce-overhead] bench.input_sizes=[16] bench.batch_size=512
 bench dit_xl_2 lamamba_xl_release lamamba_xl bench.modes=[forward] bench.compile=[reduce-overhead] bench.input_sizes=[128] bench.batch_size=16
@@ -17,8 +19,8 @@ bench dit_xl_2 lamamba_xl_release lamamba_xl bench.modes=[forward] bench.compile
 bench dit_xl_2 bench.modes=[forward] bench.compile=[reduce-overhead] bench.input_sizes=[32] bench.batch_size=256 backend.modulated_norm=torch
 bench dit_xl_2 lamamba_xl_release lamamba_xl bench.modes=[train] bench.compile=[whole-step] bench.input_sizes=[64] bench.batch_size=16
 bench dit_xl_2 lamamba_xl_release lamamba_xl bench.modes=[train] bench.compile=[whole-step] bench.input_sizes=[16] bench.batch_size=256
-bench-kernels lamamba_xl lamamba_xl_release bench.batch_size=64
-bench-kernels lamamba_xl lamamba_xl_release lamamba_s --operator selective_scan bench.batch_size=256
+bench dit_xl_2 bench.modes=[forward] bench.compile=[max-autotune] bench.input_sizes=[32] bench.batch_size=256
+bench dit_xl_2 bench.modes=[train] bench.compile=[max-autotune] bench.input_sizes=[32] bench.batch_size=128
 LINES
 status=0
 while read -ra words; do
