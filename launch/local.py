@@ -31,6 +31,9 @@ from .worker import prepare, read_attempts, work
 DAYS_MIN = 60 * 24 * 30  # submitit ends a job after this many minutes
 SIGNAL_S = 20  # a job that cannot stop half way is ended after half of this time
 END_S = 30.0  # how long to wait for jobs that were told to end
+# A job with a GPU leaves the other cores to what else runs on the machine, such as a command with another of its GPUs:
+# four jobs of four commands, each with as many threads as the 32 cores, took minutes for a score that takes seconds.
+THREADS_BESIDE_A_GPU = 8
 
 
 class LocalExecutor(submitit.LocalExecutor):
@@ -197,7 +200,7 @@ def run_local(runs: Sequence[Piece], parallel: int | None = None, every: float =
             while (free := parallel - len(jobs)) > 0 and not came and (some := together(waiting, free)):
                 waiting = [run for run in waiting if run not in some]
                 visible = visible_to(device_of(some[0]), available, (job.visible for job in jobs))
-                jobs.append(_start(some, threads, visible, say))
+                jobs.append(_start(some, min(threads, THREADS_BESIDE_A_GPU) if visible else threads, visible, say))
             if not jobs:
                 for run in waiting:
                     reason = problem(run.task) or f"{run.task.training} has no weights of step {run.task.step}"

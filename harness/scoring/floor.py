@@ -53,7 +53,7 @@ def _floor(reference: Reference, extractor: Extractor, layer: str, count: int, m
     both = reference.features(extractor, layer, 2 * count)
     if 2 * count >= len(reference.images or ()):
         both = both[reference.order()]
-    return compute("kid", both[:count], both[count : 2 * count], 0)[0].value
+    return compute("kid", both[:count], both[count : 2 * count], 0, device=extractor.device)[0].value
 
 
 def _read(file: Path) -> float | None:

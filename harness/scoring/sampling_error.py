@@ -10,7 +10,9 @@ from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 Float64 = NDArray[np.float64]
 BLOCK = 1024  # samples whose influences are computed at once
@@ -45,8 +47,8 @@ def of_frechet(batches: Iterable[NDArray[np.floating]], mean: Float64, other: Fl
     return of_values(np.concatenate(influences))
 
 
-def of_kernel(samples: Float64, reference: Float64, std: float, subsets: int) -> float:
-    """The error of a kernel distance with the kernel (x·y / D + 1)³ that is a mean over random subsets.
+def of_kernel(samples: Tensor, reference: Tensor, std: float, subsets: int) -> float:
+    """The error of a kernel distance (`cubic_kernel`) that is a mean over random subsets, of float64 [N, D] and [M, D].
 
     The mean over all possible subsets is a U-statistic, in which a sample x counts 2 (mean k(x, x') - mean k(x, y)),
     with x' the other samples and y the reference: the standard deviation of that, divided by √N, is its error
@@ -54,10 +56,9 @@ def of_kernel(samples: Float64, reference: Float64, std: float, subsets: int) ->
     distribution, the error is too large by up to √2. Of more than `MOST` images in a set, a fixed random choice serves.
     """
     x, y = (_some(one) for one in (samples, reference))
-    within, across = _kernel(x, x), _kernel(x, y)
-    np.fill_diagonal(within, 0)
+    within, across = cubic_kernel(x, x).fill_diagonal_(0), cubic_kernel(x, y)
     counts = 2 * (within.sum(1) / (len(x) - 1) - across.mean(1))
-    return math.hypot(np.std(counts, ddof=1) / math.sqrt(len(samples)), std / math.sqrt(subsets))
+    return math.hypot(float(counts.std()) / math.sqrt(len(samples)), std / math.sqrt(subsets))
 
 
 def of_share(share: float, count: int) -> float:
@@ -73,11 +74,13 @@ def of_splits(std: float, splits: int) -> float:
     return std / math.sqrt(splits - 1)
 
 
-def _some(features: Float64) -> Float64:
+def cubic_kernel(a: Tensor, b: Tensor) -> Tensor:
+    """The kernel (x·y / D + 1)³ of each row of a [N, D] with each row of b [M, D]: [N, M]."""
+    return (a @ b.T / a.shape[1] + 1) ** 3
+
+
+def _some(features: Tensor) -> Tensor:
     if len(features) <= MOST:
         return features
-    return features[np.random.default_rng(0).choice(len(features), MOST, replace=False)]
-
-
-def _kernel(a: Float64, b: Float64) -> Float64:
-    return (a @ b.T / a.shape[1] + 1) ** 3
+    rows = np.random.default_rng(0).choice(len(features), MOST, replace=False)
+    return features[torch.from_numpy(rows).to(features.device)]

@@ -204,7 +204,7 @@ def evaluate(
                 "evaluation": evaluation,
             }
             try:
-                quantities = compute(metric, actual, expected[metric], settings.seed, partial(again, layer))
+                quantities = compute(metric, actual, expected[metric], settings.seed, partial(again, layer), device)
                 facts["floor"] = floor(reference, extractor, layer, len(samples), metric)
             except InputError as error:
                 reasons[metric] = str(error)

@@ -1,5 +1,6 @@
-"""Metrics from features, and names of metrics (DESIGN.md, rule 8). torch-fidelity computes all but the Fréchet
-distance, of which it loses digits where a set has fewer images than features."""
+"""Metrics from features, and names of metrics (DESIGN.md, rule 8). torch-fidelity computes all but two: the Fréchet
+distance, of which it loses digits where a set has fewer images than features, and the kernel distance, which it has
+on the CPU alone, where it takes longer than all else of a score."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -9,17 +10,18 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from torch_fidelity.metric_isc import isc_features_to_metric
-from torch_fidelity.metric_kid import kid_features_to_metric
 from torch_fidelity.metric_prc import prc_features_to_metric
 
 from ...kernels.errors import InputError
 from . import sampling_error
 from .counts import NEIGHBOURS, OF_MOMENTS, SPLITS, kid_subset_size, shortage
+from .sampling_error import cubic_kernel
 
 KID_SUBSETS = 100
 BLOCK = 1024  # features whose moments are taken at once
-# Arguments of torch-fidelity.
+# Arguments of torch-fidelity. `_distances` computes the same.
 _KID: dict[str, Any] = {
     "kid_kernel": "poly",
     "kid_kernel_poly_degree": 3,
@@ -179,14 +181,16 @@ def compute(
     reference: AnyFeatures | Moments | None,
     seed: int,
     again: Callable[[], Iterable[AnyFeatures]] | None = None,
+    device: str = "cpu",
 ) -> list[Quantity]:
     """A metric of `sections.METRICS` from features [N, D] of the samples and [M, D] of the reference, in float64.
 
     `fd` and `sfid` are Fréchet distances (Heusel et al., 2017), which take moments too, `kid` is the kernel distance
     (Bińkowski et al., 2018), `prc` improved precision and recall (Kynkäänniemi et al., 2019), `isc` the inception score
     (Salimans et al., 2016), from the samples' logits only. `seed`, below 2^32, draws KID's subsets and IS's splits.
-    With `again`, which returns the features of the samples once more, batch by batch, numbers have an `error`. Raises
-    InputError if sets are too small or the result is not finite.
+    With `again`, which returns the features of the samples once more, batch by batch, numbers have an `error`. What
+    compares images with images (`kid`, `prc`) runs on `device`. Raises InputError if sets are too small or the result
+    is not finite.
     """
     sets = [("samples", samples)] + ([] if reference is None else [("reference", reference)])
     counts = [one.count if isinstance(one, Moments) else len(one) for _, one in sets]
@@ -196,7 +200,7 @@ def compute(
         if not all(np.isfinite(x).all() for x in ((one.mean, one.covariance) if isinstance(one, Moments) else (one,))):
             raise InputError(f"{metric} cannot be computed: features of the {name} are not finite")
     try:
-        quantities = _quantities(metric, [one for _, one in sets], seed, again)
+        quantities = _quantities(metric, [one for _, one in sets], seed, again, device)
     except np.linalg.LinAlgError as error:
         raise InputError(f"{metric} cannot be computed: {error}") from None
     for one in quantities:
@@ -206,7 +210,11 @@ def compute(
 
 
 def _quantities(
-    metric: str, sets: list[AnyFeatures | Moments], seed: int, again: Callable[[], Iterable[AnyFeatures]] | None
+    metric: str,
+    sets: list[AnyFeatures | Moments],
+    seed: int,
+    again: Callable[[], Iterable[AnyFeatures]] | None,
+    device: str,
 ) -> list[Quantity]:
     if metric in OF_MOMENTS:
         a, b = (one if isinstance(one, Moments) else Moments.of(one) for one in sets)
@@ -215,12 +223,11 @@ def _quantities(
         value, root = frechet_and_map(a, b)
         return [Quantity(metric, value, error=sampling_error.of_frechet(again(), a.mean, b.mean, root))]
     arrays = [one for one in sets if not isinstance(one, Moments)]
-    x, y = (torch.from_numpy(arrays[i]).double() for i in (0, -1))
+    x, y = (torch.from_numpy(arrays[i]).to(device, torch.float64) for i in (0, -1))
     if metric == "kid":
-        kwargs = _KID | {"kid_subsets": KID_SUBSETS, "kid_subset_size": kid_subset_size(len(x), len(y))}
-        out = kid_features_to_metric(x, y, rng_seed=seed, verbose=False, **kwargs)
-        mean, std = out["kernel_inception_distance_mean"], out["kernel_inception_distance_std"]
-        error = None if again is None else sampling_error.of_kernel(x.numpy(), y.numpy(), std, KID_SUBSETS)
+        distances = _distances(x, y, kid_subset_size(len(x), len(y)), seed)
+        mean, std = float(distances.mean()), float(distances.std())
+        error = None if again is None else sampling_error.of_kernel(x, y, std, KID_SUBSETS)
         return [Quantity("kid", mean, std, error)]
     if metric == "prc":
         # In parts of 2000 rows, because 50,000 x 50,000 distances would take 20 GB.
@@ -231,3 +238,14 @@ def _quantities(
     out = isc_features_to_metric(x, rng_seed=seed, **_ISC)
     mean, std = out["inception_score_mean"], out["inception_score_std"]
     return [Quantity("isc", mean, std, None if again is None else sampling_error.of_splits(std, SPLITS))]
+
+
+def _distances(x: Tensor, y: Tensor, size: int, seed: int) -> NDArray[np.float64]:
+    """The kernel distances [KID_SUBSETS] between random subsets of `size` rows of x [N, D] and y [M, D], by the
+    unbiased estimate (Bińkowski et al., 2018, equation 4). The subsets are those that torch-fidelity draws."""
+    draw, distances = np.random.RandomState(seed), []
+    for _ in range(KID_SUBSETS):
+        a, b = (v[torch.from_numpy(draw.choice(len(v), size, replace=False)).to(v.device)] for v in (x, y))
+        within = sum(kernel.sum() - kernel.trace() for kernel in (cubic_kernel(a, a), cubic_kernel(b, b)))
+        distances.append(within / (size * (size - 1)) - 2 * cubic_kernel(a, b).mean())
+    return torch.stack(distances).cpu().numpy()

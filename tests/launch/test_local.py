@@ -114,16 +114,32 @@ def test_jobs_share_the_gpus_and_none_works_on_the_cpu(names, parallel, each, tm
     assert all(f"{run.name}: failed: {error}" in err for run, error in zip(mine, errors, strict=True))
 
 
-def test_without_a_gpu_jobs_share_the_cores(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+@pytest.fixture
+def threads(monkeypatch):
+    """The threads and the GPU of each job that is started; a job is done at once."""
     seen = []
     monkeypatch.setattr(local, "_start", lambda runs, threads, visible, say: seen.append((threads, visible)) or
                         local._Job([replace(run, task=replace(run.task, stages=())) for run in runs]))  # fmt: skip
+    return seen
+
+
+def test_without_a_gpu_jobs_share_the_cores(threads, tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
     monkeypatch.setattr("os.sched_getaffinity", lambda _: range(6))
     mine = runs(tmp_path, 3)
     local.run_local(mine)
     local.run_local(mine, 1)
-    assert seen == [(2, "")] * 3 + [(6, "")] * 3
+    assert threads == [(2, "")] * 3 + [(6, "")] * 3
+
+
+def test_a_job_with_a_gpu_leaves_cores_to_other_commands(threads, tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", UUIDS[1])
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: range(32))
+    mine = runs(tmp_path, 1)
+    local.run_local(mine)
+    local.run_local(mine, 8)
+    assert threads == [(8, UUIDS[1]), (4, UUIDS[1])]
 
 
 STEPS = (2, 4, 6, 8)

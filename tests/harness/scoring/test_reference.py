@@ -47,6 +47,7 @@ class Linear:
         rng = np.random.default_rng(0)
         self.maps = {"2048": rng.normal(size=(9, WIDTH)) / 255, "spatial": rng.normal(size=(9, WIDE)) / 255}
         self.network, self.layers, self.fails_at = replace(INCEPTION, width=WIDTH), list(layers), None
+        self.device = "cpu"
         self.identity = {
             "network": INCEPTION.extractor,
             "weights": INCEPTION.sha256,

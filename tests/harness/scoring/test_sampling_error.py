@@ -121,14 +121,17 @@ def test_kernel_distance_of_sets_that_are_drawn_again(shift, ratio):
 
     sets = [shift + rng.standard_normal((150, 20)) for _ in range(150)]
     actual = spread(map(distance, sets))
-    mean = np.mean([sampling_error.of_kernel(x, y, 0.0, 100) for x in sets])
+    y = torch.from_numpy(y)
+    mean = np.mean([sampling_error.of_kernel(torch.from_numpy(x), y, 0.0, 100) for x in sets])
     assert ratio[0] * actual < mean < ratio[1] * actual
-    assert sampling_error.of_kernel(sets[0], y, 3.0, 100) == pytest.approx(0.3, rel=0.1)  # of the subsets
+    of_subsets = sampling_error.of_kernel(torch.from_numpy(sets[0]), y, 3.0, 100)
+    assert of_subsets == pytest.approx(0.3, rel=0.1)
 
 
 def test_kernel_distance_from_some_of_the_images(monkeypatch):
     rng = np.random.default_rng(9)
     x, y = 0.5 + rng.standard_normal((900, 8)), rng.standard_normal((800, 8))
+    x, y = torch.from_numpy(x), torch.from_numpy(y)
     whole = sampling_error.of_kernel(x, y, 0.0, 100)
     monkeypatch.setattr(sampling_error, "MOST", 400)
     some = sampling_error.of_kernel(x, y, 0.0, 100)

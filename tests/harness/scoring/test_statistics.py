@@ -14,6 +14,7 @@ from lamabench.harness.scoring.statistics import Moments, RunningMoments, comput
 from lamabench.harness.sections import METRICS
 from lamabench.kernels.errors import InputError
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
+from torch_fidelity.metric_kid import kid_features_to_metric
 
 
 def exact_moments(n, d, seed):
@@ -135,6 +136,28 @@ def test_kernel_distance_of_seeded_subsets(monkeypatch):
     assert one.value == pytest.approx(np.mean(expected), rel=1e-10)
     assert one.std == pytest.approx(np.std(expected), rel=1e-8)
     assert compute("kid", samples, reference, 6)[0].value != one.value
+
+
+def test_kernel_distance_is_that_of_torch_fidelity():
+    """With its subsets, of features whose number is not that of the other set."""
+    rng = np.random.default_rng(6)
+    x, y = (torch.from_numpy(shift + rng.gamma(2, size=(n, 96))) for shift, n in ((0.1, 1300), (0.0, 1500)))
+    kwargs = statistics.definition("kid", len(x), len(y))
+    expected = kid_features_to_metric(x, y, rng_seed=11, verbose=False, **kwargs)
+    one = compute("kid", x.numpy(), y.numpy(), 11)[0]
+    assert one.value == pytest.approx(expected["kernel_inception_distance_mean"], rel=1e-9)
+    assert one.std == pytest.approx(expected["kernel_inception_distance_std"], rel=1e-8)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("metric", ["kid", "prc"])
+def test_metrics_on_a_gpu_are_those_of_the_cpu(metric):
+    rng = np.random.default_rng(12)
+    x, y = (shift + rng.standard_normal((n, 64)).astype(np.float32) for shift, n in ((0.2, 2500), (0.0, 3000)))
+    here, there = (compute(metric, x, y, 0, lambda: [x], device) for device in ("cpu", "cuda"))
+    for one, other in zip(here, there, strict=True):
+        for a, b in ((one.value, other.value), (one.std, other.std), (one.error, other.error)):
+            assert (a is None and b is None) or a == pytest.approx(b, rel=1e-9)
 
 
 def test_precision_and_recall_by_counting():
