@@ -42,6 +42,14 @@ def share(others: Mapping[str, str]) -> None:
     os.environ.update({name: folder for name, folder in others.items() if name not in launcher.GIVEN})
 
 
+def forget_choices() -> None:
+    """Remove which variant of each kernel torch.compile found to be the fastest, so that the next process that loads
+    them times them again: where several programs had the GPU, chance chose."""
+    folder = os.environ.get(VARIABLES[0])
+    for file in Path(folder).rglob("*.best_config") if folder else ():
+        file.unlink(missing_ok=True)
+
+
 def own() -> set[str]:
     """The variables of folders that torch or `keep_compiled` chose for this process. A process that it starts must not
     inherit them, because it would take them for the user's choice."""

@@ -84,6 +84,7 @@ def bench(
     say: Say = lambda text: None,
     rows: Sequence[Line] = (),
     together: bool = False,
+    ahead: bool = False,
 ) -> Iterator[Line]:
     """Every measurement of `model` that `settings` ask for and `rows` do not have, as the fields of `speed` records.
 
@@ -106,6 +107,9 @@ def bench(
 
     With `together`, all processes of the run (parallel.py) do a step, each with a GPU and an equal part of the batch,
     as in training. Rows have the numbers of the first process, the images per second of all, and `processes`.
+
+    With `ahead`, calls are compiled and checked, not timed, and nothing waits for other measurements: several models
+    compile at a time, and a later call finds the compiled code.
     """
     check_bench(model, settings, backend, device, parallel.size() if together else 1)
     together = together and parallel.size() > 1
@@ -118,14 +122,15 @@ def bench(
         plain = {name: vars(section) for name, section in sections.items()}
         shared = {"device": device, "sources": plugins.loaded(), "compiled": caches.folders()}
         parallel.call("bench", model=registry.to_dict(model), **plain, **shared)
-    with parallel.attending("bench") if together else nullcontext(), one_at_a_time(device, say):
+    lock = nullcontext() if ahead else one_at_a_time(device, say)
+    with parallel.attending("bench") if together else nullcontext(), lock:
         while (point := _next(settings, model, rows, together)) is not None:
             try:
                 if subject is None or subject.net.config.input_size != point.input_size:
                     subject = None  # frees the old one before the new one is built
                     release(device)
                     subject = Subject(model_at(model, point.input_size), settings, backend, goal, device, say, together)
-                row = subject.row(point)
+                row = subject.row(point, ahead)
             except InputError:
                 raise
             except Exception as error:  # such as too little memory for the weights
@@ -203,7 +208,7 @@ class Subject:
                 self.reference["error"] = f"no reference for one image: {self.reference['error']}"
         release(self.device)
 
-    def row(self, point: Point) -> Line:
+    def row(self, point: Point, ahead: bool = False) -> Line:
         """One measurement, or why there is none."""
         row = {
             **point._asdict(),
@@ -219,7 +224,7 @@ class Subject:
             return row | self.reference
         checked = {"checked_against": self.reference.backends, "operator_error": self.operator_error}
         try:
-            row |= {"state": "done", **checked, **self.measure(point, self.reference)}
+            row |= {"state": "done", **checked, **self.measure(point, self.reference, ahead)}
         except InputError:
             raise
         except Exception as error:
@@ -231,8 +236,8 @@ class Subject:
         self.net.to(self.device)
         return row
 
-    def measure(self, point: Point, expected: Reference) -> Line:
-        """Check the call, then time it."""
+    def measure(self, point: Point, expected: Reference, ahead: bool = False) -> Line:
+        """Check the call, then time it, unless `ahead`."""
         net = self.net
         if point.mode == "forward" and self.settings.precision == "bfloat16":
             net = copy.deepcopy(self.net)
@@ -272,6 +277,8 @@ class Subject:
 
         else:
             step = partial(forward(*how), x, t, y)
+        if ahead:
+            return {**errors, "check_s": time.perf_counter() - started}
         calls = (self.settings.warmup, self.settings.repeats, self.settings.seconds)
         kept, last = keeping(step)
         timed = time_calls(kept, self.device, *calls, most)
@@ -300,6 +307,8 @@ def describe(row: Line) -> str:
     where += f"{processes}: "
     if row["state"] != "done":
         return where + f"{row['state']}: {row['error']}"
+    if "images_per_s" not in row:
+        return where + f"compiled and checked in {row['check_s']:.0f} s"
     memory = "" if row["peak_memory_gib"] is None else f", {row['peak_memory_gib']:.1f} GiB"
     disturbed = f" (disturbed: {row['disturbed']})" if row.get("disturbed") else ""
     return where + f"{row['images_per_s']:.4g} images/s{memory}{disturbed}"

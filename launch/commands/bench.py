@@ -7,12 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ...harness.caches import keep_compiled
+from ...harness.caches import forget_choices, keep_compiled
 from ...harness.config import Config
 from ...harness.device import device_name, own_device, pick_device
 from ...harness.keys import asked, config_to_dict, model_folder
 from ...harness.measure.gpus import derived
-from ...harness.measure.models import WrongOutput, check_bench
+from ...harness.measure.models import WrongOutput, bench, check_bench
 from ...harness.measure.speed import measure, stored
 from ...harness.parallel import size
 from ...harness.provenance import provenance
@@ -43,6 +43,8 @@ def run(args: argparse.Namespace) -> int:
     device = own_device(pick_device(subjects[0][0].run.device))
     for config, _ in subjects:  # all, before the first is measured
         check_bench(config.model, config.bench, config.backend, device, size())
+    if args.ahead:
+        return compile_ahead(args, subjects, device)
     for config, task in subjects:
         name, say = task.about["name"], speaker(task)
         keep_compiled(config.run.root, device)
@@ -63,6 +65,25 @@ def run(args: argparse.Namespace) -> int:
                 wrong.append(f"{name}: {error}")
     show([row | derived(row) for row in rows], COLUMNS, args.json)
     return end(args, rows, wrong)
+
+
+def compile_ahead(args: argparse.Namespace, subjects: Sequence[tuple[Config, Task]], device: str) -> int:
+    """Compile and check all that would be measured; nothing is recorded. Returns the exit code."""
+    if size() > 1:
+        raise InputError("bench --ahead is for one process: start it without torchrun")
+    wrong = []
+    for config, task in subjects:
+        if config.bench.batch_size == "auto":
+            raise InputError("bench --ahead needs numbers in bench.batch_size, because auto needs times")
+        keep_compiled(config.run.root, device)
+        what, say = (config.model, config.bench, config.backend, config.objective), speaker(task)
+        try:
+            for _ in bench(*what, device, say, ahead=True):
+                pass
+        except WrongOutput as error:
+            wrong.append(f"{task.about['name']}: {error}")
+    forget_choices()
+    return end(args, [], wrong)
 
 
 def speaker(task: Task) -> Any:

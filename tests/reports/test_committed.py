@@ -11,7 +11,8 @@ from lamabench.harness.sections import BackendConfig
 from lamabench.models.registry import from_dict
 
 ROOT = Path(reports.__file__).parent / "records"
-SIZES = [("bench", 3, 69), ("bench-gpus", 5, 18), ("bench-kernels", 2, 148), ("costs", 37, 43), ("demo", 3, 3)]
+SIZES = [("bench", 3, 69), ("bench-gpus", 5, 18), ("bench-h200", 3, 7), ("bench-kernels", 2, 148), ("costs", 37, 43),
+         ("demo", 3, 3)]  # fmt: skip
 
 
 @pytest.mark.parametrize(("root", "folders", "lines"), SIZES)

@@ -52,6 +52,23 @@ def records(folder):
     return read_lines(path)
 
 
+def test_what_compiles_ahead_is_checked_and_neither_timed_nor_recorded(folder, monkeypatch, capsys):
+    monkeypatch.setattr(models, "one_at_a_time", None)
+    monkeypatch.setattr(models, "time_calls", None)
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(folder / "compiled"))
+    (folder / "compiled" / "ab").mkdir(parents=True)
+    for name in ("kernel.best_config", "kernel.py"):
+        (folder / "compiled" / "ab" / name).touch()
+    assert main(["bench", "--ahead", "dit_nano", *WORDS]) == 0
+    captured = capsys.readouterr()
+    assert captured.err.count("compiled and checked in 0 s") == 4 and captured.out == ""
+    assert not (folder / "runs").exists()
+    assert [path.name for path in folder.glob("compiled/*/*")] == ["kernel.py"]
+    planted(monkeypatch, lambda right: lambda *args: right(*args) * 1.01)
+    assert main(["bench", "--ahead", "dit_nano", *WORDS]) == 1
+    assert "4 measurements without a number" in capsys.readouterr().err and not (folder / "runs").exists()
+
+
 def test_a_killed_sweep_continues(folder, monkeypatch, capsys):
     timed, calls = models.time_calls, []
 
