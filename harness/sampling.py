@@ -12,7 +12,7 @@ from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -46,6 +46,8 @@ if TYPE_CHECKING:
     from .scoring.features import FeatureNetwork
 
 WAIT_S = 0.5  # between two looks at what other processes draw
+# Settings of `sample` that say which set is drawn, for which no network is compiled anew.
+OF_A_SET = frozenset("at seed count curve_count weights keep guide guide_at guide_weights guide_key".split())
 
 
 def labels_of(config: Config, indices: range) -> NDArray[np.int64]:
@@ -228,9 +230,8 @@ class Sampler:
 
     def __init__(self, config: Config, tensors: dict[str, Tensor], device: str) -> None:
         self.config, self.device, self.encoder = config, device, encoder(config.encoder)
-        net, self.backend = _network(config.model, tensors, config, device)
-        self.null_class = net.null_class
-        self.call: Net = compiled(net, config.sample.compile)
+        network = _network("own", config.model, tensors, config, device)
+        self.call, self.backend, self.null_class = network.call, network.backend, network.net.null_class
         self.guide: Guide | None = open_guide(config) if guides(config) else None
         self.guide_call = _guide_call(self.guide, config, device)
 
@@ -266,20 +267,44 @@ class Sampler:
         return self.encoder.decode(x).permute(0, 2, 3, 1).cpu().numpy()
 
 
-def _network(model: Any, tensors: dict[str, Tensor], config: Config, device: str) -> tuple[Backbone, dict[str, str]]:
-    """A network with weights on a device, and the implementation of each operator that it calls."""
+class _Network(NamedTuple):
+    """A network on a device, the implementation of each operator that it calls, and the network as it is called. `use`
+    stands for all that it was compiled for."""
+
+    use: str
+    net: Backbone
+    backend: dict[str, str]
+    call: Net
+
+
+_compiled: dict[str, _Network] = {}  # of this process, by role: the one that drew the last set
+
+
+def _network(role: str, model: Any, tensors: dict[str, Tensor], config: Config, device: str) -> _Network:
+    """A network with weights. Of a compiled one that drew another set in this process, the code and the CUDA graphs
+    serve again: it takes the new weights. `role` tells the network from its guide, which may be of the same model."""
+    settings = {name: value for name, value in vars(config.sample).items() if name not in OF_A_SET}
+    use = json.dumps([describe(model), vars(config.backend), settings, device], sort_keys=True, default=str)
+    kept = _compiled.get(role)
+    if kept is not None and kept.use == use:
+        kept.net.load_state_dict(tensors)
+        return kept
+    _compiled.pop(role, None)  # before the new one takes memory
     net = build(model)
     net.load_state_dict(tensors)
     net = net.to(device).eval()
     round_weights(net, config.sample.precision)
-    return net, select_backends(net, vars(config.backend), device_type(device))
+    backend = select_backends(net, vars(config.backend), device_type(device))
+    network = _Network(use, net, backend, compiled(net, config.sample.compile))
+    if config.sample.compile != "eager":
+        _compiled[role] = network
+    return network
 
 
 def _guide_call(guide: Guide | None, config: Config, device: str) -> Net | None:
     if guide is None:
         return None
-    net, _ = _network(guide.config.model, guide.tensors(config.sample), config, device)
-    return compiled(net, config.sample.compile)
+    return _network("guide", guide.config.model, guide.tensors(config.sample), config, device).call
 
 
 def draw(net: Backbone, config: Config, labels: Sequence[int], seed: int) -> NDArray[np.uint8]:

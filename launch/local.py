@@ -172,7 +172,7 @@ class _Job:
 def run_local(runs: Sequence[Piece], parallel: int | None = None, every: float = 10.0) -> bool:
     """Do what is missing of every task (called a run here), as processes of submitit's local executor, `parallel` at a
     time (None: as `parallelism` says). Sets of samples of one training share the processes that are free, so that a
-    process starts once for several sets, and has compiled code at hand after the first.
+    process starts and compiles once for several sets.
 
     A run that another process works on is watched, and taken over if that process dies. Samples wait for the training
     whose weights they take. The progress of each run is printed every `every` seconds. On Ctrl-C, SIGTERM and SIGHUP

@@ -70,6 +70,7 @@ def traced(monkeypatch):
         return compile_(net, backend="aot_eager", **options)
 
     monkeypatch.setattr(torch, "compile", compile_traced)
+    monkeypatch.setattr("lamabench.harness.sampling._compiled", {})
     return calls
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from lamabench.baselines.dit import DiTConfig
+from lamabench.harness import sampling
 from lamabench.harness.config import Config
 from lamabench.harness.data.encoder import to_uint8
 from lamabench.harness.diffusion.gaussian import Chain
@@ -177,6 +178,32 @@ def test_a_compiled_network_draws_the_same(tmp_path, training, traced):
     assert record["compile"] == "compile" and traced == [{"fullgraph": True, "dynamic": False}]
     assert counts["stats"]["unique_graphs"] == 1
     assert np.abs(again.astype(int) - first).max() <= 1 and len(first) == 10
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_compiled_network_draws_the_sets_of_a_process(tmp_path, training, traced, precision):
+    """It takes the weights of each set, rounded as a new network has them; another batch size is compiled anew."""
+    sets = []
+    for number, (kind, step, batch) in enumerate([("ema", 4, 4), ("ema", 2, 4), ("live", 4, 4), ("live", 4, 5)]):
+        config = make(compile="compile", weights=kind, batch_size=batch, precision=precision)
+        sets.append((draw(tmp_path / f"{number}", training, config, step)[0], config, step))
+        assert len(traced) == (1 if batch == 4 else 2)
+    for number, (images, config, step) in enumerate(sets):
+        sampling._compiled.clear()
+        alone, _, record = draw(tmp_path / f"alone-{number}", training, config, step)
+        assert np.array_equal(alone, images) and record["weights"] == config.sample.weights
+    assert len({images.tobytes() for images, _, _ in sets[:3]}) == 3
+
+
+@pytest.mark.gpu
+def test_cuda_graphs_draw_with_the_weights_of_each_set(tmp_path, training, monkeypatch):
+    config = replace(make(compile="reduce-overhead"), run=RunConfig(device="cuda"))
+    monkeypatch.setattr(sampling, "_compiled", {})
+    sets = [draw(tmp_path / f"{step}", training, config, step)[0] for step in (4, 2)]
+    for step, images in zip((4, 2), sets, strict=True):
+        sampling._compiled.clear()
+        assert np.array_equal(draw(tmp_path / f"alone-{step}", training, config, step)[0], images)
+    assert not np.array_equal(*sets)
 
 
 def test_killed_sampling_continues(tmp_path, training, drawn):
