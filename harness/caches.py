@@ -4,6 +4,7 @@ import hashlib
 import os
 import platform
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from . import launcher
@@ -42,12 +43,14 @@ def share(others: Mapping[str, str]) -> None:
     os.environ.update({name: folder for name, folder in others.items() if name not in launcher.GIVEN})
 
 
-def forget_choices() -> None:
-    """Remove which variant of each kernel torch.compile found to be the fastest, so that the next process that loads
-    them times them again: where several programs had the GPU, chance chose."""
+def forget_choices(since: float) -> None:
+    """Remove what torch.compile noted `since` that time (time.time()) as the fastest variant of each kernel, so that
+    the next process that loads a kernel times its variants again: where several programs had the GPU, chance chose."""
     folder = os.environ.get(VARIABLES[0])
-    for file in Path(folder).rglob("*.best_config") if folder else ():
-        file.unlink(missing_ok=True)
+    with suppress(OSError):  # a folder that another process removes
+        for file in Path(folder).rglob("*.best_config") if folder else ():
+            if file.stat().st_mtime >= since:
+                file.unlink()
 
 
 def own() -> set[str]:

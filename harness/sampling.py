@@ -3,6 +3,7 @@
 Each image is seeded by its index, so that kills, batch size and the number of processes change nothing.
 """
 
+import gc
 import hashlib
 import json
 import shutil
@@ -46,8 +47,6 @@ if TYPE_CHECKING:
     from .scoring.features import FeatureNetwork
 
 WAIT_S = 0.5  # between two looks at what other processes draw
-# Settings of `sample` that say which set is drawn, for which no network is compiled anew.
-OF_A_SET = frozenset("at seed count curve_count weights keep guide guide_at guide_weights guide_key".split())
 
 
 def labels_of(config: Config, indices: range) -> NDArray[np.int64]:
@@ -168,7 +167,11 @@ def _draw(out: Path, training: Path, config: Config, step: int, progress: Progre
     with joined(out / "shards" / key, settings.count) as claims:
         if network is not None:
             describe_features(claims.folder, network.name, network.identity)
-        _draw_claims(sampler, network, claims, f"the {settings.weights} weights of step {step}", progress)
+        try:
+            _draw_claims(sampler, network, claims, f"the {settings.weights} weights of step {step}", progress)
+        except Exception:  # such as too little memory for a CUDA graph
+            _kept.forget()
+            raise
     return sampler, weights, key
 
 
@@ -230,10 +233,17 @@ class Sampler:
 
     def __init__(self, config: Config, tensors: dict[str, Tensor], device: str) -> None:
         self.config, self.device, self.encoder = config, device, encoder(config.encoder)
-        network = _network("own", config.model, tensors, config, device)
-        self.call, self.backend, self.null_class = network.call, network.backend, network.net.null_class
-        self.guide: Guide | None = open_guide(config) if guides(config) else None
-        self.guide_call = _guide_call(self.guide, config, device)
+        models, weights = [config.model], [tensors]
+        self.guide: Guide | None = None
+        if guides(config):
+            self.guide = open_guide(config)
+            models.append(self.guide.config.model)
+            weights.append(self.guide.tensors(config.sample))
+        networks = _networks(models, config, device)
+        for network, own in zip(networks, weights, strict=True):
+            network.net.load_state_dict(own)
+        self.call, self.backend, self.null_class = networks[0].call, networks[0].backend, networks[0].net.null_class
+        self.guide_call = networks[1].call if self.guide else None
 
     def key(self, tensors: dict[str, Tensor]) -> str:
         """16 hex digits of everything that determines an image, except its index."""
@@ -268,43 +278,54 @@ class Sampler:
 
 
 class _Network(NamedTuple):
-    """A network on a device, the implementation of each operator that it calls, and the network as it is called. `use`
-    stands for all that it was compiled for."""
+    """A network on a device, the implementation of each operator that it calls, and the network as it is called."""
 
-    use: str
     net: Backbone
     backend: dict[str, str]
     call: Net
 
 
-_compiled: dict[str, _Network] = {}  # of this process, by role: the one that drew the last set
-
-
-def _network(role: str, model: Any, tensors: dict[str, Tensor], config: Config, device: str) -> _Network:
-    """A network with weights. Of a compiled one that drew another set in this process, the code and the CUDA graphs
-    serve again: it takes the new weights. `role` tells the network from its guide, which may be of the same model."""
-    settings = {name: value for name, value in vars(config.sample).items() if name not in OF_A_SET}
-    use = json.dumps([describe(model), vars(config.backend), settings, device], sort_keys=True, default=str)
-    kept = _compiled.get(role)
-    if kept is not None and kept.use == use:
-        kept.net.load_state_dict(tensors)
-        return kept
-    _compiled.pop(role, None)  # before the new one takes memory
-    net = build(model)
-    net.load_state_dict(tensors)
-    net = net.to(device).eval()
+def _network(model: Any, config: Config, device: str) -> _Network:
+    """A network as `config.sample` calls it, whose weights are still to be loaded."""
+    net = build(model).to(device).eval()
     round_weights(net, config.sample.precision)
     backend = select_backends(net, vars(config.backend), device_type(device))
-    network = _Network(use, net, backend, compiled(net, config.sample.compile))
-    if config.sample.compile != "eager":
-        _compiled[role] = network
-    return network
+    return _Network(net, backend, compiled(net, config.sample.compile))
 
 
-def _guide_call(guide: Guide | None, config: Config, device: str) -> Net | None:
-    if guide is None:
-        return None
-    return _network("guide", guide.config.model, guide.tensors(config.sample), config, device).call
+class _Kept:
+    """The networks of the last set of samples that this process drew, and `use`, for what they were made."""
+
+    use: str | None = None
+    networks: tuple[_Network, ...] = ()
+
+    def forget(self) -> None:
+        """Free the networks, with the code and the CUDA graphs that torch keeps for them."""
+        if self.networks:
+            self.use, self.networks = None, ()
+            torch.compiler.reset()
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+
+
+_kept = _Kept()
+
+
+def _networks(models: Sequence[Any], config: Config, device: str) -> tuple[_Network, ...]:
+    """The network that draws and, if there is one, its guide, whose weights are still to be loaded.
+
+    Compiled ones are kept: the next set of this process that calls them alike takes their code and CUDA graphs."""
+    settings = config.sample
+    called = [settings.precision, settings.compile, settings.batch_size, settings.guidance == 1]
+    use = json.dumps([[describe(model) for model in models], vars(config.backend), called, device], sort_keys=True)
+    if use != _kept.use:
+        _kept.forget()
+        networks = tuple(_network(model, config, device) for model in models)
+        if config.sample.compile == "eager":
+            return networks
+        _kept.use, _kept.networks = use, networks
+    return _kept.networks
 
 
 def draw(net: Backbone, config: Config, labels: Sequence[int], seed: int) -> NDArray[np.uint8]:
@@ -319,7 +340,12 @@ def draw(net: Backbone, config: Config, labels: Sequence[int], seed: int) -> NDA
     check_fit(config)
     exact_float32()
     device = str(next(net.parameters()).device)
-    guide = _guide_call(open_guide(config) if guides(config) else None, config, device)
+    guide = None
+    if guides(config):
+        other = open_guide(config)
+        network = _network(other.config.model, config, device)
+        network.net.load_state_dict(other.tensors(config.sample))
+        guide = network.call
     x = _sampled(net, config, range(len(labels)), torch.tensor(labels), net.null_class, device, guide)
     return encoder(config.encoder).decode(x).permute(0, 2, 3, 1).cpu().numpy()
 

@@ -8,6 +8,7 @@ read -r -d '' MEASUREMENTS <<'LINES' || true
 bench dit_xl_2 lamamba_xl_release lamamba_xl bench.modes=[forward] bench.compile=[reduce-overhead] bench.input_sizes=[32] bench.batch_size=256
 bench dit_xl_2 lamamba_xl_release lamamba_xl bench.modes=[train] bench.compile=[whole-step] bench.input_sizes=[32] bench.batch_size=256
 bench dit_xl_2 bench.modes=[train] bench.compile=[whole-step] bench.input_sizes=[32] bench.batch_size=128
+bench lamamba_xl bench.modes=[train] bench.compile=[whole-step] bench.input_sizes=[32] bench.batch_size=[256,128] backend.selective_scan=cuda_kept
 bench dit_s_2 lamamba_s bench.modes=[train] bench.compile=[whole-step] bench.batch_size=256
 bench lamamba_s d_state=1 bench.modes=[train] bench.compile=[whole-step] bench.batch_size=256
 bench-kernels lamamba_xl lamamba_xl_release bench.batch_size=64
@@ -23,14 +24,20 @@ bench dit_xl_2 lamamba_xl_release lamamba_xl bench.modes=[train] bench.compile=[
 bench dit_xl_2 bench.modes=[forward] bench.compile=[max-autotune] bench.input_sizes=[32] bench.batch_size=256
 bench dit_xl_2 bench.modes=[train] bench.compile=[max-autotune] bench.input_sizes=[32] bench.batch_size=128
 LINES
-if [ -n "${AHEAD:-}" ] && [ -z "${PRINT:-}" ]; then # not what is autotuned, which needs the GPU for itself
-  grep '^bench ' <<<"$MEASUREMENTS" | grep -v max-autotune | while read -ra words; do
-    settings=() models=()
+if [ -n "${AHEAD:-}" ] && [ -z "${PRINT:-}" ]; then
+  while read -ra words; do
+    settings=()
     for word in "${words[@]:1}"; do
-      if [[ $word == *=* ]]; then settings+=("$word"); else models+=("$word"); fi
+      [[ $word == *=* ]] && settings+=("$word")
     done
-    for model in "${models[@]}"; do echo "bench --ahead $model ${settings[*]} $*"; done
-  done | xargs -P "$AHEAD" -L 1 nice lamabench
+    for model in "${words[@]:1}"; do
+      # What is autotuned needs the GPU for itself, and operators compile in seconds.
+      if [[ $model == *=* || ${words[0]} != bench || ${words[*]} == *max-autotune* ]]; then continue; fi
+      while (($(jobs -rp | wc -l) >= AHEAD)); do wait -n; done
+      nice lamabench bench --ahead "$model" "${settings[@]}" "$@" </dev/null &
+    done
+  done <<<"$MEASUREMENTS"
+  wait
 fi
 status=0
 while read -ra words; do

@@ -208,11 +208,12 @@ def parser() -> argparse.ArgumentParser:
     )
     help_text = "measure this operator alone; repeat it for several"
     operators.add_argument("--operator", action="append", metavar="NAME", help=help_text)
-    bench.add_argument("--again", action="store_true", help="repeat measurements that are on record")
+    ways = bench.add_mutually_exclusive_group()
+    ways.add_argument("--again", action="store_true", help="repeat measurements that are on record")
     help_text = "list the kernels of one call, by class and time, in place of measuring; records nothing"
-    bench.add_argument("--profile", action="store_true", help=help_text)
+    ways.add_argument("--profile", action="store_true", help=help_text)
     help_text = "compile and check what would be measured, for several models at a time; times and records nothing"
-    bench.add_argument("--ahead", action="store_true", help=help_text)
+    ways.add_argument("--ahead", action="store_true", help=help_text)
     sweep = add("sweep", "run a study on this machine or on SLURM", SWEEP)
     help_text = "run works on this machine; submit, retry and cancel use SLURM; the others serve both"
     sweep.add_argument("action", choices=ACTIONS, help=help_text)

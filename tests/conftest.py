@@ -63,6 +63,8 @@ def another_user():
 def traced(monkeypatch):
     """torch.compile without its code generation, which takes minutes on a CPU: traced graphs run operator by operator.
     Lists the arguments of its calls."""
+    from lamabench.harness import sampling
+
     compile_, calls = torch.compile, []
 
     def compile_traced(net, **options):
@@ -70,7 +72,7 @@ def traced(monkeypatch):
         return compile_(net, backend="aot_eager", **options)
 
     monkeypatch.setattr(torch, "compile", compile_traced)
-    monkeypatch.setattr("lamabench.harness.sampling._compiled", {})
+    monkeypatch.setattr("lamabench.harness.sampling._kept", sampling._Kept())
     return calls
 
 

@@ -167,11 +167,28 @@ def test_several_gpus_are_those_of_the_records() -> None:
     assert {row["key"] for run in (one, two) for row in run.rows if row["kind"] == "sample"} == {"30f99e024ef8"}
 
 
+@pytest.mark.parametrize("words", [[], ["run.root=a folder's", "bench.seconds=1"]])
+def test_the_script_of_measurements_compiles_each_model_ahead(words: list[str], tmp_path: Path) -> None:
+    (tmp_path / "lamabench").write_text('#!/bin/sh\nprintf "%s|" "$@" >>"$CALLS"; echo >>"$CALLS"\n')
+    (tmp_path / "lamabench").chmod(0o755)
+    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "CALLS": f"{tmp_path}/calls", "AHEAD": "1"}
+    subprocess.run([ROOT / "kernels" / "measure.sh", *words], env=environment, check=True)
+    calls = [line.split("|")[:-1] for line in (tmp_path / "calls").read_text().splitlines()]
+    assert all(call[-len(words) :] == words for call in calls if words)
+    ahead = [call[2:] for call in calls if call[1] == "--ahead"]
+    assert calls[: len(ahead)] == [["bench", "--ahead", *call] for call in ahead]
+    measured = [call[1:] for call in calls[len(ahead) :] if call[0] == "bench" and "max-autotune" not in str(call)]
+    models = [[one for one in call if "=" not in one] for call in measured]
+    assert [call[:1] for call in ahead] == [[model] for names in models for model in names]
+    settings = [call[len(names) :] for call, names in zip(measured, models, strict=True) for _ in names]
+    assert [call[1:] for call in ahead] == settings
+
+
 def test_the_script_of_measurements_has_models_and_settings_that_there_are() -> None:
     script = [str(ROOT / "kernels" / "measure.sh"), "run.device=cpu"]
     lines = subprocess.run(script, env={**os.environ, "PRINT": "1"}, capture_output=True, text=True, check=True).stdout
     commands = [line.split()[1:] for line in lines.splitlines()]
-    assert Counter(words[0] for words in commands) == {"bench": 15, "bench-kernels": 2}
+    assert Counter(words[0] for words in commands) == {"bench": 16, "bench-kernels": 2}
     for words in commands:
         args, settings = parser().parse_known_args(
             words

@@ -108,8 +108,8 @@ def bench(
     With `together`, all processes of the run (parallel.py) do a step, each with a GPU and an equal part of the batch,
     as in training. Rows have the numbers of the first process, the images per second of all, and `processes`.
 
-    With `ahead`, calls are compiled and checked, not timed, and nothing waits for other measurements: several models
-    compile at a time, and a later call finds the compiled code.
+    With `ahead`, calls are compiled and checked, not timed. Several models compile at a time, in as many processes, and
+    a later call finds the compiled code.
     """
     check_bench(model, settings, backend, device, parallel.size() if together else 1)
     together = together and parallel.size() > 1
@@ -122,8 +122,7 @@ def bench(
         plain = {name: vars(section) for name, section in sections.items()}
         shared = {"device": device, "sources": plugins.loaded(), "compiled": caches.folders()}
         parallel.call("bench", model=registry.to_dict(model), **plain, **shared)
-    lock = nullcontext() if ahead else one_at_a_time(device, say)
-    with parallel.attending("bench") if together else nullcontext(), lock:
+    with parallel.attending("bench") if together else nullcontext(), one_at_a_time(device, say, ahead):
         while (point := _next(settings, model, rows, together)) is not None:
             try:
                 if subject is None or subject.net.config.input_size != point.input_size:

@@ -76,8 +76,9 @@ def others_busy() -> Callable[[], str | None]:
 
 
 @contextmanager
-def one_at_a_time(device: str, say: Callable[[str], None]) -> Iterator[None]:
-    """Hold the lock of a GPU, so that the measurements of all processes on this host take turns.
+def one_at_a_time(device: str, say: Callable[[str], None], ahead: bool = False) -> Iterator[None]:
+    """Hold the lock of a GPU, so that the measurements of all processes on this host take turns. Those who compile
+    `ahead` share it.
 
     Programs that do not ask for the lock, such as training, are not held off. The lock ends with the process, however
     the process ends. On a CPU there is no lock (see `others_busy`). Raises Stopped if a signal comes while this waits.
@@ -94,9 +95,10 @@ def one_at_a_time(device: str, say: Callable[[str], None]) -> Iterator[None]:
             yield
         return
     try:
-        if not _acquire(file):
+        how = fcntl.LOCK_SH if ahead else fcntl.LOCK_EX
+        if not _acquire(file, how):
             say(f"another process measures on this {torch.cuda.get_device_name(device)}: waiting until it has ended")
-            while not _acquire(file):
+            while not _acquire(file, how):
                 signals.check()
                 time.sleep(WAIT_S)
         with torch.cuda.device(device):  # events and queries of a multiprocessor's kind mean the current one
@@ -105,9 +107,9 @@ def one_at_a_time(device: str, say: Callable[[str], None]) -> Iterator[None]:
         os.close(file)
 
 
-def _acquire(file: int) -> bool:
+def _acquire(file: int, how: int) -> bool:
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, how | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True

@@ -47,7 +47,7 @@ def of_frechet(batches: Iterable[NDArray[np.floating]], mean: Float64, other: Fl
     return of_values(np.concatenate(influences))
 
 
-def of_kernel(samples: Tensor, reference: Tensor, std: float, subsets: int) -> float:
+def of_kernel(samples: Tensor, reference: Tensor, std: float, subsets: int, device: str = "cpu") -> float:
     """The error of a kernel distance (`cubic_kernel`) that is a mean over random subsets, of float64 [N, D] and [M, D].
 
     The mean over all possible subsets is a U-statistic, in which a sample x counts 2 (mean k(x, x') - mean k(x, y)),
@@ -55,7 +55,7 @@ def of_kernel(samples: Tensor, reference: Tensor, std: float, subsets: int) -> f
     (Hoeffding, 1948). The choice of the subsets adds `std`² / `subsets` to the variance. If the two sets have one
     distribution, the error is too large by up to √2. Of more than `MOST` images in a set, a fixed random choice serves.
     """
-    x, y = (_some(one) for one in (samples, reference))
+    x, y = (_some(one).to(device) for one in (samples, reference))
     within, across = cubic_kernel(x, x).fill_diagonal_(0), cubic_kernel(x, y)
     counts = 2 * (within.sum(1) / (len(x) - 1) - across.mean(1))
     return math.hypot(float(counts.std()) / math.sqrt(len(samples)), std / math.sqrt(subsets))
@@ -83,4 +83,4 @@ def _some(features: Tensor) -> Tensor:
     if len(features) <= MOST:
         return features
     rows = np.random.default_rng(0).choice(len(features), MOST, replace=False)
-    return features[torch.from_numpy(rows).to(features.device)]
+    return features[torch.from_numpy(rows)]

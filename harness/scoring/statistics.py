@@ -200,7 +200,11 @@ def compute(
         if not all(np.isfinite(x).all() for x in ((one.mean, one.covariance) if isinstance(one, Moments) else (one,))):
             raise InputError(f"{metric} cannot be computed: features of the {name} are not finite")
     try:
-        quantities = _quantities(metric, [one for _, one in sets], seed, again, device)
+        try:
+            quantities = _quantities(metric, [one for _, one in sets], seed, again, device)
+        except torch.OutOfMemoryError:  # the sampler and other processes have memory too
+            torch.cuda.empty_cache()
+            quantities = _quantities(metric, [one for _, one in sets], seed, again, "cpu")
     except np.linalg.LinAlgError as error:
         raise InputError(f"{metric} cannot be computed: {error}") from None
     for one in quantities:
@@ -223,16 +227,16 @@ def _quantities(
         value, root = frechet_and_map(a, b)
         return [Quantity(metric, value, error=sampling_error.of_frechet(again(), a.mean, b.mean, root))]
     arrays = [one for one in sets if not isinstance(one, Moments)]
-    x, y = (torch.from_numpy(arrays[i]).to(device, torch.float64) for i in (0, -1))
+    x, y = (torch.from_numpy(arrays[i]).double() for i in (0, -1))
     if metric == "kid":
-        distances = _distances(x, y, kid_subset_size(len(x), len(y)), seed)
+        distances = _distances(x, y, kid_subset_size(len(x), len(y)), seed, device)
         mean, std = float(distances.mean()), float(distances.std())
-        error = None if again is None else sampling_error.of_kernel(x, y, std, KID_SUBSETS)
+        error = None if again is None else sampling_error.of_kernel(x, y, std, KID_SUBSETS, device)
         return [Quantity("kid", mean, std, error)]
     if metric == "prc":
         # In parts of 2000 rows, because 50,000 x 50,000 distances would take 20 GB.
         kwargs = {"prc_neighborhood": NEIGHBOURS, "prc_batch_size": 2000}
-        out = prc_features_to_metric(x, y, save_cpu_ram=True, verbose=False, **kwargs)
+        out = prc_features_to_metric(x.to(device), y.to(device), save_cpu_ram=True, verbose=False, **kwargs)
         error = None if again is None else sampling_error.of_share(out["precision"], len(x))
         return [Quantity("precision", out["precision"], error=error), Quantity("recall", out["recall"])]
     out = isc_features_to_metric(x, rng_seed=seed, **_ISC)
@@ -240,12 +244,12 @@ def _quantities(
     return [Quantity("isc", mean, std, None if again is None else sampling_error.of_splits(std, SPLITS))]
 
 
-def _distances(x: Tensor, y: Tensor, size: int, seed: int) -> NDArray[np.float64]:
+def _distances(x: Tensor, y: Tensor, size: int, seed: int, device: str) -> NDArray[np.float64]:
     """The kernel distances [KID_SUBSETS] between random subsets of `size` rows of x [N, D] and y [M, D], by the
     unbiased estimate (Bińkowski et al., 2018, equation 4). The subsets are those that torch-fidelity draws."""
     draw, distances = np.random.RandomState(seed), []
     for _ in range(KID_SUBSETS):
-        a, b = (v[torch.from_numpy(draw.choice(len(v), size, replace=False)).to(v.device)] for v in (x, y))
+        a, b = (v[torch.from_numpy(draw.choice(len(v), size, replace=False))].to(device) for v in (x, y))
         within = sum(kernel.sum() - kernel.trace() for kernel in (cubic_kernel(a, a), cubic_kernel(b, b)))
         distances.append(within / (size * (size - 1)) - 2 * cubic_kernel(a, b).mean())
     return torch.stack(distances).cpu().numpy()

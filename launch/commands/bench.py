@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 from ...harness.caches import forget_choices, keep_compiled
 from ...harness.config import Config
-from ...harness.device import device_name, own_device, pick_device
+from ...harness.device import device_name, is_cuda, own_device, pick_device
 from ...harness.keys import asked, config_to_dict, model_folder
 from ...harness.measure.gpus import derived
 from ...harness.measure.models import WrongOutput, bench, check_bench
@@ -71,18 +72,23 @@ def compile_ahead(args: argparse.Namespace, subjects: Sequence[tuple[Config, Tas
     """Compile and check all that would be measured; nothing is recorded. Returns the exit code."""
     if size() > 1:
         raise InputError("bench --ahead is for one process: start it without torchrun")
-    wrong = []
-    for config, task in subjects:
-        if config.bench.batch_size == "auto":
-            raise InputError("bench --ahead needs numbers in bench.batch_size, because auto needs times")
-        keep_compiled(config.run.root, device)
-        what, say = (config.model, config.bench, config.backend, config.objective), speaker(task)
-        try:
-            for _ in bench(*what, device, say, ahead=True):
-                pass
-        except WrongOutput as error:
-            wrong.append(f"{task.about['name']}: {error}")
-    forget_choices()
+    if any(config.bench.batch_size == "auto" for config, _ in subjects):
+        raise InputError("bench --ahead needs numbers in bench.batch_size, because auto needs times")
+    wrong, started = [], time.time()
+    try:
+        for config, task in subjects:
+            keep_compiled(config.run.root, device)
+            what, say = (config.model, config.bench, config.backend, config.objective), speaker(task)
+            try:
+                for _ in bench(*what, device, say, ahead=True):
+                    pass
+            except WrongOutput as error:
+                wrong.append(f"{task.about['name']}: {error}")
+    finally:
+        if is_cuda(device):
+            forget_choices(started)
+    if args.json:
+        print("[]")
     return end(args, [], wrong)
 
 

@@ -1,7 +1,9 @@
 """Sampling draws the same images in any batches, and never mixes images of two weights or settings in a file."""
 
+import gc
 import io
 import shutil
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -11,6 +13,7 @@ from lamabench.baselines.dit import DiTConfig
 from lamabench.harness import sampling
 from lamabench.harness.config import Config
 from lamabench.harness.data.encoder import to_uint8
+from lamabench.harness.device import round_weights
 from lamabench.harness.diffusion.gaussian import Chain
 from lamabench.harness.progress import Progress
 from lamabench.harness.random import Stream, generator
@@ -182,27 +185,58 @@ def test_a_compiled_network_draws_the_same(tmp_path, training, traced):
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_a_compiled_network_draws_the_sets_of_a_process(tmp_path, training, traced, precision):
-    """It takes the weights of each set, rounded as a new network has them; another batch size is compiled anew."""
+    """It takes the weights of each set. Another batch size is compiled anew."""
     sets = []
     for number, (kind, step, batch) in enumerate([("ema", 4, 4), ("ema", 2, 4), ("live", 4, 4), ("live", 4, 5)]):
         config = make(compile="compile", weights=kind, batch_size=batch, precision=precision)
         sets.append((draw(tmp_path / f"{number}", training, config, step)[0], config, step))
         assert len(traced) == (1 if batch == 4 else 2)
     for number, (images, config, step) in enumerate(sets):
-        sampling._compiled.clear()
+        sampling._kept.forget()
         alone, _, record = draw(tmp_path / f"alone-{number}", training, config, step)
         assert np.array_equal(alone, images) and record["weights"] == config.sample.weights
     assert len({images.tobytes() for images, _, _ in sets[:3]}) == 3
 
 
+def test_weights_are_rounded_as_they_are_loaded(training):
+    tensors = load_weights(training, STEP, "ema", DIT).tensors
+    config = make(precision="bfloat16")
+    call = Sampler(config, tensors, "cpu").call
+    assert isinstance(call, torch.nn.Module)
+    drawn = call.state_dict()
+    net = build(DIT)
+    net.load_state_dict(tensors)
+    round_weights(net, "bfloat16")
+    assert all(torch.equal(value, drawn[name]) and value.dtype == drawn[name].dtype for name, value in
+               net.state_dict().items())  # fmt: skip
+
+
+def test_a_network_is_freed_before_the_next_is_built(tmp_path, training, traced, monkeypatch):
+    built = []
+
+    def watched(model):
+        assert [one() for one in built] == [None] * len(built)
+        built.append(weakref.ref(net := build(model)))
+        return net
+
+    monkeypatch.setattr(sampling, "build", watched)
+    for batch in (4, 5):
+        draw(tmp_path, training, make(compile="compile", batch_size=batch))
+    monkeypatch.setattr(sampling, "_sampled", lambda *args: torch.full((4, 1, 8, 8), torch.nan))
+    with pytest.raises(InputError, match="not finite"):
+        draw(tmp_path, training, make(compile="compile", batch_size=4, steps=3))
+    gc.collect()
+    assert [one() for one in built] == [None] * 3
+
+
 @pytest.mark.gpu
-def test_cuda_graphs_draw_with_the_weights_of_each_set(tmp_path, training, monkeypatch):
+def test_cuda_graphs_draw_with_the_weights_of_each_set(tmp_path, training):
     config = replace(make(compile="reduce-overhead"), run=RunConfig(device="cuda"))
-    monkeypatch.setattr(sampling, "_compiled", {})
     sets = [draw(tmp_path / f"{step}", training, config, step)[0] for step in (4, 2)]
     for step, images in zip((4, 2), sets, strict=True):
-        sampling._compiled.clear()
+        sampling._kept.forget()
         assert np.array_equal(draw(tmp_path / f"alone-{step}", training, config, step)[0], images)
+    sampling._kept.forget()
     assert not np.array_equal(*sets)
 
 

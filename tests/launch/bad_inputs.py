@@ -306,6 +306,7 @@ NUMBERS = [
     Bad(train("sample.guidance=2", "data.num_classes=0"), "sample.guidance 2.0 needs classes"),
     Bad(train("data.size=1000000000000"), "data.size must be at most"),
     Bad(["bench", "dit_nano", "--ahead", "bench.batch_size=auto"], "--ahead needs numbers in bench.batch_size"),
+    Bad(["bench", "dit_nano", "--ahead", "--profile"], "argument --profile: not allowed with argument --ahead"),
     Bad(["bench", "dit_nano", "bench.seconds=nan"], "bench.seconds must be above 0"),
     Bad(["bench", "dit_nano", "bench.seconds=inf"], "bench.seconds must be above 0 and finite"),
     Bad(["bench", "dit_nano", "bench.warmup=100000000000000000000"], r"bench\.warmup"),

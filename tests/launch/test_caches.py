@@ -10,7 +10,7 @@ from collections import Counter
 import pytest
 import yaml
 from lamabench.harness import launcher
-from lamabench.harness.caches import VARIABLES
+from lamabench.harness.caches import VARIABLES, forget_choices
 from lamabench.harness.provenance import CODE, ROOT
 from lamabench.launch import local
 from lamabench.launch.slurm import client
@@ -60,6 +60,18 @@ def start(folder, *words, **environment):
     assert done.returncode == 0, done.stderr
     notes = [json.loads(path.read_text()) for path in folder.glob("*.found")]
     return [Counter(one["found"]) for one in notes], {one["code"] for one in notes}
+
+
+def test_choices_of_this_command_are_forgotten(tmp_path, monkeypatch):
+    (tmp_path / "ab").mkdir()
+    for name, at in (("old.best_config", 1.0), ("new.best_config", 3.0), ("new.py", 3.0)):
+        (tmp_path / "ab" / name).touch()
+        os.utime(tmp_path / "ab" / name, (at, at))
+    monkeypatch.setenv(VARIABLES[0], str(tmp_path))
+    forget_choices(2.0)
+    assert {path.name for path in tmp_path.glob("ab/*")} == {"old.best_config", "new.py"}
+    monkeypatch.delenv(VARIABLES[0])
+    forget_choices(0.0)
 
 
 @pytest.mark.soak  # it generates code twice, for a minute and more

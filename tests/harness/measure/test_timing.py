@@ -1,6 +1,7 @@
 """Timing of calls, and other processes that disturb it."""
 
 import contextlib
+import fcntl
 import os
 import re
 import signal
@@ -111,6 +112,11 @@ def test_measurements_on_a_gpu_take_turns(tmp_path, monkeypatch):
 
     measure("cuda:0")
     (lock,) = tmp_path.iterdir()
+    ahead = [timing.one_at_a_time("cuda:0", lines.append, ahead=True) for _ in range(2)]
+    with ahead[0], ahead[1], open(lock) as file, pytest.raises(BlockingIOError):
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    assert current == ["cuda:0"] * 3 and not lines
+    current.clear()
     lock.chmod(0o444)  # like the lock of another user
     hold = "import fcntl, sys, time; file = open(sys.argv[1]); fcntl.flock(file, 2); print(); time.sleep(600)"
     other = subprocess.Popen([sys.executable, "-c", hold, str(lock)], stdout=subprocess.PIPE)
@@ -130,7 +136,7 @@ def test_measurements_on_a_gpu_take_turns(tmp_path, monkeypatch):
         other.wait()
     waiting.join(30)
     assert order == ["cuda:0", "cuda:1", "cpu", "cuda:0"]
-    assert current == ["cuda:0", "cuda:1", "cuda:0"]
+    assert current == ["cuda:1", "cuda:0"]
     assert lines == ["another process measures on this H100: waiting until it has ended"] * 2
 
 

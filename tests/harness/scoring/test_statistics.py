@@ -160,6 +160,21 @@ def test_metrics_on_a_gpu_are_those_of_the_cpu(metric):
             assert (a is None and b is None) or a == pytest.approx(b, rel=1e-9)
 
 
+def test_a_gpu_without_memory_leaves_a_metric_to_the_cpu(monkeypatch):
+    right = statistics.prc_features_to_metric
+
+    def limited(x, *args, **kwargs):
+        if x.device.type == "meta":
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return right(x, *args, **kwargs)
+
+    rng = np.random.default_rng(13)
+    x, y = rng.normal(0.1, 1, size=(200, 8)), rng.normal(size=(300, 8))
+    expected = compute("prc", x, y, 0)
+    monkeypatch.setattr(statistics, "prc_features_to_metric", limited)
+    assert compute("prc", x, y, 0, device="meta") == expected
+
+
 def test_precision_and_recall_by_counting():
     rng = np.random.default_rng(6)
     samples, reference = rng.normal(size=(30, 3)), rng.normal(0.5, 2, size=(40, 3))
