@@ -106,7 +106,8 @@ def round_weights(net: nn.Module, precision: str) -> None:
     """Round the weights of a net for inference to bfloat16, in place, as autocast would do at every call.
 
     Rounds linear layers and convolutions over all channels, and nothing for float32. Outputs under autocast stay the
-    same bit for bit, but a pass no longer reads and writes every weight before it multiplies.
+    same bit for bit (with weights that require a gradient, but for the order in which torch multiplies transposed
+    inputs), and a pass no longer reads and writes every weight before it multiplies.
     """
     if precision == "bfloat16":
         for module in net.modules():

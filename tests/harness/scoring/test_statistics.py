@@ -138,8 +138,9 @@ def test_kernel_distance_of_seeded_subsets(monkeypatch):
     assert compute("kid", samples, reference, 6)[0].value != one.value
 
 
-def test_kernel_distance_is_that_of_torch_fidelity():
+def test_kernel_distance_is_that_of_torch_fidelity(monkeypatch):
     """With its subsets, of features whose number is not that of the other set."""
+    monkeypatch.setattr(statistics, "KID_SUBSETS", 6)
     rng = np.random.default_rng(6)
     x, y = (torch.from_numpy(shift + rng.gamma(2, size=(n, 96))) for shift, n in ((0.1, 1300), (0.0, 1500)))
     kwargs = statistics.definition("kid", len(x), len(y))
