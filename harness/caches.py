@@ -47,8 +47,8 @@ def forget_choices(since: float) -> None:
     """Remove what torch.compile noted `since` that time (time.time()) as the fastest variant of each kernel, so that
     the next process that loads a kernel times its variants again: where several programs had the GPU, chance chose."""
     folder = os.environ.get(VARIABLES[0])
-    with suppress(OSError):  # a folder that another process removes
-        for file in Path(folder).rglob("*.best_config") if folder else ():
+    for file in sorted(Path(folder).rglob("*.best_config")) if folder else ():
+        with suppress(FileNotFoundError):  # another process that ends removes it
             if file.stat().st_mtime >= since:
                 file.unlink()
 
