@@ -5,7 +5,6 @@ import io
 import os
 import re
 import subprocess
-from collections import Counter
 from math import sqrt
 from pathlib import Path
 from statistics import fmean, median, stdev
@@ -188,7 +187,7 @@ def test_the_script_of_measurements_has_models_and_settings_that_there_are() -> 
     script = [str(ROOT / "kernels" / "measure.sh"), "run.device=cpu"]
     lines = subprocess.run(script, env={**os.environ, "PRINT": "1"}, capture_output=True, text=True, check=True).stdout
     commands = [line.split()[1:] for line in lines.splitlines()]
-    assert Counter(words[0] for words in commands) == {"bench": 16, "bench-kernels": 2}
+    assert [words[0] for words in commands] == ["bench"] * 6 + ["bench-kernels"] * 2 + ["bench"] * 10
     for words in commands:
         args, settings = parser().parse_known_args(
             words
