@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # The measurements of the tables of these pages, on one GPU that nothing else uses, in one sitting: `kernels/measure.sh
 # run.root=FOLDER`. Every command gets the settings that are given. A second call measures the models that are missing,
-# and the operators again. AHEAD=16 compiles first, so many models at a time (nine minutes on 32 cores, where one after the
-# other takes an hour). PRINT=1 prints the commands.
+# and the operators again. AHEAD=16 compiles first, so many models at a time (eleven minutes on 32 cores, where one after
+# the other takes an hour). PRINT=1 prints the commands.
 set -uo pipefail
 read -r -d '' MEASUREMENTS <<'LINES' || true
 bench dit_xl_2 lamamba_xl_release lamamba_xl bench.modes=[forward] bench.compile=[reduce-overhead] bench.input_sizes=[32] bench.batch_size=256
@@ -25,6 +25,7 @@ bench dit_xl_2 bench.modes=[forward] bench.compile=[max-autotune] bench.input_si
 bench dit_xl_2 bench.modes=[train] bench.compile=[max-autotune] bench.input_sizes=[32] bench.batch_size=128
 LINES
 if [ -n "${AHEAD:-}" ] && [ -z "${PRINT:-}" ]; then
+  left=$(mktemp)
   while read -ra words; do
     settings=()
     for word in "${words[@]:1}"; do
@@ -33,11 +34,22 @@ if [ -n "${AHEAD:-}" ] && [ -z "${PRINT:-}" ]; then
     for model in "${words[@]:1}"; do
       # What is autotuned needs the GPU for itself, and operators compile in seconds.
       if [[ $model == *=* || ${words[0]} != bench || ${words[*]} == *max-autotune* ]]; then continue; fi
-      while (($(jobs -rp | wc -l) >= AHEAD)); do wait -n; done
-      nice lamabench bench --ahead "$model" "${settings[@]}" "$@" </dev/null &
+      echo "$model ${settings[*]}" >>"$left"
     done
   done <<<"$MEASUREMENTS"
-  wait
+  # Each holds the memory of a step while its backward pass compiles. Those for which memory ran out come again, fewer at
+  # a time.
+  for most in "$AHEAD" $(((AHEAD + 3) / 4)) 1; do
+    mapfile -t models <"$left"
+    : >"$left"
+    for model in "${models[@]}"; do
+      while (($(jobs -rp | wc -l) >= most)); do wait -n; done
+      # Its words are a model and settings.
+      { nice lamabench bench --ahead $model "$@" </dev/null || echo "$model" >>"$left"; } &
+    done
+    wait
+  done
+  rm "$left"
 fi
 status=0
 while read -ra words; do

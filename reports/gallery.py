@@ -22,7 +22,7 @@ FOLDERS = (
     "costs",
 )  # of records; the first one that has a table or figure shows it
 MARK = re.compile(r"(<!-- (table|picture) ([\w*]+) -->\n)(?:.*?<!-- end -->\n)?", re.DOTALL)
-MOST_ROWS = 12  # of a table
+MOST_ROWS = 16  # of a table
 
 
 def fill(text: str, reports: list[Path], pictures: Path) -> str:

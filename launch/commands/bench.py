@@ -79,11 +79,13 @@ def compile_ahead(args: argparse.Namespace, subjects: Sequence[tuple[Config, Tas
         for config, task in subjects:
             keep_compiled(config.run.root, device)
             what, say = (config.model, config.bench, config.backend, config.objective), speaker(task)
+            rows = []
             try:
-                for _ in bench(*what, device, say, ahead=True):
-                    pass
+                rows += bench(*what, device, say, ahead=True)
             except WrongOutput as error:
                 wrong.append(f"{task.about['name']}: {error}")
+            if short := sum(row["state"] == "oom" for row in rows):
+                wrong.append(f"{task.about['name']}: memory ran out in {short} of {len(rows)}, which are not compiled")
     finally:
         if is_cuda(device):
             forget_choices(started)

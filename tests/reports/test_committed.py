@@ -11,7 +11,7 @@ from lamabench.harness.sections import BackendConfig
 from lamabench.models.registry import from_dict
 
 ROOT = Path(reports.__file__).parent / "records"
-SIZES = [("bench", 3, 69), ("bench-gpus", 5, 18), ("bench-h200", 3, 7), ("bench-kernels", 2, 148), ("costs", 37, 43),
+SIZES = [("bench", 3, 69), ("bench-gpus", 5, 18), ("bench-h200", 6, 71), ("bench-kernels", 2, 148), ("costs", 37, 43),
          ("demo", 3, 3)]  # fmt: skip
 
 
@@ -27,7 +27,7 @@ def test_keys_are_those_of_today(root: str, folders: int, lines: int) -> None:
             if row.kind == "cost":
                 assert row.key == model_key(model)
             elif row.kind == "speed":
-                assert row.key == speed_key(model, line, BackendConfig(), device)
+                assert row.key == speed_key(model, line, BackendConfig(**(line["asked"] or {})), device)
                 recorded = line["mfu"]  # by earlier versions; later records are of H200, whose peak is 989e12
                 if recorded is None and line["images_per_s"] and line["macs"]:
                     passes, gpus = {"forward": 2, "train": 6}[line["mode"]], line.get("processes") or 1

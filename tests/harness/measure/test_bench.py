@@ -68,6 +68,12 @@ def test_what_compiles_ahead_is_checked_and_neither_timed_nor_recorded(folder, m
     assert not (folder / "runs").exists()
 
 
+def test_what_could_not_compile_ahead_for_lack_of_memory_fails(folder, monkeypatch, capsys):
+    out_of_memory_above(monkeypatch, 1)
+    assert main(["bench", "--ahead", "dit_nano", *WORDS]) == 1
+    assert "dit_nano: memory ran out in 2 of 4, which are not compiled" in capsys.readouterr().err
+
+
 def test_a_killed_sweep_continues(folder, monkeypatch, capsys):
     timed, calls = models.time_calls, []
 
