@@ -29,6 +29,7 @@ from .state_of_the_art import state_of_the_art
 from .style import ENTRIES
 from .table import Table
 from .throughput import throughput
+from .timesteps import timesteps
 
 
 class TableItem(NamedTuple):
@@ -160,6 +161,10 @@ FIGURES: dict[str, FigureItem] = {
     ),
     "during": FigureItem(
         during, "quality and held-out loss during training against images, training FLOPs and GPU-hours"
+    ),
+    "timesteps": FigureItem(
+        timesteps,
+        "held-out loss at each timestep over that of the study's base: at which amounts of noise a model is ahead",
     ),
     "pareto": FigureItem(
         pareto, "quality against images per second, with the models that no other is as fast and as good as"

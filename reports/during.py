@@ -87,6 +87,14 @@ def trajectories(scored: Mapping[Run, list[Line]], measure: str) -> dict[Run, Tr
     return result
 
 
+def of_seeds(values: Mapping[Run, Trajectory]) -> list[Trajectory]:
+    """The values of each seed. Two folders of one seed are one seed."""
+    folders: dict[int, list[Trajectory]] = {}
+    for run, one in values.items():
+        folders.setdefault(seed_of(run), []).append(one)
+    return [mean_trajectory(each) for each in folders.values()]
+
+
 def mean_trajectory(seeds: list[Trajectory]) -> Trajectory:
     """The mean over seeds at the numbers of images that all of them have."""
     common = sorted(set.intersection(*(set(one.images) for one in seeds)))
@@ -134,11 +142,11 @@ def _draw(evidence: Evidence) -> Figure | None:
                 runs = by_group[group]
                 seeds_shown |= len({seed_of(run) for run in runs}) > 1
                 marked |= any(map(is_marked, runs))
-                _draw_group(evidence, axes, group, runs, panels[measure])
+                draw_group(evidence, axes, group, runs, panels[measure])
                 drawn.add(group)
                 if not look.faint(group):
                     end = " *" if any(is_marked(run) for run in runs) else ""
-                    keys[labels[group] + end] = Line2D([], [], **_style(evidence, group))
+                    keys[labels[group] + end] = Line2D([], [], **style_of(evidence, group))
         row[0].set_ylabel(title_of_scores(name, next(iter(columns[name].values()))[0], 30))
     device = main_device(next(iter(columns.values())))
     titles = {"images": "Images seen", "flops": "FLOPs (1e18) of the training", "hours": hours_words(device)}
@@ -155,20 +163,18 @@ def _draw(evidence: Evidence) -> Figure | None:
     return figure
 
 
-def _draw_group(evidence: Evidence, axes: Axes, group: str, runs: list[Run], panels: Mapping[Run, Trajectory]) -> None:
-    look = evidence.look
-    folders: dict[int, list[Trajectory]] = {}
-    for run in runs:
-        folders.setdefault(seed_of(run), []).append(panels[run])
-    seeds = [mean_trajectory(each) for each in folders.values()]  # two folders of one seed are one seed
+def draw_group(evidence: Evidence, axes: Axes, group: str, runs: list[Run], panels: Mapping[Run, Trajectory]) -> None:
+    """Draw the mean of a model's trainings, and a thin line for each of several seeds."""
+    look, seeds = evidence.look, of_seeds({run: panels[run] for run in runs})
     if len(seeds) > 1 and not look.faint(group):
         at, values = ([x for one in seeds for x in (*getattr(one, name), nan)] for name in ("at", "values"))
         axes.plot(at, values, color=look.colour(group), linewidth=0.5, alpha=0.5, zorder=1)  # one line is fast
     mean = mean_trajectory(seeds)
-    axes.plot(mean.at, mean.values, **_style(evidence, group))
+    axes.plot(mean.at, mean.values, **style_of(evidence, group))
 
 
-def _style(evidence: Evidence, group: str) -> dict[str, Any]:
+def style_of(evidence: Evidence, group: str) -> dict[str, Any]:
+    """How the line of a model's mean looks."""
     style = evidence.look.points(group)
     return style | {"markersize": min(style["markersize"], 4.0)}
 

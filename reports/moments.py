@@ -15,12 +15,11 @@ from statistics import median_low
 from typing import Any, NamedTuple, TypeVar
 
 from .names import axis_values, kind_of, line_of, words
-from .queries import state_of, suffixes
+from .queries import Column, column_of, state_of, suffixes
 from .runs import Line, Run
 
 Moments = dict[str, dict[Run, list[Line]]]
-# Of a column: its metric, its protocol of evaluation, the name of its reference, and whether models have no classes.
-Key = tuple[str, str, str, bool]
+Key = tuple[Column, bool]  # of a column: what its scores have in common, and whether models have no classes
 Value = TypeVar("Value")
 LONG = 2.0  # see `pauses`
 
@@ -48,20 +47,19 @@ def columns_of(runs: Iterable[Run]) -> dict[Key, dict[Run, list[Line]]]:
     for run in runs:
         for row in [*run.earlier, *run.rows]:
             if row["kind"] == "score" and row["state"] == "done":
-                key = row["metric"], str(row["protocol"]), str(row["reference"]), is_unconditional(run, row)
-                columns.setdefault(key, {}).setdefault(run, []).append(row)
+                columns.setdefault((column_of(row), is_unconditional(run, row)), {}).setdefault(run, []).append(row)
     return {key: {run: _in_order(run, each) for run, each in rows.items()} for key, rows in columns.items()}
 
 
 def named(columns: Mapping[Key, Value]) -> dict[str, Value]:
     """Columns by the names of their metrics, with the suffixes of `queries.suffixes` and "(unconditional)" if one
     metric has several."""
-    ends = {kind: suffixes(column[:3] for column in columns if column[3] is kind) for kind in (False, True)}
-    kinds = Counter(metric for metric, kind in {(column[0], column[3]) for column in columns})
+    ends = {kind: suffixes(column for column, one in columns if one is kind) for kind in (False, True)}
+    kinds = Counter(metric for metric, kind in {(column[0], kind) for column, kind in columns})
     result: dict[str, Value] = {}
-    for column, value in columns.items():
-        name = column[0] + ends[column[3]][column[:3]]
-        result[name + (" (unconditional)" if column[3] and kinds[column[0]] > 1 else "")] = value
+    for (column, kind), value in columns.items():
+        name = column[0] + ends[kind][column]
+        result[name + (" (unconditional)" if kind and kinds[column[0]] > 1 else "")] = value
     return result
 
 

@@ -1,7 +1,6 @@
 """What the records of runs say: states, timings and scores, not yet rounded for a table."""
 
 import re
-from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
@@ -18,6 +17,7 @@ SETTINGS = {  # two throughputs share a column where these fields are equal
     "speed": ("batch_size", "precision", "compile", "checkpointing", "threads", "processes", "device"),
     "sample": ("method", "steps", "guidance", "guidance_channels", "guidance_interval", "guide", "compile", "device"),
 }
+Column = tuple[str, str, str, str]  # see `column_of`
 
 SAMPLING = (
     "Sampling s.e.: the standard error of a score from the choice of its images alone. It has no bias in it and says "
@@ -132,29 +132,33 @@ def scores(runs: list[Run]) -> dict[str, dict[Run, Line]]:
     A column has one protocol of evaluation (DESIGN.md, rule 8). A metric with several protocols has a column for each,
     named as `suffixes` says.
     """
-    columns: dict[tuple[str, str, str], dict[Run, Line]] = {}
+    columns: dict[Column, dict[Run, Line]] = {}
     for run in runs:
         for row in run.rows:
             if row["kind"] == "score" and row["state"] == "done":
-                rows = columns.setdefault((row["metric"], str(row["protocol"]), str(row["reference"])), {})
+                rows = columns.setdefault(column_of(row), {})
                 if run not in rows or (row["checkpoint_step"] or 0) >= (rows[run]["checkpoint_step"] or 0):
                     rows[run] = row
     return {column[0] + suffix: columns[column] for column, suffix in suffixes(columns).items()}
 
 
-def suffixes(columns: Iterable[tuple[str, str, str]]) -> dict[tuple[str, str, str], str]:
-    """What distinguishes columns, each a metric, a protocol and the name of a reference, in their names: nothing if the
-    metric has one protocol, `@REFERENCE` if each of its protocols has a reference of its own, and else `@PROTOCOL`."""
-    columns = list(columns)
-    protocols = Counter(metric for metric, _, _ in columns)
-    words = {column: column[2].replace(" ", "-") for column in columns}
-    references = Counter((column[0], word) for column, word in words.items())
-    result = {}
-    for column, word in words.items():
-        metric, protocol, _ = column
-        alone = all(count == 1 for (name, _), count in references.items() if name == metric)
-        suffix = f"@{word}" if alone else f"@{protocol}"
-        result[column] = suffix if protocols[metric] > 1 else ""
+def column_of(row: Line) -> Column:
+    """What a score has in common with the others of its column: its metric, its protocol of evaluation, the name of its
+    reference and, of a loss, its objective."""
+    objective = ((row.get("evaluation") or {}).get("objective") or {}).get("kind") or ""
+    return row["metric"], str(row["protocol"]), str(row["reference"]), objective
+
+
+def suffixes(columns: Iterable[Column]) -> dict[Column, str]:
+    """What distinguishes columns in their names: nothing if a metric has one, `@` and reference, objective or both if
+    each of its columns has its own, and else `@PROTOCOL`."""
+    columns, result = list(columns), {}
+    for column in columns:
+        rivals = [one for one in columns if one[0] == column[0]]
+        places = [place for place in (2, 3) if len({one[place] for one in rivals}) > 1]
+        words = ["-".join(one[place].replace(" ", "-") for place in places) for one in rivals]
+        apart = len(set(words)) == len(rivals) and all(words)
+        result[column] = f"@{words[rivals.index(column)] if apart else column[1]}" if len(rivals) > 1 else ""
     return result
 
 

@@ -100,6 +100,7 @@ def test_qualities_are_those_of_the_records() -> None:
     rows = rows_below(readme, "## How good they are")
     assert {row[0] for row in rows} == {run.info["title"] for run in runs}
     values: dict[str, dict[int, float]] = {}
+    noisy: dict[str, list[float]] = {}
     for title, params, macs, rate, minutes, quality, heldout in rows:
         at, seeds = {"title": title, "train.lr": float(rate)}.items(), {}
         for run in runs:
@@ -112,7 +113,9 @@ def test_qualities_are_those_of_the_records() -> None:
             for row in scores:
                 if row["metric"] == "FD-EffNetLite0-10k" and row["reference"] == "cifar10 test":
                     values[title][seed] = row["value"]
-            losses += {row["value"] for row in scores if row["metric"] == "held-out loss"}
+            held_out = {row["value"]: row["by_timestep"]["937"] for row in scores if row["metric"] == "held-out loss"}
+            losses += held_out
+            noisy.setdefault(title, []).extend(held_out.values())
             if scores:
                 hours, cost = hours_of(run, scores[0]), run.last("cost", "done")
                 assert hours is not None and hours[1] == "NVIDIA H200, bfloat16" and cost is not None
@@ -129,6 +132,8 @@ def test_qualities_are_those_of_the_records() -> None:
         differences = [values[other][seed] - values[one][seed] for seed in (0, 1, 2)]
         places = 0 if stdev(differences) > 5 else 1
         assert text.format(with_interval(differences, places)) in " ".join(readme.split())
+    ratio = fmean(noisy["U-Net-T"]) / fmean(noisy["LaMamba-Diff-T"])
+    assert f"at t = 937 it has {ratio:.1f} times the loss" in " ".join(readme.split())
     text = table_text(evidence_of([ROOT / "reports" / "records" / "cifar10"]), "verdicts", "csv")
     rows = [row for row in csv.DictReader(io.StringIO(text)) if row["against"] == "window+window-of-like-size"]
     images, hours = (

@@ -18,12 +18,12 @@ def test_a_page_is_filled(tmp_path: Path) -> None:
         folder.mkdir()
         absent = {"cost": "no costs", "loss": "no losses"} | ({"speed": "no speeds"} if number == 0 else {})
         (folder / "index.json").write_text(json.dumps({"absent": absent}))
-        (folder / "runs.md").write_text(f"| Run {number} |\n|--|\n" + "| row |\n" * 14 + "\n- a note\n")
+        (folder / "runs.md").write_text(f"| Run {number} |\n|--|\n" + "| row |\n" * 18 + "\n- a note\n")
         (folder / "axis_mine.png").write_bytes(bytes([number]))
     (folders[1] / "speed.md").write_text("| Speed |\n|--|\n| 1 |\n")
     marks = ["table runs", "table cost", "table speed", "picture axis"]
     page = fill("# Page\n\n" + "\n".join(f"<!-- {mark} -->\nText.\n" for mark in marks), folders, tmp_path / "pictures")
-    assert "| Run 0 |\n|--|\n" + "| row |\n" * 12 + "\n… and 2 more rows." in page and "Run 1" not in page
+    assert "| Run 0 |\n|--|\n" + "| row |\n" * 16 + "\n… and 2 more rows." in page and "Run 1" not in page
     assert "*No committed record shows it: no costs.*" in page and "| Speed |\n|--|\n| 1 |" in page
     assert "![axis](pictures/axis.png)" in page and (tmp_path / "pictures/axis.png").read_bytes() == b"\0"
     assert page.count("Text.") == 4 and "a note" not in page

@@ -118,6 +118,18 @@ def test_columns_of_two_references_have_their_names(tmp_path: Path) -> None:
     assert [row[f"FD-EffNetLite0-512@{name}"] for name in "ctb"] == [1.0, 2.0, 3.0]
 
 
+def test_columns_of_two_objectives_have_their_names(tmp_path: Path) -> None:
+    one, two = ({"protocol": kind, "evaluation": {"objective": {"kind": kind}}} for kind in ("ddpm", "flow"))
+    loss = {"metric": "held-out loss", "reference": "digits"}
+    write(tmp_path, "one", [drawn(), scored(1.0) | loss | one, scored(2.0) | loss | two])
+    (row,) = summary_rows([tmp_path])
+    assert (row["held-out loss@ddpm"], row["held-out loss@flow"]) == (1.0, 2.0)
+    write(tmp_path, "one", [scored(3.0) | loss | two | {"protocol": "f", "reference": "faces"}])
+    (row,) = summary_rows([tmp_path])
+    names = ("digits-ddpm", "digits-flow", "faces-flow")
+    assert [row[f"held-out loss@{name}"] for name in names] == [1.0, 2.0, 3.0]
+
+
 def test_references_whose_names_are_one_word_keep_their_columns(tmp_path: Path) -> None:
     one, two = {"protocol": "a", "reference": "cifar10 test"}, {"protocol": "b", "reference": "cifar10-test"}
     write(tmp_path, "one", [drawn(), scored(1.0) | one, scored(2.0) | two])
