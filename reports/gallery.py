@@ -21,7 +21,9 @@ FOLDERS = (
     "bench-kernels",
     "costs",
 )  # of records; the first one that has a table or figure shows it
-MARK = re.compile(r"(<!-- (table|picture) ([\w*]+) -->\n)(?:.*?<!-- end -->\n)?", re.DOTALL)
+MARK = re.compile(  # what it fills reaches up to an end, and over no other mark
+    r"(<!-- (table|picture) ([\w*]+) -->\n)(?:(?:(?!<!-- (?:table|picture) ).)*?<!-- end -->\n)?", re.DOTALL
+)
 MOST_ROWS = 16  # of a table
 
 

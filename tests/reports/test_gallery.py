@@ -28,6 +28,8 @@ def test_a_page_is_filled(tmp_path: Path) -> None:
     assert "![axis](pictures/axis.png)" in page and (tmp_path / "pictures/axis.png").read_bytes() == b"\0"
     assert page.count("Text.") == 4 and "a note" not in page
     assert fill(page, folders, tmp_path / "pictures") == page
+    added = page.replace("<!-- table runs", "<!-- table cost -->\nMine.\n<!-- table runs")
+    assert "Mine.\n<!-- table runs -->" in fill(added, folders, tmp_path / "pictures")
     with pytest.raises(ValueError, match="no table is called nothing"):
         fill("<!-- table nothing -->\n", folders, tmp_path)
 
