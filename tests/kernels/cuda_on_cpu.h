@@ -3,6 +3,21 @@
 // drawn. A copy to shared memory lands as late as its wait allows, or as soon as it is issued: a kernel has to be right
 // either way. Shared memory starts as NaN, and no block may write beyond what it asked for.
 
+#pragma once
+#include <algorithm>
+#include <cmath>
+#include <csetjmp>
+#include <cstdint>
+#include <cstring>
+#include <deque>
+#include <functional>
+#include <map>
+#include <random>
+#include <vector>
+#include <ucontext.h>
+
+#pragma GCC visibility push(hidden)                 // each library has fibres of its own
+
 #define __device__
 #define __global__
 #define __shared__
@@ -27,9 +42,9 @@ inline int max(int a, int b) { return a > b ? a : b; }
 
 struct Copy { void* to; const void* from; };
 struct Fibre {
-    ucontext_t context;
+    jmp_buf place;                                  // where it goes on
     std::vector<char> stack;
-    bool done;
+    bool begun, done;
     std::vector<Copy> issued;                       // since the last group
     std::deque<std::vector<Copy>> groups;           // on their way, the oldest first
 };
@@ -37,19 +52,19 @@ struct Meeting { int come = 0, held = 0; };         // threads that have come, a
 struct Warp { Meeting meeting; u32 words[32][6]; const void* rows[32]; };
 struct Phases { int expected, pending; u32 passed; };
 
-static std::vector<Fibre> fibres;
-static std::vector<Warp> warps;
-static Meeting whole_block, named[16];
-static std::map<const void*, Phases> phases;
-static ucontext_t scheduler;
-static const std::function<void()>* body;
-static bool late, progress, askew;
-static int here;
-static Index threadIdx, blockIdx, blockDim, gridDim;
+extern std::vector<Fibre> fibres;
+extern std::vector<Warp> warps;
+extern Meeting whole_block, named[16];
+extern std::map<const void*, Phases> phases;
+extern bool late, progress, askew;
+extern int here;
+extern Index threadIdx, blockIdx, blockDim, gridDim;
 static const size_t SHARED_BYTES = 256 * 1024;
-extern "C" { alignas(16) u32 memory[SHARED_BYTES / 4]; }
+extern "C" { alignas(16) extern u32 memory[SHARED_BYTES / 4]; }
 
-inline void pause() { swapcontext(&fibres[here].context, &scheduler); }
+void pause();                                       // let others run
+int launch(
+    const std::function<void()>& kernel, int columns, int rows, int threads, int shared, bool copies_late, unsigned seed);
 inline int lane_of() { return here % 32; }
 inline Warp& warp_of() { return warps[here / 32]; }
 inline void come(Meeting& meeting, int expected) {
@@ -184,64 +199,4 @@ inline void barrier_arrived(u32* at, int lane) {
 }
 inline void barrier_passed(u32* at, u32 parity) { while ((phases[at].passed & 1) == parity) pause(); }
 
-static void fibre() {
-    (*body)();
-    fibres[here].done = progress = true;
-    swapcontext(&fibres[here].context, &scheduler);
-}
-
-// Runs a grid, block after block; 1 where the threads of a block wait for each other in vain, 2 where they write beyond
-// their `shared` bytes, 3 where they move several numbers at once to or from an address that is not a multiple of their
-// size.
-static int launch(
-    const std::function<void()>& kernel, int columns, int rows, int threads, int shared, bool copies_late, unsigned seed) {
-    std::mt19937 random(seed);
-    body = &kernel;
-    late = copies_late;
-    askew = false;
-    gridDim = {(unsigned)columns, (unsigned)rows, 1};
-    blockDim = {(unsigned)threads, 1, 1};
-    std::vector<int> order(threads);
-    for (int i = 0; i < threads; i++) order[i] = i;
-    for (int block = 0; block < columns * rows; block++) {
-        blockIdx = {(unsigned)(block % columns), (unsigned)(block / columns), 0};
-        memset(memory, 0xff, SHARED_BYTES);         // NaN
-        fibres.assign(threads, Fibre());
-        warps.assign((threads + 31) / 32, Warp());
-        whole_block = Meeting();
-        for (Meeting& meeting : named) meeting = Meeting();
-        phases.clear();
-        for (Fibre& one : fibres) {
-            one.stack.resize(64 * 1024);
-            getcontext(&one.context);
-            one.context.uc_stack.ss_sp = one.stack.data();
-            one.context.uc_stack.ss_size = one.stack.size();
-            one.context.uc_link = &scheduler;
-            makecontext(&one.context, fibre, 0);
-        }
-        int resting = -1, rounds = 0;               // a warp that falls behind, and for how long
-        for (int left = threads; left;) {
-            if (rounds-- == 0) {
-                resting = random() % (warps.size() + 1);
-                rounds = random() % 64;
-            }
-            progress = false;
-            std::shuffle(order.begin(), order.end(), random);
-            for (int thread : order) {
-                if (fibres[thread].done || thread / 32 == resting) continue;
-                here = thread;
-                threadIdx = {(unsigned)thread, 0, 0};
-                swapcontext(&scheduler, &fibres[thread].context);
-                left -= fibres[thread].done;
-            }
-            if (left && !progress) {
-                if (resting < 0) return 1;
-                resting = -1;                       // the others wait for it
-            }
-        }
-        const u32* beyond = memory + (shared + 3) / 4, * end = memory + SHARED_BYTES / 4;
-        if (std::any_of(beyond, end, [](u32 word) { return word != ~0u; })) return 2;
-        if (askew) return 3;
-    }
-    return 0;
-}
+#pragma GCC visibility pop

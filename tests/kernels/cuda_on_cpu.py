@@ -12,8 +12,8 @@ from typing import Any
 from lamabench.kernels.nvrtc import _argument
 
 HEADER = Path(__file__).with_suffix(".h")
+TURNS = Path(__file__).with_suffix(".cpp")
 COMPILER = shutil.which("g++")
-INCLUDES = "algorithm cmath cstdint cstring deque functional map random vector ucontext.h".split()
 DEFINITION = re.compile(r"^(?:template <[^>]*> )?__device__ [^;{]*\{", re.MULTILINE)
 FAULTS = {1: "its threads wait in vain", 2: "it writes beyond its shared memory", 3: "its addresses are not aligned"}
 KERNEL = re.compile(r'extern "C" __global__ void (?:__launch_bounds__\([^)]*\) )?(\w+)\(([^)]*)\)')
@@ -35,7 +35,8 @@ def without_ptx(source: str) -> str:
 def compiled(files: tuple[Path, ...], constants: tuple[tuple[str, int], ...], folder: Path) -> ctypes.CDLL:
     """A library of the files: `run_NAME(arguments, columns, rows, threads, shared, late, seed)` for every kernel."""
     source = without_ptx("".join(file.read_text() for file in files))
-    lines = [f'#include "{_precompiled(folder)}"', *(f"#define {name} {value}" for name, value in constants)]
+    header, turns = _compiled_once(folder)
+    lines = [f'#include "{header}"', *(f"#define {name} {value}" for name, value in constants)]
     calls = []
     for name, parameters in KERNEL.findall(source):
         types = [re.sub(r"__restrict__|\w+$", "", one.strip()) for one in parameters.split(",")]
@@ -45,20 +46,22 @@ def compiled(files: tuple[Path, ...], constants: tuple[tuple[str, int], ...], fo
             f"unsigned seed) {{ return launch("
             f"[&] {{ {name}({values}); }}, columns, rows, threads, shared, late, seed); }}"
         )
-    text = "\n".join([*lines, HEADER.read_text(), source, *calls])
+    text = "\n".join([*lines, source, *calls])
     path = folder / f"{files[-1].stem}-{abs(hash(constants)):x}"
     path.with_suffix(".cpp").write_text(text)
-    _compile("-shared", path.with_suffix(".cpp"), "-o", path.with_suffix(".so"))
+    _compile("-shared", path.with_suffix(".cpp"), turns, "-o", path.with_suffix(".so"))
     return ctypes.CDLL(str(path.with_suffix(".so")))
 
 
 @cache
-def _precompiled(folder: Path) -> Path:
-    """A header with the standard library's, which takes half of a compilation, and its compiled form beside it."""
-    path = folder / "standard.hpp"
-    path.write_text("\n".join(f"#include <{name}>" for name in INCLUDES))
-    _compile("-x", "c++-header", path, "-o", f"{path}.gch")
-    return path
+def _compiled_once(folder: Path) -> tuple[Path, Path]:
+    """What all kernels share, which takes most of a compilation: the header, with its compiled form beside it, and the
+    object that runs their threads."""
+    header, turns = folder / HEADER.name, folder / "turns.o"
+    shutil.copy(HEADER, header)
+    _compile("-x", "c++-header", header, "-o", f"{header}.gch")
+    _compile("-c", TURNS, "-o", turns)
+    return header, turns
 
 
 def _compile(*words: str | Path) -> None:
