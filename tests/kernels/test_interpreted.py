@@ -29,10 +29,11 @@ COUNTS = {
 def test_in_a_process_of_its_own():
     sources = {path: path.read_text(encoding="utf-8") for path in TESTS.rglob("test_*.py") if path != Path(__file__)}
     files = [str(path) for path, source in sources.items() if "mark.interpreted" in source]
-    command = [sys.executable, "-m", "pytest", "-m", "interpreted", "-p", "no:cacheprovider", "-v", *files]
+    command = [sys.executable, "-m", "pytest", "-m", "interpreted", "-p", "interpreter", "-p", "no:cacheprovider", "-v"]
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+    environment["PYTHONPATH"] = str(Path(__file__).parent)  # of the plug-in
     environment.pop("PYTEST_XDIST_WORKER", None)
-    done = subprocess.run(command, env=environment, cwd=TESTS.parent, capture_output=True, text=True)
+    done = subprocess.run([*command, *files], env=environment, cwd=TESTS.parent, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-4000:]
     outcomes = re.findall(r"^tests/(\S+?)::.* ([A-Z]+)(?: +\[.*)?$", done.stdout, re.MULTILINE)
     assert {outcome for _, outcome in outcomes} == {"PASSED"}
