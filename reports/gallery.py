@@ -64,7 +64,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         reports = [Path(folder, name) for name in FOLDERS]
         for report in reports:
-            build([HERE / "records" / report.name], report)
+            build([HERE / "records" / report.name], report, pdf=False)
         page = HERE / "README.md"
         page.write_text(fill(page.read_text(encoding="utf-8"), reports, HERE / "gallery"), encoding="utf-8")
 

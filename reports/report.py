@@ -112,14 +112,16 @@ def build(
     baseline: str | None = None,
     say: Callable[[str], object] = lambda text: None,
     published: Path | None = None,
+    pdf: bool = True,
 ) -> list[Path]:
     """`write` the report on every run at or below `paths`, as `evidence_of` reads them."""
     _files_of_report(out)
-    return write(evidence_of(paths, baseline, say, published), out)
+    return write(evidence_of(paths, baseline, say, published), out, pdf)
 
 
-def write(evidence: Evidence, out: Path) -> list[Path]:
-    """Write a report into the folder `out` and return its files, sorted.
+def write(evidence: Evidence, out: Path, pdf: bool = True) -> list[Path]:
+    """Write a report into the folder `out` and return its files, sorted. Without `pdf`, which takes half of the time,
+    figures are PNG alone.
 
     It is first rendered in a folder beside `out`. Then an earlier report in `out` is replaced file by file. Samples
     that cannot be read are not shown, and README.md lists them. Raises InputError and leaves `out` untouched if the
@@ -132,7 +134,7 @@ def write(evidence: Evidence, out: Path) -> list[Path]:
     except OSError as error:
         raise InputError(f"cannot write a report at {out}: {error.strerror}") from None
     try:
-        _write(evidence, temporary, out)
+        _write(evidence, temporary, out, pdf)
         old = _files_of_report(out)  # only now, because another report may have been written meanwhile
         out.mkdir(exist_ok=True)
         names = sorted(path.name for path in temporary.iterdir())
@@ -160,7 +162,7 @@ def _files_of_report(out: Path) -> list[str]:
     raise InputError(f"{out} is neither empty nor an earlier report (it has no index.json of one); name another folder")
 
 
-def _write(evidence: Evidence, folder: Path, out: Path) -> None:
+def _write(evidence: Evidence, folder: Path, out: Path, pdf: bool) -> None:
     """Write the report into `folder`, which will be `out`."""
     absent: dict[str, str] = {}
     about: dict[str, str] = {"index.html": "all of this on one page, which needs no network"}
@@ -185,8 +187,8 @@ def _write(evidence: Evidence, folder: Path, out: Path) -> None:
                 if isinstance(figure, str):
                     absent[name] = figure
                 else:
-                    pictures[name] = _write_figure(figure, folder / name)
-                    about[f"{name}.png, .pdf"] = item.about
+                    pictures[name] = _write_figure(figure, folder / name, pdf)
+                    about[f"{name}.png{', .pdf' if pdf else ''}"] = item.about
     records = ", ".join(write_records(frame(evidence.runs), folder))
     about[records] = "all records with their units (reports/COLUMNS.md)"
     _write_text(folder / "README.md", _readme(evidence, about, absent))
@@ -201,16 +203,18 @@ def _write_text(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8", errors=ESCAPED)
 
 
-def _write_figure(figure: Figure, path: Path) -> bytes:
-    """Write a figure as PNG and as PDF, and return the PNG."""
-    png, pdf = io.BytesIO(), io.BytesIO()  # on a full disk, Matplotlib's PDF would hide the error
+def _write_figure(figure: Figure, path: Path, pdf: bool) -> bytes:
+    """Write a figure as PNG and, with `pdf`, as PDF. Returns the PNG."""
+    files = {"png": io.BytesIO()} | ({"pdf": io.BytesIO()} if pdf else {})
     figure.set_dpi(150)
-    FigureCanvasAgg(figure).print_png(png, metadata={"Software": None})  # `savefig` would draw twice
-    figure.set_layout_engine("none")  # the PDF has the layout of the PNG
-    FigureCanvasPdf(figure).print_pdf(pdf, metadata={"CreationDate": None, "Creator": None, "Producer": None})
-    for kind, buffer in (("png", png), ("pdf", pdf)):
+    FigureCanvasAgg(figure).print_png(files["png"], metadata={"Software": None})  # `savefig` would draw twice
+    if pdf:  # through memory, because on a full disk Matplotlib's PDF would hide the error
+        figure.set_layout_engine("none")  # it has the layout of the PNG
+        metadata = {"CreationDate": None, "Creator": None, "Producer": None}
+        FigureCanvasPdf(figure).print_pdf(files["pdf"], metadata=metadata)
+    for kind, buffer in files.items():
         path.with_name(f"{path.name}.{kind}").write_bytes(buffer.getvalue())
-    return png.getvalue()
+    return files["png"].getvalue()
 
 
 def _claims(evidence: Evidence) -> list[str]:
