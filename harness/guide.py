@@ -3,7 +3,8 @@ away from. `sample.guide` names its folder, and its key and step stand for it in
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from .keys import config_of, encoder_facts, training_key
 from .measure.cost import cost
 from .moments import kept_steps, not_kept, sample_sets, sampled_moments, step_of
 from .run import read_info, weights_home
+from .sections import ObjectiveConfig
 from .training.checkpoint import load_weights
 
 
@@ -48,9 +50,15 @@ def guides(config: Config) -> bool:
 def passes(config: Config) -> tuple[int, int]:
     """The forward passes that one image takes of the network, and of the guide. A batch with null classes is two."""
     settings = config.sample
-    calls = ratios(objective(config.objective), settings.method, settings.steps, settings.timesteps)
+    calls = _calls(astuple(config.objective), settings.method, settings.steps, settings.timesteps)
     inside = sum(applies(settings.guidance, settings.guidance_interval, sigma) for sigma in calls)
     return (len(calls), inside) if guides(config) else (len(calls) + inside, 0)
+
+
+@cache
+def _calls(of_objective: tuple[str, ...], method: str, steps: int, timesteps: str) -> list[float]:
+    """`ratios`, once for all runs of a plan that sample alike."""
+    return ratios(objective(ObjectiveConfig(*of_objective)), method, steps, timesteps)
 
 
 def flops(config: Config) -> float:

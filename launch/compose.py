@@ -33,7 +33,7 @@ from ..harness.diffusion.objective import READERS
 from ..harness.sections import DataConfig, EncoderConfig
 from ..kernels.errors import InputError, unknown
 from ..models import plugins
-from ..models.registry import presets, revision
+from ..models.registry import Preset, presets, revision
 from .named import named, with_head
 
 GROUPS = ("model", "data", "recipe")
@@ -44,12 +44,17 @@ Override = str | Setting
 Word = TypeVar("Word", bound=Override)
 
 
+_stored: dict[str, Preset] = {}  # in Hydra's store, where a preset takes milliseconds
+
+
 def _register() -> None:
     store = ConfigStore.instance()
     store.store(name="_schema", node=Config)
     store.store(group="data", name="_schema", node=DataConfig)
     for name, entry in presets().items():
-        store.store(group="model", name=name, node=entry.config)
+        if _stored.get(name) is not entry:
+            store.store(group="model", name=name, node=entry.config)
+            _stored[name] = entry
 
 
 def choices(group: str) -> list[str]:
