@@ -158,8 +158,19 @@ def other_entries(folder):
 
 def listing(folder):
     """Every path below a folder, with the size and time of files. Caches of data may be written."""
-    paths = (path for path in folder.rglob("*") if "cache" not in path.relative_to(folder).parts)
-    return {path: (path.stat().st_size, path.stat().st_mtime_ns) if path.is_file() else None for path in paths}
+
+    def inside(place):
+        with os.scandir(place) as entries:
+            for entry in entries:
+                if entry.name != "cache":
+                    yield entry
+                    if entry.is_dir(follow_symlinks=False):
+                        yield from inside(entry)
+
+    def size_and_time(entry):
+        return (entry.stat().st_size, entry.stat().st_mtime_ns) if entry.is_file() else None
+
+    return {entry.path: size_and_time(entry) for entry in inside(folder)}
 
 
 def filled(text, run):
