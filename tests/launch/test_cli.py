@@ -237,7 +237,7 @@ def test_usage_mistakes_are_one_line(words, capsys):
     assert caught.value.code == 2 and err.count("\n") == 1 and "error:" in err
 
 
-def study(tmp_path, steps):
+def study(tmp_path, steps, stages=("cost", "train", "sample")):
     path = tmp_path / "tiny.yaml"
     settings = dict(word.split("=", 1) for word in [*QUICK, "train.steps=" + str(steps), "bench.repeats=2"])
     settings["evaluate.metrics"] = ["fd"]
@@ -246,7 +246,7 @@ def study(tmp_path, steps):
         "question": "?",
         "base": {k: yaml.safe_load(v) if isinstance(v, str) else v for k, v in settings.items()},
         "variants": {"one": {"model": "dit_nano", **small}, "two": {"model": "dit_nano", **small, "model.depth": 2}},
-        "stages": ["cost", "train", "sample"],
+        "stages": list(stages),
     }
     path.write_text(yaml.safe_dump(data))
     return str(path)
@@ -260,7 +260,7 @@ def command(*words, **kwargs):
 
 def test_a_run_is_taken_over_when_its_process_dies(capsys, tmp_path):
     """Another process holds the run and is killed while the sweep watches it."""
-    name = study(tmp_path, 2)
+    name = study(tmp_path, 2, ["train"])
     row, _ = json.loads(run(capsys, "sweep", "plan", name, "--json")[1])
     (folder := tmp_path / row["folder"]).mkdir(parents=True)
     hold = "import sys, time; from pathlib import Path; from lamabench.harness.run import locked\n"
@@ -308,7 +308,7 @@ def test_sweep_killed_with_all_its_jobs_continues(capsys, tmp_path):
 
 
 def test_a_run_that_fails_leaves_the_others_alone(capsys, tmp_path):
-    name = study(tmp_path, 4)
+    name = study(tmp_path, 4, ["train"])
     text = (tmp_path / "tiny.yaml").read_text().replace("two:\n", "two:\n    train.lr: 1.0e+18\n    train.steps: 40\n")
     (tmp_path / "tiny.yaml").write_text(text)
     code, out, err = run(capsys, "sweep", "run", name)
@@ -349,7 +349,7 @@ def test_a_study_that_samples_one_checkpoint_often_trains_once(capsys, tmp_path)
 
 
 def test_samples_of_a_training_that_diverged_are_not_started(capsys, tmp_path):
-    path = study(tmp_path, 40)
+    path = study(tmp_path, 40, ["train", "sample"])
     data = yaml.safe_load((tmp_path / "tiny.yaml").read_text())
     data["base"]["train.lr"] = 1e18
     data["variants"]["two"] = data["variants"]["one"] | {"sample.guidance": 2.0}
