@@ -29,7 +29,7 @@ slurm-test: $(READY)  ## run the tests that need SLURM, on a node of their own (
 debian-test: $(READY)  ## run the tests that need programs of Debian: LaTeX, a browser (root installs their packages)
 	OMP_NUM_THREADS=1 $(VENV)/bin/pytest -m debian tests/reports
 
-soak: $(READY)  ## run 200 short runs on such a node while some are killed, and kill processes of a training (15 minutes)
+soak: $(READY)  ## run 200 short runs on such a node while some are killed, and the long cases of other tests (17 minutes)
 	OMP_NUM_THREADS=1 $(VENV)/bin/pytest -m soak tests
 
 lint: $(READY)  ## check style, format and types

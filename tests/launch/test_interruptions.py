@@ -26,7 +26,7 @@ def until(condition, command, seconds=120):
     [
         (signal.SIGINT, True, 2, 130, "interrupted"),
         (signal.SIGTERM, False, 0, 143, "ended by SIGTERM"),
-        (signal.SIGHUP, True, 0, 129, "ended by SIGHUP"),
+        pytest.param(signal.SIGHUP, True, 0, 129, "ended by SIGHUP", marks=pytest.mark.soak),
     ],
 )
 def test_a_training_saves_at_its_next_step(number, everyone, workers, code, last, tmp_path, terminal):

@@ -227,7 +227,10 @@ sys.addaudithook(hook)
     [
         (signal.SIGINT, True, 130, "lamabench sweep: interrupted; the same command continues"),
         (signal.SIGTERM, False, 143, "lamabench sweep: ended by SIGTERM; the same command continues"),
-        (signal.SIGHUP, True, 129, "lamabench sweep: ended by SIGHUP; the same command continues"),
+        pytest.param(
+            *(signal.SIGHUP, True, 129, "lamabench sweep: ended by SIGHUP; the same command continues"),
+            marks=pytest.mark.soak,
+        ),
     ],
 )
 def test_jobs_save_and_end_with_the_command(number, everyone, code, last, tmp_path, terminal):

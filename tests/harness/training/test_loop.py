@@ -25,7 +25,10 @@ from PIL import Image
 from trainings import DIT, FAMILIES, LAMAMBA, assert_same, longer, make, metrics, stop_at, tensors, trained
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+# One family is enough: test_resume.py continues each of them bit for bit.
+@pytest.mark.parametrize(
+    "family", [pytest.param(family, marks=() if family == "dit" else pytest.mark.soak) for family in FAMILIES]
+)
 def test_a_killed_training_continues_bit_for_bit(family, tmp_path):
     """Kill a training process after its first checkpoint, continue, and compare with an uninterrupted run."""
     config = make(FAMILIES[family], 24)
