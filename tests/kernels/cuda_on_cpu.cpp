@@ -44,7 +44,8 @@ static void resume() {
 // their `shared` bytes, 3 where they move several numbers at once to or from an address that is not a multiple of their
 // size.
 int launch(
-    const std::function<void()>& kernel, int columns, int rows, int threads, int shared, bool copies_late, unsigned seed) {
+    const std::function<void()>& kernel, int columns, int rows, int threads, int shared, bool copies_late,
+    unsigned seed) {
     std::mt19937 random(seed);
     body = &kernel;
     late = copies_late;

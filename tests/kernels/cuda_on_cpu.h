@@ -64,7 +64,8 @@ extern "C" { alignas(16) extern u32 memory[SHARED_BYTES / 4]; }
 
 void pause();                                       // let others run
 int launch(
-    const std::function<void()>& kernel, int columns, int rows, int threads, int shared, bool copies_late, unsigned seed);
+    const std::function<void()>& kernel, int columns, int rows, int threads, int shared, bool copies_late,
+    unsigned seed);
 inline int lane_of() { return here % 32; }
 inline Warp& warp_of() { return warps[here / 32]; }
 inline void come(Meeting& meeting, int expected) {
@@ -170,7 +171,8 @@ inline void rows4(uint4& v, const u32* at) {
 // ldmatrix .trans: lane 4r + c gets (2c, r) and (2c + 1, r) of each.
 inline u32 transposed(int matrix) {
     int r = lane_of() / 4, c = lane_of() % 4;
-    const u16* first = (const u16*)warp_of().rows[8 * matrix + 2 * c], * second = (const u16*)warp_of().rows[8 * matrix + 2 * c + 1];
+    const u16* first = (const u16*)warp_of().rows[8 * matrix + 2 * c];
+    const u16* second = (const u16*)warp_of().rows[8 * matrix + 2 * c + 1];
     return first[r] | (u32)second[r] << 16;
 }
 inline void matrices4(uint4& v, const u32* at) {

@@ -63,6 +63,7 @@ def test_submitit_finds_what_came_of_an_array_of_one(node, tmp_path, name):
     assert Path(ended.paths.stdout).is_file() and not list((tmp_path / name).glob("*/*_log.out"))
 
 
+@pytest.mark.soak  # a minute of waiting
 def test_a_task_waits_for_the_folder_of_its_submission(node, tmp_path):
     """A file system that is away for a moment, as the job starts; what stays away is told by the exit code."""
     job, gone = (

@@ -96,6 +96,7 @@ def test_submitit(node, tmp_path):
     assert {one.job_id for one in jobs} == {f"{jobs[0].job_id.split('_')[0]}_{task}" for task in range(2)}
 
 
+@pytest.mark.soak  # a minute of waiting; test_sweep.py trains a minute at a time
 def test_the_time_limit(node, limited):
     """The signal may come up to a minute early, the end up to 30 s late: slurmctld looks at limits now and then.
 

@@ -117,7 +117,7 @@ def soak(node, folder, sweep, count, groups, seconds):
     assert starts.count(1) + starts.count(2) == count and len(lost) <= starts.count(2) <= len(kinds), starts
 
 
-@pytest.mark.slurm
+@pytest.mark.soak  # test_queue.py and test_sweep.py disturb runs one by one
 def test_of_twenty_runs_a_fifth_is_disturbed(node, tmp_path, sweep):
     soak(node, tmp_path, sweep, 20, 1, 120)
 

@@ -96,6 +96,7 @@ def test_jobs_run_the_code_that_was_submitted(node, tmp_path, long):
     assert trained.provenance["dirty"]
 
 
+@pytest.mark.soak  # test_processes.py stops a run of two tasks
 def test_stopped_by_both_signals_it_goes_on_bit_for_bit(node, tmp_path, sweep, long):
     """The notice before a time limit (the run has itself queued again) and a preemption (SLURM queues it again)."""
     study = write(tmp_path / "twice.yaml", base=SLOW, axes={"train.steps": [SLOW_STEPS // 2]}, plugins=[PLUGIN])
