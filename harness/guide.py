@@ -56,9 +56,9 @@ def passes(config: Config) -> tuple[int, int]:
 
 
 @cache
-def _calls(of_objective: tuple[str, ...], method: str, steps: int, timesteps: str) -> list[float]:
+def _calls(of_objective: tuple[str, ...], method: str, steps: int, timesteps: str) -> tuple[float, ...]:
     """`ratios`, once for all runs of a plan that sample alike."""
-    return ratios(objective(ObjectiveConfig(*of_objective)), method, steps, timesteps)
+    return tuple(ratios(objective(ObjectiveConfig(*of_objective)), method, steps, timesteps))
 
 
 def flops(config: Config) -> float:

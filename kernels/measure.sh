@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # The measurements of the tables of these pages, on one GPU that nothing else uses, in one sitting: `kernels/measure.sh
 # run.root=FOLDER`. Every command gets the settings that are given. A second call measures the models that are missing,
-# and the operators again. AHEAD=16 compiles first, so many models at a time (eleven minutes on 32 cores, where one after
-# the other takes an hour). PRINT=1 prints the commands.
+# and the operators again. AHEAD=16 compiles first, so many models at a time (eleven minutes on 32 cores, where one
+# after the other takes an hour). PRINT=1 prints the commands.
 set -uo pipefail
 read -r -d '' MEASUREMENTS <<'LINES' || true
 bench dit_xl_2 lamamba_xl_release lamamba_xl bench.modes=[forward] bench.compile=[reduce-overhead] bench.input_sizes=[32] bench.batch_size=256
@@ -37,18 +37,18 @@ if [ -n "${AHEAD:-}" ] && [ -z "${PRINT:-}" ]; then
       echo "$model ${settings[*]}" >>"$left"
     done
   done <<<"$MEASUREMENTS"
-  # Each holds the memory of a step while its backward pass compiles. Those for which memory ran out come again, fewer at
-  # a time.
+  # Each holds the memory of a step while its backward pass compiles. Those that fail come again, fewer at a time.
   for most in "$AHEAD" $(((AHEAD + 3) / 4)) 1; do
     mapfile -t models <"$left"
     : >"$left"
     for model in "${models[@]}"; do
       while (($(jobs -rp | wc -l) >= most)); do wait -n; done
-      # Its words are a model and settings.
-      { nice lamabench bench --ahead $model "$@" </dev/null || echo "$model" >>"$left"; } &
+      read -ra words <<<"$model"
+      { nice lamabench bench --ahead "${words[@]}" "$@" </dev/null || echo "$model" >>"$left"; } &
     done
     wait
   done
+  sed 's/^/not compiled ahead: /' "$left" >&2
   rm "$left"
 fi
 status=0

@@ -156,7 +156,7 @@ def suffixes(columns: Iterable[Column]) -> dict[Column, str]:
     for column in columns:
         rivals = [one for one in columns if one[0] == column[0]]
         places = [place for place in (2, 3) if len({one[place] for one in rivals}) > 1]
-        words = ["-".join(one[place].replace(" ", "-") for place in places) for one in rivals]
+        words = ["-".join(one[place].replace(" ", "-") for place in places if one[place]) for one in rivals]
         apart = len(set(words)) == len(rivals) and all(words)
         result[column] = f"@{words[rivals.index(column)] if apart else column[1]}" if len(rivals) > 1 else ""
     return result

@@ -1,7 +1,7 @@
 """The figure of held-out losses by timestep: at which amounts of noise a model is ahead."""
 
 from collections.abc import Mapping
-from math import isfinite
+from math import inf
 
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -32,7 +32,7 @@ def losses_of(rows: Mapping[Run, Line]) -> dict[Run, Trajectory]:
     result: dict[Run, Trajectory] = {}
     for run, row in rows.items():
         losses = sorted((float(time), loss) for time, loss in (row.get("by_timestep") or {}).items())
-        if losses and all(loss is not None and isfinite(loss) for _, loss in losses):
+        if losses and all(loss is not None and 0 < loss < inf for _, loss in losses):
             result[run] = Trajectory(list(range(len(losses))), *map(list, zip(*losses, strict=True)))
     first = next(iter(result.values()), None)
     return {run: one for run, one in result.items() if first is not None and one.at == first.at}
@@ -47,7 +47,7 @@ def _draw(evidence: Evidence, base: str | None) -> Figure | None:
         by_group: dict[str, dict[Run, Trajectory]] = {}
         for run, losses in losses_of(equal.rows if equal else {}).items():
             by_group.setdefault(run.group, {})[run] = losses
-        if equal and len(by_group) > 1:
+        if equal and equal.images and len(by_group) > 1:
             panels[name] = {group: by_group[group] for group in labels if group in by_group}
             notes[images_words(equal)] = None
     if not panels:

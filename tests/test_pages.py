@@ -133,7 +133,9 @@ def test_qualities_are_those_of_the_records() -> None:
         places = 0 if stdev(differences) > 5 else 1
         assert text.format(with_interval(differences, places)) in " ".join(readme.split())
     ratio = fmean(noisy["U-Net-T"]) / fmean(noisy["LaMamba-Diff-T"])
-    assert f"at t = 937 it has {ratio:.1f} times the loss" in " ".join(readme.split())
+    small = fmean(noisy["DiT-T/2"]) / fmean(noisy["LaMamba-Diff-T"])
+    words = f"at t = 937 it has {ratio:.1f} times the loss, DiT-T/2 {small:.1f} times"
+    assert words in " ".join(readme.split())
     text = table_text(evidence_of([ROOT / "reports" / "records" / "cifar10"]), "verdicts", "csv")
     rows = [row for row in csv.DictReader(io.StringIO(text)) if row["against"] == "window+window-of-like-size"]
     images, hours = (
@@ -141,7 +143,8 @@ def test_qualities_are_those_of_the_records() -> None:
         for key in ("difference", "hours_difference")
     )
     assert len(rows) == 1 and float(rows[0]["difference"]) < 0 < float(rows[0]["hours_difference"])
-    assert f"FD {images} higher at equal images, {hours} lower at equal time" in " ".join(readme.split())
+    words = f"FD {images} higher at equal images (inconclusive), {hours} lower at equal time (2,000 samples)"
+    assert words in " ".join(readme.split()) and rows[0]["curve_metric"] == "FD-EffNetLite0-2k@cifar10-test"
 
 
 def with_interval(numbers: list[float], places: int) -> str:

@@ -54,5 +54,9 @@ def test_each_objective_has_a_panel(tmp_path: Path) -> None:
 
 
 def test_one_model_has_nobody_beside_it(tmp_path: Path) -> None:
-    write(tmp_path, "a-s0", [lost("ddpm", t62=1.0)])
+    """Nor has it one with a loss of 0, or with other numbers of images."""
+    write(tmp_path, "a-s0", [lost("ddpm", t62=1.0)], title="a", variant={"model": "a"})
+    write(tmp_path, "b-s0", [lost("ddpm", t62=0.0)], title="b", variant={"model": "b"})
+    assert isinstance(timesteps(evidence_of([tmp_path])), str)
+    write(tmp_path, "c-s0", [lost("ddpm", t62=1.0) | {"images_seen": 7}], title="c", variant={"model": "c"})
     assert timesteps(evidence_of([tmp_path])) == "no two models have held-out losses by timestep at equal images"
