@@ -42,8 +42,6 @@ Groups = tuple[str | None, ...]  # the choice of each, None for the default
 PATHS = ("run.root", "data.path", "encoder.path", "encoder.decoder", "evaluate.features_path", "evaluate.reference")
 Override = str | Setting
 Word = TypeVar("Word", bound=Override)
-
-
 _stored: dict[str, Preset] = {}  # in Hydra's store, where a preset takes milliseconds
 
 
