@@ -22,6 +22,7 @@ from .style import PAGE, blank, caption, legend, wrapped
 
 HELDOUT = "held-out loss"  # the metric, as a score's record calls it
 LOGGED = "held-out loss (log)"
+SEEDS, MARKED = "Thick: means over training seeds; thin: seeds.", "*: a run failed or is unfinished."  # under a figure
 
 
 class Trajectory(NamedTuple):
@@ -142,7 +143,7 @@ def _draw(evidence: Evidence) -> Figure | None:
                 runs = by_group[group]
                 seeds_shown |= len({seed_of(run) for run in runs}) > 1
                 marked |= any(map(is_marked, runs))
-                draw_group(evidence, axes, group, runs, panels[measure])
+                draw_group(evidence, axes, group, {run: panels[measure][run] for run in runs})
                 drawn.add(group)
                 if not look.faint(group):
                     end = " *" if any(is_marked(run) for run in runs) else ""
@@ -154,8 +155,8 @@ def _draw(evidence: Evidence) -> Figure | None:
         axes.set_xlabel(wrapped(titles[measure], 24))
     for axes in grid.flat:
         _scale(axes)
-    text = "Thick: means over training seeds; thin: seeds." if seeds_shown else ""
-    text += " *: a run failed or is unfinished." * marked
+    text = SEEDS if seeds_shown else ""
+    text += f" {MARKED}" * marked
     text += " " + losses_words(columns.get(LOGGED, {}), heldout=True)
     notes = hours_notes({run for scored in columns.values() for run in scored}) if "hours" in measures else []
     caption(figure, [text.strip(), *notes])
@@ -163,12 +164,12 @@ def _draw(evidence: Evidence) -> Figure | None:
     return figure
 
 
-def draw_group(evidence: Evidence, axes: Axes, group: str, runs: list[Run], panels: Mapping[Run, Trajectory]) -> None:
+def draw_group(evidence: Evidence, axes: Axes, group: str, values: Mapping[Run, Trajectory]) -> None:
     """Draw the mean of a model's trainings, and a thin line for each of several seeds."""
-    look, seeds = evidence.look, of_seeds({run: panels[run] for run in runs})
+    look, seeds = evidence.look, of_seeds(values)
     if len(seeds) > 1 and not look.faint(group):
-        at, values = ([x for one in seeds for x in (*getattr(one, name), nan)] for name in ("at", "values"))
-        axes.plot(at, values, color=look.colour(group), linewidth=0.5, alpha=0.5, zorder=1)  # one line is fast
+        line = ([x for one in seeds for x in (*getattr(one, name), nan)] for name in ("at", "values"))
+        axes.plot(*line, color=look.colour(group), linewidth=0.5, alpha=0.5, zorder=1)  # one line is fast
     mean = mean_trajectory(seeds)
     axes.plot(mean.at, mean.values, **style_of(evidence, group))
 

@@ -7,9 +7,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from .drawing import few_ticks
-from .during import HELDOUT, Trajectory, draw_group, mean_trajectory, of_seeds, style_of
+from .during import HELDOUT, MARKED, SEEDS, Trajectory, draw_group, mean_trajectory, of_seeds, style_of
 from .evidence import Evidence
-from .moments import at_equal_images, images_words, moments
+from .moments import at_equal_images, images_words, is_marked, moments
 from .runs import Line, Run
 from .style import PAGE, blank, caption, legend, wrapped
 from .variants import of_study
@@ -63,15 +63,19 @@ def _draw(evidence: Evidence, base: str | None) -> Figure | None:
                 run: one._replace(values=[a / b for a, b in zip(one.values, means.values, strict=True)])
                 for run, one in losses.items()
             }
-            draw_group(evidence, axes, group, list(ratios), ratios)
+            draw_group(evidence, axes, group, ratios)
             drawn.add(group)
             if not evidence.look.faint(group):
-                keys[labels[group]] = Line2D([], [], **style_of(evidence, group))
+                keys[labels[group] + " *" * any(map(is_marked, losses))] = Line2D([], [], **style_of(evidence, group))
         axes.set_yscale("log")
         few_ticks(axes.yaxis, *axes.get_ylim(), most=5)
         axes.set_xlabel("Timestep; noise rises to the right")
         axes.set_ylabel(wrapped(f"{name} over that of {labels[first]}", 34))
-    several = any(len(of_seeds(losses)) > 1 for by_group in panels.values() for losses in by_group.values())
-    caption(figure, [*(["Thick: means over training seeds; thin: seeds."] if several else []), *notes])
+    every = [losses for by_group in panels.values() for losses in by_group.values()]
+    shown = {
+        SEEDS: any(len(of_seeds(losses)) > 1 for losses in every),
+        MARKED: any(is_marked(run) for losses in every for run in losses),
+    }
+    caption(figure, [*(text for text, is_shown in shown.items() if is_shown), *notes])
     legend(figure, keys, len(drawn) - len(keys))
     return figure
