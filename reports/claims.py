@@ -98,6 +98,11 @@ class Claim:
         return HOLDS if len(also) == len(BUDGETS) else f"{HOLDS} at equal {' and '.join(('images', *also))}"
 
     @property
+    def title(self) -> str:
+        """The headline as the beginning of a line; "FLOPs" keeps its letters."""
+        return self.headline[0].upper() + self.headline[1:]
+
+    @property
     def text(self) -> str:
         """The claim, and the numbers or the reason of its verdict. Names of variants stand between backticks."""
         which = {HOLDS: "better", FAILS: "worse"}.get(self.verdict, "inconclusive")
@@ -107,7 +112,8 @@ class Claim:
         if which != "inconclusive":
             return text + "".join(self._at_budget(name, pairs) for name in BUDGETS) + _others_words(which, pairs)
         held = {pair.name: pair.result for pair in self.pairs if pair.result.verdict == "better"}
-        return text + (f" At equal images it holds for {_by_reason(held)}." if held else "")
+        text += f" At equal images it holds for {_by_reason(held)}." if held else ""
+        return text + "".join(map(self._decided_at, BUDGETS))
 
     def _at_budget(self, name: str, pairs: list[Pair]) -> str:
         """What becomes of a verdict at equal images at another equal budget, in a sentence."""
@@ -127,6 +133,14 @@ class Claim:
         else:
             text = f"it holds too ({self.curve})"
         return f" At equal {BUDGETS[name]} {text}."
+
+    def _decided_at(self, name: str) -> str:
+        """What another equal budget decides of a claim that is inconclusive at equal images, in a sentence."""
+        parts = []
+        for verdict, words in {"better": "it holds", "worse": "the sign is reversed"}.items():
+            results = {pair.name: pair.at(name) for pair in self.pairs if pair.at(name).verdict == verdict}
+            parts += [f"{words} for {_by_reason(results)}"] if results else []
+        return f" At equal {BUDGETS[name]} {' and '.join(parts)} ({self.curve})." if parts else ""
 
 
 def _others_words(verdict: str, pairs: list[Pair]) -> str:

@@ -229,7 +229,7 @@ def _about_study(study: Evidence) -> Line:
     return {
         "name": info["study"],
         "question": question or [("Question", "not on record")],
-        "claims": [(claim.headline.capitalize(), claim.text) for claim in claims(study)],
+        "claims": [(claim.title, claim.text) for claim in claims(study)],
         "headline": headline(study),
         "verdict": sentences(study),
         "design": [*design, *axes, ("Runs", _states(study))],

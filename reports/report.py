@@ -219,7 +219,7 @@ def _write_figure(figure: Figure, path: Path, pdf: bool) -> bytes:
 
 def _claims(evidence: Evidence) -> list[str]:
     """A line for each claim: its verdict, the claim, and why."""
-    return [f"- **{one.headline.capitalize()}**: {one.text}" for one in claims(evidence)]
+    return [f"- **{one.title}**: {one.text}" for one in claims(evidence)]
 
 
 def _readme(evidence: Evidence, about: dict[str, str], absent: dict[str, str]) -> str:

@@ -5,7 +5,7 @@ import io
 import os
 import re
 import subprocess
-from math import sqrt
+from math import floor, log10, sqrt
 from pathlib import Path
 from statistics import fmean, median, stdev
 
@@ -26,7 +26,7 @@ PAGES = sorted([*ROOT.glob("*.md"), *(page for folder in FOLDERS for page in (RO
 
 
 def rows_below(text: str, heading: str) -> list[list[str]]:
-    """The cells of the first Markdown table below a heading, without its header."""
+    """The cells of the first Markdown table below a heading, without its header. A table's own header is a heading."""
     table = re.search(r"(?:^\|.*\n)+", text[text.index(heading) :], re.MULTILINE)
     assert table is not None
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in table[0].splitlines()[2:]]
@@ -93,8 +93,8 @@ def test_speeds_are_those_of_the_records(page: str, heading: str, records: str, 
 
 
 def test_qualities_are_those_of_the_records() -> None:
-    """The mean over three seeds and half its interval, of Student's t, or the values of seeds with scores; minutes are
-    the median. The paired differences are of the same scores."""
+    """The mean over three seeds and half its interval, of Student's t; minutes are the median. Paired
+    differences are of the same scores."""
     runs = [run for run in read([ROOT / "reports" / "records" / "cifar10"]) if run.last("train", "done")]
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     rows = rows_below(readme, "## How good they are")
@@ -122,29 +122,35 @@ def test_qualities_are_those_of_the_records() -> None:
                 assert (f"{cost['params'] / 1e6:.3f}", f"{cost['macs'] / 1e9:.3f}") == (params, macs)
                 times.append(60 * hours[0])
         for numbers, text, places in (([*values[title].values()], quality, 1), (losses, heldout, 5)):
-            assert text == (with_interval(numbers, places) if len(numbers) == 3 else each(numbers, places)), title
+            assert text == with_interval(numbers, places), title
         assert f"{median(times):.2f}" == minutes
-    for one, other, text in (
-        ("LaMamba-Diff-T", "DiT-T/2", "DiT's by {} at size T"),
-        ("LaMamba-Diff-S (dim 68)", "DiT-S/2", "by {} at S,"),
-        ("LaMamba-Diff-T", "U-Net-T", "U-Net-T's by {}."),
-    ):
-        differences = [values[other][seed] - values[one][seed] for seed in (0, 1, 2)]
-        places = 0 if stdev(differences) > 5 else 1
-        assert text.format(with_interval(differences, places)) in " ".join(readme.split())
+    for one, other in (("T", "DiT-T/2"), ("S (dim 68)", "DiT-S/2"), ("T", "U-Net-T"), ("S (dim 68)", "U-Net-S")):
+        differences = [values[f"LaMamba-Diff-{one}"][seed] - values[other][seed] for seed in (0, 1, 2)]
+        words = to_two_digits(fmean(differences), t.ppf(0.975, 2) * stdev(differences) / sqrt(3))
+        assert f"| LaMamba-Diff-{one[0]} than {other} | {words} |" in readme
     ratio = fmean(noisy["U-Net-T"]) / fmean(noisy["LaMamba-Diff-T"])
     small = fmean(noisy["DiT-T/2"]) / fmean(noisy["LaMamba-Diff-T"])
-    words = f"at t = 937 it has {ratio:.1f} times the loss, DiT-T/2 {small:.1f} times"
+    words = f"at t = 937 the U-Net-T has {ratio:.1f} times the loss of LaMamba-Diff-T, DiT-T/2 {small:.1f} times"
     assert words in " ".join(readme.split())
+
+
+def test_verdicts_are_those_of_the_records() -> None:
+    """The README's pairs are those of two studies, with the differences and the verdict of each pair."""
+    rows = rows_below((ROOT / "README.md").read_text(encoding="utf-8"), "| Is it better?")
     text = table_text(evidence_of([ROOT / "reports" / "records" / "cifar10"]), "verdicts", "csv")
-    rows = [row for row in csv.DictReader(io.StringIO(text)) if row["against"] == "window+window-of-like-size"]
-    images, hours = (
-        f"{abs(float(rows[0][key])):.1f} ± {float(rows[0][f'{key}_ci95']):.1f}"
-        for key in ("difference", "hours_difference")
-    )
-    assert len(rows) == 1 and float(rows[0]["difference"]) < 0 < float(rows[0]["hours_difference"])
-    words = f"FD {images} higher at equal images (inconclusive), {hours} lower at equal time (2,000 samples)"
-    assert words in " ".join(readme.split()) and rows[0]["curve_metric"] == "FD-EffNetLite0-2k@cifar10-test"
+    pairs = {
+        tuple(row[side].removesuffix(" (dim 68)") for side in ("variant", "against")): row
+        for row in csv.DictReader(io.StringIO(text))
+        if row["study"] in ("cifar10_scale", "cifar10_block_mix")
+    }
+    assert len(rows) == len(pairs) == 6
+    for name, *differences, verdict in rows:
+        row = pairs[tuple(name.split(" than "))]
+        for cell, key in zip(differences, ("difference", "flops_difference", "hours_difference"), strict=True):
+            assert cell == to_two_digits(float(row[key]), float(row[f"{key}_ci95"])), (name, key)
+        assert row["verdict"].removesuffix(" here") == verdict and row["n"] == "3"
+        metrics = "FD-EffNetLite0-10k@cifar10-test", "FD-EffNetLite0-2k@cifar10-test"
+        assert (row["metric"], row["curve_metric"]) == metrics
 
 
 def with_interval(numbers: list[float], places: int) -> str:
@@ -152,8 +158,10 @@ def with_interval(numbers: list[float], places: int) -> str:
     return f"{fmean(numbers):.{places}f} ± {half:.{places}f}"
 
 
-def each(numbers: list[float], places: int) -> str:
-    return ", ".join(f"{value:.{places}f}" for value in numbers)
+def to_two_digits(mean: float, half: float) -> str:
+    """A signed difference and half its interval, to two digits of the latter."""
+    places = max(0, 1 - floor(log10(half)))
+    return f"{mean:+.{places}f} ± {half:.{places}f}"
 
 
 def test_several_gpus_are_those_of_the_records() -> None:

@@ -136,8 +136,20 @@ def test_one_pair_decides_a_claim(tmp_path: Path) -> None:
     assert claim.text.startswith(f"First (s: {END}, `DiT-T` against `LaMamba-T`: +4.0 ± 2.5 over 3 seeds).")
     (claim,) = judge(tmp_path, {"First": [("lamamba", "dit"), ("unet", "dit")]})
     zero = "`U-Net-T` against `DiT-T`: -1.0 ± 5.0 over 3 seeds, the interval includes 0"
-    held = f"At equal images it holds for {NAME}: -4.0 ± 2.5 over 3 seeds."
-    assert claim.verdict == "inconclusive" and claim.text == f"First (s: {END}, {zero}). {held}"
+    holds = f"it holds for {NAME}: -4.0 ± 2.5 over 3 seeds"
+    more = f"At equal training FLOPs {holds} ({CURVE}). At equal GPU-hours {holds} ({CURVE})."
+    assert claim.verdict == "inconclusive"
+    assert claim.text == f"First (s: {END}, {zero}). At equal images {holds}. {more}"
+
+
+def test_an_inconclusive_claim_says_what_another_budget_decides(tmp_path: Path) -> None:
+    """After two thirds of the steps a score is half again as large, because scores fall as 1 / steps: 10.5, 13.5 and
+    7.5 above DiT's (s = 3) with half again as many FLOPs a step. At equal hours nothing changes."""
+    put(tmp_path, "lamamba", CLOSE, flops=1.5)
+    put(tmp_path, "dit", DIT)
+    (claim,) = judge(tmp_path, {"Close": [("lamamba", "dit")]})
+    reversed_ = f"At equal training FLOPs the sign is reversed for {NAME}: +10.5 ± 7.5 over 3 seeds ({CURVE})."
+    assert claim.text == f"Close (s: {END}, {NAME}: -1.0 ± 5.0 over 3 seeds, the interval includes 0). {reversed_}"
 
 
 def test_a_claim_holds_at_the_amounts_at_which_all_its_pairs_do(tmp_path: Path) -> None:
@@ -147,6 +159,7 @@ def test_a_claim_holds_at_the_amounts_at_which_all_its_pairs_do(tmp_path: Path) 
     put(tmp_path, "unet", DIT, flops=1.5)
     both, hours = judge(tmp_path, {"Both": [("lamamba", "unet")], "Hours": [("lamamba", "unet"), ("lamamba", "dit")]})
     assert (both.headline, hours.headline) == ("holds here", "holds here at equal images and GPU-hours")
+    assert hours.title == "Holds here at equal images and GPU-hours"
     assert [row["claim_verdict"] for row in verdicts(evidence_of([tmp_path])).rows] == [
         both.headline, hours.headline, hours.headline,
     ]  # fmt: skip
