@@ -245,7 +245,7 @@ def _readme(evidence: Evidence, about: dict[str, str], absent: dict[str, str]) -
     notes = []
     for kind, mode, title, _ in TIMED:
         for setting in timings(runs, kind, mode):
-            notes.append(f"{title} throughput: {setting_words(kind, setting)}.")
+            notes.append(f"{title}: throughput with {setting_words(kind, setting)}.")
     notes.append("MACs: multiply-adds of one forward pass of one image. FLOPs: 2 × MACs plus all other operations.")
     notes.append("Paper Gflops: what the paper of the model would print, by its own convention.")
     text += [f"- {note}" for note in notes]

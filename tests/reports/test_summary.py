@@ -33,7 +33,7 @@ def test_summary_cell_by_cell(three: Path, report: Path) -> None:
     assert people[2] == {
         "Model": "LaMamba_demo", "Params (M)": "1.000", "MACs (G)": "0.01000", "FLOPs (G)": "0.02100",
         "Paper Gflops": "0.01000", "Final loss": "0.06250", "Forward (images/s)": "600.0", "Train (images/s)": "150.0",
-        "Sampling (images/s)": "12.50", "FD-EffNetLite0-512": "60.00", "State": "done",
+        "Sampling, start included (images/s)": "12.50", "FD-EffNetLite0-512": "60.00", "State": "done",
     }  # fmt: skip
     assert people[1]["FD-EffNetLite0-512"] == "75.50" and people[1]["Forward (images/s)"] == "1,200"
     assert people[0]["State"].startswith("oom (train: tried 50% of {0} & a_b \\| #1")
