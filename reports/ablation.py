@@ -73,7 +73,8 @@ def ablation(name: str, study: Variants) -> Table:
         elif why:
             unnamed.setdefault(why, []).append(metric)
         columns += _columns(metric, place)
-    below += [MANY.format(len(rows) - 1)] if study.values and len(rows) > 6 else []
+    compared = sum(any(row.get(f"{metric}_verdict") for metric in study.values) for row in rows.values())
+    below += [MANY.format(compared)] if compared > 5 else []
     below += [f"Inconclusive: {reason} ({_some(names)})." for reason, names in reasons.items()]
     below += [f"No best is bold, because {why}: {', '.join(names)}." for why, names in unnamed.items()]
     speeds, remarks = _speeds(study, rows)

@@ -82,7 +82,8 @@ def _against_base(study: Variants, metric: str) -> list[str]:
     results = {group: result for group in study.members if (result := study.difference(metric, group))}
     if not results:
         return [f"Nothing is compared in {metric}: {_few_scores(study, metric)}."]
-    base, start = f"the base {_name(study, study.base)}", f"Of {_count(len(study.members), 'variant')}, "
+    scored = [group for group in study.members if group in study.values[metric]]
+    base, start = f"the base {_name(study, study.base)}", f"Of {_count(len(scored), 'variant')}, "
     clauses = []
     for verdict in VERDICTS[:2]:
         if groups := [group for group, result in results.items() if result.verdict == verdict]:

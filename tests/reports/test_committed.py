@@ -1,9 +1,11 @@
 """The committed records: their folders and keys are those that the code makes today."""
 
+import json
 from pathlib import Path
 
 import lamabench.reports as reports
 import pytest
+from lamabench.ablations.study import load
 from lamabench.harness.keys import model_key, operator_speed_key, speed_key
 from lamabench.harness.measure.gpus import derived
 from lamabench.harness.run import read_run
@@ -13,6 +15,12 @@ from lamabench.models.registry import from_dict
 ROOT = Path(reports.__file__).parent / "records"
 SIZES = [("bench", 3, 69), ("bench-gpus", 5, 18), ("bench-h200", 6, 71), ("bench-kernels", 2, 148), ("costs", 37, 43),
          ("demo", 3, 3)]  # fmt: skip
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("*/*/.study.json")), ids=lambda path: path.parent.name)
+def test_listings_say_what_their_studies_say(path: Path) -> None:
+    listing = json.loads(path.read_text(encoding="utf-8"))
+    assert listing["about"] == load(listing["study"]).about()
 
 
 @pytest.mark.parametrize(("root", "folders", "lines"), SIZES)
