@@ -146,11 +146,13 @@ def faulty(registered):
 
 
 @pytest.mark.parametrize(("fault", "name", "message"), FAULTS, ids=[fault for fault, *_ in FAULTS])
-def test_a_fault_is_named_by_its_check(faulty, fault, name, message):
-    rows = {row["check"]: row for row in check(FaultyConfig(**vars(TINY), fault=fault))}
-    assert not rows[name]["ok"]
-    assert re.search(message, rows[name]["detail"]), rows[name]["detail"]
-    assert "\n" not in rows[name]["detail"]
+def test_a_fault_is_named_by_its_check(faulty, monkeypatch, fault, name, message):
+    """Only that check runs: to compile each faulty model, which one check does, would take most of the time."""
+    monkeypatch.setattr("lamabench.launch.commands.check.CHECKS", {name: CHECKS[name]})
+    (row,) = check(FaultyConfig(**vars(TINY), fault=fault))
+    assert row["check"] == name and not row["ok"]
+    assert re.search(message, row["detail"]), row["detail"]
+    assert "\n" not in row["detail"]
 
 
 def test_a_module_that_computes_in_float32_passes(faulty):
