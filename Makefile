@@ -14,6 +14,10 @@ help:  ## list the targets
 demo: $(READY)  ## train, score and compare three small backbones on real digits (10 minutes on 2 cores)
 	$(VENV)/bin/lamabench sweep run demo
 
+# Tests start two hundred processes of Python. They read the bytecode that the first one wrote, even where the
+# environment forbids to write any.
+test slurm-test: export PYTHONDONTWRITEBYTECODE =
+
 # One worker more than cores, because some tests wait for processes.
 test: WORKERS = $(shell n=$$(nproc); echo $$((n < 4 ? n + 1 : 4)))
 test: $(READY)  ## run the tests (but those that need a GPU, SLURM or programs of Debian)

@@ -88,10 +88,18 @@ def test_every_family_is_tested():
     assert {family.config_type for family in families().values()} == {type(config) for config in CONFIGS.values()}
 
 
-# A U-Net of lamamba has the levels that adm compiles and the layers that lamamba compiles.
-@pytest.mark.parametrize("step", [train_step, evaluate])
+# A U-Net of lamamba has the levels that adm compiles and the layers that lamamba compiles. Without gradients, modern
+# blocks are traced as dit's, with the layers that their training step compiles.
+LONG = [("lamamba-unet", train_step), ("lamamba-unet", evaluate), ("modern", evaluate)]
+
+
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.soak if name == "lamamba-unet" else ()) for name in CONFIGS]
+    ("name", "step"),
+    [
+        pytest.param(name, step, marks=pytest.mark.soak if (name, step) in LONG else ())
+        for name in CONFIGS
+        for step in (train_step, evaluate)
+    ],
 )
 def test_one_graph_with_the_results_of_eager(name, step):
     """bfloat16 with checkpointing and float32 without, so that each is compiled once."""

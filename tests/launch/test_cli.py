@@ -308,7 +308,7 @@ def test_sweep_killed_with_all_its_jobs_continues(capsys, tmp_path):
 
 
 def test_a_run_that_fails_leaves_the_others_alone(capsys, tmp_path):
-    name = study(tmp_path, 4)
+    name = study(tmp_path, 4, ["train", "sample"])
     text = (tmp_path / "tiny.yaml").read_text().replace("two:\n", "two:\n    train.lr: 1.0e+18\n    train.steps: 40\n")
     (tmp_path / "tiny.yaml").write_text(text)
     code, out, err = run(capsys, "sweep", "run", name)
