@@ -3,7 +3,7 @@ trainings: committed ones and its own."""
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import replace
+from dataclasses import fields
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -26,6 +26,7 @@ BUSY = ", busy host"
 PLAIN = ", without dropout"
 FEWEST_LINES = 5  # of metrics from which the speed of a training is taken
 ENOUGH = 10  # trainings that are alike
+FREE = {"input_size", "in_channels", "num_classes", "dropout"}  # fields that change no speed, or that of two layers
 LACK = "no training and no bench record"
 
 
@@ -162,9 +163,10 @@ def fastest(rows: Sequence[Line]) -> dict[str, float]:
 def same_model(one: Any, other: Any) -> bool:
     """Whether two configurations differ at most in side, channels and classes, which change the first and last layer,
     and in dropout, which does nothing in a forward pass."""
-    names = ("input_size", "in_channels", "num_classes", *(["dropout"] if hasattr(one, "dropout") else []))
-    shape = {name: getattr(other, name, None) for name in names}
-    return type(one) is type(other) and replace(one, **shape) == other
+    if type(one) is not type(other):
+        return False
+    names = (field.name for field in fields(one) if field.compare and field.name not in FREE)
+    return all(getattr(one, name) == getattr(other, name) for name in names)
 
 
 def _dropout(model: Any) -> float:
