@@ -145,10 +145,12 @@ class Study:
 
     def expand(self) -> list[Variant]:
         """Every run of the study, in the order of the file. Raises InputError if two variants get the same name, if a
-        name cannot be that of a link, or if there are more runs than `MOST`."""
+        name cannot be that of a link, if `per` names what is no value of an axis, or if there are more runs than
+        `MOST`."""
         count = (len(self.variants) or math.prod(map(len, self.axes.values()))) * len(self.seeds)
         if count > MOST:
             raise InputError(f"study {self.name} would have {count:,} runs; at most {MOST:,} are allowed")
+        _check_per(f"study {self.name}", self)  # of a study that was built in Python
         settings = self.variants or self._combinations()
         for name in settings:
             _check_name(f"study {self.name}", name)
@@ -360,7 +362,7 @@ def _check(path: Path, data: Any) -> None:
             raise InputError(f"{path}: plugins must be Python files or modules, not {name!r:.200}")
 
 
-def _check_per(path: Path, study: Study) -> None:
+def _check_per(path: Path | str, study: Study) -> None:
     """Raise InputError for an axis or a value that the study lacks, and for the setting of an axis."""
     for axis, more in study.per.items():
         if axis not in study.axes:

@@ -85,6 +85,11 @@ def test_settings_of_no_value_are_refused(tmp_path, per, message):
         load(write(tmp_path, question="?", axes=axes, per=per))
 
 
+def test_settings_of_no_value_are_refused_in_python():
+    with pytest.raises(InputError, match=r"unknown axis in per in study s.*'modle'"):
+        Study("s", "?", axes={"model": ["dit_nano"]}, per={"modle": {"dit_nano": {}}}).expand()
+
+
 def test_named_variants_and_literals():
     variants = {
         "x": {"model.mixers": ["ssm", "window"], "data.path": None, "train.lr": 1e-4},
