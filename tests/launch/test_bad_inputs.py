@@ -77,6 +77,7 @@ def place(tmp_path_factory):
         patch.chdir(folder)
         patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
         patch.setenv("PATH", "/nowhere")  # no SLURM
+        patch.setattr("sys.dont_write_bytecode", True)  # of plugins in the folder
         patch.setattr("os.sysconf", lambda name: {"SC_PHYS_PAGES": 2**20, "SC_PAGE_SIZE": 2**12}.get(name, 2))  # 4 GiB
         assert main(TRAINED) == 0
         (run,) = Path("runs/train").glob("dit_nano-*")
