@@ -18,8 +18,8 @@ demo: $(READY)  ## train, score and compare three small backbones on real digits
 # environment forbids to write any.
 test slurm-test: export PYTHONDONTWRITEBYTECODE =
 
-# Two workers more than cores, at most four, because some tests wait for processes.
-test: WORKERS = $(shell n=$$(nproc); echo $$((n < 2 ? n + 2 : 4)))
+# One worker more than cores, because some tests wait for processes.
+test: WORKERS = $(shell n=$$(nproc); echo $$((n < 4 ? n + 1 : 4)))
 test: $(READY)  ## run the tests (but those that need a GPU, SLURM or programs of Debian)
 	OMP_NUM_THREADS=1 $(VENV)/bin/pytest -n $(WORKERS) --dist worksteal
 
