@@ -14,8 +14,9 @@ from .table import DISTURBED, Column, Table, shortened
 
 NOT_BOLD = f"No score is bold: single runs do not tell models apart, which takes {FEWEST} training seeds or more."
 # A set of samples is timed whole: with the compilation of its first batch, and beside whatever else ran.
-DRAWING = "Sampling, start included"
-TIMED = (("speed", "forward", "Forward", 6), ("speed", "train", "Train", 6), ("sample", None, DRAWING, 8))
+TIMED = (
+    ("speed", "forward", "Forward", 6), ("speed", "train", "Train", 6), ("sample", None, "Sampling, start included", 8),
+)  # fmt: skip
 
 
 def summary(runs: list[Run]) -> Table:

@@ -14,6 +14,7 @@ from lamabench.ablations import study as suite
 from lamabench.harness.disk import read_lines
 from lamabench.launch.cli import parser
 from lamabench.launch.commands.bench import asked_of
+from lamabench.reports.claims import claims
 from lamabench.reports.contents import FIGURES, TABLES
 from lamabench.reports.moments import hours_of
 from lamabench.reports.report import evidence_of, table_text
@@ -93,8 +94,8 @@ def test_speeds_are_those_of_the_records(page: str, heading: str, records: str, 
 
 
 def test_qualities_are_those_of_the_records() -> None:
-    """The mean over three seeds and half its interval, of Student's t; minutes are the median. Paired
-    differences are of the same scores."""
+    """The mean over three seeds and half its interval, of Student's t; minutes are the median. Paired differences
+    are of the same scores."""
     runs = [run for run in read([ROOT / "reports" / "records" / "cifar10"]) if run.last("train", "done")]
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     rows = rows_below(readme, "## How good they are")
@@ -152,6 +153,19 @@ def test_verdicts_are_those_of_the_records() -> None:
         assert row["verdict"].removesuffix(" here") == verdict and row["n"] == "3"
         metrics = "FD-EffNetLite0-10k@cifar10-test", "FD-EffNetLite0-2k@cifar10-test"
         assert (row["metric"], row["curve_metric"]) == metrics
+
+
+def test_what_the_readme_leaves_open_is_so_in_the_records() -> None:
+    """Held-out loss at equal GPU time, of the four pairs of scale, and that of the U-Net-T at another rate."""
+    evidence = evidence_of([ROOT / "reports" / "records" / "cifar10"])
+    pairs = [pair for claim in claims(evidence) if claim.study == "cifar10_scale" for pair in claim.pairs]
+    assert [pair.others["hours"]["held-out loss"].verdict for pair in pairs] == ["worse"] * 4
+    assert not any(pair.at("hours").verdict == "better" for pair in pairs)
+    rates = evidence.studies["cifar10_lr"].variants
+    group_of = {label: group for group, label in rates.labels.items()}
+    names = group_of["U-Net-T, lr 8e-4"], group_of["LaMamba-Diff-T, lr 3.2e-3"]
+    result = rates.difference("held-out loss", *names)
+    assert result is not None and result.verdict == "better"
 
 
 def with_interval(numbers: list[float], places: int) -> str:
