@@ -14,7 +14,7 @@ from .queries import better
 from .runs import Line, Run
 from .table import Column, Table
 from .variants import Variants, measure
-from .verdicts import over_words
+from .verdicts import difference_words, over_words
 
 HOLDS, FAILS, OPEN, NO_SCORE = "holds here", "does not hold here", "inconclusive", "not run yet"
 WORDS = {"better": HOLDS, "worse": FAILS, "inconclusive": OPEN}  # of a difference in the direction of a claim
@@ -342,10 +342,15 @@ def _at_equal(name: str, one: str, other: str, curve: str, scores: Mapping[Run, 
 
 
 def _by_reason(results: Mapping[str, Difference]) -> str:
-    """Pairs by what is said of them, such as "A against B and C against D: 1 common seed, and 3 are needed"."""
+    """Pairs by what is said of them, such as "A against B and C against D: 1 common seed, and 3 are needed; differences
+    -4.0 and +2.5"."""
     pairs: dict[str, list[str]] = {}
     for name, result in results.items():
         words = [f"{with_interval(result.mean, '+')}{over_words([result.n])}"] if result.mean else []
         words = words if result.n >= FEWEST else []
         pairs.setdefault(", ".join([*words, *([result.reason] if result.reason else [])]), []).append(name)
-    return "; ".join(f"{listed(names)}: {words}" for words, names in pairs.items())
+    parts = []
+    for words, names in pairs.items():
+        few = [result.mean for name in names if (result := results[name]).mean and result.n < FEWEST]
+        parts.append(f"{listed(names)}: {'; '.join([words, *([difference_words(few)] if few else [])])}")
+    return "; ".join(parts)

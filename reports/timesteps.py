@@ -1,6 +1,6 @@
 """The figure of held-out losses by timestep: at which amounts of noise a model is ahead."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import inf
 
 from matplotlib.figure import Figure
@@ -17,12 +17,13 @@ from .variants import of_study
 
 def timesteps(evidence: Evidence) -> Figure | str | Mapping[str, Figure | str]:
     """Held-out loss at each timestep over that of the study's base, for each study: a thick line a model, the mean over
-    seeds, with a thin line for each of several seeds. Panels: objectives, whose losses do not compare."""
+    seeds, with a thin line for each of several seeds. Panels: objectives, whose losses do not compare; one without the
+    base has the first variant that it has in its place."""
     several, variants = len(evidence.studies) > 1, of_study(evidence)
     figures = {
         f"timesteps_{study}" if several else "timesteps": figure
         for study, part in evidence.studies.items()
-        if (figure := _draw(part, variants[study].base if study in variants else None)) is not None
+        if (figure := _draw(part, [*variants[study].members] if study in variants else [])) is not None
     }
     return dict(figures) or "no two models have held-out losses by timestep at equal images"
 
@@ -38,7 +39,7 @@ def losses_of(rows: Mapping[Run, Line]) -> dict[Run, Trajectory]:
     return {run: one for run, one in result.items() if first is not None and one.at == first.at}
 
 
-def _draw(evidence: Evidence, base: str | None) -> Figure | None:
+def _draw(evidence: Evidence, order: Sequence[str]) -> Figure | None:
     labels = {row["group"]: row["model_label"] for row in evidence.overview.rows}
     panels: dict[str, dict[str, dict[Run, Trajectory]]] = {}
     notes: dict[str, None] = {}
@@ -56,7 +57,7 @@ def _draw(evidence: Evidence, base: str | None) -> Figure | None:
     keys: dict[str, Line2D] = {}
     drawn: set[str] = set()
     for axes, (name, by_group) in zip(figure.subplots(1, len(panels), squeeze=False).flat, panels.items(), strict=True):
-        first = base if base in by_group else next(iter(by_group))
+        first = next(group for group in [*order, *by_group] if group in by_group)
         means = mean_trajectory(of_seeds(by_group[first]))
         for group, losses in by_group.items():
             ratios = {

@@ -112,7 +112,7 @@ def _reason(reason: str, results: Sequence[Difference]) -> str:
         return reason
     if reason == "the interval includes 0":
         return f"{_intervals(means)}{over_words([mean.n for mean in means])}"
-    return f"{reason}; difference{'s' * (len(means) > 1)} {_numbers(means)}"
+    return f"{reason}; {difference_words(means)}"
 
 
 def _best(study: Variants, metric: str) -> list[str]:
@@ -284,6 +284,11 @@ def _name(study: Variants, group: str | None) -> str:
 
 def _names(study: Variants, groups: Sequence[str]) -> str:
     return listed([_name(study, group) for group in groups])
+
+
+def difference_words(means: Sequence[Mean]) -> str:
+    """Such as "differences -8 ± 10 and +5 ± 24"."""
+    return f"difference{'s' * (len(means) > 1)} {_numbers(means)}"
 
 
 def _numbers(means: Sequence[Mean]) -> str:

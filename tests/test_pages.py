@@ -19,6 +19,7 @@ from lamabench.reports.contents import FIGURES, TABLES
 from lamabench.reports.moments import hours_of
 from lamabench.reports.report import evidence_of, table_text
 from lamabench.reports.runs import read
+from lamabench.reports.timesteps import timesteps
 from scipy.stats import t
 
 ROOT = Path(__file__).parents[1]
@@ -166,6 +167,27 @@ def test_what_the_readme_leaves_open_is_so_in_the_records() -> None:
     names = group_of["U-Net-T, lr 8e-4"], group_of["LaMamba-Diff-T, lr 3.2e-3"]
     result = rates.difference("held-out loss", *names)
     assert result is not None and result.verdict == "better"
+
+
+def test_flow_matching_is_as_in_the_records() -> None:
+    """Two paired seeds of each; held-out losses by timestep are those of the last moment."""
+    evidence = evidence_of([ROOT / "reports" / "records" / "cifar10"])
+    pairs = [pair for claim in claims(evidence) if claim.study == "cifar10_objective" for pair in claim.pairs]
+    means = {pair.labels: pair.result.mean for pair in pairs}
+    one = "LaMamba-Diff-T, flow matching"
+    unet, dit = (means[one, f"{other}, flow matching"] for other in ("U-Net-T", "DiT-T/2"))
+    assert unet is not None and dit is not None and (unet.n, dit.n) == (2, 2)
+    assert unet.half is not None and dit.half is not None
+    behind, ahead = f"{unet.value:.0f} ± {unet.half:.0f}", f"{-dit.value:.0f} ± {dit.half:.0f}"
+    words = f"(two seeds, equal images) LaMamba-Diff-T is {behind} behind the U-Net-T and {ahead} ahead of DiT-T/2."
+    assert words in " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    figures = timesteps(evidence)
+    assert isinstance(figures, dict)
+    panel = figures["timesteps_cifar10_objective"].axes[1]
+    assert panel.get_ylabel().replace("\n", " ") == f"held-out loss@flow over that of {one}"
+    thick = [line.get_ydata() for line in panel.lines if line.get_marker() != "None"]
+    spread = [max(each) / min(each) for each in zip(*thick, strict=True)]
+    assert len(thick) == 3 and len(spread) == 8 and max(spread) < 1.02
 
 
 def with_interval(numbers: list[float], places: int) -> str:

@@ -121,7 +121,7 @@ def test_a_claim_that_is_inconclusive_says_why(tmp_path: Path) -> None:
     zero = f"{NAME}: -1.0 ± 5.0 over 3 seeds, the interval includes 0"
     assert interval.text == f"Interval (s: {END}, {zero})."
     few = "`LaMamba-T` against `U-Net-T` and `DiT-T` against `U-Net-T`: 2 common seeds, and 3 are needed"
-    assert seeds.text == f"Seeds (s: {END}, {few})."
+    assert seeds.text == f"Seeds (s: {END}, {few}; differences -6 ± 13 and -6.000 ± 0)."
     assert nobody.text == f"Nobody (s: {END}, `LaMamba-T` against `mamba`: mamba has no score; {zero})."
     assert [pair.result.n for pair in nobody.pairs] == [0, 3]
 

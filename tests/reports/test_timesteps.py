@@ -42,9 +42,11 @@ def test_losses_are_those_of_the_base_at_each_timestep(tmp_path: Path) -> None:
 
 
 def test_each_objective_has_a_panel(tmp_path: Path) -> None:
+    """Without the base, over the first one of the study."""
     for name, kind, loss in (("a", "ddpm", 1.0), ("b", "ddpm", 2.0), ("c", "flow", 1.0), ("d", "flow", 4.0)):
         losses = {"t62": loss} if kind == "ddpm" else {"t0.5": loss}
-        write(tmp_path, f"{name}-s0", [lost(kind, **losses)], title=name, variant={"model": name})
+        family = {"c": "lamamba", "d": "adm"}.get(name, "dit")  # c is below d in tables
+        write(tmp_path, f"{name}-s0", [lost(kind, **losses)], family, name, variant={"model": name})
     panels: list[Any] = figure_of(tmp_path).axes
     assert [lines_of(axes) for axes in panels] == [{(1.0,): [62], (2.0,): [62]}, {(1.0,): [0.5], (4.0,): [0.5]}]
     assert [axes.get_ylabel().replace("\n", " ") for axes in panels] == [
