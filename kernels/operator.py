@@ -60,8 +60,8 @@ class Timed(Protocol):
 
     def both(self) -> Any: ...
 
-    def output_and_gradient(self) -> list[Tensor]:
-        """The operator's output, and the gradient of its first argument where `output_weights` weight the output."""
+    def results(self, returned: Any) -> list[Tensor]:
+        """What a pass returned as the operator's: the output and, after `both`, the gradient of the first argument."""
         ...
 
 
@@ -69,8 +69,8 @@ class Timed(Protocol):
 class Yardstick:
     """Something other than a backend that a call is timed beside: a rival's kernel without the steps around it.
 
-    `prepare` takes the arguments of a backend. `limit` is the largest relative RMS error of its output and of the
-    gradient of the first argument. `reasons` is as in `Backend`.
+    `prepare` takes the weights of the output in the backward pass and the arguments of a backend. `limit` is the
+    largest relative RMS error of its output and the gradient of the first argument. `reasons` is as in `Backend`.
     """
 
     name: str

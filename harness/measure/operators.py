@@ -237,8 +237,8 @@ class Subject:
                 yield from self.passes(backend.name, compare, steps, many, shape, result)
         for yardstick in operator.yardsticks if asked == "auto" else ():
             if not yardstick.reasons(device_type):
-                compare = partial(compare_yardstick, yardstick, few, held.exact), _not_compared
-                steps = partial(_rival_steps, yardstick, many)
+                beside = HeldYardstick(yardstick, held, images)
+                compare, steps = (beside.compare, beside.compare_timed), partial(beside.steps, many, weights[0])
                 yield from self.passes(yardstick.name, compare, steps, many, shape, result)
 
     def passes(
@@ -287,22 +287,6 @@ class Subject:
         return compared if compared.get("state") == "wrong" else {**measured, **compared}
 
 
-def _not_compared(results: Any) -> Line:
-    """No fields: what a yardstick returns has its own layout."""
-    return {}
-
-
-def compare_yardstick(yardstick: Yardstick, call: Call, exact: list[Tensor]) -> Line:
-    """The relative RMS error of a yardstick's output and first gradient together (see `Held.compare`)."""
-    outcome = yardstick.prepare(*call.args).output_and_gradient()
-    error, first = relative_rms([v.double() for v in outcome], exact[:2]), call.names[1]
-    row: Line = {"state": "done", "relative_error": or_null(error), "error_of": f"output and {first}"}
-    if not error <= yardstick.limit:
-        text = f"output and gradient of {first} off by {error:.1e}, limit {yardstick.limit:.0e}"
-        row |= {"state": "wrong", "error": text}
-    return row
-
-
 def _steps(run: Callable[..., Any], call: Call, weights: list[Tensor]) -> dict[str, Callable[[], list[Tensor]]]:
     """Both passes, which return what `calls.results` returns. `weights` are those of the outputs."""
     args, leaves = fresh(call)
@@ -316,6 +300,36 @@ def _steps(run: Callable[..., Any], call: Call, weights: list[Tensor]) -> dict[s
     return {"forward": torch.no_grad()(lambda: listed(run(*args))), "forward+backward": both}
 
 
-def _rival_steps(yardstick: Yardstick, call: Call) -> dict[str, Callable[[], Any]]:
-    timed = yardstick.prepare(*call.args)
-    return {"forward": timed.forward, "forward+backward": timed.both}
+class HeldYardstick:
+    """A yardstick beside the backends of a call: `held` has the expected results of few images, and `images` says which
+    of these each timed image is a copy of."""
+
+    def __init__(self, yardstick: Yardstick, held: Held, images: Tensor) -> None:
+        self.yardstick, self.held, self.images = yardstick, held, images
+
+    def steps(self, call: Call, weights: Tensor) -> dict[str, Callable[[], list[Tensor]]]:
+        """Both passes. `weights` are those of the output."""
+        self.timed = self.yardstick.prepare(weights, *call.args)
+        return {"forward": self.timed.forward, "forward+backward": self.timed.both}
+
+    def compare(self) -> Line:
+        """The relative RMS error of the output and the first gradient together, of the few images (as
+        `Held.compare`)."""
+        few, exact = self.held.call, self.held.exact[0]
+        both = self.steps(few, output_weights(exact.shape).to(exact.device))["forward+backward"]
+        error, wrong = self._error(both(), torch.arange(len(exact)))
+        row: Line = {"state": "done", "relative_error": or_null(error), "error_of": f"output and {few.names[1]}"}
+        return row | ({"state": "wrong", "error": wrong} if wrong else {})
+
+    def compare_timed(self, returned: Any) -> Line:
+        """The same of what a timed pass returned (as `Held.compare_timed`)."""
+        error, wrong = self._error(returned, self.images)
+        row: Line = {"timed_error": or_null(error)}
+        return row | ({"state": "wrong", "error": f"what was timed: {wrong}"} if wrong else {})
+
+    def _error(self, returned: Any, images: Tensor) -> tuple[float, str | None]:
+        outcome = self.timed.results(returned)
+        exact = [true[images.to(true.device)] for true, _ in zip(self.held.exact, outcome, strict=False)]
+        error, limit = relative_rms([v.double() for v in outcome], exact), self.yardstick.limit
+        what = ["output", f"gradient of {self.held.call.names[1]}"][: len(outcome)]
+        return error, None if error <= limit else f"{' and '.join(what)} off by {error:.1e}, limit {limit:.0e}"

@@ -9,7 +9,8 @@ import torch
 from lamabench.kernels import OPERATORS
 from lamabench.kernels.operator import Backend, Operator, Work
 
-# A folder like those of the suite: doubling by its own torch operator, a wrong backend, and a yardstick.
+# A folder like those of the suite: doubling by its own torch operator, a wrong backend, and yardsticks, two of them
+# wrong once there are many images.
 FOLDER = """
 import torch
 
@@ -26,18 +27,27 @@ doubled.register_autograd(lambda ctx, grad: grad * 2)
 
 
 class Halves:
-    def __init__(self, x):
-        self.x = x
+    def __init__(self, weights, x):
+        self.weights, self.x = weights, x
 
     def forward(self):
-        return self.x + self.x
+        return [self.x + self.x]
 
     def both(self):
-        return self.forward(), 2 * self.x
+        return [*self.forward(), 2 * self.weights.to(self.x)]
 
-    def output_and_gradient(self):
-        from ..operator import output_weights
-        return [self.forward(), 2 * output_weights(self.x.shape).to(self.x)]
+    def results(self, returned):
+        return returned
+
+
+class Lost(Halves):
+    def forward(self):
+        return [self.x + self.x * (len(self.x) < 3)]
+
+
+class Flat(Halves):
+    def both(self):
+        return [*self.forward(), 2 * self.weights.to(self.x) * (len(self.x) < 3)]
 
 
 def work(x):
@@ -54,7 +64,7 @@ OPERATOR = Operator(
     work,
     traced={"toy::doubled": work},
     rival=lambda x: 2 * x,
-    yardsticks=[Yardstick("halves", Halves, limit=1e-6)],
+    yardsticks=[Yardstick(kind.__name__, kind, limit=1e-6) for kind in (Halves, Lost, Flat)],
 )
 
 
@@ -113,7 +123,7 @@ class Toy(Backbone):
 register("toy", ToyConfig, Toy, [])
 config = ToyConfig()
 answer = {"macs": cost(config).macs, "choices": vars(BackendConfig(toy="wrong"))}
-settings = BenchConfig(batch_size=[2], repeats=1, precision="float32", modes=["forward", "train"])
+settings = BenchConfig(batch_size=[4], repeats=1, precision="float32", modes=["forward", "train"])
 rows = []
 try:
     rows += (row for row in operators.bench_operators(config, settings, BackendConfig(), "cpu"))
@@ -147,9 +157,12 @@ def test_a_name_in_one_place_is_enough(tmp_path):
     assert answer["needs"] == {"call_bytes": 2 * values * 4, "call_exponentials": 2 * values, "call_flops": 12 * values}
     rows = [(row["backend"]["toy"], row["pass"], row["state"], row["p50_ms"] is not None) for row in answer["rows"]]
     passes = ("forward", "forward+backward")
-    expected = [("own", "done", True), ("wrong", "wrong", False), ("halves", "done", True)]
-    assert rows == [(name, when, state, timed) for name, state, timed in expected for when in passes]
-    assert "toy=wrong" in answer["wrong"] and answer["rows"][-1]["error_of"] == "output and x"
+    expected = [("own", "done", True), ("wrong", "wrong", False), ("Halves", "done", True), ("Lost", "wrong", False)]
+    expected = [(name, when, state, timed) for name, state, timed in expected for when in passes]
+    assert rows == [*expected, ("Flat", "forward", "done", True), ("Flat", "forward+backward", "wrong", False)]
+    assert "toy=wrong" in answer["wrong"] and answer["rows"][5]["error_of"] == "output and x"
+    flat = answer["rows"][-1]["error"]
+    assert flat.startswith("what was timed: output and gradient of x off by") and "limit 1e-06" in flat
     assert answer["own"] < 1e-6
     assert answer["check"].startswith("toy=wrong: output off by 5.0e-03, plain torch by")
 

@@ -14,6 +14,7 @@ from lamabench.harness.measure.gpus import derived
 from lamabench.kernels import OPERATORS
 from lamabench.kernels.cross_scan import scan_paths
 from lamabench.kernels.errors import InputError
+from lamabench.kernels.operator import output_weights
 from lamabench.kernels.selective_scan import reference as scan_reference
 from lamabench.models.registry import preset
 from measuring import NANO, kernel_rows, make, planted
@@ -256,11 +257,22 @@ def test_the_yardstick_of_the_scan_computes_the_operator(monkeypatch):
     one = calls.Call("selective_scan", (*args, *paths), (True,) * 8 + (False,) * 3)
     exact = calls.results(scan_reference.selective_scan, one, torch.float64)
     (yardstick,) = OPERATORS["selective_scan"].yardsticks
-    for actual, expected in zip(yardstick.prepare(*one.args).output_and_gradient(), exact[:2], strict=True):
+    timed = yardstick.prepare(output_weights(exact[0].shape), *one.args)
+    for actual, expected in zip(timed.results(timed.both()), exact[:2], strict=True):
         torch.testing.assert_close(actual.double(), expected, rtol=1e-5, atol=1e-5)
-    assert operators.compare_yardstick(yardstick, one, exact)["state"] == "done"
+    held, images = check.Held(one, "float32", "cpu"), torch.tensor([1, 0, 0, 1, 1, 0])
+    beside = operators.HeldYardstick(yardstick, held, images)
+    assert beside.compare()["state"] == "done"
+    many = calls.Call("selective_scan", (*(v[images] for v in args[:4]), *args[4:], *paths), one.wanted)
+    steps = beside.steps(many, output_weights(exact[0].shape)[images])
+    for step in steps.values():
+        assert beside.compare_timed(step())["timed_error"] < 1e-5
+    others = operators.HeldYardstick(yardstick, held, images.flip(0))
+    others.steps(many, output_weights(exact[0].shape)[images])
+    row = others.compare_timed(steps["forward"]())
+    assert row["state"] == "wrong" and row["error"].startswith("what was timed: output off by ")
     monkeypatch.setattr(extension, "fwd", lambda u, *_: (torch.full_like(u, math.nan), torch.empty(0)))
-    row = operators.compare_yardstick(yardstick, one, exact)
+    row = beside.compare()
     assert row["state"] == "wrong" and json.dumps(row, allow_nan=False)  # a record holds no NaN
 
 
