@@ -50,7 +50,7 @@ def _draw(study: Variants, look: Look) -> Figure | str:
     lines = _lines(study, along)
     styles = _styles(study, look, along, lines)
     count = len(study.axes[along])
-    height = 2.2 if numeric else 0.7 + ROW * count * max(1.0, 0.45 * min(len(lines), ENTRIES))
+    height = 2.2 if numeric else 0.7 + ROW * count * max(1.0, 0.6 * min(len(lines), ENTRIES))
     figure = blank(COLUMN, height)
     axes = figure.add_subplot()
     if numeric:

@@ -77,7 +77,7 @@ def loss(runs: list[Run], overview: Table) -> Figure | str:
     if words := losses_words(shown):
         text.append(words.removesuffix("."))
     states = {group: [row["state"] for row in overview.rows if row["group"] == group] for group in ends}
-    counts = {len(each) for each in states.values()}
+    counts = set(Counter(run.group for run in shown).values())
     if same := len(counts) == 1 and max(counts) > 1:
         text.insert(0, f"A line for each of the {max(counts)} training seeds of a model")
     caption(figure, [". ".join(filter(None, text))])

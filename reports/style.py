@@ -21,6 +21,7 @@ from .table import Table
 COLUMN, PAGE = 3.35, 6.9  # inches: the widths of one column and of both columns of a paper
 SMALL = 7.0  # points: the smallest text of a figure
 ENTRIES = 12  # the most entries of a legend
+DASHED = 3.0  # the length of a line in a legend, in letters, where some are dashed: a marker hides the middle
 # Okabe and Ito's colours, safe for the colour-blind, with wine instead of their pale yellow; black is for no model.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#882255")
 FAINT = "0.72"  # the grey of what has no entry in a legend
@@ -270,8 +271,10 @@ def legend(figure: Figure, keys: Mapping[str, Artist], others: int = 0) -> None:
         shown[name] = Line2D([], [], color=FAINT, linewidth=0.7)
     width, height = figure.get_size_inches() * figure.dpi
     labels = [wrapped(label, int(14 * figure.get_figwidth())) for label in shown]
+    dashed = any(isinstance(key, Line2D) and key.get_linestyle() not in ("-", "None") for key in shown.values())
+    style = {"handlelength": DASHED} if dashed else {}
     for columns in range(min(len(labels), 6), 0, -1):
-        drawn = figure.legend(list(shown.values()), labels, loc="outside upper center", ncols=columns)
+        drawn = figure.legend(list(shown.values()), labels, loc="outside upper center", ncols=columns, **style)
         box = drawn.get_window_extent()
         if box.width <= 0.97 * width or columns == 1:
             figure.set_figheight((height + box.height) / figure.dpi)

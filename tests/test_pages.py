@@ -9,6 +9,7 @@ from math import floor, log10, sqrt
 from pathlib import Path
 from statistics import fmean, median, stdev
 
+import numpy as np
 import pytest
 from lamabench.ablations import study as suite
 from lamabench.harness.disk import read_lines
@@ -170,17 +171,21 @@ def test_what_the_readme_leaves_open_is_so_in_the_records() -> None:
 
 
 def test_flow_matching_is_as_in_the_records() -> None:
-    """Two paired seeds of each; held-out losses by timestep are those of the last moment."""
+    """Two paired seeds of each, at equal images and equal GPU time; held-out losses by timestep are those of the last
+    moment."""
     evidence = evidence_of([ROOT / "reports" / "records" / "cifar10"])
     pairs = [pair for claim in claims(evidence) if claim.study == "cifar10_objective" for pair in claim.pairs]
-    means = {pair.labels: pair.result.mean for pair in pairs}
-    one = "LaMamba-Diff-T, flow matching"
-    unet, dit = (means[one, f"{other}, flow matching"] for other in ("U-Net-T", "DiT-T/2"))
-    assert unet is not None and dit is not None and (unet.n, dit.n) == (2, 2)
-    assert unet.half is not None and dit.half is not None
-    behind, ahead = f"{unet.value:.0f} ± {unet.half:.0f}", f"{-dit.value:.0f} ± {dit.half:.0f}"
-    words = f"(two seeds, equal images) LaMamba-Diff-T is {behind} behind the U-Net-T and {ahead} ahead of DiT-T/2."
-    assert words in " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    by_labels, one = {pair.labels: pair for pair in pairs}, "LaMamba-Diff-T, flow matching"
+    behind = []  # the U-Net-T at equal images and time, then DiT-T/2
+    for other in ("U-Net-T", "DiT-T/2"):
+        for budget in ("", "hours"):
+            mean = by_labels[one, f"{other}, flow matching"].at(budget).mean
+            assert mean is not None and mean.n == 2 and mean.half is not None
+            behind.append(f"{mean.value:.0f} ± {mean.half:.0f}")
+    unet, unet_hours, dit, dit_hours = behind
+    words = f"{unet} behind the U-Net-T and {dit.removeprefix('-')} ahead of DiT-T/2 at equal images, "
+    words += f"{unet_hours} and {dit_hours} behind at equal time. The {18 + len(behind)} intervals"
+    assert dit[0] == "-" and words in " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
     figures = timesteps(evidence)
     assert isinstance(figures, dict)
     panel = figures["timesteps_cifar10_objective"].axes[1]
@@ -188,6 +193,11 @@ def test_flow_matching_is_as_in_the_records() -> None:
     thick = [line.get_ydata() for line in panel.lines if line.get_marker() != "None"]
     spread = [max(each) / min(each) for each in zip(*thick, strict=True)]
     assert len(thick) == 3 and len(spread) == 8 and max(spread) < 1.02
+    alphas = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
+    assert max(x for line in panel.lines for x in line.get_xdata()) == 0.9375
+    at = np.abs(np.log(alphas / (1 - alphas)) - 2 * np.log(0.0625 / 0.9375)).argmin()
+    gallery = " ".join((ROOT / "reports" / "README.md").read_text(encoding="utf-8").split())
+    assert f"the eight times scored, of which the noisiest has the signal-to-noise ratio of DDPM's t = {at}." in gallery
 
 
 def with_interval(numbers: list[float], places: int) -> str:

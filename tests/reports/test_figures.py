@@ -32,6 +32,26 @@ def test_loss_figure_shows_the_curve(three: Path) -> None:
     assert [line.get_marker() for line in axes.lines if len(line.get_xdata()) == 1] == ["x", "s", "o"]
 
 
+def test_loss_figure_counts_the_seeds_that_it_shows(tmp_path: Path) -> None:
+    """A seed that was not started has no line."""
+    for name, seed, curve in (
+        ("a", 0, [2.0, 1.0]),
+        ("a", 1, [2.0, 1.0]),
+        ("b", 0, [3.0]),
+        ("b", 1, [3.0]),
+        ("b", 2, None),
+    ):
+        write(tmp_path, f"{name}-s{seed}", [], title=name, variant={"model": name}, seed=seed, curve=curve)
+    runs = read([tmp_path])
+    words = "A line for each of the 2 training seeds of a model"
+    figure = loss(runs, summary(runs))
+    assert not isinstance(figure, str) and figure.get_supxlabel() == words
+    write(tmp_path, "a-s2", [], title="a", variant={"model": "a"}, seed=2, curve=[2.0])
+    runs = read([tmp_path])
+    figure = loss(runs, summary(runs))
+    assert not isinstance(figure, str) and words.partition(" the ")[0] not in figure.get_supxlabel()
+
+
 def test_loss_figure_has_the_held_out_loss_beside_it(tmp_path: Path) -> None:
     runs = read([write_many(tmp_path, 2, 2, 2, snapshots=3).parent])
     figure = loss(runs, summary(runs))

@@ -175,6 +175,16 @@ def test_a_legend_counts_what_is_drawn_faintly() -> None:
     assert [text.get_text() for text in figure.legends[0].get_texts()][-2:] == [f"{10:012d}", "29 others"]
 
 
+def test_dashes_show_beside_the_marker_of_a_legend() -> None:
+    """A dash and a gap on either side: 3.7 and 1.6 line widths each, in points."""
+    figure = blank(COLUMN, 2.4)
+    legend(figure, {dash: Line2D([], [], linestyle=dash, marker="o") for dash in ("-", "--")})
+    (_, dashed) = figure.legends[0].legend_handles
+    assert isinstance(dashed, Line2D)
+    length = float(np.ptp(np.asarray(dashed.get_xdata(), float)))
+    assert length > dashed.get_markersize() + 2 * (3.7 + 1.6) * dashed.get_linewidth()
+
+
 def test_ends_of_lines_are_named_if_the_names_fit() -> None:
     def drawn(heights: list[float], text: str = "model") -> tuple[bool, Any, Any]:
         figure = blank(COLUMN, 2.4)
