@@ -13,7 +13,7 @@ from lamabench.harness.disk import append
 from lamabench.harness.keys import config_from_dict, score_key, speed_key
 from lamabench.harness.record import row
 from lamabench.harness.sections import BenchConfig
-from processes import starting
+from processes import forked_jobs, starting
 
 SMALL = {"model": "dit_nano", "model.depth": 1, "model.hidden_size": 16, "model.num_heads": 2, "data": "digits"}
 SMALL |= {"data.size": 8, "train.batch_size": 4, "train.precision": "float32", "train.steps": 4, "sample.count": 5}
@@ -36,6 +36,13 @@ def start():
     """Starts runs of several processes."""
     with starting() as run:
         yield run
+
+
+@pytest.fixture
+def jobs(start):
+    """Jobs of `sweep run` in this process start soon."""
+    with forked_jobs(start):
+        yield
 
 
 @pytest.fixture

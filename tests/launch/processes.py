@@ -1,4 +1,5 @@
-"""Runs of several processes on the CPU, as torchrun starts them, but soon: one process forks those of all runs."""
+"""Runs of several processes on the CPU, as torchrun starts them, and jobs of `sweep run`, as submitit starts them, but
+soon: one process forks those of all runs."""
 
 import json
 import os
@@ -8,6 +9,8 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager, suppress
+from types import SimpleNamespace
+from unittest.mock import patch
 
 from lamabench.harness.disk import read_lines
 from lamabench.harness.training.storage import read
@@ -22,10 +25,12 @@ SMALL = [
 
 # Imports once what each process needs, and forks the processes.
 SERVER = """
-import json, os, sys, traceback
+import json, os, signal, sys, traceback
+from types import SimpleNamespace
 import sklearn.datasets, torch._dynamo, torch._inductor.standalone_compile, torch.nn.parallel
 import torch.distributed.fsdp, torch.distributed.tensor
-import lamabench.harness.training.loop, lamabench.launch.commands.train
+import lamabench.harness.stages, lamabench.harness.training.loop, lamabench.launch.commands.train
+import lamabench.launch.worker, submitit.core.submission, submitit.local.local
 from lamabench.harness.data.images import load
 from lamabench.launch.cli import main
 from lamabench.launch.compose import compose
@@ -33,8 +38,66 @@ config, _ = compose(["model=dit_nano", "data=digits"])
 load(config.data, print)
 with torch.device("meta"):
     torch.empty(2).normal_()
+
+def end(work):
+    code = 1
+    try:
+        code = work() or 0
+    except SystemExit as error:
+        code = error.code if isinstance(error.code, int) else int(error.code is not None)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+class Task:  # of a job: what its controller takes for the process of subprocess.Popen
+    def __init__(self, words, env, stdout, stderr, **_):
+        self.code = None
+        if not (pid := os.fork()):
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            os.environ.clear()
+            os.environ.update(env)
+            for number, file in ((1, stdout), (2, stderr)):
+                os.dup2(file.fileno(), number)
+            sys.argv = words[-2:]
+            end(submitit.core.submission.submitit_main)
+        self.pid = pid
+
+    def poll(self):
+        if self.code is None:
+            self.code = ended(self.pid)
+        return self.code
+
+    def send_signal(self, number):
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+def ended(pid):
+    pid, status = os.waitpid(pid, os.WNOHANG)
+    return os.waitstatus_to_exitcode(status) if pid else None
+
+def control(request):
+    signal.pthread_sigmask(signal.SIG_SETMASK, request["mask"])
+    os.chdir(request["folder"])
+    os.environ.clear()
+    os.environ.update(request["environment"])
+    os.dup2(os.open(os.devnull, os.O_RDWR), 0)
+    os.dup2(2, 1)
+    submitit.local.local.subprocess = SimpleNamespace(Popen=Task)
+    submitit.local.local.Controller(request["job"]).run()
+
 for line in sys.stdin:
     request = json.loads(line)
+    if "job" in request:
+        if not (pid := os.fork()):
+            end(lambda: control(request))
+        print(json.dumps(pid), flush=True)
+        continue
+    if "poll" in request:
+        print(json.dumps(ended(request["poll"])), flush=True)
+        continue
     if "wait" in request:
         codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in request["wait"]]
         print(json.dumps(codes), flush=True)
@@ -48,18 +111,20 @@ for line in sys.stdin:
             os.environ.update(environment)
             for number, name in ((1, "out"), (2, "err")):
                 os.dup2(os.open(f"{name}-{rank}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
-            code = 1
-            try:
-                code = main(request["words"])
-            except BaseException:
-                traceback.print_exc()
-            finally:
-                sys.stdout.flush()
-                sys.stderr.flush()
-                os._exit(code)
+            end(lambda: main(request["words"]))
         pids.append(pid)
     print(json.dumps(pids), flush=True)
 """
+
+
+class Start:
+    """Starts runs of several processes. `ask` sends a request to the process that forks them."""
+
+    def __init__(self, ask):
+        self.ask = ask
+
+    def __call__(self, folder, *words, model=MODEL, count=1, command=None):
+        return Processes(self.ask, folder, command or ["train", *model, *SMALL, *words], count)
 
 
 class Processes:
@@ -94,6 +159,26 @@ class Processes:
         return (self.folder / f"{stream}-{rank}").read_text()
 
 
+class Job:
+    """The controller of a job: what submitit takes for the process of `subprocess.Popen`."""
+
+    def __init__(self, ask, words, env):
+        request = {"folder": os.getcwd(), "job": words[-1], "environment": env}
+        self.ask, self.code = ask, None
+        self.pid = ask({**request, "mask": [*map(int, signal.pthread_sigmask(signal.SIG_BLOCK, ()))]})
+
+    def poll(self):
+        if self.code is None:
+            self.code = self.ask({"poll": self.pid})
+        return self.code
+
+
+def forked_jobs(start):
+    """A context: jobs of `sweep run` in this process are forks too. `start` is that of `starting`."""
+    popen = SimpleNamespace(Popen=lambda words, shell, env: Job(start.ask, words, env))
+    return patch("submitit.local.local.subprocess", popen)
+
+
 @contextmanager
 def starting():
     """Starts runs of several processes."""
@@ -106,10 +191,7 @@ def starting():
         server.stdin.flush()
         return json.loads(server.stdout.readline())
 
-    def run(folder, *words, model=MODEL, count=1, command=None):
-        return Processes(ask, folder, command or ["train", *model, *SMALL, *words], count)
-
-    yield run
+    yield Start(ask)
     with suppress(ProcessLookupError):
         os.killpg(server.pid, signal.SIGKILL)
     server.communicate()

@@ -258,7 +258,7 @@ def command(*words, **kwargs):
                             stdout=subprocess.PIPE, start_new_session=True, **kwargs)  # fmt: skip
 
 
-def test_a_run_is_taken_over_when_its_process_dies(capsys, tmp_path):
+def test_a_run_is_taken_over_when_its_process_dies(capsys, tmp_path, jobs):
     """Another process holds the run and is killed while the sweep watches it."""
     name = study(tmp_path, 2, ["train"])
     row, _ = json.loads(run(capsys, "sweep", "plan", name, "--json")[1])
@@ -275,7 +275,7 @@ def test_a_run_is_taken_over_when_its_process_dies(capsys, tmp_path):
     assert code == 0 and read_run(folder).last("train").state == "done"
 
 
-def test_sweep_killed_with_all_its_jobs_continues(capsys, tmp_path):
+def test_sweep_killed_with_all_its_jobs_continues(capsys, tmp_path, jobs):
     """The command and its jobs get SIGKILL in mid-training. The same command finishes; a third does nothing."""
     name = study(tmp_path, 60)
     code, out, _ = run(capsys, "sweep", "plan", name, "--json")
@@ -307,7 +307,7 @@ def test_sweep_killed_with_all_its_jobs_continues(capsys, tmp_path):
     assert before == {path: path.read_bytes() for path in records}
 
 
-def test_a_run_that_fails_leaves_the_others_alone(capsys, tmp_path):
+def test_a_run_that_fails_leaves_the_others_alone(capsys, tmp_path, jobs):
     name = study(tmp_path, 4, ["train", "sample"])
     text = (tmp_path / "tiny.yaml").read_text().replace("two:\n", "two:\n    train.lr: 1.0e+18\n    train.steps: 40\n")
     (tmp_path / "tiny.yaml").write_text(text)
@@ -318,7 +318,7 @@ def test_a_run_that_fails_leaves_the_others_alone(capsys, tmp_path):
     assert "not finite" in status[1]["error"] and "two (train): diverged" in err and "diverged" in out
 
 
-def test_a_study_that_samples_one_checkpoint_often_trains_once(capsys, tmp_path):
+def test_a_study_that_samples_one_checkpoint_often_trains_once(capsys, tmp_path, jobs):
     """At its debug size, from the plan to the report."""
     path = study(tmp_path, 4)
     data = yaml.safe_load((tmp_path / "tiny.yaml").read_text())
@@ -348,7 +348,7 @@ def test_a_study_that_samples_one_checkpoint_often_trains_once(capsys, tmp_path)
     assert code == 0 and err.count("already done") == 5
 
 
-def test_samples_of_a_training_that_diverged_are_not_started(capsys, tmp_path):
+def test_samples_of_a_training_that_diverged_are_not_started(capsys, tmp_path, jobs):
     path = study(tmp_path, 40, ["train", "sample"])
     data = yaml.safe_load((tmp_path / "tiny.yaml").read_text())
     data["base"]["train.lr"] = 1e18

@@ -63,7 +63,7 @@ def test_collect_writes_the_records_of_the_others(folders, capsys):
     assert [(line["name"], line["kind"]) for line in lines] == [("b", "cost"), ("b", "train")]
 
 
-def test_run_does_the_others_and_reports_all(folders, capsys):
+def test_run_does_the_others_and_reports_all(folders, capsys, jobs):
     (folders["a"] / "record.jsonl").write_text("junk\n")
     (folders["b"] / "record.jsonl").unlink()
     for file in folders["b"].glob("*/step-*"):

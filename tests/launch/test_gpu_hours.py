@@ -193,7 +193,7 @@ def test_records_of_the_command_are_read(tmp_path, monkeypatch):
     assert list(hours.values()) == [pytest.approx(0.1 / speed)]
 
 
-def test_a_study_that_measures_first_knows_its_cost(tmp_path, monkeypatch, capsys):
+def test_a_study_that_measures_first_knows_its_cost(tmp_path, monkeypatch, capsys, jobs):
     monkeypatch.chdir(tmp_path)
     base = {"model": "dit_nano", "model.depth": 1, "data": "digits", "train.precision": "float32", "train.steps": 10}
     base |= {"train.batch_size": 36, "bench.batch_size": 2, "bench.repeats": 1, "bench.precision": "float32"}

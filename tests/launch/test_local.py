@@ -16,6 +16,7 @@ from lamabench.kernels.errors import InputError
 from lamabench.launch import local
 from lamabench.launch.cli import main
 from lamabench.launch.plan import pieces, plan
+from processes import forked_jobs
 
 SMALL = {"model": "dit_nano", "model.depth": 1, "model.hidden_size": 16, "model.num_heads": 2, "data": "digits",
          "data.size": 8, "train.batch_size": 4, "train.precision": "float32"}  # fmt: skip
@@ -99,7 +100,7 @@ def test_a_gpu_that_is_not_there_is_one_line_and_leaves_nothing(device, count, s
 
 
 @pytest.mark.parametrize(("names", "parallel", "each"), [(UUIDS, None, [1, 1]), (SLICES, 3, [2, 1])])
-def test_jobs_share_the_gpus_and_none_works_on_the_cpu(names, parallel, each, tmp_path, monkeypatch, capsys):
+def test_jobs_share_the_gpus_and_none_works_on_the_cpu(names, parallel, each, tmp_path, monkeypatch, capsys, jobs):
     """The command sees two GPUs that its jobs do not see, as with a broken driver. No job is then done on the CPU."""
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", ",".join(names))
@@ -154,10 +155,11 @@ def sets(root):
 
 
 @pytest.fixture(scope="module")
-def sampled(tmp_path_factory):
+def sampled(start, tmp_path_factory):
     """Makes a root, in which the first of two runs is trained. Its sets of samples, and those of the other one."""
     trained = tmp_path_factory.mktemp("trained")
-    assert local.run_local([run for run in sets(trained) if run.task.kind == "training"][:1], 1)
+    with forked_jobs(start):
+        assert local.run_local([run for run in sets(trained) if run.task.kind == "training"][:1], 1)
 
     def copied(root):
         shutil.copytree(trained, root, dirs_exist_ok=True)
@@ -177,7 +179,7 @@ def images_of(runs):
     return [[path.read_bytes() for path in sorted(run.folder.glob("shards/*/0*.npy"))] for run in runs]
 
 
-def test_sets_of_one_training_share_processes(sampled, tmp_path, capsys):
+def test_sets_of_one_training_share_processes(sampled, tmp_path, capsys, jobs):
     """With one process, it draws all. With two, each draws half. The images are the same, and one set that cannot be
     drawn keeps no other one from it."""
     one, two, three = (sampled(tmp_path / name) for name in "abc")
