@@ -21,6 +21,17 @@ def until(condition, command, seconds=120):
         time.sleep(0.05)
 
 
+@pytest.fixture
+def here(tmp_path, monkeypatch, capsys):
+    """A command in this process, which starts sooner than one of its own."""
+
+    def run(*words):
+        monkeypatch.chdir(tmp_path)
+        return cli.main([*words]), *capsys.readouterr()
+
+    return run
+
+
 @pytest.mark.parametrize(
     ("number", "everyone", "workers", "code", "last"),
     [
@@ -29,7 +40,7 @@ def until(condition, command, seconds=120):
         pytest.param(signal.SIGHUP, True, 0, 129, "ended by SIGHUP", marks=pytest.mark.soak),
     ],
 )
-def test_a_training_saves_at_its_next_step(number, everyone, workers, code, last, tmp_path, terminal):
+def test_a_training_saves_at_its_next_step(number, everyone, workers, code, last, tmp_path, terminal, here):
     command = terminal(tmp_path, "train", *SMALL, "train.steps=200000", f"run.workers={workers}")
     until(lambda: list(tmp_path.glob("runs/trainings/*/progress.json")), command)
     (os.killpg if everyone else os.kill)(command.pid, number)
@@ -41,15 +52,14 @@ def test_a_training_saves_at_its_next_step(number, everyone, workers, code, last
     assert 0 < step < 200000 and f"saved at step {step} of 200000" in err
     assert not list(tmp_path.glob("runs/trainings/*/record.jsonl"))
 
-    command = terminal(tmp_path, "train", *SMALL, f"train.steps={step + 2}")
-    out, err = command.communicate(timeout=120)
-    assert command.returncode == 0 and f"continuing at step {step} of {step + 2}" in err, err
+    code, out, err = here("train", *SMALL, f"train.steps={step + 2}")
+    assert code == 0 and f"continuing at step {step} of {step + 2}" in err, err
     (record,) = read_lines(saved.parents[1] / "record.jsonl")
     assert record["state"] == "done" and f"{step + 2} steps" in out
 
 
-def test_samples_keep_the_batches_that_are_drawn(tmp_path, terminal):
-    assert terminal(tmp_path, "train", *SMALL, "train.steps=2").wait(120) == 0
+def test_samples_keep_the_batches_that_are_drawn(tmp_path, terminal, here):
+    assert here("train", *SMALL, "train.steps=2")[0] == 0
     (run,) = tmp_path.glob("runs/train/dit_nano-*")
     words = ["sample.count=2000", "sample.batch_size=1", "sample.method=ddim", "sample.steps=5"]
     command = terminal(tmp_path, "sample", str(run), *words)
@@ -61,7 +71,7 @@ def test_samples_keep_the_batches_that_are_drawn(tmp_path, terminal):
     assert not list(run.glob("samples/*/record.jsonl"))
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGHUP, marks=pytest.mark.soak)])
 def test_a_command_that_does_not_save_ends_with_one_line(number, tmp_path, terminal):
     command = terminal(tmp_path, "bench", "dit_nano", "bench.seconds=60", "run.device=cpu")
     until(lambda: list(tmp_path.glob("runs/models/*/.lock")), command)
