@@ -340,11 +340,10 @@ MIXED = Study(
     },
     seeds=[0, 5],
 )
+LARGE = pytest.param(replace(load("block_mix"), seeds=[0]), marks=pytest.mark.soak)
 
 
-@pytest.mark.parametrize(
-    "study", [load("demo"), replace(load("block_mix"), seeds=[0]), MIXED], ids=lambda study: study.name
-)
+@pytest.mark.parametrize("study", [load("demo"), LARGE, MIXED], ids=lambda study: study.name)
 def test_configurations_equal_those_of_hydra(study):
     more = ["train.steps=9", "data.flip=true", "data.size=32"]
     for overrides in ([], more):

@@ -57,7 +57,9 @@ def test_letters_that_the_encoding_lacks_are_escaped(tmp_path, monkeypatch, enco
     assert b"st: a " + arrow + b" b" in output.getvalue()
 
 
-@pytest.mark.parametrize("redirect", [pytest.param(">&-", marks=pytest.mark.soak), "2>&-", ">&- 2>&- <&-"])
+@pytest.mark.parametrize(
+    "redirect", [*(pytest.param(one, marks=pytest.mark.soak) for one in (">&-", "2>&-")), ">&- 2>&- <&-"]
+)
 def test_closed_streams_change_no_record(tmp_path, redirect):
     done = shell(f'"$@" {" ".join(TRAIN)} {redirect}')
     assert done.returncode == 0 and "Traceback" not in done.stderr
