@@ -19,7 +19,7 @@ COUNTS = {
     "harness/training/test_noise.py": 1,
     "kernels/test_depthwise_triton.py": 9,
     "kernels/test_gated_norm_triton.py": 15,
-    "kernels/test_modulated_norm_triton.py": 83,
+    "kernels/test_modulated_norm_triton.py": 77,
     "kernels/test_scan_kernels.py": 6,
     "kernels/test_window_triton.py": 24,
 }
