@@ -81,7 +81,7 @@ def test_a_task_that_fails_in_this_process_raises_its_own_error(tmp_path, monkey
     assert end["error"].startswith("unknown run.device 'nothing:0'")
 
 
-def test_a_local_job_replaces_the_signal_handlers_of_submitit(tmp_path):
+def test_a_local_job_replaces_the_signal_handlers_of_submitit(tmp_path, jobs):
     """With the handlers of submitit, the notice would end the task unsaved, and SIGTERM would be ignored."""
     for number in (signal.SIGUSR2, signal.SIGTERM):
         folder = tmp_path / number.name
