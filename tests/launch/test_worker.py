@@ -20,6 +20,7 @@ from lamabench.harness.disk import read_lines
 from lamabench.harness.progress import Progress
 from lamabench.harness.run import read_run
 from lamabench.harness.shards import joined
+from lamabench.harness.stages import execute
 from lamabench.kernels.errors import InputError
 from lamabench.launch import worker
 from lamabench.launch.plan import pieces, plan
@@ -252,12 +253,14 @@ def test_a_signal_stops_a_run_at_a_step_and_it_goes_on_bit_for_bit(tmp_path):
         return max((file.stat().st_mtime_ns for file in files), default=0)
 
     folders = []
-    for root, numbers in (("whole", []), ("stopped", [signal.SIGUSR2, signal.SIGTERM])):
+    for root, numbers in (("whole", []), ("stopped", [signal.SIGUSR2, signal.SIGTERM, None])):
         mine = replace(study(tmp_path / root, {"train.lr": [1e-3]}, **more), stages=["train", "sample"])
         each = pieces(plan(mine))
         folders.append([piece.folder for piece in each])
         tasks = json.dumps([asdict(piece.task) for piece in each])
-        for number in [*numbers, None]:
+        for piece in [] if numbers else each:
+            execute(piece.task, Progress(piece.folder))
+        for number in numbers:
             process = subprocess.Popen([sys.executable, "-c", WORK, tasks], stdout=subprocess.PIPE, text=True,
                                        stderr=subprocess.DEVNULL, start_new_session=True)  # fmt: skip
             before = newest(each)
@@ -267,10 +270,8 @@ def test_a_signal_stops_a_run_at_a_step_and_it_goes_on_bit_for_bit(tmp_path):
                     break
                 time.sleep(0.005)
             out, _ = process.communicate(timeout=120)
-            assert process.returncode == 0 and out.split() == [
-                "ready",
-                *(["stopped", "by", number.name] if number else []),
-            ]
+            words = ["ready", *(["stopped", "by", number.name] if number else [])]
+            assert process.returncode == 0 and out.split() == words
     (whole, drawn), (stopped, redrawn) = folders
     assert len(read_lines(stopped / "record.jsonl")) == len(read_lines(redrawn / "record.jsonl")) == 1
     for step in (50, 80):
