@@ -43,6 +43,7 @@ class PlainMixer(Mixer):
 @pytest.fixture
 def here(tmp_path, monkeypatch, registered):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.dont_write_bytecode", True)  # of a file that is written twice within a second
     Path("mine.py").write_text(SOURCE)
     return tmp_path
 
