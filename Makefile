@@ -27,13 +27,13 @@ test: $(READY)  ## run the tests (but those that need a GPU, SLURM or programs o
 gpu-test: $(READY)  ## run the tests that need a GPU (NVIDIA's, of compute capability 8.0 or newer)
 	OMP_NUM_THREADS=1 TORCHINDUCTOR_COMPILE_THREADS=2 $(VENV)/bin/pytest -m gpu -n auto --maxprocesses 14 --dist worksteal
 
-slurm-test: $(READY)  ## run the tests that need SLURM, on a node of their own (6 to 14 minutes; root, Debian or Ubuntu)
+slurm-test: $(READY)  ## run the tests that need SLURM, on a node of their own (5 to 12 minutes; root, Debian or Ubuntu)
 	OMP_NUM_THREADS=1 $(VENV)/bin/pytest -m "slurm and not soak" tests/slurm
 
 debian-test: $(READY)  ## run the tests that need programs of Debian: LaTeX, a browser (root installs their packages)
 	OMP_NUM_THREADS=1 $(VENV)/bin/pytest -m debian tests/reports
 
-soak: $(READY)  ## run 200 short runs on such a node while some are killed, and the long cases of other tests (25 minutes)
+soak: $(READY)  ## run 200 short runs on such a node while some are killed, and the long cases of other tests (half an hour)
 	OMP_NUM_THREADS=1 $(VENV)/bin/pytest -m soak tests
 
 lint: $(READY)  ## check style, format and types
@@ -60,6 +60,6 @@ $(READY): pyproject.toml constraints.txt
 	  | sed -nuE -e 's/^ *(Downloading|Using cached) ([^ ]+) \(([0-9]{2,}\.[0-9] [MG]B)\).*/  \2 \3/p' \
 	    -e 's/^Installing collected packages: .*/  unpacking (a minute or two)/p' \
 	  || { tail -n 20 $(LOG) >&2; echo "Installation failed; the whole log is $(LOG)" >&2; exit 1; }
-	@$(VENV)/bin/python -m compileall -q -j 0 $(VENV)/lib >>$(LOG) 2>&1 || true  # as pip would, but on all cores
+	@$(VENV)/bin/python -m compileall -q -j 0 -x '/tests?/' $(VENV)/lib >>$(LOG) 2>&1 || true  # as pip would, on all cores
 	@mkdir -p $(VENV)/namespace && ln -sfn ../.. $(VENV)/namespace/lamabench
 	@touch $@

@@ -23,8 +23,8 @@ from lamabench.models.registry import build
 from latents_of_a_study import NEEDED
 from omegaconf import OmegaConf
 
-QUESTIONS = ["d_state", "guidance_latents", "rivals"]  # of mixers, of samples of latents, of families
-LONG = ["block_mix", "dit_block", "guidance", "lr", "resolution", "scale", "scan", "unet", "window"]
+QUESTIONS = ["guidance_latents", "rivals"]  # of samples of latents, of families
+LONG = ["block_mix", "d_state", "dit_block", "guidance", "lr", "resolution", "scale", "scan", "unet", "window"]
 LONG += [name for name in names() if name.startswith("cifar10_")]
 
 

@@ -78,12 +78,15 @@ def test_unread_output_is_no_traceback():
     assert process.wait() == 141 and process.stderr.read() == b""
 
 
-def test_models_lists_the_registry(capsys):
+def test_models_lists_the_registry(capsys, monkeypatch):
+    """The small ones. tests/harness/measure/test_cost.py counts all."""
     from lamabench.models.registry import presets
 
+    small = {name: preset for name, preset in presets().items() if name.endswith("_nano")}
+    monkeypatch.setattr("lamabench.launch.commands.models.presets", lambda: small)
     _, out, _ = run(capsys, "models", "--json")
     rows = json.loads(out)
-    assert [row["model"] for row in rows] == list(presets())
+    assert [row["model"] for row in rows] == [*small] and len(rows) >= 3
     assert all(row["params"] > 0 and row["macs"] > 0 for row in rows)
 
 

@@ -52,15 +52,16 @@ def test_each_score_has_a_job_of_its_own_after_that_of_its_samples(node, tmp_pat
 
 def test_a_failed_job_ends_the_job_that_waits_for_it_and_status_tells_of_the_failure(node, tmp_path, sweep):
     """The training fails, so that its samples cannot be drawn, and SLURM cancels the job of their scores."""
-    study = write(tmp_path / "fails.yaml", base={**SCORED, "run.device": "cuda"}, **STUDY)
+    base = {**SCORED, "run.device": "cuda"}
+    study = write(tmp_path / "fails.yaml", base=base, variants={"one": {}}, stages=STUDY["stages"])
     jobs = sweep.submit(study, *SLURM)
-    assert [node.ended(job, tasks=2) for job in jobs] == [["FAILED"] * 2, ["FAILED"] * 2, ["CANCELLED"] * 2]
-    for row in sweep.status(study).values():
-        assert row["state"] == "failed" and row["job"].split("_")[0] == jobs[0] and "no GPU here" in row["error"]
-        assert row["to do"] == "train sample evaluate"
+    assert [node.ended(job) for job in jobs] == [["FAILED"], ["FAILED"], ["CANCELLED"]]
+    (row,) = sweep.status(study).values()
+    assert row["state"] == "failed" and row["job"] == f"{jobs[0]}_0" and "no GPU here" in row["error"]
+    assert row["to do"] == "train sample evaluate"
     again = sweep.submit(study, "run.device=cpu", action="retry")
     assert len(again) == 3 and facts(node, again[2])[0] == {"2G"}  # as last time
-    assert [node.ended(job, 120, tasks=2) for job in again] == [["COMPLETED"] * 2] * 3
+    assert [node.ended(job, 120) for job in again] == [["COMPLETED"]] * 3
     assert set(sweep.states(study).values()) == {"done"}
 
 

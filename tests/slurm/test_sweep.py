@@ -167,6 +167,7 @@ def test_what_waits_but_left_the_study_is_told(node, tmp_path, sweep):
     node.wait(lambda: "not in the study" not in sweep("status", study), "the queue is empty")
 
 
+@pytest.mark.soak  # two minutes; most of its parts have tests of their own here and in tests/launch
 def test_the_whole_story(node, tmp_path, sweep, monkeypatch):
     """A typo; two preemptions, a lost node, a crash, three runs out of memory; mended and submitted again."""
     large = {"train.batch_size": 60000, "train.steps": 1}  # 1.5 GB above the limit, and 0.7 below it in micro-batches

@@ -3,6 +3,7 @@
 import json
 import sys
 from dataclasses import replace
+from functools import cache
 
 import pytest
 import torch
@@ -30,8 +31,13 @@ NAMES = {p.title: name for name, p in presets().items()} | {
 }
 
 
+@cache
 def at_size(name, size):
     return cost(replace(preset(name).config, input_size=size))
+
+
+def of_preset(name):
+    return at_size(name, preset(name).config.input_size)
 
 
 @pytest.mark.parametrize("row", PUBLISHED.counted_from_released_code, ids=lambda r: f"{r.model}@{r.size}")
@@ -47,7 +53,7 @@ def test_counts_of_the_released_code(row):
 
 @pytest.mark.parametrize("row", DIT, ids=lambda r: r.model)
 def test_table_of_the_dit_paper(row):
-    counted = cost(preset(NAMES[row.model]).config)
+    counted = of_preset(NAMES[row.model])
     last_digit = 10 ** -len(str(row.macs_g).split(".")[1])
     assert abs(counted.paper_gflops - row.macs_g) <= max(0.01 * row.macs_g, last_digit)
     # The paper rounds parameters to millions (it prints 130.5 for B/2 as 130).
@@ -69,12 +75,12 @@ def test_every_published_cost_is_compared():
     ("name", "params_m"), [("lamamba_s", 28.16), ("lamamba_s68", 31.65), ("lamamba_b", 136.34), ("lamamba_l", 478.1)]
 )
 def test_presets_that_no_paper_has(name, params_m):
-    assert cost(preset(name).config).params / 1e6 == pytest.approx(params_m, abs=0.05)
+    assert of_preset(name).params / 1e6 == pytest.approx(params_m, abs=0.05)
 
 
 @pytest.mark.parametrize("name", presets())
 def test_parts_add_up(name):
-    counted = cost(preset(name).config)
+    counted = of_preset(name)
     assert tuple(counted.parts) == PARTS
     assert sum(p.macs for p in counted.parts.values()) == counted.macs
     assert sum(p.params for p in counted.parts.values()) == counted.params
@@ -82,7 +88,7 @@ def test_parts_add_up(name):
 
 
 def test_nano_models_have_similar_sizes():
-    sizes = [cost(preset(name).config).params for name in ("lamamba_nano", "dit_nano", "unet_nano")]
+    sizes = [of_preset(name).params for name in ("lamamba_nano", "dit_nano", "unet_nano")]
     assert min(sizes) >= 0.5e6 and max(sizes) <= 3e6 and max(sizes) / min(sizes) < 1.25
 
 
