@@ -17,8 +17,8 @@ from .variants import of_study
 
 def timesteps(evidence: Evidence) -> Figure | str | Mapping[str, Figure | str]:
     """Held-out loss at each timestep over that of the study's base, for each study: a thick line a model, the mean over
-    seeds, with a thin line for each of several seeds. Panels: objectives, whose losses do not compare; one without the
-    base has the first variant that it has in its place."""
+    seeds, with a thin line for each of several seeds. Panels: objectives, whose losses do not compare. Where the base
+    has no loss, the first of the study's variants with one is in its place."""
     several, variants = len(evidence.studies) > 1, of_study(evidence)
     figures = {
         f"timesteps_{study}" if several else "timesteps": figure

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ...kernels import OPERATORS
 from ...kernels.errors import InputError, unknown
-from ...kernels.operator import Yardstick, output_weights
+from ...kernels.operator import Timed, Yardstick, output_weights
 from ...models.registry import Backbone, build, called_operators, select_backends
 from ..device import device_name, exact_float32
 from ..sections import BenchConfig
@@ -307,10 +307,10 @@ class HeldYardstick:
     def __init__(self, yardstick: Yardstick, held: Held, images: Tensor) -> None:
         self.yardstick, self.held, self.images = yardstick, held, images
 
-    def steps(self, call: Call, weights: Tensor) -> dict[str, Callable[[], list[Tensor]]]:
-        """Both passes. `weights` are those of the output."""
-        self.timed = self.yardstick.prepare(weights, *call.args)
-        return {"forward": self.timed.forward, "forward+backward": self.timed.both}
+    def steps(self, call: Call, weights: Tensor) -> dict[str, Callable[[], tuple[Timed, Any]]]:
+        """Both passes, which return what was prepared and what it returned. `weights` are those of the output."""
+        timed = self.yardstick.prepare(weights, *call.args)
+        return {"forward": lambda: (timed, timed.forward()), "forward+backward": lambda: (timed, timed.both())}
 
     def compare(self) -> Line:
         """The relative RMS error of the output and the first gradient together, of the few images (as
@@ -321,15 +321,16 @@ class HeldYardstick:
         row: Line = {"state": "done", "relative_error": or_null(error), "error_of": f"output and {few.names[1]}"}
         return row | ({"state": "wrong", "error": wrong} if wrong else {})
 
-    def compare_timed(self, returned: Any) -> Line:
+    def compare_timed(self, outcome: tuple[Timed, Any]) -> Line:
         """The same of what a timed pass returned (as `Held.compare_timed`)."""
-        error, wrong = self._error(returned, self.images)
+        error, wrong = self._error(outcome, self.images)
         row: Line = {"timed_error": or_null(error)}
         return row | ({"state": "wrong", "error": f"what was timed: {wrong}"} if wrong else {})
 
-    def _error(self, returned: Any, images: Tensor) -> tuple[float, str | None]:
-        outcome = self.timed.results(returned)
-        exact = [true[images.to(true.device)] for true, _ in zip(self.held.exact, outcome, strict=False)]
-        error, limit = relative_rms([v.double() for v in outcome], exact), self.yardstick.limit
-        what = ["output", f"gradient of {self.held.call.names[1]}"][: len(outcome)]
+    def _error(self, outcome: tuple[Timed, Any], images: Tensor) -> tuple[float, str | None]:
+        timed, returned = outcome
+        values = timed.results(returned)
+        exact = [true[images] for true in self.held.exact[: len(values)]]
+        error, limit = relative_rms(values, exact), self.yardstick.limit
+        what = ["output", f"gradient of {self.held.call.names[1]}"][: len(values)]
         return error, None if error <= limit else f"{' and '.join(what)} off by {error:.1e}, limit {limit:.0e}"
