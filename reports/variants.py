@@ -8,7 +8,7 @@ from math import inf, isfinite
 from re import match, sub
 from typing import Any
 
-from .differences import Difference, mean_of
+from .differences import Difference, Mean, mean_of, simultaneous
 from .evidence import Evidence
 from .names import labels, value_word
 from .protocols import rankable
@@ -120,6 +120,19 @@ class Variants:
             return None
         lines, both = self.evidence.scores[metric], [*self.members[group], *self.members[other]]
         return against(values, group, other, metric, {run: lines[run] for run in both if run in lines})
+
+    def simultaneous(self, metric: str) -> dict[str, Mean]:
+        """The differences of all variants to the base whose scores compare with its own, with intervals that hold all
+        together; empty if there are none."""
+        values, lines = self.values[metric], self.evidence.scores[metric]
+
+        def compares(group: str) -> bool:
+            both = {run: lines[run] for each in (group, self.base or "") for run in self.members[each] if run in lines}
+            return not rankable(both, both)
+
+        if self.base not in values:
+            return {}
+        return simultaneous({group: values[group] for group in values if compares(group)}, self.base)
 
     def best(self, metric: str) -> tuple[str | None, str]:
         """The variant with the best mean if it is distinguishable from the second; or else None, and why."""

@@ -21,9 +21,10 @@ from lamabench.reports.moments import hours_of
 from lamabench.reports.report import evidence_of, table_text
 from lamabench.reports.runs import read
 from lamabench.reports.timesteps import timesteps
-from scipy.stats import t
+from scipy.stats import dunnett, t
 
 ROOT = Path(__file__).parents[1]
+METRIC = "FD-EffNetLite0-10k@cifar10-test"
 FOLDERS = ("ablations", "baselines", "harness", "kernels", "launch", "models", "reports")
 PAGES = sorted([*ROOT.glob("*.md"), *(page for folder in FOLDERS for page in (ROOT / folder).rglob("*.md"))])
 
@@ -153,7 +154,7 @@ def test_verdicts_are_those_of_the_records() -> None:
         for cell, key in zip(differences, ("difference", "flops_difference", "hours_difference"), strict=True):
             assert cell == to_two_digits(float(row[key]), float(row[f"{key}_ci95"])), (name, key)
         assert row["verdict"].removesuffix(" here") == verdict and row["n"] == "3"
-        metrics = "FD-EffNetLite0-10k@cifar10-test", "FD-EffNetLite0-2k@cifar10-test"
+        metrics = METRIC, "FD-EffNetLite0-2k@cifar10-test"
         assert (row["metric"], row["curve_metric"]) == metrics
 
 
@@ -198,6 +199,26 @@ def test_flow_matching_is_as_in_the_records() -> None:
     at = np.abs(np.log(alphas / (1 - alphas)) - 2 * np.log(0.0625 / 0.9375)).argmin()
     gallery = " ".join((ROOT / "reports" / "README.md").read_text(encoding="utf-8").split())
     assert f"the eight times scored, of which the noisiest has the signal-to-noise ratio of DDPM's t = {at}." in gallery
+
+
+def test_the_other_mixes_are_as_in_the_records() -> None:
+    """Dunnett's intervals of all scored variants against the first, as scipy has them, and median times."""
+    variants = evidence_of([ROOT / "reports" / "records" / "cifar10"]).studies["cifar10_block_mix"].variants
+    scores = {variants.labels[group]: list(each.values()) for group, each in variants.values[METRIC].items()}
+    base = scores.pop("ssm+window")
+    ends = dunnett(*scores.values(), control=base, rng=1).confidence_interval()
+    cells = {
+        label: f"{fmean(scores[label]) - fmean(base):.1f} ± {(high - low) / 2:.1f}"
+        for label, low, high in zip(scores, ends.low, ends.high, strict=True)
+    }
+    hours: dict[str, list[float]] = {}
+    for run, line in variants.evidence.scores[METRIC].items():
+        if (its := hours_of(run, line)) is not None:
+            hours.setdefault(variants.labels[run.group], []).append(its[0])
+    ratio = median(hours["conv+window-of-like-parameters"]) / median(hours["ssm+window"])
+    words = f"global attention is {cells['global']} behind ssm+window at equal images, and a convolution for the scan "
+    words += f"{cells['conv+window-of-like-parameters']} in {ratio:.2f} of the time"
+    assert words in " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
 
 
 def with_interval(numbers: list[float], places: int) -> str:

@@ -83,6 +83,27 @@ def test_cells_are_read_as_a_paper_has_them(tmp_path: Path) -> None:
     assert text.isascii() and r"$\Delta$" in text and "State" not in text
 
 
+def test_two_seeds_decide_where_the_variance_is_pooled(tmp_path: Path) -> None:
+    """A variant of one seed has no interval, and one whose seeds were drawn in several ways does not compare."""
+    fill(tmp_path, {32: [20.0, 21.0, 20.2], 4: [24.0, 24.6], 8: [20.4, 21.3], 16: [21.0]})
+    for seed in (0, 1):
+        other, lines = {"model.window_size": 2}, [made(scored(30.0 + seed), steps=25 + seed)]
+        write(tmp_path, f"w2-s{seed}", lines, "lamamba", "LaMamba-Diff-S", other, seed, study="window")
+    (table,) = tables(tmp_path).values()
+    base, four, eight, sixteen, late = markdown(table.markdown())
+    assert (base["Δ, Dunnett"], sixteen["Δ, Dunnett"], late["Δ, Dunnett"]) == ("base", "-", "-")
+    assert four[f"Δ {FD}"].endswith("inconclusive")  # two pairs
+    test = stats.dunnett([24.0, 24.6], [20.4, 21.3], control=[20.0, 21.0, 20.2], rng=1)
+    low, high = test.confidence_interval(0.95).low, test.confidence_interval(0.95).high
+    rows = parsed(table.csv())
+    for place, cell in enumerate((four, eight)):
+        row = rows[place + 1]
+        assert float(row[f"{FD}_dunnett"]) == pytest.approx((low[place] + high[place]) / 2, abs=1e-6)
+        assert float(row[f"{FD}_dunnett_ci95"]) == pytest.approx((high[place] - low[place]) / 2, rel=2e-3)
+        assert row[f"{FD}_dunnett_n"] == "2" and cell["Δ, Dunnett"].endswith("worse") == (place == 0)
+    assert any("(standard deviations 0.42 to 0.64)" in note for note in table.notes)
+
+
 def test_what_is_not_done_is_shown_as_such(tmp_path: Path) -> None:
     fill(tmp_path)
     out_of_memory = line("train", "oom", error="tried 3 GiB")

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from lamabench.reports.differences import by_seed, difference, mean_of, with_interval
+from lamabench.reports.differences import by_seed, difference, mean_of, simultaneous, with_interval
 from scipy import stats
 
 A = {0: 60.0, 1: 62.0, 2: 67.0, 3: 61.5, 4: 64.25}
@@ -53,6 +53,29 @@ def test_the_verdict_is_that_of_a_test_at_five_percent() -> None:
         assert verdict == ("inconclusive" if pvalue > 0.05 else "better" if one.mean() < two.mean() else "worse")
         seen.add(verdict)
     assert seen == {"better", "worse", "inconclusive"}
+
+
+@pytest.mark.parametrize(("n", "others", "critical"), [(2, 4, 3.48), (3, 2, 2.86), (3, 4, 2.89), (6, 3, 2.54)])
+def test_simultaneous_intervals_have_the_critical_values_of_dunnett(n: int, others: int, critical: float) -> None:
+    """Table 2 of Dunnett (1955): two-sided, 95 %, by treatments and degrees of freedom."""
+    draws = np.random.default_rng(n).normal(5.0, 2.0, (others + 1, n))
+    values = {str(place): dict(enumerate(row.tolist())) for place, row in enumerate(draws)}
+    results = simultaneous(values, "0")
+    pooled = np.sqrt(draws.var(axis=1, ddof=1).mean())
+    assert list(results) == list(values)[1:]
+    for name, result in results.items():
+        assert result.value == pytest.approx(draws[int(name)].mean() - draws[0].mean(), abs=1e-9) and result.n == n
+        assert result.half == pytest.approx(critical * pooled * np.sqrt(2 / n), rel=3e-3)
+    assert simultaneous(values, "0") == results
+
+
+def test_simultaneous_intervals_need_two_seeds_two_variants_and_a_variance() -> None:
+    base, two = {0: 1.0, 1: 2.0, 2: 3.0}, {0: 2.0, 1: 4.0}
+    assert list(simultaneous({"base": base, "two": two, "other": two, "one": {0: 2.0}}, "base")) == ["two", "other"]
+    assert simultaneous({"base": base, "two": two, "one": {0: 2.0}}, "base") == {}
+    assert simultaneous({"base": {0: 1.0}, "two": two, "other": two}, "base") == {}
+    assert simultaneous({"base": {0: 1.0, 1: 1.0}, "two": {0: 2.0, 1: 2.0}, "other": {0: 3.0, 1: 3.0}}, "base") == {}
+    assert simultaneous({"two": two, "other": two}, "base") == {}
 
 
 def test_few_seeds_are_inconclusive_and_say_why() -> None:
