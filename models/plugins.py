@@ -13,9 +13,9 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from importlib.machinery import ModuleSpec
+from importlib.machinery import ModuleSpec, SourceFileLoader
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, ModuleType
 
 from ..kernels.errors import InputError
 
@@ -95,13 +95,21 @@ def source_hash(path: Path) -> str:
     return hashlib.sha256("".join(parts).encode()).hexdigest()
 
 
+class _Source(SourceFileLoader):
+    """Runs a file as it is. Python takes bytecode for current if size and second of the file are those of before, and
+    then the recorded hash would be that of code which did not run."""
+
+    def get_code(self, fullname: str) -> CodeType:
+        return self.source_to_code(self.get_data(self.path), self.path)
+
+
 def _execute(path: Path) -> None:
     """Import a file. Whoever imports it by its own name, before or after, has the same module: it registers once."""
     name, own = PREFIX + path.stem, sys.modules.get(path.stem)
     if own is not None and _is_of(getattr(own, "__spec__", None), path):
         sys.modules[name] = own
         return
-    spec = importlib.util.spec_from_file_location(name, path)
+    spec = importlib.util.spec_from_file_location(name, path, loader=_Source(name, str(path)))
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # where dataclasses, pickle and torch.compile look for it

@@ -3,7 +3,9 @@
 import hashlib
 import importlib
 import json
+import os
 import pickle
+import py_compile
 import sys
 from pathlib import Path
 
@@ -43,7 +45,6 @@ class PlainMixer(Mixer):
 @pytest.fixture
 def here(tmp_path, monkeypatch, registered):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sys.dont_write_bytecode", True)  # of a file that is written twice within a second
     Path("mine.py").write_text(SOURCE)
     return tmp_path
 
@@ -69,6 +70,18 @@ def install(here, monkeypatch):
     plugins.entry_points.cache_clear()
     for module in modules:
         sys.modules.pop(module, None)
+
+
+def test_a_file_runs_as_it_is(here):
+    """Not as bytecode says that is of a file of this size and second."""
+    file = Path("mine.py")
+    file.write_text("raise RuntimeError(1)\n")
+    then = file.stat()
+    py_compile.compile(str(file))
+    file.write_text("raise RuntimeError(2)\n")
+    os.utime(file, ns=(then.st_atime_ns, then.st_mtime_ns))
+    with pytest.raises(InputError, match=r"plug-in mine.py, line 1: RuntimeError: 2"):
+        plugins.load(["mine.py"])
 
 
 def test_a_file_is_imported_once_under_its_own_name(here):
