@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ..kernels.attention import attention, macs
 from ..kernels.errors import InputError
@@ -82,13 +83,14 @@ class DiTConfig:
 
 class RMSNorm(nn.RMSNorm):
     """`x / sqrt(mean(x²) + 1e-6) · weight` over the last axis, in float32, or float64 where x is: x [..., width] -> the
-    same shape."""
+    same shape, of the type of the weight."""
 
     def __init__(self, width: int) -> None:
         super().__init__(width, eps=1e-6)
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x if x.dtype == torch.float64 else x.float())
+        x = x if x.dtype == torch.float64 else x.float()
+        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps).to(self.weight.dtype)
 
 
 def rotation(head_width: int, side: int) -> Tensor:

@@ -120,7 +120,7 @@ class UViT(Backbone):
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
         config = self.config
-        extra = [timestep_features(t, config.hidden_size)]
+        extra = [timestep_features(t, config.hidden_size).to(self.pos_embed.dtype)]
         if self.label_emb is not None:
             extra.insert(0, self.label_emb(y))
         tokens = torch.cat([*(token[:, None] for token in extra), self.patch_embed(x)], dim=1) + self.pos_embed

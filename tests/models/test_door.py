@@ -89,6 +89,22 @@ def test_out_channels_sets_the_head(name):
         create_model(name, out_channels=0)
 
 
+@pytest.mark.parametrize("name", list_models("*_nano"))
+def test_a_model_may_be_of_bfloat16_throughout(name):
+    """Weights, images and output, without autocast; beside float32 with the same weights."""
+    torch.manual_seed(0)
+    net = create_model(name).to(torch.bfloat16)
+    for parameter in net.parameters():
+        torch.nn.init.normal_(parameter, std=0.05)
+    size = net.config.input_size
+    x, t, y = torch.randn(2, net.config.in_channels, size, size).bfloat16(), torch.tensor([5.0, 700.0]), torch.arange(2)
+    out = net(x, t, y)
+    out.float().square().sum().backward()
+    assert out.dtype == torch.bfloat16 and all(p.grad is not None for p in net.parameters() if p.requires_grad)
+    wide = net.float()(x.float(), t, y)
+    assert (out.float() - wide).norm() < 0.03 * wide.norm()
+
+
 def test_names_of_families_do_not_collide(registered):
     config = make_dataclass("Config", [(name, int, 1) for name in SHAPE])
     net = type("Net", (Backbone,), {})
