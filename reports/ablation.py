@@ -1,10 +1,9 @@
 """Tables of ablations: one a study, each variant beside the base, and a pivot of the first metric over two axes."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from statistics import stdev
+from collections.abc import Mapping, Sequence
 
-from .differences import FEWEST, Mean, count_of, mean_of
+from .differences import FEWEST, Mean, Together, count_of, mean_of
 from .evidence import Evidence
 from .names import axis_noun, shared
 from .protocols import notes
@@ -21,11 +20,14 @@ DIFFERENCE = (
     "Δ: the difference to the base (the first variant of the study's file) over common training seeds, ± half its 95 % "
     f"interval; better or worse if that excludes 0 and there are {FEWEST} common seeds or more."
 )
-DUNNETT = (
-    "Δ, Dunnett: the difference of the means, with 95 % intervals that hold for all variants together: where none "
-    "differs from the base, some interval excludes 0 once in twenty times. Seeds are not paired, and the variance is "
-    "pooled, as if the trainings of each variant varied alike (standard deviations {} to {}), so that two seeds say "
-    "something."
+TOGETHER = (
+    "Δ together: the difference of the means, with 95 % intervals that hold for all {} variants of two seeds or more "
+    "together (Bonferroni's correction), if the trainings of each vary alike. Seeds are not paired; the standard "
+    "deviation over seeds is pooled: {}, {} degrees of freedom (of one variant {} to {}). It gives no verdict."
+)
+UNLIKE = (
+    "No intervals that hold for all variants together, because trainings of the variants do not vary alike (standard "
+    "deviations over seeds {} to {}; Bartlett's test: p = {})."
 )
 MANY = (
     "Each verdict is at a level of 95 %: of variants that do not differ from the base, one in twenty is called better "
@@ -43,8 +45,8 @@ def ablations(evidence: Evidence) -> list[Table]:
     Rows are in the order of the study's file. Columns of the csv: `label`, `base` (whether it is the base), the axes,
     `n` (training seeds); `params`, `macs`, `flops`, and `macs_ratio`, that over the base's; for each score `NAME_mean`,
     `NAME_ci95`, `NAME_n`, `NAME_difference`, `NAME_difference_ci95`, `NAME_difference_n` (common seeds),
-    `NAME_verdict` and `NAME_reason`; of the first score `NAME_dunnett`, `NAME_dunnett_ci95` and `NAME_dunnett_n`
-    (seeds of the variant), as `differences.simultaneous` has them; images per second of each mode and circumstances in
+    `NAME_verdict` and `NAME_reason`; of the first score `NAME_together`, `NAME_together_ci95` and `NAME_together_n`
+    (seeds of the variant), as `differences.together` has them; images per second of each mode and circumstances in
     which the base was timed too, over those of the base (`MODE_ratio…`); `state` and `error`.
     """
     tables = []
@@ -81,9 +83,9 @@ def ablation(name: str, study: Variants) -> Table:
         elif why:
             unnamed.setdefault(why, []).append(metric)
         columns += _columns(metric, place)
-        if place == 0 and (together := study.simultaneous(metric)):
-            columns += _dunnett(metric, rows, together)
-            below.append(DUNNETT.format(*_spread(study, metric, together)))
+        if place == 0 and (together := study.together(metric)):
+            columns += _together(metric, rows, together.means)
+            below.append(_together_words(together))
     compared = sum(any(row.get(f"{metric}_verdict") for metric in study.values) for row in rows.values())
     below += [MANY.format(compared)] if compared > 5 else []
     below += [f"Inconclusive: {reason} ({_some(names)})." for reason, names in reasons.items()]
@@ -199,25 +201,21 @@ def _difference(metric: str, mean: Mean | None) -> Line:
     return {f"{metric}_{key}": value for key, value in numbers.items()}
 
 
-def _dunnett(metric: str, rows: dict[str, Line], differences: Mapping[str, Mean]) -> list[Column]:
-    """The column of the differences to the base that hold all together, which are written into the rows."""
-    name = f"{metric}_dunnett"
+def _together(metric: str, rows: dict[str, Line], differences: Mapping[str, Mean]) -> list[Column]:
+    """The column of the differences to the base that hold together, which are written into the rows."""
+    name = f"{metric}_together"
     for group, mean in differences.items():
-        order = "" if mean.low <= 0 <= mean.high else better(metric)
-        verdict = " better" if (mean.value < 0) == (order == "min") else " worse"
         rows[group] |= {name: mean.value, f"{name}_ci95": mean.half, f"{name}_n": mean.n}
-        rows[group][f"{name}_mark"] = verdict if order else ""
-    for row in rows.values():
-        if row["base"]:
-            row[f"{name}_mark"] = "base"
-    column = Column(name, "Δ, Dunnett", 1.0, 4, f"{name}_ci95", mark=f"{name}_mark", rank=1, sign="+")
+    column = Column(name, "Δ together", 1.0, 4, f"{name}_ci95", rank=8, sign="+")
     return [column, Column(f"{name}_ci95"), Column(f"{name}_n")]
 
 
-def _spread(study: Variants, metric: str, groups: Iterable[str]) -> tuple[str, str]:
-    """The smallest and the largest standard deviation over training seeds, of these variants and the base."""
-    deviations = [stdev(study.values[metric][group].values()) for group in (study.base or "", *groups)]
-    return f"{min(deviations):.2g}", f"{max(deviations):.2g}"
+def _together_words(together: Together) -> str:
+    number = "{:.3g}".format
+    spread = number(together.smallest), number(together.largest)
+    if not together.means:
+        return UNLIKE.format(*spread, f"{together.alike:.1g}")
+    return TOGETHER.format(len(together.means), number(together.deviation), together.freedom, *spread)
 
 
 def _columns(metric: str, place: int) -> list[Column]:

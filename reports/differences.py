@@ -6,10 +6,11 @@ sampling does not show how much trainings differ.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from math import inf, sqrt
+from math import inf, log, sqrt
 from statistics import fmean, stdev
+from typing import NamedTuple
 
-from scipy.special import stdtrit
+from scipy.special import chdtrc, stdtrit
 
 from .runs import Run
 from .table import style_of
@@ -17,6 +18,7 @@ from .table import style_of
 LEVEL = 0.95
 NO_SEED = -1  # of samples that no training on record made
 FEWEST = 3  # common seeds, below which no difference is conclusive
+UNLIKE = 0.01  # the p-value below which variances are not pooled
 LOWER_IS_BETTER, HIGHER_IS_BETTER = "min", "max"  # as `queries.better` says it
 
 
@@ -98,31 +100,48 @@ def difference(values: Mapping[int, float], base: Mapping[int, float], best: str
     return Difference("better" if (mean.value < 0) == (best == LOWER_IS_BETTER) else "worse", "", mean)
 
 
-def simultaneous(values: Mapping[str, Mapping[int, float]], base: str) -> dict[str, Mean]:
-    """{name: its difference to `base`} of {name: {training seed: number}}, with 95 % intervals that hold all together:
-    those of Dunnett (1955), for several treatments and a control.
+class Together(NamedTuple):
+    """The differences of several variants to a base with intervals that hold for all of them together (empty if their
+    variances differ), the pooled standard deviation over seeds with its degrees of freedom, the smallest and the
+    largest of one variant, and the p-value of Bartlett's test that all are one."""
 
-    Seeds are not paired. The variance is pooled over all names, as if the trainings of each varied alike, so that two
-    seeds say something. Empty if fewer than two names besides `base` have two seeds, or if `base` has one, or if no
-    number varies.
+    means: dict[str, Mean]
+    deviation: float
+    freedom: int
+    smallest: float
+    largest: float
+    alike: float
+
+
+def together(values: Mapping[str, Mapping[int, float]], base: str) -> Together | None:
+    """The differences of {variant: {training seed: number}} to `base`: those of the means, ± t(1 - 0.025 / k, freedom)
+    · s · √(1 / n + 1 / n_base) for k variants (Bonferroni's correction), with the standard deviation s pooled.
+
+    Seeds are not paired. Variants of one seed are left out. None if there are fewer than two besides `base`, if `base`
+    has one seed, or if one of them does not vary.
     """
-    from scipy.stats import dunnett  # takes half a second
-
-    numbers = {
-        name: [each[seed] for seed in sorted(each.keys() - {NO_SEED})]
-        for name, each in values.items()
-        if count_of(each) > 1
-    }
-    control = numbers.pop(base, None)
-    if control is None or len(numbers) < 2 or not any(stdev(each) for each in (control, *numbers.values())):
-        return {}
-    # Its integral over several variants is drawn at random; the interval varies by less than a thousandth of itself.
-    test = dunnett(*numbers.values(), control=control, rng=0)
-    ends = test.confidence_interval(LEVEL)
-    return {
-        name: Mean((low + high) / 2, (high - low) / 2, len(each))
-        for (name, each), low, high in zip(numbers.items(), map(float, ends.low), map(float, ends.high), strict=True)
-    }
+    seeds = {name: [each[seed] for seed in each.keys() - {NO_SEED}] for name, each in values.items()}
+    seeds = {name: numbers for name, numbers in seeds.items() if len(numbers) > 1}
+    if base not in seeds or len(seeds) < 3:
+        return None
+    deviations = {name: stdev(numbers) for name, numbers in seeds.items()}
+    if any(deviations[name] <= 1e-12 * max(map(abs, numbers)) for name, numbers in seeds.items()):
+        return None
+    freedoms = {name: len(numbers) - 1 for name, numbers in seeds.items()}
+    freedom = sum(freedoms.values())
+    variance = sum(freedoms[name] * deviations[name] ** 2 for name in seeds) / freedom
+    # Bartlett (1937)
+    statistic = freedom * log(variance) - sum(freedoms[name] * log(deviations[name] ** 2) for name in seeds)
+    scale = 1 + (sum(1 / each for each in freedoms.values()) - 1 / freedom) / (3 * (len(seeds) - 1))
+    alike = float(chdtrc(len(seeds) - 1, statistic / scale))
+    means: dict[str, Mean] = {}
+    if alike >= UNLIKE:
+        critical = float(stdtrit(freedom, 1 - (1 - LEVEL) / 2 / (len(seeds) - 1)))
+        for name, numbers in seeds.items():
+            half = critical * sqrt(variance * (1 / len(numbers) + 1 / len(seeds[base])))
+            means[name] = Mean(fmean(numbers) - fmean(seeds[base]), half, len(numbers))
+        del means[base]
+    return Together(means, sqrt(variance), freedom, min(deviations.values()), max(deviations.values()), alike)
 
 
 def with_interval(mean: Mean | None, sign: str = "") -> str:

@@ -8,7 +8,7 @@ from math import inf, isfinite
 from re import match, sub
 from typing import Any
 
-from .differences import Difference, Mean, mean_of, simultaneous
+from .differences import Difference, Together, mean_of, together
 from .evidence import Evidence
 from .names import labels, value_word
 from .protocols import rankable
@@ -121,18 +121,16 @@ class Variants:
         lines, both = self.evidence.scores[metric], [*self.members[group], *self.members[other]]
         return against(values, group, other, metric, {run: lines[run] for run in both if run in lines})
 
-    def simultaneous(self, metric: str) -> dict[str, Mean]:
-        """The differences of all variants to the base whose scores compare with its own, with intervals that hold all
-        together; empty if there are none."""
+    def together(self, metric: str) -> Together | None:
+        """The differences to the base of all variants whose scores compare with its own (`differences.together`)."""
         values, lines = self.values[metric], self.evidence.scores[metric]
 
         def compares(group: str) -> bool:
-            both = {run: lines[run] for each in (group, self.base or "") for run in self.members[each] if run in lines}
+            runs = [*self.members.get(group, ()), *self.members.get(self.base or "", ())]
+            both = {run: lines[run] for run in runs if run in lines}
             return not rankable(both, both)
 
-        if self.base not in values:
-            return {}
-        return simultaneous({group: values[group] for group in values if compares(group)}, self.base)
+        return together({group: values[group] for group in values if compares(group)}, self.base or "")
 
     def best(self, metric: str) -> tuple[str | None, str]:
         """The variant with the best mean if it is distinguishable from the second; or else None, and why."""
@@ -176,12 +174,13 @@ class Variants:
 
     def cost(self, group: str) -> Line:
         """The newest cost of a variant's model; empty if none is on record."""
-        return next((line for run in self.members[group] if (line := run.last("cost", state="done"))), {})
+        return next((line for run in self.members.get(group, ()) if (line := run.last("cost", state="done"))), {})
 
     @cached_property
     def timed(self) -> dict[str, dict[tuple[Any, ...], Line]]:
-        """{group: {circumstances: its fastest measurement over batches and compile modes}}, as in the table `bench`."""
-        result: dict[str, dict[tuple[Any, ...], Line]] = {}
+        """{group: {circumstances: its fastest measurement over batches and compile modes}}, as in the table `bench`. A
+        base that cannot be read has none."""
+        result: dict[str, dict[tuple[Any, ...], Line]] = {self.base or "": {}}
         for group, runs in self.members.items():
             cells: dict[tuple[Any, ...], list[Line]] = {}
             for row in measurements(runs):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from lamabench.reports.ablation import ablations
 from lamabench.reports.evidence import Evidence
+from lamabench.reports.report import build
 from lamabench.reports.runs import read
 from lamabench.reports.table import Table
 from run_folders import H100, Line, cost, line, made, markdown, parsed, scored, swept, timed, write, write_many
@@ -83,25 +84,35 @@ def test_cells_are_read_as_a_paper_has_them(tmp_path: Path) -> None:
     assert text.isascii() and r"$\Delta$" in text and "State" not in text
 
 
-def test_two_seeds_decide_where_the_variance_is_pooled(tmp_path: Path) -> None:
+def test_differences_that_hold_together_pool_the_variance(tmp_path: Path) -> None:
     """A variant of one seed has no interval, and one whose seeds were drawn in several ways does not compare."""
     fill(tmp_path, {32: [20.0, 21.0, 20.2], 4: [24.0, 24.6], 8: [20.4, 21.3], 16: [21.0]})
     for seed in (0, 1):
         other, lines = {"model.window_size": 2}, [made(scored(30.0 + seed), steps=25 + seed)]
         write(tmp_path, f"w2-s{seed}", lines, "lamamba", "LaMamba-Diff-S", other, seed, study="window")
     (table,) = tables(tmp_path).values()
-    base, four, eight, sixteen, late = markdown(table.markdown())
-    assert (base["Δ, Dunnett"], sixteen["Δ, Dunnett"], late["Δ, Dunnett"]) == ("base", "-", "-")
-    assert four[f"Δ {FD}"].endswith("inconclusive")  # two pairs
-    test = stats.dunnett([24.0, 24.6], [20.4, 21.3], control=[20.0, 21.0, 20.2], rng=1)
-    low, high = test.confidence_interval(0.95).low, test.confidence_interval(0.95).high
-    rows = parsed(table.csv())
-    for place, cell in enumerate((four, eight)):
-        row = rows[place + 1]
-        assert float(row[f"{FD}_dunnett"]) == pytest.approx((low[place] + high[place]) / 2, abs=1e-6)
-        assert float(row[f"{FD}_dunnett_ci95"]) == pytest.approx((high[place] - low[place]) / 2, rel=2e-3)
-        assert row[f"{FD}_dunnett_n"] == "2" and cell["Δ, Dunnett"].endswith("worse") == (place == 0)
-    assert any("(standard deviations 0.42 to 0.64)" in note for note in table.notes)
+    pooled = np.sqrt((2 * np.var([20.0, 21.0, 20.2], ddof=1) + 0.6**2 / 2 + 0.9**2 / 2) / 4)
+    half = stats.t.ppf(1 - 0.025 / 2, 4) * pooled * np.sqrt(1 / 2 + 1 / 3)
+    cells = [row["Δ together"] for row in markdown(table.markdown())]
+    assert cells == ["-", f"+3.9 ± {half:.1f}", f"+0.4 ± {half:.1f}", "-", "-"]
+    row = parsed(table.csv())[1]
+    assert float(row[f"{FD}_together"]) == pytest.approx(3.9) and row[f"{FD}_together_n"] == "2"
+    assert float(row[f"{FD}_together_ci95"]) == pytest.approx(half)
+    words = "all 2 variants of two seeds or more together (Bonferroni's correction)"
+    assert any(words in note and f"{pooled:.3g}, 4 degrees of freedom" in note for note in table.notes)
+    fill(tmp_path / "apart", {32: [20.0, 21.0, 20.2], 4: [24.0, 24.6, 24.1], 8: [20.0, 80.0, 150.0]})
+    (apart,) = tables(tmp_path / "apart").values()
+    assert "Δ together" not in apart.markdown() and "Bartlett's test: p = 9e-07)" in apart.markdown()
+
+
+def test_a_base_that_cannot_be_read_leaves_the_others(tmp_path: Path) -> None:
+    fill(tmp_path)
+    for seed in range(5):
+        (tmp_path / "window" / f"w32-s{seed}").resolve().joinpath("record.jsonl").write_text("junk\n")
+    (table,) = tables(tmp_path).values()
+    assert [row["label"] for row in table.rows] == ["window 4", "window 8", "window 16"]
+    build([tmp_path], tmp_path / "out", pdf=False)
+    assert "w32-s0 is left out" in (tmp_path / "out" / "ablation_window.md").read_text()
 
 
 def test_what_is_not_done_is_shown_as_such(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from lamabench.reports.differences import by_seed, difference, mean_of, simultaneous, with_interval
+from lamabench.reports.differences import NO_SEED, by_seed, difference, mean_of, together, with_interval
 from scipy import stats
 
 A = {0: 60.0, 1: 62.0, 2: 67.0, 3: 61.5, 4: 64.25}
@@ -55,27 +55,50 @@ def test_the_verdict_is_that_of_a_test_at_five_percent() -> None:
     assert seen == {"better", "worse", "inconclusive"}
 
 
-@pytest.mark.parametrize(("n", "others", "critical"), [(2, 4, 3.48), (3, 2, 2.86), (3, 4, 2.89), (6, 3, 2.54)])
-def test_simultaneous_intervals_have_the_critical_values_of_dunnett(n: int, others: int, critical: float) -> None:
-    """Table 2 of Dunnett (1955): two-sided, 95 %, by treatments and degrees of freedom."""
-    draws = np.random.default_rng(n).normal(5.0, 2.0, (others + 1, n))
-    values = {str(place): dict(enumerate(row.tolist())) for place, row in enumerate(draws)}
-    results = simultaneous(values, "0")
-    pooled = np.sqrt(draws.var(axis=1, ddof=1).mean())
-    assert list(results) == list(values)[1:]
-    for name, result in results.items():
-        assert result.value == pytest.approx(draws[int(name)].mean() - draws[0].mean(), abs=1e-9) and result.n == n
-        assert result.half == pytest.approx(critical * pooled * np.sqrt(2 / n), rel=3e-3)
-    assert simultaneous(values, "0") == results
+@pytest.mark.parametrize(("sizes", "quantile"), [((2, 2, 2), 4.176535), ((3, 3, 2, 2, 2, 3), 3.249836)])
+def test_intervals_that_hold_together_have_bonferronis_quantiles(sizes: tuple[int, ...], quantile: float) -> None:
+    """t(0.9875, 3) and t(0.995, 9) of tables; the variance is pooled, and Bartlett's test is that of scipy."""
+    draws = np.random.default_rng(0)
+    numbers = [draws.normal(5.0, 2.0, size) for size in sizes]
+    values = {str(place): dict(enumerate(each.tolist())) for place, each in enumerate(numbers)}
+    result = together(values | {"one": {0: 9.0}, "other": {NO_SEED: 500.0, 0: 2.0}}, "0")
+    assert result is not None and list(result.means) == list(values)[1:] and result.freedom == sum(sizes) - len(sizes)
+    pooled = sum((size - 1) * each.var(ddof=1) for size, each in zip(sizes, numbers, strict=True)) / result.freedom
+    assert result.deviation == pytest.approx(np.sqrt(pooled)) and result.alike == pytest.approx(
+        stats.bartlett(*numbers).pvalue
+    )
+    deviations = [each.std(ddof=1) for each in numbers]
+    assert (result.smallest, result.largest) == (pytest.approx(min(deviations)), pytest.approx(max(deviations)))
+    for size, each, mean in zip(sizes[1:], numbers[1:], result.means.values(), strict=True):
+        assert mean.value == pytest.approx(each.mean() - numbers[0].mean()) and mean.n == size
+        assert mean.half == pytest.approx(quantile * np.sqrt(pooled * (1 / size + 1 / sizes[0])), rel=1e-6)
 
 
-def test_simultaneous_intervals_need_two_seeds_two_variants_and_a_variance() -> None:
+def test_all_intervals_hold_together_in_95_of_100_studies() -> None:
+    draws = np.random.default_rng(1)
+    misses = 0
+    for _ in range(1000):
+        values = {name: dict(enumerate(draws.normal(5.0, 2.0, 2).tolist())) for name in "abcdef"}
+        result = together(values, "a")
+        assert result is not None
+        misses += any(not mean.low <= 0 <= mean.high for mean in result.means.values())
+    assert 20 < misses < 65  # Bonferroni's correction allows 50, and fewer where variants share their base
+
+
+def test_variances_that_differ_are_not_pooled() -> None:
+    steady = {name: {0: 31.9 + place, 1: 33.1 + place, 2: 30.2 + place} for place, name in enumerate("abc")}
+    result = together(steady | {"diverged": {0: 50.0, 1: 47.0, 2: 366.0}}, "a")
+    assert result is not None and result.means == {} and result.alike < 1e-4
+    alike = together(steady, "a")
+    assert alike is not None and list(alike.means) == ["b", "c"] and alike.alike == pytest.approx(1.0)
+
+
+def test_intervals_that_hold_together_need_two_seeds_two_variants_and_variances() -> None:
     base, two = {0: 1.0, 1: 2.0, 2: 3.0}, {0: 2.0, 1: 4.0}
-    assert list(simultaneous({"base": base, "two": two, "other": two, "one": {0: 2.0}}, "base")) == ["two", "other"]
-    assert simultaneous({"base": base, "two": two, "one": {0: 2.0}}, "base") == {}
-    assert simultaneous({"base": {0: 1.0}, "two": two, "other": two}, "base") == {}
-    assert simultaneous({"base": {0: 1.0, 1: 1.0}, "two": {0: 2.0, 1: 2.0}, "other": {0: 3.0, 1: 3.0}}, "base") == {}
-    assert simultaneous({"two": two, "other": two}, "base") == {}
+    assert together({"base": base, "two": two, "one": {0: 2.0}}, "base") is None
+    assert together({"base": {0: 1.0}, "two": two, "other": two}, "base") is None
+    assert together({"base": base, "two": two, "constant": {0: 0.1 + 0.2, 1: 0.3}}, "base") is None
+    assert together({"two": two, "other": two}, "base") is None
 
 
 def test_few_seeds_are_inconclusive_and_say_why() -> None:
