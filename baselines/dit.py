@@ -299,6 +299,7 @@ class DiT(Backbone):
                 nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        self.check_input(x)
         tokens = self.x_embedder(x) + self.pos_embed
         c = self.t_embedder(t) + self.y_embedder(y)
         inputs = (c,) if self.turns is None else (c, self.turns)

@@ -119,6 +119,7 @@ class UViT(Backbone):
         return self.config.num_classes or None
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        self.check_input(x)
         config = self.config
         extra = [timestep_features(t, config.hidden_size).to(self.pos_embed.dtype)]
         if self.label_emb is not None:

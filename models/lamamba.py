@@ -315,6 +315,7 @@ class LaMamba(Backbone):
             nn.init.zeros_(self.final_linear.weight)
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        self.check_input(x)
         c = self.t_embedder(t) + self.y_embedder(y)
         x = self.patch_embed(x) + self.pos_embed
         skips = []

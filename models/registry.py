@@ -63,6 +63,13 @@ class Backbone(nn.Module):
         """The label that stands for "no class", or None where the table has no such row."""
         return self.config.num_classes
 
+    def check_input(self, x: Tensor) -> None:
+        """Raises InputError for images of another shape than [B, config.in_channels, config.input_size, the same]."""
+        shape = (self.config.in_channels, self.config.input_size, self.config.input_size)
+        if tuple(x.shape[1:]) != shape:
+            needed, given = (" × ".join(map(str, each)) for each in (shape, x.shape[1:]))
+            raise InputError(f"the model takes images of {needed} (in_channels, input_size), not {given}")
+
     def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
         raise NotImplementedError
 

@@ -105,6 +105,16 @@ def test_a_model_may_be_of_bfloat16_throughout(name):
     assert (out.float() - wide).norm() < 0.03 * wide.norm()
 
 
+@pytest.mark.parametrize("name", ["lamamba_nano", "dit_nano", "uvit_nano"])
+def test_images_of_another_shape_are_refused_in_one_line(name):
+    net, t, y = create_model(name), torch.zeros(2), torch.zeros(2, dtype=torch.int64)
+    size = net.config.input_size
+    for shape in ((1, size, 2 * size), (3, size, size), (1, size // 2, size // 2)):
+        words = rf"takes images of 1 × {size} × {size} .*, not {' × '.join(map(str, shape))}$"
+        with pytest.raises(InputError, match=words):
+            net(torch.zeros(2, *shape), t, y)
+
+
 def test_names_of_families_do_not_collide(registered):
     config = make_dataclass("Config", [(name, int, 1) for name in SHAPE])
     net = type("Net", (Backbone,), {})
