@@ -2,8 +2,6 @@
 
 import os
 import signal
-import subprocess
-import sys
 from contextlib import suppress
 
 import pytest
@@ -22,15 +20,6 @@ ONE = {"model": ["dit_nano"]}
 DEVICE = {"device": "GPU A"}
 
 
-PROGRAM = """
-import signal, sys
-signal.signal(signal.SIGINT, signal.default_int_handler)
-signal.signal(signal.SIGHUP, signal.SIG_DFL)
-from lamabench.launch.cli import main
-sys.exit(main())
-"""
-
-
 @pytest.fixture(scope="session")
 def start():
     """Starts runs of several processes."""
@@ -46,23 +35,19 @@ def jobs(start):
 
 
 @pytest.fixture
-def terminal():
+def terminal(start):
     """Starts commands in sessions of their own, with no signal ignored, even if the tests run below nohup or `&`. What
     is left of them ends with the test."""
     commands = []
 
-    def start(folder, *words, **environment):
-        commands.append(
-            subprocess.Popen([sys.executable, "-c", PROGRAM, *words], cwd=folder, stdout=subprocess.PIPE,
-                             stderr=subprocess.PIPE, text=True, start_new_session=True, env=os.environ | environment)
-        )  # fmt: skip
+    def run(folder, *words, **environment):
+        commands.append(start.alone(folder, *words, **environment))
         return commands[-1]
 
-    yield start
+    yield run
     for command in commands:
         with suppress(ProcessLookupError):
-            os.killpg(command.pid, signal.SIGKILL)
-        command.communicate()
+            os.killpg(command.pids[0], signal.SIGKILL)
 
 
 @pytest.fixture

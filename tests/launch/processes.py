@@ -107,6 +107,10 @@ for line in sys.stdin:
     pids = []
     for rank, environment in enumerate(request["environments"]):
         if not (pid := os.fork()):
+            if request["alone"]:
+                os.setsid()
+                signal.signal(signal.SIGINT, signal.default_int_handler)
+                signal.signal(signal.SIGHUP, signal.SIG_DFL)
             os.chdir(request["folder"])
             os.environ.update(environment)
             for number, name in ((1, "out"), (2, "err")):
@@ -126,11 +130,15 @@ class Start:
     def __call__(self, folder, *words, model=MODEL, count=1, command=None):
         return Processes(self.ask, folder, command or ["train", *model, *SMALL, *words], count)
 
+    def alone(self, folder, *words, **environment):
+        """A command in a session of its own, as a terminal starts it: no signal is ignored."""
+        return Processes(self.ask, folder, words, 1, environment)
+
 
 class Processes:
     """The processes of one run, started in `folder`. `codes` waits for their ends."""
 
-    def __init__(self, ask, folder, words, count):
+    def __init__(self, ask, folder, words, count, alone=None):
         self.ask, self.folder = ask, folder
         folder.mkdir(parents=True, exist_ok=True)
         with socket.socket() as free:
@@ -139,7 +147,8 @@ class Processes:
         place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)} if count > 1 else {}
         sizes = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
         environments = [{**place, **sizes, "RANK": str(n), "LOCAL_RANK": str(n)} for n in range(count)]
-        self.pids = ask({"folder": str(folder), "words": words, "environments": environments})
+        request = {"folder": str(folder), "words": words, "environments": environments, "alone": alone is not None}
+        self.pids = ask(request if alone is None else {**request, "environments": [alone]})
 
     def kill(self, number, *ranks):
         for rank in ranks:

@@ -255,12 +255,6 @@ def study(tmp_path, steps, stages=("cost", "train", "sample")):
     return str(path)
 
 
-def command(*words, **kwargs):
-    code = "import sys; from lamabench.launch.cli import main; sys.exit(main())"
-    return subprocess.Popen([sys.executable, "-c", code, *words], text=True, stderr=subprocess.PIPE,
-                            stdout=subprocess.PIPE, start_new_session=True, **kwargs)  # fmt: skip
-
-
 def test_a_run_is_taken_over_when_its_process_dies(capsys, tmp_path, jobs):
     """Another process holds the run and is killed while the sweep watches it."""
     name = study(tmp_path, 2, ["train"])
@@ -278,19 +272,17 @@ def test_a_run_is_taken_over_when_its_process_dies(capsys, tmp_path, jobs):
     assert code == 0 and read_run(folder).last("train").state == "done"
 
 
-def test_sweep_killed_with_all_its_jobs_continues(capsys, tmp_path, jobs):
+def test_sweep_killed_with_all_its_jobs_continues(capsys, tmp_path, jobs, terminal):
     """The command and its jobs get SIGKILL in mid-training. The same command finishes; a third does nothing."""
     name = study(tmp_path, 60)
     code, out, _ = run(capsys, "sweep", "plan", name, "--json")
     assert code == 0 and [row["state"] for row in json.loads(out)] == ["planned"] * 2
     assert not (tmp_path / "runs").exists()
 
-    process = command("sweep", "run", name, "--parallel", "1", cwd=tmp_path)
-    deadline = time.monotonic() + 120
-    while not list(tmp_path.glob("runs/trainings/*/checkpoints/*")) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
+    command = terminal(tmp_path, "sweep", "run", name, "--parallel", "1")
+    command.until(lambda: list(tmp_path.glob("runs/trainings/*/checkpoints/*")))
+    os.killpg(command.pids[0], signal.SIGKILL)
+    assert command.codes == [-signal.SIGKILL]
     (first,) = tmp_path.glob("runs/trainings/*")
     # submitit starts its jobs in the process group of the command, so that they are gone as well.
     assert json.loads(run(capsys, "sweep", "status", name, "--json")[1])[0]["state"] in ("stopped", "running")

@@ -14,11 +14,10 @@ SMALL = ["model=dit_nano", "model.depth=1", "model.hidden_size=16", "model.num_h
 CONTINUES = "the same command continues"
 
 
-def until(condition, command, seconds=120):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert command.poll() is None and time.monotonic() < end, command.communicate()
-        time.sleep(0.05)
+def ended(command):
+    """The exit code of a command, and its messages."""
+    (code,) = command.codes
+    return code, command.text("err")
 
 
 @pytest.fixture
@@ -42,10 +41,10 @@ def here(tmp_path, monkeypatch, capsys):
 )
 def test_a_training_saves_at_its_next_step(number, everyone, workers, code, last, tmp_path, terminal, here):
     command = terminal(tmp_path, "train", *SMALL, "train.steps=200000", f"run.workers={workers}")
-    until(lambda: list(tmp_path.glob("runs/trainings/*/progress.json")), command)
-    (os.killpg if everyone else os.kill)(command.pid, number)
-    _, err = command.communicate(timeout=60)
-    assert command.returncode == code, err
+    command.until(lambda: list(tmp_path.glob("runs/trainings/*/progress.json")))
+    (os.killpg if everyone else os.kill)(command.pids[0], number)
+    status, err = ended(command)
+    assert status == code, err
     assert err.splitlines()[-1] == f"lamabench train: {last}; {CONTINUES}" and "Traceback" not in err
     (saved,) = tmp_path.glob("runs/trainings/*/checkpoints/step-*")
     step = int(saved.stem[5:])
@@ -63,10 +62,10 @@ def test_samples_keep_the_batches_that_are_drawn(tmp_path, terminal, here):
     (run,) = tmp_path.glob("runs/train/dit_nano-*")
     words = ["sample.count=2000", "sample.batch_size=1", "sample.method=ddim", "sample.steps=5"]
     command = terminal(tmp_path, "sample", str(run), *words)
-    until(lambda: list(run.glob("samples/*/shards/*/*.npy")), command)
-    os.kill(command.pid, signal.SIGTERM)
-    _, err = command.communicate(timeout=60)
-    assert command.returncode == 143 and err.splitlines()[-1] == f"lamabench sample: ended by SIGTERM; {CONTINUES}"
+    command.until(lambda: list(run.glob("samples/*/shards/*/*.npy")))
+    command.kill(signal.SIGTERM, 0)
+    code, err = ended(command)
+    assert code == 143 and err.splitlines()[-1] == f"lamabench sample: ended by SIGTERM; {CONTINUES}"
     assert 0 < len(list(run.glob("samples/*/shards/*/*.npy"))) < 2000 and "Traceback" not in err
     assert not list(run.glob("samples/*/record.jsonl"))
 
@@ -74,10 +73,10 @@ def test_samples_keep_the_batches_that_are_drawn(tmp_path, terminal, here):
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGHUP, marks=pytest.mark.soak)])
 def test_a_command_that_does_not_save_ends_with_one_line(number, tmp_path, terminal):
     command = terminal(tmp_path, "bench", "dit_nano", "bench.seconds=60", "run.device=cpu")
-    until(lambda: list(tmp_path.glob("runs/models/*/.lock")), command)
-    command.send_signal(number)
-    _, err = command.communicate(timeout=60)
-    assert command.returncode == 128 + number and "Traceback" not in err
+    command.until(lambda: list(tmp_path.glob("runs/models/*/.lock")))
+    command.kill(number, 0)
+    code, err = ended(command)
+    assert code == 128 + number and "Traceback" not in err
     assert err.splitlines()[-1] == f"lamabench bench: ended by {number.name}; {CONTINUES}"
 
 

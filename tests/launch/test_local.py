@@ -3,7 +3,6 @@
 import os
 import shutil
 import signal
-import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -241,15 +240,13 @@ def test_jobs_save_and_end_with_the_command(number, everyone, code, last, tmp_pa
     study = {"question": "?", "base": base, "axes": {"train.lr": [1e-3, 2e-3]}, "stages": ["train"]}
     (tmp_path / "s.yaml").write_text(yaml.safe_dump(study))
     command = terminal(tmp_path, "sweep", "run", "s.yaml", "--parallel", "2", CUDA_VISIBLE_DEVICES="")
-    end = time.monotonic() + 120
-    while len(list(tmp_path.glob("runs/trainings/*/progress.json"))) < 2 and time.monotonic() < end:
-        time.sleep(0.1)
-    (os.killpg if everyone else os.kill)(command.pid, number)
-    _, err = command.communicate(timeout=60)
-    assert command.returncode == code and err.splitlines()[-1].endswith(last) and "Traceback" not in err
+    command.until(lambda: len(list(tmp_path.glob("runs/trainings/*/progress.json"))) == 2)
+    (os.killpg if everyone else os.kill)(command.pids[0], number)
+    status, err = command.codes, command.text("err")
+    assert status == [code] and err.splitlines()[-1].endswith(last) and "Traceback" not in err
     assert "saving, then ending" in err and err.count(last) == 1
     with pytest.raises(ProcessLookupError):
-        os.killpg(command.pid, 0)  # no process of its session is left
+        os.killpg(command.pids[0], 0)  # no process of its session is left
     for folder in tmp_path.glob("runs/trainings/*"):
         (saved,) = (folder / "checkpoints").iterdir()
         assert 0 < int(saved.stem[5:]) < 200000
