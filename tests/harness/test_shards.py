@@ -1,13 +1,12 @@
 """Any number of processes draw a set together, each image once, whatever is killed; sets are read a part at a time."""
 
-import json
+import multiprocessing
 import os
 import signal
-import subprocess
 import sys
 import time
 import tracemalloc
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -31,22 +30,24 @@ from lamabench.models.registry import build, preset
 DIT = DiTConfig(input_size=8, in_channels=1, num_classes=10, patch_size=2, hidden_size=16, depth=1, num_heads=2)
 NANO = preset("lamamba_nano").config
 ABOUT = {"study": "s", "name": "n", "variant": {}, "seed": 0, "model": "dit_nano", "family": "dit", "title": "DiT-nano"}
-# Each batch says when it begins. With "hang", the second one never ends, so that a test can kill in the middle of it.
-WORK = """
-import json, sys, time, torch
-torch.set_num_threads(1)
-from lamabench.harness import sampling
-from lamabench.harness.progress import Progress
-from lamabench.harness.stages import execute
-from lamabench.harness.tasks import Task
-draw = sampling.Sampler.draw
-def slowly(self, indices):
-    print(indices.start, indices.stop, flush=True)
-    time.sleep(1000 if sys.argv[2] == "hang" and indices.start else 0.05)
-    return draw(self, indices)
-sampling.Sampler.draw = slowly
-execute(Task.from_dict(json.loads(sys.argv[1])), Progress())
-"""
+
+
+def work(task, hangs, out, err):
+    """Draw in a fork of this process. Each batch says when it begins. With `hangs`, the second one never ends, so that
+    a test can kill in the middle of it."""
+    for number, path in ((1, out), (2, err)):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), number)
+    sys.stderr = os.fdopen(2, "w", buffering=1)
+    torch.set_num_threads(1)
+    draw = Sampler.draw
+
+    def slowly(self, indices):
+        os.write(1, f"{indices.start} {indices.stop}\n".encode())
+        time.sleep(1000 if hangs and indices.start else 0.05)
+        return draw(self, indices)
+
+    Sampler.draw = slowly
+    execute(task, Progress())
 
 
 def make(root, **sample):
@@ -94,29 +95,37 @@ def test_three_processes_one_of_them_killed(tmp_path, training):
     few = make(tmp_path)
     (task,) = tasks(few, ABOUT, ["sample"], training=training)
 
-    def start(way):
-        words = [sys.executable, "-c", WORK, json.dumps(asdict(task)), way]
-        return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    def start(name, hangs=False):
+        files = [tmp_path / f"{name}.{stream}" for stream in ("out", "err")]
+        process = multiprocessing.get_context("fork").Process(target=work, args=(task, hangs, *files), daemon=True)
+        process.start()
+        return process, *files
 
-    victim, others = start("hang"), []
+    def until(path, word):
+        end = time.monotonic() + 60
+        while not path.exists() or word not in path.read_text():
+            assert time.monotonic() < end, [one.read_text() for one in tmp_path.glob("*.err")]
+            time.sleep(0.02)
+
+    victim, out, _ = start("victim", hangs=True)
+    others = []
     try:
-        assert victim.stdout is not None
-        begun = [tuple(map(int, victim.stdout.readline().split())) for _ in range(2)]
-        others = [start("on"), start("on")]
-        assert others[0].stderr is not None
-        for line in others[0].stderr:
-            if "waiting for" in line and "images that other processes draw" in line:
-                break
+        until(out, "\n4")
+        begun = [tuple(map(int, line.split())) for line in out.read_text().splitlines()]
+        others = [start("one"), start("two")]
+        until(others[0][2], "images that other processes draw")
+        assert "waiting for" in others[0][2].read_text()
         assert is_locked(task.path) and missing(task) == ["sample"]
         victim.kill()
-        results = [one.communicate(timeout=100) for one in others]
-        assert [one.returncode for one in others] == [0, 0], results
+        for process, _, err in others:
+            process.join(100)
+            assert process.exitcode == 0, err.read_text()
     finally:
-        for one in (victim, *others):
-            one.kill()
-            one.communicate()
+        for process in (victim, *(other for other, *_ in others)):
+            process.kill()
+            process.join()
     assert not is_locked(task.path)
-    lines = [tuple(map(int, line.split())) for out, _ in results for line in out.splitlines()]
+    lines = [tuple(map(int, line.split())) for _, out, _ in others for line in out.read_text().splitlines()]
     assert begun == [(0, 4), (4, 8)] and begun[0] not in lines and begun[1] in lines
     assert sorted([*lines, begun[0]]) == [(i, min(i + 4, 42)) for i in range(0, 42, 4)]
     (row,) = [one.flat() for one in read_records(task.path / "record.jsonl")]
