@@ -23,7 +23,7 @@ SMALL = [
     (1, 1, 16),
     (2, 83, 64),  # one tile (two in float32), rows of three programs, the last ones beyond the image
     (2, 9, 68),  # five tiles of 16, the last one padded
-    (2, 33, 320),  # five tiles, four programs an image in the backward pass
+    (1, 33, 320),  # five tiles, four programs in the backward pass; one image, because two take twice as long
     (2, 6, 384),  # three
     (2, 7, 448),  # seven
     (1, 13, 1152),  # five, the last one half padded; a row over four warps
