@@ -1,8 +1,11 @@
 """What tests of studies on SLURM share: a small training, the command in a folder, and how far a run is."""
 
+import io
 import json
+import multiprocessing
 import os
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import yaml
@@ -12,7 +15,6 @@ from lamabench.launch.cli import main
 from safetensors.torch import load_file
 
 STEPS = 8000  # of a training that is stopped before it ends: one core takes 300 a second, or 90 beside other work
-HALF = str(STEPS // 2)
 BASE = {
     "model": "dit_nano", "model.depth": 1, "model.hidden_size": 16, "model.num_heads": 2, "data": "digits",
     "data.size": 8, "train.batch_size": 4, "train.precision": "float32", "run.device": "cpu",
@@ -33,6 +35,30 @@ SLURM = ("cluster=slurm", "cluster.cpus=1", "cluster.mem_gb=1")
 def write(path, **study):
     path.write_text(yaml.safe_dump({"question": "?", "base": BASE, "stages": ["train"], **study}, sort_keys=False))
     return str(path)
+
+
+class Fork:
+    """A command in a process of its own, forked from this one, which has imported torch."""
+
+    def __init__(self, folder, *words, **environment):
+        self.results, results = multiprocessing.Pipe(duplex=False)
+        arguments = (results, folder, words, environment)
+        self.process = multiprocessing.get_context("fork").Process(target=self._run, args=arguments)
+        self.process.start()
+        results.close()
+
+    def _run(self, results, folder, words, environment):
+        os.chdir(folder)
+        os.environ.update(environment)
+        with redirect_stdout(io.StringIO()) as out, redirect_stderr(io.StringIO()) as err:
+            code = main([*words])
+        results.send((code, out.getvalue(), err.getvalue()))
+
+    def end(self):
+        """Its exit code and what it wrote."""
+        results = self.results.recv()
+        self.process.join()
+        return results
 
 
 class Sweep:

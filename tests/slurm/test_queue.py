@@ -4,33 +4,23 @@ import errno
 import json
 import os
 import shutil
-import subprocess
 import threading
 import time
 
 import pytest
-from studies import BASE, COMMAND, HALF, SLURM, STEPS, progress, run_folder, trained_once, trains, write
+from studies import BASE, PLUGIN, SLOW, SLURM, STEPS, Fork, progress, run_folder, trained_once, trains, write
 
 pytestmark = pytest.mark.slurm
 
 
 def test_two_submitters_queue_every_run_once(node, tmp_path, sweep):
     study = write(tmp_path / "two.yaml", axes={"train.lr": [1e-3, 2e-3, 3e-3]})
-    command = [
-        *COMMAND,
-        "sweep",
-        "submit",
-        study,
-        "--dirty",
-        "--json",
-        *SLURM,
-        "cluster.options=[--hold]",
-    ]
-    both = [subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(2)]
-    outputs = [process.communicate() for process in both]
-    for process, (_, err) in zip(both, outputs, strict=True):
-        assert process.returncode == 0 or b"is being worked on" in err, err
-    jobs = [row["job"] for out, _ in outputs if out for row in json.loads(out)["arrays"]]
+    words = ["sweep", "submit", study, "--dirty", "--json", *SLURM, "cluster.options=[--hold]"]
+    both = [Fork(tmp_path, *words) for _ in range(2)]
+    outputs = [process.end() for process in both]
+    for code, _, err in outputs:
+        assert code == 0 or "is being worked on" in err, err
+    jobs = [row["job"] for _, out, _ in outputs if out for row in json.loads(out)["arrays"]]
     assert len(jobs) == 1 and len(node.run("squeue", "-h", "-r", "-j", jobs[0]).splitlines()) == 3
     assert set(sweep.states(study).values()) == {"queued"}
     assert "JobHeldUser" in sweep("status", study)
@@ -89,19 +79,19 @@ def test_slurmctld_is_away_for_a_moment(node, tmp_path, sweep):
 def test_what_makes_room_for_another_job_is_queued_again(node, tmp_path, sweep):
     """Preempted by a partition of higher priority. Within its GraceTime a run ends by itself: SLURM queues only what it
     killed."""
-    study = write(tmp_path / "room.yaml", axes={"train.steps": [int(HALF)]})
+    study = write(tmp_path / "room.yaml", base=SLOW, axes={"train.steps": [600]}, plugins=[PLUGIN])
     (job,) = sweep.submit(study, *SLURM)
     node.wait(lambda: list(tmp_path.glob("runs/trainings/*/attempts.jsonl")), "it starts")
-    folder = run_folder(tmp_path / "runs", "room", HALF)
+    folder = run_folder(tmp_path / "runs", "room", "600")
     node.wait(lambda: trains(folder, 1, 50), "it trains")
     other = node.submit("sleep 3", tmp_path / "other.log", "--partition=urgent", "--cpus-per-task=16", "--mem=1G")
-    node.wait(lambda: sweep.states(study)[HALF] == "preempted", "it makes room")
+    node.wait(lambda: sweep.states(study)["600"] == "preempted", "it makes room")
     (saved,) = (folder / "checkpoints").iterdir()
-    assert 50 <= int(saved.stem[5:]) < int(HALF)
+    assert 50 <= int(saved.stem[5:]) < 600
     assert node.ended(other) == ["COMPLETED"]
-    sweep.until(node, 150, study, **{HALF: "done"})
+    sweep.until(node, 150, study, **{"600": "done"})
     assert node.ended(job) == ["COMPLETED"] and node.sacct(job, "State", "-D") == ["REQUEUED", "COMPLETED"]
-    assert sweep.status(study)[HALF]["requeued"] == 1 and trained_once(folder)
+    assert sweep.status(study)["600"]["requeued"] == 1 and trained_once(folder)
     (log,) = tmp_path.glob("runs/room/.sweep/0001/logs/*_log.out")
     assert f"continuing at step {int(saved.stem[5:])}" in log.read_text()
 

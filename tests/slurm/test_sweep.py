@@ -20,6 +20,7 @@ from studies import (
     SLOW,
     SLOW_STEPS,
     SLURM,
+    Fork,
     Sweep,
     done,
     progress,
@@ -40,8 +41,8 @@ def long(node, tmp_path_factory):
     folder = tmp_path_factory.mktemp("long")
     write(folder / "long.yaml", base=SLOW, axes={"train.steps": [SLOW_STEPS]}, plugins=[PLUGIN])
     for root, *words in (("limited", "cluster.time_min=1", "cluster.signal_s=15"), ("whole", "cluster.time_min=20")):
-        command = [*COMMAND, "sweep", "submit", "long.yaml", "--dirty", *SLURM]
-        subprocess.run([*command, f"run.root={root}", *words], cwd=folder, check=True, stdout=subprocess.DEVNULL)
+        code, _, err = Fork(folder, "sweep", "submit", "long.yaml", "--dirty", *SLURM, f"run.root={root}", *words).end()
+        assert code == 0, err
     return folder
 
 

@@ -1,7 +1,6 @@
 """Studies of several stages on a real SLURM: a task a training, then a task a set of samples, shared by studies."""
 
 import json
-import os
 import re
 import subprocess
 from pathlib import Path
@@ -15,7 +14,7 @@ from lamabench.harness.progress import Progress
 from lamabench.harness.run import read_run
 from lamabench.harness.sampling import generate
 from lamabench.harness.shards import Shards
-from studies import BASE, COMMAND, SLURM, done, run_folder, tasks, trained_once, write
+from studies import BASE, SLURM, Fork, done, run_folder, tasks, trained_once, write
 
 pytestmark = pytest.mark.slurm
 ONE = {"variants": {"one": {}}}
@@ -158,12 +157,9 @@ def test_jobs_run_the_plugins_that_were_submitted(node, tmp_path):
     study = write(tmp_path / "own.yaml", **ONE, base=base, plugins=["mine.py"], stages=["train", "sample"])
 
     def command(*words):
-        environment = {**os.environ, "PYTHONPATH": ""}
-        answer = subprocess.run(
-            [*COMMAND, "sweep", *words, "--json"], cwd=tmp_path, env=environment, capture_output=True, text=True
-        )
-        assert answer.returncode == 0, answer.stderr
-        return json.loads(answer.stdout)
+        code, out, err = Fork(tmp_path, "sweep", *words, "--json", PYTHONPATH="").end()
+        assert code == 0, err
+        return json.loads(out)
 
     jobs = [array["job"] for array in command("submit", study, *SLURM, "--dirty", HELD)["arrays"]]
     (row,) = command("status", study)
