@@ -61,12 +61,11 @@ class LaMambaConfig:
     def __post_init__(self) -> None:
         if isinstance(self.mixers, str | dict):
             self.mixers = [self.mixers]
-        for name in ("input_size", "in_channels", "dim", "patch_size", "mlp_ratio"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} must be 1 or more, not {getattr(self, name)}")
-        for name in ("num_classes", "bottleneck_depth"):
-            if getattr(self, name) < 0:
-                raise InputError(f"{name} must be 0 or more, not {getattr(self, name)}")
+        may_be_zero = ("num_classes", "bottleneck_depth")
+        for name in ("input_size", "in_channels", "dim", "patch_size", "mlp_ratio", *may_be_zero):
+            least = 0 if name in may_be_zero else 1
+            if getattr(self, name) < least:
+                raise InputError(f"{name} must be {least} or more, not {getattr(self, name)}")
         if not self.depths or min(self.depths) < 1:
             raise InputError(f"depths must be a list of one or more numbers above 0, not {list(self.depths)}")
         check_dropout(self.dropout)
