@@ -6,11 +6,11 @@ sampling does not show how much trainings differ.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from math import inf, log, sqrt
+from math import inf, sqrt
 from statistics import fmean, stdev
 from typing import NamedTuple
 
-from scipy.special import chdtrc, stdtrit
+from scipy.special import stdtrit
 
 from .runs import Run
 from .table import style_of
@@ -120,6 +120,8 @@ def together(values: Mapping[str, Mapping[int, float]], base: str) -> Together |
     Seeds are not paired. Variants of one seed are left out. None if there are fewer than two besides `base`, if `base`
     has one seed, or if one of them does not vary.
     """
+    from scipy.stats import bartlett  # takes half a second
+
     seeds = {name: [each[seed] for seed in each.keys() - {NO_SEED}] for name, each in values.items()}
     seeds = {name: numbers for name, numbers in seeds.items() if len(numbers) > 1}
     if base not in seeds or len(seeds) < 3:
@@ -130,10 +132,7 @@ def together(values: Mapping[str, Mapping[int, float]], base: str) -> Together |
     freedoms = {name: len(numbers) - 1 for name, numbers in seeds.items()}
     freedom = sum(freedoms.values())
     variance = sum(freedoms[name] * deviations[name] ** 2 for name in seeds) / freedom
-    # Bartlett (1937)
-    statistic = freedom * log(variance) - sum(freedoms[name] * log(deviations[name] ** 2) for name in seeds)
-    scale = 1 + (sum(1 / each for each in freedoms.values()) - 1 / freedom) / (3 * (len(seeds) - 1))
-    alike = float(chdtrc(len(seeds) - 1, statistic / scale))
+    alike = float(bartlett(*seeds.values()).pvalue)
     means: dict[str, Mean] = {}
     if alike >= UNLIKE:
         critical = float(stdtrit(freedom, 1 - (1 - LEVEL) / 2 / (len(seeds) - 1)))

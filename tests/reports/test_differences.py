@@ -57,16 +57,19 @@ def test_the_verdict_is_that_of_a_test_at_five_percent() -> None:
 
 @pytest.mark.parametrize(("sizes", "quantile"), [((2, 2, 2), 4.176535), ((3, 3, 2, 2, 2, 3), 3.249836)])
 def test_intervals_that_hold_together_have_bonferronis_quantiles(sizes: tuple[int, ...], quantile: float) -> None:
-    """t(0.9875, 3) and t(0.995, 9) of tables; the variance is pooled, and Bartlett's test is that of scipy."""
+    """t(0.9875, 3) and t(0.995, 9) of tables; the variance is pooled; the test of variances is Bartlett's (1937)."""
     draws = np.random.default_rng(0)
     numbers = [draws.normal(5.0, 2.0, size) for size in sizes]
     values = {str(place): dict(enumerate(each.tolist())) for place, each in enumerate(numbers)}
     result = together(values | {"one": {0: 9.0}, "other": {NO_SEED: 500.0, 0: 2.0}}, "0")
     assert result is not None and list(result.means) == list(values)[1:] and result.freedom == sum(sizes) - len(sizes)
     pooled = sum((size - 1) * each.var(ddof=1) for size, each in zip(sizes, numbers, strict=True)) / result.freedom
-    assert result.deviation == pytest.approx(np.sqrt(pooled)) and result.alike == pytest.approx(
-        stats.bartlett(*numbers).pvalue
-    )
+    freedoms = np.array(sizes) - 1
+    logs = sum(freedom * np.log(each.var(ddof=1)) for freedom, each in zip(freedoms, numbers, strict=True))
+    scale = 1 + (sum(1 / freedoms) - 1 / result.freedom) / (3 * (len(sizes) - 1))
+    statistic = (result.freedom * np.log(pooled) - logs) / scale
+    assert result.deviation == pytest.approx(np.sqrt(pooled))
+    assert result.alike == pytest.approx(stats.chi2.sf(statistic, len(sizes) - 1))
     deviations = [each.std(ddof=1) for each in numbers]
     assert (result.smallest, result.largest) == (pytest.approx(min(deviations)), pytest.approx(max(deviations)))
     for size, each, mean in zip(sizes[1:], numbers[1:], result.means.values(), strict=True):
